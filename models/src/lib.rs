@@ -1,0 +1,25 @@
+//! One decoder (Llama 3; Qwen2.5 is the same plus QKV bias), the BERT encoder, KV cache, heads and checkpoints.
+pub mod bert;
+pub mod cache;
+pub mod config;
+pub mod decoder;
+pub mod heads;
+pub mod weights;
+
+use burn::tensor::backend::AutodiffBackend;
+use dgpo_kernels::KernelOps;
+
+/// Every bound a model needs, in one name.
+pub trait Backend: burn::tensor::backend::Backend + KernelOps {}
+impl<B: burn::tensor::backend::Backend + KernelOps> Backend for B {}
+
+/// A backend that records gradients, over an inner one that does not.
+pub trait TrainBackend: AutodiffBackend<InnerBackend: Backend> + Backend {}
+impl<B: AutodiffBackend<InnerBackend: Backend> + Backend> TrainBackend for B {}
+
+/// Why a model could not be read, written or built. (One enum for the crate: config, weights.)
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error("{0}")]
+    Placeholder(String),
+}

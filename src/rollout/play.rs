@@ -1,0 +1,1 @@
+//! Plays questions: engine + env -> episodes (method §1), multi-turn with continuous batching.

@@ -1,0 +1,2 @@
+//! trainer
+pub mod devices;
