@@ -4,6 +4,7 @@ pub mod cache;
 pub mod config;
 pub mod decoder;
 pub mod heads;
+pub mod init;
 pub mod weights;
 
 use burn::tensor::backend::AutodiffBackend;
