@@ -1,2 +1,3 @@
 //! trainer
 pub mod devices;
+pub mod optimizer;
