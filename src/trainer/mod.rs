@@ -1,5 +1,10 @@
 //! trainer
 pub mod devices;
+pub mod distill;
 pub mod metrics;
+pub mod models;
 pub mod optimizer;
+pub mod rl;
+pub mod score;
+pub mod tokens;
 pub mod update;
