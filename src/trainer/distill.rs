@@ -4,8 +4,7 @@
 use super::{
     metrics::{DISTILL_CE, DISTILL_GRAD_NORM, DISTILL_KL, DISTILL_LOSS, Metrics},
     optimizer::{AdamW, with_gradients},
-    tokens::MicroBatch,
-    update::{accumulate_decoder, gather},
+    update::accumulate_decoder,
 };
 use crate::{
     algo::distill::{Divergence, row_cross_entropy, row_divergence},
@@ -43,20 +42,19 @@ pub fn distill_step<B: TrainBackend>(
     let model: Decoder<B> = with_gradients(student.model.clone());
     let mut sums = GradientsAccumulator::new();
     let rows: Vec<usize> = (0..batch.n_rows).collect();
-    let normaliser = batch.loss_mask.iter().filter(|&&m| m).count().max(1) as f64;
+    let normaliser = batch.n_agent_tokens(&rows).max(1) as f64;
     let (mut ce, mut kl) = (0.0, 0.0);
     for rows in batch.micro_batches(&rows, recipe.micro_batch_tokens) {
-        let micro = MicroBatch::of_agent(batch, &rows);
-        if micro.n_tokens() == 0 {
+        let tokens = batch.agent_tokens(&rows);
+        if tokens.is_empty() {
             continue;
         }
-        let positions = micro.positions(device);
         let teacher = (recipe.kl_weight != 0.0).then(|| {
             let teacher = teacher.expect("a recipe with kl_weight > 0 has a teacher");
-            (teacher, gather(teacher.hidden(micro.ids(batch, device), None, None), micro.positions(device)))
+            (teacher, tokens.gather(teacher.hidden(batch.ids_tensor(&rows, device), None, None)))
         });
-        accumulate_decoder(&model, micro.ids(batch, device), positions, &mut sums, |logits, range| {
-            let labels = micro.labels(batch, range.clone(), device);
+        accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, &mut sums, |logits, range| {
+            let labels = tokens.slice(range.clone()).labels_tensor(device);
             let ce_rows = row_cross_entropy(logits.clone(), labels).sum() / normaliser;
             ce += scalar(&ce_rows);
             let mut loss = ce_rows * recipe.ce_weight;

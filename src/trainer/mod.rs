@@ -6,5 +6,4 @@ pub mod models;
 pub mod optimizer;
 pub mod rl;
 pub mod score;
-pub mod tokens;
 pub mod update;

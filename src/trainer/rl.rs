@@ -15,8 +15,7 @@ use super::{
     metrics::*,
     optimizer::{AdamW, with_gradients},
     score::{self, Pass},
-    tokens::MicroBatch,
-    update::{accumulate_critic, accumulate_decoder, gather},
+    update::{accumulate_critic, accumulate_decoder},
 };
 use crate::{
     algo::{
@@ -25,12 +24,15 @@ use crate::{
         ppo::{PolicyStats, PolicyTokens, ValueStats, ValueTokens, entropy_bonus, policy_loss, value_loss},
         schedule::learning_rate,
     },
-    config::{KlEstimator, KlMode, KlPlacement, Recipe},
+    config::{GaeOver, KlEstimator, KlMode, KlPlacement, Recipe},
     rollout::{Episode, RolloutBatch},
 };
-use burn::{optim::GradientsAccumulator, tensor::Tensor};
+use burn::{
+    optim::GradientsAccumulator,
+    tensor::{Tensor, TensorData},
+};
 use dgpo_models::{
-    TrainBackend,
+    Backend, TrainBackend,
     decoder::Decoder,
     heads::{Critic, log_probs_of_logits},
 };
@@ -106,7 +108,7 @@ pub fn rl_step<B: TrainBackend>(
 }
 
 /// KL_t of the penalised rows' agent tokens, `[B, T]`; fills `batch.ref_log_probs` on the way.
-fn penalty<I: dgpo_models::Backend>(
+fn penalty<I: Backend>(
     actor: &Decoder<I>,
     reference: Option<&Decoder<I>>,
     batch: &mut RolloutBatch,
@@ -166,7 +168,7 @@ impl<B: TrainBackend> Update<'_, B> {
         let (batch, recipe, device) = (self.batch, self.recipe, self.device);
         let model: Decoder<B> = with_gradients(self.networks.actor.clone());
         let mut sums = GradientsAccumulator::new();
-        let normaliser = count(mini_batch, |row, col| batch.loss_mask[batch.at(row, col)], batch);
+        let normaliser = batch.n_agent_tokens(mini_batch).max(1) as f64;
         let kl_weight = if recipe.kl.placement == KlPlacement::Loss { self.networks.kl.coef } else { 0.0 };
         // 1 at the tokens of penalised rows, for a KL term in the loss.
         let mut penalised = vec![0.0; batch.n_rows * batch.n_cols];
@@ -175,27 +177,27 @@ impl<B: TrainBackend> Update<'_, B> {
         }
         let mut stats = ActorStats::default();
         for rows in batch.micro_batches(mini_batch, recipe.rl.micro_batch_tokens) {
-            let micro = MicroBatch::of_agent(batch, &rows);
-            if micro.n_tokens() == 0 {
+            let tokens = batch.agent_tokens(&rows);
+            if tokens.is_empty() {
                 continue;
             }
             let is_full = matches!(recipe.kl.estimator, KlEstimator::Full | KlEstimator::FullReversed);
             let ref_hidden = self
                 .reference
                 .filter(|_| kl_weight != 0.0 && is_full)
-                .map(|reference| gather(reference.hidden(micro.ids(batch, device), None, None), micro.positions(device)));
-            accumulate_decoder(&model, micro.ids(batch, device), micro.positions(device), &mut sums, |logits, range| {
-                let cut = |array: &[f32]| micro.cut::<B>(array, range.clone(), device);
-                let labels = micro.labels(batch, range.clone(), device);
-                let new = log_probs_of_logits(logits.clone(), labels, recipe.episode.temperature);
+                .map(|reference| tokens.gather(reference.hidden(batch.ids_tensor(&rows, device), None, None)));
+            accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, &mut sums, |logits, range| {
+                let tokens = tokens.slice(range.clone());
+                let cut = |array: &[f32]| tensor::<B>(tokens.pick(array), device);
+                let new = log_probs_of_logits(logits.clone(), tokens.labels_tensor(device), recipe.episode.temperature);
                 let mask = Tensor::ones_like(&new.entropy.clone().detach());
-                let tokens = PolicyTokens {
+                let policy = PolicyTokens {
                     log_probs: new.log_probs.clone(),
                     old_log_probs: cut(&batch.old_log_probs),
                     advantages: cut(&self.advantages.advantages),
                     mask: mask.clone(),
                 };
-                let (mut loss, policy) = policy_loss(tokens, recipe.rl.clip_ratio, normaliser);
+                let (mut loss, policy) = policy_loss(policy, recipe.rl.clip_ratio, normaliser);
                 let entropy = entropy_bonus(new.entropy, mask, normaliser);
                 stats.policy += policy;
                 stats.entropy += scalar(&entropy);
@@ -226,23 +228,25 @@ impl<B: TrainBackend> Update<'_, B> {
         let (batch, recipe, device) = (self.batch, self.recipe, self.device);
         let model: Critic<B> = with_gradients(self.networks.critic.clone());
         let mut sums = GradientsAccumulator::new();
-        let counts = |row: usize, col: usize| self.advantages.mask[batch.at(row, col)];
-        let normaliser = count(mini_batch, counts, batch);
+        let counted = |rows: &[usize]| match recipe.gae.over {
+            GaeOver::Response => batch.response_tokens(rows),
+            GaeOver::Agent => batch.agent_tokens(rows),
+        };
+        let normaliser = counted(mini_batch).len().max(1) as f64;
         let mut stats = CriticStats::default();
         for rows in batch.micro_batches(mini_batch, recipe.rl.micro_batch_tokens) {
-            let micro = MicroBatch::new(batch, &rows, counts);
-            if micro.n_tokens() == 0 {
+            let tokens = counted(&rows);
+            if tokens.is_empty() {
                 continue;
             }
-            let all = 0..micro.n_tokens();
-            accumulate_critic(&model, micro.ids(batch, device), micro.positions(device), &mut sums, |values| {
-                let tokens = ValueTokens {
+            accumulate_critic(&model, batch.ids_tensor(&rows, device), &tokens, &mut sums, |values| {
+                let values = ValueTokens {
                     mask: Tensor::ones_like(&values.clone().detach()),
-                    old_values: micro.cut(&batch.values, all.clone(), device),
-                    returns: micro.cut(&self.advantages.returns, all, device),
+                    old_values: tensor(tokens.pick(&batch.values), device),
+                    returns: tensor(tokens.pick(&self.advantages.returns), device),
                     values,
                 };
-                let (loss, value) = value_loss(tokens, recipe.rl.clip_value, normaliser);
+                let (loss, value) = value_loss(values, recipe.rl.clip_value, normaliser);
                 stats.value += value;
                 loss
             });
@@ -256,10 +260,10 @@ impl<B: TrainBackend> Update<'_, B> {
     }
 }
 
-/// Tokens that count in some rows: the normaliser of an optimizer step (at least 1).
-fn count(rows: &[usize], counts: impl Fn(usize, usize) -> bool, batch: &RolloutBatch) -> f64 {
-    let n: usize = rows.iter().map(|&row| (1..batch.lengths[row]).filter(|&col| counts(row, col)).count()).sum();
-    n.max(1) as f64
+/// Host floats as a tensor `[N]`.
+fn tensor<B: Backend>(values: Vec<f32>, device: &B::Device) -> Tensor<B, 1> {
+    let n = values.len();
+    Tensor::from_data(TensorData::new(values, [n]), device)
 }
 
 /// 1 − Var(R − V) / Var(R) over the tokens that count.

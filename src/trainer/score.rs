@@ -1,8 +1,5 @@
 //! What the networks think of a finished batch: log-probs, values, full-distribution KL. No gradients.
-use super::{
-    tokens::MicroBatch,
-    update::{HEAD_ROWS, chunks, gather},
-};
+use super::update::{HEAD_ROWS, chunks};
 use crate::{algo::kl::full_kl, config::KlEstimator, rollout::RolloutBatch};
 use burn::tensor::Tensor;
 use dgpo_models::{
@@ -27,11 +24,12 @@ pub struct Pass<'a, B: Backend> {
 pub fn log_probs<B: Backend>(model: &Decoder<B>, batch: &RolloutBatch, rows: &[usize], pass: Pass<'_, B>) -> Vec<f32> {
     let mut result = vec![0.0; batch.n_rows * batch.n_cols];
     for rows in batch.micro_batches(rows, pass.micro_batch_tokens) {
-        let micro = MicroBatch::of_agent(batch, &rows);
-        if micro.n_tokens() > 0 {
-            let hidden = gather(model.hidden(micro.ids(batch, pass.device), None, None), micro.positions(pass.device));
-            let labels = micro.labels(batch, 0..micro.n_tokens(), pass.device);
-            micro.put(token_log_probs(model, hidden, labels, pass.temperature, HEAD_ROWS).log_probs, &mut result);
+        let tokens = batch.agent_tokens(&rows);
+        if !tokens.is_empty() {
+            let hidden = tokens.gather(model.hidden(batch.ids_tensor(&rows, pass.device), None, None));
+            let labels = tokens.labels_tensor(pass.device);
+            let read = token_log_probs(model, hidden, labels, pass.temperature, HEAD_ROWS);
+            tokens.scatter(&to_vec(read.log_probs), &mut result);
         }
     }
     result
@@ -44,10 +42,10 @@ pub fn values<B: Backend>(critic: &Critic<B>, batch: &RolloutBatch, pass: Pass<'
     let mut result = vec![0.0; batch.n_rows * batch.n_cols];
     let rows: Vec<usize> = (0..batch.n_rows).collect();
     for rows in batch.micro_batches(&rows, pass.micro_batch_tokens) {
-        let micro = MicroBatch::new(batch, &rows, |row, col| batch.is_response(row, col));
-        if micro.n_tokens() > 0 {
-            let hidden = gather(critic.trunk.hidden(micro.ids(batch, pass.device), None, None), micro.positions(pass.device));
-            micro.put(critic.values(hidden), &mut result);
+        let tokens = batch.response_tokens(&rows);
+        if !tokens.is_empty() {
+            let hidden = tokens.gather(critic.trunk.hidden(batch.ids_tensor(&rows, pass.device), None, None));
+            tokens.scatter(&to_vec(critic.values(hidden)), &mut result);
         }
     }
     result
@@ -68,20 +66,25 @@ pub fn full_kl_of<B: Backend>(
 ) -> Vec<f32> {
     let mut result = vec![0.0; batch.n_rows * batch.n_cols];
     for rows in batch.micro_batches(rows, pass.micro_batch_tokens) {
-        let micro = MicroBatch::of_agent(batch, &rows);
-        if micro.n_tokens() == 0 {
+        let tokens = batch.agent_tokens(&rows);
+        if tokens.is_empty() {
             continue;
         }
-        let hidden = |model: &Decoder<B>| gather(model.hidden(micro.ids(batch, pass.device), None, None), micro.positions(pass.device));
+        let hidden = |model: &Decoder<B>| tokens.gather(model.hidden(batch.ids_tensor(&rows, pass.device), None, None));
         let (hidden, ref_hidden) = (hidden(model), hidden(reference));
-        let pieces: Vec<Tensor<B, 1>> = chunks(micro.n_tokens(), HEAD_ROWS)
+        let pieces: Vec<Tensor<B, 1>> = chunks(tokens.len(), HEAD_ROWS)
             .map(|range| {
                 let logits = |model: &Decoder<B>, hidden: &Tensor<B, 2>| model.logits(hidden.clone().narrow(0, range.start, range.len()));
                 let (logits, ref_logits) = (logits(model, &hidden), logits(reference, &ref_hidden));
                 full_kl(estimator, logits, ref_logits, pass.temperature).expect("called for the full estimators")
             })
             .collect();
-        micro.put(Tensor::cat(pieces, 0), &mut result);
+        tokens.scatter(&to_vec(Tensor::cat(pieces, 0)), &mut result);
     }
     result
+}
+
+/// One float a token, on the host.
+fn to_vec<B: Backend>(values: Tensor<B, 1>) -> Vec<f32> {
+    values.into_data().convert::<f32>().into_vec().expect("converted to f32")
 }
