@@ -5,6 +5,8 @@ pub mod batch;
 pub mod episode;
 pub mod play;
 pub mod scripted;
+pub mod stats;
 pub mod trajectory;
 pub use batch::{RolloutBatch, TokenIndex};
 pub use episode::{Episode, ObservationKind, Segment, Status};
+pub use stats::EpisodeStats;

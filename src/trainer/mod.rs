@@ -1,2 +1,9 @@
 //! trainer
 pub mod devices;
+pub mod distill;
+pub mod metrics;
+pub mod models;
+pub mod optimizer;
+pub mod rl;
+pub mod score;
+pub mod update;
