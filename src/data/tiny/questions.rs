@@ -51,7 +51,7 @@ pub fn split(world: &World, seed: u64) -> Split {
     let two_hops = TWO_HOPS.iter().map(|(first, second)| chains(world, *first, *second));
     for (kind, chains) in one_hop.chain(two_hops).enumerate() {
         let key = key.fold(kind as u64);
-        let n_test = chains.len() / TEST_SHARE;
+        let n_test = (chains.len() + TEST_SHARE / 2) / TEST_SHARE;
         for (rank, i) in key.fold(0).permutation(chains.len()).into_iter().enumerate() {
             let hops = &chains[i];
             let wording = wording(hops, key.fold(1).below(i as u64, 2));

@@ -150,9 +150,10 @@ mod tests {
     }
 
     #[test]
-    fn an_action_costs_two_tokens_around_its_words() {
+    fn every_tag_is_one_token_with_the_space_before_it() {
         let (_, tokenizer) = trained();
-        assert_eq!(tokens(&tokenizer, "<think> The job </think> <search> the job </search>").len(), 9);
+        // Four tags, four words.
+        assert_eq!(tokens(&tokenizer, "<think> The job </think> <search> the job </search>").len(), 8);
         assert_eq!(tokens(&tokenizer, INVALID_ACTION).len(), 1);
     }
 
