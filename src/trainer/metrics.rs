@@ -84,3 +84,17 @@ impl Mean {
         if self.count == 0.0 { 0.0 } else { self.sum / self.count }
     }
 }
+
+/// The rollout part of a step's metrics.
+pub fn record_episodes(stats: &crate::rollout::EpisodeStats, metrics: &mut Metrics) {
+    metrics.set(REWARD, stats.em);
+    metrics.set(SUBSTRING_EM, stats.substring_em);
+    metrics.set(RESPONSE_TOKENS, stats.response_tokens);
+    metrics.set(AGENT_TOKENS, stats.agent_tokens);
+    metrics.set(SEARCHES, stats.searches);
+    metrics.set(HIT_RATIO, stats.hit_ratio);
+    metrics.set(INVALID_ACTIONS, stats.invalid_actions);
+    metrics.set(ANSWERED, stats.answered);
+    metrics.set(TRUNCATED, stats.truncated);
+    metrics.set(RETRIEVER_FAILED, stats.retriever_failed);
+}
