@@ -7,13 +7,15 @@
 //! | [`check`] | the rules between fields |
 //! | [`plan`] | steps, tokens and memory of a run, computed before it starts |
 //!
-//! The layer knows the types of `tokenizer` and `engine` that a recipe names (chat template, sampling) and nothing further right.
+//! [`choice`] holds what a recipe names and a layer further right implements.
 pub mod check;
+pub mod choice;
 pub mod load;
 pub mod objective;
 pub mod plan;
 pub mod recipe;
 
+pub use choice::{ChatTemplate, Sampling};
 pub use load::{Loaded, load};
 pub use objective::*;
 pub use recipe::*;

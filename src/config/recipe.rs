@@ -6,7 +6,7 @@
 //!
 //! No field changes meaning with another one, and no environment variable changes a result (`${NAME}` in paths says where files lie, nothing else).
 use super::objective::{DemosRecipe, DistillRecipe, EncoderRecipe, GaeRecipe, KlRecipe, OptimRecipe, PretrainRecipe, RlRecipe};
-use crate::{engine::Sampling, tokenizer::chat::ChatTemplate};
+use super::choice::{ChatTemplate, Sampling};
 use serde::{Deserialize, Serialize};
 
 /// The user message of the published data (method §9), with its wording and its newline: a checkpoint trained on it expects it.
