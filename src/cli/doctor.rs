@@ -99,9 +99,7 @@ fn processor() -> Check {
 
 fn memory() -> Check {
     match machine::memory() {
-        Some((total, available)) => {
-            check("memory", Ok(format!("{}, {} available", output::bytes(total), output::bytes(available))))
-        }
+        Some((total, available)) => check("memory", Ok(format!("{}, {} available", output::bytes(total), output::bytes(available)))),
         None => Check { name: "memory", status: Status::Note, found: "unknown on this system".to_owned() },
     }
 }

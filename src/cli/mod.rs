@@ -11,6 +11,7 @@
 //! | 130 | interrupted; the checkpoint is saved |
 pub mod args;
 pub mod conformance;
+pub mod counter;
 pub mod doctor;
 pub mod index;
 pub mod machine;
