@@ -8,6 +8,7 @@
 use super::{Episode, Segment};
 use burn::tensor::{Int, Tensor, TensorData};
 use dgpo_models::Backend;
+use std::ops::Range;
 
 /// [B, T] arrays, row-major, right-padded with 0. Column t of `ids` is the token y_t itself; every other array is aligned with the token it belongs to:
 /// `old_log_probs[b][t]` is log pi_old(ids[b][t] | ids[b][..t]), `values[b][t]` is V read at the position before (t - 1).
@@ -184,6 +185,12 @@ impl TokenIndex {
 
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+
+    /// The tokens of a range, for a head that runs in chunks.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        let Self { hidden, labels, at } = self;
+        Self { hidden: hidden[range.clone()].to_vec(), labels: labels[range.clone()].to_vec(), at: at[range].to_vec() }
     }
 
     /// The hidden states in front of the tokens. hidden [R, T', D] -> [N, D]
