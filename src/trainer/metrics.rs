@@ -1,0 +1,100 @@
+//! Names of everything a run records, and how a step's figures are reduced.
+//!
+//! One line of `metrics.jsonl` a step: `{"phase", "step", NAME: value, ...}`. Names follow CleanRL's PPO where it has one.
+
+/// Distillation: cross-entropy and KL a token, and their weighted sum.
+pub const DISTILL_LOSS: &str = "losses/distill_loss";
+pub const DISTILL_CE: &str = "losses/distill_ce";
+pub const DISTILL_KL: &str = "losses/distill_kl";
+/// PPO's losses, as minimised (means over the step's optimizer updates).
+pub const POLICY_LOSS: &str = "losses/policy_loss";
+pub const VALUE_LOSS: &str = "losses/value_loss";
+/// Mean entropy of the policy over agent tokens, nats.
+pub const ENTROPY: &str = "losses/entropy";
+/// Mean of log pi_old - log pi_theta over agent tokens: how far the update has moved.
+pub const APPROX_KL: &str = "losses/approx_kl";
+/// Share of agent tokens whose ratio was clipped.
+pub const CLIP_FRACTION: &str = "losses/clipfrac";
+pub const VALUE_CLIP_FRACTION: &str = "losses/value_clipfrac";
+/// 1 - Var(returns - values) / Var(returns): does the critic predict anything?
+pub const EXPLAINED_VARIANCE: &str = "losses/explained_variance";
+pub const ACTOR_GRAD_NORM: &str = "grad_norm/actor";
+pub const CRITIC_GRAD_NORM: &str = "grad_norm/critic";
+pub const DISTILL_GRAD_NORM: &str = "grad_norm/distill";
+pub const LEARNING_RATE: &str = "charts/learning_rate";
+pub const CRITIC_LEARNING_RATE: &str = "charts/critic_learning_rate";
+/// Optimizer updates skipped because a loss or a gradient norm was not finite, so far.
+pub const SKIPPED_UPDATES: &str = "charts/skipped_updates";
+/// Tokens a second: generated in the rollout; passed through the update.
+pub const ROLLOUT_TOKENS_PER_SECOND: &str = "perf/rollout_tokens_per_s";
+pub const UPDATE_TOKENS_PER_SECOND: &str = "perf/update_tokens_per_s";
+pub const STEP_SECONDS: &str = "perf/step_s";
+/// Mean outcome reward (= exact match) of the step's episodes.
+pub const REWARD: &str = "rollout/reward";
+pub const SUBSTRING_EM: &str = "rollout/substring_em";
+/// Mean response length: all tokens behind the prompt, and the agent's own.
+pub const RESPONSE_TOKENS: &str = "rollout/response_tokens";
+pub const AGENT_TOKENS: &str = "rollout/agent_tokens";
+pub const SEARCHES: &str = "rollout/searches";
+/// Share of episodes one of whose searches brought a gold answer.
+pub const HIT_RATIO: &str = "rollout/hit_ratio";
+/// Invalid actions an episode.
+pub const INVALID_ACTIONS: &str = "rollout/invalid_actions";
+/// Share of episodes that ended with an answer / ran out of turns or tokens / were dropped because the retriever failed.
+pub const ANSWERED: &str = "rollout/answered";
+pub const TRUNCATED: &str = "rollout/truncated";
+pub const RETRIEVER_FAILED: &str = "rollout/retriever_failed";
+/// |sampler's log-prob - recomputed log-prob| over agent tokens. Must stay tiny, or the rollout and the update run different models.
+pub const LOGPROB_DIFF_MEAN: &str = "rollout/logprob_diff_mean";
+pub const LOGPROB_DIFF_MAX: &str = "rollout/logprob_diff_max";
+/// Mean over episodes of the KL estimate where the penalty applies, and beta.
+pub const KL: &str = "kl/mean";
+pub const KL_COEF: &str = "kl/coef";
+/// Share of episodes that carry the penalty.
+pub const KL_SELECTED: &str = "kl/selected_episodes";
+
+/// The figures of one step, in the order in which they were recorded.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics(pub Vec<(&'static str, f64)>);
+
+impl Metrics {
+    pub fn set(&mut self, name: &'static str, value: f64) {
+        self.0.push((name, value));
+    }
+
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.0.iter().find(|(known, _)| *known == name).map(|&(_, value)| value)
+    }
+}
+
+/// Sum over values divided by their count; 0 of nothing is 0.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mean {
+    sum: f64,
+    count: f64,
+}
+
+impl Mean {
+    pub fn add(&mut self, value: f64) {
+        self.sum += value;
+        self.count += 1.0;
+    }
+
+    pub fn value(&self) -> f64 {
+        if self.count == 0.0 { 0.0 } else { self.sum / self.count }
+    }
+}
+
+/// The rollout part of a step's metrics.
+pub fn record_episodes(stats: &crate::rollout::EpisodeStats, metrics: &mut Metrics) {
+    metrics.set(REWARD, stats.em);
+    metrics.set(SUBSTRING_EM, stats.substring_em);
+    metrics.set(RESPONSE_TOKENS, stats.response_tokens);
+    metrics.set(AGENT_TOKENS, stats.agent_tokens);
+    metrics.set(SEARCHES, stats.searches);
+    metrics.set(HIT_RATIO, stats.hit_ratio);
+    metrics.set(INVALID_ACTIONS, stats.invalid_actions);
+    metrics.set(ANSWERED, stats.answered);
+    metrics.set(TRUNCATED, stats.truncated);
+    metrics.set(RETRIEVER_FAILED, stats.retriever_failed);
+}
