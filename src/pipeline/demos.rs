@@ -25,11 +25,11 @@ impl<B: TrainBackend> Pipeline<'_, B> {
     ///
     /// Every block of questions leaves a file of its own, so that an interrupted phase goes on at its first missing block.
     pub(super) fn demos_phase(&mut self, tokenizer: &Tokenizer, retriever: &dyn Retriever) -> Result<Vec<Episode>, PipelineError> {
-        let questions = self.questions(&self.recipe.data.train, self.recipe.data.max_train)?;
-        let (n_episodes, max_kept) = (self.recipe.demos.n_episodes, self.recipe.demos.max_kept);
+        let questions = self.setup.questions(&self.setup.recipe.data.train, self.setup.recipe.data.max_train)?;
+        let (n_episodes, max_kept) = (self.setup.recipe.demos.n_episodes, self.setup.recipe.demos.max_kept);
         let is_enough = |kept: &[Episode]| max_kept > 0 && kept.len() >= max_kept;
         let n_blocks = n_episodes.div_ceil(BLOCK);
-        let mut sampler = Sampler::new(Key::new(self.recipe.run.seed, Purpose::Teacher).bits(0), questions.len());
+        let mut sampler = Sampler::new(Key::new(self.setup.recipe.run.seed, Purpose::Teacher).bits(0), questions.len());
         let mut kept: Vec<Episode> = Vec::new();
         let mut teacher = None;
         for block in 0..n_blocks {
@@ -44,16 +44,16 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             }
             if teacher.is_none() {
                 (self.observer)(Event::PhaseStarted { phase: Phase::Demos, done: block, total: n_blocks });
-                teacher = self.load_teacher(tokenizer)?;
+                teacher = self.setup.load_teacher(tokenizer)?;
             }
             let Some(teacher) = &teacher else {
                 let why = "model.teacher is empty and data.trajectories too".to_owned();
                 return Err(PipelineError::NothingToTrain { phase: Phase::Demos, why, hint: "name a teacher, or a file of episodes" });
             };
             let batch: Vec<Question> = indexes.iter().map(|&i| questions[i].clone()).collect();
-            let sampling = Sampling { temperature: self.recipe.demos.temperature, top_p: 1.0, top_k: 0 };
-            let key = Key::new(self.recipe.run.seed, Purpose::Teacher).fold(block as u64);
-            let episodes = self.player(tokenizer, retriever).play(teacher, &batch, sampling, key, &self.device)?;
+            let sampling = Sampling { temperature: self.setup.recipe.demos.temperature, top_p: 1.0, top_k: 0 };
+            let key = Key::new(self.setup.recipe.run.seed, Purpose::Teacher).fold(block as u64);
+            let episodes = self.setup.player(tokenizer, retriever).play(teacher, &batch, sampling, key, &self.setup.device)?;
             let mut metrics = Metrics::default();
             record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
             let correct: Vec<Episode> = episodes.into_iter().filter(|e| e.is_trainable() && e.is_correct()).collect();

@@ -26,19 +26,19 @@ impl<B: TrainBackend> Pipeline<'_, B> {
     /// Trains `retriever.encoder` on `data.train` over `data.corpus` and saves it as a checkpoint in Hugging Face layout. Not resumable: small
     /// encoders train in minutes.
     pub(super) fn train_encoder(&mut self) -> Result<(), PipelineError> {
-        let recipe = self.recipe.clone();
+        let recipe = self.setup.recipe.clone();
         let source = &recipe.retriever.encoder;
         let dir = hub::resolve(source.strip_prefix(RANDOM_PREFIX).unwrap_or(source))?;
         let tokenizer = Tokenizer::from_path(&dir)?;
         let corpus = Corpus::open(&hub::resolve(&recipe.data.corpus)?)?;
         let passages = (0..corpus.len()).map(|i| corpus.passage(i)).collect::<Result<Vec<Passage>, _>>()?;
-        let questions = self.questions(&recipe.data.train, recipe.data.max_train)?;
+        let questions = self.setup.questions(&recipe.data.train, recipe.data.max_train)?;
         let pairs = pairs_of(&questions, &passages)?;
         let start: BertEncoder<B::InnerBackend> = if source.starts_with(RANDOM_PREFIX) {
             let config = BertConfig::from_file(&dir.join("config.json"))?;
-            BertEncoder::init(&config, Key::new(recipe.run.seed, Purpose::Init).bits(0), &self.device)
+            BertEncoder::init(&config, Key::new(recipe.run.seed, Purpose::Init).bits(0), &self.setup.device)
         } else {
-            load_bert(&dir, DType::F32, &self.device)?
+            load_bert(&dir, DType::F32, &self.setup.device)?
         };
         tokenizer.check_fits(start.config().vocab_size)?;
         let form = TextForm {
@@ -51,7 +51,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let task = Contrastive { passages: &passages, pairs: &pairs, form, recipe: &recipe.encoder, optim, seed };
         let total = recipe.encoder.steps;
         (self.observer)(Event::PhaseStarted { phase: Phase::Encoder, done: 0, total });
-        let device = self.device.clone();
+        let device = self.setup.device.clone();
         let mut lost = None;
         let trained = train_encoder::<B>(start, task, &device, &mut |step, loss| {
             let mut metrics = Metrics::default();
@@ -64,7 +64,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             return Err(error);
         }
         let mut metrics = Metrics::default();
-        metrics.set(ENCODER_RECALL, recall(&trained, task, recipe.retriever.top_k, &self.device)?);
+        metrics.set(ENCODER_RECALL, recall(&trained, task, recipe.retriever.top_k, &self.setup.device)?);
         self.say(&format!("gold passage among the top {}: {:.3}", recipe.retriever.top_k, metrics.0[0].1));
         let wall_s = self.wall_s();
         let saved = checkpoint::save(self.run.path(), Phase::Encoder, total, recipe.run.keep, |checkpoint_dir| {

@@ -1,10 +1,8 @@
 //! The last phase: greedy episodes of every model on the test questions, the figures, the summary.
 use super::{Inner, Pipeline, PipelineError};
 use crate::{
-    config::Sampling,
     eval::Evaluation,
     retriever::Retriever,
-    rng::{Key, Purpose},
     rollout::episode::write_episodes,
     tokenizer::Tokenizer,
     trainer::{
@@ -29,15 +27,15 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         dgpo: Option<Decoder<Inner<B>>>,
     ) -> Result<Summary, PipelineError> {
         let mut summary = self.summary_so_far();
-        let (Some(retriever), false) = (retriever, self.recipe.data.test.is_empty()) else {
+        let (Some(retriever), false) = (retriever, self.setup.recipe.data.test.is_empty()) else {
             self.run.write_summary(&summary)?;
             return Ok(summary);
         };
         (self.observer)(Event::PhaseStarted { phase: Phase::Eval, done: 0, total: 4 });
-        let student = self.load(&self.recipe.model.student, tokenizer)?;
+        let student = self.setup.load(&self.setup.recipe.model.student, tokenizer)?;
         summary.student = Some(self.figures(tokenizer, retriever, "student", 1, &student)?);
         drop(student);
-        if let Some(teacher) = self.load_teacher(tokenizer)? {
+        if let Some(teacher) = self.setup.load_teacher(tokenizer)? {
             summary.teacher = Some(self.figures(tokenizer, retriever, "teacher", 2, &teacher)?);
         }
         if let Some(model) = kd {
@@ -70,7 +68,8 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let evaluation = match std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Evaluation>(&text).ok()) {
             Some(known) => known,
             None => {
-                let evaluation = self.play_test(tokenizer, retriever, model, Some(name))?;
+                let (episodes, evaluation) = self.setup.play_test(tokenizer, retriever, model)?;
+                write_episodes(&self.run.episodes_dir().join(format!("eval-{name}.jsonl")), &episodes)?;
                 std::fs::create_dir_all(&dir).map_err(io(&dir))?;
                 let text = serde_json::to_vec_pretty(&evaluation).expect("figures are plain numbers");
                 std::fs::write(&path, text).map_err(io(&path))?;
@@ -84,24 +83,6 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             return Err(PipelineError::Stopped);
         }
         Ok(figures(&evaluation))
-    }
-
-    /// Plays the test questions; writes the episodes where `name` is given.
-    pub(super) fn play_test(
-        &mut self,
-        tokenizer: &Tokenizer,
-        retriever: &dyn Retriever,
-        model: &Decoder<Inner<B>>,
-        name: Option<&str>,
-    ) -> Result<Evaluation, PipelineError> {
-        let questions = self.questions(&self.recipe.data.test, self.recipe.data.max_test)?;
-        let sampling = Sampling { temperature: self.recipe.eval.temperature, ..Sampling::GREEDY };
-        let key = Key::new(self.recipe.run.seed, Purpose::Eval);
-        let episodes = self.player(tokenizer, retriever).play(model, &questions, sampling, key, &self.device)?;
-        if let Some(name) = name {
-            write_episodes(&self.run.episodes_dir().join(format!("eval-{name}.jsonl")), &episodes)?;
-        }
-        Ok(Evaluation::of(&episodes))
     }
 }
 

@@ -1,5 +1,5 @@
 //! Supervised phases: KD on teacher episodes or trajectories, and language modelling for a base student.
-use super::{Inner, Pipeline, PipelineError, describe_model, n_steps};
+use super::{Inner, Pipeline, PipelineError, n_steps, setup::describe_model};
 use crate::{
     algo::schedule::learning_rate,
     config::DistillRecipe,
@@ -38,12 +38,12 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             return Ok(finished);
         }
         let episodes = match retriever {
-            Some(retriever) if self.recipe.data.trajectories.is_empty() => self.demos_phase(tokenizer, retriever)?,
+            Some(retriever) if self.setup.recipe.data.trajectories.is_empty() => self.demos_phase(tokenizer, retriever)?,
             _ => self.trajectory_episodes(tokenizer, usize::MAX)?,
         };
-        let start = self.load(&self.recipe.model.student, tokenizer)?;
-        let teacher = if self.recipe.distill.kl_weight == 0.0 { None } else { self.load_teacher(tokenizer)? };
-        let recipe = self.recipe.distill.clone();
+        let start = self.setup.load(&self.setup.recipe.model.student, tokenizer)?;
+        let teacher = if self.setup.recipe.distill.kl_weight == 0.0 { None } else { self.setup.load_teacher(tokenizer)? };
+        let recipe = self.setup.recipe.distill.clone();
         self.supervised_phase(Phase::Kd, start, teacher, &episodes, &recipe)
     }
 
@@ -52,12 +52,12 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         if let Some(finished) = self.finished_model(Phase::Pretrain)? {
             return Ok(finished);
         }
-        let start = self.load(&self.recipe.model.student, tokenizer)?;
+        let start = self.setup.load(&self.setup.recipe.model.student, tokenizer)?;
         let mut episodes = self.passage_episodes(tokenizer, &start)?;
-        let limit = self.recipe.pretrain.max_trajectories;
+        let limit = self.setup.recipe.pretrain.max_trajectories;
         episodes.extend(self.trajectory_episodes(tokenizer, if limit == 0 { usize::MAX } else { limit })?);
-        let (steps, batch) = (self.recipe.pretrain.steps, self.recipe.pretrain.batch);
-        let recipe = DistillRecipe { ce_weight: 1.0, kl_weight: 0.0, steps, batch, ..self.recipe.distill.clone() };
+        let (steps, batch) = (self.setup.recipe.pretrain.steps, self.setup.recipe.pretrain.batch);
+        let recipe = DistillRecipe { ce_weight: 1.0, kl_weight: 0.0, steps, batch, ..self.setup.recipe.distill.clone() };
         self.supervised_phase(Phase::Pretrain, start, None, &episodes, &recipe)
     }
 
@@ -68,7 +68,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         if state.step < state.total {
             return Ok(None);
         }
-        Ok(Some(read_model(&checkpoint.path, self.dtype, &self.device)?))
+        Ok(Some(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?))
     }
 
     /// Steps over shuffled episodes with checkpoints, from the start or behind the phase's newest checkpoint.
@@ -85,28 +85,28 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             return Err(PipelineError::NothingToTrain { phase, why: "there is no episode".into(), hint });
         }
         let total = n_steps(recipe.steps, recipe.epochs, recipe.batch, episodes.len());
-        let optim = self.recipe.optim.distill.clone();
-        let mut sampler = Sampler::new(self.recipe.run.seed, episodes.len());
+        let optim = self.setup.recipe.optim.distill.clone();
+        let mut sampler = Sampler::new(self.setup.recipe.run.seed, episodes.len());
         let mut step = 0;
         let mut student = match self.newest(phase)? {
             Some(checkpoint) => {
                 let state: PhaseState = checkpoint.read_state()?;
                 (step, sampler) = (state.step, state.sampler);
-                let model = read_model(&checkpoint.path, self.dtype, &self.device)?;
-                let optimizer = read_optimizer(&optim, state.n_updates, &model, &checkpoint.path, &self.device)?;
+                let model = read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?;
+                let optimizer = read_optimizer(&optim, state.n_updates, &model, &checkpoint.path, &self.setup.device)?;
                 Student { model, optimizer, n_skipped: state.n_skipped }
             }
             None => Student { model: start, optimizer: AdamW::new(optim.clone()), n_skipped: 0 },
         };
         self.say(&describe_model("student", &student.model));
         (self.observer)(Event::PhaseStarted { phase, done: step, total });
-        let side_files = self.side_files()?;
+        let side_files = self.setup.side_files()?;
         while step < total {
             let started = Instant::now();
             let drawn: Vec<&Episode> = sampler.next(recipe.batch).into_iter().map(|i| &episodes[i]).collect();
             let batch = RolloutBatch::new(&drawn);
             let lr = learning_rate(&optim, step, total);
-            let mut metrics = distill_step::<B>(&mut student, teacher.as_ref(), &batch, recipe, lr, &self.device);
+            let mut metrics = distill_step::<B>(&mut student, teacher.as_ref(), &batch, recipe, lr, &self.setup.device);
             step += 1;
             let seconds = started.elapsed().as_secs_f64();
             metrics.set(LEARNING_RATE, lr);
@@ -125,7 +125,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
                     n_skipped: student.n_skipped,
                     wall_s: self.wall_s(),
                 };
-                let saved = checkpoint::save(self.run.path(), phase, step, self.recipe.run.keep, |dir| {
+                let saved = checkpoint::save(self.run.path(), phase, step, self.setup.recipe.run.keep, |dir| {
                     write_model(&student.model, &side_files, dir)?;
                     write_optimizer(&student.optimizer, &student.model, dir)?;
                     checkpoint::write_state(dir, &state)
@@ -143,19 +143,19 @@ impl<B: TrainBackend> Pipeline<'_, B> {
     /// The first `limit` trajectories of the recipe's files as episodes.
     fn trajectory_episodes(&self, tokenizer: &Tokenizer, limit: usize) -> Result<Vec<Episode>, PipelineError> {
         let mut trajectories: Vec<Trajectory> = Vec::new();
-        for name in &self.recipe.data.trajectories {
+        for name in &self.setup.recipe.data.trajectories {
             trajectories.extend(read_trajectories(&hub::resolve(name)?)?);
         }
         trajectories.truncate(limit);
-        let (instruction, template) = (&self.recipe.episode.instruction, self.recipe.model.chat_template);
+        let (instruction, template) = (&self.setup.recipe.episode.instruction, self.setup.recipe.model.chat_template);
         let prompt = |question: &Question| {
             let content = protocol::user_message(instruction, &question.question);
-            template.render(&[Message { role: "user".to_owned(), content }], true, super::TEMPLATE_DATE)
+            template.render(&[Message { role: "user".to_owned(), content }], true, super::setup::TEMPLATE_DATE)
         };
         let mut episodes = Vec::with_capacity(trajectories.len());
         for trajectory in &trajectories {
             let episode = episode_from_trajectory(tokenizer, &prompt, outcome_reward, trajectory)?;
-            if episode.prompt_len() + episode.response_len() <= self.recipe.episode.max_prompt_length {
+            if episode.prompt_len() + episode.response_len() <= self.setup.recipe.episode.max_prompt_length {
                 episodes.push(episode);
             }
         }
@@ -168,17 +168,17 @@ impl<B: TrainBackend> Pipeline<'_, B> {
 
     /// Passages as plain text to continue: an end-of-sequence token in front, the passage and the same token behind as the text to learn.
     fn passage_episodes(&self, tokenizer: &Tokenizer, model: &Decoder<Inner<B>>) -> Result<Vec<Episode>, PipelineError> {
-        if self.recipe.data.corpus.is_empty() {
+        if self.setup.recipe.data.corpus.is_empty() {
             return Ok(Vec::new());
         }
-        let corpus = Corpus::open(&hub::resolve(&self.recipe.data.corpus)?)?;
+        let corpus = Corpus::open(&hub::resolve(&self.setup.recipe.data.corpus)?)?;
         let config = model.config();
         let boundary = config.bos_token_id.or(config.eos_token_ids.first().copied()).unwrap_or(0);
         (0..corpus.len())
             .map(|i| {
                 let passage = corpus.passage(i)?;
                 let mut ids = tokenizer.encode(&passage.contents)?;
-                ids.truncate(self.recipe.episode.max_prompt_length.saturating_sub(2).max(1));
+                ids.truncate(self.setup.recipe.episode.max_prompt_length.saturating_sub(2).max(1));
                 ids.push(boundary);
                 let question = Question {
                     id: passage.id,

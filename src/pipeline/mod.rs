@@ -14,37 +14,28 @@ mod encoder;
 mod evaluate;
 mod kd;
 mod rl;
+pub mod setup;
 
 use crate::{
     config::{Recipe, Stage},
-    data::{
-        DataError,
-        corpus::Corpus,
-        questions::{Question, read_questions},
-    },
-    env::Env,
-    hub::{self, HubError},
-    retriever::{self, Retriever, RetrieverError},
-    rollout::play::RolloutError,
-    rollout::trajectory::TrajectoryError,
-    tokenizer::{Tokenizer, TokenizerError},
+    data::DataError,
+    hub::HubError,
+    retriever::{Retriever, RetrieverError},
+    rollout::{play::RolloutError, trajectory::TrajectoryError},
+    tokenizer::TokenizerError,
     trainer::{
         checkpoint::{self, Checkpoint, CheckpointError},
         encoder::EncoderTrainingError,
         events::{Event, Observer, Phase, Stop},
         metrics::Metrics,
-        models::{self, SetupError},
-        player::Player,
+        models::SetupError,
         run_dir::{MetricsLog, RunDir, RunDirError, Summary},
         state::StateError,
     },
 };
-use burn::tensor::DType;
-use dgpo_models::{Backend, ModelError, TrainBackend, decoder::Decoder};
-use std::{ops::ControlFlow, path::PathBuf, sync::Arc, time::Instant};
-
-/// "Today Date" in Llama 3.1's system header. Fixed, so that a run does not depend on the day it is started.
-const TEMPLATE_DATE: &str = "26 Jul 2024";
+use dgpo_models::{ModelError, TrainBackend};
+use setup::SetupOf;
+use std::{path::PathBuf, time::Instant};
 
 /// Why a run ended early.
 #[derive(Debug, thiserror::Error)]
@@ -86,12 +77,10 @@ pub enum PipelineError {
 
 /// What a run works on and reports to.
 pub struct Pipeline<'a, B: TrainBackend> {
-    recipe: Recipe,
+    setup: SetupOf<B>,
     run: RunDir,
     observer: &'a mut Observer<'a>,
     stop: Stop,
-    device: B::Device,
-    dtype: DType,
     metrics: MetricsLog,
     started: Instant,
     /// Seconds of work of earlier processes of this run.
@@ -109,20 +98,20 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
             Some(checkpoint) => checkpoint.read_state::<WallTime>()?.wall_s,
             None => 0.0,
         };
-        let dtype = models::dtype(&recipe.model.dtype)?;
-        Ok(Self { recipe, run, observer, stop, device: device.clone(), dtype, metrics, started: Instant::now(), earlier_wall_s })
+        let setup = setup::setup_of::<B>(recipe, device)?;
+        Ok(Self { setup, run, observer, stop, metrics, started: Instant::now(), earlier_wall_s })
     }
 
     /// Runs (or continues) every phase of the recipe's stage.
     /// # Errors
     /// [`PipelineError::Stopped`] after a stop request, with a checkpoint written; otherwise what went wrong.
     pub fn run(mut self) -> Result<Summary, PipelineError> {
-        if self.recipe.stage == Stage::Encoder {
+        if self.setup.recipe.stage == Stage::Encoder {
             self.train_encoder()?;
             return Ok(self.summary_so_far());
         }
-        let tokenizer = models::load_tokenizer(&self.recipe.model.tokenizer, &self.recipe.model.student)?;
-        match self.recipe.stage {
+        let tokenizer = self.setup.tokenizer()?;
+        match self.setup.recipe.stage {
             Stage::Pretrain => {
                 self.pretrain(&tokenizer)?;
                 Ok(self.summary_so_far())
@@ -134,7 +123,7 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
             }
             Stage::Rl => {
                 let retriever = self.open_retriever()?;
-                let start = self.load(&self.recipe.model.student, &tokenizer)?;
+                let start = self.setup.load(&self.setup.recipe.model.student, &tokenizer)?;
                 let actor = self.rl_phase(&tokenizer, retriever.as_ref(), start)?;
                 self.evaluate(&tokenizer, Some(retriever.as_ref()), None, Some(actor))
             }
@@ -147,78 +136,24 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         }
     }
 
-    /// Loads a model and checks that the tokenizer fits it.
-    fn load(&self, source: &str, tokenizer: &Tokenizer) -> Result<Decoder<B::InnerBackend>, PipelineError> {
-        let model = models::load(source, self.recipe.run.seed, self.dtype, &self.device)?;
-        tokenizer.check_fits(Decoder::<B::InnerBackend>::config(&model).vocab_size)?;
-        Ok(model)
-    }
-
-    /// The teacher, where the recipe names one.
-    fn load_teacher(&self, tokenizer: &Tokenizer) -> Result<Option<Decoder<B::InnerBackend>>, PipelineError> {
-        if self.recipe.model.teacher.is_empty() { Ok(None) } else { self.load(&self.recipe.model.teacher, tokenizer).map(Some) }
-    }
-
     fn open_retriever(&mut self) -> Result<Box<dyn Retriever>, PipelineError> {
-        let corpus = match self.recipe.data.corpus.as_str() {
-            "" => None,
-            name => Some(Arc::new(Corpus::open(&hub::resolve(name)?)?)),
-        };
-        let stop = self.stop.clone();
-        let mut progress = |_| if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        let opened = retriever::open::<B::InnerBackend>(&self.recipe.retriever, corpus, self.run.path(), &self.device, &mut progress);
-        let retriever = match opened {
-            Err(RetrieverError::Interrupted { .. }) => return Err(PipelineError::Stopped),
-            opened => opened?,
-        };
+        let retriever = self.setup.retriever(self.run.path(), &self.stop)?;
         self.say(&format!("retriever: {}", retriever.describe()));
         Ok(retriever)
     }
 
     /// Distillation on trajectories alone needs no retriever, unless questions are to be evaluated afterwards.
     fn open_retriever_if_needed(&mut self) -> Result<Option<Box<dyn Retriever>>, PipelineError> {
-        if self.recipe.data.trajectories.is_empty() || !self.recipe.data.test.is_empty() {
+        if self.setup.recipe.data.trajectories.is_empty() || !self.setup.recipe.data.test.is_empty() {
             self.open_retriever().map(Some)
         } else {
             Ok(None)
         }
     }
 
-    /// Tokenizer, environment and limits for playing episodes.
-    fn player<'p>(&self, tokenizer: &'p Tokenizer, retriever: &'p dyn Retriever) -> Player<'p> {
-        let env = Env {
-            instruction: self.recipe.episode.instruction.clone(),
-            template: self.recipe.model.chat_template,
-            date: TEMPLATE_DATE.to_owned(),
-            retriever,
-            top_k: self.recipe.retriever.top_k,
-        };
-        Player { tokenizer, env, limits: self.recipe.episode.clone() }
-    }
-
-    /// All questions of some files, at most `max` a file (0 = all).
-    fn questions(&self, names: &[String], max: usize) -> Result<Vec<Question>, PipelineError> {
-        let mut questions = Vec::new();
-        for name in names {
-            let mut of_file = read_questions(&hub::resolve(name)?)?;
-            of_file.truncate(if max == 0 { usize::MAX } else { max });
-            questions.append(&mut of_file);
-        }
-        Ok(questions)
-    }
-
     /// The newest checkpoint of a phase.
     fn newest(&self, phase: Phase) -> Result<Option<Checkpoint>, PipelineError> {
         Ok(checkpoint::list_checkpoints(self.run.path())?.into_iter().rev().find(|c| c.phase == phase))
-    }
-
-    /// Folders whose tokenizer and generation files belong to a saved student.
-    fn side_files(&self) -> Result<Vec<PathBuf>, PipelineError> {
-        let mut folders = vec![models::model_dir(&self.recipe.model.student)?];
-        if !self.recipe.model.tokenizer.is_empty() {
-            folders.push(hub::resolve(&self.recipe.model.tokenizer)?);
-        }
-        Ok(folders)
     }
 
     fn say(&mut self, text: &str) {
@@ -237,12 +172,12 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
     }
 
     fn summary_so_far(&self) -> Summary {
-        Summary { seed: self.recipe.run.seed, wall_s: self.wall_s(), ..Summary::default() }
+        Summary { seed: self.setup.recipe.run.seed, wall_s: self.wall_s(), ..Summary::default() }
     }
 
     /// Whether step `step` of `total` (counted from 1) is followed by a checkpoint.
     fn is_save_due(&self, step: usize, total: usize) -> bool {
-        let every = self.recipe.run.save_every;
+        let every = self.setup.recipe.run.save_every;
         step == total || (every > 0 && step.is_multiple_of(every)) || self.stop.is_requested()
     }
 }
@@ -259,10 +194,4 @@ type Inner<B> = <B as burn::tensor::backend::AutodiffBackend>::InnerBackend;
 /// Number of batches in some passes over `n_items`.
 fn n_steps(steps: usize, epochs: usize, batch: usize, n_items: usize) -> usize {
     if steps > 0 { steps } else { epochs * n_items.div_ceil(batch.max(1)) }
-}
-
-/// Parameters of a model, for the log.
-fn describe_model<I: Backend>(name: &str, model: &Decoder<I>) -> String {
-    let config = model.config();
-    format!("{name}: {} parameters, {} layers of {}", config.n_parameters(), config.num_hidden_layers, config.hidden_size)
 }

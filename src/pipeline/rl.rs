@@ -1,5 +1,5 @@
 //! The RL phase: play, score, learn, save; `trainer::rl` is one of its steps.
-use super::{Inner, Pipeline, PipelineError, describe_model};
+use super::{Inner, Pipeline, PipelineError, setup::describe_model};
 use crate::algo::kl::KlController;
 use crate::{
     config::{KlMode, KlReference},
@@ -28,11 +28,11 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         retriever: &dyn Retriever,
         start: Decoder<Inner<B>>,
     ) -> Result<Decoder<Inner<B>>, PipelineError> {
-        let total = self.recipe.rl.steps;
-        let questions = self.questions(&self.recipe.data.train, self.recipe.data.max_train)?;
-        let reference = match self.recipe.kl.reference {
-            _ if self.recipe.kl.mode == KlMode::None => None,
-            KlReference::Teacher => self.load_teacher(tokenizer)?,
+        let total = self.setup.recipe.rl.steps;
+        let questions = self.setup.questions(&self.setup.recipe.data.train, self.setup.recipe.data.max_train)?;
+        let reference = match self.setup.recipe.kl.reference {
+            _ if self.setup.recipe.kl.mode == KlMode::None => None,
+            KlReference::Teacher => self.setup.load_teacher(tokenizer)?,
             KlReference::Initial => Some(start.clone()),
         };
         let (mut step, mut sampler, mut networks) = self.rl_start(start, questions.len())?;
@@ -41,20 +41,21 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         }
         self.say(&describe_model("actor", &networks.actor));
         (self.observer)(Event::PhaseStarted { phase: Phase::Rl, done: step, total });
-        let side_files = self.side_files()?;
-        let sampling = self.recipe.episode.sampling();
+        let side_files = self.setup.side_files()?;
+        let sampling = self.setup.recipe.episode.sampling();
         while step < total {
             let started = Instant::now();
-            let drawn: Vec<Question> = sampler.next(self.recipe.rl.questions_per_step).into_iter().map(|i| questions[i].clone()).collect();
-            let key = Key::new(self.recipe.run.seed, Purpose::Rollout).fold(step as u64);
-            let episodes = self.player(tokenizer, retriever).play(&networks.actor, &drawn, sampling, key, &self.device)?;
+            let drawn: Vec<Question> =
+                sampler.next(self.setup.recipe.rl.questions_per_step).into_iter().map(|i| questions[i].clone()).collect();
+            let key = Key::new(self.setup.recipe.run.seed, Purpose::Rollout).fold(step as u64);
+            let episodes = self.setup.player(tokenizer, retriever).play(&networks.actor, &drawn, sampling, key, &self.setup.device)?;
             let rollout_s = started.elapsed().as_secs_f64();
             let trainable: Vec<&Episode> = episodes.iter().filter(|episode| episode.is_trainable()).collect();
             check_retriever(&episodes, trainable.len(), step)?;
 
             let mut metrics = Metrics::default();
             record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
-            metrics.extend(rl_step::<B>(&mut networks, reference.as_ref(), &trainable, &self.recipe, step, &self.device));
+            metrics.extend(rl_step::<B>(&mut networks, reference.as_ref(), &trainable, &self.setup.recipe, step, &self.setup.device));
             step += 1;
             let seconds = started.elapsed().as_secs_f64();
             let n_agent: usize = episodes.iter().map(Episode::n_agent_tokens).sum();
@@ -68,9 +69,9 @@ impl<B: TrainBackend> Pipeline<'_, B> {
                 write_episodes(&self.run.episodes_dir().join(format!("rl-step-{step:06}.jsonl")), &episodes)?;
                 self.save_rl(step, total, &sampler, &networks, &side_files)?;
             }
-            let every = self.recipe.eval.every;
+            let every = self.setup.recipe.eval.every;
             if every > 0 && step.is_multiple_of(every) && step < total {
-                let evaluation = self.play_test(tokenizer, retriever, &networks.actor, None)?;
+                let evaluation = self.setup.play_test(tokenizer, retriever, &networks.actor)?.1;
                 metrics.set(EVAL_EM, evaluation.average_em);
             }
             self.report(Phase::Rl, step, total, &metrics)?;
@@ -84,24 +85,25 @@ impl<B: TrainBackend> Pipeline<'_, B> {
 
     /// Step, cursor and networks to go on with.
     fn rl_start(&self, start: Decoder<Inner<B>>, n_questions: usize) -> Result<(usize, Sampler, ActorCritic<B>), PipelineError> {
-        let (actor_optim, critic_optim) = (&self.recipe.optim.actor, &self.recipe.optim.critic);
+        let (actor_optim, critic_optim) = (&self.setup.recipe.optim.actor, &self.setup.recipe.optim.critic);
         let Some(checkpoint) = self.newest(Phase::Rl)? else {
-            let critic = Critic::from_decoder(&start, Key::new(self.recipe.run.seed, Purpose::Init).bits(1));
+            let critic = Critic::from_decoder(&start, Key::new(self.setup.recipe.run.seed, Purpose::Init).bits(1));
             let networks = ActorCritic {
                 actor: start,
                 critic,
                 actor_optimizer: AdamW::new(actor_optim.clone()),
                 critic_optimizer: AdamW::new(critic_optim.clone()),
-                kl: KlController::new(&self.recipe.kl),
+                kl: KlController::new(&self.setup.recipe.kl),
                 n_skipped: 0,
             };
-            return Ok((0, Sampler::new(self.recipe.run.seed, n_questions), networks));
+            return Ok((0, Sampler::new(self.setup.recipe.run.seed, n_questions), networks));
         };
         let state: PhaseState = checkpoint.read_state()?;
-        let actor = read_model(&checkpoint.path, self.dtype, &self.device)?;
-        let actor_optimizer = read_optimizer(actor_optim, state.n_updates, &actor, &checkpoint.path, &self.device)?;
-        let (critic, critic_optimizer) = read_critic(critic_optim, state.critic_updates, self.dtype, &checkpoint.path, &self.device)?;
-        let kl = state.kl.unwrap_or_else(|| KlController::new(&self.recipe.kl));
+        let actor = read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?;
+        let actor_optimizer = read_optimizer(actor_optim, state.n_updates, &actor, &checkpoint.path, &self.setup.device)?;
+        let (critic, critic_optimizer) =
+            read_critic(critic_optim, state.critic_updates, self.setup.dtype, &checkpoint.path, &self.setup.device)?;
+        let kl = state.kl.unwrap_or_else(|| KlController::new(&self.setup.recipe.kl));
         let networks = ActorCritic { actor, critic, actor_optimizer, critic_optimizer, kl, n_skipped: state.n_skipped };
         Ok((state.step, state.sampler, networks))
     }
@@ -124,7 +126,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             n_skipped: networks.n_skipped,
             wall_s: self.wall_s(),
         };
-        let saved = checkpoint::save(self.run.path(), Phase::Rl, step, self.recipe.run.keep, |dir| {
+        let saved = checkpoint::save(self.run.path(), Phase::Rl, step, self.setup.recipe.run.keep, |dir| {
             write_model(&networks.actor, side_files, dir)?;
             write_optimizer(&networks.actor_optimizer, &networks.actor, dir)?;
             write_critic(&networks.critic, &networks.critic_optimizer, dir)?;
