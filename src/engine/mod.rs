@@ -32,7 +32,7 @@ use dgpo_models::{
     cache::{CacheRows, KvCache},
     decoder::Decoder,
 };
-pub use sampling::Sampling;
+pub use crate::config::Sampling;
 use sampling::{RowSampling, sample_rows};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
