@@ -29,6 +29,7 @@ use crate::{
     env::{
         Env, Observation, Outcome, Turn, is_hit,
         protocol::{Action, parse_action},
+        reward::outcome_reward,
     },
     rng::Key,
     tokenizer::TokenizerError,
@@ -71,8 +72,6 @@ pub struct Rules<'a> {
     pub env: &'a Env<'a>,
     /// Text to ids, without special tokens of its own: `&|text| tokenizer.encode(text)`.
     pub encode: &'a dyn Fn(&str) -> Result<Vec<u32>, TokenizerError>,
-    /// r_EM of a prediction: `env::reward::outcome_reward`.
-    pub reward: fn(Option<&str>, &[String]) -> f32,
     pub limits: &'a EpisodeRecipe,
 }
 
@@ -211,7 +210,7 @@ impl Table<'_> {
                 Outcome::OutOfTurns => self.close(generator, row, Status::TruncatedTurns),
                 Outcome::Failed(why) => self.close(generator, row, Status::RetrieverFailed(why)),
                 Outcome::Done { prediction } => {
-                    episode.reward = (self.rules.reward)(Some(&prediction), &episode.question.golden_answers);
+                    episode.reward = outcome_reward(Some(&prediction), &episode.question.golden_answers);
                     episode.prediction = Some(prediction);
                     self.close(generator, row, Status::Answered);
                 }

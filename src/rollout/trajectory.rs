@@ -10,7 +10,10 @@ use crate::{
         trajectories::{Piece, Trajectory},
     },
     engine::StopReason,
-    env::protocol::{Action, INVALID_ACTION, STOP_STRINGS, parse_action},
+    env::{
+        protocol::{Action, INVALID_ACTION, STOP_STRINGS, parse_action},
+        reward::outcome_reward,
+    },
     tokenizer::{Tokenizer, TokenizerError},
 };
 
@@ -36,7 +39,6 @@ pub enum TrajectoryError {
 pub fn episode_from_trajectory(
     tokenizer: &Tokenizer,
     prompt: &dyn Fn(&Question) -> String,
-    reward: fn(Option<&str>, &[String]) -> f32,
     trajectory: &Trajectory,
 ) -> Result<Episode, TrajectoryError> {
     let id = || trajectory.id.clone();
@@ -83,7 +85,7 @@ pub fn episode_from_trajectory(
         Action::Answer(prediction) => (Status::Answered, Some(prediction)),
         Action::Search(_) | Action::Invalid => (Status::TruncatedTurns, None),
     };
-    let reward = reward(prediction.as_deref(), &question.golden_answers);
+    let reward = outcome_reward(prediction.as_deref(), &question.golden_answers);
     let episode = Episode { question, segments, status, prediction, reward, searches, n_invalid_actions };
     if episode.prompt_len() == 0 || episode.n_agent_tokens() == 0 {
         return Err(TrajectoryError::Empty { id: id() });

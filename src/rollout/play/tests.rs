@@ -1,12 +1,11 @@
 use super::*;
 use crate::{
-    algo::reward::outcome_reward,
+    config::ChatTemplate,
     data::corpus::Passage,
     env::protocol::{INVALID_ACTION, STOP_STRINGS, search_observation},
     retriever::{Hit, Retriever, RetrieverError},
     rng::Purpose,
     rollout::{RolloutBatch, scripted::ScriptedGenerator},
-    tokenizer::chat::ChatTemplate,
 };
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -72,7 +71,7 @@ fn recite(prompts: &[&str], scripts: &[&[&str]], search: Search<'_>, limits: &Ep
     let retriever = Searcher(search);
     let env =
         Env { instruction: "{question}".to_owned(), template: ChatTemplate::Plain, date: String::new(), retriever: &retriever, top_k: 3 };
-    let rules = Rules { env: &env, encode: &encode, reward: outcome_reward, limits };
+    let rules = Rules { env: &env, encode: &encode, limits };
     let questions: Vec<Question> = prompts.iter().map(|text| question(text)).collect();
     let keys: Vec<Key> = (0..questions.len() as u64).map(|i| Key::new(0, Purpose::Rollout).fold(0).fold(i)).collect();
     play(&mut generator, rules, &questions, &keys).expect("plays")
