@@ -8,6 +8,7 @@
 use super::{Episode, Segment};
 use burn::tensor::{Int, Tensor, TensorData};
 use dgpo_models::Backend;
+use std::ops::Range;
 
 /// [B, T] arrays, row-major, right-padded with 0. Column t of `ids` is the token y_t itself; every other array is aligned with the token it belongs to:
 /// `old_log_probs[b][t]` is log pi_old(ids[b][t] | ids[b][..t]), `values[b][t]` is V read at the position before (t - 1).
@@ -186,9 +187,10 @@ impl TokenIndex {
         self.labels.is_empty()
     }
 
-    /// Tokens `range` of these, in order: what a chunk of rows of the vocabulary head belongs to.
-    pub fn slice(&self, range: std::ops::Range<usize>) -> Self {
-        Self { hidden: self.hidden[range.clone()].to_vec(), labels: self.labels[range.clone()].to_vec(), at: self.at[range].to_vec() }
+    /// The tokens of a range, for a head that runs in chunks.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        let Self { hidden, labels, at } = self;
+        Self { hidden: hidden[range.clone()].to_vec(), labels: labels[range.clone()].to_vec(), at: at[range].to_vec() }
     }
 
     /// The hidden states in front of the tokens. hidden [R, T', D] -> [N, D]

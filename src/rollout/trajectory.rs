@@ -5,6 +5,7 @@
 use super::{Episode, ObservationKind, Segment, Status, episode::SearchRecord};
 use crate::{
     data::{
+        DataError,
         questions::Question,
         trajectories::{Piece, Trajectory},
     },
@@ -16,6 +17,8 @@ use crate::{
 /// Why a trajectory could not become an episode.
 #[derive(Debug, thiserror::Error)]
 pub enum TrajectoryError {
+    #[error(transparent)]
+    Data(#[from] DataError),
     #[error("trajectory \"{id}\": {source}")]
     Encode { id: String, source: TokenizerError },
     #[error("trajectory \"{id}\": the tokens of the agent's text read back as other text; hint: this tokenizer is not lossless")]
@@ -33,7 +36,7 @@ pub enum TrajectoryError {
 pub fn episode_from_trajectory(
     tokenizer: &Tokenizer,
     prompt: &dyn Fn(&Question) -> String,
-    is_match: &dyn Fn(&str, &[String]) -> bool,
+    reward: fn(Option<&str>, &[String]) -> f32,
     trajectory: &Trajectory,
 ) -> Result<Episode, TrajectoryError> {
     let id = || trajectory.id.clone();
@@ -50,7 +53,7 @@ pub fn episode_from_trajectory(
     let mut searches: Vec<SearchRecord> = Vec::new();
     let mut n_invalid_actions = 0;
     let mut last_action = Action::Invalid;
-    for piece in trajectory.pieces() {
+    for piece in trajectory.pieces()? {
         match piece {
             Piece::Agent(text) => {
                 let ids = encode(&text)?;
@@ -80,8 +83,7 @@ pub fn episode_from_trajectory(
         Action::Answer(prediction) => (Status::Answered, Some(prediction)),
         Action::Search(_) | Action::Invalid => (Status::TruncatedTurns, None),
     };
-    let is_correct = prediction.as_deref().is_some_and(|prediction| is_match(prediction, &question.golden_answers));
-    let reward = if is_correct { 1.0 } else { 0.0 };
+    let reward = reward(prediction.as_deref(), &question.golden_answers);
     let episode = Episode { question, segments, status, prediction, reward, searches, n_invalid_actions };
     if episode.prompt_len() == 0 || episode.n_agent_tokens() == 0 {
         return Err(TrajectoryError::Empty { id: id() });

@@ -3,7 +3,7 @@ use crate::{
     config::{EpisodeRecipe, Sampling},
     data::questions::Question,
     engine::{Engine, EngineOptions},
-    env::{Env, protocol::STOP_STRINGS, reward::exact_match},
+    env::{Env, protocol::STOP_STRINGS, reward::outcome_reward},
     rng::Key,
     rollout::{
         Episode,
@@ -41,10 +41,9 @@ impl Player<'_> {
         let Sampling { temperature, top_p, top_k } = sampling;
         let limits = EpisodeRecipe { temperature, top_p, top_k, ..self.limits.clone() };
         let rules = Rules {
-            prompt: &|question| self.env.prompt(question),
-            search: &|queries| self.env.retriever.search(queries, self.env.top_k),
+            env: &self.env,
             encode: &|text| self.tokenizer.encode(text),
-            is_match: &exact_match,
+            reward: outcome_reward,
             limits: &limits,
         };
         let keys: Vec<Key> = (0..questions.len()).map(|i| key.fold(i as u64)).collect();
