@@ -12,7 +12,7 @@
 pub mod args;
 pub mod conformance;
 pub mod doctor;
-pub mod index;
+
 pub mod machine;
 pub mod model;
 pub mod output;
@@ -20,6 +20,7 @@ pub mod plan;
 pub mod progress;
 pub mod runs;
 pub mod table;
+pub mod train;
 
 use crate::{
     config::ConfigError,
@@ -49,8 +50,9 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Train(Box<train::Args>),
     Plan(plan::Args),
-    Index(index::Args),
+
     Model(model::Args),
     Runs(runs::Args),
     Doctor(doctor::Args),
@@ -85,8 +87,9 @@ pub fn main() -> ExitCode {
     start_log(cli.quiet, cli.verbose);
     let context = Context { is_quiet: cli.quiet };
     let result = match cli.command {
+        Command::Train(args) => train::run(*args, context),
         Command::Plan(args) => plan::run(&args),
-        Command::Index(args) => index::run(args, context),
+
         Command::Model(args) => model::run(args),
         Command::Runs(args) => runs::run(args),
         Command::Doctor(args) => doctor::run(&args),

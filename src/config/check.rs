@@ -106,6 +106,13 @@ pub fn plays_episodes(recipe: &Recipe) -> bool {
     recipe.stage.has_rl() || (recipe.stage == Stage::Distill && recipe.data.trajectories.is_empty())
 }
 
+/// Checks the retriever and what it searches, for commands that use nothing else of a recipe.
+pub fn check_search(recipe: &Recipe) -> Findings {
+    let mut found = Findings::default();
+    check_retriever(recipe, &mut found);
+    found
+}
+
 fn check_run(recipe: &Recipe, found: &mut Findings) {
     let name = &recipe.run.name;
     let is_odd = name.starts_with('.') || name.contains(|c: char| !(c.is_alphanumeric() || "._-+".contains(c)));
