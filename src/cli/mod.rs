@@ -21,6 +21,7 @@ pub mod plan;
 pub mod progress;
 pub mod runs;
 pub mod table;
+pub mod train;
 
 use crate::{
     config::ConfigError,
@@ -50,6 +51,7 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Train(Box<train::Args>),
     Plan(plan::Args),
     Index(index::Args),
     Model(model::Args),
@@ -86,6 +88,7 @@ pub fn main() -> ExitCode {
     start_log(cli.quiet, cli.verbose);
     let context = Context { is_quiet: cli.quiet };
     let result = match cli.command {
+        Command::Train(args) => train::run(*args, context),
         Command::Plan(args) => plan::run(&args),
         Command::Index(args) => index::run(args, context),
         Command::Model(args) => model::run(args),
