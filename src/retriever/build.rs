@@ -222,7 +222,7 @@ fn encode(
 
 /// `contents` of a range of passages.
 pub fn passage_texts(corpus: &Corpus, range: std::ops::Range<usize>) -> Result<Vec<String>, RetrieverError> {
-    range.map(|idx| corpus.passage(idx).map(|passage| passage.contents).map_err(RetrieverError::source)).collect()
+    range.map(|idx| corpus.passage(idx).map(|passage| passage.contents).map_err(RetrieverError::passed_on)).collect()
 }
 
 /// Builds and saves the graph over the finished vectors.

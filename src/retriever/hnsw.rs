@@ -15,7 +15,7 @@ use super::{
     vectors::Vectors,
 };
 use hnsw_rs::prelude::{AnnT, Distance, Hnsw, HnswIo};
-use macerator::{ReduceAdd, Scalar, Simd, Vector};
+use macerator::{Scalar, Simd, Vector};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
