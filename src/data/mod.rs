@@ -3,7 +3,7 @@
 //! Every reader checks every row when it opens a file: a broken one is an error with file, line, field and a hint, never a skipped row.
 //! Knows no tokens.
 pub mod corpus;
-mod jsonl;
+pub(crate) mod jsonl;
 pub mod questions;
 pub mod sampler;
 mod search_r1;

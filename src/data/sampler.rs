@@ -21,7 +21,6 @@ impl Sampler {
     }
 
     /// The next `n` indexes; an epoch's end runs on into the next epoch's permutation. Without items there are none.
-    #[expect(clippy::should_implement_trait, reason = "it draws a batch, it is no iterator")]
     pub fn next(&mut self, n: usize) -> Vec<usize> {
         let mut drawn = Vec::with_capacity(n);
         while drawn.len() < n && self.n_items > 0 {

@@ -32,7 +32,7 @@ use dgpo_models::{
     cache::{CacheRows, KvCache},
     decoder::Decoder,
 };
-pub use sampling::Sampling;
+pub use crate::config::Sampling;
 use sampling::{RowSampling, sample_rows};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -338,11 +338,10 @@ impl Generation<'_> {
     fn push(&mut self, draw: sampling::Draw, row_len: usize, options: &EngineOptions) -> Option<StopReason> {
         self.ids.push(draw.id);
         self.log_probs.push(draw.log_prob);
-        let n_old_bytes = self.stream.text().len();
         self.stream.push(draw.id);
         if options.eos_ids.contains(&draw.id) {
             Some(StopReason::Eos)
-        } else if let Some(idx) = completed_stop_string(self.stream.text(), n_old_bytes, &options.stop_strings) {
+        } else if let Some((_, idx)) = self.stream.completed_stop(&options.stop_strings) {
             Some(StopReason::StopString(idx))
         } else if self.ids.len() == self.max_new_tokens {
             Some(StopReason::Length)
@@ -352,20 +351,8 @@ impl Generation<'_> {
     }
 
     fn complete(self, row: usize, stop: StopReason) -> Completion {
-        Completion { row, text: self.stream.text().to_owned(), ids: self.ids, log_probs: self.log_probs, stop }
+        Completion { row, ids: self.ids, log_probs: self.log_probs, text: self.stream.finish(), stop }
     }
-}
-
-/// The stop string that the text behind byte `n_old_bytes` completes: the one that ends first (one token may complete two), then the
-/// first of the list.
-fn completed_stop_string(text: &str, n_old_bytes: usize, stop_strings: &[String]) -> Option<usize> {
-    let ends = stop_strings.iter().enumerate().filter_map(|(idx, stop)| {
-        // A string completed just now starts at most its length before the new text.
-        let from = text.floor_char_boundary(n_old_bytes.saturating_sub(stop.len().saturating_sub(1)));
-        let start = from + text[from..].find(stop.as_str())?;
-        Some((start + stop.len(), idx))
-    });
-    ends.min().map(|(_, idx)| idx)
 }
 
 #[cfg(test)]

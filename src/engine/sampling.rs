@@ -11,29 +11,8 @@
 //!
 //! Cost: one pass for the maximum, one with an exponential for each token, half a pass for the draw; the exponentials are f32, every sum over them
 //! f64. Rows run in parallel; a thread reuses one scratch buffer for its rows.
+use crate::config::Sampling;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
-
-/// How a request draws its tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sampling {
-    /// 0 = greedy: the token of highest probability, the lowest id among equals.
-    pub temperature: f64,
-    /// Share of the probability mass that may be drawn; 1 = off.
-    pub top_p: f64,
-    /// Number of tokens that may be drawn; 0 = off.
-    pub top_k: usize,
-}
-
-impl Sampling {
-    /// The most probable token at every step.
-    pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0 };
-
-    /// Whether nothing is drawn. (A temperature that is 0 in f32, the precision of the logits, counts as 0.)
-    pub fn is_greedy(&self) -> bool {
-        self.temperature as f32 <= 0.0
-    }
-}
 
 /// A chosen token.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -4,6 +4,7 @@
 //! in one call. A failed search ends its episode as failed; it never becomes an empty list of passages.
 
 pub mod protocol;
+pub mod reward;
 
 use crate::{
     data::{corpus::Passage, questions::Question, text::normalise_answer},

@@ -25,15 +25,11 @@
 //!
 //! The unit test `the_drawn_episode_has_the_mask_of_the_drawing` holds these numbers to the code.
 use crate::{
-    data::{DataError, questions::Question},
+    data::{DataError, jsonl, questions::Question},
     engine::StopReason,
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    fs::File,
-    io::{BufRead, BufReader, BufWriter, Write},
-    path::Path,
-};
+use std::path::Path;
 
 /// What the environment had to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,35 +141,24 @@ impl Episode {
     }
 }
 
-/// Writes episodes as JSON Lines, one episode a line; replaces the file.
+/// Writes episodes as JSON Lines, one episode a line (gzip where the name ends in `.gz`); the file appears whole or not at all.
 /// # Errors
 /// If the file cannot be written.
 pub fn write_episodes(path: &Path, episodes: &[Episode]) -> Result<(), DataError> {
-    let io_error = |source| DataError::Io { path: path.to_owned(), source };
-    let mut file = BufWriter::new(File::create(path).map_err(io_error)?);
-    for episode in episodes {
-        serde_json::to_writer(&mut file, episode).map_err(|e| io_error(e.into()))?;
-        file.write_all(b"\n").map_err(io_error)?;
-    }
-    file.flush().map_err(io_error)
+    jsonl::write_rows(path, episodes)
 }
 
-/// Reads what [`write_episodes`] wrote. Blank lines are skipped.
+/// Reads what [`write_episodes`] wrote.
 /// # Errors
 /// If the file cannot be read, or a line is not an episode (file, line and reason are named).
 pub fn read_episodes(path: &Path) -> Result<Vec<Episode>, DataError> {
-    let io_error = |source| DataError::Io { path: path.to_owned(), source };
     let mut episodes = Vec::new();
-    for (idx, line) in BufReader::new(File::open(path).map_err(io_error)?).lines().enumerate() {
-        let line = line.map_err(io_error)?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let bad_line = |why: String| DataError::Line { path: path.to_owned(), line: idx + 1, why };
-        let episode: Episode = serde_json::from_str(&line).map_err(|e| bad_line(format!("not an episode record: {e}")))?;
-        check_record(&episode).map_err(bad_line)?;
+    jsonl::for_each_row(path, |row| {
+        let episode = Episode::deserialize(&row.0).map_err(|e| format!("not an episode record: {e}"))?;
+        check_record(&episode)?;
         episodes.push(episode);
-    }
+        Ok(())
+    })?;
     Ok(episodes)
 }
 
@@ -259,7 +244,13 @@ pub(crate) mod tests {
     fn a_broken_line_is_named_by_file_and_number() {
         let good = serde_json::to_string(&drawn_episode()).expect("serialises");
         let error = error_of(&format!("{good}\n\n{}\n", &good[..good.len() / 2]));
-        assert!(error.contains("episodes.jsonl:3: not an episode record"), "{error}");
+        assert!(error.contains("episodes.jsonl:3: "), "{error}");
+    }
+
+    #[test]
+    fn a_line_that_is_something_else_is_named_by_file_and_number() {
+        let error = error_of("{\"id\": \"q0\", \"question\": \"who?\"}\n");
+        assert!(error.contains("episodes.jsonl:1: not an episode record"), "{error}");
     }
 
     #[test]

@@ -23,11 +23,14 @@
 //! clock, so a run is reproducible; and since draws are counter-based, it decides about speed, not about tokens.
 use super::{Episode, ObservationKind, Segment, Status, episode::SearchRecord};
 use crate::{
-    config::recipe::EpisodeRecipe,
+    config::EpisodeRecipe,
     data::questions::Question,
     engine::{Completion, Engine, EngineError, Request, StopReason},
-    env::protocol::{Action, INVALID_ACTION, parse_action, search_observation},
-    retriever::{Hit, RetrieverError},
+    env::{
+        Env, Observation, Outcome, Turn, is_hit,
+        protocol::{Action, parse_action},
+        reward::outcome_reward,
+    },
     rng::Key,
     tokenizer::TokenizerError,
 };
@@ -66,14 +69,9 @@ impl<B: Backend> Generator for Engine<'_, B> {
 /// Everything an episode is played by, besides the generator.
 #[derive(Clone, Copy)]
 pub struct Rules<'a> {
-    /// The prompt's text.
-    pub prompt: &'a dyn Fn(&Question) -> String,
-    /// One result a query, in order.
-    pub search: &'a dyn Fn(&[String]) -> Vec<Result<Vec<Hit>, RetrieverError>>,
-    /// Text to ids, without special tokens of its own.
+    pub env: &'a Env<'a>,
+    /// Text to ids, without special tokens of its own: `&|text| tokenizer.encode(text)`.
     pub encode: &'a dyn Fn(&str) -> Result<Vec<u32>, TokenizerError>,
-    /// Whether a prediction equals one of the gold answers (r_EM, method §2).
-    pub is_match: &'a dyn Fn(&str, &[String]) -> bool,
     pub limits: &'a EpisodeRecipe,
 }
 
@@ -97,28 +95,25 @@ pub enum RolloutError {
 /// method §1; `omron-sinicx/dgpo` search_r1/llm_agent/generation.py, `run_llm_loop`.
 pub fn play(generator: &mut impl Generator, rules: Rules<'_>, questions: &[Question], keys: &[Key]) -> Result<Vec<Episode>, RolloutError> {
     assert_eq!(questions.len(), keys.len(), "one key a question");
-    let mut table = Table { rules, keys, games: Vec::with_capacity(questions.len()), waiting: Vec::new(), n_open: 0 };
+    let mut table = Table { rules, keys, games: Vec::with_capacity(questions.len()), searching: Vec::new(), n_open: 0, n_cut_prompts: 0 };
     for question in questions {
         table.open(generator, question)?;
     }
-    let n_cut = table.games.iter().filter(|game| game.is_prompt_cut).count();
-    if n_cut > 0 {
-        tracing::warn!(
-            "{n_cut} of {} prompts were cut to their last {} tokens; hint: raise episode.max_start_length",
-            questions.len(),
-            rules.limits.max_start_length
-        );
+    if table.n_cut_prompts > 0 {
+        let (n_cut, n, limit) = (table.n_cut_prompts, questions.len(), rules.limits.max_start_length);
+        tracing::warn!("{n_cut} of {n} prompts were cut to their last {limit} tokens; hint: raise episode.max_start_length");
     }
     while table.n_open > 0 {
-        assert!(generator.is_busy() || !table.waiting.is_empty(), "an open row neither generates nor waits");
+        assert!(generator.is_busy() || !table.searching.is_empty(), "an open row neither generates nor waits");
         if generator.is_busy() {
-            for completion in generator.step()? {
-                table.take_turn(generator, completion)?;
-            }
+            let completions = generator.step()?;
+            table.take(generator, completions)?;
         }
         let n_playing = table.n_open.min(rules.limits.max_rows.max(1));
-        if table.waiting.len() * SEARCH_SHARE >= n_playing || !generator.is_busy() {
-            table.search(generator)?;
+        if table.searching.len() * SEARCH_SHARE >= n_playing || !generator.is_busy() {
+            let mut searching = std::mem::take(&mut table.searching);
+            searching.sort_by_key(|&(row, _)| row);
+            table.go_on(generator, searching)?;
         }
     }
     Ok(table.games.into_iter().map(|game| game.episode).collect())
@@ -130,9 +125,10 @@ struct Table<'a> {
     keys: &'a [Key],
     /// By row; a row is the index of its question.
     games: Vec<Game>,
-    /// Rows whose turn ended with a search, and the query.
-    waiting: Vec<(usize, String)>,
+    /// Rows whose turn ended with a search that has not been executed yet.
+    searching: Vec<(usize, Turn)>,
     n_open: usize,
+    n_cut_prompts: usize,
 }
 
 /// One episode and where it stands.
@@ -142,21 +138,20 @@ struct Game {
     turn: usize,
     /// Tokens so far.
     n_tokens: usize,
-    is_prompt_cut: bool,
 }
 
 impl Table<'_> {
     /// Encodes the prompt and submits the first turn.
     fn open(&mut self, generator: &mut impl Generator, question: &Question) -> Result<(), RolloutError> {
         let limits = self.rules.limits;
-        let mut ids = self.encode(question, &(self.rules.prompt)(question))?;
-        let n_dropped = ids.len().saturating_sub(limits.max_start_length);
-        ids.drain(..n_dropped);
+        let mut ids = self.encode(question, &self.rules.env.prompt(question))?;
         if ids.is_empty() {
             return Err(RolloutError::EmptyPrompt { question_id: question.id.clone() });
         }
-        let row = self.games.len();
-        let n_tokens = ids.len();
+        let n_dropped = ids.len().saturating_sub(limits.max_start_length);
+        ids.drain(..n_dropped);
+        self.n_cut_prompts += usize::from(n_dropped > 0);
+        let (row, n_tokens) = (self.games.len(), ids.len());
         let episode = Episode {
             question: question.clone(),
             segments: vec![Segment::Prompt { ids: ids.clone() }],
@@ -166,7 +161,7 @@ impl Table<'_> {
             searches: Vec::new(),
             n_invalid_actions: 0,
         };
-        self.games.push(Game { episode, turn: 0, n_tokens, is_prompt_cut: n_dropped > 0 });
+        self.games.push(Game { episode, turn: 0, n_tokens });
         if n_tokens < limits.max_prompt_length {
             self.n_open += 1;
             self.submit(generator, row, ids);
@@ -185,68 +180,62 @@ impl Table<'_> {
         });
     }
 
-    /// A generation has ended: the turn table.
-    fn take_turn(&mut self, generator: &mut impl Generator, completion: Completion) -> Result<(), RolloutError> {
-        let Completion { row, ids, log_probs, text, stop } = completion;
+    /// Appends what the agent wrote. Rows that want a search wait for it; all others go on at once.
+    fn take(&mut self, generator: &mut impl Generator, completions: Vec<Completion>) -> Result<(), RolloutError> {
         let limits = self.rules.limits;
-        let game = &mut self.games[row];
-        game.n_tokens += ids.len();
-        game.episode.segments.push(Segment::Agent { ids, sample_log_probs: log_probs, stop });
-        let action = parse_action(&text);
-        if action == Action::Invalid {
-            game.episode.n_invalid_actions += 1;
-        }
-        match action {
-            Action::Answer(prediction) => {
-                game.episode.reward = if (self.rules.is_match)(&prediction, &game.episode.question.golden_answers) { 1.0 } else { 0.0 };
-                game.episode.prediction = Some(prediction);
-                self.close(generator, row, Status::Answered);
+        let mut ready = Vec::new();
+        for Completion { row, ids, log_probs, text, stop } in completions {
+            let game = &mut self.games[row];
+            game.n_tokens += ids.len();
+            game.episode.segments.push(Segment::Agent { ids, sample_log_probs: log_probs, stop });
+            let turn = Turn { action: parse_action(&text), is_last: game.turn >= limits.max_turns };
+            game.episode.n_invalid_actions += usize::from(turn.action == Action::Invalid);
+            let is_full = stop == StopReason::Capacity || game.n_tokens >= limits.max_prompt_length;
+            match &turn.action {
+                Action::Search(_) | Action::Invalid if is_full => self.close(generator, row, Status::TruncatedLength),
+                Action::Search(_) if !turn.is_last => self.searching.push((row, turn)),
+                _ => ready.push((row, turn)),
             }
-            _ if stop == StopReason::Capacity || game.n_tokens >= limits.max_prompt_length => {
-                self.close(generator, row, Status::TruncatedLength)
-            }
-            _ if game.turn >= limits.max_turns => self.close(generator, row, Status::TruncatedTurns),
-            Action::Search(query) => self.waiting.push((row, query)),
-            Action::Invalid => self.observe(generator, row, INVALID_ACTION, ObservationKind::InvalidAction)?,
         }
-        Ok(())
+        self.go_on(generator, ready)
     }
 
-    /// Runs the waiting searches in one batch and lets their rows go on.
-    fn search(&mut self, generator: &mut impl Generator) -> Result<(), RolloutError> {
-        let mut waiting = std::mem::take(&mut self.waiting);
-        if waiting.is_empty() {
-            return Ok(());
-        }
-        waiting.sort_by_key(|&(row, _)| row);
-        let (rows, queries): (Vec<usize>, Vec<String>) = waiting.into_iter().unzip();
-        let results = (self.rules.search)(&queries);
-        assert_eq!(results.len(), queries.len(), "one result a query");
-        for ((row, query), result) in rows.into_iter().zip(queries).zip(results) {
-            match result {
-                Err(error) => self.close(generator, row, Status::RetrieverFailed(error.to_string())),
-                Ok(hits) => {
-                    let episode = &mut self.games[row].episode;
-                    let golden_answers = &episode.question.golden_answers;
-                    let is_hit = hits.iter().any(|hit| golden_answers.iter().any(|gold| hit.passage.contents.contains(gold.as_str())));
-                    let passages: Vec<_> = hits.into_iter().map(|hit| hit.passage).collect();
-                    let passage_ids = passages.iter().map(|passage| passage.id.clone()).collect();
-                    episode.searches.push(SearchRecord { query, passage_ids, is_hit });
-                    self.observe(generator, row, &search_observation(&passages), ObservationKind::Information)?;
+    /// Lets the environment answer some turns, all searches among them in one call.
+    fn go_on(&mut self, generator: &mut impl Generator, turns: Vec<(usize, Turn)>) -> Result<(), RolloutError> {
+        let (rows, turns): (Vec<usize>, Vec<Turn>) = turns.into_iter().unzip();
+        for (row, outcome) in rows.into_iter().zip(self.rules.env.observe(&turns)) {
+            let episode = &mut self.games[row].episode;
+            match outcome {
+                Outcome::Observation(observation) => self.append(generator, row, observation)?,
+                Outcome::OutOfTurns => self.close(generator, row, Status::TruncatedTurns),
+                Outcome::Failed(why) => self.close(generator, row, Status::RetrieverFailed(why)),
+                Outcome::Done { prediction } => {
+                    episode.reward = outcome_reward(Some(&prediction), &episode.question.golden_answers);
+                    episode.prediction = Some(prediction);
+                    self.close(generator, row, Status::Answered);
                 }
             }
         }
         Ok(())
     }
 
-    /// Appends an observation and submits the next turn, if it leaves room for one token.
-    fn observe(&mut self, generator: &mut impl Generator, row: usize, text: &str, kind: ObservationKind) -> Result<(), RolloutError> {
+    /// Appends an observation and submits the next turn, if there is room for one more token behind it.
+    fn append(&mut self, generator: &mut impl Generator, row: usize, observation: Observation) -> Result<(), RolloutError> {
         let limits = self.rules.limits;
-        let mut ids = self.encode(&self.games[row].episode.question, text)?;
+        let mut ids = self.encode(&self.games[row].episode.question, observation.text())?;
         ids.truncate(limits.max_obs_length);
         let game = &mut self.games[row];
+        let kind = match observation {
+            Observation::InvalidAction { .. } => ObservationKind::InvalidAction,
+            Observation::Information { query, hits, .. } => {
+                let passage_ids = hits.iter().map(|hit| hit.passage.id.clone()).collect();
+                let is_hit = is_hit(hits.iter().map(|hit| &hit.passage), &game.episode.question.golden_answers);
+                game.episode.searches.push(SearchRecord { query, passage_ids, is_hit });
+                ObservationKind::Information
+            }
+        };
         if game.n_tokens + ids.len() >= limits.max_prompt_length {
-            // Differs from the reference, which drops the oldest tokens and plays on: then the model would be trained on a context it did not see.
+            // Differs from the reference, which drops the oldest tokens and plays on: training would then see a context the agent never saw.
             self.close(generator, row, Status::TruncatedLength);
             return Ok(());
         }

@@ -5,17 +5,23 @@
 use super::{Episode, ObservationKind, Segment, Status, episode::SearchRecord};
 use crate::{
     data::{
+        DataError,
         questions::Question,
         trajectories::{Piece, Trajectory},
     },
     engine::StopReason,
-    env::protocol::{Action, INVALID_ACTION, STOP_STRINGS, parse_action},
+    env::{
+        protocol::{Action, INVALID_ACTION, STOP_STRINGS, parse_action},
+        reward::outcome_reward,
+    },
     tokenizer::{Tokenizer, TokenizerError},
 };
 
 /// Why a trajectory could not become an episode.
 #[derive(Debug, thiserror::Error)]
 pub enum TrajectoryError {
+    #[error(transparent)]
+    Data(#[from] DataError),
     #[error("trajectory \"{id}\": {source}")]
     Encode { id: String, source: TokenizerError },
     #[error("trajectory \"{id}\": the tokens of the agent's text read back as other text; hint: this tokenizer is not lossless")]
@@ -33,7 +39,6 @@ pub enum TrajectoryError {
 pub fn episode_from_trajectory(
     tokenizer: &Tokenizer,
     prompt: &dyn Fn(&Question) -> String,
-    is_match: &dyn Fn(&str, &[String]) -> bool,
     trajectory: &Trajectory,
 ) -> Result<Episode, TrajectoryError> {
     let id = || trajectory.id.clone();
@@ -50,7 +55,7 @@ pub fn episode_from_trajectory(
     let mut searches: Vec<SearchRecord> = Vec::new();
     let mut n_invalid_actions = 0;
     let mut last_action = Action::Invalid;
-    for piece in trajectory.pieces() {
+    for piece in trajectory.pieces()? {
         match piece {
             Piece::Agent(text) => {
                 let ids = encode(&text)?;
@@ -80,8 +85,7 @@ pub fn episode_from_trajectory(
         Action::Answer(prediction) => (Status::Answered, Some(prediction)),
         Action::Search(_) | Action::Invalid => (Status::TruncatedTurns, None),
     };
-    let is_correct = prediction.as_deref().is_some_and(|prediction| is_match(prediction, &question.golden_answers));
-    let reward = if is_correct { 1.0 } else { 0.0 };
+    let reward = outcome_reward(prediction.as_deref(), &question.golden_answers);
     let episode = Episode { question, segments, status, prediction, reward, searches, n_invalid_actions };
     if episode.prompt_len() == 0 || episode.n_agent_tokens() == 0 {
         return Err(TrajectoryError::Empty { id: id() });

@@ -155,7 +155,10 @@ pub(crate) mod tests {
     use crate::rng::{Key, Purpose};
     use tokenizers::{
         AddedToken,
-        models::bpe::{BPE, BpeTrainer},
+        models::{
+            TrainerWrapper,
+            bpe::{BPE, BpeTrainer},
+        },
         pre_tokenizers::byte_level::ByteLevel,
     };
 
@@ -165,15 +168,16 @@ pub(crate) mod tests {
         inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
         inner.with_decoder(Some(ByteLevel::new(false, true, true)));
         let special = AddedToken::from("<|im_end|>", true);
-        let trainer = BpeTrainer::builder()
+        let mut trainer: TrainerWrapper = BpeTrainer::builder()
             .show_progress(false)
             .vocab_size(330)
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .special_tokens(vec![special])
-            .build();
+            .build()
+            .into();
         let text =
             "<search> who wrote it </search>\n\n<think> the answer is the answer </think> naïve 中文 中国 café <answer> yes </answer>";
-        inner.train(&mut trainer.into(), std::iter::repeat_n(text, 5)).expect("a trained tokenizer");
+        inner.train(&mut trainer, std::iter::repeat_n(text, 5)).expect("a trained tokenizer");
         Tokenizer::new(inner, PathBuf::from("trained-in-the-test")).expect("a usable tokenizer")
     }
 

@@ -88,7 +88,8 @@ pub fn pairs_of(questions: &[Question], passages: &[Passage]) -> Result<Vec<Pair
             let passage_idx = *by_id
                 .get(pid.as_str())
                 .ok_or_else(|| EncoderTrainingError::UnknownPassage { id: question.id.clone(), pid: pid.clone() })?;
-            pairs.push(Pair { query: question.question.clone(), passage_idx });
+            // Every question read from a file ends in `?`; what an agent writes between its search tags does not.
+            pairs.push(Pair { query: question.question.trim_end_matches('?').to_owned(), passage_idx });
         }
     }
     Ok(pairs)
@@ -224,7 +225,7 @@ mod tests {
         question.supporting.truncate(1);
         question.supporting[0].pid = Some("8".to_owned());
         let pairs = pairs_of(std::slice::from_ref(&question), &passages).expect("passage 8 is there");
-        assert_eq!(pairs, [Pair { query: question.question.clone(), passage_idx: 1 }]);
+        assert_eq!(pairs, [Pair { query: question.question.trim_end_matches('?').to_owned(), passage_idx: 1 }]);
         question.supporting[0].pid = Some("9".to_owned());
         assert!(matches!(pairs_of(&[question], &passages), Err(EncoderTrainingError::UnknownPassage { pid, .. }) if pid == "9"));
     }

@@ -241,7 +241,7 @@ mod tests {
 
     fn gradients(module: &Linear<Cpu>, scale: f32) -> GradientsParams {
         let model: Linear<CpuTrain> = with_gradients(module.clone());
-        let x = Tensor::from_data([[1.0, -2.0]], &Default::default());
+        let x = Tensor::<CpuTrain, 2>::from_data([[1.0, -2.0]], &Default::default());
         let loss = model.forward(x).mul_scalar(scale).sum();
         GradientsParams::from_grads(loss.backward(), &model)
     }

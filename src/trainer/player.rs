@@ -3,7 +3,7 @@ use crate::{
     config::{EpisodeRecipe, Sampling},
     data::questions::Question,
     engine::{Engine, EngineOptions},
-    env::{Env, protocol::STOP_STRINGS, reward::exact_match},
+    env::{Env, protocol::STOP_STRINGS},
     rng::Key,
     rollout::{
         Episode,
@@ -40,13 +40,7 @@ impl Player<'_> {
         };
         let Sampling { temperature, top_p, top_k } = sampling;
         let limits = EpisodeRecipe { temperature, top_p, top_k, ..self.limits.clone() };
-        let rules = Rules {
-            prompt: &|question| self.env.prompt(question),
-            search: &|queries| self.env.retriever.search(queries, self.env.top_k),
-            encode: &|text| self.tokenizer.encode(text),
-            is_match: &exact_match,
-            limits: &limits,
-        };
+        let rules = Rules { env: &self.env, encode: &|text| self.tokenizer.encode(text), limits: &limits };
         let keys: Vec<Key> = (0..questions.len()).map(|i| key.fold(i as u64)).collect();
         play(&mut Engine::new(model, self.tokenizer, options, device), rules, questions, &keys)
     }

@@ -1,6 +1,11 @@
 use super::*;
 use crate::{
-    data::corpus::Passage, env::protocol::STOP_STRINGS, rng::Purpose, rollout::RolloutBatch, rollout::scripted::ScriptedGenerator,
+    config::ChatTemplate,
+    data::corpus::Passage,
+    env::protocol::{INVALID_ACTION, STOP_STRINGS, search_observation},
+    retriever::{Hit, Retriever, RetrieverError},
+    rng::Purpose,
+    rollout::{RolloutBatch, scripted::ScriptedGenerator},
 };
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -48,17 +53,25 @@ fn one_passage(queries: &[String]) -> Vec<Result<Vec<Hit>, RetrieverError>> {
 
 type Search<'a> = &'a dyn Fn(&[String]) -> Vec<Result<Vec<Hit>, RetrieverError>>;
 
+/// A retriever that is a closure.
+struct Searcher<'a>(Search<'a>);
+impl Retriever for Searcher<'_> {
+    fn search(&self, queries: &[String], _top_k: usize) -> Vec<Result<Vec<Hit>, RetrieverError>> {
+        (self.0)(queries)
+    }
+    fn describe(&self) -> String {
+        "a closure".to_owned()
+    }
+}
+
 /// Plays scripts, one list of turns a question, under the byte tokenizer.
 fn recite(prompts: &[&str], scripts: &[&[&str]], search: Search<'_>, limits: &EpisodeRecipe) -> Vec<Episode> {
     let scripts = scripts.iter().map(|turns| turns.iter().map(|&turn| turn.to_owned()).collect()).collect();
     let mut generator = ScriptedGenerator::new(scripts, &STOP_STRINGS, &encode, &decode);
-    let rules = Rules {
-        prompt: &|question| question.question.clone(),
-        search,
-        encode: &encode,
-        is_match: &|prediction, golden| golden.iter().any(|gold| gold == prediction),
-        limits,
-    };
+    let retriever = Searcher(search);
+    let env =
+        Env { instruction: "{question}".to_owned(), template: ChatTemplate::Plain, date: String::new(), retriever: &retriever, top_k: 3 };
+    let rules = Rules { env: &env, encode: &encode, limits };
     let questions: Vec<Question> = prompts.iter().map(|text| question(text)).collect();
     let keys: Vec<Key> = (0..questions.len() as u64).map(|i| Key::new(0, Purpose::Rollout).fold(0).fold(i)).collect();
     play(&mut generator, rules, &questions, &keys).expect("plays")

@@ -12,8 +12,8 @@ use crate::data::text::strip;
 ///
 /// ```
 /// let golds = ["The Beatles".to_string()];
-/// assert_eq!(dgpo::algo::reward::outcome_reward(Some("beatles!"), &golds), 1.0);
-/// assert_eq!(dgpo::algo::reward::outcome_reward(None, &golds), 0.0);
+/// assert_eq!(dgpo::env::reward::outcome_reward(Some("beatles!"), &golds), 1.0);
+/// assert_eq!(dgpo::env::reward::outcome_reward(None, &golds), 0.0);
 /// ```
 ///
 /// # Source
