@@ -53,6 +53,7 @@ pub mod engine;
 pub mod env;
 pub mod eval;
 pub mod hub;
+pub mod pipeline;
 pub mod retriever;
 pub mod rng;
 pub mod rollout;

@@ -1,43 +1,252 @@
-//! The decoder.
-use crate::{Backend, cache::CacheRows, config::DecoderConfig};
+//! The decoder: Llama 3, and Qwen2.5, which is the same with a bias on q, k and v.
+//!
+//! ```text
+//! x = embed(ids)
+//! for each layer:  x = x + o_proj(attention(rope(q), rope(k), v))   with q, k, v = projections of input_layernorm(x)
+//!                  x = x + down_proj(silu(gate_proj(h)) * up_proj(h))   with h = post_attention_layernorm(x)
+//! hidden = norm(x)        logits = lm_head(hidden), or hidden embed' when tied
+//! ```
+//!
+//! Contract: there is one forward pass, [`Decoder::hidden`]. A parameter's path is its Hugging Face name; `Linear` weights lie as [in, out]. All
+//! parameters have one dtype, in which the pass runs; norms, rotations and softmax are computed in f32 inside, logits are f32.
+//!
+//! Inside, tokens of all rows are one matrix [N, D], N = B T: one product a projection instead of one a row, which is what a decode step's time is.
+use crate::{
+    Backend,
+    cache::CacheRows,
+    config::DecoderConfig,
+    init::NewParameters,
+    norm::RmsNorm,
+    rope::Rotation,
+};
 use burn::{
     module::Module,
-    tensor::{Int, Tensor},
+    nn::{Embedding, Linear},
+    tensor::{DType, Int, Tensor},
+};
+use dgpo_kernels::{
+    attention::{CausalRows, causal_attention},
+    cache_write::CacheSpan,
+    swiglu::swiglu,
 };
 
 #[derive(Module, Debug)]
 pub struct Decoder<B: Backend> {
-    placeholder: Option<burn::nn::Linear<B>>,
+    pub model: Trunk<B>,
+    /// `None` when the head is tied to the embeddings.
+    pub lm_head: Option<Linear<B>>,
+    #[module(skip)]
+    config: DecoderConfig,
+}
+
+/// Everything below the head.
+#[derive(Module, Debug)]
+pub struct Trunk<B: Backend> {
+    pub embed_tokens: Embedding<B>,
+    pub layers: Vec<DecoderLayer<B>>,
+    pub norm: RmsNorm<B>,
+}
+
+#[derive(Module, Debug)]
+pub struct DecoderLayer<B: Backend> {
+    pub self_attn: SelfAttention<B>,
+    pub mlp: Mlp<B>,
+    pub input_layernorm: RmsNorm<B>,
+    pub post_attention_layernorm: RmsNorm<B>,
+}
+
+#[derive(Module, Debug)]
+pub struct SelfAttention<B: Backend> {
+    pub q_proj: Linear<B>,
+    pub k_proj: Linear<B>,
+    pub v_proj: Linear<B>,
+    pub o_proj: Linear<B>,
+}
+
+#[derive(Module, Debug)]
+pub struct Mlp<B: Backend> {
+    pub gate_proj: Linear<B>,
+    pub up_proj: Linear<B>,
+    pub down_proj: Linear<B>,
 }
 
 impl<B: Backend> Decoder<B> {
     /// Random weights from a seed: normal(0, initializer_range), norms 1, biases 0. The same seed gives the same weights on every device.
-    pub fn init(_config: &DecoderConfig, _seed: u64, _device: &B::Device) -> Self {
-        todo!()
+    pub fn init(config: &DecoderConfig, seed: u64, device: &B::Device) -> Self {
+        Self::from_new_parameters(config, &mut NewParameters::new(seed, config.initializer_range, device))
+    }
+
+    pub(crate) fn from_new_parameters(config: &DecoderConfig, new: &mut NewParameters<'_, B>) -> Self {
+        let (d_model, d_mlp) = (config.hidden_size, config.intermediate_size);
+        let (d_q, d_kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+        let norm = |new: &NewParameters<'_, B>| RmsNorm { weight: new.constant([d_model], 1.0), eps: config.rms_norm_eps };
+        let model = Trunk {
+            embed_tokens: new.embedding(config.vocab_size, d_model),
+            layers: (0..config.num_hidden_layers)
+                .map(|_| DecoderLayer {
+                    self_attn: SelfAttention {
+                        q_proj: new.linear(d_model, d_q, config.has_qkv_bias),
+                        k_proj: new.linear(d_model, d_kv, config.has_qkv_bias),
+                        v_proj: new.linear(d_model, d_kv, config.has_qkv_bias),
+                        o_proj: new.linear(d_q, d_model, false),
+                    },
+                    mlp: Mlp {
+                        gate_proj: new.linear(d_model, d_mlp, false),
+                        up_proj: new.linear(d_model, d_mlp, false),
+                        down_proj: new.linear(d_mlp, d_model, false),
+                    },
+                    input_layernorm: norm(new),
+                    post_attention_layernorm: norm(new),
+                })
+                .collect(),
+            norm: norm(new),
+        };
+        let lm_head = (!config.is_tied).then(|| new.linear(d_model, config.vocab_size, false));
+        Self { model, lm_head, config: config.clone() }
     }
 
     /// Hidden states after the final norm. The one forward pass of the project: rollout, log-probs, critic and evaluation all call it.
     ///
     /// Rows are right-padded. Without a cache, column t of `ids` sits at slot t and sees slots 0..=t (padding lies to the right, so real tokens
-    /// never see it). With a cache, row b's columns are appended behind the `len(slot)` positions already there.
-    /// `positions` are the RoPE positions: `None` means slot numbers.
+    /// never see it). With a cache, row b's columns are appended behind the `len(slot)` positions already there, and the result is a constant: no
+    /// gradient flows through a cache. Hidden states of padding columns are finite and meaningless.
+    /// `positions` are the RoPE positions: `None` means slot numbers. They are read on the host, which waits for the device.
     /// # Shapes
     /// ids [B, T], positions [B, T] -> [B, T, D]
-    pub fn hidden(&self, _ids: Tensor<B, 2, Int>, _positions: Option<Tensor<B, 2, Int>>, _cache: Option<CacheRows<'_, B>>) -> Tensor<B, 3> {
-        todo!()
+    /// # Panics
+    /// When the cache rows do not fit the batch or the cache (a bug of the caller); see [`CacheRows`].
+    pub fn hidden(&self, ids: Tensor<B, 2, Int>, positions: Option<Tensor<B, 2, Int>>, cache: Option<CacheRows<'_, B>>) -> Tensor<B, 3> {
+        let [n_rows, n_columns] = ids.dims();
+        let mut pass = Pass::new(&self.config, &ids, positions, cache);
+        let mut x = self.embed(ids);
+        for layer in &self.model.layers {
+            x = layer.forward(x, &mut pass);
+        }
+        pass.finish();
+        self.model.norm.forward(x).reshape([n_rows, n_columns, self.config.hidden_size])
     }
 
     /// Like `hidden`, returning also embeddings and every block's output (for the oracles): n_layers + 1 tensors, the last one after the final norm.
-    pub fn all_hidden(&self, _ids: Tensor<B, 2, Int>, _positions: Option<Tensor<B, 2, Int>>) -> Vec<Tensor<B, 3>> {
-        todo!()
+    /// # Shapes
+    /// ids, positions [B, T] -> n_layers + 1 times [B, T, D]
+    pub fn all_hidden(&self, ids: Tensor<B, 2, Int>, positions: Option<Tensor<B, 2, Int>>) -> Vec<Tensor<B, 3>> {
+        let [n_rows, n_columns] = ids.dims();
+        let mut pass = Pass::new(&self.config, &ids, positions, None);
+        let mut states = vec![self.embed(ids)];
+        for layer in &self.model.layers {
+            let input = states.last().expect("it starts with the embeddings").clone();
+            states.push(layer.forward(input, &mut pass));
+        }
+        let last = states.pop().expect("it starts with the embeddings");
+        states.push(self.model.norm.forward(last));
+        states.into_iter().map(|x| x.reshape([n_rows, n_columns, self.config.hidden_size])).collect()
     }
 
     /// Vocabulary logits in f32. hidden [N, D] -> [N, V]
-    pub fn logits(&self, _hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        todo!()
+    pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        let logits = match &self.lm_head {
+            Some(head) => head.forward(hidden),
+            None => hidden.matmul(self.model.embed_tokens.weight.val().transpose()),
+        };
+        logits.cast(DType::F32)
     }
 
     pub fn config(&self) -> DecoderConfig {
-        todo!()
+        self.config.clone()
+    }
+
+    /// ids [B, T] -> [N, D]
+    fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        let n_tokens = ids.shape().num_elements();
+        self.model.embed_tokens.forward(ids.reshape([1, n_tokens])).reshape([n_tokens, self.config.hidden_size])
+    }
+}
+
+impl<B: Backend> DecoderLayer<B> {
+    /// x [N, D] -> [N, D]
+    fn forward(&self, x: Tensor<B, 2>, pass: &mut Pass<'_, '_, B>) -> Tensor<B, 2> {
+        let x = self.self_attn.forward(self.input_layernorm.forward(x.clone()), pass) + x;
+        self.mlp.forward(self.post_attention_layernorm.forward(x.clone())) + x
+    }
+}
+
+impl<B: Backend> SelfAttention<B> {
+    /// h [N, D] -> [N, D]
+    fn forward(&self, h: Tensor<B, 2>, pass: &mut Pass<'_, '_, B>) -> Tensor<B, 2> {
+        let q = pass.rotation.apply(self.q_proj.forward(h.clone()));
+        let k = pass.rotation.apply(self.k_proj.forward(h.clone()));
+        let v = self.v_proj.forward(h);
+        let out = pass.attend(q, k, v);
+        self.o_proj.forward(out)
+    }
+}
+
+impl<B: Backend> Mlp<B> {
+    /// h [N, D] -> [N, D]
+    fn forward(&self, h: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.down_proj.forward(swiglu(self.gate_proj.forward(h.clone()), self.up_proj.forward(h)))
+    }
+}
+
+/// What all layers of one forward pass share.
+struct Pass<'c, 'r, B: Backend> {
+    config: &'c DecoderConfig,
+    rotation: Rotation<B>,
+    n_rows: usize,
+    n_columns: usize,
+    rows: CausalRows,
+    cache: Option<CachePass<'r, B>>,
+}
+
+struct CachePass<'r, B: Backend> {
+    rows: CacheRows<'r, B>,
+    spans: Vec<CacheSpan>,
+    next_layer: usize,
+}
+
+impl<'c, 'r, B: Backend> Pass<'c, 'r, B> {
+    fn new(
+        config: &'c DecoderConfig,
+        ids: &Tensor<B, 2, Int>,
+        positions: Option<Tensor<B, 2, Int>>,
+        cache: Option<CacheRows<'r, B>>,
+    ) -> Self {
+        let [n_rows, n_columns] = ids.dims();
+        let cache = cache.map(|rows| CachePass { spans: rows.spans(n_rows, n_columns), rows, next_layer: 0 });
+        let rows = match &cache {
+            Some(cache) => CacheRows::<B>::causal_rows(&cache.spans),
+            None => CausalRows::whole(n_rows),
+        };
+        let positions: Vec<usize> = match (positions, &cache) {
+            (Some(positions), _) => {
+                assert_eq!(positions.dims(), [n_rows, n_columns], "one position a token");
+                positions.into_data().iter::<i64>().map(|position| usize::try_from(position).expect("positions are not negative")).collect()
+            }
+            (None, Some(_)) => rows.starts.iter().flat_map(|&start| start..start + n_columns).collect(),
+            (None, None) => (0..n_columns).collect(),
+        };
+        Self { config, rotation: Rotation::new(config, &positions, &ids.device()), n_rows, n_columns, rows, cache }
+    }
+
+    /// Attention of one layer. q [N, H hd], k and v [N, K hd] -> [N, H hd]
+    fn attend(&mut self, q: Tensor<B, 2>, k: Tensor<B, 2>, v: Tensor<B, 2>) -> Tensor<B, 2> {
+        let DecoderConfig { num_attention_heads: n_heads, num_key_value_heads: n_kv_heads, head_dim, .. } = *self.config;
+        let (n_rows, n_columns) = (self.n_rows, self.n_columns);
+        let split = |x: Tensor<B, 2>, heads| x.reshape([n_rows, n_columns, heads, head_dim]).swap_dims(1, 2);
+        let (q, k, v) = (split(q, n_heads), split(k, n_kv_heads), split(v, n_kv_heads));
+        let (k, v) = match &mut self.cache {
+            Some(cache) => {
+                cache.next_layer += 1;
+                cache.rows.cache.append(cache.next_layer - 1, k, v, &cache.spans)
+            }
+            None => (k, v),
+        };
+        causal_attention(q, k, v, &self.rows).swap_dims(1, 2).reshape([n_rows * n_columns, n_heads * head_dim])
+    }
+
+    fn finish(self) {
+        if let Some(mut cache) = self.cache {
+            cache.rows.commit(&cache.spans);
+        }
     }
 }

@@ -7,7 +7,6 @@ pub mod advantage;
 pub mod distill;
 pub mod kl;
 pub mod ppo;
-pub mod reward;
 pub mod schedule;
 
 use burn::tensor::Tensor;

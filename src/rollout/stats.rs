@@ -1,6 +1,6 @@
 //! What a set of episodes says about the agent that played them: the figures of a training step and of an evaluation alike.
 use super::{Episode, Status};
-use crate::algo::reward::substring_match;
+use crate::env::reward::substring_match;
 use serde::{Deserialize, Serialize};
 
 /// Means over episodes. Episodes whose retriever failed are counted in `retriever_failed` and in nothing else.

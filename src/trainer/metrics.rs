@@ -2,6 +2,9 @@
 //!
 //! One line of `metrics.jsonl` a step: `{"phase", "step", NAME: value, ...}`. Names follow CleanRL's PPO where it has one.
 
+/// Contrastive loss of a retrieval encoder, and the share of pairs whose passage is found.
+pub const ENCODER_LOSS: &str = "losses/encoder_loss";
+pub const ENCODER_RECALL: &str = "encoder/recall";
 /// Distillation: cross-entropy and KL a token, and their weighted sum.
 pub const DISTILL_LOSS: &str = "losses/distill_loss";
 pub const DISTILL_CE: &str = "losses/distill_ce";
@@ -29,6 +32,8 @@ pub const SKIPPED_UPDATES: &str = "charts/skipped_updates";
 pub const ROLLOUT_TOKENS_PER_SECOND: &str = "perf/rollout_tokens_per_s";
 pub const UPDATE_TOKENS_PER_SECOND: &str = "perf/update_tokens_per_s";
 pub const STEP_SECONDS: &str = "perf/step_s";
+/// Greedy exact match on the test questions, unweighted over data sets.
+pub const EVAL_EM: &str = "eval/em";
 /// Mean outcome reward (= exact match) of the step's episodes.
 pub const REWARD: &str = "rollout/reward";
 pub const SUBSTRING_EM: &str = "rollout/substring_em";
@@ -60,6 +65,11 @@ pub struct Metrics(pub Vec<(&'static str, f64)>);
 impl Metrics {
     pub fn set(&mut self, name: &'static str, value: f64) {
         self.0.push((name, value));
+    }
+
+    /// Adds another part of the step's figures behind these.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
     }
 
     pub fn get(&self, name: &str) -> Option<f64> {

@@ -62,7 +62,7 @@ pub fn rl_step<B: TrainBackend>(
     device: &B::Device,
 ) -> Metrics {
     let mut metrics = Metrics::default();
-    let pass = Pass { micro_batch_tokens: recipe.rl.micro_batch_tokens, temperature: recipe.episode.temperature, device };
+    let pass = &Pass { micro_batch_tokens: recipe.rl.micro_batch_tokens, temperature: recipe.episode.temperature, device };
     let mut batch = RolloutBatch::new(episodes);
     let rows: Vec<usize> = (0..batch.n_rows).collect();
     let penalised: Vec<usize> = rows.iter().copied().filter(|&row| is_penalised(recipe.kl.mode, &[batch.scores[row]])).collect();
@@ -114,7 +114,7 @@ fn penalty<I: Backend>(
     batch: &mut RolloutBatch,
     penalised: &[usize],
     recipe: &Recipe,
-    pass: Pass<'_, I>,
+    pass: &Pass<'_, I>,
 ) -> Vec<f32> {
     batch.ref_log_probs = vec![0.0; batch.n_rows * batch.n_cols];
     let mut kl = vec![0.0; batch.n_rows * batch.n_cols];

@@ -9,7 +9,7 @@ use dgpo_models::{
 };
 
 /// How a pass over the batch is cut.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Pass<'a, B: Backend> {
     /// Padded tokens of a micro-batch.
     pub micro_batch_tokens: usize,
@@ -21,7 +21,7 @@ pub struct Pass<'a, B: Backend> {
 /// log pi(y_t) of the agent tokens of `rows`; 0 elsewhere.
 /// # Shapes
 /// -> `[B, T]`
-pub fn log_probs<B: Backend>(model: &Decoder<B>, batch: &RolloutBatch, rows: &[usize], pass: Pass<'_, B>) -> Vec<f32> {
+pub fn log_probs<B: Backend>(model: &Decoder<B>, batch: &RolloutBatch, rows: &[usize], pass: &Pass<'_, B>) -> Vec<f32> {
     let mut result = vec![0.0; batch.n_rows * batch.n_cols];
     for rows in batch.micro_batches(rows, pass.micro_batch_tokens) {
         let tokens = batch.agent_tokens(&rows);
@@ -38,7 +38,7 @@ pub fn log_probs<B: Backend>(model: &Decoder<B>, batch: &RolloutBatch, rows: &[u
 /// V_t of the response tokens of all rows; 0 elsewhere.
 /// # Shapes
 /// -> `[B, T]`
-pub fn values<B: Backend>(critic: &Critic<B>, batch: &RolloutBatch, pass: Pass<'_, B>) -> Vec<f32> {
+pub fn values<B: Backend>(critic: &Critic<B>, batch: &RolloutBatch, pass: &Pass<'_, B>) -> Vec<f32> {
     let mut result = vec![0.0; batch.n_rows * batch.n_cols];
     let rows: Vec<usize> = (0..batch.n_rows).collect();
     for rows in batch.micro_batches(&rows, pass.micro_batch_tokens) {
@@ -62,7 +62,7 @@ pub fn full_kl_of<B: Backend>(
     estimator: KlEstimator,
     batch: &RolloutBatch,
     rows: &[usize],
-    pass: Pass<'_, B>,
+    pass: &Pass<'_, B>,
 ) -> Vec<f32> {
     let mut result = vec![0.0; batch.n_rows * batch.n_cols];
     for rows in batch.micro_batches(rows, pass.micro_batch_tokens) {

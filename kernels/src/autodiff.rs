@@ -1,0 +1,145 @@
+//! The operations on an autodiff backend: one graph node each, with the hand-written backward pass of the inner backend.
+//!
+//! No autodiff runs inside a backward pass (burn would deadlock); the inputs are kept by burn's checkpointing, nothing else is.
+use crate::{KernelOps, attention::CausalRows, cache_write::CacheSpan};
+use burn::{
+    backend::autodiff::{
+        Autodiff, NodeId,
+        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+        grads::Gradients,
+        ops::{Backward, Ops, OpsKind},
+    },
+    tensor::{backend::AutodiffBackend, ops::FloatTensor},
+};
+
+impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
+    const KEY_POSITION_DIM: usize = B::KEY_POSITION_DIM;
+
+    fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
+        if rows.slots.is_some() {
+            return Self::from_inner(B::causal_attention(q.primitive, k.primitive, v.primitive, rows));
+        }
+        match AttentionNode.prepare::<C>([q.node.clone(), k.node.clone(), v.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut node) => {
+                let inputs = [node.checkpoint(&q), node.checkpoint(&k), node.checkpoint(&v)];
+                let out = B::causal_attention(q.primitive, k.primitive, v.primitive, rows);
+                node.finish((inputs, rows.clone()), out)
+            }
+            OpsKind::UnTracked(node) => node.finish(B::causal_attention(q.primitive, k.primitive, v.primitive, rows)),
+        }
+    }
+
+    fn causal_attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        rows: &CausalRows,
+    ) -> [FloatTensor<Self>; 3] {
+        B::causal_attention_backward(q.primitive, k.primitive, v.primitive, grad.primitive, rows).map(Self::from_inner)
+    }
+
+    fn cache_write(cache: FloatTensor<Self>, values: FloatTensor<Self>, spans: &[CacheSpan], position_dim: usize) -> FloatTensor<Self> {
+        Self::from_inner(B::cache_write(cache.primitive, values.primitive, spans, position_dim))
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
+        match RmsNormNode.prepare::<C>([x.node.clone(), weight.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut node) => {
+                let inputs = [node.checkpoint(&x), node.checkpoint(&weight)];
+                node.finish((inputs, eps), B::rms_norm(x.primitive, weight.primitive, eps))
+            }
+            OpsKind::UnTracked(node) => node.finish(B::rms_norm(x.primitive, weight.primitive, eps)),
+        }
+    }
+
+    fn rms_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, eps: f64) -> [FloatTensor<Self>; 2] {
+        B::rms_norm_backward(x.primitive, weight.primitive, grad.primitive, eps).map(Self::from_inner)
+    }
+
+    fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (cos, sin) = (cos.primitive, sin.primitive); // the tables are constants of this operation
+        match RotaryNode.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(node) => node.finish((cos.clone(), sin.clone()), B::rotary(x.primitive, cos, sin)),
+            OpsKind::UnTracked(node) => node.finish(B::rotary(x.primitive, cos, sin)),
+        }
+    }
+
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        match SwigluNode.prepare::<C>([gate.node.clone(), up.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut node) => {
+                let inputs = [node.checkpoint(&gate), node.checkpoint(&up)];
+                node.finish(inputs, B::swiglu(gate.primitive, up.primitive))
+            }
+            OpsKind::UnTracked(node) => node.finish(B::swiglu(gate.primitive, up.primitive)),
+        }
+    }
+
+    fn swiglu_backward(gate: FloatTensor<Self>, up: FloatTensor<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 2] {
+        B::swiglu_backward(gate.primitive, up.primitive, grad.primitive).map(Self::from_inner)
+    }
+}
+
+#[derive(Debug)]
+struct AttentionNode;
+
+impl<B: KernelOps> Backward<B, 3> for AttentionNode {
+    type State = ([NodeId; 3], CausalRows);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (inputs, rows) = ops.state;
+        let [q, k, v] = inputs.map(|id| checkpointer.retrieve_node_output(id));
+        let gradients = B::causal_attention_backward(q, k, v, grad, &rows);
+        register::<B, 3>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), gradients);
+    }
+}
+
+#[derive(Debug)]
+struct RmsNormNode;
+
+impl<B: KernelOps> Backward<B, 2> for RmsNormNode {
+    type State = ([NodeId; 2], f64);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (inputs, eps) = ops.state;
+        let [x, weight] = inputs.map(|id| checkpointer.retrieve_node_output(id));
+        register::<B, 2>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), B::rms_norm_backward(x, weight, grad, eps));
+    }
+}
+
+#[derive(Debug)]
+struct RotaryNode;
+
+impl<B: KernelOps> Backward<B, 1> for RotaryNode {
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (cos, sin) = ops.state;
+        register::<B, 1>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), [B::rotary(grad, cos, B::float_neg(sin))]);
+    }
+}
+
+#[derive(Debug)]
+struct SwigluNode;
+
+impl<B: KernelOps> Backward<B, 2> for SwigluNode {
+    type State = [NodeId; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [gate, up] = ops.state.map(|id| checkpointer.retrieve_node_output(id));
+        register::<B, 2>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), B::swiglu_backward(gate, up, grad));
+    }
+}
+
+/// Hands each parent that wants it its gradient.
+fn register<B: KernelOps, const N: usize>(grads: &mut Gradients, parents: [Option<NodeId>; N], gradients: [FloatTensor<B>; N]) {
+    for (parent, gradient) in parents.into_iter().zip(gradients) {
+        if let Some(parent) = parent {
+            grads.register::<B>(parent, gradient);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the loops of the CPU backend share: strided views of its tensors, vector instructions, and work split over threads.
+//!
+//! Loops are plain Rust over fixed-size arrays, compiled once for each instruction set the machine may have ([`simd`]) and left to the compiler to
+//! vectorise. Every output element is computed by one thread in a fixed order, so results do not depend on the number of threads.
+use burn::{
+    backend::Flex,
+    tensor::{DType, Shape, TensorData, ops::FloatTensor, ops::FloatTensorOps},
+};
+use rayon::prelude::*;
+
+/// Lanes of the inner loops: one AVX-512 or two AVX2 registers.
+pub const LANES: usize = 16;
+/// Multiply-adds below which waking other threads costs more than it saves (some ten microseconds of one core).
+const PARALLEL_WORK: usize = 200_000;
+
+/// A tensor of the CPU backend.
+pub type CpuTensor = FloatTensor<Flex>;
+
+/// The f32 elements of a tensor with its strides, in elements. No stride is negative.
+pub struct View<'a, const D: usize> {
+    pub data: &'a [f32],
+    pub shape: [usize; D],
+    pub strides: [usize; D],
+}
+
+impl<'a, const D: usize> View<'a, D> {
+    /// # Panics
+    /// On a tensor that did not go through [`readable`], or of another rank.
+    pub fn new(tensor: &'a CpuTensor) -> Self {
+        let layout = tensor.layout();
+        Self {
+            data: &tensor.storage::<f32>()[layout.start_offset()..],
+            shape: layout.shape().dims(),
+            strides: std::array::from_fn(|dim| usize::try_from(layout.strides()[dim]).expect("readable() leaves no negative stride")),
+        }
+    }
+}
+
+/// The tensor in f32 with strides >= 0 (a copy only where it is not so already).
+pub fn readable(tensor: CpuTensor) -> CpuTensor {
+    let tensor = match tensor.dtype() {
+        DType::F32 => tensor,
+        _ => Flex::float_cast(tensor, DType::F32.into()),
+    };
+    match tensor.layout().strides().iter().any(|&stride| stride < 0) {
+        true => tensor.to_contiguous(),
+        false => tensor,
+    }
+}
+
+/// `readable` with the elements of the last dimension side by side.
+pub fn with_rows(tensor: CpuTensor) -> CpuTensor {
+    let tensor = readable(tensor);
+    match tensor.layout().strides().last() {
+        Some(&1) | None => tensor,
+        Some(_) => tensor.to_contiguous(),
+    }
+}
+
+/// The tensor in f32, row-major from the first element of its storage and nothing behind it (a copy only where it is not so already).
+pub fn row_major(tensor: CpuTensor) -> CpuTensor {
+    let tensor = readable(tensor);
+    tensor.to_contiguous()
+}
+
+/// A tensor of `dtype` from f32 elements in row-major order.
+pub fn from_vec<const D: usize>(data: Vec<f32>, shape: [usize; D], dtype: DType) -> CpuTensor {
+    let tensor = Flex::float_from_data(TensorData::new(data, Shape::new(shape)), &<Flex as burn::tensor::backend::BackendTypes>::Device::default());
+    match dtype {
+        DType::F32 => tensor,
+        _ => Flex::float_cast(tensor, dtype.into()),
+    }
+}
+
+/// Runs a loop with the widest vector instructions of this machine. The closure, and what it calls, must be `#[inline(always)]` to profit.
+#[inline(always)]
+pub fn simd<R>(body: impl FnOnce() -> R) -> R {
+    macerator::Arch::new().dispatch(body)
+}
+
+/// Runs `task` for every piece, on all threads when `work` (multiply-adds in all) is worth it.
+pub fn for_each_piece<T: Send>(pieces: Vec<T>, work: usize, task: impl Fn(T) + Sync + Send) {
+    if work < PARALLEL_WORK || pieces.len() < 2 {
+        pieces.into_iter().for_each(task);
+    } else {
+        pieces.into_par_iter().for_each(task);
+    }
+}
+
+/// exp(x) within 2 units in the last place for -87 <= x <= 88; 0 below, exp(88) = 1.7e38 above; NaN stays NaN. Branch-free, so that loops over it
+/// vectorise.
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2, exp(x) = 2^n exp(r), exp(r) by the degree-6 polynomial of Cephes.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const LOWEST: f32 = -87.0;
+    const HIGHEST: f32 = 88.0;
+    /// Adding 1.5 2^23 leaves the nearest integer in the low bits of the mantissa.
+    const ROUND: f32 = 12_582_912.0;
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    // `if` rather than `max` and `min`, which would turn NaN into a number.
+    let clamped = if x < LOWEST { LOWEST } else { x };
+    let clamped = if clamped > HIGHEST { HIGHEST } else { clamped };
+    let rounded = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, clamped));
+    let mut p = 1.987_569_1e-4f32;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 5.0e-1] {
+        p = p.mul_add(r, c);
+    }
+    let exp_r = p.mul_add(r * r, r) + 1.0;
+    let two_to_n = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
+    let value = exp_r * two_to_n;
+    if x < LOWEST { 0.0 } else { value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let mut worst = 0.0f64;
+        for i in 0..=2_000_000 {
+            let x = -87.0 + 175.0 * f64::from(i) / 2_000_000.0;
+            let x = x as f32;
+            let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
+            worst = worst.max((got - want).abs() / want);
+        }
+        assert!(worst < 2.0 * f64::from(f32::EPSILON), "relative error {worst:e}");
+    }
+
+    #[test]
+    fn exp_of_very_negative_numbers_is_zero_and_nan_stays() {
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-1.0e30), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+}

@@ -1,0 +1,83 @@
+//! SwiGLU: y = silu(gate) * up, silu(x) = x s(x) with s the logistic function.
+//!
+//! ```text
+//! dup = dy silu(gate)         dgate = dy up s (1 + gate (1 - s))
+//! ```
+//!
+//! One pass each way; only gate and up are kept. In f32 whatever the dtype. Bytes (f32): 12 N I forwards, 20 N I backwards, one exponential an element.
+use crate::{
+    KernelOps,
+    cpu::{CpuTensor, exp, for_each_piece, from_vec, row_major, simd},
+};
+use burn::tensor::{DType, Tensor, TensorMetadata, TensorPrimitive, activation::sigmoid, backend::Backend, ops::FloatTensor};
+
+/// Elements of one task of the CPU loops.
+const TASK: usize = 1 << 14;
+/// An exponential and its surroundings, counted in multiply-adds.
+const WORK_PER_ELEMENT: usize = 16;
+
+/// silu(gate) * up, differentiable in both. Any equal shapes [N, I] -> [N, I] in the dtype of gate.
+pub fn swiglu<B: KernelOps>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
+    assert_eq!(gate.dims(), up.dims(), "gate and up must have one shape");
+    let (gate, up) = (gate.into_primitive().tensor(), up.into_primitive().tensor());
+    Tensor::from_primitive(TensorPrimitive::Float(B::swiglu(gate, up)))
+}
+
+pub(crate) fn reference<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
+    let dtype = gate.dtype();
+    let [gate, up] = [gate, up].map(f32_tensor::<B>);
+    (gate.clone() * sigmoid(gate) * up).cast(dtype).into_primitive().tensor()
+}
+
+pub(crate) fn reference_backward<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>, grad: FloatTensor<B>) -> [FloatTensor<B>; 2] {
+    let dtype = gate.dtype();
+    let [gate, up, grad] = [gate, up, grad].map(f32_tensor::<B>);
+    let s = sigmoid(gate.clone());
+    let dup = grad.clone() * gate.clone() * s.clone();
+    let dgate = grad * up * s.clone() * (gate * (s.neg() + 1.0) + 1.0);
+    [dgate, dup].map(|tensor| tensor.cast(dtype).into_primitive().tensor())
+}
+
+fn f32_tensor<B: Backend>(primitive: FloatTensor<B>) -> Tensor<B, 2> {
+    Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(primitive)).cast(DType::F32)
+}
+
+pub(crate) fn cpu(gate: CpuTensor, up: CpuTensor) -> CpuTensor {
+    let dtype = gate.dtype();
+    let (gate, up) = (row_major(gate), row_major(up));
+    let (g, u) = (gate.storage::<f32>(), up.storage::<f32>());
+    let mut out = vec![0.0f32; g.len()];
+    let tasks = out.chunks_mut(TASK).zip(g.chunks(TASK)).zip(u.chunks(TASK)).collect();
+    for_each_piece(tasks, WORK_PER_ELEMENT * g.len(), |((out, g), u)| {
+        simd(|| {
+            for ((out, g), u) in out.iter_mut().zip(g).zip(u) {
+                *out = g * logistic(*g) * u;
+            }
+        })
+    });
+    from_vec(out, gate.layout().shape().dims::<2>(), dtype)
+}
+
+pub(crate) fn cpu_backward(gate: CpuTensor, up: CpuTensor, grad: CpuTensor) -> [CpuTensor; 2] {
+    let dtype = gate.dtype();
+    let (gate, up, grad) = (row_major(gate), row_major(up), row_major(grad));
+    let (g, u, dy) = (gate.storage::<f32>(), up.storage::<f32>(), grad.storage::<f32>());
+    let (mut dgate, mut dup) = (vec![0.0f32; g.len()], vec![0.0f32; g.len()]);
+    let tasks = dgate.chunks_mut(TASK).zip(dup.chunks_mut(TASK)).zip(g.chunks(TASK).zip(u.chunks(TASK)).zip(dy.chunks(TASK))).collect();
+    for_each_piece(tasks, 2 * WORK_PER_ELEMENT * g.len(), |((dgate, dup), ((g, u), dy))| {
+        simd(|| {
+            for i in 0..g.len() {
+                let s = logistic(g[i]);
+                dup[i] = dy[i] * g[i] * s;
+                dgate[i] = dy[i] * u[i] * s * (1.0 + g[i] * (1.0 - s));
+            }
+        })
+    });
+    let shape = gate.layout().shape().dims::<2>();
+    [from_vec(dgate, shape, dtype), from_vec(dup, shape, dtype)]
+}
+
+#[inline(always)]
+fn logistic(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
