@@ -168,3 +168,6 @@ impl KlController {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
