@@ -60,6 +60,11 @@ pub fn expand(text: &str) -> Result<String, HubError> {
     expand_with(text, &|variable| std::env::var_os(variable))
 }
 
+/// Where Hugging Face tools keep what they download on this machine, whether it exists or not; None without a home folder.
+pub fn cache_dir() -> Option<PathBuf> {
+    hugging_face_cache(&|variable| std::env::var_os(variable).filter(|value| !value.is_empty()))
+}
+
 /// Lookup of environment variables, so that tests need not change the process's own.
 type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 

@@ -106,6 +106,13 @@ pub fn plays_episodes(recipe: &Recipe) -> bool {
     recipe.stage.has_rl() || (recipe.stage == Stage::Distill && recipe.data.trajectories.is_empty())
 }
 
+/// Checks the retriever and what it searches, for commands that use nothing else of a recipe.
+pub fn check_search(recipe: &Recipe) -> Findings {
+    let mut found = Findings::default();
+    check_retriever(recipe, &mut found);
+    found
+}
+
 fn check_run(recipe: &Recipe, found: &mut Findings) {
     let name = &recipe.run.name;
     let is_odd = name.starts_with('.') || name.contains(|c: char| !(c.is_alphanumeric() || "._-+".contains(c)));
@@ -182,8 +189,7 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
                 || format!("{} candidates cannot yield top_k = {} passages", retriever.hnsw_ef_search, retriever.top_k),
                 || format!("at least {}; 128 is usual", retriever.top_k),
             );
-            let is_missing = no_passages && retriever.index.is_empty();
-            found.not_empty("data.corpus", is_missing, "name the passages, or a built index in retriever.index");
+            found.not_empty("data.corpus", no_passages, "name the passages; an index answers with their numbers alone");
         }
         "bm25" => found.not_empty("data.corpus", no_passages, "bm25 searches the passages of this file"),
         "remote" => {

@@ -146,11 +146,6 @@ fn each_retriever_needs_its_own_input() {
     assert_eq!(problem(|r| r.retriever.encoder.clear()).key, "retriever.encoder");
     assert_eq!(problem(|r| r.retriever.hnsw_ef_search = 2).key, "retriever.hnsw_ef_search");
     assert_eq!(problem(|r| r.retriever.hnsw_m = 256).key, "retriever.hnsw_m");
-    let with_index = |r: &mut Recipe| {
-        r.data.corpus.clear();
-        r.retriever.index = "indexes/wiki".into();
-    };
-    assert_eq!(n_problems(with_index), 0);
 }
 
 #[test]

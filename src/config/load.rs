@@ -35,12 +35,25 @@ impl Loaded {
     }
 }
 
-/// Reads the recipe `source`, a path or the bare name of a built-in recipe, and applies `overrides` (`a.b=value`, in order).
+/// Reads the recipe `source`, a path or the bare name of a built-in recipe, applies `overrides` (`a.b=value`, in order), and checks the rules.
 ///
 /// An override's value is TOML; text that is not (or a number where the key holds text) is taken as a bare string.
 /// # Errors
 /// [`ConfigError`], each variant with the place and a hint; all broken rules at once.
 pub fn load(source: &str, overrides: &[String]) -> Result<Loaded, ConfigError> {
+    let mut loaded = load_part(source, overrides)?;
+    let findings = check::check(&loaded.recipe);
+    if !findings.errors.is_empty() {
+        return Err(ConfigError::Rules(findings.errors));
+    }
+    loaded.warnings = findings.warnings;
+    Ok(loaded)
+}
+
+/// As [`load`], for commands that use a part of the recipe: the rules are not checked.
+/// # Errors
+/// As [`load`], but for [`ConfigError::Rules`].
+pub fn load_part(source: &str, overrides: &[String]) -> Result<Loaded, ConfigError> {
     let mut layers = Vec::new();
     collect_layers(Place::find(source, None)?, &mut layers)?;
     let name = Path::new(source).file_stem().map_or_else(|| source.to_owned(), |stem| stem.to_string_lossy().into_owned());
@@ -52,12 +65,8 @@ pub fn load(source: &str, overrides: &[String]) -> Result<Loaded, ConfigError> {
     for argument in overrides {
         settings.append(&mut parse_override(argument)?);
     }
-    let recipe = typed(settings)?;
-    let findings = check::check(&recipe);
-    if !findings.errors.is_empty() {
-        return Err(ConfigError::Rules(findings.errors));
-    }
-    Ok(Loaded { recipe, name, sources: layers.into_iter().map(|layer| layer.place.to_string()).collect(), warnings: findings.warnings })
+    let sources = layers.into_iter().map(|layer| layer.place.to_string()).collect();
+    Ok(Loaded { recipe: typed(settings)?, name, sources, warnings: Vec::new() })
 }
 
 /// The recipe as a complete TOML file, which loads back to an equal recipe.

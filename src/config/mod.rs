@@ -42,13 +42,13 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The offending line below a message, as compilers show it; empty for arguments, which the message itself repeats.
+/// What stands between a message and its hint: the offending line, as compilers show it; nothing for arguments, which the message repeats.
 struct Excerpt<'a>(&'a Origin);
 impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.line {
-            Some(line) => write!(f, "\n{line:>5} | {}", self.0.excerpt),
-            None => Ok(()),
+            Some(line) => writeln!(f, "\n{line:>5} | {}", self.0.excerpt),
+            None => write!(f, "; "),
         }
     }
 }
@@ -77,15 +77,15 @@ pub enum ConfigError {
     Read { path: PathBuf, source: std::io::Error, hint: String },
     #[error("there is no built-in recipe \"{name}\"; hint: {hint}")]
     UnknownRecipe { name: String, hint: String },
-    #[error("{origin}: not TOML: {why}{}", Excerpt(origin))]
+    #[error("{origin}: not TOML: {why}{}hint: text needs quotation marks, a list brackets", Excerpt(origin))]
     Syntax { origin: Origin, why: String },
     #[error("recipes extend each other in a circle: {}; hint: remove one of these `extends` lines", chain.join(" -> "))]
     Cycle { chain: Vec<String> },
     #[error("--set {argument}: {why}; hint: write --set table.key=value, e.g. --set rl.steps=10")]
     Override { argument: String, why: String },
-    #[error("{origin}: unknown key {key}{}; hint: {hint}", Excerpt(origin))]
+    #[error("{origin}: unknown key {key}{}hint: {hint}", Excerpt(origin))]
     UnknownKey { origin: Origin, key: String, hint: String },
-    #[error("{origin}: {key}: {why}{}; hint: {hint}", Excerpt(origin))]
+    #[error("{origin}: {key}: {why}{}hint: {hint}", Excerpt(origin))]
     WrongType { origin: Origin, key: String, why: String, hint: String },
     #[error("{} in the recipe:\n{}", count(.0.len()), .0.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
     Rules(Vec<Problem>),

@@ -7,7 +7,7 @@
 //! trained network   P·d parameters + P·4 masters (only if d = 2) + P·4 gradients + P·8 Adam moments
 //! frozen network    P·d
 //! KV cache          rows · positions · 2 · layers · kv_heads · head_dim · d
-//! logits chunk      rows · V · 4, three times: logits, probabilities, gradient
+//! logits chunk      head_rows · V · 4, three times: logits, probabilities, gradient
 //! ```
 //! with P parameters and d bytes of `model.dtype`. Activations are not in it: they grow with `micro_batch_tokens` and depend on the backend.
 use super::{DistillRecipe, KlMode, KlReference, Recipe, Stage};
@@ -15,8 +15,6 @@ use crate::hub;
 use dgpo_models::config::DecoderConfig;
 use serde::Serialize;
 
-/// Rows of vocabulary logits that exist at once: [LOGITS_CHUNK_ROWS, V] in f32 is 156 MB at Qwen2.5's V = 151,936.
-pub const LOGITS_CHUNK_ROWS: usize = 256;
 /// Logits, probabilities and gradient of a chunk.
 const CHUNK_COPIES: usize = 3;
 const F32_BYTES: usize = 4;
@@ -92,8 +90,8 @@ impl Shapes {
     }
 }
 
-/// The plan of a recipe that passed [`super::check`].
-pub fn plan(recipe: &Recipe, shapes: &Shapes) -> Plan {
+/// The plan of a recipe that passed [`super::check`]; `head_rows` = rows of vocabulary logits that the trainer lets exist at once.
+pub fn plan(recipe: &Recipe, shapes: &Shapes, head_rows: usize) -> Plan {
     let mut notes = Vec::new();
     let longest = recipe.episode.longest_episode();
     if recipe.stage.has_rl() && longest > recipe.episode.max_prompt_length {
@@ -118,7 +116,7 @@ pub fn plan(recipe: &Recipe, shapes: &Shapes) -> Plan {
             }
         }
     }
-    Plan { stage: recipe.stage, memory: memory(recipe, shapes), phases, notes }
+    Plan { stage: recipe.stage, memory: memory(recipe, shapes, head_rows), phases, notes }
 }
 
 /// Tokens an episode may sample: every turn at its limit, and never more than prompt and response together may have.
@@ -164,10 +162,10 @@ fn distill_phases(recipe: &Recipe, notes: &mut Vec<String>) -> Vec<PhasePlan> {
     phases
 }
 
-/// Optimizer steps of KD on `n_episodes` episodes: `distill.steps`, or as many as the epochs need (the last batch may be short).
+/// Optimizer steps of KD on `n_episodes` episodes: `distill.steps`, or enough batches in each of its epochs to see every episode.
 pub fn distill_steps(distill: &DistillRecipe, n_episodes: usize) -> usize {
     match distill.steps {
-        0 => (n_episodes * distill.epochs).div_ceil(distill.batch),
+        0 => distill.epochs * n_episodes.div_ceil(distill.batch),
         steps => steps,
     }
 }
@@ -191,18 +189,18 @@ fn dtype_bytes(recipe: &Recipe) -> usize {
     if recipe.model.dtype == "f32" { F32_BYTES } else { 2 }
 }
 
-fn memory(recipe: &Recipe, shapes: &Shapes) -> Vec<PhaseMemory> {
+fn memory(recipe: &Recipe, shapes: &Shapes, head_rows: usize) -> Vec<PhaseMemory> {
     let Some(student) = &shapes.student else { return Vec::new() };
     let mut phases = Vec::new();
     if recipe.stage == Stage::Pretrain {
-        phases.push(bill("pretrain", [trained("student", student, recipe), logits_chunk(student)].concat()));
+        phases.push(bill("pretrain", [trained("student", student, recipe), logits_chunk(student, head_rows)].concat()));
     }
     if recipe.stage.has_distillation() {
         let mut items = trained("student", student, recipe);
-        let mut chunk = logits_chunk(student);
+        let mut chunk = logits_chunk(student, head_rows);
         if let Some(teacher) = &shapes.teacher {
             items.extend(frozen("teacher", teacher, recipe));
-            chunk.extend(logits_chunk(teacher));
+            chunk.extend(logits_chunk(teacher, head_rows));
             if recipe.data.trajectories.is_empty() {
                 let rows = recipe.episode.max_rows.min(recipe.demos.n_episodes);
                 phases.push(bill("demos", [frozen("teacher", teacher, recipe), kv_cache("teacher", teacher, rows, recipe)].concat()));
@@ -221,7 +219,7 @@ fn memory(recipe: &Recipe, shapes: &Shapes) -> Vec<PhaseMemory> {
         }
         let rows = recipe.episode.max_rows.min(recipe.rl.questions_per_step);
         items.extend(kv_cache("student", student, rows, recipe));
-        items.extend(logits_chunk(student));
+        items.extend(logits_chunk(student, head_rows));
         phases.push(bill("rl", items));
     }
     phases
@@ -256,9 +254,9 @@ fn kv_cache(role: &str, shape: &DecoderConfig, rows: usize, recipe: &Recipe) -> 
     vec![item(format!("{role}: KV cache of {rows} rows x {positions} positions"), rows * positions * per_position)]
 }
 
-fn logits_chunk(shape: &DecoderConfig) -> Vec<MemoryItem> {
-    let size_bytes = LOGITS_CHUNK_ROWS * shape.vocab_size * F32_BYTES * CHUNK_COPIES;
-    vec![item(format!("logits of {LOGITS_CHUNK_ROWS} rows x {} (f32, with gradient)", shape.vocab_size), size_bytes)]
+fn logits_chunk(shape: &DecoderConfig, head_rows: usize) -> Vec<MemoryItem> {
+    let size_bytes = head_rows * shape.vocab_size * F32_BYTES * CHUNK_COPIES;
+    vec![item(format!("logits of {head_rows} rows x {} (f32, with gradient)", shape.vocab_size), size_bytes)]
 }
 
 #[cfg(test)]
@@ -295,7 +293,7 @@ mod tests {
 
     #[test]
     fn the_papers_run_makes_512_000_episodes_and_2_000_optimizer_steps() {
-        let plan = plan(&Recipe::default(), &Shapes::default());
+        let plan = plan(&Recipe::default(), &Shapes::default(), 256);
         let rl = phase(&plan, "rl");
         assert_eq!((rl.steps, rl.episodes, rl.optimizer_steps), (1000, 512_000, 2000));
         // Five turns of 500 tokens each.
@@ -303,9 +301,10 @@ mod tests {
     }
 
     #[test]
-    fn kd_steps_are_epochs_over_batches_rounded_up() {
+    fn kd_steps_are_batches_an_epoch_rounded_up() {
         let distill = DistillRecipe { epochs: 5, batch: 64, steps: 0, ..Default::default() };
-        assert_eq!(distill_steps(&distill, 100), 8); // 500 / 64 = 7.8
+        // 100 episodes are two batches of 64, five times.
+        assert_eq!(distill_steps(&distill, 100), 10);
         assert_eq!(distill_steps(&DistillRecipe { steps: 3, ..distill }, 100), 3);
     }
 
@@ -328,7 +327,7 @@ mod tests {
     fn a_run_without_kl_holds_no_reference_model() {
         let shapes = Shapes { student: Some(qwen_half_b()), teacher: Some(qwen_half_b()) };
         let mut recipe = Recipe { stage: Stage::Rl, ..Default::default() };
-        let has_teacher = |recipe: &Recipe| memory(recipe, &shapes)[0].items.iter().any(|item| item.what.starts_with("teacher"));
+        let has_teacher = |recipe: &Recipe| memory(recipe, &shapes, 256)[0].items.iter().any(|item| item.what.starts_with("teacher"));
         assert!(has_teacher(&recipe));
         recipe.kl.mode = KlMode::None;
         assert!(!has_teacher(&recipe));

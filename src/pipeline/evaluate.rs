@@ -88,13 +88,5 @@ impl<B: TrainBackend> Pipeline<'_, B> {
 
 /// The summary's view of an evaluation.
 pub fn figures(evaluation: &Evaluation) -> Figures {
-    Figures {
-        em: evaluation.average_em,
-        substring_em: evaluation.all.substring_em,
-        searches_per_episode: evaluation.all.searches,
-        hit_ratio: evaluation.all.hit_ratio,
-        response_tokens: evaluation.all.response_tokens,
-        n_questions: evaluation.all.n_episodes,
-        em_by_dataset: evaluation.datasets.iter().map(|d| (d.dataset.clone(), d.stats.em)).collect(),
-    }
+    Figures { all: evaluation.all, datasets: evaluation.datasets.iter().map(|d| (d.dataset.clone(), d.stats)).collect() }
 }

@@ -10,7 +10,7 @@ use crate::{
         trajectories::{Trajectory, read_trajectories},
     },
     engine::StopReason,
-    env::{protocol, reward::outcome_reward},
+    env::protocol,
     hub,
     retriever::Retriever,
     rollout::{Episode, RolloutBatch, Segment, Status, trajectory::episode_from_trajectory},
@@ -154,7 +154,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         };
         let mut episodes = Vec::with_capacity(trajectories.len());
         for trajectory in &trajectories {
-            let episode = episode_from_trajectory(tokenizer, &prompt, outcome_reward, trajectory)?;
+            let episode = episode_from_trajectory(tokenizer, &prompt, trajectory)?;
             if episode.prompt_len() + episode.response_len() <= self.setup.recipe.episode.max_prompt_length {
                 episodes.push(episode);
             }

@@ -10,7 +10,7 @@
 //! rounding at the border), and equal vectors come in the order of their ids.
 //! Cost: 2 n dim flops a query; memory `n_queries (dim + k + 8)` numbers a thread.
 use bytemuck::Zeroable;
-use macerator::{Arch, ReduceMax, Scalar, Simd, VOrd, Vector, WithSimd};
+use macerator::{Arch, Scalar, Simd, Vector, WithSimd};
 use rayon::prelude::*;
 use std::cmp::Ordering;
 
@@ -312,4 +312,4 @@ impl Best {
 
 #[cfg(test)]
 #[path = "exact_tests.rs"]
-mod tests;
+pub mod tests;

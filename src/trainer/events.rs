@@ -65,7 +65,7 @@ pub enum Event<'a> {
         done: usize,
         total: usize,
     },
-    /// Step `step` of `total` is done. Metrics carry their full names (`rollout/reward_mean`).
+    /// Step `step` of `total` is done. Metrics carry their full names (see `trainer::metrics`).
     Step {
         phase: Phase,
         step: usize,

@@ -3,10 +3,13 @@
 //! ```text
 //! runs/NAME/  recipe.toml (resolved)   provenance.json   metrics.jsonl   summary.json   episodes/   checkpoints/
 //! ```
-//! A metrics line is one flat object, `{"phase":"rl","step":3,"rollout/reward_mean":0.41,...}`, flushed as it is written. The step is the number
+//! A metrics line is one flat object, `{"phase":"rl","step":3,"rollout/reward":0.41,...}`, flushed as it is written. The step is the number
 //! of finished steps, so a run resumed from step s cuts the file behind (phase, s) and goes on as if it had never stopped.
 use super::{checkpoint::CHECKPOINTS_DIR, events::Phase};
-use crate::config::{self, ConfigError, Recipe};
+use crate::{
+    config::{self, ConfigError, Recipe},
+    rollout::EpisodeStats,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::{
@@ -44,24 +47,15 @@ fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDir
     move |source| RunDirError::Io { verb, path, source }
 }
 
-/// The figures of one model on the test questions. A figure that has no meaning for a model is absent.
+/// The figures of one model on the test questions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Figures {
-    /// Exact match, the unweighted mean over data sets.
-    pub em: f64,
-    /// Share of predictions that contain a gold answer.
-    pub substring_em: f64,
-    /// Searches an episode, mean.
-    pub searches_per_episode: f64,
-    /// Share of episodes in which a gold answer occurs in a retrieved passage.
-    pub hit_ratio: f64,
-    /// Response tokens an episode (agent and observations), mean.
-    pub response_tokens: f64,
-    /// Questions asked.
-    pub n_questions: usize,
-    /// EM of each data set.
-    pub em_by_dataset: BTreeMap<String, f64>,
+    /// Over all data sets: their unweighted mean.
+    #[serde(flatten)]
+    pub all: EpisodeStats,
+    /// Each data set by its name.
+    #[serde(default)]
+    pub datasets: BTreeMap<String, EpisodeStats>,
 }
 
 /// summary.json: the final figures of a run. Models that were not evaluated are absent.
@@ -351,7 +345,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let run = create(root.path());
         assert_eq!(run.summary().unwrap(), None);
-        let summary = Summary { kd: Some(Figures { em: 0.5, ..Default::default() }), seed: 3, wall_s: 1.5, ..Default::default() };
+        let summary = Summary { kd: Some(Figures { all: EpisodeStats { em: 0.5, ..Default::default() }, ..Default::default() }), seed: 3, wall_s: 1.5, ..Default::default() };
         run.write_summary(&summary).unwrap();
         let read: Value = serde_json::from_str(&fs::read_to_string(run.path().join(SUMMARY_FILE)).unwrap()).unwrap();
         assert_eq!((&read["kd"]["em"], &read["seed"], &read["wall_s"]), (&json!(0.5), &json!(3), &json!(1.5)));

@@ -8,6 +8,7 @@
 
 mod cast;
 mod files;
+mod inspect;
 mod load;
 mod names;
 mod save;
@@ -30,6 +31,7 @@ use load::{Rules, load_into};
 use save::save_module;
 use std::path::{Path, PathBuf};
 
+pub use inspect::{StoredTensor, visit_tensors};
 pub use save::SHARD_SIZE_BYTES;
 
 /// A decoder may be exported without its "model." prefix; rotary tables are computed, not read.
