@@ -10,9 +10,12 @@
 //! | 2 | the command or the recipe is wrong; nothing was started |
 //! | 130 | interrupted; the checkpoint is saved |
 pub mod args;
+pub mod ask;
 pub mod conformance;
 pub mod counter;
+pub mod demos;
 pub mod doctor;
+pub mod eval;
 pub mod index;
 pub mod machine;
 pub mod model;
@@ -52,6 +55,9 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Train(Box<train::Args>),
+    Eval(eval::Args),
+    Ask(ask::Args),
+    Demos(demos::Args),
     Plan(plan::Args),
     Index(index::Args),
     Model(model::Args),
@@ -89,6 +95,9 @@ pub fn main() -> ExitCode {
     let context = Context { is_quiet: cli.quiet };
     let result = match cli.command {
         Command::Train(args) => train::run(*args, context),
+        Command::Eval(args) => eval::run(args, context),
+        Command::Ask(args) => ask::run(args),
+        Command::Demos(args) => demos::run(args),
         Command::Plan(args) => plan::run(&args),
         Command::Index(args) => index::run(args, context),
         Command::Model(args) => model::run(args),
