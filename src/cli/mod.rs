@@ -41,7 +41,7 @@ pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// Train compact language models to search like agents: distillation from a teacher, then DGPO.
 #[derive(Parser, Debug)]
-#[command(name = "dgpo", version, max_term_width = 110, disable_help_subcommand = true)]
+#[command(name = "dgpo", bin_name = "dgpo", version, max_term_width = 110, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
