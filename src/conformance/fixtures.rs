@@ -25,6 +25,8 @@ pub enum FixtureError {
     Shape { key: String, shape: Vec<usize>, expected: String },
     #[error("\"{key}\" is {found}, expected {expected}")]
     Value { key: String, found: String, expected: &'static str },
+    #[error(transparent)]
+    Model(#[from] dgpo_models::ModelError),
 }
 
 /// A tensor on the host, row-major.

@@ -31,6 +31,40 @@ fn every_ppo_fixture_passes() {
     assert!(report.passed > 300, "{} checks", report.passed);
 }
 
+#[test]
+fn every_text_fixture_passes() {
+    let report = run_family("text");
+    assert_eq!(failures(&report), Vec::<String>::new());
+    assert!(report.passed > 400, "{} checks", report.passed);
+}
+
+#[test]
+fn every_model_fixture_passes() {
+    let report = run_family("models");
+    assert_eq!(failures(&report), Vec::<String>::new());
+    assert!(report.passed > 400, "{} checks", report.passed);
+}
+
+#[test]
+fn the_whole_update_passes() {
+    let report = run_family("step");
+    assert_eq!(failures(&report), Vec::<String>::new());
+    assert!(report.passed > 150, "{} checks", report.passed);
+}
+
+#[test]
+fn every_neighbour_fixture_passes() {
+    let report = run_family("ann");
+    assert_eq!(failures(&report), Vec::<String>::new());
+}
+
+#[test]
+fn a_single_model_folder_is_a_run_of_its_own() {
+    let report = run::<CpuTrain>(&oracles("models/bert_e5"), &Default::default()).unwrap();
+    assert_eq!(failures(&report), Vec::<String>::new());
+    assert_eq!(report.families["models"][0].name, "bert_e5");
+}
+
 /// A copy of one losses case, with its `values.json` changed.
 fn changed_losses(change: impl FnOnce(&mut serde_json::Value)) -> Report {
     let dir = tempfile::tempdir().unwrap();
