@@ -7,11 +7,14 @@ pub mod bert;
 pub mod cache;
 pub mod config;
 pub mod decoder;
+mod error;
 pub mod heads;
 pub mod init;
 pub mod norm;
 pub mod rope;
 pub mod weights;
+
+pub use error::{ModelError, TensorProblem};
 
 use burn::tensor::backend::AutodiffBackend;
 use dgpo_kernels::KernelOps;
@@ -23,10 +26,3 @@ impl<B: burn::tensor::backend::Backend + KernelOps> Backend for B {}
 /// A backend that records gradients, over an inner one that does not.
 pub trait TrainBackend: AutodiffBackend<InnerBackend: Backend> + Backend {}
 impl<B: AutodiffBackend<InnerBackend: Backend> + Backend> TrainBackend for B {}
-
-/// Why a model could not be read, written or built. (One enum for the crate: config, weights.)
-#[derive(Debug, thiserror::Error)]
-pub enum ModelError {
-    #[error("{0}")]
-    Placeholder(String),
-}

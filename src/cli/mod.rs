@@ -1,4 +1,179 @@
-//! The command line.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! The command line: flags, progress, exit codes. The only layer that prints.
+//!
+//! One file a command: an `Args` struct (its help text is the documentation) and a `run` that calls the library and shows what came back. Work on a
+//! model is a [`crate::trainer::devices::Job`], so that `--device` picks the backend in one place.
+//!
+//! | exit code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | failed |
+//! | 2 | the command or the recipe is wrong; nothing was started |
+//! | 130 | interrupted; the checkpoint is saved |
+pub mod args;
+pub mod ask;
+pub mod conformance;
+pub mod counter;
+pub mod data;
+pub mod demos;
+pub mod doctor;
+pub mod eval;
+pub mod index;
+pub mod machine;
+pub mod model;
+pub mod output;
+pub mod plan;
+pub mod progress;
+pub mod runs;
+pub mod table;
+pub mod train;
+
+use crate::{
+    config::ConfigError,
+    trainer::{devices::DeviceError, run_dir::RunDirError},
+};
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use tracing::level_filters::LevelFilter;
+
+pub const EXIT_FAILED: u8 = 1;
+pub const EXIT_USAGE: u8 = 2;
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// Train compact language models to search like agents: distillation from a teacher, then DGPO.
+#[derive(Parser, Debug)]
+#[command(name = "dgpo", bin_name = "dgpo", version, max_term_width = 110, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Say nothing but errors and results.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Say more; -vv says everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Train(Box<train::Args>),
+    Eval(eval::Args),
+    Ask(ask::Args),
+    Demos(demos::Args),
+    Data(data::Args),
+    Plan(plan::Args),
+    Index(index::Args),
+    Model(model::Args),
+    Runs(runs::Args),
+    Doctor(doctor::Args),
+    Conformance(conformance::Args),
+}
+
+/// How a command that ran ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// It ran, and the result is a failure (a check that does not hold).
+    Failed,
+    /// Ctrl-C; everything is saved.
+    Interrupted,
+}
+
+/// What commands share beside their own flags.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    pub is_quiet: bool,
+}
+
+/// A wrong use of a command that clap cannot see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// Runs the command given on the command line.
+pub fn main() -> ExitCode {
+    // clap prints help, version and usage errors (exit code 2) itself.
+    let cli = Cli::parse();
+    start_log(cli.quiet, cli.verbose);
+    let context = Context { is_quiet: cli.quiet };
+    let result = match cli.command {
+        Command::Train(args) => train::run(*args, context),
+        Command::Eval(args) => eval::run(args, context),
+        Command::Ask(args) => ask::run(args),
+        Command::Demos(args) => demos::run(args),
+        Command::Data(args) => data::run(args, context),
+        Command::Plan(args) => plan::run(&args),
+        Command::Index(args) => index::run(args, context),
+        Command::Model(args) => model::run(args),
+        Command::Runs(args) => runs::run(args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Conformance(args) => conformance::run(args),
+    };
+    ExitCode::from(match result {
+        Ok(Outcome::Done) => 0,
+        Ok(Outcome::Failed) => EXIT_FAILED,
+        Ok(Outcome::Interrupted) => EXIT_INTERRUPTED,
+        Err(error) if output::is_closed_pipe(&error) => 0,
+        Err(error) => {
+            output::error(&error);
+            exit_code(&error)
+        }
+    })
+}
+
+/// 2 where the command or the recipe has to be changed before anything can start, else 1.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_usage = error.chain().any(|cause| {
+        cause.is::<ConfigError>()
+            || cause.is::<DeviceError>()
+            || cause.is::<UsageError>()
+            || matches!(cause.downcast_ref(), Some(RunDirError::Exists(_) | RunDirError::NotARun(_) | RunDirError::Recipe(_)))
+    });
+    if is_usage { EXIT_USAGE } else { EXIT_FAILED }
+}
+
+fn start_log(is_quiet: bool, verbose: u8) {
+    let level = match (is_quiet, verbose) {
+        (true, _) => LevelFilter::ERROR,
+        (false, 0) => LevelFilter::WARN,
+        (false, 1) => LevelFilter::INFO,
+        (false, _) => LevelFilter::DEBUG,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(progress::LogWriter::default)
+        .with_ansi(output::has_colour())
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_of_all_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_flag_has_a_help_text() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} of {} has no help", argument.get_id(), command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn mistakes_of_the_user_exit_with_2_and_failures_with_1() {
+        let recipe = ConfigError::UnknownRecipe { name: "x".into(), hint: "y".into() };
+        assert_eq!(exit_code(&anyhow::Error::from(recipe).context("cannot start")), EXIT_USAGE);
+        assert_eq!(exit_code(&RunDirError::Exists("runs/x".into()).into()), EXIT_USAGE);
+        assert_eq!(exit_code(&anyhow::anyhow!("the disk is full")), EXIT_FAILED);
+    }
 }

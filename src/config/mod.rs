@@ -1,3 +1,96 @@
 //! What will this run do? Typed TOML recipes.
+//!
+//! | file | answers |
+//! |---|---|
+//! | [`recipe`], [`objective`] | which settings exist, what they mean, what the paper chose |
+//! | [`load`] | recipe file -> `extends` -> `--set` -> typed [`Recipe`]; every mistake with file, line and a hint |
+//! | [`check`] | the rules between fields |
+//! | [`plan`] | steps, tokens and memory of a run, computed before it starts |
+//!
+//! [`choice`] holds what a recipe names and a layer further right implements.
+pub mod check;
+pub mod choice;
+pub mod load;
+pub mod objective;
+pub mod plan;
 pub mod recipe;
+
+pub use choice::{ChatTemplate, Sampling};
+pub use load::{Loaded, load};
+pub use objective::*;
 pub use recipe::*;
+
+use std::{fmt, path::PathBuf};
+
+/// Where a setting was written: a file's line, or a `--set` argument.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// File name, built-in recipe or the argument itself.
+    pub source: String,
+    /// Counted from 1; none for arguments.
+    pub line: Option<usize>,
+    /// The line's text.
+    pub excerpt: String,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}", self.source),
+            None => write!(f, "{}", self.source),
+        }
+    }
+}
+
+/// What stands between a message and its hint: the offending line, as compilers show it; nothing for arguments, which the message repeats.
+struct Excerpt<'a>(&'a Origin);
+impl fmt::Display for Excerpt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.line {
+            Some(line) => writeln!(f, "\n{line:>5} | {}", self.0.excerpt),
+            None => write!(f, "; "),
+        }
+    }
+}
+
+/// A broken rule between fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Dotted key to change first.
+    pub key: &'static str,
+    /// What is wrong, with the values.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; hint: {}", self.key, self.message, self.hint)
+    }
+}
+
+/// Why a recipe cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the recipe {}: {source}; hint: {hint}", path.display())]
+    Read { path: PathBuf, source: std::io::Error, hint: String },
+    #[error("there is no built-in recipe \"{name}\"; hint: {hint}")]
+    UnknownRecipe { name: String, hint: String },
+    #[error("{origin}: not TOML: {why}{}hint: text needs quotation marks, a list brackets", Excerpt(origin))]
+    Syntax { origin: Origin, why: String },
+    #[error("recipes extend each other in a circle: {}; hint: remove one of these `extends` lines", chain.join(" -> "))]
+    Cycle { chain: Vec<String> },
+    #[error("--set {argument}: {why}; hint: write --set table.key=value, e.g. --set rl.steps=10")]
+    Override { argument: String, why: String },
+    #[error("{origin}: unknown key {key}{}hint: {hint}", Excerpt(origin))]
+    UnknownKey { origin: Origin, key: String, hint: String },
+    #[error("{origin}: {key}: {why}{}hint: {hint}", Excerpt(origin))]
+    WrongType { origin: Origin, key: String, why: String, hint: String },
+    #[error("{} in the recipe:\n{}", count(.0.len()), .0.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
+    Rules(Vec<Problem>),
+}
+
+fn count(n: usize) -> String {
+    if n == 1 { "1 problem".into() } else { format!("{n} problems") }
+}

@@ -1,26 +1,22 @@
-//! The recipe: one typed tree, every field with meaning, unit, default and paper value.
-use crate::{engine::Sampling, tokenizer::chat::ChatTemplate};
+//! The recipe: one typed tree, every field with meaning, unit, default, paper value and the effect of raising it.
+//!
+//! The `Default` of every part is the published DGPO run wherever the paper or its scripts state a value ("default: paper" below); a field the
+//! paper is silent on says so. A recipe file therefore states only what differs. [`super::load`] reads it, [`super::check`] holds the rules between
+//! fields, [`super::plan`] computes what a run with it will do. What a run learns from its data lies in [`super::objective`].
+//!
+//! No field changes meaning with another one, and no environment variable changes a result (`${NAME}` in paths says where files lie, nothing else).
+use super::choice::{ChatTemplate, Sampling};
+use super::objective::{DemosRecipe, DistillRecipe, EncoderRecipe, GaeRecipe, KlRecipe, OptimRecipe, PretrainRecipe, RlRecipe};
 use serde::{Deserialize, Serialize};
 
-/// Which phases a run goes through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// Teacher episodes -> KD -> RL -> evaluation of student, teacher, KD and DGPO.
-    Pipeline,
-    /// Only the distillation phase (on teacher episodes or on trajectories from a file).
-    Distill,
-    /// Only the RL phase, from `model.student`.
-    Rl,
-    /// Language modelling on passages and trajectories (how the base student is made).
-    Pretrain,
-    /// Contrastive training of a retrieval encoder.
-    Encoder,
-}
+/// The user message of the published data (method §9), with its wording and its newline: a checkpoint trained on it expects it.
+pub const PAPER_INSTRUCTION: &str = "Answer the given question. You must conduct reasoning inside <think> and </think> first every time you get new information. After reasoning, if you find you lack some knowledge, you can call a search engine by <search> query </search> and it will return the top searched results between <information> and </information>. You can search as many times as your want. If you find no further external knowledge needed, you can directly provide the answer inside <answer> and </answer>, without detailed illustrations. For example, <answer> Beijing </answer>. Question: {question}\n";
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Everything that decides what a run computes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
+    /// Which phases the run goes through. Default: `pipeline`.
     pub stage: Stage,
     pub model: ModelRecipe,
     pub data: DataRecipe,
@@ -38,302 +34,227 @@ pub struct Recipe {
     pub run: RunRecipe,
 }
 
+/// Which phases a run goes through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Teacher episodes -> KD -> RL -> evaluation of student, teacher, KD and DGPO.
+    #[default]
+    Pipeline,
+    /// Only the distillation phase (on teacher episodes or on trajectories from a file).
+    Distill,
+    /// Only the RL phase, from `model.student`.
+    Rl,
+    /// Language modelling on passages and trajectories (how the base student is made).
+    Pretrain,
+    /// Contrastive training of a retrieval encoder.
+    Encoder,
+}
+
+impl Stage {
+    /// Whether the stage plays episodes with the student and updates it by PPO.
+    pub fn has_rl(self) -> bool {
+        matches!(self, Self::Pipeline | Self::Rl)
+    }
+    /// Whether the stage distils the teacher into the student.
+    pub fn has_distillation(self) -> bool {
+        matches!(self, Self::Pipeline | Self::Distill)
+    }
+}
+
+/// The networks and their tokenizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelRecipe {
-    /// Folder, `owner/name` in the Hugging Face cache, `builtin:NAME`, or `random:FOLDER` (weights drawn from run.seed for the config.json there).
+    /// The model being trained: a folder, `owner/name` in the Hugging Face cache, `builtin:NAME`, or `random:FOLDER` (weights drawn from
+    /// `run.seed` for the config.json there). Default: paper, `Qwen/Qwen2.5-0.5B-Instruct`. A larger one learns more and costs in proportion.
     pub student: String,
+    /// The frozen model that writes demonstrations and serves as the KL reference, named as `student`; empty = none.
+    /// Default: paper's main run, the 3B Search-R1 checkpoint. It must share the student's tokenizer.
     pub teacher: String,
-    /// Folder with tokenizer.json; empty = the student's folder.
+    /// Folder with tokenizer.json; empty = the student's folder. Default: empty.
     pub tokenizer: String,
+    /// How a question becomes a prompt: `qwen2_5`, `llama3`, `llama3_1`, `llama3_2` or `plain`. Default: `qwen2_5`, as the default student.
     pub chat_template: ChatTemplate,
-    /// "f32" | "bf16" | "f16": parameters in forward and backward; master weights and optimizer state are f32 whatever this says.
+    /// `f32`, `bf16` or `f16`: the parameters in forward and backward; master weights and optimizer state are f32 whatever this says.
+    /// Default: paper, `bf16`. `f32` doubles the memory of parameters and is no slower on a CPU.
     pub dtype: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DataRecipe {
-    /// Question files, shuffled together. `${NAME}` in paths is replaced by an environment variable.
-    pub train: Vec<String>,
-    /// Question files of the evaluation; each file is one data set of the report.
-    pub test: Vec<String>,
-    /// Agent episodes made elsewhere (JSON Lines with `response`), used by the distill and pretrain stages instead of a teacher.
-    pub trajectories: Vec<String>,
-    /// Passages (JSON Lines with `id` and `contents`).
-    pub corpus: String,
-    /// At most this many training questions / test questions a file (0 = all).
-    pub max_train: usize,
-    pub max_test: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RetrieverRecipe {
-    /// "dense" | "bm25" | "remote".
-    pub kind: String,
-    /// "auto" (exact below 50,000 passages, HNSW above) | "exact" | "hnsw".
-    pub search: String,
-    /// BERT encoder folder (E5).
-    pub encoder: String,
-    /// Folder of a built index; empty = built under the run directory.
-    pub index: String,
-    /// Address of a `/retrieve` server for kind = "remote".
-    pub url: String,
-    pub timeout_s: f64,
-    pub max_retries: usize,
-    pub top_k: usize,
-    /// HNSW: links a node (M).
-    pub hnsw_m: usize,
-    pub hnsw_ef_construction: usize,
-    pub hnsw_ef_search: usize,
-    pub query_prefix: String,
-    pub passage_prefix: String,
-    /// Tokens of a query or passage (paper: 256).
-    pub max_tokens: usize,
-    /// Padded tokens of an encoder batch.
-    pub batch_tokens: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EpisodeRecipe {
-    /// The user message; `{question}` is replaced.
-    pub instruction: String,
-    /// Turns in which a search is executed; one more turn follows without search. Paper: 4.
-    pub max_turns: usize,
-    /// Tokens the agent may write in one turn. Paper: 500.
-    pub max_response_length: usize,
-    pub max_obs_length: usize,
-    pub max_start_length: usize,
-    /// Prompt + response, tokens. Paper: 4096.
-    pub max_prompt_length: usize,
-    pub temperature: f64,
-    pub top_p: f64,
-    pub top_k: usize,
-    /// Rows decoded together.
-    pub max_rows: usize,
-}
-impl EpisodeRecipe {
-    pub fn sampling(&self) -> Sampling {
-        Sampling { temperature: self.temperature, top_p: self.top_p, top_k: self.top_k }
-    }
-}
-
-/// Teacher-generated outputs (method §3.1).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DemosRecipe {
-    /// Questions the teacher plays (sampled without replacement, epochs run on).
-    pub n_episodes: usize,
-    /// Keep at most this many correct ones (0 = all).
-    pub max_kept: usize,
-    pub temperature: f64,
-}
-
-/// KD on teacher-generated outputs (method §3).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DistillRecipe {
-    pub ce_weight: f64,
-    /// The paper's lambda. 0 needs no teacher.
-    pub kl_weight: f64,
-    pub temperature: f64,
-    pub epochs: usize,
-    /// Steps; 0 = epochs decide.
-    pub steps: usize,
-    /// Episodes a step. Paper: 64.
-    pub batch: usize,
-    pub micro_batch_tokens: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RlRecipe {
-    pub steps: usize,
-    /// Episodes a step. Paper: 512.
-    pub questions_per_step: usize,
-    /// Episodes an optimizer step. Paper: 256.
-    pub mini_batch: usize,
-    /// Padded tokens of a micro-batch.
-    pub micro_batch_tokens: usize,
-    /// Passes over the episodes. Paper: 1.
-    pub epochs: usize,
-    pub clip_ratio: f64,
-    pub clip_value: f64,
-    pub entropy_coef: f64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KlMode {
-    Selective,
-    Uniform,
-    None,
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KlReference {
-    Teacher,
-    Initial,
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KlEstimator {
-    K1,
-    Abs,
-    Mse,
-    K3,
-    Full,
-    K1Reversed,
-    K3Reversed,
-    FullReversed,
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KlPlacement {
-    Reward,
-    Loss,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct KlRecipe {
-    pub mode: KlMode,
-    pub reference: KlReference,
-    pub estimator: KlEstimator,
-    #[serde(rename = "in")]
-    pub placement: KlPlacement,
-    /// beta
-    pub coef: f64,
-    /// Adaptive beta: target KL a token (0 = fixed).
-    pub target: f64,
-    /// Adaptive beta: horizon in episodes.
-    pub horizon: f64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GaeOver {
-    Response,
-    Agent,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GaeRecipe {
-    pub gamma: f64,
-    pub lambda: f64,
-    pub over: GaeOver,
-    pub whiten: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Decay {
-    Constant,
-    Cosine,
-    Linear,
-}
-
-/// AdamW of one network in one phase.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdamWRecipe {
-    pub lr: f64,
-    /// Share of the steps of the phase over which lr rises linearly from 0.
-    pub warmup: f64,
-    pub decay: Decay,
-    pub beta1: f64,
-    pub beta2: f64,
-    pub eps: f64,
-    pub weight_decay: f64,
-    /// Global gradient norm (0 = no clipping).
-    pub max_grad_norm: f64,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimRecipe {
-    pub distill: AdamWRecipe,
-    pub actor: AdamWRecipe,
-    pub critic: AdamWRecipe,
-}
-
-/// Language modelling on `data.corpus` and `data.trajectories` (the base student of the tiny world).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PretrainRecipe {
-    pub steps: usize,
-    pub batch: usize,
-    /// Use only this many trajectories (0 = all).
-    pub max_trajectories: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EncoderRecipe {
-    pub steps: usize,
-    pub batch: usize,
-    pub temperature: f64,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EvalRecipe {
-    /// Evaluate every n RL steps on `max_test` questions (0 = only at the end).
-    pub every: usize,
-    pub temperature: f64,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RunRecipe {
-    /// Run directory is runs/NAME; empty = made from the recipe's file name and the seed.
-    pub name: String,
-    pub seed: u64,
-    /// Checkpoint every n steps of a phase (0 = only at a phase's end).
-    pub save_every: usize,
-    /// Checkpoints kept a phase (0 = all).
-    pub keep: usize,
-}
-
-impl Default for Recipe {
+impl Default for ModelRecipe {
     fn default() -> Self {
         Self {
-            stage: Stage::Pipeline,
-            model: Default::default(),
-            data: Default::default(),
-            retriever: Default::default(),
-            episode: Default::default(),
-            demos: Default::default(),
-            distill: Default::default(),
-            rl: Default::default(),
-            kl: Default::default(),
-            gae: Default::default(),
-            optim: Default::default(),
-            pretrain: Default::default(),
-            encoder: Default::default(),
-            eval: Default::default(),
-            run: Default::default(),
+            student: "Qwen/Qwen2.5-0.5B-Instruct".into(),
+            teacher: "omron-sinicx/SearchR1-ppo-qwen2.5-3b-instruct".into(),
+            tokenizer: String::new(),
+            chat_template: ChatTemplate::Qwen25,
+            dtype: "bf16".into(),
         }
     }
 }
-macro_rules! placeholder_default { ($($t:ty),*) => { $(impl Default for $t { fn default() -> Self { todo!() } })* } }
-placeholder_default!(
-    ModelRecipe,
-    DataRecipe,
-    RetrieverRecipe,
-    EpisodeRecipe,
-    DemosRecipe,
-    DistillRecipe,
-    RlRecipe,
-    KlRecipe,
-    GaeRecipe,
-    AdamWRecipe,
-    OptimRecipe,
-    PretrainRecipe,
-    EncoderRecipe,
-    EvalRecipe,
-    RunRecipe
-);
+
+/// Questions, passages and ready-made episodes. `${NAME}` in a path is replaced by that environment variable; relative paths start at the
+/// current directory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataRecipe {
+    /// Question files of training, shuffled together. Default: none; the paper trains on NQ and HotpotQA.
+    pub train: Vec<String>,
+    /// Question files of the evaluation; each file is one data set of the report. Default: none; the paper evaluates on seven.
+    pub test: Vec<String>,
+    /// Agent episodes made elsewhere (JSON Lines with `response`), used by the distill and pretrain stages instead of a teacher's. Default: none.
+    pub trajectories: Vec<String>,
+    /// Passages (JSON Lines with `id` and `contents`). Default: none; the paper searches Wikipedia 2018.
+    pub corpus: String,
+    /// At most this many training questions a file; 0 = all. Default: 0. Raising it brings more variety.
+    pub max_train: usize,
+    /// At most this many test questions a file; 0 = all. Default: 0. Raising it makes the figures less noisy and the evaluation longer.
+    pub max_test: usize,
+    /// Only the first so many passages; 0 = all. Default: 0. For a quick look at a large corpus.
+    pub max_passages: usize,
+}
+
+/// How a query finds passages (method §6).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetrieverRecipe {
+    /// `dense` (encoder and vector search), `bm25` (words) or `remote` (a `/retrieve` server). Default: paper, `dense`.
+    pub kind: String,
+    /// Vector search: `exact`, `hnsw`, or `auto` (exact below 50,000 passages, HNSW above). Default: `auto`; the paper used HNSW.
+    pub search: String,
+    /// BERT encoder for `dense`, named as `model.student`. Default: paper, `intfloat/e5-base-v2`.
+    pub encoder: String,
+    /// Folder of a built index; empty = built under the run directory. Default: empty.
+    pub index: String,
+    /// Address for `remote`, e.g. `http://127.0.0.1:8000/retrieve`. Default: empty.
+    pub url: String,
+    /// `remote`: seconds until a request counts as failed. Default: 30. Raising it tolerates slower servers and delays the error.
+    pub timeout_s: f64,
+    /// `remote`: attempts after the first, with growing pauses, before the episode ends as `retriever_failed`. Default: 3.
+    pub max_retries: usize,
+    /// Passages a search returns. Default: paper, 3. Raising it finds more and lengthens every observation.
+    pub top_k: usize,
+    /// HNSW: links a node (M). Default: 32. Raising it improves recall; memory is about 8·M bytes a passage.
+    pub hnsw_m: usize,
+    /// HNSW: candidates looked at while building. Default: 200. Raising it improves recall; build time grows in proportion.
+    pub hnsw_ef_construction: usize,
+    /// HNSW: candidates looked at in a search. Default: 128. Raising it improves recall; search time grows in proportion.
+    pub hnsw_ef_search: usize,
+    /// Text before a query for the encoder. Default: paper (E5), `"query: "`.
+    pub query_prefix: String,
+    /// Text before a passage for the encoder. Default: paper (E5), `"passage: "`.
+    pub passage_prefix: String,
+    /// Tokens of a query or passage the encoder sees. Default: paper, 256.
+    pub max_tokens: usize,
+    /// Padded tokens of an encoder batch. Default: 16,384. Raising it costs memory and changes no result.
+    pub batch_tokens: usize,
+}
+
+impl Default for RetrieverRecipe {
+    fn default() -> Self {
+        Self {
+            kind: "dense".into(),
+            search: "auto".into(),
+            encoder: "intfloat/e5-base-v2".into(),
+            index: String::new(),
+            url: String::new(),
+            timeout_s: 30.0,
+            max_retries: 3,
+            top_k: 3,
+            hnsw_m: 32,
+            hnsw_ef_construction: 200,
+            hnsw_ef_search: 128,
+            query_prefix: "query: ".into(),
+            passage_prefix: "passage: ".into(),
+            max_tokens: 256,
+            batch_tokens: 16_384,
+        }
+    }
+}
+
+/// The episode and its limits (method §1). Lengths are tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EpisodeRecipe {
+    /// The user message; `{question}` is replaced. Default: the published text (method §9).
+    pub instruction: String,
+    /// Turns in which a search is executed; one more turn follows without search. Default: paper, 4.
+    pub max_turns: usize,
+    /// Tokens the agent may write in one turn. Default: paper, 500.
+    pub max_response_length: usize,
+    /// Tokens of an observation; the rest is cut. Default: 500, the published script's.
+    pub max_obs_length: usize,
+    /// Tokens of the prompt; a longer one ends the episode as `prompt_too_long`. Default: 2,048, the published script's.
+    pub max_start_length: usize,
+    /// Tokens of prompt and response together; an episode that would pass it is closed as `truncated_length`. Default: paper, 4,096.
+    /// Raising it costs KV-cache and activation memory in proportion.
+    pub max_prompt_length: usize,
+    /// Sampling temperature of training episodes. Default: paper, 1. Raising it explores more; 0 would be greedy.
+    pub temperature: f64,
+    /// Keep the most likely tokens up to this probability; 1 = all. Default: paper, 1.
+    pub top_p: f64,
+    /// Keep this many most likely tokens; 0 = all. Default: 0.
+    pub top_k: usize,
+    /// Rows decoded together. Default: 256. Raising it uses the machine better; KV-cache memory grows in proportion, results do not change.
+    pub max_rows: usize,
+}
+
+impl EpisodeRecipe {
+    /// How training episodes are sampled.
+    pub fn sampling(&self) -> Sampling {
+        Sampling { temperature: self.temperature, top_p: self.top_p, top_k: self.top_k }
+    }
+
+    /// The longest episode the limits of single parts allow: prompt, `max_turns` turns with an observation each, one last turn.
+    /// `max_prompt_length` may cut it shorter.
+    pub fn longest_episode(&self) -> usize {
+        self.max_start_length + self.max_turns * (self.max_response_length + self.max_obs_length) + self.max_response_length
+    }
+}
+
+impl Default for EpisodeRecipe {
+    fn default() -> Self {
+        Self {
+            instruction: PAPER_INSTRUCTION.into(),
+            max_turns: 4,
+            max_response_length: 500,
+            max_obs_length: 500,
+            max_start_length: 2048,
+            max_prompt_length: 4096,
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            max_rows: 256,
+        }
+    }
+}
+
+/// When and how models are evaluated (method §7).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalRecipe {
+    /// Evaluate every n RL steps; 0 = only at the end of each phase. Default: 0. A smaller n gives a finer curve and costs time.
+    pub every: usize,
+    /// Sampling temperature. Default: paper, 0 (greedy).
+    pub temperature: f64,
+}
+
+/// The run itself: its name, seed and checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunRecipe {
+    /// The run directory is runs/NAME; empty = made from the recipe's file name and the seed. Default: empty.
+    pub name: String,
+    /// Every random number of the run derives from it. Default: 0.
+    pub seed: u64,
+    /// Checkpoint every n steps of a phase; 0 = only at a phase's end. Default: 50. A smaller n loses less at a crash and writes more.
+    pub save_every: usize,
+    /// Checkpoints kept of each phase; 0 = all. Default: 3.
+    pub keep: usize,
+}
+
+impl Default for RunRecipe {
+    fn default() -> Self {
+        Self { name: String::new(), seed: 0, save_every: 50, keep: 3 }
+    }
+}

@@ -1,7 +1,13 @@
 //! Questions, passages, teacher episodes, the sampler, the built-in tiny world.
+//!
+//! Every reader checks every row when it opens a file: a broken one is an error with file, line, field and a hint, never a skipped row.
+//! Knows no tokens.
 pub mod corpus;
+pub(crate) mod jsonl;
 pub mod questions;
 pub mod sampler;
+mod search_r1;
+pub mod text;
 pub mod tiny;
 pub mod trajectories;
 
@@ -9,7 +15,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    /// A line that cannot be read as what the file should hold.
+    /// A line (or a Parquet row, counted from 1) that cannot be read as what the file should hold.
     #[error("{}:{line}: {why}", path.display())]
     Line { path: PathBuf, line: usize, why: String },
     #[error("cannot read {}: {source}", path.display())]
@@ -18,4 +24,17 @@ pub enum DataError {
     Empty { path: PathBuf, what: &'static str, hint: &'static str },
     #[error("{}: {why}", path.display())]
     Format { path: PathBuf, why: String },
+    /// An episode's text that cannot be split into what the agent and what the environment wrote.
+    #[error("episode {id}: {why}; hint: every <information> needs its own </information> behind it")]
+    Episode { id: String, why: String },
+}
+
+/// The folder of real data for tests, named by `DGPO_DATA_DIR`. Without it the caller's test has nothing to check and returns,
+/// unless `DGPO_REQUIRE_DATA=1` demands it.
+#[cfg(test)]
+pub(crate) fn test_data(path: &str) -> Option<PathBuf> {
+    let found = std::env::var_os("DGPO_DATA_DIR").map(|folder| PathBuf::from(folder).join(path));
+    let is_required = std::env::var_os("DGPO_REQUIRE_DATA").is_some_and(|value| value == "1");
+    assert!(found.is_some() || !is_required, "DGPO_REQUIRE_DATA=1, but DGPO_DATA_DIR is not set");
+    found
 }

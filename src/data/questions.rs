@@ -1,17 +1,16 @@
 //! Questions with gold answers: JSON Lines (plain or gzip) and the Parquet form of Search-R1.
-use super::DataError;
+//!
+//! JSON Lines is the FlashRAG form, `{"id", "question", "golden_answers": [..], "metadata"?}`, with the optional fields of [`Question`]
+//! beside it; unknown keys are ignored. A file is Parquet when it begins with Parquet's magic, whatever its name.
+//!
+//! # Source
+//! method §7
+
+use super::{DataError, jsonl, search_r1, text};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::{fs::File, io::Read, path::Path};
 
-/// A gold passage of a question, where the data set annotates it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Supporting {
-    pub title: String,
-    pub text: String,
-    #[serde(default)]
-    pub pid: Option<String>,
-}
-
+/// A question and everything known about its answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Question {
     pub id: String,
@@ -20,17 +19,198 @@ pub struct Question {
     pub dataset: String,
     /// Ends in exactly one `?`.
     pub question: String,
+    /// At least one, none blank.
     pub golden_answers: Vec<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub supporting: Vec<Supporting>,
     /// "annotated" (the data set's own gold paragraphs) or a weak label.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub supporting_kind: String,
 }
 
-pub fn read_questions(_path: &Path) -> Result<Vec<Question>, DataError> {
-    todo!()
+/// A gold passage of a question, where the data set annotates it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Supporting {
+    pub title: String,
+    pub text: String,
+    /// The passage's id in the corpus, where it is there.
+    #[serde(default)]
+    pub pid: Option<String>,
 }
-pub fn write_questions(_path: &Path, _questions: &[Question]) -> Result<(), DataError> {
-    todo!()
+
+/// Reads all questions of a file, in order.
+///
+/// # Errors
+/// A row without id, question or gold answers (file, line, field, hint); a file without rows.
+pub fn read_questions(path: &Path) -> Result<Vec<Question>, DataError> {
+    let dataset = dataset_name(path);
+    let questions = if is_parquet(path)? {
+        search_r1::read_questions(path, &dataset)?
+    } else {
+        let mut questions = Vec::new();
+        jsonl::for_each_row(path, |row| {
+            questions.push(Question {
+                id: row.string("id")?,
+                dataset: row.optional_string("dataset")?.unwrap_or_else(|| dataset.clone()),
+                question: normalise_question(&row.string("question")?)?,
+                golden_answers: row.answers("golden_answers")?,
+                supporting: supporting(row)?,
+                supporting_kind: row.optional_string("supporting_kind")?.unwrap_or_default(),
+            });
+            Ok(())
+        })?;
+        questions
+    };
+    if questions.is_empty() {
+        return Err(DataError::Empty { path: path.to_owned(), what: "questions", hint: "one JSON object a line" });
+    }
+    Ok(questions)
+}
+
+/// Writes JSON Lines (gzip where the name ends in `.gz`); the file appears whole or not at all.
+pub fn write_questions(path: &Path, questions: &[Question]) -> Result<(), DataError> {
+    jsonl::write_rows(path, questions)
+}
+
+/// White space around the question removed, and exactly one `?` at its end. White space before the `?` stays, as in the published data.
+///
+/// # Errors
+/// A question without any text.
+pub fn normalise_question(question: &str) -> Result<String, String> {
+    let question = text::strip(question);
+    let body = question.trim_end_matches('?');
+    if text::strip(body).is_empty() {
+        return Err("field `question` is blank; hint: remove the row or write the question".to_owned());
+    }
+    Ok(format!("{body}?"))
+}
+
+fn supporting(row: &jsonl::Fields) -> Result<Vec<Supporting>, String> {
+    let Some(value) = row.get("supporting") else { return Ok(Vec::new()) };
+    Vec::<Supporting>::deserialize(value)
+        .map_err(|error| format!("field `supporting`: {error}; hint: a list of {{\"title\", \"text\", \"pid\"?}} with string values"))
+}
+
+/// "nq" for `nq.jsonl.gz`, `nq/train.jsonl` and `nq_train.parquet`'s neighbour `nq/test.parquet`: the first part of the file name, or the
+/// folder's name where the file is named after a split.
+fn dataset_name(path: &Path) -> String {
+    let stem = path.file_name().unwrap_or_default().to_string_lossy();
+    let stem = stem.split('.').next().unwrap_or_default().to_owned();
+    let folder = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    match folder {
+        Some(folder) if matches!(stem.as_str(), "train" | "dev" | "test" | "validation") => folder,
+        _ => stem,
+    }
+}
+
+fn is_parquet(path: &Path) -> Result<bool, DataError> {
+    let io = |source| DataError::Io { path: path.to_owned(), source };
+    let mut magic = Vec::new();
+    File::open(path).map_err(io)?.take(4).read_to_end(&mut magic).map_err(io)?;
+    Ok(magic == *b"PAR1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &str) -> Result<Vec<Question>, String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("nq.jsonl");
+        std::fs::write(&path, lines).expect("written");
+        read_questions(&path).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_flashrag_form_is_read_and_the_data_set_is_named_after_the_file() {
+        let questions =
+            read("{\"id\": \"test_0\", \"question\": \"who\", \"golden_answers\": [\"A\", \"B\"], \"metadata\": {\"x\": 1}}\n\n").unwrap();
+        assert_eq!(questions.len(), 1);
+        let Question { id, dataset, question, golden_answers, supporting, .. } = &questions[0];
+        assert_eq!((id.as_str(), dataset.as_str(), question.as_str()), ("test_0", "nq", "who?"));
+        assert_eq!(*golden_answers, ["A", "B"]);
+        assert!(supporting.is_empty());
+    }
+
+    #[test]
+    fn a_bad_line_is_reported_with_its_number_field_and_a_hint() {
+        let good = r#"{"id": "0", "question": "who?", "golden_answers": ["A"]}"#;
+        for (bad, field) in [
+            (r#"{"question": "who?", "golden_answers": ["A"]}"#, "field `id` is missing"),
+            (r#"{"id": "1", "question": ["who?"], "golden_answers": ["A"]}"#, "field `question` must be a string"),
+            (r#"{"id": "1", "question": " ? ", "golden_answers": ["A"]}"#, "field `question` is blank"),
+            (r#"{"id": "1", "question": "who?"}"#, "field `golden_answers` is missing"),
+            (r#"{"id": "1", "question": "who?", "golden_answers": []}"#, "field `golden_answers` is empty"),
+            (r#"{"id": "1", "question": "who?", "golden_answers": "A"}"#, "field `golden_answers` must be a list"),
+            (r#"{"id": "1", "question": "who?", "golden_answers": ["A", 3]}"#, "field `golden_answers` must hold strings"),
+            (r#"{"id": "1", "question": "who?", "golden_answers": [" "]}"#, "field `golden_answers` holds a blank answer"),
+            (r#"{"id": "1", "question": "who?", "golden_answers": ["A"], "supporting": [{"title": "T"}]}"#, "field `supporting`"),
+            (r#"{"id": "1", "question": "#, "not JSON"),
+            (r#"["id"]"#, "expected a JSON object, found a list"),
+        ] {
+            let error = read(&format!("{good}\n\n{bad}\n{good}")).unwrap_err();
+            assert!(error.contains("nq.jsonl:3: ") && error.contains(field) && error.contains("hint: "), "{error}");
+        }
+        assert!(read(" \n").unwrap_err().contains("holds no questions"));
+    }
+
+    #[test]
+    fn a_question_ends_in_exactly_one_question_mark() {
+        for (raw, wanted) in [
+            ("who", "who?"),
+            (" who? ", "who?"),
+            ("who ?", "who ?"),
+            ("Why Leave Home??", "Why Leave Home?"),
+            ("name it.\u{a0}", "name it.?"),
+        ] {
+            assert_eq!(normalise_question(raw).unwrap(), wanted);
+        }
+    }
+
+    #[test]
+    fn written_questions_are_read_back_equal_plain_and_packed() {
+        let questions = vec![Question {
+            id: "7".into(),
+            dataset: "hotpotqa".into(),
+            question: "où?".into(),
+            golden_answers: vec!["là".into()],
+            supporting: vec![Supporting { title: "T".into(), text: "t".into(), pid: Some("3".into()) }],
+            supporting_kind: "annotated".into(),
+        }];
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["q.jsonl", "new/q.jsonl.gz"] {
+            let path = folder.path().join(name);
+            write_questions(&path, &questions).unwrap();
+            assert_eq!(read_questions(&path).unwrap(), questions);
+        }
+    }
+
+    #[test]
+    fn a_file_named_after_a_split_takes_its_folders_name() {
+        assert_eq!(dataset_name(Path::new("data/nq/train.jsonl")), "nq");
+        assert_eq!(dataset_name(Path::new("data/nq_dev.jsonl.gz")), "nq_dev");
+        assert_eq!(dataset_name(Path::new("train.jsonl")), "train");
+    }
+
+    #[test]
+    fn all_real_questions_are_read() {
+        let Some(folder) = crate::data::test_data("questions") else { return };
+        // Row counts as stated by the data's own description.
+        for (name, n_rows) in [
+            ("nq", 3610),
+            ("hotpotqa", 7405),
+            ("2wikimultihopqa", 12576),
+            ("musique", 2410),
+            ("bamboogle", 125),
+            ("triviaqa", 1000),
+            ("popqa", 1921),
+            ("nq_efficientqa_dev", 1800),
+            ("train_multihop_8148", 8148),
+            ("train_small", 700),
+        ] {
+            let questions = read_questions(&folder.join(format!("{name}.jsonl.gz"))).unwrap();
+            assert_eq!(questions.len(), n_rows, "{name}");
+            assert!(questions.iter().all(|q| q.question.ends_with('?') && !q.question.ends_with("??")), "{name}");
+        }
+    }
 }

@@ -1,10 +1,26 @@
-//! Actions, observations, prompt text (method §1 and §9).
-use crate::data::corpus::Passage;
+//! The protocol's text: actions, observations, the instruction (method §1 and §9). Pure functions of strings.
+//!
+//! The reference is a Python program; white space and matching follow its `str.strip` and `re`. Functions named `reference_*` do what the
+//! reference does where this project differs on purpose, for the conformance run.
+
+use crate::data::{corpus::Passage, text::strip};
+
+pub use crate::data::trajectories::INVALID_ACTION;
+use crate::data::trajectories::{INFORMATION_CLOSE, INFORMATION_MARGIN, INFORMATION_OPEN};
 
 /// The strings that end a turn.
 pub const STOP_STRINGS: [&str; 2] = ["</search>", "</answer>"];
-pub const INVALID_ACTION: &str = "\nMy previous action is invalid. If I want to search, I should put the query between <search> and </search>. If I want to give the final answer, I should put the answer between <answer> and </answer>. Let me try again.\n";
 
+/// The published instruction. "as your want" is how the published data has it: a checkpoint trained on it expects it.
+///
+/// # Source
+/// method §9
+pub const DEFAULT_INSTRUCTION: &str = "Answer the given question. You must conduct reasoning inside <think> and </think> first every time you get new information. After reasoning, if you find you lack some knowledge, you can call a search engine by <search> query </search> and it will return the top searched results between <information> and </information>. You can search as many times as your want. If you find no further external knowledge needed, you can directly provide the answer inside <answer> and </answer>, without detailed illustrations. For example, <answer> Beijing </answer>. Question: {question}\n";
+
+/// Where the question goes in an instruction.
+pub const QUESTION_PLACEHOLDER: &str = "{question}";
+
+/// What the agent decided in a turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Search(String),
@@ -13,18 +29,138 @@ pub enum Action {
 }
 
 /// First match of `<(search|answer)>(.*?)</\1>` (dot matches newlines), inner text trimmed (Python's str.strip).
-pub fn parse_action(_turn: &str) -> Action {
-    todo!()
+pub fn parse_action(turn: &str) -> Action {
+    let search = first_match(turn, "<search>", "</search>");
+    let answer = first_match(turn, "<answer>", "</answer>");
+    match (search, answer) {
+        (Some((at, query)), Some((other, _))) if at < other => Action::Search(query.to_owned()),
+        (Some((_, query)), None) => Action::Search(query.to_owned()),
+        (_, Some((_, prediction))) => Action::Answer(prediction.to_owned()),
+        (None, None) => Action::Invalid,
+    }
 }
+
+/// Start and stripped inner text of the first `open` that has a `close` behind it. That is always the first `open`: if it has no
+/// `close` behind it, no later one has.
+fn first_match<'t>(text: &'t str, open: &str, close: &str) -> Option<(usize, &'t str)> {
+    let at = text.find(open)?;
+    let inner = &text[at + open.len()..];
+    Some((at, strip(&inner[..inner.find(close)?])))
+}
+
+/// What the reference keeps of a generation: everything up to the first `</search>`; without one, up to the first `</answer>`.
+///
+/// Here generation ends at whichever stop string is complete first, so an answer followed by a search keeps the answer alone.
+///
+/// # Source
+/// method §1, last bullet; PeterGriffinJin/Search-R1:search_r1/llm_agent/generation.py `_postprocess_responses`
+pub fn reference_cut(generation: &str) -> &str {
+    STOP_STRINGS.iter().find_map(|stop| generation.find(stop).map(|at| &generation[..at + stop.len()])).unwrap_or(generation)
+}
+
+/// What this project's engine keeps of a generation: everything up to the stop string that is complete first.
+pub fn cut_at_first_stop(generation: &str) -> &str {
+    crate::tokenizer::stream::find_stop(0, generation, &STOP_STRINGS).map_or(generation, |(end, _)| &generation[..end])
+}
+
 /// `Doc i(Title: TITLE) TEXT\n` for each passage.
-pub fn format_documents(_passages: &[Passage]) -> String {
-    todo!()
+pub fn format_documents(passages: &[Passage]) -> String {
+    passages.iter().zip(1..).map(|(passage, i)| format!("Doc {i}(Title: {}) {}\n", passage.title(), passage.text())).collect()
 }
-/// `\n\n<information>PASSAGES</information>\n\n`, PASSAGES trimmed.
-pub fn search_observation(_passages: &[Passage]) -> String {
-    todo!()
+
+/// `\n\n<information>DOCUMENTS</information>\n\n`, DOCUMENTS trimmed.
+pub fn information_block(documents: &str) -> String {
+    format!("{INFORMATION_MARGIN}{INFORMATION_OPEN}{}{INFORMATION_CLOSE}{INFORMATION_MARGIN}", strip(documents))
 }
+
+/// `\n\n<information>PASSAGES</information>\n\n`, PASSAGES as by [`format_documents`].
+pub fn search_observation(passages: &[Passage]) -> String {
+    information_block(&format_documents(passages))
+}
+
 /// The user message: `instruction` with its `{question}` replaced.
-pub fn user_message(_instruction: &str, _question: &str) -> String {
-    todo!()
+pub fn user_message(instruction: &str, question: &str) -> String {
+    instruction.replace(QUESTION_PLACEHOLDER, question)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn oracle(text: &str) -> Vec<Value> {
+        serde_json::from_str(text).expect("a list")
+    }
+
+    /// (action's name, its text) as the oracle writes them.
+    fn parts(action: &Action) -> (Value, &str) {
+        match action {
+            Action::Search(query) => ("search".into(), query),
+            Action::Answer(prediction) => ("answer".into(), prediction),
+            Action::Invalid => (Value::Null, ""),
+        }
+    }
+
+    #[test]
+    fn every_recorded_generation_is_cut_parsed_and_answered_as_the_reference_does() {
+        let cases = oracle(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracles/text/actions.json")));
+        assert_eq!(cases.len(), 19);
+        for case in &cases {
+            let raw = case["raw"].as_str().unwrap();
+            let truncated = reference_cut(raw);
+            assert_eq!(truncated, case["truncated"].as_str().unwrap());
+            let action = parse_action(truncated);
+            assert_eq!(parts(&action), (case["action"].clone(), case["content"].as_str().unwrap()), "{raw}");
+            let untruncated = parse_action(raw);
+            assert_eq!(parts(&untruncated), (case["untruncated_action"].clone(), case["untruncated_content"].as_str().unwrap()), "{raw}");
+            let observation = match &action {
+                Action::Search(query) => information_block(&format!(" R[{query}] ")),
+                Action::Answer(_) => String::new(),
+                Action::Invalid => INVALID_ACTION.to_owned(),
+            };
+            assert_eq!(observation, case["observation_when_search_returns_' R[query] '"].as_str().unwrap(), "{raw}");
+            assert_eq!(u64::from(matches!(action, Action::Answer(_))), case["done"].as_u64().unwrap());
+            assert_eq!(u64::from(action != Action::Invalid), case["valid_action"].as_u64().unwrap());
+            assert_eq!(u64::from(matches!(action, Action::Search(_))), case["is_search"].as_u64().unwrap());
+        }
+    }
+
+    #[test]
+    fn our_cut_differs_from_the_references_only_where_an_answers_end_comes_first() {
+        let cases = oracle(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracles/text/actions.json")));
+        let differing: Vec<&str> =
+            cases.iter().map(|case| case["raw"].as_str().unwrap()).filter(|raw| cut_at_first_stop(raw) != reference_cut(raw)).collect();
+        assert_eq!(differing, ["<answer>a</answer><search>q</search>", "<search>a</answer>b</search>"]);
+        assert_eq!(cut_at_first_stop(differing[0]), "<answer>a</answer>");
+    }
+
+    #[test]
+    fn documents_are_written_as_recorded() {
+        let cases = oracle(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracles/text/documents.json")));
+        assert_eq!(cases.len(), 3);
+        for case in &cases {
+            let passages: Vec<Passage> = case["result"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|hit| Passage { id: String::new(), contents: hit["document"]["contents"].as_str().unwrap().to_owned() })
+                .collect();
+            assert_eq!(format_documents(&passages), case["text"].as_str().unwrap());
+        }
+    }
+
+    #[test]
+    fn an_unclosed_tag_does_not_hide_a_later_action() {
+        assert_eq!(parse_action("<answer> no end <search> q </search>"), Action::Search("q".into()));
+        assert_eq!(parse_action("</search><answer>\u{1c}a\u{3000}</answer>"), Action::Answer("a".into()));
+        assert_eq!(parse_action("<search><answer>a</answer></search>"), Action::Search("<answer>a</answer>".into()));
+    }
+
+    #[test]
+    fn the_default_instruction_is_the_published_one() {
+        let oracle: Value =
+            serde_json::from_str(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracles/text/chat_templates.json"))).unwrap();
+        assert_eq!(DEFAULT_INSTRUCTION, oracle["instruction_template"].as_str().unwrap());
+        assert!(user_message(DEFAULT_INSTRUCTION, "who?").ends_with(" Question: who?\n"));
+    }
 }

@@ -1,11 +1,43 @@
-//! What happened in one episode, token by token, with its author.
-use crate::{data::questions::Question, engine::StopReason};
+//! What happened in one episode, token by token, with its author; the JSON Lines record of episodes; episodes from text made elsewhere.
+//!
+//! The loss mask is born here: a [`Segment`] knows who wrote it, and everything downstream (losses, KL, entropy, advantages) derives its
+//! mask from that. No token id is ever compared with a pad or EOS id to find out what it is.
+//!
+//! # One episode, drawn
+//! "Who directed Nolmar?", one search, then the answer. (Ids of an invented tokenizer; `</search>` and `</answer>` are one token each here.)
+//!
+//! ```text
+//! segment    Prompt              Agent, turn 1          Observation(Information)         Agent, turn 2
+//! text       <user> … ? <agent>  <search> Nolmar </…>   <information> Doc 1 … </…>       <answer> Vex </…>
+//! stop                           StopString(0)                                           StopString(1)
+//! ids         2   41  42   3      5    310   6           7    402  403  88   8            9    512  10
+//! column      0   1   2    3      4    5     6           7    8    9    10   11           12   13   14
+//! loss_mask   0   0   0    0      1    1     1           0    0    0    0    0            1    1    1
+//! read at                         3    4     5                                            11   12   13
+//! ```
+//!
+//! - `ids()` is row 3 left to right: exactly what the model saw when the episode was played, and what it is trained on.
+//!   Nothing is decoded and encoded again.
+//! - The log-prob of the token in column t is read off the hidden state of the column before it ("read at"). So `<answer>` is predicted
+//!   from the last token of the observation: observations are context, never targets.
+//! - `prompt_len()` = 4, `response_len()` = 11, `n_agent_tokens()` = 6: a loss is the mean over those 6.
+//! - The outcome reward (1 if `Vex` is a gold answer) lies on column 14, the last token of the response.
+//!
+//! The unit test `the_drawn_episode_has_the_mask_of_the_drawing` holds these numbers to the code.
+use crate::{
+    data::{DataError, jsonl, questions::Question},
+    engine::StopReason,
+};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
+/// What the environment had to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObservationKind {
+    /// Passages of an executed search.
     Information,
+    /// The message after a turn without an action.
     InvalidAction,
 }
 
@@ -13,10 +45,19 @@ pub enum ObservationKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "author", rename_all = "snake_case")]
 pub enum Segment {
+    /// The rendered chat up to where the agent begins; always the first segment.
     Prompt { ids: Vec<u32> },
-    Agent { ids: Vec<u32>, sample_log_probs: Vec<f32>, stop: StopReason },
+    /// One turn of the agent.
+    Agent {
+        ids: Vec<u32>,
+        /// Log-prob of each id as the sampler saw it; empty where the text was made elsewhere.
+        sample_log_probs: Vec<f32>,
+        stop: StopReason,
+    },
+    /// What the environment appended.
     Observation { ids: Vec<u32>, kind: ObservationKind },
 }
+
 impl Segment {
     pub fn ids(&self) -> &[u32] {
         match self {
@@ -31,13 +72,19 @@ impl Segment {
     }
 }
 
+/// How an episode ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
+    /// The agent wrote an answer (right or wrong).
     Answered,
+    /// No answer in the last turn.
     TruncatedTurns,
+    /// Prompt + response reached the limit, or the next observation would not have fitted.
     TruncatedLength,
+    /// The prompt left no room for a single token; the agent never wrote.
     PromptTooLong,
+    /// A search of this episode failed, and why. Excluded from training.
     RetrieverFailed(String),
 }
 
@@ -50,18 +97,25 @@ pub struct SearchRecord {
     pub is_hit: bool,
 }
 
+/// One question played to its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Episode {
     pub question: Question,
+    /// Prompt first, then agent and environment in the order of time.
     pub segments: Vec<Segment>,
     pub status: Status,
+    /// The agent's answer, trimmed; only where `status` is `Answered`.
     pub prediction: Option<String>,
     /// r_EM (method §2).
     pub reward: f32,
+    /// Executed searches, in order.
     pub searches: Vec<SearchRecord>,
+    /// Turns without a search or an answer.
     pub n_invalid_actions: usize,
 }
+
 impl Episode {
+    /// All tokens, as the model saw them.
     pub fn ids(&self) -> Vec<u32> {
         self.segments.iter().flat_map(|s| s.ids().iter().copied()).collect()
     }
@@ -73,14 +127,137 @@ impl Episode {
     pub fn response_len(&self) -> usize {
         self.segments.iter().filter(|s| !s.is_prompt()).map(|s| s.ids().len()).sum()
     }
+    /// Tokens the agent wrote: what a loss averages over.
     pub fn n_agent_tokens(&self) -> usize {
         self.segments.iter().filter(|s| s.is_agent()).map(|s| s.ids().len()).sum()
     }
+    /// Whether r_EM is 1.
     pub fn is_correct(&self) -> bool {
         self.reward > 0.5
     }
     /// Whether the episode may be trained on (method §1: retriever failures are excluded; so is a prompt that did not fit).
     pub fn is_trainable(&self) -> bool {
         !matches!(self.status, Status::RetrieverFailed(_) | Status::PromptTooLong) && self.n_agent_tokens() > 0
+    }
+}
+
+/// Writes episodes as JSON Lines, one episode a line (gzip where the name ends in `.gz`); the file appears whole or not at all.
+/// # Errors
+/// If the file cannot be written.
+pub fn write_episodes(path: &Path, episodes: &[Episode]) -> Result<(), DataError> {
+    jsonl::write_rows(path, episodes)
+}
+
+/// Reads what [`write_episodes`] wrote.
+/// # Errors
+/// If the file cannot be read, or a line is not an episode (file, line and reason are named).
+pub fn read_episodes(path: &Path) -> Result<Vec<Episode>, DataError> {
+    let mut episodes = Vec::new();
+    jsonl::for_each_row(path, |row| {
+        let episode = Episode::deserialize(&row.0).map_err(|e| format!("not an episode record: {e}"))?;
+        check_record(&episode)?;
+        episodes.push(episode);
+        Ok(())
+    })?;
+    Ok(episodes)
+}
+
+/// What every consumer of an episode relies on and JSON alone does not guarantee.
+fn check_record(episode: &Episode) -> Result<(), String> {
+    if !episode.segments.first().is_some_and(Segment::is_prompt) {
+        return Err("the first segment is not the prompt".to_owned());
+    }
+    for (idx, segment) in episode.segments.iter().enumerate() {
+        if idx > 0 && segment.is_prompt() {
+            return Err(format!("segment {idx} is a second prompt"));
+        }
+        if let Segment::Agent { ids, sample_log_probs, .. } = segment
+            && !sample_log_probs.is_empty()
+            && sample_log_probs.len() != ids.len()
+        {
+            return Err(format!("segment {idx} has {} ids but {} sample_log_probs", ids.len(), sample_log_probs.len()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The episode drawn in the module's documentation.
+    pub(crate) fn drawn_episode() -> Episode {
+        Episode {
+            question: Question {
+                id: "q0".to_owned(),
+                dataset: "tiny".to_owned(),
+                question: "Who directed Nolmar?".to_owned(),
+                golden_answers: vec!["Vex".to_owned()],
+                supporting: Vec::new(),
+                supporting_kind: String::new(),
+            },
+            segments: vec![
+                Segment::Prompt { ids: vec![2, 41, 42, 3] },
+                Segment::Agent { ids: vec![5, 310, 6], sample_log_probs: vec![-0.1, -2.5, -1e-7], stop: StopReason::StopString(0) },
+                Segment::Observation { ids: vec![7, 402, 403, 88, 8], kind: ObservationKind::Information },
+                Segment::Agent { ids: vec![9, 512, 10], sample_log_probs: vec![-0.3, -0.7, 0.0], stop: StopReason::StopString(1) },
+            ],
+            status: Status::Answered,
+            prediction: Some("Vex".to_owned()),
+            reward: 1.0,
+            searches: vec![SearchRecord { query: "Nolmar".to_owned(), passage_ids: vec!["17".to_owned()], is_hit: true }],
+            n_invalid_actions: 0,
+        }
+    }
+
+    #[test]
+    fn the_drawn_episode_has_the_counts_of_the_drawing() {
+        let episode = drawn_episode();
+        assert_eq!(episode.ids(), [2, 41, 42, 3, 5, 310, 6, 7, 402, 403, 88, 8, 9, 512, 10]);
+        assert_eq!((episode.prompt_len(), episode.response_len(), episode.n_agent_tokens()), (4, 11, 6));
+    }
+
+    #[test]
+    fn a_retriever_failure_is_not_trained_on() {
+        let failed = Episode { status: Status::RetrieverFailed("timeout".to_owned()), ..drawn_episode() };
+        assert!(drawn_episode().is_trainable() && !failed.is_trainable());
+    }
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("episodes.jsonl");
+        let failed = Episode { status: Status::RetrieverFailed("503".to_owned()), prediction: None, reward: 0.0, ..drawn_episode() };
+        let episodes = [drawn_episode(), failed];
+        write_episodes(&path, &episodes).expect("written");
+        assert_eq!(read_episodes(&path).expect("read"), episodes);
+    }
+
+    fn error_of(text: &str) -> String {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("episodes.jsonl");
+        std::fs::write(&path, text).expect("written");
+        read_episodes(&path).expect_err("a bad record").to_string()
+    }
+
+    #[test]
+    fn a_broken_line_is_named_by_file_and_number() {
+        let good = serde_json::to_string(&drawn_episode()).expect("serialises");
+        let error = error_of(&format!("{good}\n\n{}\n", &good[..good.len() / 2]));
+        assert!(error.contains("episodes.jsonl:3: "), "{error}");
+    }
+
+    #[test]
+    fn a_line_that_is_something_else_is_named_by_file_and_number() {
+        let error = error_of("{\"id\": \"q0\", \"question\": \"who?\"}\n");
+        assert!(error.contains("episodes.jsonl:1: not an episode record"), "{error}");
+    }
+
+    #[test]
+    fn a_record_whose_log_probs_do_not_match_its_ids_is_refused() {
+        let mut episode = drawn_episode();
+        episode.segments[1] = Segment::Agent { ids: vec![5, 6], sample_log_probs: vec![-1.0], stop: StopReason::Eos };
+        let error = error_of(&serde_json::to_string(&episode).expect("serialises"));
+        assert!(error.contains("segment 1 has 2 ids but 1 sample_log_probs"), "{error}");
     }
 }

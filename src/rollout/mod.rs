@@ -1,6 +1,12 @@
 //! Question -> `Episode`; episodes -> padded batches with masks; JSON Lines records.
+//!
+//! Read `episode` first (what an episode is, with a drawn example), then `play` (how one comes about), then `batch` (what training sees).
 pub mod batch;
 pub mod episode;
 pub mod play;
-pub use batch::RolloutBatch;
+pub mod scripted;
+pub mod stats;
+pub mod trajectory;
+pub use batch::{RolloutBatch, TokenIndex};
 pub use episode::{Episode, ObservationKind, Segment, Status};
+pub use stats::EpisodeStats;

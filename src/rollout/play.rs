@@ -1,1 +1,261 @@
-//! Plays questions: engine + env -> episodes (method §1), multi-turn with continuous batching.
+//! Plays questions: a generator writes the agent's turns, the environment answers, every question becomes an [`Episode`] (method §1).
+//!
+//! # The turn table
+//! Turns 0..max_turns may search; one last turn follows in which a search is no longer executed. After each generation:
+//!
+//! | the agent wrote | turn < max_turns | last turn |
+//! |---|---|---|
+//! | an answer | `Answered` | `Answered` |
+//! | a search | observation, next turn | `TruncatedTurns` |
+//! | neither (EOS, or the turn's token limit) | invalid-action message, next turn | `TruncatedTurns` |
+//!
+//! Whatever the turn: a row that has reached `max_prompt_length` tokens without an answer, or whose next observation would leave no room for one
+//! more token, ends as `TruncatedLength`; a failed search ends the episode as `RetrieverFailed`.
+//!
+//! # Tokens
+//! Sampled ids are appended as they were sampled, EOS included. The prompt (its last `max_start_length` tokens) and each observation (its
+//! first `max_obs_length` tokens) are encoded on their own and concatenated. Nothing the agent wrote is ever encoded again.
+//!
+//! # Order
+//! All questions are submitted at once; the generator takes as many as it has rows for and the next as rows leave. Rows that wait for a
+//! search do not hold up the others. The waiting searches run in one batched call, in the order of their rows, as soon as they are at least
+//! one in [`SEARCH_SHARE`] of the open rows the generator can hold, or nobody is generating. That rule looks at counts alone, never at a
+//! clock, so a run is reproducible; and since draws are counter-based, it decides about speed, not about tokens.
+use super::{Episode, ObservationKind, Segment, Status, episode::SearchRecord};
+use crate::{
+    config::EpisodeRecipe,
+    data::questions::Question,
+    engine::{Completion, Engine, EngineError, Request, StopReason},
+    env::{
+        Env, Observation, Outcome, Turn, is_hit,
+        protocol::{Action, parse_action},
+        reward::outcome_reward,
+    },
+    rng::Key,
+    tokenizer::TokenizerError,
+};
+use dgpo_models::Backend;
+
+/// Searches run when one in this many open rows waits for one: large enough batches for the retriever's encoder, and most rows still decoding.
+const SEARCH_SHARE: usize = 4;
+
+/// Who writes the agent's turns: the engine, or a script.
+pub trait Generator {
+    /// Queues a row's next generation; see [`Engine::submit`].
+    fn submit(&mut self, request: Request);
+    /// Goes on with all rows; returns the generations that ended.
+    fn step(&mut self) -> Result<Vec<Completion>, EngineError>;
+    /// Whether a step would do something.
+    fn is_busy(&self) -> bool;
+    /// Forgets a row.
+    fn release(&mut self, row: usize);
+}
+
+impl<B: Backend> Generator for Engine<'_, B> {
+    fn submit(&mut self, request: Request) {
+        self.submit(request);
+    }
+    fn step(&mut self) -> Result<Vec<Completion>, EngineError> {
+        self.step()
+    }
+    fn is_busy(&self) -> bool {
+        self.is_busy()
+    }
+    fn release(&mut self, row: usize) {
+        self.release(row);
+    }
+}
+
+/// Everything an episode is played by, besides the generator.
+#[derive(Clone, Copy)]
+pub struct Rules<'a> {
+    pub env: &'a Env<'a>,
+    /// Text to ids, without special tokens of its own: `&|text| tokenizer.encode(text)`.
+    pub encode: &'a dyn Fn(&str) -> Result<Vec<u32>, TokenizerError>,
+    pub limits: &'a EpisodeRecipe,
+}
+
+/// Why episodes could not be played. (What goes wrong within one episode is its `Status`.)
+#[derive(Debug, thiserror::Error)]
+pub enum RolloutError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("question \"{question_id}\": {source}")]
+    Encode { question_id: String, source: TokenizerError },
+    #[error("question \"{question_id}\" has an empty prompt; hint: is episode.instruction empty, or does the tokenizer drop all of it?")]
+    EmptyPrompt { question_id: String },
+}
+
+/// Plays every question once; episode i belongs to question i and draws from `keys[i]`, folded by the turn.
+/// # Errors
+/// If the generator fails (logits that are not finite) or a text cannot be encoded.
+/// # Panics
+/// If there is not one key a question.
+/// # Source
+/// method §1; `omron-sinicx/dgpo` search_r1/llm_agent/generation.py, `run_llm_loop`.
+pub fn play(generator: &mut impl Generator, rules: Rules<'_>, questions: &[Question], keys: &[Key]) -> Result<Vec<Episode>, RolloutError> {
+    assert_eq!(questions.len(), keys.len(), "one key a question");
+    let mut table = Table { rules, keys, games: Vec::with_capacity(questions.len()), searching: Vec::new(), n_open: 0, n_cut_prompts: 0 };
+    for question in questions {
+        table.open(generator, question)?;
+    }
+    if table.n_cut_prompts > 0 {
+        let (n_cut, n, limit) = (table.n_cut_prompts, questions.len(), rules.limits.max_start_length);
+        tracing::warn!("{n_cut} of {n} prompts were cut to their last {limit} tokens; hint: raise episode.max_start_length");
+    }
+    while table.n_open > 0 {
+        assert!(generator.is_busy() || !table.searching.is_empty(), "an open row neither generates nor waits");
+        if generator.is_busy() {
+            let completions = generator.step()?;
+            table.take(generator, completions)?;
+        }
+        let n_playing = table.n_open.min(rules.limits.max_rows.max(1));
+        if table.searching.len() * SEARCH_SHARE >= n_playing || !generator.is_busy() {
+            let mut searching = std::mem::take(&mut table.searching);
+            searching.sort_by_key(|&(row, _)| row);
+            table.go_on(generator, searching)?;
+        }
+    }
+    Ok(table.games.into_iter().map(|game| game.episode).collect())
+}
+
+/// All episodes under way.
+struct Table<'a> {
+    rules: Rules<'a>,
+    keys: &'a [Key],
+    /// By row; a row is the index of its question.
+    games: Vec<Game>,
+    /// Rows whose turn ended with a search that has not been executed yet.
+    searching: Vec<(usize, Turn)>,
+    n_open: usize,
+    n_cut_prompts: usize,
+}
+
+/// One episode and where it stands.
+struct Game {
+    episode: Episode,
+    /// Generations that have ended.
+    turn: usize,
+    /// Tokens so far.
+    n_tokens: usize,
+}
+
+impl Table<'_> {
+    /// Encodes the prompt and submits the first turn.
+    fn open(&mut self, generator: &mut impl Generator, question: &Question) -> Result<(), RolloutError> {
+        let limits = self.rules.limits;
+        let mut ids = self.encode(question, &self.rules.env.prompt(question))?;
+        if ids.is_empty() {
+            return Err(RolloutError::EmptyPrompt { question_id: question.id.clone() });
+        }
+        let n_dropped = ids.len().saturating_sub(limits.max_start_length);
+        ids.drain(..n_dropped);
+        self.n_cut_prompts += usize::from(n_dropped > 0);
+        let (row, n_tokens) = (self.games.len(), ids.len());
+        let episode = Episode {
+            question: question.clone(),
+            segments: vec![Segment::Prompt { ids: ids.clone() }],
+            status: Status::PromptTooLong,
+            prediction: None,
+            reward: 0.0,
+            searches: Vec::new(),
+            n_invalid_actions: 0,
+        };
+        self.games.push(Game { episode, turn: 0, n_tokens });
+        if n_tokens < limits.max_prompt_length {
+            self.n_open += 1;
+            self.submit(generator, row, ids);
+        }
+        Ok(())
+    }
+
+    fn submit(&self, generator: &mut impl Generator, row: usize, ids: Vec<u32>) {
+        let (limits, game) = (self.rules.limits, &self.games[row]);
+        generator.submit(Request {
+            row,
+            ids,
+            key: self.keys[row].fold(game.turn as u64),
+            max_new_tokens: limits.max_response_length.min(limits.max_prompt_length - game.n_tokens),
+            sampling: limits.sampling(),
+        });
+    }
+
+    /// Appends what the agent wrote. Rows that want a search wait for it; all others go on at once.
+    fn take(&mut self, generator: &mut impl Generator, completions: Vec<Completion>) -> Result<(), RolloutError> {
+        let limits = self.rules.limits;
+        let mut ready = Vec::new();
+        for Completion { row, ids, log_probs, text, stop } in completions {
+            let game = &mut self.games[row];
+            game.n_tokens += ids.len();
+            game.episode.segments.push(Segment::Agent { ids, sample_log_probs: log_probs, stop });
+            let turn = Turn { action: parse_action(&text), is_last: game.turn >= limits.max_turns };
+            game.episode.n_invalid_actions += usize::from(turn.action == Action::Invalid);
+            let is_full = stop == StopReason::Capacity || game.n_tokens >= limits.max_prompt_length;
+            match &turn.action {
+                Action::Search(_) | Action::Invalid if is_full => self.close(generator, row, Status::TruncatedLength),
+                Action::Search(_) if !turn.is_last => self.searching.push((row, turn)),
+                _ => ready.push((row, turn)),
+            }
+        }
+        self.go_on(generator, ready)
+    }
+
+    /// Lets the environment answer some turns, all searches among them in one call.
+    fn go_on(&mut self, generator: &mut impl Generator, turns: Vec<(usize, Turn)>) -> Result<(), RolloutError> {
+        let (rows, turns): (Vec<usize>, Vec<Turn>) = turns.into_iter().unzip();
+        for (row, outcome) in rows.into_iter().zip(self.rules.env.observe(&turns)) {
+            let episode = &mut self.games[row].episode;
+            match outcome {
+                Outcome::Observation(observation) => self.append(generator, row, observation)?,
+                Outcome::OutOfTurns => self.close(generator, row, Status::TruncatedTurns),
+                Outcome::Failed(why) => self.close(generator, row, Status::RetrieverFailed(why)),
+                Outcome::Done { prediction } => {
+                    episode.reward = outcome_reward(Some(&prediction), &episode.question.golden_answers);
+                    episode.prediction = Some(prediction);
+                    self.close(generator, row, Status::Answered);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends an observation and submits the next turn, if there is room for one more token behind it.
+    fn append(&mut self, generator: &mut impl Generator, row: usize, observation: Observation) -> Result<(), RolloutError> {
+        let limits = self.rules.limits;
+        let mut ids = self.encode(&self.games[row].episode.question, observation.text())?;
+        ids.truncate(limits.max_obs_length);
+        let game = &mut self.games[row];
+        let kind = match observation {
+            Observation::InvalidAction { .. } => ObservationKind::InvalidAction,
+            Observation::Information { query, hits, .. } => {
+                let passage_ids = hits.iter().map(|hit| hit.passage.id.clone()).collect();
+                let is_hit = is_hit(hits.iter().map(|hit| &hit.passage), &game.episode.question.golden_answers);
+                game.episode.searches.push(SearchRecord { query, passage_ids, is_hit });
+                ObservationKind::Information
+            }
+        };
+        if game.n_tokens + ids.len() >= limits.max_prompt_length {
+            // Differs from the reference, which drops the oldest tokens and plays on: training would then see a context the agent never saw.
+            self.close(generator, row, Status::TruncatedLength);
+            return Ok(());
+        }
+        game.n_tokens += ids.len();
+        game.turn += 1;
+        game.episode.segments.push(Segment::Observation { ids: ids.clone(), kind });
+        self.submit(generator, row, ids);
+        Ok(())
+    }
+
+    fn close(&mut self, generator: &mut impl Generator, row: usize, status: Status) {
+        self.games[row].episode.status = status;
+        self.n_open -= 1;
+        generator.release(row);
+    }
+
+    fn encode(&self, question: &Question, text: &str) -> Result<Vec<u32>, RolloutError> {
+        (self.rules.encode)(text).map_err(|source| RolloutError::Encode { question_id: question.id.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,9 @@
 //!
 //! One line of `metrics.jsonl` a step: `{"phase", "step", NAME: value, ...}`. Names follow CleanRL's PPO where it has one.
 
+/// Contrastive loss of a retrieval encoder, and the share of pairs whose passage is found.
+pub const ENCODER_LOSS: &str = "losses/encoder_loss";
+pub const ENCODER_RECALL: &str = "encoder/recall";
 /// Distillation: cross-entropy and KL a token, and their weighted sum.
 pub const DISTILL_LOSS: &str = "losses/distill_loss";
 pub const DISTILL_CE: &str = "losses/distill_ce";
@@ -29,6 +32,8 @@ pub const SKIPPED_UPDATES: &str = "charts/skipped_updates";
 pub const ROLLOUT_TOKENS_PER_SECOND: &str = "perf/rollout_tokens_per_s";
 pub const UPDATE_TOKENS_PER_SECOND: &str = "perf/update_tokens_per_s";
 pub const STEP_SECONDS: &str = "perf/step_s";
+/// Greedy exact match on the test questions, unweighted over data sets.
+pub const EVAL_EM: &str = "eval/em";
 /// Mean outcome reward (= exact match) of the step's episodes.
 pub const REWARD: &str = "rollout/reward";
 pub const SUBSTRING_EM: &str = "rollout/substring_em";
@@ -62,6 +67,11 @@ impl Metrics {
         self.0.push((name, value));
     }
 
+    /// Adds another part of the step's figures behind these.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.iter().find(|(known, _)| *known == name).map(|&(_, value)| value)
     }
@@ -83,4 +93,18 @@ impl Mean {
     pub fn value(&self) -> f64 {
         if self.count == 0.0 { 0.0 } else { self.sum / self.count }
     }
+}
+
+/// The rollout part of a step's metrics.
+pub fn record_episodes(stats: &crate::rollout::EpisodeStats, metrics: &mut Metrics) {
+    metrics.set(REWARD, stats.em);
+    metrics.set(SUBSTRING_EM, stats.substring_em);
+    metrics.set(RESPONSE_TOKENS, stats.response_tokens);
+    metrics.set(AGENT_TOKENS, stats.agent_tokens);
+    metrics.set(SEARCHES, stats.searches);
+    metrics.set(HIT_RATIO, stats.hit_ratio);
+    metrics.set(INVALID_ACTIONS, stats.invalid_actions);
+    metrics.set(ANSWERED, stats.answered);
+    metrics.set(TRUNCATED, stats.truncated);
+    metrics.set(RETRIEVER_FAILED, stats.retriever_failed);
 }

@@ -17,7 +17,10 @@ use burn::{
     optim::GradientsParams,
     tensor::{DType, Tensor, TensorData},
 };
-use dgpo_models::{Backend, TrainBackend, weights::parameter_names};
+use dgpo_models::{
+    Backend, TrainBackend,
+    weights::{NamedTensor, parameter_names},
+};
 use std::collections::BTreeMap;
 
 /// Added to the norm before dividing, as `torch.nn.utils.clip_grad_norm_` does.
@@ -48,14 +51,6 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// False if the norm was NaN or infinite: nothing was changed.
     pub is_applied: bool,
-}
-
-/// One named array of optimizer state, as checkpoints hold it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StateTensor {
-    /// `PARAMETER.exp_avg`, `PARAMETER.exp_avg_sq` or `PARAMETER.master`.
-    pub name: String,
-    pub values: Vec<f32>,
 }
 
 /// Why optimizer state could not be restored.
@@ -92,14 +87,15 @@ impl<B: Backend> AdamW<B> {
         (module.map(&mut update), StepStats { grad_norm, is_applied: true })
     }
 
-    /// The state of every parameter of `module` that was ever updated, in visiting order.
-    pub fn state<M: Module<B>>(&self, module: &M) -> Vec<StateTensor> {
+    /// The state of every parameter of `module` that was ever updated, in visiting order: `PARAMETER.exp_avg`, `PARAMETER.exp_avg_sq` and,
+    /// for half-precision parameters, `PARAMETER.master`.
+    pub fn state<M: Module<B>>(&self, module: &M) -> Vec<NamedTensor> {
         let mut tensors = Vec::new();
         for (id, name) in parameter_names::<B, M>(module) {
             let Some(state) = self.states.get(&id) else { continue };
             let mut push = |part: &str, values: &Tensor<B, 1>| {
-                let values = values.to_data().to_vec().expect("optimizer state is f32");
-                tensors.push(StateTensor { name: format!("{name}.{part}"), values });
+                let values: Vec<f32> = values.to_data().to_vec().expect("optimizer state is f32");
+                tensors.push(NamedTensor { name: format!("{name}.{part}"), shape: vec![values.len()], values });
             };
             push("exp_avg", &state.first_moment);
             push("exp_avg_sq", &state.second_moment);
@@ -116,7 +112,7 @@ impl<B: Backend> AdamW<B> {
     pub fn restore<M: Module<B>>(
         recipe: AdamWRecipe,
         n_updates: u64,
-        tensors: Vec<StateTensor>,
+        tensors: Vec<NamedTensor>,
         module: &M,
         device: &B::Device,
     ) -> Result<Self, OptimizerError> {
@@ -245,7 +241,7 @@ mod tests {
 
     fn gradients(module: &Linear<Cpu>, scale: f32) -> GradientsParams {
         let model: Linear<CpuTrain> = with_gradients(module.clone());
-        let x = Tensor::from_data([[1.0, -2.0]], &Default::default());
+        let x = Tensor::<CpuTrain, 2>::from_data([[1.0, -2.0]], &Default::default());
         let loss = model.forward(x).mul_scalar(scale).sum();
         GradientsParams::from_grads(loss.backward(), &model)
     }

@@ -15,37 +15,30 @@
 //!
 //! Every loss handed in here is a *sum* over its tokens divided by the token count of the whole optimizer step, so that adding up micro-batches
 //! gives the gradient of one big batch.
+use crate::rollout::TokenIndex;
 use burn::{
     optim::{GradientsAccumulator, GradientsParams},
     tensor::{Int, Tensor},
 };
-use dgpo_models::{Backend, TrainBackend, decoder::Decoder, heads::Critic};
+use dgpo_models::{TrainBackend, decoder::Decoder, heads::Critic};
 use std::ops::Range;
 
 /// Rows of logits that exist at once: 256 rows of Qwen2.5's 151,936 entries are 156 MB in f32.
 pub const HEAD_ROWS: usize = 256;
 
-/// Rows cut out of the flattened hidden states.
-/// # Shapes
-/// hidden [B, T, D], positions [N] into B·T -> [N, D]
-pub fn gather<B: Backend>(hidden: Tensor<B, 3>, positions: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-    let [rows, cols, width] = hidden.dims();
-    hidden.reshape([rows * cols, width]).select(0, positions)
-}
-
 /// Adds the gradients of a loss on logits to `sums`.
 ///
-/// `loss` gets the logits [n, V] of tokens `range` of `positions` and returns their share of the loss, a scalar; it may keep statistics.
+/// `loss` gets the logits [n, V] in front of tokens `range` of `tokens` and returns their share of the loss, a scalar; it may keep statistics.
 /// # Shapes
-/// ids [B, T], positions [N] into B·T (the position *before* each token, where its logits are read)
+/// ids [R, T'], tokens N of them
 pub fn accumulate_decoder<B: TrainBackend>(
     model: &Decoder<B>,
     ids: Tensor<B, 2, Int>,
-    positions: Tensor<B, 1, Int>,
+    tokens: &TokenIndex,
     sums: &mut GradientsAccumulator<Decoder<B>>,
     mut loss: impl FnMut(Tensor<B, 2>, Range<usize>) -> Tensor<B, 1>,
 ) {
-    let hidden = gather(model.hidden(ids, None, None), positions);
+    let hidden = tokens.gather(model.hidden(ids, None, None));
     let [n_tokens, width] = hidden.dims();
     let detached = hidden.clone().inner();
     let mut hidden_grads = Vec::new();
@@ -61,17 +54,17 @@ pub fn accumulate_decoder<B: TrainBackend>(
     sums.accumulate(model, GradientsParams::from_grads(grads, model));
 }
 
-/// Adds the gradients of a loss on values to `sums`; `loss` gets the values [N] read at `positions`.
+/// Adds the gradients of a loss on values to `sums`; `loss` gets the values [N] in front of `tokens`.
 /// # Shapes
-/// ids [B, T], positions [N] into B·T
+/// ids [R, T'], tokens N of them
 pub fn accumulate_critic<B: TrainBackend>(
     critic: &Critic<B>,
     ids: Tensor<B, 2, Int>,
-    positions: Tensor<B, 1, Int>,
+    tokens: &TokenIndex,
     sums: &mut GradientsAccumulator<Critic<B>>,
     loss: impl FnOnce(Tensor<B, 1>) -> Tensor<B, 1>,
 ) {
-    let values = critic.values(gather(critic.trunk.hidden(ids, None, None), positions));
+    let values = critic.values(tokens.gather(critic.trunk.hidden(ids, None, None)));
     let grads = loss(values).backward();
     sums.accumulate(critic, GradientsParams::from_grads(grads, critic));
 }

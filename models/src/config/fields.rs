@@ -1,0 +1,211 @@
+//! A JSON object that is read strictly: every field is either asked for, known to be harmless, or an error.
+//!
+//! Contract: `null` counts as absent, as transformers writes it for defaults. What was asked for is remembered, so that `finish` can tell
+//! an unknown field from a known one and suggest the nearest name.
+
+use crate::ModelError;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// Edits (insertions, deletions, swaps, replacements) up to which a name counts as a misspelling.
+const MAX_TYPO_EDITS: usize = 3;
+
+pub(super) struct Fields {
+    path: PathBuf,
+    /// "rope_scaling." inside that object, else empty; it makes errors name the whole path.
+    prefix: String,
+    map: Map<String, Value>,
+    known: Vec<&'static str>,
+}
+
+impl Fields {
+    pub(super) fn read(path: &Path) -> Result<Self, ModelError> {
+        const HINT: &str = "a model folder in Hugging Face layout has a config.json";
+        let text = std::fs::read_to_string(path).map_err(|source| ModelError::Read { path: path.to_owned(), source, hint: HINT })?;
+        let map = serde_json::from_str(&text).map_err(|error| ModelError::json(path, &error))?;
+        Ok(Self { path: path.to_owned(), prefix: String::new(), map, known: Vec::new() })
+    }
+
+    pub(super) fn count(&mut self, key: &'static str) -> Result<usize, ModelError> {
+        self.optional_count(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    pub(super) fn count_or(&mut self, key: &'static str, default: usize) -> Result<usize, ModelError> {
+        Ok(self.optional_count(key)?.unwrap_or(default))
+    }
+
+    /// A size: a whole number above 0.
+    pub(super) fn optional_count(&mut self, key: &'static str) -> Result<Option<usize>, ModelError> {
+        let expected = "a whole number above 0";
+        self.parse(key, expected, |value| value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0))
+    }
+
+    pub(super) fn number(&mut self, key: &'static str) -> Result<f64, ModelError> {
+        self.optional_number(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    pub(super) fn number_or(&mut self, key: &'static str, default: f64) -> Result<f64, ModelError> {
+        Ok(self.optional_number(key)?.unwrap_or(default))
+    }
+
+    pub(super) fn optional_number(&mut self, key: &'static str) -> Result<Option<f64>, ModelError> {
+        self.parse(key, "a number above 0", |value| value.as_f64().filter(|x| x.is_finite() && *x > 0.0))
+    }
+
+    pub(super) fn flag_or(&mut self, key: &'static str, default: bool) -> Result<bool, ModelError> {
+        Ok(self.parse(key, "true or false", Value::as_bool)?.unwrap_or(default))
+    }
+
+    pub(super) fn text(&mut self, key: &'static str) -> Result<String, ModelError> {
+        self.optional_text(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    pub(super) fn optional_text(&mut self, key: &'static str) -> Result<Option<String>, ModelError> {
+        self.parse(key, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    pub(super) fn token_id(&mut self, key: &'static str) -> Result<Option<u32>, ModelError> {
+        self.parse(key, "a token id (a whole number from 0)", as_token_id)
+    }
+
+    /// One token id or a list of them; absent is the empty list.
+    pub(super) fn token_ids(&mut self, key: &'static str) -> Result<Vec<u32>, ModelError> {
+        let ids = self.parse(key, "a token id or a list of token ids", |value| match value {
+            Value::Array(ids) => ids.iter().map(as_token_id).collect(),
+            one => as_token_id(one).map(|id| vec![id]),
+        })?;
+        Ok(ids.unwrap_or_default())
+    }
+
+    /// A nested object, read as strictly.
+    pub(super) fn object(&mut self, key: &'static str) -> Result<Option<Self>, ModelError> {
+        let map = self.parse(key, "an object", |value| value.as_object().cloned())?;
+        Ok(map.map(|map| Self { path: self.path.clone(), prefix: format!("{}{key}.", self.prefix), map, known: Vec::new() }))
+    }
+
+    /// A field that is only understood at certain values: absent is fine, any other value is an error that names it.
+    pub(super) fn only(&mut self, key: &'static str, allowed: &[Value], hint: &'static str) -> Result<(), ModelError> {
+        match self.take(key) {
+            Some(value) if !allowed.contains(&value) => Err(self.unsupported(key, &value, hint)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn take(&mut self, key: &'static str) -> Option<Value> {
+        self.known.push(key);
+        self.map.remove(key).filter(|value| !value.is_null())
+    }
+
+    pub(super) fn unsupported(&self, key: &str, value: &Value, hint: &'static str) -> ModelError {
+        ModelError::Unsupported { path: self.path.clone(), field: format!("{}{key}", self.prefix), value: value.to_string(), hint }
+    }
+
+    pub(super) fn inconsistent(&self, message: String) -> ModelError {
+        ModelError::Inconsistent { path: self.path.clone(), message }
+    }
+
+    /// Ends the reading: what nobody asked for must be in `harmless`.
+    pub(super) fn finish(self, harmless: &[&str]) -> Result<(), ModelError> {
+        let mut left = self.map.keys().filter(|key| !harmless.contains(&key.as_str()));
+        let Some(key) = left.next() else { return Ok(()) };
+        let distance = |name: &str| strsim::damerau_levenshtein(key, name);
+        let nearest = self.known.iter().copied().chain(harmless.iter().copied()).min_by_key(|name| distance(name));
+        let suggestion = nearest.filter(|name| distance(name) <= MAX_TYPO_EDITS && distance(name) < name.len()).map(str::to_owned);
+        Err(ModelError::UnknownField { path: self.path.clone(), field: format!("{}{key}", self.prefix), suggestion })
+    }
+
+    fn parse<T>(
+        &mut self,
+        key: &'static str,
+        expected: &'static str,
+        convert: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ModelError> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        let bad =
+            || ModelError::BadField { path: self.path.clone(), field: format!("{}{key}", self.prefix), value: value.to_string(), expected };
+        convert(&value).map(Some).ok_or_else(bad)
+    }
+
+    fn missing(&self, key: &str) -> ModelError {
+        ModelError::MissingField { path: self.path.clone(), field: format!("{}{key}", self.prefix) }
+    }
+}
+
+fn as_token_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// What every transformers configuration may carry and no forward pass here depends on: bookkeeping, generation defaults, training-only dropout.
+pub(super) const HARMLESS: &[&str] = &[
+    // Bookkeeping.
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "dtype",
+    "finetuning_task",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "prefix",
+    "problem_type",
+    "task_specific_params",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers.js_config",
+    "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    // How the Python code runs, not what it computes.
+    "chunk_size_feed_forward",
+    "gradient_checkpointing",
+    "output_attentions",
+    "output_hidden_states",
+    "pretraining_tp",
+    "return_dict",
+    "tf_legacy_loss",
+    "use_bfloat16",
+    "use_cache",
+    // Dropout: the models here are run and trained without.
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "hidden_dropout_prob",
+    // Token ids the models themselves do not use.
+    "decoder_start_token_id",
+    "pad_token_id",
+    "sep_token_id",
+    // Generation defaults that transformers 4 wrote into config.json.
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_scores",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "suppress_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    // Encoder-decoder bookkeeping; the fields that matter are checked by `refuse_other_architectures`.
+    "cross_attention_hidden_size",
+    "tie_encoder_decoder",
+];

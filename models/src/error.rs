@@ -1,0 +1,122 @@
+//! Why a model could not be read, written or built.
+//!
+//! One enum for the crate. Every variant names the file; a message says what happened, where, and what to do (`hint:`).
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+/// Everything that can go wrong between a folder on disk and a model on a device.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error("cannot read {}: {source}; hint: {hint}", path.display())]
+    Read { path: PathBuf, source: io::Error, hint: &'static str },
+
+    #[error("cannot write {}: {source}; hint: check free space and permissions", path.display())]
+    Write { path: PathBuf, source: io::Error },
+
+    #[error("{}, line {line}, column {column}: {message}", path.display())]
+    Json { path: PathBuf, line: usize, column: usize, message: String },
+
+    #[error("{}: \"{field}\" is missing; hint: every model of this type needs it", path.display())]
+    MissingField { path: PathBuf, field: String },
+
+    #[error("{}: \"{field}\" is {value}; hint: it must be {expected}", path.display())]
+    BadField { path: PathBuf, field: String, value: String, expected: &'static str },
+
+    /// The field is understood, and this value would change the mathematics in a way that is not implemented.
+    #[error("{}: \"{field}\": {value} is not supported; hint: {hint}", path.display())]
+    Unsupported { path: PathBuf, field: String, value: String, hint: &'static str },
+
+    #[error("{}: unknown field \"{field}\"{}", path.display(), DidYouMean(suggestion.as_deref()))]
+    UnknownField { path: PathBuf, field: String, suggestion: Option<String> },
+
+    #[error("{}: {message}", path.display())]
+    Inconsistent { path: PathBuf, message: String },
+
+    #[error("{}: {message}; hint: {hint}", path.display())]
+    Corrupt { path: PathBuf, message: String, hint: &'static str },
+
+    /// Every difference between the tensors of a checkpoint and the parameters of the model, at once.
+    #[error("{}: the tensors do not fit the model ({} problems):{}", path.display(), problems.len(), Lines(problems))]
+    Tensors { path: PathBuf, problems: Vec<TensorProblem> },
+
+    #[error("tensor \"{name}\" cannot be stored as {dtype}; hint: float32, bfloat16 and float16 can")]
+    StorageDtype { name: String, dtype: String },
+}
+
+impl ModelError {
+    pub(crate) fn write(path: &Path, source: io::Error) -> Self {
+        Self::Write { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn json(path: &Path, error: &serde_json::Error) -> Self {
+        // serde_json appends its own "at line L column C", which the variant's message already says.
+        let text = error.to_string();
+        let message = text.split(" at line ").next().unwrap_or_default().to_owned();
+        Self::Json { path: path.to_owned(), line: error.line(), column: error.column(), message }
+    }
+}
+
+/// One tensor that keeps a checkpoint from fitting a model. Shapes are in the file's layout (`Linear.weight` is [out, in]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TensorProblem {
+    /// The model has this parameter, the file does not.
+    Missing {
+        name: String,
+        shape: Vec<usize>,
+    },
+    /// The file has this tensor, the model does not.
+    Extra {
+        name: String,
+        shape: Vec<usize>,
+    },
+    Shape {
+        name: String,
+        found: Vec<usize>,
+        expected: Vec<usize>,
+    },
+    Dtype {
+        name: String,
+        dtype: String,
+    },
+    /// `tie_word_embeddings` is true, yet the file holds an output head of its own.
+    HeadNotTied {
+        name: String,
+        embedding: String,
+    },
+}
+
+impl fmt::Display for TensorProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { name, shape } => write!(f, "missing: {name} {shape:?}"),
+            Self::Extra { name, shape } => write!(f, "not part of the model: {name} {shape:?}"),
+            Self::Shape { name, found, expected } => write!(f, "wrong shape: {name} is {found:?}, the config asks for {expected:?}"),
+            Self::Dtype { name, dtype } => write!(f, "unreadable dtype: {name} is {dtype}; hint: F32, F16 and BF16 are read"),
+            Self::HeadNotTied { name, embedding } => write!(
+                f,
+                "{name} differs from {embedding}, but the config says \"tie_word_embeddings\": true; hint: set it to false if the model was trained untied"
+            ),
+        }
+    }
+}
+
+/// ": did you mean ...?" or what else to do.
+struct DidYouMean<'a>(Option<&'a str>);
+impl fmt::Display for DidYouMean<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(name) => write!(f, "; hint: did you mean \"{name}\"?"),
+            None => write!(f, "; hint: a field that is not understood may change what the model computes; remove it if it is harmless"),
+        }
+    }
+}
+
+struct Lines<'a>(&'a [TensorProblem]);
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}

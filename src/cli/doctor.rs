@@ -1,0 +1,196 @@
+//! `dgpo doctor`: is everything there that a run needs? Each line is a check with what was found.
+use super::{Outcome, args::DeviceArgs, machine, output};
+use crate::{
+    hub,
+    trainer::{
+        devices::{Job, with_device},
+        run_dir::RUNS_DIR,
+    },
+};
+use burn::tensor::{Int, Tensor, TensorData};
+use dgpo_models::{
+    TrainBackend,
+    config::{DecoderConfig, Family, RopeScaling},
+    decoder::Decoder,
+};
+use serde::Serialize;
+use serde_json::json;
+use std::{collections::BTreeSet, path::Path, time::Instant};
+
+/// Check that this machine has what a run needs.
+///
+/// Backends, processor, memory, caches, a small forward pass, a writable folder for runs.
+///
+/// Example: dgpo doctor --device cuda
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print one JSON object instead.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    Ok,
+    /// Works, but something may be missing for some commands.
+    Note,
+    Failed,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    status: Status,
+    found: String,
+}
+
+fn check(name: &'static str, result: Result<String, String>) -> Check {
+    match result {
+        Ok(found) => Check { name, status: Status::Ok, found },
+        Err(found) => Check { name, status: Status::Failed, found },
+    }
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let checks = [
+        check("backends", Ok(backends().join(", "))),
+        processor(),
+        memory(),
+        hugging_face_cache(),
+        built_in_assets(),
+        check("forward pass", forward_pass(args.device)),
+        check("runs folder", writable(Path::new("."))),
+    ];
+    if args.json {
+        output::json(&json!({ "version": env!("CARGO_PKG_VERSION"), "checks": checks }))?;
+    } else {
+        let line = |check: &Check| {
+            let status = match check.status {
+                Status::Ok => "ok",
+                Status::Note => "note",
+                Status::Failed => "FAILED",
+            };
+            format!("{status:<7} {:<16} {}\n", check.name, check.found)
+        };
+        output::data(&format!("dgpo {}\n{}", env!("CARGO_PKG_VERSION"), checks.iter().map(line).collect::<String>()))?;
+    }
+    let is_sound = checks.iter().all(|check| check.status != Status::Failed);
+    Ok(if is_sound { Outcome::Done } else { Outcome::Failed })
+}
+
+/// The devices this binary was built for.
+fn backends() -> Vec<&'static str> {
+    let mut built = vec!["cpu"];
+    if cfg!(feature = "wgpu") {
+        built.push("wgpu");
+    }
+    if cfg!(feature = "cuda") {
+        built.push("cuda");
+    }
+    built
+}
+
+fn processor() -> Check {
+    let features = machine::cpu_features();
+    let found = format!("{} {}, {} hardware threads", std::env::consts::ARCH, features.join(" "), machine::n_cores());
+    Check { name: "processor", status: if features.is_empty() { Status::Note } else { Status::Ok }, found }
+}
+
+fn memory() -> Check {
+    match machine::memory() {
+        Some((total, available)) => check("memory", Ok(format!("{}, {} available", output::bytes(total), output::bytes(available)))),
+        None => Check { name: "memory", status: Status::Note, found: "unknown on this system".to_owned() },
+    }
+}
+
+/// Only real checkpoints need the cache; the tiny recipe does not.
+fn hugging_face_cache() -> Check {
+    match hub::cache_dir() {
+        Some(dir) if dir.is_dir() => check("model cache", Ok(dir.display().to_string())),
+        Some(dir) => {
+            let found = format!("{} does not exist; models are then named by their folder", dir.display());
+            Check { name: "model cache", status: Status::Note, found }
+        }
+        None => Check { name: "model cache", status: Status::Note, found: "unknown: HOME is not set".to_owned() },
+    }
+}
+
+fn built_in_assets() -> Check {
+    let folders: BTreeSet<&str> = hub::builtin_files().iter().filter_map(|(path, _)| path.split('/').next()).collect();
+    let unpacked: Result<Vec<String>, String> = folders
+        .iter()
+        .map(|folder| hub::resolve(&format!("builtin:{folder}")).map(|path| path.display().to_string()).map_err(|e| e.to_string()))
+        .collect();
+    match unpacked {
+        Ok(paths) if paths.is_empty() => Check { name: "built-in assets", status: Status::Note, found: "none".to_owned() },
+        other => check("built-in assets", other.map(|paths| paths.join(", "))),
+    }
+}
+
+/// A decoder of two layers with random weights, on two rows of tokens.
+struct Forward;
+impl Job for Forward {
+    type Output = Result<(), String>;
+    fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
+        let config = DecoderConfig {
+            family: Family::Qwen2,
+            vocab_size: 96,
+            hidden_size: 32,
+            intermediate_size: 64,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 8,
+            max_position_embeddings: 64,
+            rms_norm_eps: 1e-6,
+            rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::None,
+            is_tied: true,
+            has_qkv_bias: true,
+            initializer_range: 0.02,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+        };
+        let model = Decoder::<B::InnerBackend>::init(&config, 0, device);
+        let ids: Vec<i64> = (0..32).collect();
+        let ids = Tensor::<B::InnerBackend, 2, Int>::from_data(TensorData::new(ids, [2, 16]), device);
+        let hidden = model.hidden(ids, None, None).into_data().convert::<f32>();
+        let is_finite = hidden.iter::<f32>().all(f32::is_finite);
+        if is_finite { Ok(()) } else { Err("the hidden states are not finite: this device or its driver computes wrongly".to_owned()) }
+    }
+}
+
+fn forward_pass(device: DeviceArgs) -> Result<String, String> {
+    let started = Instant::now();
+    with_device(device.device, Forward).map_err(|e| e.to_string())??;
+    Ok(format!("{}, {:.0} ms", device.device, started.elapsed().as_secs_f64() * 1000.0))
+}
+
+/// Runs are made in the current directory, or in ./runs where that exists.
+fn writable(here: &Path) -> Result<String, String> {
+    let runs = here.join(RUNS_DIR);
+    let dir = if runs.is_dir() { runs } else { here.to_owned() };
+    let shown = dir.canonicalize().unwrap_or_else(|_| dir.clone()).display().to_string();
+    tempfile::tempfile_in(&dir).map_err(|e| format!("cannot write to {shown}: {e}"))?;
+    Ok(format!("{shown} is writable"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trainer::devices::DeviceChoice;
+
+    #[test]
+    fn a_folder_that_is_not_there_is_not_writable() {
+        assert!(writable(Path::new("no/such/folder")).is_err());
+        assert!(writable(tempfile::tempdir().unwrap().path()).is_ok());
+    }
+
+    #[test]
+    fn the_forward_pass_runs_on_the_cpu() {
+        assert!(forward_pass(DeviceArgs { device: DeviceChoice::Cpu }).unwrap().starts_with("cpu"));
+    }
+}

@@ -1,0 +1,301 @@
+//! `dgpo index build|search|info`: passages made searchable, on their own.
+use super::{
+    Context, Outcome,
+    args::{DeviceArgs, stop_on_interrupt},
+    counter::Counter,
+    output,
+};
+use crate::{
+    config::{ConfigError, Recipe, check, load},
+    data::questions::read_questions,
+    hub,
+    retriever::{
+        Hit, RetrieverError,
+        build::BuildReport,
+        commands::{IndexInfo, IndexRequest, build_index, index_info, search_index},
+        index::{IndexMeta, Search},
+    },
+    trainer::devices::{Job, with_device},
+};
+use clap::Subcommand;
+use dgpo_models::TrainBackend;
+use serde_json::json;
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+/// Build, search or measure an index of passages.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Encode passages and build an index folder; an interrupted build continues.
+    ///
+    /// Example: dgpo index build --corpus wiki.jsonl.gz --out indexes/wiki
+    Build(BuildArgs),
+    /// Show the passages an index finds for queries.
+    ///
+    /// Example: dgpo index search indexes/wiki "who wrote Middlemarch"
+    Search(SearchArgs),
+    /// Describe an index and measure its speed and recall.
+    ///
+    /// Example: dgpo index info indexes/wiki --questions nq.jsonl
+    Info(InfoArgs),
+}
+
+#[derive(clap::Args, Debug)]
+struct BuildArgs {
+    /// Folder to build in.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Passages: JSON Lines with id and contents, plain or gzip [default: data.corpus of the recipe].
+    #[arg(long, value_name = "FILE")]
+    corpus: Option<String>,
+    /// Encoder: folder, owner/name or builtin:NAME [default: retriever.encoder of the recipe].
+    #[arg(long, value_name = "MODEL")]
+    encoder: Option<String>,
+    /// Recipe whose [retriever] settings are used: a file, or the name of a built-in one.
+    #[arg(long, value_name = "FILE|NAME", default_value = "base")]
+    config: String,
+    /// Change one setting of the recipe; may be repeated. Example: --set retriever.hnsw_m=48
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Replace an index of another encoder or corpus.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print the report as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which index, and what to use instead of what it remembers.
+#[derive(clap::Args, Debug)]
+struct IndexArgs {
+    /// Folder of the index.
+    dir: PathBuf,
+    /// Passages [default: the file the index was built from].
+    #[arg(long, value_name = "FILE")]
+    corpus: Option<String>,
+    /// Encoder [default: the one the index was built with].
+    #[arg(long, value_name = "MODEL")]
+    encoder: Option<String>,
+    /// How to search: exact or hnsw [default: hnsw where the index has a graph].
+    #[arg(long, value_name = "KIND")]
+    search: Option<String>,
+    /// HNSW: candidates looked at [default: the value the index was built with].
+    #[arg(long, value_name = "N")]
+    ef_search: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print JSON instead.
+    #[arg(long)]
+    json: bool,
+}
+
+impl IndexArgs {
+    fn request(&self) -> Result<IndexRequest<'_>, RetrieverError> {
+        let search = match &self.search {
+            Some(name) => Search::parse(name)?,
+            // A graph that somebody built is what they want to see at work, however small the index.
+            None if IndexMeta::read(&self.dir)?.graph.is_some() => Search::Hnsw,
+            None => Search::Exact,
+        };
+        Ok(IndexRequest {
+            dir: &self.dir,
+            corpus: self.corpus.as_deref(),
+            encoder: self.encoder.as_deref(),
+            search,
+            ef_search: self.ef_search,
+        })
+    }
+}
+
+#[derive(clap::Args, Debug)]
+struct SearchArgs {
+    #[command(flatten)]
+    index: IndexArgs,
+    /// What to look for; several are searched together.
+    #[arg(required = true)]
+    queries: Vec<String>,
+    /// Passages a query.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    top_k: usize,
+}
+
+#[derive(clap::Args, Debug)]
+struct InfoArgs {
+    #[command(flatten)]
+    index: IndexArgs,
+    /// Question file to measure with [default: first sentences of sampled passages].
+    #[arg(long, value_name = "FILE")]
+    questions: Option<String>,
+    /// Queries to measure with at most.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    n_queries: usize,
+    /// Seed of the sampled passages.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
+    match args.command {
+        Command::Build(args) => build(&args, context),
+        Command::Search(args) => search(&args),
+        Command::Info(args) => info(&args),
+    }
+}
+
+struct BuildJob<'a> {
+    recipe: &'a Recipe,
+    out: &'a Path,
+    replace: bool,
+    progress: &'a mut (dyn FnMut(crate::retriever::Progress) -> ControlFlow<()> + 'a),
+}
+impl Job for BuildJob<'_> {
+    type Output = Result<BuildReport, RetrieverError>;
+    fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
+        let (recipe, progress) = (self.recipe, self.progress);
+        build_index::<B::InnerBackend>(&recipe.retriever, &recipe.data.corpus, self.out, self.replace, device, progress)
+    }
+}
+
+fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Outcome> {
+    let mut recipe = load::load_part(&args.config, &args.overrides)?.recipe;
+    recipe.retriever.kind = "dense".to_owned();
+    if let Some(corpus) = &args.corpus {
+        recipe.data.corpus.clone_from(corpus);
+    }
+    if let Some(encoder) = &args.encoder {
+        recipe.retriever.encoder.clone_from(encoder);
+    }
+    let problems = check::check_search(&recipe).errors;
+    if !problems.is_empty() {
+        return Err(ConfigError::Rules(problems).into());
+    }
+    let stop = stop_on_interrupt()?;
+    let mut counter = Counter::new(context.is_quiet);
+    let mut progress = |progress: crate::retriever::Progress| {
+        counter.tick(progress.stage, progress.done, progress.total);
+        if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let job = BuildJob { recipe: &recipe, out: &args.out, replace: args.force, progress: &mut progress };
+    let report = match with_device(args.device.device, job)? {
+        Err(error @ RetrieverError::Interrupted { .. }) => {
+            drop(counter);
+            output::warn(&error.to_string());
+            return Ok(Outcome::Interrupted);
+        }
+        other => other?,
+    };
+    drop(counter);
+    if args.json {
+        output::json(&report)?;
+    } else {
+        output::data(&describe_build(&args.out, &report))?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn describe_build(out: &Path, report: &BuildReport) -> String {
+    let count = |n: usize| output::grouped(n as u64);
+    let mut text = format!("{}: {} passages, {} numbers each\n", out.display(), count(report.n_passages), report.dim);
+    if report.n_reused > 0 {
+        text += &format!("{} embeddings were there already\n", count(report.n_reused));
+    }
+    if report.encode_s > 0.0 {
+        text += &format!("encoded in {} ({:.0} passages/s)\n", output::duration(report.encode_s), report.passages_per_s);
+    }
+    if report.graph_s > 0.0 {
+        text += &format!("graph built in {}\n", output::duration(report.graph_s));
+    }
+    text
+}
+
+struct SearchJob<'a>(IndexRequest<'a>, &'a [String], usize);
+impl Job for SearchJob<'_> {
+    type Output = Result<Vec<Result<Vec<Hit>, RetrieverError>>, RetrieverError>;
+    fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
+        search_index::<B::InnerBackend>(self.0, self.1, self.2, device)
+    }
+}
+
+fn search(args: &SearchArgs) -> anyhow::Result<Outcome> {
+    let job = SearchJob(args.index.request()?, &args.queries, args.top_k);
+    let found = with_device(args.index.device.device, job)??;
+    let mut text = String::new();
+    let mut results = Vec::new();
+    for (query, hits) in args.queries.iter().zip(found) {
+        let hits = hits?;
+        text += &format!("{query}\n");
+        for (rank, hit) in hits.iter().enumerate() {
+            text +=
+                &format!("  {}. {:.3}  {}  {}\n     {}\n", rank + 1, hit.score, hit.passage.id, hit.passage.title(), hit.passage.text());
+        }
+        let hit = |hit: &Hit| json!({"id": hit.passage.id, "contents": hit.passage.contents, "score": hit.score});
+        results.push(json!({"query": query, "hits": hits.iter().map(hit).collect::<Vec<_>>()}));
+    }
+    if args.index.json {
+        output::json(&results)?
+    } else {
+        output::data(&text)?
+    }
+    Ok(Outcome::Done)
+}
+
+struct InfoJob<'a>(IndexRequest<'a>, &'a [String], usize, u64);
+impl Job for InfoJob<'_> {
+    type Output = Result<IndexInfo, RetrieverError>;
+    fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
+        index_info::<B::InnerBackend>(self.0, self.1, self.2, self.3, device)
+    }
+}
+
+fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
+    let mut questions = Vec::new();
+    if let Some(file) = &args.questions {
+        let read = read_questions(&hub::resolve(file)?)?;
+        questions = read.into_iter().take(args.n_queries).map(|question| question.question).collect();
+    }
+    let job = InfoJob(args.index.request()?, &questions, args.n_queries, args.seed);
+    let info = with_device(args.index.device.device, job)??;
+    if args.index.json {
+        output::json(&info)?
+    } else {
+        output::data(&describe(&info))?
+    }
+    Ok(Outcome::Done)
+}
+
+fn describe(info: &IndexInfo) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| text += &format!("{name:<20} {value}\n");
+    let IndexInfo { measured, .. } = info;
+    line("index", info.dir.clone());
+    line("passages", format!("{} from {}", output::grouped(info.n_passages as u64), info.corpus));
+    line("encoder", format!("{} ({} numbers, {} tokens)", info.encoder, info.dim, info.max_tokens));
+    line("vectors", format!("{}, encoded in {}", output::bytes(info.vectors_bytes), output::duration(info.encode_s)));
+    match &info.graph {
+        None => line("graph", "none: searched exactly".to_owned()),
+        Some(graph) => {
+            line("graph", format!("{}, built in {}", output::bytes(info.graph_bytes), output::duration(graph.build_s)));
+            line("", format!("M {}, ef_construction {}, ef_search {}", graph.m, graph.ef_construction, graph.ef_search));
+        }
+    }
+    line("measured with", format!("{} {}", measured.n_queries, measured.query_source));
+    let rate = |per_s: f64| format!("{} queries/s", output::grouped(per_s.round() as u64));
+    line("encoding", rate(measured.encode_queries_per_s));
+    line("exact search", rate(measured.exact_queries_per_s));
+    if let Some(per_s) = measured.graph_queries_per_s {
+        line("graph search", rate(per_s));
+    }
+    let recall = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.3}"));
+    line("recall against exact", format!("@3 {}, @10 {}", recall(measured.recall_at_3), recall(measured.recall_at_10)));
+    text
+}

@@ -1,0 +1,142 @@
+//! stdout is data, stderr is talk. Everything the program says goes through here or through `progress`.
+//!
+//! Messages of the library end in `hint: …`; the hint gets a line of its own. `NO_COLOR` and a stderr that is no terminal switch colour off,
+//! and no meaning hangs on colour alone.
+use serde::Serialize;
+use std::io::{self, IsTerminal, Write};
+
+/// Writes data to stdout.
+/// # Errors
+/// If stdout cannot be written, e.g. because the reader of a pipe has gone; see [`is_closed_pipe`].
+pub fn data(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        stdout.write_all(b"\n")?;
+    }
+    Ok(stdout.flush()?)
+}
+
+/// Writes one JSON value to stdout, indented.
+/// # Errors
+/// As [`data`].
+pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    data(&serde_json::to_string_pretty(value)?)
+}
+
+/// Says something to the person in front of it.
+pub fn say(text: &str) {
+    // A closed stderr leaves nobody to tell.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// A problem that does not stop the program.
+pub fn warn(message: &str) {
+    say(&format!("{} {}", painted("33", "warning:"), hints_on_own_lines(message)));
+}
+
+/// The reader of stdout has had enough (`dgpo runs list | head -1`): not a failure.
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+}
+
+/// Prints an error as `error: …`, its causes, and its hints.
+pub fn error(error: &anyhow::Error) {
+    say(&format!("{} {}", painted("1;31", "error:"), describe(error)));
+}
+
+/// The text of an error: message, causes that the message does not already quote, hints on their own lines.
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str("\n  because: ");
+            text.push_str(&cause);
+        }
+    }
+    hints_on_own_lines(&text)
+}
+
+/// `a; hint: b` becomes two lines, with the indentation of the first.
+fn hints_on_own_lines(text: &str) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let indentation = &line[..line.len() - line.trim_start().len()];
+        match line.split_once("; hint: ") {
+            Some((message, hint)) => lines.extend([message.to_owned(), format!("{indentation}hint: {hint}")]),
+            None => lines.push(line.to_owned()),
+        }
+    }
+    lines.join("\n")
+}
+
+/// Whether stderr takes colour.
+pub fn has_colour() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn painted(code: &str, text: &str) -> String {
+    if has_colour() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// 1234567 -> "1,234,567".
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let first = digits.len() % 3;
+    let groups = digits.as_bytes()[first..].chunks(3).map(|group| group.iter().map(|&b| char::from(b)).collect());
+    let head = (first > 0).then(|| digits[..first].to_owned());
+    head.into_iter().chain(groups).collect::<Vec<String>>().join(",")
+}
+
+/// 7_904_524_288 -> "7.9 GB" (powers of 1,000).
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let (mut value, mut unit) = (n as f64, 0);
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// 0.42 s -> "0.4s", 75 s -> "1m15s"; the two largest units.
+pub fn duration(seconds: f64) -> String {
+    if (0.0..9.95).contains(&seconds) {
+        return format!("{seconds:.1}s");
+    }
+    let s = seconds.max(0.0).round() as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d{:02}h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn hints_stand_on_their_own_line_with_the_same_indentation() {
+        let error = anyhow!("2 problems:\n  rl.steps: is 0; hint: 1 is the smallest\n  x: y");
+        assert_eq!(describe(&error), "2 problems:\n  rl.steps: is 0\n  hint: 1 is the smallest\n  x: y");
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let told = anyhow!("no space").context("cannot write x: no space");
+        assert_eq!(describe(&told), "cannot write x: no space");
+        let untold = anyhow!("no space; hint: make room").context("cannot write x");
+        assert_eq!(describe(&untold), "cannot write x\n  because: no space\n  hint: make room");
+    }
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0, 999, 1000, 999_999, 7_904_524_288].map(bytes), ["0 B", "999 B", "1.0 kB", "1.0 MB", "7.9 GB"]);
+        assert_eq!([0.42, 9.96, 75.0, 3600.0, 90_000.0].map(duration), ["0.4s", "10s", "1m15s", "1h00m", "1d01h"]);
+    }
+}

@@ -1,0 +1,198 @@
+//! Shows the events of a run: a bar on a terminal, one line a step otherwise, nothing with `-q`.
+//!
+//! Log lines of `tracing` go through [`LogWriter`], which lifts the bar out of the way.
+use super::{machine, output};
+use crate::trainer::{
+    events::{Event, Phase},
+    metrics,
+};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::Mutex,
+    time::Instant,
+};
+
+/// The bar on the screen, if any, so that log lines can be written above it.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// What a step's line shows: a label and the metrics to take it from, the first one recorded.
+const SHOWN: [(&str, &[&str]); 5] = [
+    ("reward", &[metrics::REWARD]),
+    ("loss", &[metrics::DISTILL_LOSS]),
+    ("kl", &[metrics::KL, metrics::DISTILL_KL]),
+    ("entropy", &[metrics::ENTROPY]),
+    ("tok/s", &[metrics::ROLLOUT_TOKENS_PER_SECOND, metrics::UPDATE_TOKENS_PER_SECOND]),
+];
+
+/// Receives events and draws them on stderr.
+pub struct Progress {
+    is_quiet: bool,
+    is_terminal: bool,
+    running: Option<Running>,
+}
+
+/// The phase under way.
+struct Running {
+    phase: Phase,
+    /// Steps that an earlier process did: they say nothing about this one's speed.
+    done_before: usize,
+    started: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    pub fn new(is_quiet: bool) -> Self {
+        Self { is_quiet, is_terminal: io::stderr().is_terminal(), running: None }
+    }
+
+    /// The observer to hand to a run: `&mut |event| progress.on(event)`.
+    pub fn on(&mut self, event: Event<'_>) {
+        if self.is_quiet {
+            return;
+        }
+        match event {
+            Event::PhaseStarted { phase, done, total } => self.start(phase, done, total),
+            Event::Step { phase, step, total, metrics } => self.step(phase, step, total, metrics),
+            Event::Message(text) => above_the_bar(text),
+            Event::CheckpointSaved { path } => above_the_bar(&format!("checkpoint {}", path.display())),
+            Event::PhaseDone { phase } => {
+                let seconds = self.running.as_ref().map_or(0.0, |running| running.started.elapsed().as_secs_f64());
+                self.finish();
+                output::say(&format!("{phase}: done in {}", output::duration(seconds)));
+            }
+        }
+    }
+
+    /// Takes the bar off the screen; also where an error ends a phase early.
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.running.take().and_then(|running| running.bar) {
+            bar.finish_and_clear();
+        }
+        *bar_slot() = None;
+    }
+
+    fn start(&mut self, phase: Phase, done: usize, total: usize) {
+        self.finish();
+        let of = if total > 0 { format!(": {} steps", output::grouped(total as u64)) } else { String::new() };
+        let from = if done > 0 { format!(", continuing behind step {done}") } else { String::new() };
+        output::say(&format!("{phase}{of}{from}"));
+        let bar = self.is_terminal.then(|| {
+            let bar = if total > 0 { ProgressBar::new(total as u64) } else { ProgressBar::no_length() };
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+            let template =
+                if total > 0 { "{prefix:<8} {bar:24} {pos}/{len}  {wide_msg}" } else { "{prefix:<8} {spinner} {pos}  {wide_msg}" };
+            bar.set_style(ProgressStyle::with_template(template).expect("the templates above are well-formed"));
+            bar.set_prefix(phase.as_str());
+            bar.set_position(done as u64);
+            bar
+        });
+        bar_slot().clone_from(&bar);
+        self.running = Some(Running { phase, done_before: done, started: Instant::now(), bar });
+    }
+
+    fn step(&mut self, phase: Phase, step: usize, total: usize, metrics: &[(&'static str, f64)]) {
+        if self.running.as_ref().is_none_or(|running| running.phase != phase) {
+            self.start(phase, step.saturating_sub(1), total);
+        }
+        let Some(running) = &self.running else { return };
+        let eta_s = remaining_s(running.started.elapsed().as_secs_f64(), running.done_before, step, total);
+        let text = step_text(metrics, machine::resident_bytes(), eta_s);
+        match &running.bar {
+            Some(bar) => {
+                bar.set_position(step as u64);
+                bar.set_message(text);
+            }
+            None if total > 0 => output::say(&format!("{phase} {step}/{total}  {text}")),
+            None => output::say(&format!("{phase} {step}  {text}")),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// Seconds left at the speed of this process.
+fn remaining_s(elapsed_s: f64, done_before: usize, step: usize, total: usize) -> Option<f64> {
+    let n_done = step.checked_sub(done_before).filter(|&n| n > 0)?;
+    (total > 0).then(|| elapsed_s / n_done as f64 * total.saturating_sub(step) as f64)
+}
+
+/// `reward 0.410  kl 0.0123  tok/s 1520  mem 1.2 GB  eta 3m12s`
+fn step_text(metrics: &[(&'static str, f64)], resident_bytes: Option<u64>, eta_s: Option<f64>) -> String {
+    let value = |names: &[&str]| names.iter().find_map(|name| metrics.iter().find(|(known, _)| known == name).map(|(_, value)| *value));
+    let mut parts: Vec<String> =
+        SHOWN.iter().filter_map(|(label, names)| value(names).map(|value| format!("{label} {}", short(value)))).collect();
+    parts.extend(resident_bytes.map(|n| format!("mem {}", output::bytes(n))));
+    parts.extend(eta_s.map(|seconds| format!("eta {}", output::duration(seconds))));
+    parts.join("  ")
+}
+
+/// Three significant digits, or a whole number from 100 on.
+fn short(value: f64) -> String {
+    match value.abs() {
+        x if !x.is_finite() => value.to_string(),
+        x if x >= 100.0 => format!("{value:.0}"),
+        x if x >= 0.1 || x == 0.0 => format!("{value:.3}"),
+        x if x >= 0.0001 => format!("{value:.5}"),
+        _ => format!("{value:.2e}"),
+    }
+}
+
+fn bar_slot() -> std::sync::MutexGuard<'static, Option<ProgressBar>> {
+    BAR.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn above_the_bar(text: &str) {
+    let bar = bar_slot().clone();
+    match bar {
+        Some(bar) => bar.suspend(|| output::say(text)),
+        None => output::say(text),
+    }
+}
+
+/// Where `tracing` writes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let bar = bar_slot().clone();
+        match bar {
+            Some(bar) => bar.suspend(|| io::stderr().write(text)),
+            None => io::stderr().write(text),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_shows_reward_kl_speed_memory_and_time_left() {
+        let metrics =
+            [(metrics::KL, 0.0123), (metrics::REWARD, 0.41), (metrics::ROLLOUT_TOKENS_PER_SECOND, 1520.4), (metrics::SEARCHES, 2.0)];
+        assert_eq!(step_text(&metrics, Some(1_200_000_000), Some(192.0)), "reward 0.410  kl 0.01230  tok/s 1520  mem 1.2 GB  eta 3m12s");
+    }
+
+    #[test]
+    fn the_time_left_counts_the_steps_of_this_process_alone() {
+        // Resumed behind step 100; 10 steps in 20 s; 90 to go at 2 s each.
+        assert_eq!(remaining_s(20.0, 100, 110, 200), Some(180.0));
+        assert_eq!(remaining_s(20.0, 100, 100, 200), None);
+        assert_eq!(remaining_s(20.0, 0, 5, 0), None);
+    }
+
+    #[test]
+    fn figures_keep_three_digits() {
+        assert_eq!([0.0, 1.5, 0.0123, 1e-6, 1234.5, f64::NAN].map(short), ["0.000", "1.500", "0.01230", "1.00e-6", "1234", "NaN"]);
+    }
+}

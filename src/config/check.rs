@@ -1,0 +1,379 @@
+//! The rules between fields: what a type cannot say. Each rule names the key to change and what to change it to.
+//!
+//! All broken rules are reported at once. Only what the stage uses is checked, so an RL recipe need not fill in the encoder stage.
+use super::{AdamWRecipe, KlMode, KlReference, Problem, Recipe, Stage};
+
+/// Parameter types a model can be computed in.
+pub const DTYPES: [&str; 3] = ["f32", "bf16", "f16"];
+/// Legal values of `retriever.kind`.
+pub const RETRIEVER_KINDS: [&str; 3] = ["dense", "bm25", "remote"];
+/// Legal values of `retriever.search`.
+pub const SEARCH_KINDS: [&str; 3] = ["auto", "exact", "hnsw"];
+/// hnsw_rs stores the number of links of a node in one byte.
+const MAX_HNSW_LINKS: usize = 255;
+
+/// What [`check`] found.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// The run cannot start.
+    pub errors: Vec<Problem>,
+    /// The run can start, but is probably not what was meant.
+    pub warnings: Vec<Problem>,
+}
+
+impl Findings {
+    fn error(&mut self, is_broken: bool, key: &'static str, message: impl FnOnce() -> String, hint: impl FnOnce() -> String) {
+        if is_broken {
+            self.errors.push(Problem { key, message: message(), hint: hint() });
+        }
+    }
+
+    fn warn(&mut self, is_odd: bool, key: &'static str, message: impl FnOnce() -> String, hint: impl FnOnce() -> String) {
+        if is_odd {
+            self.warnings.push(Problem { key, message: message(), hint: hint() });
+        }
+    }
+
+    fn positive(&mut self, key: &'static str, value: usize) {
+        self.error(value == 0, key, || "must be at least 1".into(), || format!("{key} = 1 is the smallest"));
+    }
+
+    fn one_of(&mut self, key: &'static str, value: &str, legal: &[&str]) {
+        self.error(
+            !legal.contains(&value),
+            key,
+            || format!("\"{value}\" is not known"),
+            || match super::load::did_you_mean(value, legal.iter().copied()) {
+                Some(name) => format!("did you mean \"{name}\"?"),
+                None => format!("one of {}", legal.join(", ")),
+            },
+        );
+    }
+
+    /// A finite number with `is_legal`; `range` says in words what that is.
+    fn number(&mut self, key: &'static str, value: f64, is_legal: impl Fn(f64) -> bool, range: &str) {
+        self.error(
+            !value.is_finite() || !is_legal(value),
+            key,
+            || format!("{value} is out of range"),
+            || format!("{key} must be a number {range}"),
+        );
+    }
+
+    fn not_empty(&mut self, key: &'static str, is_empty: bool, hint: &str) {
+        self.error(is_empty, key, || "is empty".into(), || hint.to_owned());
+    }
+}
+
+const IN_UNIT_INTERVAL: &str = "from 0 to 1";
+fn in_unit_interval(x: f64) -> bool {
+    (0.0..=1.0).contains(&x)
+}
+const NOT_NEGATIVE: &str = "from 0 on";
+fn not_negative(x: f64) -> bool {
+    x >= 0.0
+}
+const POSITIVE: &str = "above 0";
+fn positive(x: f64) -> bool {
+    x > 0.0
+}
+
+/// Checks every rule that concerns the recipe's stage.
+pub fn check(recipe: &Recipe) -> Findings {
+    let mut found = Findings::default();
+    check_run(recipe, &mut found);
+    check_model(recipe, &mut found);
+    match recipe.stage {
+        Stage::Pretrain => check_pretrain(recipe, &mut found),
+        Stage::Encoder => check_encoder(recipe, &mut found),
+        Stage::Pipeline | Stage::Distill | Stage::Rl => {
+            check_episode(recipe, &mut found);
+            check_data(recipe, &mut found);
+        }
+    }
+    if recipe.stage.has_distillation() {
+        check_distill(recipe, &mut found);
+    }
+    if recipe.stage.has_rl() {
+        check_rl(recipe, &mut found);
+        check_kl(recipe, &mut found);
+    }
+    found
+}
+
+/// Whether the run plays episodes itself: everything but distillation on ready-made trajectories.
+pub fn plays_episodes(recipe: &Recipe) -> bool {
+    recipe.stage.has_rl() || (recipe.stage == Stage::Distill && recipe.data.trajectories.is_empty())
+}
+
+/// Checks the retriever and what it searches, for commands that use nothing else of a recipe.
+pub fn check_search(recipe: &Recipe) -> Findings {
+    let mut found = Findings::default();
+    check_retriever(recipe, &mut found);
+    found
+}
+
+fn check_run(recipe: &Recipe, found: &mut Findings) {
+    let name = &recipe.run.name;
+    let is_odd = name.starts_with('.') || name.contains(|c: char| !(c.is_alphanumeric() || "._-+".contains(c)));
+    found.error(is_odd, "run.name", || format!("\"{name}\" is no folder name"), || "use letters, digits and . _ - +".into());
+}
+
+fn check_model(recipe: &Recipe, found: &mut Findings) {
+    let model = &recipe.model;
+    found.one_of("model.dtype", &model.dtype, &DTYPES);
+    if recipe.stage != Stage::Encoder {
+        found.not_empty("model.student", model.student.is_empty(), "a folder, owner/name, or builtin:tiny/student");
+    }
+}
+
+fn check_episode(recipe: &Recipe, found: &mut Findings) {
+    let episode = &recipe.episode;
+    found.error(
+        !episode.instruction.contains("{question}"),
+        "episode.instruction",
+        || "does not contain {question}, so every prompt would be the same".into(),
+        || "end it with \"Question: {question}\\n\"".into(),
+    );
+    for (key, value) in [
+        ("episode.max_response_length", episode.max_response_length),
+        ("episode.max_obs_length", episode.max_obs_length),
+        ("episode.max_start_length", episode.max_start_length),
+        ("episode.max_prompt_length", episode.max_prompt_length),
+        ("episode.max_rows", episode.max_rows),
+    ] {
+        found.positive(key, value);
+    }
+    let shortest = episode.max_start_length + episode.max_response_length;
+    found.error(
+        shortest > episode.max_prompt_length,
+        "episode.max_prompt_length",
+        || {
+            format!(
+                "max_start_length ({}) + max_response_length ({}) = {shortest} tokens do not fit into max_prompt_length ({})",
+                episode.max_start_length, episode.max_response_length, episode.max_prompt_length
+            )
+        },
+        || format!("{shortest} is the smallest; {} lets every episode run to its end", episode.longest_episode()),
+    );
+    found.number("episode.temperature", episode.temperature, not_negative, NOT_NEGATIVE);
+    found.number("episode.top_p", episode.top_p, |p| p > 0.0 && p <= 1.0, "above 0 and up to 1");
+    found.number("eval.temperature", recipe.eval.temperature, not_negative, NOT_NEGATIVE);
+    if plays_episodes(recipe) {
+        check_retriever(recipe, found);
+    }
+}
+
+fn check_retriever(recipe: &Recipe, found: &mut Findings) {
+    let retriever = &recipe.retriever;
+    found.one_of("retriever.kind", &retriever.kind, &RETRIEVER_KINDS);
+    found.one_of("retriever.search", &retriever.search, &SEARCH_KINDS);
+    found.positive("retriever.top_k", retriever.top_k);
+    let no_passages = recipe.data.corpus.is_empty();
+    match retriever.kind.as_str() {
+        "dense" => {
+            found.not_empty("retriever.encoder", retriever.encoder.is_empty(), "e.g. \"intfloat/e5-base-v2\" or a folder");
+            found.positive("retriever.max_tokens", retriever.max_tokens);
+            found.positive("retriever.batch_tokens", retriever.batch_tokens);
+            let m = retriever.hnsw_m;
+            found.error(
+                !(2..=MAX_HNSW_LINKS).contains(&m),
+                "retriever.hnsw_m",
+                || format!("{m} links a node are not possible"),
+                || format!("from 2 to {MAX_HNSW_LINKS}; 16 to 48 is usual"),
+            );
+            found.positive("retriever.hnsw_ef_construction", retriever.hnsw_ef_construction);
+            found.error(
+                retriever.hnsw_ef_search < retriever.top_k,
+                "retriever.hnsw_ef_search",
+                || format!("{} candidates cannot yield top_k = {} passages", retriever.hnsw_ef_search, retriever.top_k),
+                || format!("at least {}; 128 is usual", retriever.top_k),
+            );
+            found.not_empty("data.corpus", no_passages, "name the passages; an index answers with their numbers alone");
+        }
+        "bm25" => found.not_empty("data.corpus", no_passages, "bm25 searches the passages of this file"),
+        "remote" => {
+            let is_address = retriever.url.starts_with("http://") || retriever.url.starts_with("https://");
+            found.error(
+                !is_address,
+                "retriever.url",
+                || format!("\"{}\" is no address, and kind = \"remote\" needs one", retriever.url),
+                || "e.g. \"http://127.0.0.1:8000/retrieve\"".into(),
+            );
+            found.number("retriever.timeout_s", retriever.timeout_s, positive, POSITIVE);
+        }
+        _ => {}
+    }
+}
+
+fn check_data(recipe: &Recipe, found: &mut Findings) {
+    let data = &recipe.data;
+    found.not_empty("data.train", plays_episodes(recipe) && data.train.is_empty(), "list question files: [\"nq/train.jsonl\"]");
+    let is_untested = recipe.stage == Stage::Pipeline && data.test.is_empty();
+    found.not_empty("data.test", is_untested, "the pipeline ends with an evaluation; list question files");
+}
+
+fn check_distill(recipe: &Recipe, found: &mut Findings) {
+    let (distill, has_teacher) = (&recipe.distill, !recipe.model.teacher.is_empty());
+    found.number("distill.ce_weight", distill.ce_weight, not_negative, NOT_NEGATIVE);
+    found.number("distill.kl_weight", distill.kl_weight, not_negative, NOT_NEGATIVE);
+    found.number("distill.temperature", distill.temperature, positive, POSITIVE);
+    found.error(
+        distill.ce_weight == 0.0 && distill.kl_weight == 0.0,
+        "distill.ce_weight",
+        || "ce_weight and kl_weight are both 0, so there is nothing to learn".into(),
+        || "the paper has 1 and 1".into(),
+    );
+    found.error(
+        distill.kl_weight > 0.0 && !has_teacher,
+        "distill.kl_weight",
+        || format!("the KL (weight {}) needs the distribution of a teacher, and model.teacher is empty", distill.kl_weight),
+        || "name a teacher, or set kl_weight = 0 to learn from the episodes' tokens alone".into(),
+    );
+    found.error(
+        !has_teacher && recipe.data.trajectories.is_empty(),
+        "model.teacher",
+        || "is empty, and data.trajectories is too, so there are no episodes to learn from".into(),
+        || "name a teacher that plays them, or files that hold them".into(),
+    );
+    found.positive("distill.batch", distill.batch);
+    found.positive("distill.micro_batch_tokens", distill.micro_batch_tokens);
+    let has_no_length = distill.steps == 0 && distill.epochs == 0;
+    found.error(has_no_length, "distill.epochs", || "epochs and steps are both 0".into(), || "the paper has 5 epochs".into());
+    if recipe.data.trajectories.is_empty() {
+        found.positive("demos.n_episodes", recipe.demos.n_episodes);
+        found.number("demos.temperature", recipe.demos.temperature, not_negative, NOT_NEGATIVE);
+    }
+    check_adamw(&recipe.optim.distill, DISTILL_KEYS, found);
+}
+
+fn check_rl(recipe: &Recipe, found: &mut Findings) {
+    let rl = &recipe.rl;
+    for (key, value) in [
+        ("rl.steps", rl.steps),
+        ("rl.questions_per_step", rl.questions_per_step),
+        ("rl.mini_batch", rl.mini_batch),
+        ("rl.micro_batch_tokens", rl.micro_batch_tokens),
+        ("rl.epochs", rl.epochs),
+    ] {
+        found.positive(key, value);
+    }
+    found.error(
+        rl.mini_batch > 0 && rl.questions_per_step % rl.mini_batch != 0,
+        "rl.questions_per_step",
+        || format!("questions_per_step ({}) is not a multiple of mini_batch ({})", rl.questions_per_step, rl.mini_batch),
+        || format!("{} is the nearest", nearest_multiple(rl.questions_per_step, rl.mini_batch)),
+    );
+    found.number("rl.clip_ratio", rl.clip_ratio, positive, POSITIVE);
+    found.number("rl.clip_value", rl.clip_value, positive, POSITIVE);
+    found.number("rl.entropy_coef", rl.entropy_coef, not_negative, NOT_NEGATIVE);
+    found.number("gae.gamma", recipe.gae.gamma, in_unit_interval, IN_UNIT_INTERVAL);
+    found.number("gae.lambda", recipe.gae.lambda, in_unit_interval, IN_UNIT_INTERVAL);
+    found.error(
+        recipe.episode.temperature == 0.0,
+        "episode.temperature",
+        || "is 0 (greedy): training episodes would explore nothing".into(),
+        || "the paper has 1; eval.temperature = 0 makes the evaluation greedy".into(),
+    );
+    let is_cut = recipe.episode.top_p < 1.0 || recipe.episode.top_k > 0;
+    found.warn(
+        is_cut,
+        "episode.top_p",
+        || "top_p or top_k leave tokens out, while the update uses the whole distribution's probabilities".into(),
+        || "top_p = 1 and top_k = 0 sample from what is trained".into(),
+    );
+    found.warn(
+        rl.micro_batch_tokens < recipe.episode.max_prompt_length,
+        "rl.micro_batch_tokens",
+        || format!("{} tokens are fewer than one episode may have ({})", rl.micro_batch_tokens, recipe.episode.max_prompt_length),
+        || "a longer episode becomes a micro-batch of its own, and memory is sized by it".into(),
+    );
+    check_adamw(&recipe.optim.actor, ACTOR_KEYS, found);
+    check_adamw(&recipe.optim.critic, CRITIC_KEYS, found);
+}
+
+/// The multiple of `step` (at least one) that lies nearest to `n`; the larger of two.
+fn nearest_multiple(n: usize, step: usize) -> usize {
+    ((n + step / 2) / step).max(1) * step
+}
+
+fn check_kl(recipe: &Recipe, found: &mut Findings) {
+    let kl = &recipe.kl;
+    found.number("kl.coef", kl.coef, not_negative, NOT_NEGATIVE);
+    found.number("kl.target", kl.target, not_negative, NOT_NEGATIVE);
+    found.error(
+        kl.target > 0.0 && kl.horizon.partial_cmp(&0.0) != Some(std::cmp::Ordering::Greater),
+        "kl.horizon",
+        || format!("{} episodes, while kl.target = {} makes the coefficient adaptive", kl.horizon, kl.target),
+        || "10000 is the published script's".into(),
+    );
+    let needs_teacher = kl.mode != KlMode::None && kl.reference == KlReference::Teacher;
+    found.error(
+        needs_teacher && recipe.model.teacher.is_empty(),
+        "kl.reference",
+        || "is \"teacher\", and model.teacher is empty".into(),
+        || "name a teacher, or set kl.reference = \"initial\" or kl.mode = \"none\"".into(),
+    );
+    found.warn(
+        kl.mode == KlMode::Selective && kl.reference == KlReference::Initial,
+        "kl.reference",
+        || "wrong episodes are pulled towards the initial student, which wrote such episodes itself".into(),
+        || "the paper's selective penalty pulls towards the teacher".into(),
+    );
+}
+
+fn check_pretrain(recipe: &Recipe, found: &mut Findings) {
+    found.positive("pretrain.steps", recipe.pretrain.steps);
+    found.positive("pretrain.batch", recipe.pretrain.batch);
+    let is_missing = recipe.data.corpus.is_empty() && recipe.data.trajectories.is_empty();
+    found.not_empty("data.corpus", is_missing, "name passages here, or episodes in data.trajectories");
+    check_adamw(&recipe.optim.distill, DISTILL_KEYS, found);
+}
+
+fn check_encoder(recipe: &Recipe, found: &mut Findings) {
+    found.positive("encoder.steps", recipe.encoder.steps);
+    found.error(
+        recipe.encoder.batch < 2,
+        "encoder.batch",
+        || format!("{} leaves no other passage as a negative", recipe.encoder.batch),
+        || "2 is the smallest, 64 is usual".into(),
+    );
+    found.number("encoder.temperature", recipe.encoder.temperature, positive, POSITIVE);
+    found.not_empty("retriever.encoder", recipe.retriever.encoder.is_empty(), "the encoder to train, e.g. random:FOLDER");
+    found.not_empty("data.corpus", recipe.data.corpus.is_empty(), "the passages to learn from");
+    check_adamw(&recipe.optim.distill, DISTILL_KEYS, found);
+}
+
+/// The dotted keys of one optimizer, in the order of [`check_adamw`].
+type AdamWKeys = [&'static str; 7];
+macro_rules! adamw_keys {
+    ($table:literal) => {
+        [
+            concat!($table, ".lr"),
+            concat!($table, ".warmup"),
+            concat!($table, ".beta1"),
+            concat!($table, ".beta2"),
+            concat!($table, ".eps"),
+            concat!($table, ".weight_decay"),
+            concat!($table, ".max_grad_norm"),
+        ]
+    };
+}
+const DISTILL_KEYS: AdamWKeys = adamw_keys!("optim.distill");
+const ACTOR_KEYS: AdamWKeys = adamw_keys!("optim.actor");
+const CRITIC_KEYS: AdamWKeys = adamw_keys!("optim.critic");
+
+fn check_adamw(optim: &AdamWRecipe, [lr, warmup, beta1, beta2, eps, weight_decay, max_grad_norm]: AdamWKeys, found: &mut Findings) {
+    let below_one = |x: f64| (0.0..1.0).contains(&x);
+    found.number(lr, optim.lr, not_negative, NOT_NEGATIVE);
+    found.number(warmup, optim.warmup, in_unit_interval, "from 0 to 1 (a share of the steps, not a count)");
+    found.number(beta1, optim.beta1, below_one, "from 0 to below 1");
+    found.number(beta2, optim.beta2, below_one, "from 0 to below 1");
+    found.number(eps, optim.eps, positive, POSITIVE);
+    found.number(weight_decay, optim.weight_decay, not_negative, NOT_NEGATIVE);
+    found.number(max_grad_norm, optim.max_grad_norm, not_negative, NOT_NEGATIVE);
+}
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

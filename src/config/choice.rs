@@ -1,0 +1,42 @@
+//! Settings whose meaning lies in a layer further right: a recipe names them, the layer implements them.
+use serde::{Deserialize, Serialize};
+
+/// How a request draws its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// 0 = greedy: the token of highest probability, the lowest id among equals.
+    pub temperature: f64,
+    /// Share of the probability mass that may be drawn; 1 = off.
+    pub top_p: f64,
+    /// Number of tokens that may be drawn; 0 = off.
+    pub top_k: usize,
+}
+
+impl Sampling {
+    /// The most probable token at every step.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0 };
+
+    /// Whether nothing is drawn. (A temperature that is 0 in f32, the precision of the logits, counts as 0.)
+    pub fn is_greedy(&self) -> bool {
+        self.temperature as f32 <= 0.0
+    }
+}
+
+/// A model family's chat format; rendered by `crate::tokenizer::chat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatTemplate {
+    /// `<|im_start|>` blocks; the default system prompt is inserted.
+    #[serde(rename = "qwen2_5")]
+    Qwen25,
+    /// Plain Llama 3: no system header of its own.
+    #[serde(rename = "llama3")]
+    Llama3,
+    /// Llama 3.1 / 3.2 with the dated system header.
+    #[serde(rename = "llama3_1")]
+    Llama31,
+    #[serde(rename = "llama3_2")]
+    Llama32,
+    /// The text as it is (models without a chat format); several messages are separated by one line feed.
+    Plain,
+}

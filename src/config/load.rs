@@ -1,0 +1,340 @@
+//! From a recipe file to a typed [`Recipe`]: file -> `extends` -> `--set` -> types -> rules.
+//!
+//! Each layer is flattened to (dotted key, value, where it was written); a later layer replaces an earlier key. The flat map is then laid over
+//! the default recipe, whose own keys are the list of what exists. So one mechanism serves inheritance, overrides, did-you-mean and messages that
+//! name file and line, and a partial `[optim.actor]` keeps the actor's other defaults.
+use super::{ConfigError, Origin, Problem, Recipe, check};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+use toml::{Table, Value, de::DeTable};
+
+/// Recipes compiled into the binary, by name; `extends` and `--config` find them without any file.
+pub const BUILT_IN: &[(&str, &str)] = &[
+    ("base", include_str!("../../configs/base.toml")),
+    ("tiny", include_str!("../../configs/tiny.toml")),
+    ("smoke", include_str!("../../configs/smoke.toml")),
+];
+
+/// A recipe with where it came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub recipe: Recipe,
+    /// File stem or built-in name: the first half of a run's default name.
+    pub name: String,
+    /// The files (or built-in recipes) read, the extending one first.
+    pub sources: Vec<String>,
+    /// Legal, but probably not meant.
+    pub warnings: Vec<Problem>,
+}
+
+impl Loaded {
+    /// `run.name`, or the recipe's name and seed: `tiny-seed0`.
+    pub fn run_name(&self) -> String {
+        match self.recipe.run.name.as_str() {
+            "" => format!("{}-seed{}", self.name, self.recipe.run.seed),
+            name => name.to_owned(),
+        }
+    }
+}
+
+/// Reads the recipe `source`, a path or the bare name of a built-in recipe, applies `overrides` (`a.b=value`, in order), and checks the rules.
+///
+/// An override's value is TOML; text that is not (or a number where the key holds text) is taken as a bare string.
+/// # Errors
+/// [`ConfigError`], each variant with the place and a hint; all broken rules at once.
+pub fn load(source: &str, overrides: &[String]) -> Result<Loaded, ConfigError> {
+    let mut loaded = load_part(source, overrides)?;
+    let findings = check::check(&loaded.recipe);
+    if !findings.errors.is_empty() {
+        return Err(ConfigError::Rules(findings.errors));
+    }
+    loaded.warnings = findings.warnings;
+    Ok(loaded)
+}
+
+/// As [`load`], for commands that use a part of the recipe: the rules are not checked.
+/// # Errors
+/// As [`load`], but for [`ConfigError::Rules`].
+pub fn load_part(source: &str, overrides: &[String]) -> Result<Loaded, ConfigError> {
+    let mut layers = Vec::new();
+    collect_layers(Place::find(source, None)?, &mut layers)?;
+    let name = Path::new(source).file_stem().map_or_else(|| source.to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let mut settings = Settings::new();
+    // The base was read last and is laid down first.
+    for layer in layers.iter_mut().rev() {
+        settings.append(&mut layer.settings);
+    }
+    for argument in overrides {
+        settings.append(&mut parse_override(argument)?);
+    }
+    let sources = layers.into_iter().map(|layer| layer.place.to_string()).collect();
+    Ok(Loaded { recipe: typed(settings)?, name, sources, warnings: Vec::new() })
+}
+
+/// The recipe as a complete TOML file, which loads back to an equal recipe.
+pub fn to_toml(recipe: &Recipe) -> String {
+    toml::to_string_pretty(recipe).expect("a recipe holds only tables, numbers, text and lists of text")
+}
+
+/// The keys in which two recipes differ, with the values of both: (key, left, right).
+pub fn differences(left: &Recipe, right: &Recipe) -> Vec<(String, Value, Value)> {
+    flat_values(left).into_iter().zip(flat_values(right)).filter(|((_, l), (_, r))| l != r).map(|((key, l), (_, r))| (key, l, r)).collect()
+}
+
+/// The candidate that looks most like `word`, if any looks enough alike to be a slip.
+pub fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // The threshold clap uses for its own suggestions.
+    const ALIKE: f64 = 0.7;
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro(word, candidate), candidate))
+        .filter(|(score, _)| *score > ALIKE)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+/// Dotted key -> value and where it was written.
+type Settings = BTreeMap<String, (Value, Origin)>;
+
+/// A recipe file, or a recipe inside the binary.
+#[derive(Clone, Debug)]
+enum Place {
+    File(PathBuf),
+    BuiltIn(&'static str, &'static str),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::BuiltIn(name, _) => write!(f, "built-in {name}"),
+        }
+    }
+}
+
+impl Place {
+    /// `name` as written on the command line, or behind `extends` in the recipe `from`.
+    fn find(name: &str, from: Option<&Place>) -> Result<Self, ConfigError> {
+        let built_in = |name: &str| BUILT_IN.iter().find(|(known, _)| *known == name).map(|&(known, text)| Self::BuiltIn(known, text));
+        let is_bare = !name.contains(['/', '\\', '.']);
+        match (is_bare, from) {
+            (true, _) => built_in(name).ok_or_else(|| {
+                let names: Vec<&str> = BUILT_IN.iter().map(|(known, _)| *known).collect();
+                let guess = did_you_mean(name, names.iter().copied()).map_or_else(String::new, |n| format!("did you mean {n}? "));
+                let hint = format!("{guess}built in are {}; a file is named by its path, e.g. ./{name}.toml", names.join(", "));
+                ConfigError::UnknownRecipe { name: name.to_owned(), hint }
+            }),
+            // Inside the binary `base.toml` means the built-in recipe of that name.
+            (false, Some(Self::BuiltIn(..))) => Self::find(name.trim_end_matches(".toml"), None),
+            (false, Some(Self::File(file))) => Ok(Self::File(file.parent().unwrap_or(Path::new("")).join(name))),
+            (false, None) => Ok(Self::File(PathBuf::from(name))),
+        }
+    }
+
+    /// The same for two spellings of one path.
+    fn identity(&self) -> PathBuf {
+        match self {
+            Self::BuiltIn(name, _) => PathBuf::from(format!("built-in:{name}")),
+            Self::File(path) => path.canonicalize().unwrap_or_else(|_| path.clone()),
+        }
+    }
+
+    fn text(&self) -> Result<String, ConfigError> {
+        match self {
+            Self::BuiltIn(_, text) => Ok((*text).to_owned()),
+            Self::File(path) => std::fs::read_to_string(path).map_err(|source| {
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+                let hint = match BUILT_IN.iter().find(|(known, _)| *known == stem) {
+                    Some((known, _)) => format!("the recipe is built in: --config {known}"),
+                    None => "check the path; relative ones start at the current directory".to_owned(),
+                };
+                ConfigError::Read { path: path.clone(), source, hint }
+            }),
+        }
+    }
+}
+
+struct Layer {
+    place: Place,
+    settings: Settings,
+}
+
+/// Reads a recipe and, recursively, what it extends; the extending one comes first.
+fn collect_layers(place: Place, layers: &mut Vec<Layer>) -> Result<(), ConfigError> {
+    if layers.iter().any(|layer| layer.place.identity() == place.identity()) {
+        let chain = layers.iter().map(|layer| &layer.place).chain([&place]).map(Place::to_string).collect();
+        return Err(ConfigError::Cycle { chain });
+    }
+    let mut settings = parse_file(&place.to_string(), &place.text()?)?;
+    let base = settings.remove("extends");
+    layers.push(Layer { place: place.clone(), settings });
+    match base {
+        None => Ok(()),
+        Some((Value::String(name), _)) => collect_layers(Place::find(&name, Some(&place))?, layers),
+        Some((value, origin)) => Err(ConfigError::WrongType {
+            origin,
+            key: "extends".into(),
+            why: format!("expected the name of a recipe, found {}", value.type_str()),
+            hint: "extends = \"base.toml\"".into(),
+        }),
+    }
+}
+
+fn parse_file(source: &str, text: &str) -> Result<Settings, ConfigError> {
+    let origin_at = |offset: usize| {
+        let line = text[..offset.min(text.len())].matches('\n').count() + 1;
+        Origin { source: source.to_owned(), line: Some(line), excerpt: text.lines().nth(line - 1).unwrap_or_default().to_owned() }
+    };
+    let syntax = |error: toml::de::Error| ConfigError::Syntax {
+        origin: origin_at(error.span().map_or(0, |span| span.start)),
+        why: error.message().to_owned(),
+    };
+    let spans = DeTable::parse(text).map_err(syntax)?;
+    let values: Table = toml::from_str(text).map_err(syntax)?;
+    let mut settings = Settings::new();
+    flatten(&values, Some(spans.get_ref()), "", &origin_at, &mut settings);
+    Ok(settings)
+}
+
+fn parse_override(argument: &str) -> Result<Settings, ConfigError> {
+    let wrong = |why: &str| ConfigError::Override { argument: argument.to_owned(), why: why.to_owned() };
+    let (key, text) = argument.split_once('=').ok_or_else(|| wrong("there is no `=`"))?;
+    let (key, text) = (key.trim(), text.trim());
+    if key.is_empty() {
+        return Err(wrong("there is no key before `=`"));
+    }
+    let origin = |_| Origin { source: format!("--set {argument}"), line: None, excerpt: String::new() };
+    let mut settings = Settings::new();
+    let is_text = default_values().get(key).is_some_and(Value::is_str);
+    match toml::from_str::<Table>(&format!("value = {text}")).map(|mut table| table.remove("value")) {
+        Ok(Some(Value::Table(table))) => flatten(&table, None, key, &origin, &mut settings),
+        Ok(Some(value)) if !is_text || value.is_str() => {
+            settings.insert(key.to_owned(), (value, origin(0)));
+        }
+        // Text that starts like a TOML value and is not one is a slip, not a bare string.
+        Err(error) if text.starts_with(['"', '\'', '[', '{']) => return Err(wrong(error.message())),
+        _ => {
+            settings.insert(key.to_owned(), (Value::String(text.to_owned()), origin(0)));
+        }
+    }
+    Ok(settings)
+}
+
+/// Appends the leaves of a table under `prefix`; `spans` is the same table with source positions.
+fn flatten(values: &Table, spans: Option<&DeTable<'_>>, prefix: &str, origin_at: &dyn Fn(usize) -> Origin, out: &mut Settings) {
+    for (key, value) in values {
+        let span = spans.and_then(|spans| spans.iter().find(|(name, _)| name.get_ref() == key));
+        let dotted = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            Value::Table(table) if !table.is_empty() => {
+                flatten(table, span.and_then(|(_, value)| value.get_ref().as_table()), &dotted, origin_at, out);
+            }
+            _ => {
+                out.insert(dotted, (value.clone(), origin_at(span.map_or(0, |(name, _)| name.span().start))));
+            }
+        }
+    }
+}
+
+/// Every key a recipe has, with the recipe's value.
+fn flat_values(recipe: &Recipe) -> BTreeMap<String, Value> {
+    let nowhere = |_| Origin { source: String::new(), line: None, excerpt: String::new() };
+    let mut settings = Settings::new();
+    flatten(&table_of(recipe), None, "", &nowhere, &mut settings);
+    settings.into_iter().map(|(key, (value, _))| (key, value)).collect()
+}
+
+fn table_of(recipe: &Recipe) -> Table {
+    Table::try_from(recipe).expect("a recipe holds only tables, numbers, text and lists of text")
+}
+
+fn default_values() -> BTreeMap<String, Value> {
+    flat_values(&Recipe::default())
+}
+
+/// Lays the settings over the default recipe.
+fn typed(settings: Settings) -> Result<Recipe, ConfigError> {
+    let known = default_values();
+    let defaults = table_of(&Recipe::default());
+    let mut whole = defaults.clone();
+    for (key, (value, origin)) in settings {
+        let Some(default) = known.get(&key) else {
+            // An empty table of a known name says nothing and does no harm.
+            let is_table = known.keys().any(|k| k.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('.')));
+            if is_table && matches!(&value, Value::Table(_)) {
+                continue;
+            }
+            let hint = if is_table { format!("{key} is a table: [{key}]") } else { key_hint(&key, &known) };
+            return Err(ConfigError::UnknownKey { origin, key, hint });
+        };
+        set(&mut whole, &key, value.clone());
+        // Alone over the defaults, a value that has the wrong type betrays itself with its place.
+        let mut alone = defaults.clone();
+        set(&mut alone, &key, value);
+        if let Err(error) = alone.try_into::<Recipe>() {
+            return Err(ConfigError::WrongType { origin, hint: type_hint(default, error.message()), key, why: error.message().to_owned() });
+        }
+    }
+    Ok(whole.try_into().expect("each value alone fitted its field, and no type looks at two fields"))
+}
+
+fn set(table: &mut Table, dotted: &str, value: Value) {
+    match dotted.split_once('.') {
+        None => {
+            table.insert(dotted.to_owned(), value);
+        }
+        Some((first, rest)) => {
+            if let Some(Value::Table(inner)) = table.get_mut(first) {
+                set(inner, rest, value);
+            }
+        }
+    }
+}
+
+fn last(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
+}
+
+/// What an unknown key may have meant: the same name in another table, a similar name in the same table, or anything similar.
+fn key_hint(key: &str, known: &BTreeMap<String, Value>) -> String {
+    let elsewhere: Vec<&str> = known.keys().map(String::as_str).filter(|k| last(k) == last(key)).take(3).collect();
+    if !elsewhere.is_empty() {
+        return format!("did you mean {}?", elsewhere.join(" or "));
+    }
+    let table = key.rsplit_once('.').map_or("", |(table, _)| table);
+    let siblings: Vec<&str> = known.keys().filter(|k| k.rsplit_once('.').map_or("", |(t, _)| t) == table).map(|k| last(k)).collect();
+    if let Some(sibling) = did_you_mean(last(key), siblings.iter().copied()) {
+        let dot = if table.is_empty() { "" } else { "." };
+        return format!("did you mean {table}{dot}{sibling}?");
+    }
+    if let Some(guess) = did_you_mean(key, known.keys().map(String::as_str)) {
+        return format!("did you mean {guess}?");
+    }
+    match siblings.is_empty() {
+        true => "`dgpo plan` prints every key".to_owned(),
+        false => format!("{} has {}", if table.is_empty() { "the recipe" } else { table }, siblings.join(", ")),
+    }
+}
+
+fn type_hint(default: &Value, why: &str) -> String {
+    // serde lists the names of an enum in backticks: `found`, expected one of `a`, `b`.
+    let names: Vec<&str> = why.split('`').skip(1).step_by(2).collect();
+    match (default, names.as_slice()) {
+        (Value::String(_), [found, names @ ..]) if !names.is_empty() => match did_you_mean(found, names.iter().copied()) {
+            Some(name) => format!("did you mean \"{name}\"?"),
+            None => format!("one of {}", names.join(", ")),
+        },
+        (Value::String(_), _) => "write text in quotation marks".to_owned(),
+        (Value::Integer(n), _) => format!("a whole number from 0 on, such as {n}"),
+        (Value::Float(x), _) => format!("a number such as {x}"),
+        (Value::Boolean(_), _) => "true or false".to_owned(),
+        (Value::Array(_), _) => "a list such as [\"a.jsonl\", \"b.jsonl\"]".to_owned(),
+        _ => "see `dgpo plan` for the default".to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -1,0 +1,230 @@
+//! The Parquet form of Search-R1's training data.
+//!
+//! Columns: `data_source`, `prompt` (list of {role, content}), `reward_model.ground_truth.target` (list of strings), `extra_info`
+//! ({index, split}); some files also carry `id`, `question` and `golden_answers`, which win where present. The question inside a prompt
+//! is what follows the last "Question: ". Only these columns are decoded, so others may have any type.
+//!
+//! # Source
+//! method §7
+
+use super::{
+    DataError,
+    jsonl::{self, Fields},
+    questions::{Question, normalise_question},
+};
+use parquet::{
+    file::reader::{FileReader, SerializedFileReader},
+    record::{Field, Row},
+    schema::types::Type,
+};
+use serde_json::{Map, Value};
+use std::{fs::File, path::Path, sync::Arc};
+
+const COLUMNS: [&str; 7] = ["id", "question", "golden_answers", "data_source", "prompt", "reward_model", "extra_info"];
+
+/// Reads every row; `dataset` names the data set where the rows do not.
+pub(super) fn read_questions(path: &Path, dataset: &str) -> Result<Vec<Question>, DataError> {
+    let format = |error: parquet::errors::ParquetError| DataError::Format {
+        path: path.to_owned(),
+        why: format!("cannot read as Parquet: {error}; hint: snappy, gzip and uncompressed pages are supported"),
+    };
+    let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    let reader = SerializedFileReader::new(file).map_err(format)?;
+    let schema = reader.metadata().file_metadata().schema();
+    let wanted: Vec<Arc<Type>> = schema.get_fields().iter().filter(|column| COLUMNS.contains(&column.name())).cloned().collect();
+    if wanted.is_empty() {
+        let found = schema.get_fields().iter().map(|column| column.name()).collect::<Vec<_>>().join(", ");
+        let why = format!("none of the columns {} is there, found {found}; hint: Search-R1's form is expected", COLUMNS.join(", "));
+        return Err(DataError::Format { path: path.to_owned(), why });
+    }
+    let projection = Type::group_type_builder(schema.name()).with_fields(wanted).build().map_err(format)?;
+    let mut questions = Vec::new();
+    for (row_idx, row) in reader.get_row_iter(Some(projection)).map_err(format)?.enumerate() {
+        let fields = Fields(object(&row.map_err(format)?));
+        let question =
+            question(&fields, dataset, row_idx).map_err(|why| DataError::Line { path: path.to_owned(), line: row_idx + 1, why })?;
+        questions.push(question);
+    }
+    Ok(questions)
+}
+
+fn question(row: &Fields, dataset: &str, row_idx: usize) -> Result<Question, String> {
+    let dataset = row.optional_string("data_source")?.unwrap_or_else(|| dataset.to_owned());
+    let id = match row.optional_string("id")? {
+        Some(id) => id,
+        None => default_id(row, &dataset, row_idx),
+    };
+    let asked = match row.optional_string("question")? {
+        Some(question) => question,
+        None => question_in_prompt(row)?,
+    };
+    let golden_answers = match row.get("golden_answers") {
+        Some(value) => jsonl::answers(value, "golden_answers")?,
+        None => {
+            let key = "reward_model.ground_truth.target";
+            let target = row.get("reward_model").and_then(|v| v.get("ground_truth")).and_then(|v| v.get("target"));
+            jsonl::answers(target.ok_or_else(|| format!("field `{key}` is missing; hint: or give a column `golden_answers`"))?, key)?
+        }
+    };
+    let question = normalise_question(&asked)?;
+    Ok(Question { id, dataset, question, golden_answers, supporting: Vec::new(), supporting_kind: String::new() })
+}
+
+/// "nq_train_17" from `extra_info`, else from the row's number.
+fn default_id(row: &Fields, dataset: &str, row_idx: usize) -> String {
+    let extra = |key| row.get("extra_info").and_then(|info| info.get(key));
+    let index = extra("index").and_then(Value::as_u64).unwrap_or(row_idx as u64);
+    match extra("split").and_then(Value::as_str) {
+        Some(split) => format!("{dataset}_{split}_{index}"),
+        None => format!("{dataset}_{index}"),
+    }
+}
+
+fn question_in_prompt(row: &Fields) -> Result<String, String> {
+    const MARK: &str = "Question: ";
+    let messages = row.get("prompt").and_then(Value::as_array).ok_or("field `prompt` is missing; hint: or give a column `question`")?;
+    let user = messages.iter().rev().find(|message| message.get("role").and_then(Value::as_str) == Some("user"));
+    let content = user.and_then(|message| message.get("content")).and_then(Value::as_str);
+    let content = content.ok_or("field `prompt` holds no message of the user; hint: {role: \"user\", content: \"... Question: ...\"}")?;
+    let (_, question) = content.rsplit_once(MARK).ok_or("field `prompt` holds no \"Question: \"; hint: or give a column `question`")?;
+    Ok(question.to_owned())
+}
+
+fn object(row: &Row) -> Map<String, Value> {
+    row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect()
+}
+
+/// The parts of Parquet's types that these columns use; anything else is null, which the accessors report as missing.
+fn value(field: &Field) -> Value {
+    match field {
+        Field::Str(text) => Value::from(text.as_str()),
+        // Writers without logical types leave strings as plain bytes.
+        Field::Bytes(bytes) => bytes.as_utf8().map_or(Value::Null, Value::from),
+        Field::Bool(x) => Value::from(*x),
+        Field::Int(x) => Value::from(*x),
+        Field::Long(x) => Value::from(*x),
+        Field::UInt(x) => Value::from(*x),
+        Field::ULong(x) => Value::from(*x),
+        Field::Double(x) => Value::from(*x),
+        Field::Group(row) => Value::Object(object(row)),
+        Field::ListInternal(list) => Value::Array(list.elements().iter().map(value).collect()),
+        _ => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::questions::read_questions;
+    use parquet::{
+        basic::Compression,
+        data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type},
+        file::{properties::WriterProperties, writer::SerializedFileWriter},
+        schema::parser::parse_message_type,
+    };
+    use std::{path::Path, sync::Arc};
+
+    /// The published file's schema as pyarrow writes it, without its own question columns, and a column nobody asked for.
+    const PROMPTS: &str = "message schema {
+        optional binary data_source (UTF8);
+        optional group prompt (LIST) { repeated group list { optional group element {
+            optional binary content (UTF8); optional binary role (UTF8); } } }
+        optional group reward_model {
+            optional group ground_truth { optional group target (LIST) { repeated group list { optional binary element (UTF8); } } }
+            optional binary style (UTF8); }
+        optional group extra_info { optional int64 index; optional binary split (UTF8); }
+        optional double difficulty;
+    }";
+    /// The other form: plain columns.
+    const PLAIN: &str = "message schema {
+        required binary id (UTF8);
+        required binary question (UTF8);
+        optional group golden_answers (LIST) { repeated group list { optional binary element (UTF8); } }
+    }";
+
+    /// One leaf column: values, definition levels, repetition levels.
+    enum Column<'a> {
+        Text(&'a [&'a str], &'a [i16], &'a [i16]),
+        Long(&'a [i64], &'a [i16]),
+        Double(&'a [f64], &'a [i16]),
+    }
+
+    fn write(path: &Path, schema: &str, columns: &[Column<'_>]) {
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+        let mut writer = SerializedFileWriter::new(std::fs::File::create(path).unwrap(), schema, Arc::new(properties)).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        for column in columns {
+            let mut leaf = group.next_column().unwrap().unwrap();
+            match column {
+                Column::Text(values, definitions, repetitions) => {
+                    let values: Vec<ByteArray> = values.iter().map(|&value| ByteArray::from(value)).collect();
+                    leaf.typed::<ByteArrayType>().write_batch(&values, Some(definitions), Some(repetitions)).unwrap();
+                }
+                Column::Long(values, definitions) => {
+                    leaf.typed::<Int64Type>().write_batch(values, Some(definitions), None).unwrap();
+                }
+                Column::Double(values, definitions) => {
+                    leaf.typed::<DoubleType>().write_batch(values, Some(definitions), None).unwrap();
+                }
+            }
+            leaf.close().unwrap();
+        }
+        group.close().unwrap();
+        writer.close().unwrap();
+    }
+
+    #[test]
+    fn a_question_is_taken_from_the_end_of_its_prompt() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("train.parquet");
+        let content = "For example, <answer> Beijing </answer>. Question: is \"Question: \" a film?\n";
+        write(
+            &path,
+            PROMPTS,
+            &[
+                Column::Text(&["nq", "hotpotqa"], &[1, 1], &[0, 0]),
+                Column::Text(&["be brief", content, "Question: who ?"], &[4, 4, 4], &[0, 1, 0]),
+                Column::Text(&["system", "user", "user"], &[4, 4, 4], &[0, 1, 0]),
+                Column::Text(&["A", "B", "C"], &[5, 5, 5], &[0, 1, 0]),
+                Column::Text(&["rule", "rule"], &[2, 2], &[0, 0]),
+                Column::Long(&[17, 0], &[2, 2]),
+                Column::Text(&["train", "train"], &[2, 2], &[0, 0]),
+                Column::Double(&[0.5], &[1, 0]),
+            ],
+        );
+        let questions = read_questions(&path).unwrap();
+        let summary: Vec<_> =
+            questions.iter().map(|q| (q.id.as_str(), q.dataset.as_str(), q.question.as_str(), q.golden_answers.len())).collect();
+        // The mark inside the first question hides its beginning: the text behind the last mark counts, as documented.
+        assert_eq!(summary, [("nq_train_17", "nq", "\" a film?", 2), ("hotpotqa_train_0", "hotpotqa", "who ?", 1)]);
+        assert_eq!(questions[0].golden_answers, ["A", "B"]);
+    }
+
+    #[test]
+    fn plain_columns_are_read_and_a_bad_row_is_reported_with_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nq.parquet");
+        let columns = |definitions: &'static [i16]| {
+            [
+                Column::Text(&["a", "b"], &[0, 0], &[0, 0]),
+                Column::Text(&["who", "where?"], &[0, 0], &[0, 0]),
+                Column::Text(if definitions[1] == 3 { &["A", "B"] } else { &["A"] }, definitions, &[0, 0]),
+            ]
+        };
+        write(&path, PLAIN, &columns(&[3, 3]));
+        let questions = read_questions(&path).unwrap();
+        assert_eq!((questions[1].id.as_str(), questions[1].question.as_str(), questions[1].dataset.as_str()), ("b", "where?", "nq"));
+        // Definition level 1: the list is there and empty.
+        write(&path, PLAIN, &columns(&[3, 1]));
+        let error = read_questions(&path).unwrap_err().to_string();
+        assert!(error.contains("nq.parquet:2: field `golden_answers` is empty"), "{error}");
+    }
+
+    #[test]
+    fn a_broken_file_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nq.parquet");
+        std::fs::write(&path, b"PAR1 and nothing else").unwrap();
+        assert!(read_questions(&path).unwrap_err().to_string().contains("cannot read as Parquet"));
+    }
+}

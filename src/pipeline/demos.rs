@@ -1,0 +1,80 @@
+//! Teacher-generated outputs: the teacher plays training questions, correct episodes are kept (method §3.1).
+use super::{Pipeline, PipelineError};
+use crate::{
+    config::Sampling,
+    data::{questions::Question, sampler::Sampler},
+    retriever::Retriever,
+    rng::{Key, Purpose},
+    rollout::{
+        Episode, EpisodeStats,
+        episode::{read_episodes, write_episodes},
+    },
+    tokenizer::Tokenizer,
+    trainer::{
+        events::{Event, Phase},
+        metrics::{Metrics, record_episodes},
+    },
+};
+use dgpo_models::TrainBackend;
+
+/// Questions played between two looks at the clock of the user: a block is what an interruption loses.
+const BLOCK: usize = 256;
+
+impl<B: TrainBackend> Pipeline<'_, B> {
+    /// Plays `demos.n_episodes` questions with the teacher and returns its correct episodes, at most `demos.max_kept`.
+    ///
+    /// Every block of questions leaves a file of its own, so that an interrupted phase goes on at its first missing block.
+    pub(super) fn demos_phase(&mut self, tokenizer: &Tokenizer, retriever: &dyn Retriever) -> Result<Vec<Episode>, PipelineError> {
+        let questions = self.setup.questions(&self.setup.recipe.data.train, self.setup.recipe.data.max_train)?;
+        let (n_episodes, max_kept) = (self.setup.recipe.demos.n_episodes, self.setup.recipe.demos.max_kept);
+        let is_enough = |kept: &[Episode]| max_kept > 0 && kept.len() >= max_kept;
+        let n_blocks = n_episodes.div_ceil(BLOCK);
+        let mut sampler = Sampler::new(Key::new(self.setup.recipe.run.seed, Purpose::Teacher).bits(0), questions.len());
+        let mut kept: Vec<Episode> = Vec::new();
+        let mut teacher = None;
+        for block in 0..n_blocks {
+            if is_enough(&kept) {
+                break;
+            }
+            let indexes = sampler.next(BLOCK.min(n_episodes - block * BLOCK));
+            let path = self.run.episodes_dir().join(format!("demos-{block:06}.jsonl"));
+            if path.is_file() {
+                kept.extend(read_episodes(&path)?);
+                continue;
+            }
+            if teacher.is_none() {
+                (self.observer)(Event::PhaseStarted { phase: Phase::Demos, done: block, total: n_blocks });
+                teacher = self.setup.load_teacher(tokenizer)?;
+            }
+            let Some(teacher) = &teacher else {
+                let why = "model.teacher is empty and data.trajectories too".to_owned();
+                return Err(PipelineError::NothingToTrain { phase: Phase::Demos, why, hint: "name a teacher, or a file of episodes" });
+            };
+            let batch: Vec<Question> = indexes.iter().map(|&i| questions[i].clone()).collect();
+            let sampling = Sampling { temperature: self.setup.recipe.demos.temperature, top_p: 1.0, top_k: 0 };
+            let key = Key::new(self.setup.recipe.run.seed, Purpose::Teacher).fold(block as u64);
+            let episodes = self.setup.player(tokenizer, retriever).play(teacher, &batch, sampling, key, &self.setup.device)?;
+            let mut metrics = Metrics::default();
+            record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
+            let correct: Vec<Episode> = episodes.into_iter().filter(|e| e.is_trainable() && e.is_correct()).collect();
+            write_episodes(&path, &correct)?;
+            kept.extend(correct);
+            (self.observer)(Event::Step { phase: Phase::Demos, step: block + 1, total: n_blocks, metrics: &metrics.0 });
+            if self.stop.is_requested() {
+                return Err(PipelineError::Stopped);
+            }
+        }
+        if max_kept > 0 {
+            kept.truncate(max_kept);
+        }
+        if teacher.is_some() {
+            (self.observer)(Event::PhaseDone { phase: Phase::Demos });
+        }
+        self.say(&format!("teacher episodes: {} correct ones kept", kept.len()));
+        if kept.is_empty() {
+            let why = format!("the teacher answered none of {n_episodes} questions correctly");
+            return Err(PipelineError::NothingToTrain { phase: Phase::Kd, why, hint: "raise demos.n_episodes, or check the teacher" });
+        }
+        Ok(kept)
+    }
+}

@@ -1,0 +1,81 @@
+//! The encoder stage: contrastive training of a retrieval encoder on questions that name their gold passages.
+use super::{Pipeline, PipelineError};
+use crate::{
+    data::corpus::{Corpus, Passage},
+    hub,
+    rng::{Key, Purpose},
+    tokenizer::Tokenizer,
+    trainer::{
+        checkpoint,
+        encoder::{Contrastive, TextForm, pairs_of, recall, train_encoder},
+        events::{Event, Phase},
+        metrics::{ENCODER_LOSS, ENCODER_RECALL, Metrics},
+        models::RANDOM_PREFIX,
+        state::MODEL_DIR,
+    },
+};
+use burn::tensor::DType;
+use dgpo_models::{
+    TrainBackend,
+    bert::BertEncoder,
+    config::BertConfig,
+    weights::{copy_side_files, load_bert, save_bert},
+};
+
+impl<B: TrainBackend> Pipeline<'_, B> {
+    /// Trains `retriever.encoder` on `data.train` over `data.corpus` and saves it as a checkpoint in Hugging Face layout. Not resumable: small
+    /// encoders train in minutes.
+    pub(super) fn train_encoder(&mut self) -> Result<(), PipelineError> {
+        let recipe = self.setup.recipe.clone();
+        let source = &recipe.retriever.encoder;
+        let dir = hub::resolve(source.strip_prefix(RANDOM_PREFIX).unwrap_or(source))?;
+        let tokenizer = Tokenizer::from_path(&dir)?;
+        let corpus = Corpus::open(&hub::resolve(&recipe.data.corpus)?)?;
+        let passages = (0..corpus.len()).map(|i| corpus.passage(i)).collect::<Result<Vec<Passage>, _>>()?;
+        let questions = self.setup.questions(&recipe.data.train, recipe.data.max_train)?;
+        let pairs = pairs_of(&questions, &passages)?;
+        let start: BertEncoder<B::InnerBackend> = if source.starts_with(RANDOM_PREFIX) {
+            let config = BertConfig::from_file(&dir.join("config.json"))?;
+            BertEncoder::init(&config, Key::new(recipe.run.seed, Purpose::Init).bits(0), &self.setup.device)
+        } else {
+            load_bert(&dir, DType::F32, &self.setup.device)?
+        };
+        tokenizer.check_fits(start.config().vocab_size)?;
+        let form = TextForm {
+            tokenizer: &tokenizer,
+            query_prefix: &recipe.retriever.query_prefix,
+            passage_prefix: &recipe.retriever.passage_prefix,
+            max_tokens: recipe.retriever.max_tokens,
+        };
+        let (optim, seed) = (&recipe.optim.distill, recipe.run.seed);
+        let task = Contrastive { passages: &passages, pairs: &pairs, form, recipe: &recipe.encoder, optim, seed };
+        let total = recipe.encoder.steps;
+        (self.observer)(Event::PhaseStarted { phase: Phase::Encoder, done: 0, total });
+        let device = self.setup.device.clone();
+        let mut lost = None;
+        let trained = train_encoder::<B>(start, task, &device, &mut |step, loss| {
+            let mut metrics = Metrics::default();
+            metrics.set(ENCODER_LOSS, loss);
+            if let Err(error) = self.report(Phase::Encoder, step + 1, total, &metrics) {
+                lost.get_or_insert(error);
+            }
+        })?;
+        if let Some(error) = lost {
+            return Err(error);
+        }
+        let mut metrics = Metrics::default();
+        metrics.set(ENCODER_RECALL, recall(&trained, task, recipe.retriever.top_k, &self.setup.device)?);
+        self.say(&format!("gold passage among the top {}: {:.3}", recipe.retriever.top_k, metrics.0[0].1));
+        let wall_s = self.wall_s();
+        let saved = checkpoint::save(self.run.path(), Phase::Encoder, total, recipe.run.keep, |checkpoint_dir| {
+            let model_dir = checkpoint_dir.join(MODEL_DIR);
+            std::fs::create_dir_all(&model_dir)?;
+            save_bert(&trained, &model_dir, None)?;
+            copy_side_files(&dir, &model_dir)?;
+            checkpoint::write_state(checkpoint_dir, &serde_json::json!({ "wall_s": wall_s }))
+        })?;
+        (self.observer)(Event::CheckpointSaved { path: &saved.path });
+        (self.observer)(Event::PhaseDone { phase: Phase::Encoder });
+        Ok(())
+    }
+}

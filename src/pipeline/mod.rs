@@ -1,0 +1,197 @@
+//! A whole run: teacher episodes → KD → DGPO → evaluation, or a part of it, with checkpoints between the steps.
+//!
+//! A run is a sequence of phases, and each phase first looks at what the run directory already holds: a finished phase is skipped, an
+//! interrupted one goes on behind its newest checkpoint, a missing one starts. So resuming is running again, and there is one code path for both.
+//!
+//! | phase | what it leaves |
+//! |---|---|
+//! | demos | `episodes/demos-NNNNNN.jsonl`: the correct episodes of each block of questions the teacher played |
+//! | kd, pretrain | `checkpoints/kd-step-NNNNNN/` |
+//! | rl | `checkpoints/rl-step-NNNNNN/` |
+//! | eval | `evaluation/NAME.json` and `episodes/eval-NAME.jsonl` for student, teacher, kd, dgpo; then `summary.json` |
+mod demos;
+mod encoder;
+mod evaluate;
+mod kd;
+mod rl;
+pub mod setup;
+
+use crate::{
+    config::{Recipe, Stage},
+    data::DataError,
+    hub::HubError,
+    retriever::{Retriever, RetrieverError},
+    rollout::{play::RolloutError, trajectory::TrajectoryError},
+    tokenizer::TokenizerError,
+    trainer::{
+        checkpoint::{self, Checkpoint, CheckpointError},
+        encoder::EncoderTrainingError,
+        events::{Event, Observer, Phase, Stop},
+        metrics::Metrics,
+        models::SetupError,
+        run_dir::{MetricsLog, RunDir, RunDirError, Summary},
+        state::StateError,
+    },
+};
+use dgpo_models::{ModelError, TrainBackend};
+use setup::SetupOf;
+use std::{path::PathBuf, time::Instant};
+
+/// Why a run ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// Somebody asked; everything is saved.
+    #[error("stopped as asked; everything done so far is saved")]
+    Stopped,
+    #[error("{phase} has nothing to train on: {why}; hint: {hint}")]
+    NothingToTrain { phase: Phase, why: String, hint: &'static str },
+    #[error("all {n} episodes of step {step} were lost to the retriever: {why}; hint: is the retrieval server up?")]
+    RetrieverDown { step: usize, n: usize, why: String },
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Trajectory(#[from] TrajectoryError),
+    #[error(transparent)]
+    Retriever(#[from] RetrieverError),
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Encoder(#[from] EncoderTrainingError),
+    #[error("cannot write {}: {source}; hint: check free space and permissions", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+/// What a run works on and reports to.
+pub struct Pipeline<'a, B: TrainBackend> {
+    setup: SetupOf<B>,
+    run: RunDir,
+    observer: &'a mut Observer<'a>,
+    stop: Stop,
+    metrics: MetricsLog,
+    started: Instant,
+    /// Seconds of work of earlier processes of this run.
+    earlier_wall_s: f64,
+}
+
+impl<'a, B: TrainBackend> Pipeline<'a, B> {
+    /// Opens the run's metrics behind its newest checkpoint.
+    /// # Errors
+    /// If the run directory is damaged or the recipe names an unknown dtype.
+    pub fn new(recipe: Recipe, run: RunDir, observer: &'a mut Observer<'a>, stop: Stop, device: &B::Device) -> Result<Self, PipelineError> {
+        let newest = checkpoint::latest(run.path())?;
+        let metrics = run.metrics(newest.as_ref().map(|c| (c.phase, c.step)))?;
+        let earlier_wall_s = match &newest {
+            Some(checkpoint) => checkpoint.read_state::<WallTime>()?.wall_s,
+            None => 0.0,
+        };
+        let setup = setup::setup_of::<B>(recipe, device)?;
+        Ok(Self { setup, run, observer, stop, metrics, started: Instant::now(), earlier_wall_s })
+    }
+
+    /// Runs (or continues) every phase of the recipe's stage.
+    /// # Errors
+    /// [`PipelineError::Stopped`] after a stop request, with a checkpoint written; otherwise what went wrong.
+    pub fn run(mut self) -> Result<Summary, PipelineError> {
+        if self.setup.recipe.stage == Stage::Encoder {
+            self.train_encoder()?;
+            return Ok(self.summary_so_far());
+        }
+        let tokenizer = self.setup.tokenizer()?;
+        match self.setup.recipe.stage {
+            Stage::Pretrain => {
+                self.pretrain(&tokenizer)?;
+                Ok(self.summary_so_far())
+            }
+            Stage::Distill => {
+                let retriever = self.open_retriever_if_needed()?;
+                let student = self.kd_phase(&tokenizer, retriever.as_deref())?;
+                self.evaluate(&tokenizer, retriever.as_deref(), Some(student), None)
+            }
+            Stage::Rl => {
+                let retriever = self.open_retriever()?;
+                let start = self.setup.load(&self.setup.recipe.model.student, &tokenizer)?;
+                let actor = self.rl_phase(&tokenizer, retriever.as_ref(), start)?;
+                self.evaluate(&tokenizer, Some(retriever.as_ref()), None, Some(actor))
+            }
+            Stage::Pipeline | Stage::Encoder => {
+                let retriever = self.open_retriever()?;
+                let student = self.kd_phase(&tokenizer, Some(retriever.as_ref()))?;
+                let actor = self.rl_phase(&tokenizer, retriever.as_ref(), student.clone())?;
+                self.evaluate(&tokenizer, Some(retriever.as_ref()), Some(student), Some(actor))
+            }
+        }
+    }
+
+    fn open_retriever(&mut self) -> Result<Box<dyn Retriever>, PipelineError> {
+        let retriever = self.setup.retriever(self.run.path(), &self.stop)?;
+        self.say(&format!("retriever: {}", retriever.describe()));
+        Ok(retriever)
+    }
+
+    /// Distillation on trajectories alone needs no retriever, unless questions are to be evaluated afterwards.
+    fn open_retriever_if_needed(&mut self) -> Result<Option<Box<dyn Retriever>>, PipelineError> {
+        if self.setup.recipe.data.trajectories.is_empty() || !self.setup.recipe.data.test.is_empty() {
+            self.open_retriever().map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// The newest checkpoint of a phase.
+    fn newest(&self, phase: Phase) -> Result<Option<Checkpoint>, PipelineError> {
+        Ok(checkpoint::list_checkpoints(self.run.path())?.into_iter().rev().find(|c| c.phase == phase))
+    }
+
+    fn say(&mut self, text: &str) {
+        (self.observer)(Event::Message(text));
+    }
+
+    /// Records a finished step (counted from 1) and tells the observer.
+    fn report(&mut self, phase: Phase, step: usize, total: usize, metrics: &Metrics) -> Result<(), PipelineError> {
+        self.metrics.append(phase, step, &metrics.0)?;
+        (self.observer)(Event::Step { phase, step, total, metrics: &metrics.0 });
+        Ok(())
+    }
+
+    fn wall_s(&self) -> f64 {
+        self.earlier_wall_s + self.started.elapsed().as_secs_f64()
+    }
+
+    fn summary_so_far(&self) -> Summary {
+        Summary { seed: self.setup.recipe.run.seed, wall_s: self.wall_s(), ..Summary::default() }
+    }
+
+    /// Whether step `step` of `total` (counted from 1) is followed by a checkpoint.
+    fn is_save_due(&self, step: usize, total: usize) -> bool {
+        let every = self.setup.recipe.run.save_every;
+        step == total || (every > 0 && step.is_multiple_of(every)) || self.stop.is_requested()
+    }
+}
+
+/// The part of a checkpoint's state that every phase writes.
+#[derive(serde::Deserialize)]
+struct WallTime {
+    wall_s: f64,
+}
+
+/// A module's own device type is the inner backend's: one name for the pair.
+type Inner<B> = <B as burn::tensor::backend::AutodiffBackend>::InnerBackend;
+
+/// Number of batches in some passes over `n_items`.
+fn n_steps(steps: usize, epochs: usize, batch: usize, n_items: usize) -> usize {
+    if steps > 0 { steps } else { epochs * n_items.div_ceil(batch.max(1)) }
+}

@@ -1,0 +1,150 @@
+//! The RL phase: play, score, learn, save; `trainer::rl` is one of its steps.
+use super::{Inner, Pipeline, PipelineError, setup::describe_model};
+use crate::algo::kl::KlController;
+use crate::{
+    config::{KlMode, KlReference},
+    data::{questions::Question, sampler::Sampler},
+    retriever::Retriever,
+    rng::{Key, Purpose},
+    rollout::{Episode, EpisodeStats, Status, episode::write_episodes},
+    tokenizer::Tokenizer,
+    trainer::{
+        checkpoint,
+        events::{Event, Phase},
+        metrics::{EVAL_EM, Metrics, ROLLOUT_TOKENS_PER_SECOND, STEP_SECONDS, UPDATE_TOKENS_PER_SECOND, record_episodes},
+        optimizer::AdamW,
+        rl::{ActorCritic, rl_step},
+        state::{PhaseState, read_critic, read_model, read_optimizer, write_critic, write_model, write_optimizer},
+    },
+};
+use dgpo_models::{TrainBackend, decoder::Decoder, heads::Critic};
+use std::time::Instant;
+
+impl<B: TrainBackend> Pipeline<'_, B> {
+    /// PPO from `start`, or behind the newest RL checkpoint. Returns the trained actor.
+    pub(super) fn rl_phase(
+        &mut self,
+        tokenizer: &Tokenizer,
+        retriever: &dyn Retriever,
+        start: Decoder<Inner<B>>,
+    ) -> Result<Decoder<Inner<B>>, PipelineError> {
+        let total = self.setup.recipe.rl.steps;
+        let questions = self.setup.questions(&self.setup.recipe.data.train, self.setup.recipe.data.max_train)?;
+        let reference = match self.setup.recipe.kl.reference {
+            _ if self.setup.recipe.kl.mode == KlMode::None => None,
+            KlReference::Teacher => self.setup.load_teacher(tokenizer)?,
+            KlReference::Initial => Some(start.clone()),
+        };
+        let (mut step, mut sampler, mut networks) = self.rl_start(start, questions.len())?;
+        if step >= total {
+            return Ok(networks.actor);
+        }
+        self.say(&describe_model("actor", &networks.actor));
+        (self.observer)(Event::PhaseStarted { phase: Phase::Rl, done: step, total });
+        let side_files = self.setup.side_files()?;
+        let sampling = self.setup.recipe.episode.sampling();
+        while step < total {
+            let started = Instant::now();
+            let drawn: Vec<Question> =
+                sampler.next(self.setup.recipe.rl.questions_per_step).into_iter().map(|i| questions[i].clone()).collect();
+            let key = Key::new(self.setup.recipe.run.seed, Purpose::Rollout).fold(step as u64);
+            let episodes = self.setup.player(tokenizer, retriever).play(&networks.actor, &drawn, sampling, key, &self.setup.device)?;
+            let rollout_s = started.elapsed().as_secs_f64();
+            let trainable: Vec<&Episode> = episodes.iter().filter(|episode| episode.is_trainable()).collect();
+            check_retriever(&episodes, trainable.len(), step)?;
+
+            let mut metrics = Metrics::default();
+            record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
+            metrics.extend(rl_step::<B>(&mut networks, reference.as_ref(), &trainable, &self.setup.recipe, step, &self.setup.device));
+            step += 1;
+            let seconds = started.elapsed().as_secs_f64();
+            let n_agent: usize = episodes.iter().map(Episode::n_agent_tokens).sum();
+            let n_all: usize = trainable.iter().map(|episode| episode.prompt_len() + episode.response_len()).sum();
+            metrics.set(ROLLOUT_TOKENS_PER_SECOND, n_agent as f64 / rollout_s);
+            metrics.set(UPDATE_TOKENS_PER_SECOND, n_all as f64 / (seconds - rollout_s));
+            metrics.set(STEP_SECONDS, seconds);
+
+            let is_save_due = self.is_save_due(step, total);
+            if is_save_due {
+                write_episodes(&self.run.episodes_dir().join(format!("rl-step-{step:06}.jsonl")), &episodes)?;
+                self.save_rl(step, total, &sampler, &networks, &side_files)?;
+            }
+            let every = self.setup.recipe.eval.every;
+            if every > 0 && step.is_multiple_of(every) && step < total {
+                let evaluation = self.setup.play_test(tokenizer, retriever, &networks.actor)?.1;
+                metrics.set(EVAL_EM, evaluation.average_em);
+            }
+            self.report(Phase::Rl, step, total, &metrics)?;
+            if self.stop.is_requested() && step < total {
+                return Err(PipelineError::Stopped);
+            }
+        }
+        (self.observer)(Event::PhaseDone { phase: Phase::Rl });
+        Ok(networks.actor)
+    }
+
+    /// Step, cursor and networks to go on with.
+    fn rl_start(&self, start: Decoder<Inner<B>>, n_questions: usize) -> Result<(usize, Sampler, ActorCritic<B>), PipelineError> {
+        let (actor_optim, critic_optim) = (&self.setup.recipe.optim.actor, &self.setup.recipe.optim.critic);
+        let Some(checkpoint) = self.newest(Phase::Rl)? else {
+            let critic = Critic::from_decoder(&start, Key::new(self.setup.recipe.run.seed, Purpose::Init).bits(1));
+            let networks = ActorCritic {
+                actor: start,
+                critic,
+                actor_optimizer: AdamW::new(actor_optim.clone()),
+                critic_optimizer: AdamW::new(critic_optim.clone()),
+                kl: KlController::new(&self.setup.recipe.kl),
+                n_skipped: 0,
+            };
+            return Ok((0, Sampler::new(self.setup.recipe.run.seed, n_questions), networks));
+        };
+        let state: PhaseState = checkpoint.read_state()?;
+        let actor = read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?;
+        let actor_optimizer = read_optimizer(actor_optim, state.n_updates, &actor, &checkpoint.path, &self.setup.device)?;
+        let (critic, critic_optimizer) =
+            read_critic(critic_optim, state.critic_updates, self.setup.dtype, &checkpoint.path, &self.setup.device)?;
+        let kl = state.kl.unwrap_or_else(|| KlController::new(&self.setup.recipe.kl));
+        let networks = ActorCritic { actor, critic, actor_optimizer, critic_optimizer, kl, n_skipped: state.n_skipped };
+        Ok((state.step, state.sampler, networks))
+    }
+
+    fn save_rl(
+        &mut self,
+        step: usize,
+        total: usize,
+        sampler: &Sampler,
+        networks: &ActorCritic<B>,
+        side_files: &[std::path::PathBuf],
+    ) -> Result<(), PipelineError> {
+        let state = PhaseState {
+            step,
+            total,
+            sampler: sampler.clone(),
+            n_updates: networks.actor_optimizer.n_updates(),
+            critic_updates: networks.critic_optimizer.n_updates(),
+            kl: Some(networks.kl),
+            n_skipped: networks.n_skipped,
+            wall_s: self.wall_s(),
+        };
+        let saved = checkpoint::save(self.run.path(), Phase::Rl, step, self.setup.recipe.run.keep, |dir| {
+            write_model(&networks.actor, side_files, dir)?;
+            write_optimizer(&networks.actor_optimizer, &networks.actor, dir)?;
+            write_critic(&networks.critic, &networks.critic_optimizer, dir)?;
+            checkpoint::write_state(dir, &state)
+        })?;
+        (self.observer)(Event::CheckpointSaved { path: &saved.path });
+        Ok(())
+    }
+}
+
+/// Some searches may fail and cost their episodes; if all did, going on would train on nothing.
+fn check_retriever(episodes: &[Episode], n_trainable: usize, step: usize) -> Result<(), PipelineError> {
+    let failure = episodes.iter().find_map(|episode| match &episode.status {
+        Status::RetrieverFailed(why) => Some(why.clone()),
+        _ => None,
+    });
+    match failure {
+        Some(why) if n_trainable == 0 => Err(PipelineError::RetrieverDown { step: step + 1, n: episodes.len(), why }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,262 @@
+//! Building an index folder, resumably.
+//!
+//! ```text
+//! vectors.f32.part, progress.json   while passages are encoded: whole blocks only
+//! vectors.f32, progress.json        while the graph is built
+//! vectors.f32, index.json           finished
+//! ```
+//! A block is appended and synced before `progress.json` counts it, and `index.json` is renamed into place last: killing the build at any
+//! point loses at most one block or the graph. Blocks are cut at the same passages every time, so a resumed build has the
+//! bytes of an uninterrupted one.
+use super::{
+    OnProgress, Progress, RetrieverError, Tick,
+    encoder::EncoderIdentity,
+    hnsw::{HnswIndex, HnswParams, Insertion},
+    index::{GraphMeta, IndexMeta, META_FILE, Search, VECTORS_FILE, VERSION},
+    vectors::Vectors,
+};
+use crate::data::corpus::Corpus;
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{File, OpenOptions},
+    io::{Seek, Write},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct BuildOptions {
+    /// Where the passages come from, for `index.json`.
+    pub corpus_name: String,
+    /// Whether a graph is built.
+    pub search: Search,
+    pub hnsw: HnswParams,
+    /// Replace an index of another encoder or corpus.
+    pub replace: bool,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BuildReport {
+    pub n_passages: usize,
+    pub dim: usize,
+    /// Passages whose embeddings were there already.
+    pub n_reused: usize,
+    /// Seconds and rate of this call's encoding.
+    pub encode_s: f64,
+    pub passages_per_s: f64,
+    /// Seconds of this call's graph building; 0 without a graph or when it was there.
+    pub graph_s: f64,
+}
+
+/// Passage texts -> embeddings `[n, dim]`, reporting to the tick.
+pub type Embed<'a> = dyn FnMut(&[String], &mut Tick) -> Result<Vec<f32>, RetrieverError> + 'a;
+
+/// Passages encoded between two syncs. Also the unit of length sorting.
+pub const BLOCK_PASSAGES: usize = 1_024;
+const PART_FILE: &str = "vectors.f32.part";
+const PROGRESS_FILE: &str = "progress.json";
+const GRAPH_BASENAME: &str = "links";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    encoder_fingerprint: String,
+    corpus_fingerprint: String,
+    n_encoded: usize,
+    encode_s: f64,
+}
+
+/// Builds the index of `corpus` in `dir`, or continues, or does nothing if it is there.
+///
+/// An index of the same encoder and corpus but without the graph asked for (or with other parameters) keeps its vectors.
+/// # Errors
+/// Empty corpus, files that cannot be written, a failing encoder, an index of something else without `replace`, or an interruption.
+pub fn build(
+    dir: &Path,
+    options: &BuildOptions,
+    encoder: &EncoderIdentity,
+    corpus: &Corpus,
+    embed: &mut Embed,
+    progress: &mut OnProgress,
+) -> Result<BuildReport, RetrieverError> {
+    if corpus.is_empty() {
+        return Err(RetrieverError::EmptyCorpus);
+    }
+    options.hnsw.check()?;
+    std::fs::create_dir_all(dir).map_err(|source| RetrieverError::io(dir, "create", source))?;
+    let finished = existing(dir, options, encoder, corpus)?;
+    let mut state = match &finished {
+        Some(meta) => State {
+            encoder_fingerprint: encoder.fingerprint.clone(),
+            corpus_fingerprint: corpus.fingerprint(),
+            n_encoded: meta.n_passages,
+            encode_s: meta.encode_s,
+        },
+        None => resume(dir, encoder, corpus)?,
+    };
+    let (n_reused, before_s) = (state.n_encoded, state.encode_s);
+    if finished.is_none() {
+        encode(dir, &mut state, encoder, corpus, embed, progress)?;
+    }
+    let (graph, graph_s) = match (finished.and_then(|meta| meta.graph), options.search.uses_graph(corpus.len())) {
+        (Some(graph), true) if is_same_graph(&graph.params, &options.hnsw) && graph.files.check(dir).is_ok() => {
+            (Some(GraphMeta { params: options.hnsw, ..graph }), 0.0)
+        }
+        (_, true) => {
+            let graph = link(dir, options, encoder, corpus, progress)?;
+            let build_s = graph.build_s;
+            (Some(graph), build_s)
+        }
+        (graph, false) => (graph, 0.0),
+    };
+    let meta = IndexMeta {
+        version: VERSION,
+        n_passages: corpus.len(),
+        encoder: encoder.clone(),
+        corpus_name: options.corpus_name.clone(),
+        corpus_fingerprint: corpus.fingerprint(),
+        encode_s: state.encode_s,
+        graph,
+    };
+    write_json(dir, META_FILE, &meta)?;
+    remove(dir, PROGRESS_FILE)?;
+    let (n_encoded, encode_s) = (corpus.len() - n_reused, state.encode_s - before_s);
+    Ok(BuildReport {
+        n_passages: corpus.len(),
+        dim: encoder.dim,
+        n_reused,
+        encode_s,
+        passages_per_s: if n_encoded == 0 { 0.0 } else { n_encoded as f64 / encode_s },
+        graph_s,
+    })
+}
+
+/// `ef_search` is a matter of searching, not of the graph.
+fn is_same_graph(a: &HnswParams, b: &HnswParams) -> bool {
+    (a.m, a.ef_construction) == (b.m, b.ef_construction)
+}
+
+/// The finished index in `dir`, if it is of this encoder and corpus. One of something else is an error, or deleted if `replace`.
+fn existing(dir: &Path, options: &BuildOptions, encoder: &EncoderIdentity, corpus: &Corpus) -> Result<Option<IndexMeta>, RetrieverError> {
+    let found = match IndexMeta::read(dir) {
+        Ok(meta) if meta.check_encoder(dir, encoder).and_then(|()| meta.check_corpus(dir, corpus)).is_ok() => {
+            match Vectors::map(&dir.join(VECTORS_FILE), meta.n_passages, encoder.dim) {
+                Ok(_) => return Ok(Some(meta)),
+                // Damage is repaired by encoding again.
+                Err(_) => None,
+            }
+        }
+        Ok(meta) => Some(format!("encoder {} and corpus \"{}\"", meta.encoder.name, meta.corpus_name)),
+        Err(RetrieverError::NoIndex { .. }) => return Ok(None),
+        Err(error @ RetrieverError::Io { .. }) => return Err(error),
+        Err(_) => Some("an unreadable kind".to_owned()),
+    };
+    if let (Some(found), false) = (found, options.replace) {
+        return Err(RetrieverError::IndexExists { dir: dir.to_owned(), found });
+    }
+    remove(dir, META_FILE)?;
+    remove(dir, PROGRESS_FILE)?;
+    Ok(None)
+}
+
+/// Where an interrupted build of the same index stands; the beginning if there is none.
+fn resume(dir: &Path, encoder: &EncoderIdentity, corpus: &Corpus) -> Result<State, RetrieverError> {
+    let fresh =
+        State { encoder_fingerprint: encoder.fingerprint.clone(), corpus_fingerprint: corpus.fingerprint(), n_encoded: 0, encode_s: 0.0 };
+    let Some(state) = std::fs::read(dir.join(PROGRESS_FILE)).ok().and_then(|bytes| serde_json::from_slice::<State>(&bytes).ok()) else {
+        return Ok(fresh);
+    };
+    let is_same = (&state.encoder_fingerprint, &state.corpus_fingerprint) == (&fresh.encoder_fingerprint, &fresh.corpus_fingerprint);
+    let file = if state.n_encoded == corpus.len() && !dir.join(PART_FILE).exists() { VECTORS_FILE } else { PART_FILE };
+    let size_bytes = std::fs::metadata(dir.join(file)).map_or(0, |meta| meta.len());
+    let is_whole = size_bytes >= row_bytes(encoder) * state.n_encoded as u64;
+    Ok(if is_same && is_whole && state.n_encoded <= corpus.len() { state } else { fresh })
+}
+
+fn row_bytes(encoder: &EncoderIdentity) -> u64 {
+    (encoder.dim * size_of::<f32>()) as u64
+}
+
+/// Appends the embeddings that are missing, then renames the file to its final name.
+fn encode(
+    dir: &Path,
+    state: &mut State,
+    encoder: &EncoderIdentity,
+    corpus: &Corpus,
+    embed: &mut Embed,
+    progress: &mut OnProgress,
+) -> Result<(), RetrieverError> {
+    let (part, total) = (dir.join(PART_FILE), corpus.len());
+    if state.n_encoded == total && !part.exists() {
+        return Ok(());
+    }
+    let io = |source| RetrieverError::io(&part, "write", source);
+    let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(&part).map_err(io)?;
+    // Bytes behind the last counted block are of a block that was cut short.
+    file.set_len(row_bytes(encoder) * state.n_encoded as u64).map_err(io)?;
+    file.seek(std::io::SeekFrom::End(0)).map_err(io)?;
+    while state.n_encoded < total {
+        let (started, first) = (Instant::now(), state.n_encoded);
+        let end = (first + BLOCK_PASSAGES).min(total);
+        let texts = passage_texts(corpus, first..end)?;
+        let mut tick = |done, _| progress(Progress { stage: "encode", done: first + done, total });
+        let embeddings = embed(&texts, &mut tick).map_err(|error| match error {
+            RetrieverError::Interrupted { stage, .. } => RetrieverError::Interrupted { stage, done: first, total },
+            other => other,
+        })?;
+        if embeddings.len() != texts.len() * encoder.dim {
+            return Err(RetrieverError::option("embedding size", embeddings.len() / texts.len(), "the encoder's dim is another"));
+        }
+        file.write_all(bytemuck::cast_slice(&embeddings)).and_then(|()| file.sync_data()).map_err(io)?;
+        state.n_encoded = end;
+        state.encode_s += started.elapsed().as_secs_f64();
+        write_json(dir, PROGRESS_FILE, state)?;
+    }
+    let vectors = dir.join(VECTORS_FILE);
+    std::fs::rename(&part, &vectors).map_err(|source| RetrieverError::io(&vectors, "write", source))
+}
+
+/// `contents` of a range of passages.
+pub fn passage_texts(corpus: &Corpus, range: std::ops::Range<usize>) -> Result<Vec<String>, RetrieverError> {
+    range.map(|idx| corpus.passage(idx).map(|passage| passage.contents).map_err(RetrieverError::passed_on)).collect()
+}
+
+/// Builds and saves the graph over the finished vectors.
+fn link(
+    dir: &Path,
+    options: &BuildOptions,
+    encoder: &EncoderIdentity,
+    corpus: &Corpus,
+    progress: &mut OnProgress,
+) -> Result<GraphMeta, RetrieverError> {
+    let vectors = Arc::new(Vectors::map(&dir.join(VECTORS_FILE), corpus.len(), encoder.dim)?);
+    let (started, insertion) = (Instant::now(), Insertion::for_size(corpus.len()));
+    let mut tick = |done, total| progress(Progress { stage: "graph", done, total });
+    let graph = HnswIndex::build(vectors, options.hnsw, insertion, &mut tick)?;
+    let files = graph.save(dir, GRAPH_BASENAME)?;
+    Ok(GraphMeta { params: options.hnsw, insertion, build_s: started.elapsed().as_secs_f64(), files })
+}
+
+/// Writes a JSON file beside its place, syncs it, and renames it into place.
+fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), RetrieverError> {
+    let (path, temporary) = (dir.join(name), dir.join(format!("{name}.tmp")));
+    let io = |source| RetrieverError::io(&path, "write", source);
+    let text = serde_json::to_vec_pretty(value).map_err(|error| io(error.into()))?;
+    let mut file = File::create(&temporary).map_err(io)?;
+    file.write_all(&text).and_then(|()| file.sync_all()).map_err(io)?;
+    std::fs::rename(&temporary, &path).map_err(io)
+}
+
+fn remove(dir: &Path, name: &str) -> Result<(), RetrieverError> {
+    let path = dir.join(name);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(RetrieverError::io(&path, "remove", error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "build_tests.rs"]
+mod tests;

@@ -1,0 +1,85 @@
+//! One KD step: cross-entropy and KL to the teacher on the agent's tokens of correct teacher episodes (method §3).
+//!
+//! L = ce_weight · CE + kl_weight · KL(pi_g || pi_theta), both averaged over the agent tokens of the whole step.
+use super::{
+    metrics::{DISTILL_CE, DISTILL_GRAD_NORM, DISTILL_KL, DISTILL_LOSS, Metrics},
+    optimizer::{AdamW, with_gradients},
+    update::accumulate_decoder,
+};
+use crate::{
+    algo::distill::{Divergence, row_cross_entropy, row_divergence},
+    config::DistillRecipe,
+    rollout::RolloutBatch,
+};
+use burn::{
+    optim::GradientsAccumulator,
+    tensor::{ElementConversion, Tensor},
+};
+use dgpo_models::{TrainBackend, decoder::Decoder};
+
+/// The student and everything that changes with it.
+#[derive(Clone, Debug)]
+pub struct Student<B: TrainBackend> {
+    pub model: Decoder<B::InnerBackend>,
+    pub optimizer: AdamW<B::InnerBackend>,
+    /// Updates skipped because the loss or the gradient was not finite.
+    pub n_skipped: usize,
+}
+
+/// Updates the student on one batch of episodes at learning rate `lr`.
+///
+/// The teacher is run only where its distribution has an effect (`kl_weight` > 0), on the gathered agent positions only.
+/// # Panics
+/// If `kl_weight` is not 0 and there is no teacher (the recipe check refuses that).
+pub fn distill_step<B: TrainBackend>(
+    student: &mut Student<B>,
+    teacher: Option<&Decoder<B::InnerBackend>>,
+    batch: &RolloutBatch,
+    recipe: &DistillRecipe,
+    lr: f64,
+    device: &B::Device,
+) -> Metrics {
+    let model: Decoder<B> = with_gradients(student.model.clone());
+    let mut sums = GradientsAccumulator::new();
+    let rows: Vec<usize> = (0..batch.n_rows).collect();
+    let normaliser = batch.n_agent_tokens(&rows).max(1) as f64;
+    let (mut ce, mut kl) = (0.0, 0.0);
+    for rows in batch.micro_batches(&rows, recipe.micro_batch_tokens) {
+        let tokens = batch.agent_tokens(&rows);
+        if tokens.is_empty() {
+            continue;
+        }
+        let teacher = (recipe.kl_weight != 0.0).then(|| {
+            let teacher = teacher.expect("a recipe with kl_weight > 0 has a teacher");
+            (teacher, tokens.gather(teacher.hidden(batch.ids_tensor(&rows, device), None, None)))
+        });
+        accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, &mut sums, |logits, range| {
+            let labels = tokens.slice(range.clone()).labels_tensor(device);
+            let ce_rows = row_cross_entropy(logits.clone(), labels).sum() / normaliser;
+            ce += scalar(&ce_rows);
+            let mut loss = ce_rows * recipe.ce_weight;
+            if let Some((teacher, hidden)) = &teacher {
+                let teacher_logits = Tensor::from_inner(teacher.logits(hidden.clone().narrow(0, range.start, range.len())));
+                let kl_rows = row_divergence(logits, teacher_logits, Divergence::ForwardKl, recipe.temperature).sum() / normaliser;
+                kl += scalar(&kl_rows);
+                loss = loss + kl_rows * recipe.kl_weight;
+            }
+            loss
+        });
+    }
+    drop(model);
+    let (model, stats) = student.optimizer.step(student.model.clone(), sums.grads(), lr);
+    student.model = model;
+    student.n_skipped += usize::from(!stats.is_applied);
+    let mut metrics = Metrics::default();
+    metrics.set(DISTILL_LOSS, recipe.ce_weight * ce + recipe.kl_weight * kl);
+    metrics.set(DISTILL_CE, ce);
+    metrics.set(DISTILL_KL, kl);
+    metrics.set(DISTILL_GRAD_NORM, stats.grad_norm);
+    metrics
+}
+
+/// The value of a one-element tensor.
+pub(super) fn scalar<B: dgpo_models::Backend>(tensor: &Tensor<B, 1>) -> f64 {
+    tensor.clone().into_scalar().elem::<f64>()
+}

@@ -1,0 +1,292 @@
+//! One RL step: PPO with the search engine and the selective KL penalty (method §4), in the order of the method.
+//!
+//! ```text
+//! batch      = RolloutBatch::new(episodes)
+//! old, ref   = log-probs under the actor and, where the penalty applies, under the reference;  values = critic
+//! r_t        = [t=T] · r_EM − β · m_t · 1[r_EM = 0] · KL_t
+//! A, R       = GAE(r, values), A whitened
+//! for each mini-batch:  actor  ← clipped surrogate − entropy_coef · entropy (+ β · KL where kl.in = "loss")
+//!                       critic ← clipped squared error
+//! ```
+//!
+//! The reference is run on the penalised rows alone: the score is known before, and on correct episodes its log-probs have no effect.
+use super::{
+    distill::scalar,
+    metrics::*,
+    optimizer::{AdamW, with_gradients},
+    score::{self, Pass},
+    update::{accumulate_critic, accumulate_decoder},
+};
+use crate::{
+    algo::{
+        advantage::{Advantages, gae},
+        kl::{KlController, estimate, estimate_tensor, full_kl, is_penalised, token_rewards},
+        ppo::{PolicyStats, PolicyTokens, ValueStats, ValueTokens, entropy_bonus, policy_loss, value_loss},
+        schedule::learning_rate,
+    },
+    config::{GaeOver, KlEstimator, KlMode, KlPlacement, Recipe},
+    rollout::{Episode, RolloutBatch},
+};
+use burn::{
+    optim::GradientsAccumulator,
+    tensor::{Tensor, TensorData},
+};
+use dgpo_models::{
+    Backend, TrainBackend,
+    decoder::Decoder,
+    heads::{Critic, log_probs_of_logits},
+};
+
+/// Actor, critic and everything that changes with them.
+#[derive(Clone, Debug)]
+pub struct ActorCritic<B: TrainBackend> {
+    pub actor: Decoder<B::InnerBackend>,
+    pub critic: Critic<B::InnerBackend>,
+    pub actor_optimizer: AdamW<B::InnerBackend>,
+    pub critic_optimizer: AdamW<B::InnerBackend>,
+    pub kl: KlController,
+    /// Updates skipped because a loss or a gradient was not finite.
+    pub n_skipped: usize,
+}
+
+/// Updates actor and critic on the trainable episodes of one step (`step` of `recipe.rl.steps`, from 0).
+///
+/// # Panics
+/// If the recipe wants a reference policy and `reference` is `None` (the recipe check refuses that).
+pub fn rl_step<B: TrainBackend>(
+    networks: &mut ActorCritic<B>,
+    reference: Option<&Decoder<B::InnerBackend>>,
+    episodes: &[&Episode],
+    recipe: &Recipe,
+    step: usize,
+    device: &B::Device,
+) -> Metrics {
+    let mut metrics = Metrics::default();
+    let pass = &Pass { micro_batch_tokens: recipe.rl.micro_batch_tokens, temperature: recipe.episode.temperature, device };
+    let mut batch = RolloutBatch::new(episodes);
+    let rows: Vec<usize> = (0..batch.n_rows).collect();
+    let penalised: Vec<usize> = rows.iter().copied().filter(|&row| is_penalised(recipe.kl.mode, &[batch.scores[row]])).collect();
+
+    batch.old_log_probs = score::log_probs(&networks.actor, &batch, &rows, pass);
+    batch.values = score::values(&networks.critic, &batch, pass);
+    let kl = penalty(&networks.actor, reference, &mut batch, &penalised, recipe, pass);
+    record_log_prob_difference(&batch, &mut metrics);
+
+    let in_reward = if recipe.kl.placement == KlPlacement::Reward { networks.kl.coef } else { 0.0 };
+    let rewards = token_rewards(&batch, &kl, recipe.kl.mode, in_reward);
+    let advantages = gae(&batch, &rewards.rewards, &recipe.gae);
+
+    let lr = learning_rate(&recipe.optim.actor, step, recipe.rl.steps);
+    let critic_lr = learning_rate(&recipe.optim.critic, step, recipe.rl.steps);
+    let mut update = Update { networks, reference, batch: &batch, advantages: &advantages, penalised: &penalised, recipe, device };
+    let (mut actor_stats, mut critic_stats) = (Vec::new(), Vec::new());
+    for _ in 0..recipe.rl.epochs {
+        for mini_batch in rows.chunks(recipe.rl.mini_batch) {
+            actor_stats.push(update.actor(mini_batch, lr));
+            critic_stats.push(update.critic(mini_batch, critic_lr));
+        }
+    }
+
+    let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / actor_stats.len().max(1) as f64;
+    metrics.set(POLICY_LOSS, mean(&mut actor_stats.iter().map(|s| s.policy.loss)));
+    metrics.set(VALUE_LOSS, mean(&mut critic_stats.iter().map(|s| s.value.loss)));
+    metrics.set(ENTROPY, mean(&mut actor_stats.iter().map(|s| s.entropy)));
+    metrics.set(APPROX_KL, mean(&mut actor_stats.iter().map(|s| s.policy.approx_kl)));
+    metrics.set(CLIP_FRACTION, mean(&mut actor_stats.iter().map(|s| s.policy.clip_fraction)));
+    metrics.set(VALUE_CLIP_FRACTION, mean(&mut critic_stats.iter().map(|s| s.value.clip_fraction)));
+    metrics.set(EXPLAINED_VARIANCE, explained_variance(&batch, &advantages));
+    metrics.set(ACTOR_GRAD_NORM, mean(&mut actor_stats.iter().map(|s| s.grad_norm)));
+    metrics.set(CRITIC_GRAD_NORM, mean(&mut critic_stats.iter().map(|s| s.grad_norm)));
+    metrics.set(KL, rewards.mean_kl);
+    metrics.set(KL_COEF, networks.kl.coef);
+    metrics.set(KL_SELECTED, penalised.len() as f64 / batch.n_rows.max(1) as f64);
+    metrics.set(LEARNING_RATE, lr);
+    metrics.set(CRITIC_LEARNING_RATE, critic_lr);
+    networks.kl.update(rewards.mean_kl, batch.n_rows);
+    metrics.set(SKIPPED_UPDATES, networks.n_skipped as f64);
+    metrics
+}
+
+/// KL_t of the penalised rows' agent tokens, `[B, T]`; fills `batch.ref_log_probs` on the way.
+fn penalty<I: Backend>(
+    actor: &Decoder<I>,
+    reference: Option<&Decoder<I>>,
+    batch: &mut RolloutBatch,
+    penalised: &[usize],
+    recipe: &Recipe,
+    pass: &Pass<'_, I>,
+) -> Vec<f32> {
+    batch.ref_log_probs = vec![0.0; batch.n_rows * batch.n_cols];
+    let mut kl = vec![0.0; batch.n_rows * batch.n_cols];
+    if recipe.kl.mode == KlMode::None || penalised.is_empty() {
+        return kl;
+    }
+    let reference = reference.expect("a recipe with a KL penalty has a reference policy");
+    let estimator = recipe.kl.estimator;
+    if matches!(estimator, KlEstimator::Full | KlEstimator::FullReversed) {
+        return score::full_kl_of(actor, reference, estimator, batch, penalised, pass);
+    }
+    batch.ref_log_probs = score::log_probs(reference, batch, penalised, pass);
+    for &row in penalised {
+        for at in batch.at(row, 0)..batch.at(row, 0) + batch.lengths[row] {
+            if batch.loss_mask[at] {
+                kl[at] = estimate(estimator, batch.old_log_probs[at], batch.ref_log_probs[at]).expect("not one of the full estimators");
+            }
+        }
+    }
+    kl
+}
+
+/// What one optimizer step of the actor reports.
+#[derive(Clone, Copy, Debug, Default)]
+struct ActorStats {
+    policy: PolicyStats,
+    entropy: f64,
+    grad_norm: f64,
+}
+
+/// What one optimizer step of the critic reports.
+#[derive(Clone, Copy, Debug, Default)]
+struct CriticStats {
+    value: ValueStats,
+    grad_norm: f64,
+}
+
+/// The mini-batch updates of one step: everything they read, and the networks they change.
+struct Update<'a, B: TrainBackend> {
+    networks: &'a mut ActorCritic<B>,
+    reference: Option<&'a Decoder<B::InnerBackend>>,
+    batch: &'a RolloutBatch,
+    advantages: &'a Advantages,
+    penalised: &'a [usize],
+    recipe: &'a Recipe,
+    device: &'a B::Device,
+}
+
+impl<B: TrainBackend> Update<'_, B> {
+    fn actor(&mut self, mini_batch: &[usize], lr: f64) -> ActorStats {
+        let (batch, recipe, device) = (self.batch, self.recipe, self.device);
+        let model: Decoder<B> = with_gradients(self.networks.actor.clone());
+        let mut sums = GradientsAccumulator::new();
+        let normaliser = batch.n_agent_tokens(mini_batch).max(1) as f64;
+        let kl_weight = if recipe.kl.placement == KlPlacement::Loss { self.networks.kl.coef } else { 0.0 };
+        // 1 at the tokens of penalised rows, for a KL term in the loss.
+        let mut penalised = vec![0.0; batch.n_rows * batch.n_cols];
+        for &row in self.penalised {
+            penalised[batch.at(row, 0)..batch.at(row, 0) + batch.lengths[row]].fill(1.0);
+        }
+        let mut stats = ActorStats::default();
+        for rows in batch.micro_batches(mini_batch, recipe.rl.micro_batch_tokens) {
+            let tokens = batch.agent_tokens(&rows);
+            if tokens.is_empty() {
+                continue;
+            }
+            let is_full = matches!(recipe.kl.estimator, KlEstimator::Full | KlEstimator::FullReversed);
+            let ref_hidden = self
+                .reference
+                .filter(|_| kl_weight != 0.0 && is_full)
+                .map(|reference| tokens.gather(reference.hidden(batch.ids_tensor(&rows, device), None, None)));
+            accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, &mut sums, |logits, range| {
+                let tokens = tokens.slice(range.clone());
+                let cut = |array: &[f32]| tensor::<B>(tokens.pick(array), device);
+                let new = log_probs_of_logits(logits.clone(), tokens.labels_tensor(device), recipe.episode.temperature);
+                let mask = Tensor::ones_like(&new.entropy.clone().detach());
+                let policy = PolicyTokens {
+                    log_probs: new.log_probs.clone(),
+                    old_log_probs: cut(&batch.old_log_probs),
+                    advantages: cut(&self.advantages.advantages),
+                    mask: mask.clone(),
+                };
+                let (mut loss, policy) = policy_loss(policy, recipe.rl.clip_ratio, normaliser);
+                let entropy = entropy_bonus(new.entropy, mask, normaliser);
+                stats.policy += policy;
+                stats.entropy += scalar(&entropy);
+                loss = loss - entropy * recipe.rl.entropy_coef;
+                if kl_weight != 0.0 {
+                    let kl = match (&ref_hidden, self.reference) {
+                        (Some(hidden), Some(reference)) => {
+                            let ref_logits = reference.logits(hidden.clone().narrow(0, range.start, range.len()));
+                            full_kl(recipe.kl.estimator, logits, Tensor::from_inner(ref_logits), recipe.episode.temperature)
+                        }
+                        _ => estimate_tensor(recipe.kl.estimator, new.log_probs, cut(&batch.ref_log_probs)),
+                    };
+                    let kl = kl.expect("full estimators have the reference's hidden states, the others need none");
+                    loss = loss + (kl * cut(&penalised)).sum() * (kl_weight / normaliser);
+                }
+                loss
+            });
+        }
+        drop(model);
+        let (actor, applied) = self.networks.actor_optimizer.step(self.networks.actor.clone(), sums.grads(), lr);
+        self.networks.actor = actor;
+        self.networks.n_skipped += usize::from(!applied.is_applied);
+        stats.grad_norm = applied.grad_norm;
+        stats
+    }
+
+    fn critic(&mut self, mini_batch: &[usize], lr: f64) -> CriticStats {
+        let (batch, recipe, device) = (self.batch, self.recipe, self.device);
+        let model: Critic<B> = with_gradients(self.networks.critic.clone());
+        let mut sums = GradientsAccumulator::new();
+        let counted = |rows: &[usize]| match recipe.gae.over {
+            GaeOver::Response => batch.response_tokens(rows),
+            GaeOver::Agent => batch.agent_tokens(rows),
+        };
+        let normaliser = counted(mini_batch).len().max(1) as f64;
+        let mut stats = CriticStats::default();
+        for rows in batch.micro_batches(mini_batch, recipe.rl.micro_batch_tokens) {
+            let tokens = counted(&rows);
+            if tokens.is_empty() {
+                continue;
+            }
+            accumulate_critic(&model, batch.ids_tensor(&rows, device), &tokens, &mut sums, |values| {
+                let values = ValueTokens {
+                    mask: Tensor::ones_like(&values.clone().detach()),
+                    old_values: tensor(tokens.pick(&batch.values), device),
+                    returns: tensor(tokens.pick(&self.advantages.returns), device),
+                    values,
+                };
+                let (loss, value) = value_loss(values, recipe.rl.clip_value, normaliser);
+                stats.value += value;
+                loss
+            });
+        }
+        drop(model);
+        let (critic, applied) = self.networks.critic_optimizer.step(self.networks.critic.clone(), sums.grads(), lr);
+        self.networks.critic = critic;
+        self.networks.n_skipped += usize::from(!applied.is_applied);
+        stats.grad_norm = applied.grad_norm;
+        stats
+    }
+}
+
+/// Host floats as a tensor `[N]`.
+fn tensor<B: Backend>(values: Vec<f32>, device: &B::Device) -> Tensor<B, 1> {
+    let n = values.len();
+    Tensor::from_data(TensorData::new(values, [n]), device)
+}
+
+/// 1 − Var(R − V) / Var(R) over the tokens that count.
+fn explained_variance(batch: &RolloutBatch, advantages: &Advantages) -> f64 {
+    let counted = || (0..advantages.mask.len()).filter(|&at| advantages.mask[at]);
+    let variance = |value: &dyn Fn(usize) -> f64| {
+        let n = counted().count().max(1) as f64;
+        let mean = counted().map(value).sum::<f64>() / n;
+        counted().map(|at| (value(at) - mean).powi(2)).sum::<f64>() / n
+    };
+    let returns = |at: usize| f64::from(advantages.returns[at]);
+    let total = variance(&returns);
+    if total == 0.0 { 0.0 } else { 1.0 - variance(&|at| returns(at) - f64::from(batch.values[at])) / total }
+}
+
+/// How far the sampler's log-probs are from the recomputed ones.
+fn record_log_prob_difference(batch: &RolloutBatch, metrics: &mut Metrics) {
+    let (mut mean, mut max) = (Mean::default(), 0.0f64);
+    for at in (0..batch.loss_mask.len()).filter(|&at| batch.loss_mask[at]) {
+        let difference = f64::from((batch.sample_log_probs[at] - batch.old_log_probs[at]).abs());
+        mean.add(difference);
+        max = max.max(difference);
+    }
+    metrics.set(LOGPROB_DIFF_MEAN, mean.value());
+    metrics.set(LOGPROB_DIFF_MAX, max);
+}

@@ -1,0 +1,360 @@
+//! The folder of a run: what it was asked to do, with what, and what came out.
+//!
+//! ```text
+//! runs/NAME/  recipe.toml (resolved)   provenance.json   metrics.jsonl   summary.json   episodes/   checkpoints/
+//! ```
+//! A metrics line is one flat object, `{"phase":"rl","step":3,"rollout/reward":0.41,...}`, flushed as it is written. The step is the number
+//! of finished steps, so a run resumed from step s cuts the file behind (phase, s) and goes on as if it had never stopped.
+use super::{checkpoint::CHECKPOINTS_DIR, events::Phase};
+use crate::{
+    config::{self, ConfigError, Recipe},
+    rollout::EpisodeStats,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+};
+
+/// Where runs lie, relative to the current directory.
+pub const RUNS_DIR: &str = "runs";
+const RECIPE_FILE: &str = "recipe.toml";
+const PROVENANCE_FILE: &str = "provenance.json";
+const METRICS_FILE: &str = "metrics.jsonl";
+const SUMMARY_FILE: &str = "summary.json";
+const EPISODES_DIR: &str = "episodes";
+
+/// Why a run directory cannot be made, opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    #[error("the run {path} exists; hint: continue it with --resume {path}, or choose another --name", path = .0.display())]
+    Exists(PathBuf),
+    #[error("{} is not a run: it holds no {RECIPE_FILE}; hint: `dgpo runs list` shows the runs in ./{RUNS_DIR}", .0.display())]
+    NotARun(PathBuf),
+    #[error("cannot {verb} {}: {source}; hint: check free space and permissions", path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error("{}:{line}: {why}; hint: the file was changed by hand or by another version", path.display())]
+    Damaged { path: PathBuf, line: usize, why: String },
+    #[error(transparent)]
+    Recipe(#[from] ConfigError),
+}
+
+fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirError {
+    let path = path.to_owned();
+    move |source| RunDirError::Io { verb, path, source }
+}
+
+/// The figures of one model on the test questions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Over all questions.
+    #[serde(flatten)]
+    pub all: EpisodeStats,
+    /// Each data set by its name.
+    #[serde(default)]
+    pub datasets: BTreeMap<String, EpisodeStats>,
+}
+
+/// summary.json: the final figures of a run. Models that were not evaluated are absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Summary {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub student: Option<Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kd: Option<Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dgpo: Option<Figures>,
+    pub seed: u64,
+    /// Seconds of work, over all processes of the run.
+    pub wall_s: f64,
+}
+
+impl Summary {
+    /// The models in the order of the table, with their figures.
+    pub fn rows(&self) -> [(&'static str, Option<&Figures>); 4] {
+        [("student", self.student.as_ref()), ("teacher", self.teacher.as_ref()), ("kd", self.kd.as_ref()), ("dgpo", self.dgpo.as_ref())]
+    }
+}
+
+/// An open run directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// Makes `root/name` with the resolved recipe (`run.name` filled in) and the provenance.
+    /// # Errors
+    /// [`RunDirError::Exists`] if the folder is there already: a run is never overwritten.
+    pub fn create(root: &Path, name: &str, recipe: &Recipe, provenance: &impl Serialize) -> Result<Self, RunDirError> {
+        let path = root.join(name);
+        fs::create_dir_all(root).map_err(io_error("create", root))?;
+        fs::create_dir(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => RunDirError::Exists(path.clone()),
+            _ => RunDirError::Io { verb: "create", path: path.clone(), source },
+        })?;
+        let run = Self { path };
+        let mut resolved = recipe.clone();
+        resolved.run.name = name.to_owned();
+        for folder in [EPISODES_DIR, CHECKPOINTS_DIR] {
+            fs::create_dir(run.path.join(folder)).map_err(io_error("create", &run.path.join(folder)))?;
+        }
+        run.write(PROVENANCE_FILE, pretty(provenance))?;
+        // The recipe makes the folder a run, so it is written last.
+        run.write(RECIPE_FILE, config::load::to_toml(&resolved))?;
+        Ok(run)
+    }
+
+    /// Opens an existing run.
+    /// # Errors
+    /// If the folder is not one.
+    pub fn open(path: &Path) -> Result<Self, RunDirError> {
+        match path.join(RECIPE_FILE).is_file() {
+            true => Ok(Self { path: path.to_owned() }),
+            false => Err(RunDirError::NotARun(path.to_owned())),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Where the rollout writes episodes.
+    pub fn episodes_dir(&self) -> PathBuf {
+        self.path.join(EPISODES_DIR)
+    }
+
+    /// The resolved recipe; also what a resumed run uses.
+    /// # Errors
+    /// If the file was changed into something that is no recipe.
+    pub fn recipe(&self) -> Result<Recipe, RunDirError> {
+        Ok(config::load(&self.path.join(RECIPE_FILE).to_string_lossy(), &[])?.recipe)
+    }
+
+    /// The metrics file, open for appending. `done` = the checkpoint a resumed run starts from: later lines are cut off, and so is a line
+    /// that a killed process left incomplete. `None` starts an empty file.
+    /// # Errors
+    /// If a line before the cut is not a metrics line, or the disk fails.
+    pub fn metrics(&self, done: Option<(Phase, usize)>) -> Result<MetricsLog, RunDirError> {
+        let path = self.path.join(METRICS_FILE);
+        let n_bytes = match done {
+            Some(done) if path.is_file() => bytes_until(&path, done)?,
+            _ => 0,
+        };
+        let opened = OpenOptions::new().create(true).append(true).open(&path).and_then(|file| {
+            file.set_len(n_bytes)?;
+            Ok(file)
+        });
+        Ok(MetricsLog { file: opened.map_err(io_error("open", &path))?, path })
+    }
+
+    /// Every metrics line, oldest first; a torn last line is left out.
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn read_metrics(&self) -> Result<Vec<Map<String, Value>>, RunDirError> {
+        let path = self.path.join(METRICS_FILE);
+        if !path.is_file() {
+            return Ok(Vec::new());
+        }
+        let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// # Errors
+    /// If the disk fails.
+    pub fn write_summary(&self, summary: &Summary) -> Result<(), RunDirError> {
+        self.write(SUMMARY_FILE, pretty(summary))
+    }
+
+    /// The final figures, if the run has come that far.
+    /// # Errors
+    /// If the file is damaged.
+    pub fn summary(&self) -> Result<Option<Summary>, RunDirError> {
+        let path = self.path.join(SUMMARY_FILE);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
+        let damaged = |e: serde_json::Error| RunDirError::Damaged { path: path.clone(), line: e.line(), why: e.to_string() };
+        serde_json::from_str(&text).map(Some).map_err(damaged)
+    }
+
+    /// Replaces a small file as a whole: written beside and renamed, so that a reader never sees half of it.
+    fn write(&self, name: &str, text: String) -> Result<(), RunDirError> {
+        let (path, temporary) = (self.path.join(name), self.path.join(format!(".tmp-{name}")));
+        let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path));
+        written.map_err(io_error("write", &path))
+    }
+}
+
+fn pretty(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(value).expect("keys are text and values are finite or null");
+    text.push('\n');
+    text
+}
+
+/// The run directories in `root`, by name.
+/// # Errors
+/// If `root` exists and cannot be read.
+pub fn list_runs(root: &Path) -> Result<Vec<RunDir>, RunDirError> {
+    if !root.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut runs = Vec::new();
+    for entry in fs::read_dir(root).map_err(io_error("read", root))? {
+        runs.extend(RunDir::open(&entry.map_err(io_error("read", root))?.path()));
+    }
+    runs.sort_by_key(RunDir::name);
+    Ok(runs)
+}
+
+/// Appends metrics lines.
+#[derive(Debug)]
+pub struct MetricsLog {
+    file: File,
+    path: PathBuf,
+}
+
+impl MetricsLog {
+    /// Writes and flushes one line: a killed process loses at most the line being written. Values that are not finite become `null`.
+    /// # Errors
+    /// If the disk fails.
+    pub fn append(&mut self, phase: Phase, step: usize, metrics: &[(&'static str, f64)]) -> Result<(), RunDirError> {
+        let mut line = Map::from_iter([("phase".to_owned(), json!(phase)), ("step".to_owned(), json!(step))]);
+        line.extend(metrics.iter().map(|&(name, value)| (name.to_owned(), json!(value))));
+        let mut text = Value::Object(line).to_string();
+        text.push('\n');
+        self.file.write_all(text.as_bytes()).map_err(io_error("write", &self.path))
+    }
+}
+
+/// Length of the file up to and including the lines of `done`.
+fn bytes_until(path: &Path, done: (Phase, usize)) -> Result<u64, RunDirError> {
+    #[derive(Deserialize)]
+    struct Head {
+        phase: Phase,
+        step: usize,
+    }
+    let mut reader = BufReader::new(File::open(path).map_err(io_error("open", path))?);
+    let (mut n_bytes, mut text) = (0, String::new());
+    for line in 1.. {
+        text.clear();
+        let n_read = reader.read_line(&mut text).map_err(io_error("read", path))?;
+        // The end, or a line whose writing was cut short.
+        if n_read == 0 || !text.ends_with('\n') {
+            break;
+        }
+        let head: Head =
+            serde_json::from_str(&text).map_err(|e| RunDirError::Damaged { path: path.to_owned(), line, why: e.to_string() })?;
+        if (head.phase, head.step) > done {
+            break;
+        }
+        n_bytes += n_read as u64;
+    }
+    Ok(n_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn create(root: &Path) -> RunDir {
+        RunDir::create(root, "first", &Recipe::default(), &json!({"version": "0"})).unwrap()
+    }
+
+    /// The default recipe lacks questions, which only a loaded recipe must have.
+    fn runnable() -> Recipe {
+        let mut recipe = Recipe::default();
+        recipe.data.train = vec!["train.jsonl".into()];
+        recipe.data.test = vec!["test.jsonl".into()];
+        recipe.data.corpus = "corpus.jsonl".into();
+        recipe
+    }
+
+    #[test]
+    fn a_run_is_never_overwritten_and_the_hint_says_how_to_go_on() {
+        let root = tempfile::tempdir().unwrap();
+        create(root.path());
+        let error = RunDir::create(root.path(), "first", &Recipe::default(), &json!({})).unwrap_err().to_string();
+        assert!(error.contains("--resume") && error.contains("--name"), "{error}");
+    }
+
+    #[test]
+    fn the_recipe_of_a_run_is_the_resolved_one_with_its_name() {
+        let root = tempfile::tempdir().unwrap();
+        let run = RunDir::create(root.path(), "mine", &runnable(), &json!({})).unwrap();
+        let mut expected = runnable();
+        expected.run.name = "mine".into();
+        assert_eq!(RunDir::open(run.path()).unwrap().recipe().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_folder_without_a_recipe_is_not_a_run() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(matches!(RunDir::open(root.path()), Err(RunDirError::NotARun(_))));
+        assert_eq!(list_runs(root.path()).unwrap(), []);
+    }
+
+    #[test]
+    fn resuming_cuts_the_metrics_back_to_the_checkpoint() {
+        let root = tempfile::tempdir().unwrap();
+        let run = create(root.path());
+        let mut log = run.metrics(None).unwrap();
+        for (phase, step) in [(Phase::Kd, 1), (Phase::Kd, 2), (Phase::Rl, 1), (Phase::Rl, 2), (Phase::Rl, 3)] {
+            log.append(phase, step, &[("loss", step as f64)]).unwrap();
+        }
+        drop(log);
+        let mut log = run.metrics(Some((Phase::Rl, 2))).unwrap();
+        log.append(Phase::Rl, 3, &[("loss", 30.0)]).unwrap();
+        let losses: Vec<f64> = run.read_metrics().unwrap().iter().filter_map(|line| line["loss"].as_f64()).collect();
+        assert_eq!(losses, [1.0, 2.0, 1.0, 2.0, 30.0]);
+    }
+
+    #[test]
+    fn a_line_torn_by_a_kill_is_cut_off() {
+        let root = tempfile::tempdir().unwrap();
+        let run = create(root.path());
+        run.metrics(None).unwrap().append(Phase::Kd, 1, &[]).unwrap();
+        let path = run.path().join(METRICS_FILE);
+        let whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{whole}{{\"phase\":\"kd\",\"st")).unwrap();
+        run.metrics(Some((Phase::Kd, 1))).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), whole);
+    }
+
+    #[test]
+    fn a_metric_that_is_not_a_number_is_null() {
+        let root = tempfile::tempdir().unwrap();
+        let run = create(root.path());
+        run.metrics(None).unwrap().append(Phase::Rl, 1, &[("kl", f64::NAN)]).unwrap();
+        assert_eq!(run.read_metrics().unwrap()[0]["kl"], Value::Null);
+    }
+
+    #[test]
+    fn the_summary_has_the_keys_other_tools_read() {
+        let root = tempfile::tempdir().unwrap();
+        let run = create(root.path());
+        assert_eq!(run.summary().unwrap(), None);
+        let summary = Summary {
+            kd: Some(Figures { all: EpisodeStats { em: 0.5, ..Default::default() }, ..Default::default() }),
+            seed: 3,
+            wall_s: 1.5,
+            ..Default::default()
+        };
+        run.write_summary(&summary).unwrap();
+        let read: Value = serde_json::from_str(&fs::read_to_string(run.path().join(SUMMARY_FILE)).unwrap()).unwrap();
+        assert_eq!((&read["kd"]["em"], &read["seed"], &read["wall_s"]), (&json!(0.5), &json!(3), &json!(1.5)));
+        assert_eq!(read.get("dgpo"), None);
+        assert_eq!(run.summary().unwrap(), Some(summary));
+    }
+}
