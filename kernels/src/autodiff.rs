@@ -43,6 +43,20 @@ impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
         Self::from_inner(B::cache_write(cache.primitive, values.primitive, spans, position_dim))
     }
 
+    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        match GeluNode.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut node) => {
+                let input = node.checkpoint(&x);
+                node.finish(input, B::erf_gelu(x.primitive))
+            }
+            OpsKind::UnTracked(node) => node.finish(B::erf_gelu(x.primitive)),
+        }
+    }
+
+    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::from_inner(B::erf_gelu_backward(x.primitive, grad.primitive))
+    }
+
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
         match RmsNormNode.prepare::<C>([x.node.clone(), weight.node.clone()]).compute_bound().stateful() {
             OpsKind::Tracked(mut node) => {
@@ -92,6 +106,19 @@ impl<B: KernelOps> Backward<B, 3> for AttentionNode {
         let [q, k, v] = inputs.map(|id| checkpointer.retrieve_node_output(id));
         let gradients = B::causal_attention_backward(q, k, v, grad, &rows);
         register::<B, 3>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), gradients);
+    }
+}
+
+#[derive(Debug)]
+struct GeluNode;
+
+impl<B: KernelOps> Backward<B, 1> for GeluNode {
+    type State = NodeId;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let x = checkpointer.retrieve_node_output(ops.state);
+        register::<B, 1>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), [B::erf_gelu_backward(x, grad)]);
     }
 }
 
