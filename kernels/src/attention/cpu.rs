@@ -26,12 +26,7 @@ pub fn forward(q: CpuTensor, k: CpuTensor, v: CpuTensor, rows: &CausalRows) -> C
             row.chunks_mut(QUERIES_PER_TASK * row_size).enumerate().map(move |(block, out)| (b, block * QUERIES_PER_TASK, out))
         })
         .collect();
-    for_each_piece(tasks, work(&q, &k, rows), |(b, first, out)| {
-        simd(
-            #[inline(always)]
-            || forward_block(&q, &k, &v, rows, b, first, out),
-        )
-    });
+    for_each_piece(tasks, work(&q, &k, rows), |(b, first, out)| simd!(forward_block(&q, &k, &v, rows, b, first, out)));
     Flex::float_permute(from_vec(out, [n_rows, n_queries, n_heads, head_dim], dtype), &[0, 2, 1, 3])
 }
 
@@ -46,10 +41,7 @@ pub fn backward(q: CpuTensor, k: CpuTensor, v: CpuTensor, grad: CpuTensor, rows:
     let tasks: Vec<_> =
         dq.chunks_mut(q_size.max(1)).zip(dk.chunks_mut(k_size.max(1))).zip(dv.chunks_mut(k_size.max(1))).enumerate().collect();
     for_each_piece(tasks, 3 * work(&q, &k, rows), |(b, ((dq, dk), dv))| {
-        simd(
-            #[inline(always)]
-            || backward_row(&q, &k, &v, &grad, rows, b, Gradients { dq, dk, dv }),
-        )
+        simd!(backward_row(&q, &k, &v, &grad, rows, b, Gradients { dq, dk, dv }))
     });
     let heads_first = |x, len, heads| Flex::float_permute(from_vec(x, [n_rows, len, heads, head_dim], dtype), &[0, 2, 1, 3]);
     [heads_first(dq, n_queries, n_heads), heads_first(dk, n_keys, n_kv_heads), heads_first(dv, n_keys, n_kv_heads)]
@@ -66,7 +58,7 @@ fn work(q: &View<4>, k: &View<4>, rows: &CausalRows) -> usize {
 #[inline(always)]
 fn forward_block(q: &View<4>, k: &View<4>, v: &View<4>, rows: &CausalRows, b: usize, first: usize, out: &mut [f32]) {
     let ([_, n_heads, _, head_dim], [_, n_kv_heads, n_keys, _]) = (q.shape, k.shape);
-    let group = n_heads / n_kv_heads;
+    let (group, n_keys) = (n_heads / n_kv_heads, rows.n_keys(b, n_keys));
     let n_queries = out.len() / (n_heads * head_dim);
     let seen = |t: usize| (rows.starts[b] + t + 1).min(n_keys);
     let n_seen = seen(first + n_queries - 1);
@@ -132,7 +124,7 @@ struct Gradients<'a> {
 #[inline(always)]
 fn backward_row(q: &View<4>, k: &View<4>, v: &View<4>, grad: &View<4>, rows: &CausalRows, b: usize, out: Gradients) {
     let ([_, n_heads, n_queries, head_dim], [_, n_kv_heads, n_keys, _]) = (q.shape, k.shape);
-    let group = n_heads / n_kv_heads;
+    let (group, n_keys) = (n_heads / n_kv_heads, rows.n_keys(b, n_keys));
     let seen = |t: usize| (rows.starts[b] + t + 1).min(n_keys);
     let n_seen = seen(n_queries - 1);
     let (mut packed_k, mut packed_v) = (Vec::new(), Vec::new());
