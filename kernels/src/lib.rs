@@ -7,6 +7,7 @@
 //! | operation | what it saves |
 //! |---|---|
 //! | [`attention`] | the [T, T] scores, the repeated key and value heads, the copies of the cache |
+//! | [`erf_gelu`] | a call of the scalar error function for each element, and twice that in the backward pass |
 //! | [`cache_write`] | copying the whole cache at each token |
 //! | [`log_probs`] | ten passes over [N, V] and as many copies of it |
 //! | [`rms_norm`] | eight passes over the hidden states in the forward, more in the backward pass |
@@ -20,6 +21,7 @@ pub mod attention;
 mod autodiff;
 pub mod cache_write;
 mod cpu;
+pub mod erf_gelu;
 pub mod log_probs;
 pub mod rms_norm;
 pub mod rotary;
@@ -36,6 +38,8 @@ use cache_write::CacheSpan;
 pub trait KernelOps: Backend {
     /// The dimension of a key cache along which positions run: 2 for [n_slots, K, capacity, hd], 3 for [n_slots, K, hd, capacity].
     const KEY_POSITION_DIM: usize = 2;
+    /// Tokens that are best worked on together when more could be: a processor wants a layer's activations to stay in its caches, a GPU wants all.
+    const TOKENS_AT_ONCE: usize = usize::MAX;
 
     /// See [`attention::causal_attention`].
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
@@ -74,6 +78,16 @@ pub trait KernelOps: Backend {
         log_probs::reference_backward::<Self>(logits, labels, packed, grad, temperature)
     }
 
+    /// See [`erf_gelu::erf_gelu`].
+    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        erf_gelu::reference::<Self>(x)
+    }
+
+    /// Gradient of x.
+    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        erf_gelu::reference_backward::<Self>(x, grad)
+    }
+
     /// See [`rms_norm::rms_norm`].
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
         rms_norm::reference::<Self>(x, weight, eps)
@@ -102,6 +116,7 @@ pub trait KernelOps: Backend {
 
 impl KernelOps for burn::backend::Flex {
     const KEY_POSITION_DIM: usize = 3;
+    const TOKENS_AT_ONCE: usize = 1024;
 
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
         attention::cpu::forward(q, k, v, rows)
@@ -133,6 +148,14 @@ impl KernelOps for burn::backend::Flex {
         temperature: f64,
     ) -> FloatTensor<Self> {
         log_probs::cpu_backward(logits, labels, packed, grad, temperature)
+    }
+
+    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        erf_gelu::cpu(x)
+    }
+
+    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        erf_gelu::cpu_backward(x, grad)
     }
 
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
