@@ -108,6 +108,8 @@ impl Family {
 /// # Errors
 /// If `dir` cannot be listed or holds no family. What goes wrong inside a family is a failed check.
 pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Result<Report, ConformanceError> {
+    // The whole path: families are known by their folder's name, and `step` finds the models beside its folder.
+    let dir = &dir.canonicalize().map_err(|source| ConformanceError::List { dir: dir.to_owned(), source })?;
     let mut report = Report::default();
     if let Some(family) = Family::of(dir) {
         report.add(family.name(), family.run::<B>(dir, device));

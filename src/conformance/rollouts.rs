@@ -163,7 +163,7 @@ fn one_rollout(rollout: &Value, retriever: &RuleRetriever, tensors: &Tensors, ca
         .map(|((episode, (_, contexts)), script)| Row { episode, contexts, difference: difference(episode, script) })
         .collect();
     for (row, difference) in rows.iter().enumerate().filter_map(|(row, r)| Some((row, r.difference?))) {
-        case.differs_on_purpose(&format!("{name}.row{row}"), &format!("{difference}; compared up to there"));
+        case.differs_on_purpose(&format!("{name}.row{row}"), &format!("{}; compared up to there", difference.what));
     }
     compare_tensors(name, &rows, tensors, case)?;
     compare_texts(name, rollout, &rows, case)?;
@@ -190,18 +190,34 @@ fn question(prompt: &str) -> Question {
     }
 }
 
-/// One episode of ours, and why it may end before the reference's.
+/// One episode of ours, and where it leaves the reference's.
 struct Row<'a> {
     episode: &'a Episode,
+    /// What the row had before it at each of its turns.
     contexts: Vec<String>,
-    difference: Option<&'static str>,
+    difference: Option<Difference>,
+}
+
+/// Something that `method §1` does in another way than the reference.
+#[derive(Clone, Copy)]
+struct Difference {
+    what: &'static str,
+    /// The turn in which the two part, and how many response tokens they share.
+    turn: usize,
+    n_shared: usize,
 }
 
 impl Row<'_> {
-    /// Ids behind the prompt, and whether the agent wrote them.
+    /// Ids behind the prompt, as far as they are compared, and whether the agent wrote them.
     fn response(&self) -> Vec<(u32, bool)> {
         let segments = self.episode.segments.iter().filter(|segment| !segment.is_prompt());
-        segments.flat_map(|segment| segment.ids().iter().map(|&id| (id, segment.is_agent()))).collect()
+        let ids = segments.flat_map(|segment| segment.ids().iter().map(|&id| (id, segment.is_agent())));
+        ids.take(self.difference.map_or(usize::MAX, |difference| difference.n_shared)).collect()
+    }
+
+    /// The last turn whose context is compared.
+    fn last_turn(&self) -> usize {
+        self.difference.map_or(usize::MAX, |difference| difference.turn)
     }
 
     fn prompt(&self) -> &[u32] {
@@ -232,16 +248,25 @@ impl Row<'_> {
     }
 }
 
-fn difference(episode: &Episode, script: &[String]) -> Option<&'static str> {
-    let n_turns = episode.segments.iter().filter(|segment| segment.is_agent()).count();
-    if script.iter().take(n_turns).any(|turn| cut_at_first_stop(turn) != reference_cut(turn)) {
-        return Some("a turn ends at whichever stop string is complete first");
+fn difference(episode: &Episode, script: &[String]) -> Option<Difference> {
+    let mut n_shared = 0;
+    let mut turn = 0;
+    for segment in episode.segments.iter().filter(|segment| !segment.is_prompt()) {
+        n_shared += segment.ids().len();
+        if segment.is_agent() {
+            let is_cut_elsewhere = script.get(turn).is_some_and(|text| cut_at_first_stop(text) != reference_cut(text));
+            if is_cut_elsewhere {
+                return Some(Difference { what: "a turn ends at whichever stop string is complete first", turn, n_shared });
+            }
+            turn += 1;
+        }
     }
-    match episode.status {
-        Status::TruncatedLength => Some("an episode that would pass max_prompt_length is closed, the oldest tokens are not dropped"),
-        Status::PromptTooLong => Some("a prompt without room for an answer is not played"),
-        _ => None,
-    }
+    let what = match episode.status {
+        Status::TruncatedLength => "an episode that would pass max_prompt_length is closed, the oldest tokens are not dropped",
+        Status::PromptTooLong => "a prompt without room for an answer is not played",
+        _ => return None,
+    };
+    Some(Difference { what, turn, n_shared })
 }
 
 /// Every tensor of the reference's final batch, row by row: prompts left-padded, responses right-padded, 0 is padding.
@@ -333,11 +358,9 @@ fn compare_texts(name: &str, rollout: &Value, rows: &[Row<'_>], case: &mut Case)
 /// Contexts, queries and per-row counts, turn by turn over the rows still playing.
 fn compare_turns(name: &str, rollout: &Value, rows: &[Row<'_>], max_turns: usize, case: &mut Case) -> Result<(), FixtureError> {
     let n_turns = rows.iter().map(|row| row.contexts.len()).max().unwrap_or(0);
-    let contexts: Vec<Vec<String>> =
-        (0..n_turns).map(|turn| rows.iter().filter_map(|row| row.contexts.get(turn).cloned()).collect()).collect();
-    let queries: Vec<Vec<String>> = (0..n_turns.min(max_turns))
-        .map(|turn| rows.iter().filter_map(|row| row.queries().get(turn).cloned().flatten()).collect())
-        .collect();
+    let contexts: Vec<Vec<String>> = (0..n_turns).map(|turn| at_turn(rows, turn, &|row| row.contexts.get(turn).cloned())).collect();
+    let queries: Vec<Vec<String>> =
+        (0..n_turns.min(max_turns)).map(|turn| at_turn(rows, turn + 1, &|row| row.queries().get(turn).cloned().flatten())).collect();
     // A row that ends earlier on purpose is missing from later turns: what is there must then be among the recorded.
     let differs = rows.iter().any(|row| row.difference.is_some());
     for (key, got) in [("contexts_seen_by_actor", contexts), ("queries_per_turn", queries)] {
@@ -376,6 +399,11 @@ fn compare_turns(name: &str, rollout: &Value, rows: &[Row<'_>], max_turns: usize
         }
     }
     Ok(())
+}
+
+/// What the rows that are compared in `turn` have there.
+fn at_turn(rows: &[Row<'_>], turn: usize, value: &dyn Fn(&Row<'_>) -> Option<String>) -> Vec<String> {
+    rows.iter().filter(|row| turn <= row.last_turn()).filter_map(value).collect()
 }
 
 fn nested(value: &Value, key: &str) -> Result<Vec<Vec<String>>, FixtureError> {

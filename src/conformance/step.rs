@@ -52,9 +52,8 @@ const KD_GRAD_NORM: Tolerance = Tolerance::rel(2e-4);
 const STUDENT: &str = "qwen2_tied";
 const TEACHER: &str = "qwen2_teacher";
 
-/// The reference's discount factors and GAE-lambda (its defaults).
-const GAMMA: f64 = 1.0;
-const LAMBDA: f64 = 1.0;
+/// gamma and lambda of GAE where the fixture does not say (the reference's defaults).
+const UNDISCOUNTED: f64 = 1.0;
 
 pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
     let models = dir.parent().unwrap_or(dir).join("models");
@@ -193,8 +192,10 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
 
         let rewards = self.rewards(&old, &reference, case)?;
         let response = |row: usize| row * self.n_response..(row + 1) * self.n_response;
+        let factor = |key: &str| self.json.get(key).and_then(Value::as_f64).unwrap_or(UNDISCOUNTED);
+        let (gamma, lambda) = (factor("gamma"), factor("lam"));
         let mut advantages: Vec<f32> =
-            (0..self.n_rows()).flat_map(|row| gae_row(&rewards[response(row)], &values[response(row)], GAMMA, LAMBDA)).collect();
+            (0..self.n_rows()).flat_map(|row| gae_row(&rewards[response(row)], &values[response(row)], gamma, lambda)).collect();
         let returns: Vec<f32> = advantages.iter().zip(&values).map(|(a, v)| a + v).collect();
         whiten(&mut advantages, &self.attention_mask);
         case.close("advantages", &advantages, &self.floats("advantages")?, ADVANTAGES);
@@ -396,6 +397,8 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             "betas",
             "eps",
             "grad_clip",
+            "gamma",
+            "lam",
             "note",
             "actor",
             "critic",
