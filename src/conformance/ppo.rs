@@ -52,11 +52,11 @@ pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
 /// The reference's names of the estimators.
 fn parse_estimator(name: &str) -> Option<KlEstimator> {
     match name {
-        "kl" => Some(KlEstimator::K1),
+        "kl" | "k1" => Some(KlEstimator::K1),
         "rkl" => Some(KlEstimator::K1Reversed),
         "abs" => Some(KlEstimator::Abs),
-        "mse" => Some(KlEstimator::Mse),
-        "low_var_kl" => Some(KlEstimator::K3),
+        "mse" | "k2" => Some(KlEstimator::Mse),
+        "low_var_kl" | "k3" => Some(KlEstimator::K3),
         "low_var_rkl" => Some(KlEstimator::K3Reversed),
         _ => None,
     }
