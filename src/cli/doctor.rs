@@ -17,7 +17,9 @@ use serde::Serialize;
 use serde_json::json;
 use std::{collections::BTreeSet, path::Path, time::Instant};
 
-/// Check the machine: backends, processor, memory, caches, a small forward pass, a writable runs folder.
+/// Check that this machine has what a run needs.
+///
+/// Backends, processor, memory, caches, a small forward pass, a writable folder for runs.
 ///
 /// Example: dgpo doctor --device cuda
 #[derive(clap::Args, Debug)]

@@ -13,6 +13,7 @@ pub mod args;
 pub mod ask;
 pub mod conformance;
 pub mod counter;
+pub mod data;
 pub mod demos;
 pub mod doctor;
 pub mod eval;
@@ -40,7 +41,7 @@ pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// Train compact language models to search like agents: distillation from a teacher, then DGPO.
 #[derive(Parser, Debug)]
-#[command(name = "dgpo", version, max_term_width = 110, disable_help_subcommand = true)]
+#[command(name = "dgpo", bin_name = "dgpo", version, max_term_width = 110, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -58,6 +59,7 @@ enum Command {
     Eval(eval::Args),
     Ask(ask::Args),
     Demos(demos::Args),
+    Data(data::Args),
     Plan(plan::Args),
     Index(index::Args),
     Model(model::Args),
@@ -98,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args, context),
         Command::Ask(args) => ask::run(args),
         Command::Demos(args) => demos::run(args),
+        Command::Data(args) => data::run(args, context),
         Command::Plan(args) => plan::run(&args),
         Command::Index(args) => index::run(args, context),
         Command::Model(args) => model::run(args),

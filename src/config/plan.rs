@@ -35,7 +35,7 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PhasePlan {
     pub phase: &'static str,
-    /// Steps, as progress and metrics count them.
+    /// Training steps; 0 where a phase only plays, or where they are not known beforehand.
     pub steps: usize,
     /// Episodes played, or trained on where none are played.
     pub episodes: usize,
@@ -138,7 +138,7 @@ fn distill_phases(recipe: &Recipe, notes: &mut Vec<String>) -> Vec<PhasePlan> {
         let max_sampled_tokens = max_sampled(recipe, n_episodes);
         phases.push(PhasePlan {
             phase: "demos",
-            steps: 1,
+            steps: 0,
             episodes: n_episodes,
             optimizer_steps: 0,
             max_sampled_tokens,
