@@ -3,7 +3,7 @@ use burn::backend::Flex;
 use dgpo_models::config::BertConfig;
 use std::ops::ControlFlow;
 
-const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/tiny/tokenizer.json");
+const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/tiny/encoder/tokenizer.json");
 
 pub fn options() -> EncoderOptions {
     EncoderOptions { query_prefix: "query: ".to_owned(), passage_prefix: "passage: ".to_owned(), max_tokens: 24, batch_tokens: 64 }
