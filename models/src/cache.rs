@@ -125,7 +125,8 @@ impl<B: Backend> CacheRows<'_, B> {
 
     /// What each row's queries see: the slot's positions before them and the new ones up to themselves.
     pub(crate) fn causal_rows(spans: &[CacheSpan]) -> CausalRows {
-        CausalRows { starts: spans.iter().map(|span| span.start).collect(), slots: Some(spans.iter().map(|span| span.slot).collect()) }
+        let slots = Some(spans.iter().map(|span| span.slot).collect());
+        CausalRows { starts: spans.iter().map(|span| span.start).collect(), slots, lengths: None }
     }
 
     /// Makes the new tokens count, once all layers have written them.

@@ -308,6 +308,15 @@ impl BertConfig {
     }
 }
 
+/// True if both files can be read and agree in class, family and every number that is read here. Their dtype and bookkeeping may differ.
+pub(crate) fn describe_the_same_model(a: &Path, b: &Path) -> bool {
+    let class = |path: &Path| Fields::read(path).ok().and_then(|mut fields| fields.take("architectures"));
+    let decoder = |path: &Path| DecoderConfig::from_file(path).ok();
+    let encoder = |path: &Path| BertConfig::from_file(path).ok();
+    let is_same = (decoder(a).is_some() && decoder(a) == decoder(b)) || (encoder(a).is_some() && encoder(a) == encoder(b));
+    is_same && class(a) == class(b)
+}
+
 fn torch_dtype(dtype: DType) -> &'static str {
     match dtype {
         DType::BF16 => "bfloat16",

@@ -164,5 +164,5 @@ fn asking_for_a_graph_that_is_not_there_is_an_error() {
     build(folder.path(), &options(Search::Exact), &identity("a"), &corpus, &mut embed, &mut go_on).expect("built");
     let meta = IndexMeta::read(folder.path()).expect("finished");
     let message = Index::open(folder.path(), &meta, Search::Hnsw, 50).err().expect("no graph").to_string();
-    assert!(message.contains("has no graph") && message.contains("--search hnsw"), "{message}");
+    assert!(message.contains("has no graph") && message.contains("retriever.search=hnsw"), "{message}");
 }

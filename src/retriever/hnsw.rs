@@ -280,7 +280,7 @@ mod tests {
     use crate::retriever::exact::tests::{ann_oracle, unit_vectors};
     use std::{collections::HashSet, ops::ControlFlow};
 
-    const PARAMS: HnswParams = HnswParams { m: 16, ef_construction: 200, ef_search: 256 };
+    const PARAMS: HnswParams = HnswParams { m: 16, ef_construction: 100, ef_search: 256 };
 
     fn build(vectors: &Arc<Vectors>, insertion: Insertion) -> HnswIndex {
         HnswIndex::build(vectors.clone(), PARAMS, insertion, &mut |_, _| ControlFlow::Continue(())).expect("the graph is built")

@@ -66,7 +66,7 @@ fn work(q: &View<4>, k: &View<4>, rows: &CausalRows) -> usize {
 #[inline(always)]
 fn forward_block(q: &View<4>, k: &View<4>, v: &View<4>, rows: &CausalRows, b: usize, first: usize, out: &mut [f32]) {
     let ([_, n_heads, _, head_dim], [_, n_kv_heads, n_keys, _]) = (q.shape, k.shape);
-    let group = n_heads / n_kv_heads;
+    let (group, n_keys) = (n_heads / n_kv_heads, rows.n_keys(b, n_keys));
     let n_queries = out.len() / (n_heads * head_dim);
     let seen = |t: usize| (rows.starts[b] + t + 1).min(n_keys);
     let n_seen = seen(first + n_queries - 1);
@@ -132,7 +132,7 @@ struct Gradients<'a> {
 #[inline(always)]
 fn backward_row(q: &View<4>, k: &View<4>, v: &View<4>, grad: &View<4>, rows: &CausalRows, b: usize, out: Gradients) {
     let ([_, n_heads, n_queries, head_dim], [_, n_kv_heads, n_keys, _]) = (q.shape, k.shape);
-    let group = n_heads / n_kv_heads;
+    let (group, n_keys) = (n_heads / n_kv_heads, rows.n_keys(b, n_keys));
     let seen = |t: usize| (rows.starts[b] + t + 1).min(n_keys);
     let n_seen = seen(n_queries - 1);
     let (mut packed_k, mut packed_v) = (Vec::new(), Vec::new());

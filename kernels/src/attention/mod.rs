@@ -1,6 +1,6 @@
-//! Causal grouped-query attention as one operation.
+//! Grouped-query attention as one operation: causal, or over the whole row (an encoder's).
 //!
-//! For row b, head h and query t, with kv head j = h / (H / K) and the visible keys s <= starts\[b\] + t:
+//! For row b, head h and query t, with kv head j = h / (H / K) and the visible keys s <= starts\[b\] + t, s < lengths\[b\]:
 //!
 //! ```text
 //! p_s   = softmax_s( q_t . k_s / sqrt(hd) )          (f32)
@@ -43,12 +43,25 @@ pub struct CausalRows {
     pub starts: Vec<usize>,
     /// [B] which row of the keys and values belongs to each row of queries (a slot of a cache). `None`: the row of the same number.
     pub slots: Option<Vec<usize>>,
+    /// [B] keys that the row has; those behind are padding that nobody sees. `None`: all there are.
+    pub lengths: Option<Vec<usize>>,
 }
 
 impl CausalRows {
     /// Whole sequences: queries and keys are the same positions.
     pub fn whole(n_rows: usize) -> Self {
-        Self { starts: vec![0; n_rows], slots: None }
+        Self { starts: vec![0; n_rows], slots: None, lengths: None }
+    }
+
+    /// Right-padded rows in which every query sees every key of its row: an encoder. `lengths` [B], at least 1 each.
+    pub fn bidirectional(lengths: Vec<usize>) -> Self {
+        // A start at the end of the row puts all of its keys before the first query.
+        Self { starts: lengths.clone(), slots: None, lengths: Some(lengths) }
+    }
+
+    /// How many of `n_keys` stored keys row `b` has.
+    pub(crate) fn n_keys(&self, b: usize, n_keys: usize) -> usize {
+        self.lengths.as_ref().map_or(n_keys, |lengths| lengths[b].min(n_keys))
     }
 
     /// The row of keys and values of row `b`.
@@ -72,6 +85,9 @@ pub fn causal_attention<B: KernelOps>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tenso
     assert_eq!(head_dim, key_dim, "queries and keys must have one head size");
     assert!(n_heads.is_multiple_of(n_kv_heads), "{n_heads} query heads are not a multiple of {n_kv_heads} kv heads");
     assert_eq!(rows.starts.len(), n_rows, "one start a row");
+    if let Some(lengths) = &rows.lengths {
+        assert!(lengths.len() == n_rows && lengths.iter().all(|&length| length > 0), "one length above 0 a row");
+    }
     match &rows.slots {
         Some(slots) => assert!(slots.len() == n_rows && slots.iter().all(|&slot| slot < n_key_rows), "one slot below {n_key_rows} a row"),
         None => assert_eq!(n_key_rows, n_rows, "without slots, keys and queries have the same rows"),

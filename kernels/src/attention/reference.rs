@@ -52,7 +52,7 @@ struct Problem<B: Backend> {
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
-    starts: Vec<usize>,
+    rows: CausalRows,
     scale: f32,
 }
 
@@ -78,12 +78,12 @@ impl<B: Backend> Problem<B> {
                 }
             }
         };
-        Self { q, k: select(k), v: select(v), starts: rows.starts.clone(), scale: 1.0 / (head_dim as f32).sqrt() }
+        Self { q, k: select(k), v: select(v), rows: rows.clone(), scale: 1.0 / (head_dim as f32).sqrt() }
     }
 
     fn chunks(&self) -> impl Iterator<Item = Chunk> {
         let (n_queries, n_keys) = (self.q.dims()[2], self.k.dims()[2]);
-        let last_start = self.starts.iter().max().copied().unwrap_or(0);
+        let last_start = self.rows.starts.iter().max().copied().unwrap_or(0);
         (0..n_queries).step_by(CHUNK).map(move |start| {
             let end = (start + CHUNK).min(n_queries);
             Chunk { queries: start..end, n_keys: (last_start + end).min(n_keys) }
@@ -126,16 +126,20 @@ impl<B: Backend> Problem<B> {
 
     /// True where a query must not see a key: [B or 1, 1, (H / K) c, n_keys]. `None` when every query of the chunk sees every key.
     fn hidden_keys(&self, chunk: &Chunk) -> Option<Tensor<B, 4, burn::tensor::Bool>> {
-        let is_uniform = self.starts.windows(2).all(|pair| pair[0] == pair[1]);
-        if is_uniform && chunk.queries.len() == 1 {
+        // The last key that query t of a row sees.
+        let last_seen = |b: usize, t: usize| (self.rows.starts[b] + t).min(self.rows.n_keys(b, chunk.n_keys) - 1);
+        let n_rows = self.rows.starts.len();
+        if (0..n_rows).all(|b| last_seen(b, chunk.queries.start) + 1 >= chunk.n_keys) {
             return None;
         }
+        let is_uniform = (1..n_rows)
+            .all(|b| self.rows.starts[b] == self.rows.starts[0] && self.rows.n_keys(b, chunk.n_keys) == self.rows.n_keys(0, chunk.n_keys));
+        let n_masks = if is_uniform { 1 } else { n_rows };
         let group = self.q.dims()[1] / self.k.dims()[1];
-        let starts = if is_uniform { &self.starts[..1] } else { &self.starts[..] };
         let last_seen: Vec<i32> =
-            starts.iter().flat_map(|&start| (0..group).flat_map(move |_| chunk.queries.clone().map(move |t| (start + t) as i32))).collect();
+            (0..n_masks).flat_map(|b| (0..group).flat_map(move |_| chunk.queries.clone().map(move |t| last_seen(b, t) as i32))).collect();
         let device = self.q.device();
-        let shape = [starts.len(), 1, group * chunk.queries.len(), 1];
+        let shape = [n_masks, 1, group * chunk.queries.len(), 1];
         let last_seen = Tensor::<B, 4, Int>::from_data(TensorData::new(last_seen, shape), &device);
         let keys = Tensor::<B, 1, Int>::arange(0..chunk.n_keys as i64, &device).reshape([1, 1, 1, chunk.n_keys]);
         Some(keys.greater(last_seen))

@@ -19,6 +19,8 @@ struct Case {
     keys: usize,
     head_dim: usize,
     starts: Vec<usize>,
+    /// [B] keys of each row; `None`: all.
+    lengths: Option<Vec<usize>>,
     q: Vec<f64>,
     k: Vec<f64>,
     v: Vec<f64>,
@@ -29,7 +31,13 @@ impl Case {
         let b = starts.len();
         let q = numbers(b * heads * queries * head_dim, 0.1).iter().map(|x| 3.0 * x).collect();
         let kv = |salt| numbers(b * kv_heads * keys * head_dim, salt);
-        Self { heads, kv_heads, queries, keys, head_dim, starts: starts.to_vec(), q, k: kv(0.2), v: kv(0.3) }
+        Self { heads, kv_heads, queries, keys, head_dim, starts: starts.to_vec(), lengths: None, q, k: kv(0.2), v: kv(0.3) }
+    }
+
+    /// Every query sees every key of its row; rows are `lengths` long, padded to the longest.
+    fn bidirectional(heads: usize, head_dim: usize, lengths: &[usize]) -> Self {
+        let n = lengths.iter().copied().max().unwrap();
+        Self { lengths: Some(lengths.to_vec()), ..Self::new(heads, heads, n, n, head_dim, lengths) }
     }
 
     /// The definition, element by element, in f64.
@@ -42,7 +50,10 @@ impl Case {
                 for t in 0..queries {
                     let q = &self.q[((b * heads + h) * queries + t) * head_dim..][..head_dim];
                     let row = |x: &[f64], s: usize| x[((b * kv_heads + j) * keys + s) * head_dim..][..head_dim].to_vec();
-                    let n_seen = (start + t + 1).min(keys);
+                    let n_seen = match &self.lengths {
+                        Some(lengths) => lengths[b],
+                        None => (start + t + 1).min(keys),
+                    };
                     let score = |s: usize| q.iter().zip(row(&self.k, s)).map(|(a, b)| a * b).sum::<f64>() / (head_dim as f64).sqrt();
                     let weights: Vec<f64> = (0..n_seen).map(|s| score(s).exp()).collect();
                     let total: f64 = weights.iter().sum();
@@ -67,7 +78,10 @@ impl Case {
     }
 
     fn rows(&self) -> CausalRows {
-        CausalRows { starts: self.starts.clone(), slots: None }
+        match &self.lengths {
+            Some(lengths) => CausalRows::bidirectional(lengths.clone()),
+            None => CausalRows { starts: self.starts.clone(), slots: None, lengths: None },
+        }
     }
 }
 
@@ -102,6 +116,8 @@ fn cases() -> Vec<Case> {
         Case::new(2, 1, 140, 150, 20, &[10, 0]),
         // The last queries of row 0 are padding behind the last key.
         Case::new(2, 1, 4, 6, 8, &[4, 0]),
+        Case::bidirectional(3, 8, &[5, 5]),
+        Case::bidirectional(2, 32, &[1, 140, 17]),
     ]
 }
 
@@ -143,7 +159,7 @@ fn slots_name_the_rows_of_the_keys() {
         keys = keys.slice_assign(place, part(&k));
         vals = vals.slice_assign(place, part(&v));
     }
-    let rows = CausalRows { starts: case.starts.clone(), slots: Some(slots.to_vec()) };
+    let rows = CausalRows { starts: case.starts.clone(), slots: Some(slots.to_vec()), lengths: None };
     let transposed = from_primitive(primitive(keys.clone().swap_dims(2, 3)).to_contiguous()).swap_dims(2, 3);
     for keys in [keys, transposed] {
         assert_close(&values(causal_attention(q.clone(), keys, vals.clone(), &rows)), &case.literal(), 2e-6, "cpu");
@@ -172,6 +188,7 @@ fn gradients_are_the_finite_differences_of_the_literal_loop() {
         Case::new(4, 2, 6, 6, 8, &[0]),
         Case::new(4, 1, 5, 5, 16, &[0]),
         Case::new(5, 1, 3, 8, 6, &[5, 1]),
+        Case::bidirectional(2, 4, &[5, 3]),
     ] {
         let weights = numbers(case.q.len(), 0.4);
         let loss = |case: &Case| case.literal().iter().zip(&weights).map(|(a, b)| a * b).sum::<f64>();

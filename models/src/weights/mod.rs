@@ -18,7 +18,7 @@ mod tests;
 use crate::{
     Backend, ModelError,
     bert::BertEncoder,
-    config::{BertConfig, DecoderConfig},
+    config::{self, BertConfig, DecoderConfig},
     decoder::Decoder,
     heads::Critic,
 };
@@ -111,14 +111,14 @@ pub fn save_critic<B: Backend>(model: &Critic<B>, dir: &Path, dtype: Option<DTyp
     save::write_text(&dir.join("config.json"), &model.trunk.config().json_for("ForTokenClassification", stored))
 }
 
-/// Makes a saved decoder folder as complete as the one the model came from: copies the tokenizer and generation files of `source` that exist,
-/// and its config.json, unchanged, where it describes the same model as the one in `dir`. Returns what was copied.
+/// Makes a saved folder as complete as the one the model came from: copies the tokenizer and generation files of `source` that exist, and its
+/// config.json, unchanged, where it describes the same architecture and shape as the one in `dir`. Returns what was copied.
 /// # Errors
 /// If a file that exists cannot be read or written.
 pub fn copy_side_files(source: &Path, dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let mut names: Vec<&str> = SIDE_FILES.iter().copied().filter(|name| source.join(name).is_file()).collect();
-    let config = |dir: &Path| DecoderConfig::from_file(&dir.join("config.json")).ok();
-    if config(source).is_some_and(|original| config(dir) == Some(original)) {
+    let (original, written) = (source.join("config.json"), dir.join("config.json"));
+    if config::describe_the_same_model(&original, &written) {
         names.push("config.json");
     }
     names.into_iter().map(|name| save::copy_file(&source.join(name), &dir.join(name))).collect()
