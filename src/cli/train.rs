@@ -58,11 +58,19 @@ impl Job for Train<'_> {
     }
 }
 
+/// Does nothing: a device that this binary cannot use is refused before a run directory is made.
+struct Probe;
+impl Job for Probe {
+    type Output = ();
+    fn run<B: TrainBackend>(self, _: &B::Device) {}
+}
+
 pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     if args.dry_run {
         plan::show(&args.recipe.load()?, args.json)?;
         return Ok(Outcome::Done);
     }
+    with_device(args.device.device, Probe)?;
     let (recipe, run) = match &args.resume {
         Some(path) => {
             let run = RunDir::open(path)?;
