@@ -7,7 +7,7 @@ use crate::{
     KernelOps,
     cpu::{CpuTensor, View, readable},
 };
-use burn::tensor::{DType, Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, backend::Backend, IndexingUpdateOp, ops::FloatTensor};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
 /// Where the new positions of one row go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,12 @@ pub fn cache_write<B: KernelOps>(cache: Tensor<B, 4>, values: Tensor<B, 4>, span
 }
 
 /// One scatter into the flattened cache: whole vectors for `position_dim` 2, single elements for 3.
-pub(crate) fn reference<B: Backend>(cache: FloatTensor<B>, values: FloatTensor<B>, spans: &[CacheSpan], position_dim: usize) -> FloatTensor<B> {
+pub(crate) fn reference<B: Backend>(
+    cache: FloatTensor<B>,
+    values: FloatTensor<B>,
+    spans: &[CacheSpan],
+    position_dim: usize,
+) -> FloatTensor<B> {
     let (cache, values) = (tensor::<B>(cache), tensor::<B>(values));
     let shape = cache.dims();
     let [_, n_heads, n_new, head_dim] = values.dims();

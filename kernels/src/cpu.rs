@@ -65,14 +65,18 @@ pub fn row_major(tensor: CpuTensor) -> CpuTensor {
 
 /// A tensor of `dtype` from f32 elements in row-major order.
 pub fn from_vec<const D: usize>(data: Vec<f32>, shape: [usize; D], dtype: DType) -> CpuTensor {
-    let tensor = Flex::float_from_data(TensorData::new(data, Shape::new(shape)), &<Flex as burn::tensor::backend::BackendTypes>::Device::default());
+    let tensor =
+        Flex::float_from_data(TensorData::new(data, Shape::new(shape)), &<Flex as burn::tensor::backend::BackendTypes>::Device::default());
     match dtype {
         DType::F32 => tensor,
         _ => Flex::float_cast(tensor, dtype.into()),
     }
 }
 
-/// Runs a loop with the widest vector instructions of this machine. The closure, and what it calls, must be `#[inline(always)]` to profit.
+/// Runs a loop with the widest vector instructions of this machine.
+///
+/// The closure and what it calls must be `#[inline(always)]`: only code inlined here is compiled for those instructions, and elsewhere `mul_add` is a
+/// library call (30 times slower).
 #[inline(always)]
 pub fn simd<R>(body: impl FnOnce() -> R) -> R {
     macerator::Arch::new().dispatch(body)

@@ -26,10 +26,7 @@ pub mod rotary;
 pub mod swiglu;
 
 use attention::CausalRows;
-use burn::tensor::{
-    backend::Backend,
-    ops::FloatTensor,
-};
+use burn::tensor::{backend::Backend, ops::FloatTensor};
 use cache_write::CacheSpan;
 
 /// What a burn backend must offer beyond burn's own operations. Methods work on tensor primitives; models call the functions of the modules.

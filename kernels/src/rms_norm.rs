@@ -31,7 +31,12 @@ pub(crate) fn reference<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, e
     (n.cast(dtype) * weight.unsqueeze()).into_primitive().tensor()
 }
 
-pub(crate) fn reference_backward<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, grad: FloatTensor<B>, eps: f64) -> [FloatTensor<B>; 2] {
+pub(crate) fn reference_backward<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    eps: f64,
+) -> [FloatTensor<B>; 2] {
     let (x, weight) = tensors::<B>(x, weight);
     let grad = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(grad)).cast(DType::F32);
     let (dtype, weight_dtype) = (x.dtype(), weight.dtype());
@@ -63,14 +68,17 @@ pub(crate) fn cpu(x: CpuTensor, weight: CpuTensor, eps: f64) -> CpuTensor {
     let mut out = vec![0.0f32; data.len()];
     let task_size = ROWS_PER_TASK * d_model;
     for_each_piece(out.chunks_mut(task_size).zip(data.chunks(task_size)).collect(), 4 * data.len(), |(out, x)| {
-        simd(|| {
-            for (out, x) in out.chunks_exact_mut(d_model).zip(x.chunks_exact(d_model)) {
-                let r = inverse_rms(x, eps);
-                for i in 0..d_model {
-                    out[i] = x[i] * r * weight[i];
+        simd(
+            #[inline(always)]
+            || {
+                for (out, x) in out.chunks_exact_mut(d_model).zip(x.chunks_exact(d_model)) {
+                    let r = inverse_rms(x, eps);
+                    for i in 0..d_model {
+                        out[i] = x[i] * r * weight[i];
+                    }
                 }
-            }
-        })
+            },
+        )
     });
     from_vec(out, x.layout().shape().dims::<2>(), DType::F32)
 }
@@ -85,21 +93,25 @@ pub(crate) fn cpu_backward(x: CpuTensor, weight: CpuTensor, grad: CpuTensor, eps
     let task_size = ROWS_PER_TASK * d_model;
     let n_tasks = data.len().div_ceil(task_size);
     let (mut dx, mut partial_dw) = (vec![0.0f32; data.len()], vec![0.0f32; n_tasks * d_model]);
-    let tasks = dx.chunks_mut(task_size).zip(partial_dw.chunks_mut(d_model)).zip(data.chunks(task_size).zip(grad.chunks(task_size))).collect();
+    let tasks =
+        dx.chunks_mut(task_size).zip(partial_dw.chunks_mut(d_model)).zip(data.chunks(task_size).zip(grad.chunks(task_size))).collect();
     for_each_piece(tasks, 10 * data.len(), |((dx, dw), (x, grad))| {
-        simd(|| {
-            for ((dx, x), dy) in dx.chunks_exact_mut(d_model).zip(x.chunks_exact(d_model)).zip(grad.chunks_exact(d_model)) {
-                let r = inverse_rms(x, eps);
-                for i in 0..d_model {
-                    dx[i] = dy[i] * weight[i];
-                    dw[i] += dy[i] * x[i] * r;
+        simd(
+            #[inline(always)]
+            || {
+                for ((dx, x), dy) in dx.chunks_exact_mut(d_model).zip(x.chunks_exact(d_model)).zip(grad.chunks_exact(d_model)) {
+                    let r = inverse_rms(x, eps);
+                    for i in 0..d_model {
+                        dx[i] = dy[i] * weight[i];
+                        dw[i] += dy[i] * x[i] * r;
+                    }
+                    let mean = dot(dx, x) * r / d_model as f32;
+                    for i in 0..d_model {
+                        dx[i] = r * (dx[i] - x[i] * r * mean);
+                    }
                 }
-                let mean = dot(dx, x) * r / d_model as f32;
-                for i in 0..d_model {
-                    dx[i] = r * (dx[i] - x[i] * r * mean);
-                }
-            }
-        })
+            },
+        )
     });
     let mut dw = vec![0.0f32; d_model];
     for part in partial_dw.chunks_exact(d_model) {

@@ -19,7 +19,12 @@ use burn::tensor::{DType, Tensor, TensorMetadata, TensorPrimitive, backend::Back
 pub fn rotary<B: KernelOps>(x: Tensor<B, 2>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Tensor<B, 2> {
     let ([n_tokens, width], [n_positions, half]) = (x.dims(), cos.dims());
     assert_eq!(cos.dims(), sin.dims(), "one sine a cosine");
-    assert!(n_tokens.is_multiple_of(n_positions.max(1)) && width.is_multiple_of(2 * half), "tables {:?} do not fit {:?}", cos.dims(), x.dims());
+    assert!(
+        n_tokens.is_multiple_of(n_positions.max(1)) && width.is_multiple_of(2 * half),
+        "tables {:?} do not fit {:?}",
+        cos.dims(),
+        x.dims()
+    );
     let float = |tensor: Tensor<B, 2>| tensor.into_primitive().tensor();
     Tensor::from_primitive(TensorPrimitive::Float(B::rotary(float(x), float(cos), float(sin))))
 }
@@ -43,20 +48,23 @@ pub(crate) fn cpu(x: CpuTensor, cos: CpuTensor, sin: CpuTensor) -> CpuTensor {
     let ([_, width], [n_positions, half]) = (x.shape().dims::<2>(), cos.shape().dims::<2>());
     let (cos, sin) = (cos.storage::<f32>(), sin.storage::<f32>());
     let data = x.storage_mut::<f32>();
-    simd(|| {
-        for (n, token) in data.chunks_exact_mut(width).enumerate() {
-            let row = n % n_positions * half;
-            let (cos, sin) = (&cos[row..row + half], &sin[row..row + half]);
-            for head in token.chunks_exact_mut(2 * half) {
-                let (a, b) = head.split_at_mut(half);
-                for i in 0..half {
-                    let (x, y) = (a[i], b[i]);
-                    a[i] = x * cos[i] - y * sin[i];
-                    b[i] = y * cos[i] + x * sin[i];
+    simd(
+        #[inline(always)]
+        || {
+            for (n, token) in data.chunks_exact_mut(width).enumerate() {
+                let row = n % n_positions * half;
+                let (cos, sin) = (&cos[row..row + half], &sin[row..row + half]);
+                for head in token.chunks_exact_mut(2 * half) {
+                    let (a, b) = head.split_at_mut(half);
+                    for i in 0..half {
+                        let (x, y) = (a[i], b[i]);
+                        a[i] = x * cos[i] - y * sin[i];
+                        b[i] = y * cos[i] + x * sin[i];
+                    }
                 }
             }
-        }
-    });
+        },
+    );
     x
 }
 

@@ -49,11 +49,14 @@ pub(crate) fn cpu(gate: CpuTensor, up: CpuTensor) -> CpuTensor {
     let mut out = vec![0.0f32; g.len()];
     let tasks = out.chunks_mut(TASK).zip(g.chunks(TASK)).zip(u.chunks(TASK)).collect();
     for_each_piece(tasks, WORK_PER_ELEMENT * g.len(), |((out, g), u)| {
-        simd(|| {
-            for ((out, g), u) in out.iter_mut().zip(g).zip(u) {
-                *out = g * logistic(*g) * u;
-            }
-        })
+        simd(
+            #[inline(always)]
+            || {
+                for ((out, g), u) in out.iter_mut().zip(g).zip(u) {
+                    *out = g * logistic(*g) * u;
+                }
+            },
+        )
     });
     from_vec(out, gate.layout().shape().dims::<2>(), dtype)
 }
@@ -65,13 +68,16 @@ pub(crate) fn cpu_backward(gate: CpuTensor, up: CpuTensor, grad: CpuTensor) -> [
     let (mut dgate, mut dup) = (vec![0.0f32; g.len()], vec![0.0f32; g.len()]);
     let tasks = dgate.chunks_mut(TASK).zip(dup.chunks_mut(TASK)).zip(g.chunks(TASK).zip(u.chunks(TASK)).zip(dy.chunks(TASK))).collect();
     for_each_piece(tasks, 2 * WORK_PER_ELEMENT * g.len(), |((dgate, dup), ((g, u), dy))| {
-        simd(|| {
-            for i in 0..g.len() {
-                let s = logistic(g[i]);
-                dup[i] = dy[i] * g[i] * s;
-                dgate[i] = dy[i] * u[i] * s * (1.0 + g[i] * (1.0 - s));
-            }
-        })
+        simd(
+            #[inline(always)]
+            || {
+                for i in 0..g.len() {
+                    let s = logistic(g[i]);
+                    dup[i] = dy[i] * g[i] * s;
+                    dgate[i] = dy[i] * u[i] * s * (1.0 + g[i] * (1.0 - s));
+                }
+            },
+        )
     });
     let shape = gate.layout().shape().dims::<2>();
     [from_vec(dgate, shape, dtype), from_vec(dup, shape, dtype)]

@@ -11,14 +11,7 @@
 //! parameters have one dtype, in which the pass runs; norms, rotations and softmax are computed in f32 inside, logits are f32.
 //!
 //! Inside, tokens of all rows are one matrix [N, D], N = B T: one product a projection instead of one a row, which is what a decode step's time is.
-use crate::{
-    Backend,
-    cache::CacheRows,
-    config::DecoderConfig,
-    init::NewParameters,
-    norm::RmsNorm,
-    rope::Rotation,
-};
+use crate::{Backend, cache::CacheRows, config::DecoderConfig, init::NewParameters, norm::RmsNorm, rope::Rotation};
 use burn::{
     module::Module,
     nn::{Embedding, Linear},

@@ -164,3 +164,6 @@ pub fn grpo<G: Ord>(batch: &RolloutBatch, rewards: &[f32], groups: &[G]) -> Adva
     }
     Advantages { returns: advantages.clone(), advantages, mask: batch.loss_mask.clone() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Divergences between teacher and student, row by row, with gradients to the student; the KD loss; TAID's schedule.
 //!
-//! A row is one trained position: logits `[V]` of both models for the same prefix. Everything is computed in f32 from log-probabilities, mixtures by
-//! log-add-exp, so huge shifts cost nothing and probabilities that underflow keep their logarithm. A logit of -inf is a probability of exactly 0: it
+//! A row is one trained position: logits `[V]` of both models for the same prefix. Everything is computed in f32 from log-probabilities and their
+//! differences, mixtures by log-add-exp, so huge shifts cost nothing and probabilities that underflow keep their logarithm. A logit of -inf is a probability of exactly 0: it
 //! contributes nothing where both have it, and a very large finite number where only the right-hand side of a KL has it (instead of inf, whose
 //! gradient is NaN). Autodiff keeps about ten `[N, V]` buffers a call: chunk the rows when V is large.
 use super::masked_mean;
@@ -10,7 +10,7 @@ use dgpo_models::Backend;
 use serde::{Deserialize, Serialize};
 
 /// Stands for log 0.
-const LOG_PROB_FLOOR: f64 = -1e30;
+const LOG_ZERO: f64 = -1e30;
 
 /// A per-row distance between p_t (teacher) and p_s (student), both softmax(logits / temperature).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,13 +54,42 @@ fn cut<B: Backend>(logits: Tensor<B, 2>, vocab: usize) -> Tensor<B, 2> {
     if logits.dims()[1] == vocab { logits } else { logits.narrow(1, 0, vocab) }
 }
 
-/// log softmax(logits / temperature) in f32, at least the floor. `[N, V]` -> `[N, V]`
+/// One model's rows: log p = shifted - log_sum, kept apart so that the difference of two models is not taken between two large numbers.
+struct Rows<B: Backend> {
+    /// [N, V] logits / temperature - their maximum.
+    shifted: Tensor<B, 2>,
+    /// [N, 1] log sum exp(shifted)
+    log_sum: Tensor<B, 2>,
+}
+
+impl<B: Backend> Rows<B> {
+    fn new(logits: Tensor<B, 2>, temperature: f64) -> Self {
+        let logits = if logits.dtype() == DType::F32 { logits } else { logits.cast(DType::F32) };
+        let logits = if temperature == 1.0 { logits } else { logits / temperature };
+        let shifted = (logits.clone() - logits.detach().max_dim(1)).clamp_min(LOG_ZERO);
+        let log_sum = shifted.clone().exp().sum_dim(1).log();
+        Self { shifted, log_sum }
+    }
+
+    /// [N, V]
+    fn log_probs(&self) -> Tensor<B, 2> {
+        self.shifted.clone() - self.log_sum.clone()
+    }
+
+    /// [N, V]
+    fn probs(&self) -> Tensor<B, 2> {
+        self.log_probs().exp()
+    }
+
+    /// log p - log q, `[N, V]`
+    fn log_ratio(&self, other: &Self) -> Tensor<B, 2> {
+        (self.shifted.clone() - other.shifted.clone()) - (self.log_sum.clone() - other.log_sum.clone())
+    }
+}
+
+/// log softmax(logits / temperature) in f32, never below -1e30. `[N, V]` -> `[N, V]`
 pub fn log_softmax<B: Backend>(logits: Tensor<B, 2>, temperature: f64) -> Tensor<B, 2> {
-    let logits = if logits.dtype() == DType::F32 { logits } else { logits.cast(DType::F32) };
-    let logits = if temperature == 1.0 { logits } else { logits / temperature };
-    let shifted = logits.clone() - logits.detach().max_dim(1);
-    let log_sum = shifted.clone().exp().sum_dim(1).log();
-    (shifted - log_sum).clamp_min(LOG_PROB_FLOOR)
+    Rows::new(logits, temperature).log_probs()
 }
 
 /// One divergence a row. The teacher is a constant; gradients flow into the student's logits.
@@ -74,17 +103,17 @@ pub fn row_divergence<B: Backend>(student: Tensor<B, 2>, teacher: Tensor<B, 2>, 
         Divergence::Taid { t } => interpolate(student.clone().detach(), teacher, t),
         _ => teacher,
     };
-    let s = log_softmax(student, temperature);
-    let t = log_softmax(target, temperature);
+    let s = &Rows::new(student, temperature);
+    let t = &Rows::new(target, temperature);
     let rows = match divergence {
         Divergence::ForwardKl => kl(t, s),
         Divergence::ForwardCrossEntropy | Divergence::Taid { .. } => cross_entropy(t, s),
         Divergence::ReverseKl => kl(s, t),
-        Divergence::SkewForward { alpha } => cross_entropy(t.clone(), mix(t, s, alpha)),
-        Divergence::SkewReverse { alpha } => kl(s.clone(), mix(s, t, alpha)),
+        Divergence::SkewForward { alpha } => cross_entropy(t, t) + kl_to_mixture(t, s, alpha),
+        Divergence::SkewReverse { alpha } => kl_to_mixture(s, t, alpha),
         Divergence::JsDistance { lambda } => jensen_shannon(s, t, lambda),
-        Divergence::TotalVariation => (s.exp() - t.exp()).abs().sum_dim(1) * 0.5,
-        Divergence::SymmetricKl { lambda } => cross_entropy(t.clone(), s.clone()) * (1.0 - lambda) + kl(s, t) * lambda,
+        Divergence::TotalVariation => (s.probs() - t.probs()).abs().sum_dim(1) * 0.5,
+        Divergence::SymmetricKl { lambda } => cross_entropy(t, s) * (1.0 - lambda) + kl(s, t) * lambda,
         Divergence::GeneralisedJsd { beta } if beta <= 0.0 => kl(t, s),
         Divergence::GeneralisedJsd { beta } if beta >= 1.0 => kl(s, t),
         Divergence::GeneralisedJsd { beta } => jensen_shannon(s, t, 1.0 - beta),
@@ -104,33 +133,38 @@ fn interpolate<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>, t: f64) -> Tensor<B
     }
 }
 
-/// -sum e^p q over log-probabilities, `[N, 1]`.
-fn cross_entropy<B: Backend>(log_p: Tensor<B, 2>, log_q: Tensor<B, 2>) -> Tensor<B, 2> {
-    (log_p.exp() * log_q).sum_dim(1).neg()
+/// -sum p log q, `[N, 1]`
+fn cross_entropy<B: Backend>(p: &Rows<B>, q: &Rows<B>) -> Tensor<B, 2> {
+    (p.probs() * q.log_probs()).sum_dim(1).neg()
 }
 
-/// sum e^p (p - q) over log-probabilities, `[N, 1]`.
-fn kl<B: Backend>(log_p: Tensor<B, 2>, log_q: Tensor<B, 2>) -> Tensor<B, 2> {
-    (log_p.clone().exp() * (log_p - log_q)).sum_dim(1)
+/// sum p (log p - log q), `[N, 1]`
+fn kl<B: Backend>(p: &Rows<B>, q: &Rows<B>) -> Tensor<B, 2> {
+    (p.probs() * p.log_ratio(q)).sum_dim(1)
 }
 
-/// weight KL(p_s || m) + (1 - weight) KL(p_t || m) with m = weight p_s + (1 - weight) p_t, `[N, 1]`.
-fn jensen_shannon<B: Backend>(s: Tensor<B, 2>, t: Tensor<B, 2>, weight: f64) -> Tensor<B, 2> {
-    let m = mix(s.clone(), t.clone(), weight);
-    kl(s, m.clone()) * weight + kl(t, m) * (1.0 - weight)
+/// weight KL(p || m) + (1 - weight) KL(q || m) with m = weight p + (1 - weight) q, `[N, 1]`
+fn jensen_shannon<B: Backend>(p: &Rows<B>, q: &Rows<B>, weight: f64) -> Tensor<B, 2> {
+    kl_to_mixture(p, q, weight) * weight + kl_to_mixture(q, p, 1.0 - weight) * (1.0 - weight)
 }
 
-/// log(weight e^a + (1 - weight) e^b) by log-add-exp. The maximum is a constant of the gradient: its two contributions cancel.
-fn mix<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>, weight: f64) -> Tensor<B, 2> {
+/// KL(p || m) with m = weight p + (1 - weight) q, `[N, 1]`.
+///
+/// log(p/m) = -log(weight + (1 - weight) q/p) = -log(e^a + e^b) with a = log weight and b = log(1 - weight) - log(p/q): never a difference of two
+/// large logarithms.
+fn kl_to_mixture<B: Backend>(p: &Rows<B>, q: &Rows<B>, weight: f64) -> Tensor<B, 2> {
     if weight <= 0.0 {
-        return b;
+        return kl(p, q);
     }
     if weight >= 1.0 {
-        return a;
+        return p.log_sum.zeros_like();
     }
-    let (a, b) = (a + weight.ln(), b + (1.0 - weight).ln());
-    let max = a.clone().detach().max_pair(b.clone().detach());
-    ((a - max.clone()).exp() + (b - max.clone()).exp()).log() + max
+    let a = weight.ln();
+    let b = p.log_ratio(q).neg() + (1.0 - weight).ln();
+    // A constant of the gradient: its two contributions cancel.
+    let max = b.clone().detach().clamp_min(a);
+    let log_sum = ((max.clone().neg() + a).exp() + (b - max.clone()).exp()).log() + max;
+    (p.probs() * log_sum).sum_dim(1).neg()
 }
 
 /// -log p_s(label) of each row. Every label must lie in the vocabulary; rows without one are the caller's mask.
@@ -226,3 +260,6 @@ impl TaidSchedule {
         Some(increment)
     }
 }
+
+#[cfg(test)]
+mod tests;

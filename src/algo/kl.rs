@@ -97,7 +97,7 @@ pub fn row_rewards(token_scores: &[f32], kl: &[f32], loss_mask: &[bool], is_pena
     token_scores.iter().enumerate().map(|(t, &score)| (f64::from(score) - penalty(t)) as f32).collect()
 }
 
-/// Mean penalty-free KL over a row's agent tokens; 0 for a row that is not penalised or holds no agent token.
+/// Mean KL over a row's agent tokens; 0 for a row that is not penalised or holds no agent token.
 pub fn row_mean_kl(kl: &[f32], loss_mask: &[bool], is_penalised: bool) -> f64 {
     let n_tokens = loss_mask.iter().filter(|&&m| m).count();
     if !is_penalised || n_tokens == 0 {
@@ -168,3 +168,6 @@ impl KlController {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

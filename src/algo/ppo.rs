@@ -109,3 +109,6 @@ pub fn value_loss<B: Backend>(tokens: ValueTokens<B>, clip_value: f64, normalise
 pub fn entropy_bonus<B: Backend>(entropy: Tensor<B, 1>, mask: Tensor<B, 1>, normaliser: f64) -> Tensor<B, 1> {
     masked_mean(entropy, mask, normaliser)
 }
+
+#[cfg(test)]
+mod tests;

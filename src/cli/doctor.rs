@@ -17,7 +17,9 @@ use serde::Serialize;
 use serde_json::json;
 use std::{collections::BTreeSet, path::Path, time::Instant};
 
-/// Check the machine: backends, processor, memory, caches, a small forward pass, a writable runs folder.
+/// Check that this machine has what a run needs.
+///
+/// Backends, processor, memory, caches, a small forward pass, a writable folder for runs.
 ///
 /// Example: dgpo doctor --device cuda
 #[derive(clap::Args, Debug)]
@@ -99,9 +101,7 @@ fn processor() -> Check {
 
 fn memory() -> Check {
     match machine::memory() {
-        Some((total, available)) => {
-            check("memory", Ok(format!("{}, {} available", output::bytes(total), output::bytes(available))))
-        }
+        Some((total, available)) => check("memory", Ok(format!("{}, {} available", output::bytes(total), output::bytes(available)))),
         None => Check { name: "memory", status: Status::Note, found: "unknown on this system".to_owned() },
     }
 }

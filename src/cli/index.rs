@@ -13,7 +13,7 @@ use crate::{
         Hit, RetrieverError,
         build::BuildReport,
         commands::{IndexInfo, IndexRequest, build_index, index_info, search_index},
-        index::Search,
+        index::{IndexMeta, Search},
     },
     trainer::devices::{Job, with_device},
 };
@@ -86,9 +86,9 @@ struct IndexArgs {
     /// Encoder [default: the one the index was built with].
     #[arg(long, value_name = "MODEL")]
     encoder: Option<String>,
-    /// How to search: auto, exact or hnsw.
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    search: String,
+    /// How to search: exact or hnsw [default: hnsw where the index has a graph].
+    #[arg(long, value_name = "KIND")]
+    search: Option<String>,
     /// HNSW: candidates looked at [default: the value the index was built with].
     #[arg(long, value_name = "N")]
     ef_search: Option<usize>,
@@ -101,11 +101,17 @@ struct IndexArgs {
 
 impl IndexArgs {
     fn request(&self) -> Result<IndexRequest<'_>, RetrieverError> {
+        let search = match &self.search {
+            Some(name) => Search::parse(name)?,
+            // A graph that somebody built is what they want to see at work, however small the index.
+            None if IndexMeta::read(&self.dir)?.graph.is_some() => Search::Hnsw,
+            None => Search::Exact,
+        };
         Ok(IndexRequest {
             dir: &self.dir,
             corpus: self.corpus.as_deref(),
             encoder: self.encoder.as_deref(),
-            search: Search::parse(&self.search)?,
+            search,
             ef_search: self.ef_search,
         })
     }
@@ -229,12 +235,17 @@ fn search(args: &SearchArgs) -> anyhow::Result<Outcome> {
         let hits = hits?;
         text += &format!("{query}\n");
         for (rank, hit) in hits.iter().enumerate() {
-            text += &format!("  {}. {:.3}  {}  {}\n     {}\n", rank + 1, hit.score, hit.passage.id, hit.passage.title(), hit.passage.text());
+            text +=
+                &format!("  {}. {:.3}  {}  {}\n     {}\n", rank + 1, hit.score, hit.passage.id, hit.passage.title(), hit.passage.text());
         }
         let hit = |hit: &Hit| json!({"id": hit.passage.id, "contents": hit.passage.contents, "score": hit.score});
         results.push(json!({"query": query, "hits": hits.iter().map(hit).collect::<Vec<_>>()}));
     }
-    if args.index.json { output::json(&results)? } else { output::data(&text)? }
+    if args.index.json {
+        output::json(&results)?
+    } else {
+        output::data(&text)?
+    }
     Ok(Outcome::Done)
 }
 
@@ -254,7 +265,11 @@ fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
     }
     let job = InfoJob(args.index.request()?, &questions, args.n_queries, args.seed);
     let info = with_device(args.index.device.device, job)??;
-    if args.index.json { output::json(&info)? } else { output::data(&describe(&info))? }
+    if args.index.json {
+        output::json(&info)?
+    } else {
+        output::data(&describe(&info))?
+    }
     Ok(Outcome::Done)
 }
 
@@ -274,10 +289,11 @@ fn describe(info: &IndexInfo) -> String {
         }
     }
     line("measured with", format!("{} {}", measured.n_queries, measured.query_source));
-    line("encoding", format!("{:.0} queries/s", measured.encode_queries_per_s));
-    line("exact search", format!("{:.0} queries/s", measured.exact_queries_per_s));
-    if let Some(rate) = measured.graph_queries_per_s {
-        line("graph search", format!("{rate:.0} queries/s"));
+    let rate = |per_s: f64| format!("{} queries/s", output::grouped(per_s.round() as u64));
+    line("encoding", rate(measured.encode_queries_per_s));
+    line("exact search", rate(measured.exact_queries_per_s));
+    if let Some(per_s) = measured.graph_queries_per_s {
+        line("graph search", rate(per_s));
     }
     let recall = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.3}"));
     line("recall against exact", format!("@3 {}, @10 {}", recall(measured.recall_at_3), recall(measured.recall_at_10)));

@@ -10,9 +10,14 @@
 //! | 2 | the command or the recipe is wrong; nothing was started |
 //! | 130 | interrupted; the checkpoint is saved |
 pub mod args;
+pub mod ask;
 pub mod conformance;
+pub mod counter;
+pub mod data;
+pub mod demos;
 pub mod doctor;
-
+pub mod eval;
+pub mod index;
 pub mod machine;
 pub mod model;
 pub mod output;
@@ -36,7 +41,7 @@ pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// Train compact language models to search like agents: distillation from a teacher, then DGPO.
 #[derive(Parser, Debug)]
-#[command(name = "dgpo", version, max_term_width = 110, disable_help_subcommand = true)]
+#[command(name = "dgpo", bin_name = "dgpo", version, max_term_width = 110, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -51,8 +56,12 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Train(Box<train::Args>),
+    Eval(eval::Args),
+    Ask(ask::Args),
+    Demos(demos::Args),
+    Data(data::Args),
     Plan(plan::Args),
-
+    Index(index::Args),
     Model(model::Args),
     Runs(runs::Args),
     Doctor(doctor::Args),
@@ -88,8 +97,12 @@ pub fn main() -> ExitCode {
     let context = Context { is_quiet: cli.quiet };
     let result = match cli.command {
         Command::Train(args) => train::run(*args, context),
+        Command::Eval(args) => eval::run(args, context),
+        Command::Ask(args) => ask::run(args),
+        Command::Demos(args) => demos::run(args),
+        Command::Data(args) => data::run(args, context),
         Command::Plan(args) => plan::run(&args),
-
+        Command::Index(args) => index::run(args, context),
         Command::Model(args) => model::run(args),
         Command::Runs(args) => runs::run(args),
         Command::Doctor(args) => doctor::run(&args),

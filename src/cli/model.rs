@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn an_export_in_its_own_dtype_has_the_same_tensors() {
-        for name in ["qwen2_tied_bf16", "qwen2_untied_sharded", "bert_e5"] {
+        for name in ["qwen2_tied_bf16", "qwen2_untied_sharded"] {
             let out = tempfile::tempdir().unwrap();
             let out = out.path().join("copy");
             export(&oracle(name).to_string_lossy(), &out, None, CPU).unwrap();

@@ -100,8 +100,11 @@ pub fn bytes(n: u64) -> String {
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-/// 75 s -> "1m15s"; the two largest units.
+/// 0.42 s -> "0.4s", 75 s -> "1m15s"; the two largest units.
 pub fn duration(seconds: f64) -> String {
+    if (0.0..9.95).contains(&seconds) {
+        return format!("{seconds:.1}s");
+    }
     let s = seconds.max(0.0).round() as u64;
     match s {
         0..60 => format!("{s}s"),
@@ -134,6 +137,6 @@ mod tests {
     fn numbers_are_written_for_people() {
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([0, 999, 1000, 999_999, 7_904_524_288].map(bytes), ["0 B", "999 B", "1.0 kB", "1.0 MB", "7.9 GB"]);
-        assert_eq!([0.4, 75.0, 3600.0, 90_000.0].map(duration), ["0s", "1m15s", "1h00m", "1d01h"]);
+        assert_eq!([0.42, 9.96, 75.0, 3600.0, 90_000.0].map(duration), ["0.4s", "10s", "1m15s", "1h00m", "1d01h"]);
     }
 }

@@ -53,10 +53,9 @@ fn describe(loaded: &Loaded, plan: &Plan) -> String {
     let mut text = format!("runs/{}, from {}\n", loaded.run_name(), loaded.sources.join(" < "));
     for phase in &plan.phases {
         let at_most = if phase.is_bound { "at most " } else { "" };
-        text += &format!("\n{}: {at_most}{} steps, {at_most}{} episodes", phase.phase, count(phase.steps), count(phase.episodes));
-        if phase.optimizer_steps > 0 {
-            text += &format!(", {at_most}{} optimizer steps", count(phase.optimizer_steps));
-        }
+        let counted = [("steps", phase.steps), ("episodes", phase.episodes), ("optimizer steps", phase.optimizer_steps)];
+        let known = counted.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{at_most}{} {what}", count(*n)));
+        text += &format!("\n{}: {}", phase.phase, known.collect::<Vec<_>>().join(", "));
         if phase.max_sampled_tokens > 0 {
             text += &format!(", at most {} tokens sampled", output::grouped(phase.max_sampled_tokens));
         }

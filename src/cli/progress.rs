@@ -80,7 +80,8 @@ impl Progress {
         let bar = self.is_terminal.then(|| {
             let bar = if total > 0 { ProgressBar::new(total as u64) } else { ProgressBar::no_length() };
             bar.set_draw_target(ProgressDrawTarget::stderr());
-            let template = if total > 0 { "{prefix:<8} {bar:24} {pos}/{len}  {wide_msg}" } else { "{prefix:<8} {spinner} {pos}  {wide_msg}" };
+            let template =
+                if total > 0 { "{prefix:<8} {bar:24} {pos}/{len}  {wide_msg}" } else { "{prefix:<8} {spinner} {pos}  {wide_msg}" };
             bar.set_style(ProgressStyle::with_template(template).expect("the templates above are well-formed"));
             bar.set_prefix(phase.as_str());
             bar.set_position(done as u64);
@@ -177,7 +178,8 @@ mod tests {
 
     #[test]
     fn a_step_shows_reward_kl_speed_memory_and_time_left() {
-        let metrics = [(metrics::KL, 0.0123), (metrics::REWARD, 0.41), (metrics::ROLLOUT_TOKENS_PER_SECOND, 1520.4), (metrics::SEARCHES, 2.0)];
+        let metrics =
+            [(metrics::KL, 0.0123), (metrics::REWARD, 0.41), (metrics::ROLLOUT_TOKENS_PER_SECOND, 1520.4), (metrics::SEARCHES, 2.0)];
         assert_eq!(step_text(&metrics, Some(1_200_000_000), Some(192.0)), "reward 0.410  kl 0.01230  tok/s 1520  mem 1.2 GB  eta 3m12s");
     }
 

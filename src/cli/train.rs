@@ -78,7 +78,11 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     progress.finish();
     match result {
         Ok(summary) => {
-            if args.json { output::json(&summary)? } else { output::data(&table::summary(&summary))? }
+            if args.json {
+                output::json(&summary)?
+            } else {
+                output::data(&table::summary(&summary))?
+            }
             output::say(&format!("{}; everything is in {}", output::duration(summary.wall_s), path.display()));
             Ok(Outcome::Done)
         }
@@ -86,8 +90,10 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             output::say(&format!("stopped; continue with: cargo xtask train --resume {}", path.display()));
             Ok(Outcome::Interrupted)
         }
-        Err(error) => Err(anyhow::Error::from(error)
-            .context(format!("the run {} failed; continue with: cargo xtask train --resume {0}", path.display()))),
+        Err(error) => {
+            Err(anyhow::Error::from(error)
+                .context(format!("the run {} failed; continue with: cargo xtask train --resume {0}", path.display())))
+        }
     }
 }
 
@@ -96,7 +102,7 @@ fn create(args: &Args) -> anyhow::Result<(Recipe, RunDir)> {
     let loaded = args.recipe.load()?;
     let base = loaded.run_name();
     let recipe = loaded.recipe;
-    let provenance = Provenance::collect(&args.device.device.to_string(), &recipe, &[])?;
+    let provenance = Provenance::collect(&args.device.device.to_string(), &recipe)?;
     let root = Path::new(RUNS_DIR);
     let chosen = args.name.as_ref().or(Some(&recipe.run.name).filter(|name| !name.is_empty()));
     if let Some(name) = chosen {

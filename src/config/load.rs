@@ -11,7 +11,11 @@ use std::{
 use toml::{Table, Value, de::DeTable};
 
 /// Recipes compiled into the binary, by name; `extends` and `--config` find them without any file.
-pub const BUILT_IN: &[(&str, &str)] = &[("base", include_str!("../../configs/base.toml"))];
+pub const BUILT_IN: &[(&str, &str)] = &[
+    ("base", include_str!("../../configs/base.toml")),
+    ("tiny", include_str!("../../configs/tiny.toml")),
+    ("smoke", include_str!("../../configs/smoke.toml")),
+];
 
 /// A recipe with where it came from.
 #[derive(Clone, Debug)]

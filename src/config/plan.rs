@@ -35,7 +35,7 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PhasePlan {
     pub phase: &'static str,
-    /// Steps, as progress and metrics count them.
+    /// Training steps; 0 where a phase only plays, or where they are not known beforehand.
     pub steps: usize,
     /// Episodes played, or trained on where none are played.
     pub episodes: usize,
@@ -138,7 +138,7 @@ fn distill_phases(recipe: &Recipe, notes: &mut Vec<String>) -> Vec<PhasePlan> {
         let max_sampled_tokens = max_sampled(recipe, n_episodes);
         phases.push(PhasePlan {
             phase: "demos",
-            steps: 1,
+            steps: 0,
             episodes: n_episodes,
             optimizer_steps: 0,
             max_sampled_tokens,
@@ -162,10 +162,10 @@ fn distill_phases(recipe: &Recipe, notes: &mut Vec<String>) -> Vec<PhasePlan> {
     phases
 }
 
-/// Optimizer steps of KD on `n_episodes` episodes: `distill.steps`, or as many as the epochs need (the last batch may be short).
+/// Optimizer steps of KD on `n_episodes` episodes: `distill.steps`, or enough batches in each of its epochs to see every episode.
 pub fn distill_steps(distill: &DistillRecipe, n_episodes: usize) -> usize {
     match distill.steps {
-        0 => (n_episodes * distill.epochs).div_ceil(distill.batch),
+        0 => distill.epochs * n_episodes.div_ceil(distill.batch),
         steps => steps,
     }
 }
@@ -301,9 +301,10 @@ mod tests {
     }
 
     #[test]
-    fn kd_steps_are_epochs_over_batches_rounded_up() {
+    fn kd_steps_are_batches_an_epoch_rounded_up() {
         let distill = DistillRecipe { epochs: 5, batch: 64, steps: 0, ..Default::default() };
-        assert_eq!(distill_steps(&distill, 100), 8); // 500 / 64 = 7.8
+        // 100 episodes are two batches of 64, five times.
+        assert_eq!(distill_steps(&distill, 100), 10);
         assert_eq!(distill_steps(&DistillRecipe { steps: 3, ..distill }, 100), 3);
     }
 

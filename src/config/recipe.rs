@@ -110,6 +110,8 @@ pub struct DataRecipe {
     pub max_train: usize,
     /// At most this many test questions a file; 0 = all. Default: 0. Raising it makes the figures less noisy and the evaluation longer.
     pub max_test: usize,
+    /// Only the first so many passages; 0 = all. Default: 0. For a quick look at a large corpus.
+    pub max_passages: usize,
 }
 
 /// How a query finds passages (method §6).

@@ -25,6 +25,8 @@ pub enum FixtureError {
     Shape { key: String, shape: Vec<usize>, expected: String },
     #[error("\"{key}\" is {found}, expected {expected}")]
     Value { key: String, found: String, expected: &'static str },
+    #[error(transparent)]
+    Model(#[from] dgpo_models::ModelError),
 }
 
 /// A tensor on the host, row-major.
@@ -137,9 +139,33 @@ fn f16_to_f32(bits: u16) -> f32 {
     }
 }
 
+/// Reads JSON as Python writes it: the literals NaN and Infinity, which JSON has not, are read as null.
 pub fn read_json(path: &Path) -> Result<Value, FixtureError> {
     let bytes = fs::read(path).map_err(|source| FixtureError::Read { path: path.to_owned(), source })?;
-    serde_json::from_slice(&bytes).map_err(|source| FixtureError::Json { path: path.to_owned(), source })
+    let parsed = serde_json::from_slice(&bytes).or_else(|error| {
+        let Ok(text) = std::str::from_utf8(&bytes) else { return Err(error) };
+        serde_json::from_str(&without_non_finite(text))
+    });
+    parsed.map_err(|source| FixtureError::Json { path: path.to_owned(), source })
+}
+
+/// Replaces NaN, Infinity and -Infinity outside of strings by null.
+fn without_non_finite(text: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    let (mut is_string, mut is_escaped) = (false, false);
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if !is_string && let Some(tail) = ["NaN", "Infinity", "-Infinity"].iter().find_map(|literal| rest.strip_prefix(literal)) {
+            result.push_str("null");
+            rest = tail;
+            continue;
+        }
+        is_string ^= c == '"' && !is_escaped;
+        is_escaped = is_string && c == '\\' && !is_escaped;
+        result.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    result
 }
 
 /// Member `key` of a JSON object.
@@ -188,6 +214,13 @@ fn wrong(key: &str, found: &Value, expected: &'static str) -> FixtureError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pythons_nan_is_null_outside_of_strings() {
+        let text = r#"{"a": NaN, "b": [-Infinity, 1], "NaN \\" x": "Infinity"}"#;
+        let value: Value = serde_json::from_str(&without_non_finite(text)).unwrap();
+        assert_eq!(value, serde_json::json!({ "a": null, "b": [null, 1], "NaN \" x": "Infinity" }));
+    }
 
     #[test]
     fn half_precision_is_exact_over_its_range() {

@@ -3,11 +3,18 @@
 //! DIR holds families of fixtures (models, step, losses, ppo, text, ann; any subset), or is one family, or one model folder. Fixtures are read by
 //! the keys they hold, parameters are parsed from names, and whatever is not understood is a failed check: nothing is skipped silently. A file
 //! that cannot be read, and a panic in the code under test, are failed checks of their case.
+mod ann;
+mod bert;
 mod fixtures;
 mod formula;
 mod losses;
+mod models;
+mod network;
 mod ppo;
 mod report;
+mod rollouts;
+mod step;
+mod text;
 
 use dgpo_models::TrainBackend;
 use fixtures::{FixtureError, Tensors};
@@ -31,41 +38,69 @@ pub enum ConformanceError {
 /// A family of fixtures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Family {
+    Models,
+    Step,
     Losses,
     Ppo,
+    Text,
+    Ann,
 }
 
 impl Family {
-    const ALL: [Self; 2] = [Self::Losses, Self::Ppo];
+    const ALL: [Self; 6] = [Self::Models, Self::Step, Self::Losses, Self::Ppo, Self::Text, Self::Ann];
 
     fn name(self) -> &'static str {
         match self {
+            Self::Models => "models",
+            Self::Step => "step",
             Self::Losses => "losses",
             Self::Ppo => "ppo",
+            Self::Text => "text",
+            Self::Ann => "ann",
         }
     }
 
     fn run<B: TrainBackend>(self, dir: &Path, device: &B::Device) -> Vec<Case> {
         match self {
+            Self::Models => models::run::<B>(dir, device),
+            Self::Step => step::run::<B>(dir, device),
             Self::Losses => losses::run::<B>(dir, device),
             Self::Ppo => ppo::run::<B>(dir, device),
+            Self::Text => text::run(dir),
+            Self::Ann => ann::run(dir),
         }
     }
 
     /// The family of a folder: by its name, or by the files in it.
     fn of(dir: &Path) -> Option<Self> {
         let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let by_name = Self::ALL.into_iter().find(|family| family.name() == name);
-        by_name.or_else(|| {
-            let names = entries(dir).ok()?.into_iter().map(|(name, _)| name).collect::<BTreeSet<_>>();
-            let values = names.contains("values.json").then(|| fixtures::read_json(&dir.join("values.json")).ok()).flatten();
-            let has_episodes = values
-                .is_some_and(|v| v.get("pieces").is_some() || v.as_object().is_some_and(|o| o.values().any(|c| c.get("shape").is_some())));
-            if has_episodes {
-                return Some(Self::Ppo);
-            }
-            ["values.json", "taid_schedule.json", "large_vocab.json"].iter().any(|name| names.contains(*name)).then_some(Self::Losses)
-        })
+        Self::ALL.into_iter().find(|family| family.name() == name).or_else(|| Self::by_files(dir))
+    }
+
+    fn by_files(dir: &Path) -> Option<Self> {
+        let files: BTreeSet<String> = entries(dir).ok()?.into_iter().map(|(name, _)| name).collect();
+        let has_any = |names: &[&str]| names.iter().any(|&name| files.contains(name));
+        if has_any(&["config.json"]) {
+            return Some(Self::Models);
+        }
+        if has_any(&["step.json"]) {
+            return Some(Self::Step);
+        }
+        if has_any(&["ann.json", "ann.safetensors"]) {
+            return Some(Self::Ann);
+        }
+        if has_any(&["scoring.json", "actions.json", "documents.json", "format_reward.json", "rollouts.json", "chat_templates.json"]) {
+            return Some(Self::Text);
+        }
+        // Both of the others have values.json; episodes have a shape and pieces are called so.
+        let values = fixtures::read_json(&dir.join("values.json")).ok();
+        let is_ppo = |values: &serde_json::Value| {
+            values.as_object().is_some_and(|cases| cases.iter().any(|(name, case)| name == "pieces" || case.get("shape").is_some()))
+        };
+        if values.as_ref().is_some_and(is_ppo) {
+            return Some(Self::Ppo);
+        }
+        (values.is_some() || has_any(&["taid_schedule.json", "large_vocab.json"])).then_some(Self::Losses)
     }
 }
 
@@ -73,6 +108,8 @@ impl Family {
 /// # Errors
 /// If `dir` cannot be listed or holds no family. What goes wrong inside a family is a failed check.
 pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Result<Report, ConformanceError> {
+    // The whole path: families are known by their folder's name, and `step` finds the models beside its folder.
+    let dir = &dir.canonicalize().map_err(|source| ConformanceError::List { dir: dir.to_owned(), source })?;
     let mut report = Report::default();
     if let Some(family) = Family::of(dir) {
         report.add(family.name(), family.run::<B>(dir, device));

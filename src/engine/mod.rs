@@ -356,4 +356,4 @@ impl Generation<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

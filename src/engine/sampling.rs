@@ -39,6 +39,10 @@ pub struct Scratch {
     candidates: Vec<u32>,
 }
 
+/// Logits below which handing rows to other threads costs more than it saves (an exponential takes a few nanoseconds, waking a thread some
+/// ten microseconds).
+const PARALLEL_LOGITS: usize = 1 << 15;
+
 /// Draws one token for each row, in parallel. `None` where a row's logits hold NaN, +infinity, or nothing finite.
 /// # Shapes
 /// logits [R, V] row-major, rows [R] -> [R]
@@ -46,11 +50,14 @@ pub fn sample_rows(logits: &[f32], rows: &[RowSampling]) -> Vec<Option<Draw>> {
     if rows.is_empty() {
         return Vec::new();
     }
-    logits
-        .par_chunks_exact(logits.len() / rows.len())
-        .zip(rows)
-        .map_init(Scratch::default, |scratch, (logits, row)| sample(logits, row.sampling, row.uniform, scratch))
-        .collect()
+    let vocab_size = logits.len() / rows.len();
+    let draw = |scratch: &mut Scratch, (logits, row): (&[f32], &RowSampling)| sample(logits, row.sampling, row.uniform, scratch);
+    if logits.len() < PARALLEL_LOGITS {
+        let mut scratch = Scratch::default();
+        return logits.chunks_exact(vocab_size).zip(rows).map(|row| draw(&mut scratch, row)).collect();
+    }
+    let rows_a_task = PARALLEL_LOGITS.div_ceil(vocab_size);
+    logits.par_chunks_exact(vocab_size).zip(rows).with_min_len(rows_a_task).map_init(Scratch::default, draw).collect()
 }
 
 /// Draws one token. `None` where the logits hold NaN, +infinity, or nothing finite: there is no distribution to draw from.
@@ -270,13 +277,20 @@ mod tests {
 
     #[test]
     fn rows_drawn_together_equal_rows_drawn_alone() {
-        let logits = random_logits(8 * 123, 2.0);
+        // Enough rows for several threads, then few enough for one.
+        rows_equal_rows_drawn_alone(500, 123);
+        rows_equal_rows_drawn_alone(8, 123);
+    }
+
+    fn rows_equal_rows_drawn_alone(n_rows: usize, vocab_size: usize) {
+        let logits = random_logits(n_rows * vocab_size, 2.0);
         let key = Key::new(9, Purpose::Rollout);
         let narrow = Sampling { temperature: 1.3, top_p: 0.8, top_k: 30 };
-        let rows: Vec<_> =
-            (0..8).map(|r| RowSampling { sampling: [PLAIN, narrow, Sampling::GREEDY][r % 3], uniform: key.uniform(r as u64) }).collect();
+        let rows: Vec<_> = (0..n_rows)
+            .map(|r| RowSampling { sampling: [PLAIN, narrow, Sampling::GREEDY][r % 3], uniform: key.uniform(r as u64) })
+            .collect();
         let alone: Vec<_> =
-            rows.iter().zip(logits.chunks(123)).map(|(r, l)| sample(l, r.sampling, r.uniform, &mut Scratch::default())).collect();
+            rows.iter().zip(logits.chunks(vocab_size)).map(|(r, l)| sample(l, r.sampling, r.uniform, &mut Scratch::default())).collect();
         assert_eq!(sample_rows(&logits, &rows), alone);
     }
 }

@@ -78,12 +78,24 @@ impl<I: Backend> Setup<I> {
     pub fn retriever(&self, dir: &Path, stop: &Stop) -> Result<Box<dyn Retriever>, PipelineError> {
         let corpus = match self.recipe.data.corpus.as_str() {
             "" => None,
-            name => Some(Arc::new(Corpus::open(&hub::resolve(name)?)?)),
+            name => Some(Arc::new(self.corpus(name)?)),
         };
         let mut progress = |_| if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         match retriever::open::<I>(&self.recipe.retriever, corpus, dir, &self.device, &mut progress) {
             Err(RetrieverError::Interrupted { .. }) => Err(PipelineError::Stopped),
             opened => Ok(opened?),
+        }
+    }
+
+    /// The passages of a file, at most `data.max_passages`.
+    fn corpus(&self, name: &str) -> Result<Corpus, PipelineError> {
+        let corpus = Corpus::open(&hub::resolve(name)?)?;
+        match self.recipe.data.max_passages {
+            0 => Ok(corpus),
+            max => {
+                let passages: Result<Vec<_>, _> = (0..corpus.len().min(max)).map(|i| corpus.passage(i)).collect();
+                Ok(Corpus::from_passages(passages?))
+            }
         }
     }
 

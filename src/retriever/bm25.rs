@@ -125,7 +125,7 @@ struct PassageWords {
 
 impl PassageWords {
     fn count(corpus: &Corpus, idx: usize, tokenizer: &DefaultTokenizer) -> Result<Self, RetrieverError> {
-        let passage = corpus.passage(idx).map_err(RetrieverError::source)?;
+        let passage = corpus.passage(idx).map_err(RetrieverError::passed_on)?;
         let tokens = tokenizer.tokenize(&passage.contents);
         let length = tokens.len();
         let mut place: HashMap<String, usize> = HashMap::with_capacity(length);
@@ -175,7 +175,7 @@ impl Retriever for Bm25Retriever {
         let n = self.corpus.len();
         let hits = |best: Vec<(f32, u32)>| {
             let hit = |(score, passage): (f32, u32)| {
-                let passage = self.corpus.passage(passage as usize).map_err(RetrieverError::source)?;
+                let passage = self.corpus.passage(passage as usize).map_err(RetrieverError::passed_on)?;
                 Ok(Hit { passage, score })
             };
             best.into_iter().map(hit).collect()

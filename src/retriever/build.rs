@@ -101,7 +101,9 @@ pub fn build(
         encode(dir, &mut state, encoder, corpus, embed, progress)?;
     }
     let (graph, graph_s) = match (finished.and_then(|meta| meta.graph), options.search.uses_graph(corpus.len())) {
-        (Some(graph), true) if is_same_graph(&graph.params, &options.hnsw) && graph.files.check(dir).is_ok() => (Some(GraphMeta { params: options.hnsw, ..graph }), 0.0),
+        (Some(graph), true) if is_same_graph(&graph.params, &options.hnsw) && graph.files.check(dir).is_ok() => {
+            (Some(GraphMeta { params: options.hnsw, ..graph }), 0.0)
+        }
         (_, true) => {
             let graph = link(dir, options, encoder, corpus, progress)?;
             let build_s = graph.build_s;
@@ -161,12 +163,8 @@ fn existing(dir: &Path, options: &BuildOptions, encoder: &EncoderIdentity, corpu
 
 /// Where an interrupted build of the same index stands; the beginning if there is none.
 fn resume(dir: &Path, encoder: &EncoderIdentity, corpus: &Corpus) -> Result<State, RetrieverError> {
-    let fresh = State {
-        encoder_fingerprint: encoder.fingerprint.clone(),
-        corpus_fingerprint: corpus.fingerprint(),
-        n_encoded: 0,
-        encode_s: 0.0,
-    };
+    let fresh =
+        State { encoder_fingerprint: encoder.fingerprint.clone(), corpus_fingerprint: corpus.fingerprint(), n_encoded: 0, encode_s: 0.0 };
     let Some(state) = std::fs::read(dir.join(PROGRESS_FILE)).ok().and_then(|bytes| serde_json::from_slice::<State>(&bytes).ok()) else {
         return Ok(fresh);
     };
@@ -222,7 +220,7 @@ fn encode(
 
 /// `contents` of a range of passages.
 pub fn passage_texts(corpus: &Corpus, range: std::ops::Range<usize>) -> Result<Vec<String>, RetrieverError> {
-    range.map(|idx| corpus.passage(idx).map(|passage| passage.contents).map_err(RetrieverError::source)).collect()
+    range.map(|idx| corpus.passage(idx).map(|passage| passage.contents).map_err(RetrieverError::passed_on)).collect()
 }
 
 /// Builds and saves the graph over the finished vectors.

@@ -161,12 +161,12 @@ pub fn index_info<B: Backend>(
 }
 
 fn open_corpus(name: &str) -> Result<Corpus, RetrieverError> {
-    let path = hub::resolve(name).map_err(RetrieverError::source)?;
-    Corpus::open(&path).map_err(RetrieverError::source)
+    let path = hub::resolve(name).map_err(RetrieverError::passed_on)?;
+    Corpus::open(&path).map_err(RetrieverError::passed_on)
 }
 
 fn open_encoder<B: Backend>(name: &str, options: EncoderOptions, device: &B::Device) -> Result<Encoder<B>, RetrieverError> {
-    let folder = hub::resolve(name).map_err(RetrieverError::source)?;
+    let folder = hub::resolve(name).map_err(RetrieverError::passed_on)?;
     Encoder::open(&folder, name, options, device)
 }
 
@@ -199,7 +199,7 @@ fn sample_sentences(corpus: &Corpus, n: usize, seed: u64) -> Result<Vec<String>,
     while chosen.len() < n.min(corpus.len()) {
         chosen.extend(draws.next().map(|draw| key.below(draw, corpus.len())));
     }
-    chosen.into_iter().map(|idx| corpus.passage(idx).map(|passage| first_sentence(&passage)).map_err(RetrieverError::source)).collect()
+    chosen.into_iter().map(|idx| corpus.passage(idx).map(|passage| first_sentence(&passage)).map_err(RetrieverError::passed_on)).collect()
 }
 
 /// The text up to its first full stop followed by a space; the title if there is no text.

@@ -110,7 +110,7 @@ impl<B: Backend> DenseRetriever<B> {
 
     fn hits(&self, neighbours: &[Neighbour]) -> Result<Vec<Hit>, RetrieverError> {
         let hit = |neighbour: &Neighbour| {
-            let passage = self.corpus.passage(neighbour.id).map_err(RetrieverError::source)?;
+            let passage = self.corpus.passage(neighbour.id).map_err(RetrieverError::passed_on)?;
             Ok(Hit { passage, score: neighbour.score })
         };
         neighbours.iter().map(hit).collect()

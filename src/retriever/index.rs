@@ -29,7 +29,7 @@ pub enum Search {
 }
 
 impl Search {
-    /// Below this many passages a batch of queries is answered exactly in about the time the graph would take.
+    /// Below this many passages a batch of queries is answered exactly no slower than through a graph of good recall.
     pub const EXACT_BELOW: usize = 50_000;
 
     /// # Errors
@@ -176,7 +176,7 @@ impl Index {
                 Some((HnswIndex::load(dir, &graph.files, vectors.clone(), ef_search)?, params))
             }
             (None, true) if search == Search::Hnsw => {
-                let hint = format!("{} has no graph; add one with `dgpo index build --search hnsw` (the vectors are kept)", dir.display());
+                let hint = format!("{} has no graph; add one with `dgpo index build --set retriever.search=hnsw` (the vectors are kept)", dir.display());
                 return Err(RetrieverError::option("retriever.search", "\"hnsw\"", &hint));
             }
             (None, true) => {

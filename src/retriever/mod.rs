@@ -100,9 +100,9 @@ pub enum RetrieverError {
     /// The encoder gave NaN or infinity.
     #[error("the embedding of {what} is not finite; hint: the encoder's weights are broken, or its dtype is too narrow (use f32)")]
     NotFinite { what: String },
-    /// An encoder, tokenizer, corpus or hub error, passed on.
+    /// A failure of what lies below (encoder, tokenizer, corpus, hub), in its own words.
     #[error("{0}")]
-    Source(String),
+    Failed(String),
     #[error("stopped at {done} of {total} ({stage}); hint: the same command continues there")]
     Interrupted { stage: &'static str, done: usize, total: usize },
     /// The `/retrieve` server could not be reached or did not answer as it should.
@@ -124,8 +124,8 @@ impl RetrieverError {
     }
 
     /// The sources hold `std::io::Error` and the like, which cannot be cloned; one failure must be told to every query of a batch.
-    fn source(error: impl std::fmt::Display) -> Self {
-        Self::Source(error.to_string())
+    fn passed_on(error: impl std::fmt::Display) -> Self {
+        Self::Failed(error.to_string())
     }
 }
 
@@ -159,7 +159,7 @@ fn open_dense<B: Backend>(
     device: &B::Device,
     progress: &mut OnProgress,
 ) -> Result<DenseRetriever<B>, RetrieverError> {
-    let folder = hub::resolve(&recipe.encoder).map_err(RetrieverError::source)?;
+    let folder = hub::resolve(&recipe.encoder).map_err(RetrieverError::passed_on)?;
     let encoder = Encoder::<B>::open(&folder, &recipe.encoder, encoder_options(recipe), device)?;
     let (search, params) = (Search::parse(&recipe.search)?, hnsw_params(recipe));
     if !recipe.index.is_empty() {

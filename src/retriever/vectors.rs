@@ -43,6 +43,7 @@ impl Vectors {
         }
         // SAFETY: a finished index is never written to again: a rebuild writes new files and renames them over the names, which
         // leaves this mapping's inode alone. A user who truncates the file under a running search gets a bus error, as with every mapped file.
+        #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Self { storage: Storage::Mapped(map), dim })
     }

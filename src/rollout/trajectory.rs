@@ -97,3 +97,95 @@ pub fn episode_from_trajectory(
 fn stop_at(stop_string: &str) -> StopReason {
     StopReason::StopString(STOP_STRINGS.iter().position(|&s| s == stop_string).expect("a stop string of the protocol"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        data::{test_data, trajectories::read_trajectories},
+        rollout::RolloutBatch,
+        tokenizer::tests::byte_level_tokenizer,
+    };
+
+    fn prompt(question: &Question) -> String {
+        format!("Question: {}\n", question.question)
+    }
+
+    fn trajectory(response: &str) -> Trajectory {
+        let golden_answers = vec!["Vex".to_owned()];
+        Trajectory {
+            id: "t0".to_owned(),
+            dataset: "tiny".to_owned(),
+            question: "who?".to_owned(),
+            golden_answers,
+            response: response.to_owned(),
+        }
+    }
+
+    fn agent_text(tokenizer: &Tokenizer, episode: &Episode) -> String {
+        episode.segments.iter().filter(|s| s.is_agent()).map(|s| tokenizer.decode(s.ids())).collect()
+    }
+
+    #[test]
+    fn the_mask_covers_exactly_the_agents_text() {
+        let tokenizer = byte_level_tokenizer();
+        let response = "<think> naïve </think><search> Nolmar </search>\n\n<information>Doc 1(Title: \"N\") by Vex</information>\n\n\
+                        <think> 中 </think><answer> Vex </answer>";
+        let episode = episode_from_trajectory(&tokenizer, &prompt, &trajectory(response)).expect("an episode");
+        let agent = "<think> naïve </think><search> Nolmar </search><think> 中 </think><answer> Vex </answer>";
+        assert_eq!(agent_text(&tokenizer, &episode), agent);
+        assert_eq!(tokenizer.decode(&episode.ids()), format!("Question: who?\n{response}"));
+        let batch = RolloutBatch::new(&[&episode]);
+        let masked: Vec<u32> = batch.agent_tokens(&[0]).labels;
+        assert_eq!(tokenizer.decode(&masked), agent);
+    }
+
+    #[test]
+    fn status_reward_and_searches_follow_from_the_text() {
+        let tokenizer = byte_level_tokenizer();
+        let episode = |response: &str| episode_from_trajectory(&tokenizer, &prompt, &trajectory(response)).expect("an episode");
+        let right = episode("<search> q </search>\n\n<information>by Vex</information>\n\n<answer> vex. </answer>");
+        assert_eq!((&right.status, right.reward, right.prediction.as_deref()), (&Status::Answered, 1.0, Some("vex.")));
+        assert_eq!(right.searches, [SearchRecord { query: "q".to_owned(), passage_ids: Vec::new(), is_hit: true }]);
+        let stops: Vec<_> =
+            right.segments.iter().filter_map(|s| if let Segment::Agent { stop, .. } = s { Some(*stop) } else { None }).collect();
+        assert_eq!(stops, [StopReason::StopString(0), StopReason::StopString(1)]);
+        let open = episode(&format!("well{INVALID_ACTION}<search> q </search>"));
+        assert_eq!((&open.status, open.reward, open.n_invalid_actions), (&Status::TruncatedTurns, 0.0, 1));
+    }
+
+    #[test]
+    fn a_trajectory_without_agent_text_is_refused() {
+        let tokenizer = byte_level_tokenizer();
+        let error =
+            episode_from_trajectory(&tokenizer, &prompt, &trajectory("<information>x</information>")).expect_err("nothing to train on");
+        assert!(matches!(error, TrajectoryError::Empty { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_real_trajectories_become_episodes_whose_masks_cover_exactly_the_agents_text() {
+        let (Some(folder), Some(file)) = (test_data("tokenizers/qwen2.5"), test_data("trajectories/r1_searcher_tgo.jsonl.gz")) else {
+            return;
+        };
+        let tokenizer = Tokenizer::from_path(&folder).expect("tokenizer");
+        let trajectories = read_trajectories(&file).expect("trajectories");
+        assert_eq!(trajectories.len(), 1750);
+        let mut n_correct = 0;
+        for trajectory in &trajectories {
+            let episode = episode_from_trajectory(&tokenizer, &prompt, trajectory).expect("an episode");
+            let expected: String = trajectory
+                .pieces()
+                .expect("read once already")
+                .iter()
+                .filter_map(|piece| match piece {
+                    Piece::Agent(text) => Some(text.as_str()),
+                    Piece::Observation(_) => None,
+                })
+                .collect();
+            assert_eq!(agent_text(&tokenizer, &episode), expected, "{}", trajectory.id);
+            n_correct += usize::from(episode.is_correct());
+        }
+        // The number its publishers count as right by EM.
+        assert_eq!(n_correct, 967);
+    }
+}

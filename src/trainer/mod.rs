@@ -24,4 +24,5 @@ pub mod rl;
 pub mod run_dir;
 pub mod score;
 pub mod state;
+pub mod tiny;
 pub mod update;

@@ -1,5 +1,5 @@
 //! What a run was made with: enough to make it again, or to see why it cannot be.
-use crate::config::Recipe;
+use crate::{config::Recipe, hub};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::{
@@ -32,11 +32,11 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Gathers the facts; `files` are the inputs of the run, given as (name in the recipe, path).
+    /// Gathers the facts.
     /// # Errors
-    /// If an input file cannot be read.
-    pub fn collect(device: &str, recipe: &Recipe, files: &[(String, PathBuf)]) -> io::Result<Self> {
-        let files = files.iter().map(|(name, path)| Ok((name.clone(), fingerprint(path)?))).collect::<io::Result<_>>()?;
+    /// If an input file that is there cannot be read. A missing one is the business of whoever needs it, whose message knows more.
+    pub fn collect(device: &str, recipe: &Recipe) -> io::Result<Self> {
+        let files = input_files(recipe).into_iter().map(|(name, path)| Ok((name, fingerprint(&path)?))).collect::<io::Result<_>>()?;
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
             git_commit: git_commit(),
@@ -47,6 +47,19 @@ impl Provenance {
             files,
         })
     }
+}
+
+/// The files a recipe names, and those of its models: (name, path).
+fn input_files(recipe: &Recipe) -> Vec<(String, PathBuf)> {
+    let Recipe { model, data, retriever, .. } = recipe;
+    let named = data.train.iter().chain(&data.test).chain(&data.trajectories).chain([&data.corpus]);
+    let folders = [&model.student, &model.teacher, &model.tokenizer, &retriever.encoder];
+    let in_folders = folders.into_iter().filter(|name| !name.is_empty()).flat_map(|name| {
+        let folder = name.strip_prefix("random:").unwrap_or(name);
+        ["config.json", "tokenizer.json", "model.safetensors"].map(|file| format!("{folder}/{file}"))
+    });
+    let names = named.filter(|name| !name.is_empty()).cloned().chain(in_folders);
+    names.filter_map(|name| hub::resolve(&name).ok().filter(|path| path.is_file()).map(|path| (name, path))).collect()
 }
 
 /// `sha256:HEX` of a file, or `size:BYTES` where it is too large to hash at every start.
@@ -76,6 +89,21 @@ fn git_commit() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_inputs_are_the_recipes_files_and_those_of_its_models() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        for name in ["train.jsonl", "config.json", "notes.txt"] {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        let mut recipe = Recipe::default();
+        recipe.data.train = vec![path("train.jsonl"), path("missing.jsonl")];
+        recipe.model.student = format!("random:{}", dir.path().display());
+        (recipe.model.teacher, recipe.retriever.encoder) = (String::new(), String::new());
+        let names: Vec<String> = input_files(&recipe).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, [path("train.jsonl"), path("config.json")]);
+    }
 
     #[test]
     fn a_fingerprint_is_the_files_sha256() {

@@ -50,7 +50,7 @@ fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDir
 /// The figures of one model on the test questions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
-    /// Over all data sets: their unweighted mean.
+    /// Over all questions.
     #[serde(flatten)]
     pub all: EpisodeStats,
     /// Each data set by its name.
@@ -345,7 +345,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let run = create(root.path());
         assert_eq!(run.summary().unwrap(), None);
-        let summary = Summary { kd: Some(Figures { all: EpisodeStats { em: 0.5, ..Default::default() }, ..Default::default() }), seed: 3, wall_s: 1.5, ..Default::default() };
+        let summary = Summary {
+            kd: Some(Figures { all: EpisodeStats { em: 0.5, ..Default::default() }, ..Default::default() }),
+            seed: 3,
+            wall_s: 1.5,
+            ..Default::default()
+        };
         run.write_summary(&summary).unwrap();
         let read: Value = serde_json::from_str(&fs::read_to_string(run.path().join(SUMMARY_FILE)).unwrap()).unwrap();
         assert_eq!((&read["kd"]["em"], &read["seed"], &read["wall_s"]), (&json!(0.5), &json!(3), &json!(1.5)));

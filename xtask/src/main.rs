@@ -1,1 +1,205 @@
-fn main() {}
+//! `cargo xtask VERB …`: one entry to everything in the workspace, built in seconds from the standard library alone.
+//!
+//! Verbs of its own check the source; every other verb is a `dgpo` command: `dgpo` is built in release and takes the process over, so Ctrl-C and the
+//! exit code are its own. Tests run in release as well: they share every compiled dependency with `cargo xtask train`.
+mod tidy;
+
+use std::{
+    env,
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+const HELP: &str = "\
+Usage: cargo xtask VERB [ARGUMENTS]
+
+Commands of dgpo (built in release, then run; `cargo xtask VERB --help` explains one):
+  train        teacher episodes, KD, DGPO and evaluation; without arguments the built-in tiny recipe on the CPU
+  eval         evaluate a model on question files
+  ask          one question, played step by step
+  demos        episodes of the teacher
+  index        build | search | info: passages made searchable
+  model        info | export: look into a model folder, or write it in another dtype
+  runs         list | show: what was run, and what came out
+  plan         the resolved recipe, its steps, tokens and memory; starts nothing
+  doctor       check the machine
+  conformance  compare with recorded reference numbers
+
+Commands of its own:
+  test         tidy, then cargo test --release --workspace; more arguments go to cargo test
+  tidy         layers, file lengths, printing
+  ci           format, clippy, tidy, tests
+
+  --features F  build dgpo with backends: wgpu, cuda (each in a target folder of its own)
+";
+
+fn main() -> ExitCode {
+    let mut arguments: Vec<String> = env::args().skip(1).collect();
+    if arguments.is_empty() || matches!(arguments[0].as_str(), "-h" | "--help" | "help") {
+        print!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
+    let verb = arguments.remove(0);
+    let is_sound = match verb.as_str() {
+        "tidy" => tidy(),
+        "test" => test(&arguments),
+        "ci" => format() && clippy() && test(&arguments),
+        _ => return dgpo(verb, arguments),
+    };
+    if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The workspace's folder, whatever the current one is.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+fn tidy() -> bool {
+    match tidy::check(root()) {
+        Ok(problems) if problems.is_empty() => {
+            eprintln!("tidy: nothing to report");
+            true
+        }
+        Ok(problems) => {
+            for problem in &problems {
+                eprintln!("{problem}");
+            }
+            eprintln!("tidy: {} problems", problems.len());
+            false
+        }
+        Err(error) => {
+            eprintln!("error: tidy cannot read the source: {error}");
+            false
+        }
+    }
+}
+
+fn format() -> bool {
+    succeeds(cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn clippy() -> bool {
+    succeeds(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+/// Both are run, whatever the first one says.
+fn test(arguments: &[String]) -> bool {
+    tidy() & succeeds(cargo().args(["test", "--release", "--workspace"]).args(arguments))
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    match command.status() {
+        Ok(status) => status.success(),
+        Err(error) => {
+            eprintln!("error: cannot run {}: {error}", command.get_program().display());
+            false
+        }
+    }
+}
+
+/// Builds `dgpo` and runs `dgpo verb arguments`.
+fn dgpo(verb: String, mut arguments: Vec<String>) -> ExitCode {
+    let features = match take_features(&mut arguments) {
+        Ok(features) => features,
+        Err(why) => {
+            eprintln!("error: {why}");
+            return ExitCode::from(2);
+        }
+    };
+    let target = target_dir(env::var_os("CARGO_TARGET_DIR").as_deref(), features.as_deref());
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", "dgpo", "--target-dir"]).arg(&target);
+    if let Some(features) = &features {
+        build.args(["--features", features]);
+    }
+    if !succeeds(&mut build) {
+        return ExitCode::FAILURE;
+    }
+    let mut program = Command::new(target.join("release").join(format!("dgpo{}", env::consts::EXE_SUFFIX)));
+    take_over(program.arg(verb).args(arguments))
+}
+
+/// Removes `--features F` (or `--features=F`), which is for the build; what stands behind `--` is left alone.
+fn take_features(arguments: &mut Vec<String>) -> Result<Option<String>, String> {
+    let end = arguments.iter().position(|a| a == "--").unwrap_or(arguments.len());
+    let Some(at) = arguments[..end].iter().position(|a| a == "--features" || a.starts_with("--features=")) else { return Ok(None) };
+    let first = arguments.remove(at);
+    if let Some((_, features)) = first.split_once('=') {
+        return Ok(Some(features.to_owned()));
+    }
+    match arguments.get(at) {
+        Some(features) if !features.starts_with('-') => Ok(Some(arguments.remove(at))),
+        _ => Err("--features needs a value; hint: --features wgpu or --features cuda".to_owned()),
+    }
+}
+
+/// A GPU feature changes how the CPU backend's dependencies are built; with one folder for both, every switch would rebuild most of them.
+fn target_dir(given: Option<&OsStr>, features: Option<&str>) -> PathBuf {
+    let base = given.map_or_else(|| root().join("target"), |dir| root().join(dir));
+    match features {
+        None => base,
+        Some(features) => base.join(features.replace([',', ' ', '/'], "-")),
+    }
+}
+
+/// Becomes the program where the system can do that.
+#[cfg(unix)]
+fn take_over(program: &mut Command) -> ExitCode {
+    use std::os::unix::process::CommandExt;
+    let error = program.exec();
+    eprintln!("error: cannot run {}: {error}", program.get_program().display());
+    ExitCode::FAILURE
+}
+
+#[cfg(not(unix))]
+fn take_over(program: &mut Command) -> ExitCode {
+    match program.status() {
+        Ok(status) => ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)),
+        Err(error) => {
+            eprintln!("error: cannot run {}: {error}", program.get_program().display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn features_of(arguments: &[&str]) -> (Result<Option<String>, String>, Vec<String>) {
+        let mut arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        (take_features(&mut arguments), arguments)
+    }
+
+    #[test]
+    fn features_are_for_the_build_and_the_rest_for_dgpo() {
+        let (features, rest) = features_of(&["--set", "a=1", "--features", "wgpu,cuda", "--json"]);
+        assert_eq!((features, rest), (Ok(Some("wgpu,cuda".into())), vec!["--set".into(), "a=1".into(), "--json".into()]));
+        assert_eq!(features_of(&["--features=cuda"]), (Ok(Some("cuda".into())), vec![]));
+        assert_eq!(features_of(&["--json"]), (Ok(None), vec!["--json".into()]));
+    }
+
+    #[test]
+    fn features_without_a_value_are_an_error() {
+        assert!(features_of(&["--features"]).0.is_err());
+        assert!(features_of(&["--features", "--json"]).0.is_err());
+    }
+
+    #[test]
+    fn what_stands_behind_two_dashes_is_left_alone() {
+        assert_eq!(features_of(&["--", "--features", "x"]).0, Ok(None));
+    }
+
+    #[test]
+    fn each_set_of_features_has_a_target_folder_of_its_own() {
+        assert_eq!(target_dir(None, None), root().join("target"));
+        assert_eq!(target_dir(Some(OsStr::new("/t")), Some("wgpu,cuda")), Path::new("/t/wgpu-cuda"));
+    }
+}

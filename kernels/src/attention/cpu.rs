@@ -5,10 +5,7 @@
 //! Tasks are (row of the batch, block of queries) in the forward pass and rows of the batch in the backward pass, which adds into dk and dv.
 use super::CausalRows;
 use crate::cpu::{CpuTensor, LANES, View, exp, for_each_piece, from_vec, readable, simd, with_rows};
-use burn::{
-    backend::Flex,
-    tensor::ops::FloatTensorOps,
-};
+use burn::{backend::Flex, tensor::ops::FloatTensorOps};
 
 /// Queries of one task of the forward pass: many enough to repay packing the keys.
 const QUERIES_PER_TASK: usize = 64;
@@ -25,9 +22,16 @@ pub fn forward(q: CpuTensor, k: CpuTensor, v: CpuTensor, rows: &CausalRows) -> C
     let tasks: Vec<_> = out
         .chunks_mut((n_queries * row_size).max(1))
         .enumerate()
-        .flat_map(|(b, row)| row.chunks_mut(QUERIES_PER_TASK * row_size).enumerate().map(move |(block, out)| (b, block * QUERIES_PER_TASK, out)))
+        .flat_map(|(b, row)| {
+            row.chunks_mut(QUERIES_PER_TASK * row_size).enumerate().map(move |(block, out)| (b, block * QUERIES_PER_TASK, out))
+        })
         .collect();
-    for_each_piece(tasks, work(&q, &k, rows), |(b, first, out)| simd(|| forward_block(&q, &k, &v, rows, b, first, out)));
+    for_each_piece(tasks, work(&q, &k, rows), |(b, first, out)| {
+        simd(
+            #[inline(always)]
+            || forward_block(&q, &k, &v, rows, b, first, out),
+        )
+    });
     Flex::float_permute(from_vec(out, [n_rows, n_queries, n_heads, head_dim], dtype), &[0, 2, 1, 3])
 }
 
@@ -39,9 +43,13 @@ pub fn backward(q: CpuTensor, k: CpuTensor, v: CpuTensor, grad: CpuTensor, rows:
     let ([n_rows, n_heads, n_queries, head_dim], [_, n_kv_heads, n_keys, _]) = (q.shape, k.shape);
     let (q_size, k_size) = (n_queries * n_heads * head_dim, n_keys * n_kv_heads * head_dim);
     let (mut dq, mut dk, mut dv) = (vec![0.0f32; n_rows * q_size], vec![0.0f32; n_rows * k_size], vec![0.0f32; n_rows * k_size]);
-    let tasks: Vec<_> = dq.chunks_mut(q_size.max(1)).zip(dk.chunks_mut(k_size.max(1))).zip(dv.chunks_mut(k_size.max(1))).enumerate().collect();
+    let tasks: Vec<_> =
+        dq.chunks_mut(q_size.max(1)).zip(dk.chunks_mut(k_size.max(1))).zip(dv.chunks_mut(k_size.max(1))).enumerate().collect();
     for_each_piece(tasks, 3 * work(&q, &k, rows), |(b, ((dq, dk), dv))| {
-        simd(|| backward_row(&q, &k, &v, &grad, rows, b, Gradients { dq, dk, dv }))
+        simd(
+            #[inline(always)]
+            || backward_row(&q, &k, &v, &grad, rows, b, Gradients { dq, dk, dv }),
+        )
     });
     let heads_first = |x, len, heads| Flex::float_permute(from_vec(x, [n_rows, len, heads, head_dim], dtype), &[0, 2, 1, 3]);
     [heads_first(dq, n_queries, n_heads), heads_first(dk, n_keys, n_kv_heads), heads_first(dv, n_keys, n_kv_heads)]

@@ -12,8 +12,10 @@ const MASKED: f32 = -1.0e30;
 
 pub fn forward<B: Backend>(q: FloatTensor<B>, k: FloatTensor<B>, v: FloatTensor<B>, rows: &CausalRows) -> FloatTensor<B> {
     let problem = Problem::<B>::new(q, k, v, rows);
-    let mut out: Vec<Tensor<B, 4>> =
-        problem.chunks().map(|chunk| problem.unfold(problem.probabilities(&chunk).cast(problem.q.dtype()).matmul(problem.keys(&problem.v, &chunk)), &chunk)).collect();
+    let mut out: Vec<Tensor<B, 4>> = problem
+        .chunks()
+        .map(|chunk| problem.unfold(problem.probabilities(&chunk).cast(problem.q.dtype()).matmul(problem.keys(&problem.v, &chunk)), &chunk))
+        .collect();
     let out = if out.len() == 1 { out.remove(0) } else { Tensor::cat(out, 2) };
     out.into_primitive().tensor()
 }
@@ -91,7 +93,12 @@ impl<B: Backend> Problem<B> {
     /// The chunk of a [B, H, Tq, hd] tensor with the heads of a kv group as rows: [B, K, (H / K) c, hd].
     fn fold(&self, x: &Tensor<B, 4>, chunk: &Chunk) -> Tensor<B, 4> {
         let ([n_rows, n_heads, _, head_dim], n_kv_heads) = (x.dims(), self.k.dims()[1]);
-        x.clone().slice(s![.., .., chunk.queries.clone(), ..]).reshape([n_rows, n_kv_heads, n_heads / n_kv_heads * chunk.queries.len(), head_dim])
+        x.clone().slice(s![.., .., chunk.queries.clone(), ..]).reshape([
+            n_rows,
+            n_kv_heads,
+            n_heads / n_kv_heads * chunk.queries.len(),
+            head_dim,
+        ])
     }
 
     fn unfold(&self, x: Tensor<B, 4>, chunk: &Chunk) -> Tensor<B, 4> {

@@ -6,11 +6,15 @@
 //! | `train.jsonl` | 1,550 questions, shuffled |
 //! | `tiny-1hop.jsonl`, `tiny-2hop.jsonl` | 160 and 150 test questions |
 //! | `queries.jsonl` | search queries with their gold passages, from training questions only: what the encoder trains on |
-//! | `tokenizer.json` | the vocabulary |
+//! | `encoder/`, `student/`, `teacher/` | `config.json` of the three networks and their common `tokenizer.json` |
+//!
+//! Weights (`encoder/model.safetensors` and so on) are made by the recipes beside the files, and the demonstrations by
+//! [`crate::trainer::tiny`], because they need the retriever.
 //!
 //! The files are stored in the repository and embedded in the binary as they are, although a seed would reproduce them: anyone can read them, other
 //! tools can load them, and built-in and own data go one way. A test regenerates them and compares bytes, so they cannot drift from the code.
 use super::{
+    networks,
     questions::{Split, TinyQuestion, split},
     scripts::queries,
     vocabulary,
@@ -28,9 +32,9 @@ use std::path::Path;
 pub fn files(seed: u64) -> Result<Vec<(&'static str, String)>, DataError> {
     let world = World::generate(seed);
     let questions = split(&world, seed);
-    let tokenizer = vocabulary::train(&world, &questions)
-        .and_then(|tokenizer| tokenizer.to_string(true))
-        .map_err(|error| DataError::Format { path: "tokenizer.json".into(), why: error.to_string() })?;
+    let failed = |error: tokenizers::Error| DataError::Format { path: "tokenizer.json".into(), why: error.to_string() };
+    let vocabulary = vocabulary::train(&world, &questions).map_err(failed)?;
+    let tokenizer = vocabulary.to_string(true).map_err(failed)? + "\n";
     let asked = |tiny: &[TinyQuestion]| lines(tiny.iter().map(|tiny| &tiny.question));
     Ok(vec![
         ("corpus.jsonl", lines(world.passages())),
@@ -38,7 +42,12 @@ pub fn files(seed: u64) -> Result<Vec<(&'static str, String)>, DataError> {
         ("tiny-1hop.jsonl", asked(&questions.test_one_hop)),
         ("tiny-2hop.jsonl", asked(&questions.test_two_hops)),
         ("queries.jsonl", lines(&encoder_queries(&world, &questions))),
-        ("tokenizer.json", tokenizer + "\n"),
+        ("encoder/config.json", networks::encoder(&vocabulary).to_json()),
+        ("encoder/tokenizer.json", tokenizer.clone()),
+        ("student/config.json", networks::student(&vocabulary).to_json()),
+        ("student/tokenizer.json", tokenizer.clone()),
+        ("teacher/config.json", networks::teacher(&vocabulary).to_json()),
+        ("teacher/tokenizer.json", tokenizer),
     ])
 }
 
@@ -46,10 +55,10 @@ pub fn files(seed: u64) -> Result<Vec<(&'static str, String)>, DataError> {
 /// # Errors
 /// If a file cannot be written.
 pub fn write(dir: &Path, seed: u64) -> Result<(), DataError> {
-    std::fs::create_dir_all(dir).map_err(|source| DataError::Io { path: dir.to_owned(), source })?;
     for (name, contents) in files(seed)? {
         let path = dir.join(name);
-        std::fs::write(&path, contents).map_err(|source| DataError::Io { path, source })?;
+        let written = std::fs::create_dir_all(path.parent().unwrap_or(dir)).and_then(|()| std::fs::write(&path, contents));
+        written.map_err(|source| DataError::Io { path, source })?;
     }
     Ok(())
 }

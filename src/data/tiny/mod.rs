@@ -5,12 +5,13 @@
 //! found by searching or guessed, and a learning curve means what it seems to mean.
 //!
 //! The parts: [`names`] invents words, [`world`] draws facts and writes passages, [`questions`] asks and splits into train and test,
-//! [`scripts`] plays a question the way a perfect agent would (the teacher's training data), [`vocabulary`] trains the byte-level BPE, [`export`] writes
-//! the files. The same seed gives the same bytes on every machine.
+//! [`scripts`] plays a question the way a perfect agent would (the teacher's training data), [`vocabulary`] trains the byte-level BPE, [`networks`] says how
+//! large the models are, [`export`] writes the files. The same seed gives the same bytes on every machine.
 //!
 //! Cost: the whole world is generated in milliseconds, the vocabulary trained in about a second.
 pub mod export;
 pub mod names;
+pub mod networks;
 pub mod questions;
 pub mod scripts;
 pub mod vocabulary;

@@ -13,6 +13,7 @@ use super::{
     scripts::{Observation, queries, script},
     world::World,
 };
+use crate::data::trajectories::INVALID_ACTION;
 use std::convert::Infallible;
 use tokenizers::{
     AddedToken, SplitDelimiterBehavior, Tokenizer,
@@ -47,9 +48,6 @@ pub const PHRASES: [&str; 16] = [
     "passage:",
     INVALID_ACTION,
 ];
-
-/// The protocol's reply to a turn without an action. A layer to the right of this one owns it; a test there compares.
-pub const INVALID_ACTION: &str = "\nMy previous action is invalid. If I want to search, I should put the query between <search> and </search>. If I want to give the final answer, I should put the answer between <answer> and </answer>. Let me try again.\n";
 
 /// Qwen2.5's special tokens, in its order.
 pub const SPECIAL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];

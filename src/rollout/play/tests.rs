@@ -2,6 +2,7 @@ use super::*;
 use crate::{
     config::ChatTemplate,
     data::corpus::Passage,
+    engine::EngineOptions,
     env::protocol::{INVALID_ACTION, STOP_STRINGS, search_observation},
     retriever::{Hit, Retriever, RetrieverError},
     rng::Purpose,
@@ -285,4 +286,26 @@ fn an_answer_before_a_search_in_one_turn_ends_the_episode() {
     let episodes = recite(&["p"], &[&["<answer>A</answer><search>x</search>"]], &one_passage, &limits());
     assert_eq!(text_of(&episodes[0], Segment::is_agent), "<answer>A</answer>");
     assert_eq!(episodes[0].status, Status::Answered);
+}
+
+#[test]
+fn episodes_do_not_depend_on_how_many_rows_play_together() {
+    let (model, tokenizer) = (crate::engine::tests::random_model(), crate::tokenizer::tests::byte_level_tokenizer());
+    let retriever = Searcher(&one_passage);
+    let env =
+        Env { instruction: "{question}".to_owned(), template: ChatTemplate::Plain, date: String::new(), retriever: &retriever, top_k: 1 };
+    let questions: Vec<Question> = ["who wrote it", "the answer", "naïve", "yes", "a much longer question"].map(question).into();
+    let keys: Vec<Key> = (0..5).map(|i| Key::new(1, Purpose::Rollout).fold(0).fold(i)).collect();
+    let play_with = |max_rows: usize| {
+        let limits = EpisodeRecipe { max_rows, max_response_length: 12, ..limits() };
+        let stop_strings = STOP_STRINGS.map(str::to_owned).to_vec();
+        let options = EngineOptions { max_rows, capacity: limits.max_prompt_length, stop_strings, eos_ids: vec![7, 50, 100] };
+        let rules = Rules { env: &env, encode: &|text| tokenizer.encode(text), limits: &limits };
+        let mut engine = Engine::new(&model, &tokenizer, options, &Default::default());
+        let episodes = play(&mut engine, rules, &questions, &keys).expect("plays");
+        episodes.iter().map(|e| (e.ids(), e.status.clone(), e.n_agent_tokens())).collect::<Vec<_>>()
+    };
+    let alone = play_with(1);
+    assert_eq!(alone, play_with(2));
+    assert_eq!(alone, play_with(5));
 }

@@ -1,11 +1,9 @@
-//! The decoder against tensors that transformers computed (tests/oracles/models), and properties of the cache.
-mod common;
-
+//! The decoder against tensors that transformers computed (tests/oracles/models).
+use crate::common::{Oracle, assert_close, f32s};
 use burn::{
     backend::{Autodiff, Flex},
     tensor::{Int, Tensor, TensorData},
 };
-use common::{Oracle, assert_close, f32s};
 use dgpo_models::{
     cache::{CacheRows, KvCache},
     decoder::Decoder,
@@ -29,8 +27,7 @@ impl Batch {
         let ids = oracle.ints(&format!("{name}.input_ids"));
         let mask = oracle.ints(&format!("{name}.attention_mask"));
         let width = oracle.shape(&format!("{name}.input_ids"))[1];
-        let columns: Vec<Vec<usize>> =
-            mask.chunks(width).map(|row| (0..width).filter(|&column| row[column] == 1).collect()).collect();
+        let columns: Vec<Vec<usize>> = mask.chunks(width).map(|row| (0..width).filter(|&column| row[column] == 1).collect()).collect();
         let rows = columns.iter().enumerate().map(|(b, columns)| columns.iter().map(|&column| ids[b * width + column]).collect()).collect();
         Self { rows, columns }
     }
@@ -55,7 +52,16 @@ fn logits<B: dgpo_models::Backend>(model: &Decoder<B>, hidden: Tensor<B, 3>) -> 
 }
 
 /// Compares row by row at the real columns: `got` [B, T', n] right-padded with `got_width` columns, `want` [B, T, n].
-fn assert_real_columns(batch: &Batch, got: &[f32], got_width: usize, want: &[f32], want_width: usize, n: usize, tolerance: f32, what: &str) {
+fn assert_real_columns(
+    batch: &Batch,
+    got: &[f32],
+    got_width: usize,
+    want: &[f32],
+    want_width: usize,
+    n: usize,
+    tolerance: f32,
+    what: &str,
+) {
     for (b, columns) in batch.columns.iter().enumerate() {
         for (t, column) in columns.iter().enumerate() {
             let got = &got[(b * got_width + t) * n..][..n];
@@ -153,31 +159,32 @@ fn cached_steps_match_the_reference_and_the_full_pass() {
         let full_width = batch.rows.iter().map(Vec::len).max().unwrap();
         let want = oracle.floats("kv.step_logits");
 
-        // Slots in another order than the rows, one slot too many.
+        // Slots in another order than the rows, one slot too many. The oracle fed all rows all columns but the last STEPS, then column by column;
+        // here a row takes part from its first real column on.
         let slots: Vec<usize> = (0..n_rows).rev().collect();
         let mut cache = KvCache::new(&model.config(), n_rows + 1, full_width, &Default::default());
-        let prompts: Vec<Vec<i64>> = batch.rows.iter().map(|ids| ids[..ids.len() - STEPS].to_vec()).collect();
-        let n_new: Vec<usize> = prompts.iter().map(Vec::len).collect();
-        let hidden = model.hidden(padded(&prompts), None, Some(CacheRows { cache: &mut cache, slots: &slots, n_new: &n_new }));
-        let width = hidden.dims()[1];
-        let (prefill, _) = logits(&model, hidden);
-        let mut steps: Vec<Vec<Vec<f32>>> =
-            n_new.iter().enumerate().map(|(b, n)| vec![prefill[(b * width + n - 1) * n_vocab..][..n_vocab].to_vec()]).collect();
-        for step in 0..STEPS {
-            let next: Vec<Vec<i64>> = batch.rows.iter().map(|ids| vec![ids[ids.len() - STEPS + step]]).collect();
-            let ones = vec![1; n_rows];
-            let hidden = model.hidden(padded(&next), None, Some(CacheRows { cache: &mut cache, slots: &slots, n_new: &ones }));
+        let n_columns = oracle.shape("left.input_ids")[1];
+        for step in 0..=STEPS {
+            let columns = if step == 0 { 0..n_columns - STEPS } else { n_columns - STEPS + step - 1..n_columns - STEPS + step };
+            let new_tokens = |b: usize| -> Vec<i64> {
+                batch.rows[b].iter().zip(&batch.columns[b]).filter(|(_, column)| columns.contains(column)).map(|(id, _)| *id).collect()
+            };
+            let live: Vec<usize> = (0..n_rows).filter(|&b| !new_tokens(b).is_empty()).collect();
+            let input: Vec<Vec<i64>> = live.iter().map(|&b| new_tokens(b)).collect();
+            let n_new: Vec<usize> = input.iter().map(Vec::len).collect();
+            let live_slots: Vec<usize> = live.iter().map(|&b| slots[b]).collect();
+            let hidden = model.hidden(padded(&input), None, Some(CacheRows { cache: &mut cache, slots: &live_slots, n_new: &n_new }));
+            let width = hidden.dims()[1];
             let (got, _) = logits(&model, hidden);
-            (0..n_rows).for_each(|b| steps[b].push(got[b * n_vocab..][..n_vocab].to_vec()));
-        }
-        for (b, steps) in steps.iter().enumerate() {
-            assert_eq!(cache.len(slots[b]), batch.rows[b].len());
-            for (i, got) in steps.iter().enumerate() {
-                assert_close(got, &want[(b * (STEPS + 1) + i) * n_vocab..][..n_vocab], 1e-4, &format!("{name}, row {b}, step {i}"));
-                let t = batch.rows[b].len() - STEPS - 1 + i;
-                assert_close(got, &full[(b * full_width + t) * n_vocab..][..n_vocab], 5e-5, &format!("{name}, full pass, row {b}, step {i}"));
+            for (i, &b) in live.iter().enumerate() {
+                let got = &got[(i * width + n_new[i] - 1) * n_vocab..][..n_vocab];
+                assert_close(got, &want[(b * (STEPS + 1) + step) * n_vocab..][..n_vocab], 1e-4, &format!("{name}, row {b}, step {step}"));
+                let t = cache.len(slots[b]) - 1;
+                let full = &full[(b * full_width + t) * n_vocab..][..n_vocab];
+                assert_close(got, full, 5e-5, &format!("{name}, full pass, row {b}, step {step}"));
             }
         }
+        (0..n_rows).for_each(|b| assert_eq!(cache.len(slots[b]), batch.rows[b].len()));
     }
 }
 
@@ -275,7 +282,7 @@ fn gradients_match() {
         let want_loss = oracle.json["grad.loss"].as_f64().unwrap() as f32;
         assert_close(&f32s(loss.clone()), &[want_loss], 1e-4 * want_loss, name);
 
-        let grads = common::gradients(&model, &loss.backward());
+        let grads = crate::common::gradients(&model, &loss.backward());
         let norms = oracle.json["grad.norms"].as_object().unwrap();
         assert_eq!(grads.len(), norms.len(), "{name}: number of parameters");
         for (key, norm) in norms {
@@ -284,10 +291,11 @@ fn gradients_match() {
             let want = norm.as_f64().unwrap();
             assert!((got - want).abs() <= 1e-4 * want, "{name} |d {key}|: {got} instead of {want}");
         }
-        for key in oracle.keys().filter_map(|key| key.strip_prefix("grad.")).filter(|key| key.ends_with("weight") || key.ends_with("bias")) {
+        let is_parameter = |key: &String| key.ends_with("weight") || key.ends_with("bias");
+        for key in oracle.keys().filter(is_parameter).filter_map(|key| key.strip_prefix("grad.").map(str::to_owned)) {
             let want = oracle.floats(&format!("grad.{key}"));
             let largest = want.iter().fold(0.0f32, |max, x| max.max(x.abs()));
-            assert_close(&grads[key], &want, 1e-3 * largest, &format!("{name} d {key}"));
+            assert_close(&grads[&key], &want, 1e-3 * largest, &format!("{name} d {key}"));
         }
     }
 }
@@ -314,7 +322,7 @@ fn critic_values_match() {
 #[test]
 fn bf16_compute_is_no_further_from_f32_than_the_reference_is() {
     let oracle = Oracle::open("qwen2_tied_bf16");
-    let model = common::cast(oracle.decoder::<Flex>(), burn::tensor::DType::BF16);
+    let model = crate::common::cast(oracle.decoder::<Flex>(), burn::tensor::DType::BF16);
     let batch = Batch::new(&oracle, "left");
     let ids = batch.ids::<Flex>();
     let width = ids.dims()[1];

@@ -1,0 +1,4 @@
+//! The decoder and its cache, through the public interface.
+mod cache;
+mod common;
+mod oracles;

@@ -1,0 +1,101 @@
+//! `dgpo ask`: one question, one episode, shown by author.
+use super::{
+    Outcome,
+    args::{DeviceArgs, RecipeArgs},
+    output,
+};
+use crate::{
+    config::{Recipe, Sampling},
+    data::questions::Question,
+    pipeline::{PipelineError, setup::setup_of},
+    rng::{Key, Purpose},
+    rollout::{Episode, Segment},
+    trainer::{
+        devices::{Job, with_device},
+        events::Stop,
+    },
+};
+use dgpo_models::TrainBackend;
+use serde_json::json;
+use std::path::Path;
+
+/// Ask one question and watch the agent think, search and answer.
+///
+/// Example: dgpo ask "Where was the director of Zulomi born?" --model builtin:tiny/teacher
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The question.
+    question: String,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Model: folder, owner/name or builtin:NAME [default: model.student of the recipe].
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Sampling temperature; 0 is greedy.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f64,
+    /// Print the episode as one JSON object instead.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Plays the question on a backend: the episode and each segment's text.
+struct Ask {
+    recipe: Recipe,
+    question: String,
+    temperature: f64,
+}
+impl Job for Ask {
+    type Output = Result<(Episode, Vec<String>), PipelineError>;
+    fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
+        let setup = setup_of::<B>(self.recipe, device)?;
+        let tokenizer = setup.tokenizer()?;
+        let model = setup.load(&setup.recipe.model.student, &tokenizer)?;
+        let retriever = setup.retriever(Path::new("."), &Stop::default())?;
+        let question = Question {
+            id: "asked".to_owned(),
+            dataset: "asked".to_owned(),
+            question: self.question,
+            golden_answers: Vec::new(),
+            supporting: Vec::new(),
+            supporting_kind: String::new(),
+        };
+        let sampling = Sampling { temperature: self.temperature, ..Sampling::GREEDY };
+        let key = Key::new(setup.recipe.run.seed, Purpose::Eval);
+        let player = setup.player(&tokenizer, retriever.as_ref());
+        let mut episodes = player.play(&model, &[question], sampling, key, &setup.device)?;
+        let episode = episodes.remove(0);
+        let texts = episode.segments.iter().map(|segment| tokenizer.decode(segment.ids())).collect();
+        Ok((episode, texts))
+    }
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
+    let mut recipe = args.recipe.load()?.recipe;
+    if let Some(model) = args.model {
+        recipe.model.student = model;
+    }
+    let job = Ask { recipe, question: args.question, temperature: args.temperature };
+    let (episode, texts) = with_device(args.device.device, job)??;
+    if args.json {
+        output::json(&json!({ "episode": episode, "texts": texts }))?;
+        return Ok(Outcome::Done);
+    }
+    let mut shown = String::new();
+    for (segment, text) in episode.segments.iter().zip(&texts) {
+        let author = match segment {
+            Segment::Prompt { .. } => "prompt",
+            Segment::Agent { .. } => "agent",
+            Segment::Observation { .. } => "environment",
+        };
+        shown += &format!("--- {author} ({} tokens)\n{}\n", segment.ids().len(), text.trim());
+    }
+    shown += &match &episode.prediction {
+        Some(answer) => format!("--- answer\n{answer}\n"),
+        None => format!("--- no answer: {:?}\n", episode.status),
+    };
+    output::data(&shown)?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,86 @@
+//! `dgpo demos`: episodes of the teacher, for a look or for another run's `data`.
+use super::{
+    Outcome,
+    args::{DeviceArgs, RecipeArgs, stop_on_interrupt},
+    output,
+};
+use crate::{
+    config::{Recipe, Sampling},
+    data::sampler::Sampler,
+    pipeline::{PipelineError, setup::setup_of},
+    rng::{Key, Purpose},
+    rollout::{Episode, EpisodeStats, episode::write_episodes},
+    trainer::{
+        devices::{Job, with_device},
+        events::Stop,
+    },
+};
+use dgpo_models::TrainBackend;
+use std::path::{Path, PathBuf};
+
+/// Let the teacher play training questions and keep its correct episodes.
+///
+/// Example: dgpo demos --config configs/tiny.toml --episodes 64 --out demos.jsonl
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Questions to play.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    episodes: usize,
+    /// Where the episodes go, JSON Lines.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Keep wrong episodes too.
+    #[arg(long)]
+    all: bool,
+    /// Print the teacher's figures as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Plays the questions on a backend.
+struct Demos {
+    recipe: Recipe,
+    n_episodes: usize,
+    stop: Stop,
+}
+impl Job for Demos {
+    type Output = Result<Vec<Episode>, PipelineError>;
+    fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
+        let setup = setup_of::<B>(self.recipe, device)?;
+        let (recipe, tokenizer) = (&setup.recipe, setup.tokenizer()?);
+        let teacher = setup.load(&recipe.model.teacher, &tokenizer)?;
+        let retriever = setup.retriever(Path::new("."), &self.stop)?;
+        let questions = setup.questions(&recipe.data.train, recipe.data.max_train)?;
+        let drawn = Sampler::new(recipe.run.seed, questions.len()).next(self.n_episodes);
+        let drawn: Vec<_> = drawn.into_iter().map(|i| questions[i].clone()).collect();
+        let sampling = Sampling { temperature: recipe.demos.temperature, ..Sampling::GREEDY };
+        let key = Key::new(recipe.run.seed, Purpose::Teacher);
+        Ok(setup.player(&tokenizer, retriever.as_ref()).play(&teacher, &drawn, sampling, key, &setup.device)?)
+    }
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
+    let recipe = args.recipe.load()?.recipe;
+    let job = Demos { recipe, n_episodes: args.episodes, stop: stop_on_interrupt()? };
+    let mut episodes = match with_device(args.device.device, job)? {
+        Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),
+        played => played?,
+    };
+    let stats = EpisodeStats::of(&episodes);
+    episodes.retain(|episode| args.all || (episode.is_trainable() && episode.is_correct()));
+    write_episodes(&args.out, &episodes)?;
+    if args.json {
+        output::json(&stats)?;
+    } else {
+        let (n, path) = (episodes.len(), args.out.display());
+        output::data(&format!(
+            "{n} of {} episodes written to {path} (EM {:.3}, {:.2} searches)",
+            stats.n_episodes, stats.em, stats.searches
+        ))?;
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,128 @@
+use super::*;
+use burn::backend::Flex;
+use dgpo_models::config::BertConfig;
+use std::ops::ControlFlow;
+
+const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/tiny/tokenizer.json");
+
+pub fn options() -> EncoderOptions {
+    EncoderOptions { query_prefix: "query: ".to_owned(), passage_prefix: "passage: ".to_owned(), max_tokens: 24, batch_tokens: 64 }
+}
+
+/// A small BERT with random weights over the built-in world's tokenizer.
+pub fn random_encoder(seed: u64, options: EncoderOptions) -> Encoder<Flex> {
+    let tokenizer = Tokenizer::from_path(Path::new(TOKENIZER)).expect("the built-in tokenizer");
+    let config = BertConfig {
+        vocab_size: tokenizer.n_tokens(),
+        hidden_size: 32,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        intermediate_size: 64,
+        max_position_embeddings: 32,
+        type_vocab_size: 2,
+        layer_norm_eps: 1e-12,
+        // Large enough that attention differs between texts.
+        initializer_range: 0.3,
+        pad_token_id: 0,
+    };
+    let device = Default::default();
+    let model = BertEncoder::init(&config, seed, &device);
+    Encoder::from_parts(model, tokenizer, "random", format!("seed {seed}"), options, &device).expect("the parts fit")
+}
+
+fn texts() -> Vec<String> {
+    let words = ["river", "the film", "a book of", "born in", "who", "director of the long film", "x"];
+    (0..40).map(|i| (0..1 + i * 7 % 11).map(|j| words[(i + j * j) % words.len()]).collect::<Vec<_>>().join(" ")).collect()
+}
+
+fn encode(encoder: &Encoder<Flex>, texts: &[String]) -> Vec<f32> {
+    encoder.encode_passages(texts, &mut |_, _| ControlFlow::Continue(())).expect("encoded")
+}
+
+#[test]
+fn passages_come_in_input_order_whatever_the_batches() {
+    let texts = texts();
+    let small = random_encoder(1, options());
+    let large = random_encoder(1, EncoderOptions { batch_tokens: 100_000, ..options() });
+    let together = encode(&large, &texts);
+    // f32 sums of some hundred terms of order 1, normalised: 1e-5 is far above rounding and far below any real difference.
+    let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-5);
+    assert!(close(&encode(&small, &texts), &together));
+    for (text, embedding) in texts.iter().zip(together.chunks_exact(32)) {
+        assert!(close(&encode(&small, std::slice::from_ref(text)), embedding), "{text}");
+        assert!((embedding.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn a_query_has_the_same_embedding_to_the_last_bit_alone_and_in_a_batch() {
+    let encoder = random_encoder(2, options());
+    let texts = texts();
+    let together = encoder.encode_queries(&texts).expect("encoded");
+    for (text, embedding) in texts.iter().zip(together.chunks_exact(32)) {
+        assert_eq!(encoder.encode_queries(std::slice::from_ref(text)).expect("encoded"), embedding, "{text}");
+    }
+}
+
+#[test]
+fn queries_and_passages_have_their_own_prefixes() {
+    let text = ["the film".to_owned()];
+    let encoder = random_encoder(3, options());
+    let swapped =
+        random_encoder(3, EncoderOptions { query_prefix: "passage: ".to_owned(), passage_prefix: "query: ".to_owned(), ..options() });
+    let query = encoder.encode_queries(&text).expect("encoded");
+    assert_ne!(encode(&encoder, &text), query);
+    let same = encode(&swapped, &text);
+    assert!(same.iter().zip(&query).all(|(x, y)| (x - y).abs() < 1e-5));
+}
+
+#[test]
+fn a_long_text_is_cut_and_keeps_its_last_token() {
+    assert_eq!(truncate_keeping_last(vec![101, 1, 2, 3, 102], 4), [101, 1, 2, 102]);
+    assert_eq!(truncate_keeping_last(vec![101, 1, 102], 4), [101, 1, 102]);
+}
+
+#[test]
+fn batches_hold_every_text_once_and_keep_to_the_budget() {
+    let lengths = [3, 9, 1, 30, 4, 4, 9];
+    let batches = length_sorted_batches(&lengths, 20);
+    let mut all: Vec<usize> = batches.concat();
+    all.sort_unstable();
+    assert_eq!(all, [0, 1, 2, 3, 4, 5, 6]);
+    // The text of 30 tokens exceeds the budget and has a batch of its own.
+    assert_eq!(batches, [vec![3], vec![1, 6], vec![4, 5, 0, 2]]);
+}
+
+#[test]
+fn encoding_stops_where_it_is_told() {
+    let error = random_encoder(1, options()).encode_passages(&texts(), &mut |_, _| ControlFlow::Break(())).expect_err("stopped");
+    assert!(matches!(error, RetrieverError::Interrupted { total: 40, .. }), "{error}");
+}
+
+#[test]
+fn the_fingerprint_changes_with_everything_that_changes_an_embedding() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (name, content) in [("config.json", "{}"), ("model.safetensors", "weights"), ("tokenizer.json", "words"), ("README.md", "text")] {
+        std::fs::write(folder.path().join(name), content).expect("written");
+    }
+    let of = |options: &EncoderOptions| fingerprint(folder.path(), options).expect("readable");
+    let original = of(&options());
+    assert_ne!(of(&EncoderOptions { query_prefix: "q: ".to_owned(), ..options() }), original);
+    assert_ne!(of(&EncoderOptions { passage_prefix: "p: ".to_owned(), ..options() }), original);
+    assert_ne!(of(&EncoderOptions { max_tokens: 23, ..options() }), original);
+    assert_eq!(of(&EncoderOptions { batch_tokens: 1, ..options() }), original);
+    std::fs::write(folder.path().join("README.md"), "other text").expect("written");
+    assert_eq!(of(&options()), original);
+    std::fs::write(folder.path().join("model.safetensors"), "other weights").expect("written");
+    assert_ne!(of(&options()), original);
+}
+
+#[test]
+fn more_tokens_than_positions_are_refused() {
+    let tokenizer = Tokenizer::from_path(Path::new(TOKENIZER)).expect("the built-in tokenizer");
+    let encoder = random_encoder(1, options());
+    let options = EncoderOptions { max_tokens: 33, ..options() };
+    let error = Encoder::from_parts(encoder.model, tokenizer, "random", String::new(), options, &encoder.device).err();
+    let message = error.expect("33 tokens do not fit 32 positions").to_string();
+    assert!(message.contains("max_tokens = 33") && message.contains("32 positions"), "{message}");
+}

@@ -1,0 +1,195 @@
+use super::*;
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::mpsc::{Receiver, channel},
+    thread,
+};
+
+/// What the server does with one connection.
+enum Reply {
+    /// Status line and body.
+    Answer(&'static str, String),
+    /// Reads the request and keeps the connection open without a word until the client leaves.
+    Silence,
+}
+
+/// Serves one connection a reply, then goes away. Returns the address and the request bodies.
+fn serve(replies: Vec<Reply>) -> (String, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}/retrieve", listener.local_addr().expect("bound"));
+    let (sender, bodies) = channel();
+    thread::spawn(move || {
+        for reply in replies {
+            let Ok((mut stream, _)) = listener.accept() else { return };
+            let _ = sender.send(read_body(&mut stream));
+            match reply {
+                Reply::Answer(status, body) => {
+                    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+                }
+                Reply::Silence => {
+                    let _ = stream.read(&mut [0]);
+                }
+            }
+        }
+    });
+    (url, bodies)
+}
+
+/// The body of a request, whose length the head says or whose chunks end with an empty one.
+fn read_body(stream: &mut TcpStream) -> String {
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let head = head.to_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse::<usize>().ok());
+            match length {
+                Some(length) if body.len() >= length => return body.to_owned(),
+                None if body.ends_with("0\r\n\r\n") => return body.to_owned(),
+                _ => {}
+            }
+        }
+        match stream.read(&mut buffer) {
+            Ok(n) if n > 0 => bytes.extend_from_slice(&buffer[..n]),
+            _ => return text,
+        }
+    }
+}
+
+fn client(url: &str, timeout_s: f64, max_retries: usize) -> RemoteRetriever {
+    RemoteRetriever::with_pause(url, timeout_s, max_retries, Duration::from_millis(1)).expect("a good address")
+}
+
+fn queries(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+fn ok(body: &str) -> Reply {
+    Reply::Answer("200 OK", body.to_owned())
+}
+
+/// The error of one query against one answer.
+fn error_of(body: &str) -> String {
+    let (url, _bodies) = serve(vec![ok(body)]);
+    let message = client(&url, 5.0, 3).search(&queries(&["q"]), 2).remove(0).expect_err(body).to_string();
+    assert!(message.starts_with(&url) && message.contains("hint: ") && message.contains("attempts: 1"), "{message}");
+    message
+}
+
+#[test]
+fn passages_with_scores_are_read_and_the_request_is_the_protocols() {
+    let body = r#"{"result": [[{"document": {"id": "7", "contents": "\"A\"\nb"}, "score": 0.5}, {"document": {"id": 8, "contents": "c"}, "score": 0.25}],
+        [{"document": {"id": "9", "contents": "d"}, "score": 1}, {"document": {"id": "1", "contents": "e"}, "score": 0.5}]]}"#;
+    let (url, bodies) = serve(vec![ok(body)]);
+    let found = client(&url, 5.0, 0).search(&queries(&["first \"q\"", "second"]), 2);
+    let request: Value = serde_json::from_str(&bodies.recv().expect("asked")).expect("JSON");
+    assert_eq!(request, json!({"queries": ["first \"q\"", "second"], "topk": 2, "return_scores": true}));
+    let first = found[0].as_ref().expect("found");
+    assert_eq!((first[0].passage.contents.as_str(), first[0].score), ("\"A\"\nb", 0.5));
+    assert_eq!(first[1].passage.id, "8");
+    assert_eq!(found[1].as_ref().expect("found").len(), 2);
+}
+
+#[test]
+fn passages_without_scores_are_read() {
+    let (url, _bodies) = serve(vec![ok(r#"{"result": [[{"id": "7", "contents": "x", "extra": 1}]]}"#)]);
+    let hits = client(&url, 5.0, 0).search(&queries(&["q"]), 3).remove(0).expect("found");
+    assert_eq!(hits, [Hit { passage: Passage { id: "7".to_owned(), contents: "x".to_owned() }, score: 0.0 }]);
+}
+
+#[test]
+fn a_busy_server_is_asked_again() {
+    let good = r#"{"result": [[{"id": "7", "contents": "x"}]]}"#;
+    let busy = |status| Reply::Answer(status, "later".to_owned());
+    let (url, bodies) = serve(vec![busy("500 Internal Server Error"), busy("429 Too Many Requests"), ok(good)]);
+    assert!(client(&url, 5.0, 2).search(&queries(&["q"]), 1)[0].is_ok());
+    assert_eq!(bodies.iter().count(), 3);
+}
+
+#[test]
+fn retries_are_bounded_and_the_last_failure_is_told() {
+    let busy = || Reply::Answer("503 Service Unavailable", "down for tea".to_owned());
+    let (url, _bodies) = serve(vec![busy(), busy()]);
+    let found = client(&url, 5.0, 1).search(&queries(&["a", "b"]), 1);
+    assert_eq!(found.len(), 2);
+    for result in found {
+        let error = result.expect_err("down");
+        assert!(matches!(error, RetrieverError::Remote { status: Some(503), attempts: 2, .. }), "{error}");
+        assert!(error.to_string().contains("down for tea"), "{error}");
+    }
+}
+
+#[test]
+fn a_wrong_request_is_not_repeated() {
+    let (url, _bodies) = serve(vec![Reply::Answer("404 Not Found", "<html>no such page</html>".to_owned())]);
+    let error = client(&url, 5.0, 5).search(&queries(&["q"]), 1).remove(0).expect_err("404");
+    assert!(matches!(error, RetrieverError::Remote { status: Some(404), attempts: 1, .. }), "{error}");
+    assert!(error.to_string().contains("/retrieve route"), "{error}");
+}
+
+#[test]
+fn answers_of_the_wrong_shape_say_what_is_wrong() {
+    for (body, expected) in [
+        ("<html><body>Welcome</body></html>", "not JSON"),
+        ("[]", "not an object"),
+        (r#"{"results": []}"#, "no `result`"),
+        (r#"{"result": {}}"#, "`result` is not a list"),
+        (r#"{"result": []}"#, "0 results for 1 queries"),
+        (r#"{"result": [[]]}"#, "no passages"),
+        (r#"{"result": ["x"]}"#, "not a list"),
+        (r#"{"result": [[{"document": {"id": "1"}, "score": 1}]]}"#, "passage 0: `contents` is missing"),
+        (r#"{"result": [[{"document": {"id": "1", "contents": " "}, "score": 1}]]}"#, "`contents` is empty"),
+        (r#"{"result": [[{"document": {"id": "1", "contents": "x"}}]]}"#, "`score` is missing"),
+        (r#"{"result": [[{"contents": "x"}]]}"#, "`id` is missing"),
+    ] {
+        let message = error_of(body);
+        assert!(message.contains(expected), "{body}: {message}");
+    }
+}
+
+#[test]
+fn one_bad_result_fails_its_query_alone() {
+    let (url, _bodies) = serve(vec![ok(r#"{"result": [[{"id": "7", "contents": "x"}], []]}"#)]);
+    let found = client(&url, 5.0, 0).search(&queries(&["a", "b"]), 1);
+    assert!(found[0].is_ok() && found[1].is_err());
+}
+
+#[test]
+fn more_passages_than_asked_for_are_cut() {
+    let (url, _bodies) = serve(vec![ok(r#"{"result": [[{"id": "7", "contents": "x"}, {"id": "8", "contents": "y"}]]}"#)]);
+    assert_eq!(client(&url, 5.0, 0).search(&queries(&["a"]), 1)[0].as_ref().expect("found").len(), 1);
+}
+
+#[test]
+fn a_silent_server_runs_into_the_timeout() {
+    let (url, _bodies) = serve(vec![Reply::Silence, Reply::Silence]);
+    let error = client(&url, 0.1, 1).search(&queries(&["q"]), 1).remove(0).expect_err("silence");
+    assert!(matches!(error, RetrieverError::Remote { status: None, attempts: 2, .. }), "{error}");
+    assert!(error.to_string().contains("timeout"), "{error}");
+}
+
+#[test]
+fn a_refused_connection_is_retried_and_then_told() {
+    // A port that was free a moment ago.
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
+    let url = format!("http://127.0.0.1:{port}/retrieve");
+    let error = client(&url, 5.0, 2).search(&queries(&["q"]), 1).remove(0).expect_err("nobody there");
+    assert!(matches!(error, RetrieverError::Remote { status: None, attempts: 3, .. }), "{error}");
+    assert!(error.to_string().contains("is the server running"), "{error}");
+}
+
+#[test]
+fn addresses_and_timeouts_are_checked_before_anything_is_sent() {
+    for (url, timeout_s, expected) in [
+        ("https://example.org/retrieve", 5.0, "no TLS"),
+        ("127.0.0.1:8000/retrieve", 5.0, "http://127.0.0.1:8000/retrieve"),
+        ("", 5.0, "retriever.url"),
+        ("http://127.0.0.1:8000/retrieve", 0.0, "timeout_s"),
+        ("http://127.0.0.1:8000/retrieve", f64::NAN, "timeout_s"),
+    ] {
+        let message = RemoteRetriever::new(url, timeout_s, 0).err().expect(url).to_string();
+        assert!(message.contains(expected) && message.contains("hint: "), "{message}");
+    }
+}

@@ -1,0 +1,249 @@
+//! Rules about the source that the compiler does not check: the direction of imports, the length of files, who prints.
+//!
+//! The rules read text, not syntax: comments are cut off, and a file's test code (from `#[cfg(test)]` on, and files of tests) may import what it
+//! likes.
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+/// The modules of `src/`, left to right: each imports from itself and from those before it.
+const LAYERS: [&str; 15] = [
+    "rng",
+    "hub",
+    "config",
+    "data",
+    "tokenizer",
+    "engine",
+    "retriever",
+    "env",
+    "rollout",
+    "algo",
+    "trainer",
+    "eval",
+    "pipeline",
+    "conformance",
+    "cli",
+];
+const MAX_LINES: usize = 500;
+/// Folders with Rust source.
+const SOURCES: [&str; 5] = ["src", "models", "kernels", "xtask", "tests"];
+/// Macros that write to the terminal.
+const PRINTING: [&str; 5] = ["println!", "eprintln!", "print!", "eprint!", "dbg!"];
+/// Where they belong.
+const MAY_PRINT: [&str; 4] = ["src/cli/", "src/main.rs", "xtask/", "tests/"];
+
+/// A line that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Relative to the workspace, with `/`.
+    path: String,
+    line: usize,
+    message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.path, self.line, self.message)
+    }
+}
+
+/// Checks every Rust file of the workspace.
+pub fn check(root: &Path) -> io::Result<Vec<Problem>> {
+    let mut files = Vec::new();
+    for folder in SOURCES {
+        collect(&root.join(folder), &mut files)?;
+    }
+    files.sort();
+    let mut problems = Vec::new();
+    for file in files {
+        let relative = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
+        problems.extend(check_file(&relative, &fs::read_to_string(&file)?));
+    }
+    Ok(problems)
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+            collect(&path, files)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn check_file(path: &str, text: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut report = |line: usize, message: String| problems.push(Problem { path: path.to_owned(), line, message });
+    let n_lines = text.lines().count();
+    if n_lines > MAX_LINES {
+        report(n_lines, format!("{n_lines} lines; at most {MAX_LINES}: a file answers one question"));
+    }
+    let code: String = text.lines().map(|line| without_comment(line).to_owned() + "\n").collect();
+    if !MAY_PRINT.iter().any(|place| path.starts_with(place)) {
+        for (line_idx, line) in code.lines().enumerate() {
+            if let Some(name) = PRINTING.iter().find(|name| is_called(line, name)) {
+                report(line_idx + 1, format!("{name} outside src/cli; use tracing, or return the text"));
+            }
+        }
+    }
+    if let Some(layer) = layer_of(path) {
+        let own = code.split("#[cfg(test)]").next().unwrap_or_default();
+        for (line, name) in imports(own) {
+            match (position(&name), position(layer)) {
+                (Some(imported), Some(importing)) if imported > importing => {
+                    report(line, format!("{layer} imports {name}, which lies to its right; see LAYERS in xtask/src/tidy.rs"));
+                }
+                (None, _) => report(line, format!("crate::{name} is no layer; add it to LAYERS in xtask/src/tidy.rs")),
+                _ => {}
+            }
+        }
+    }
+    problems
+}
+
+fn position(layer: &str) -> Option<usize> {
+    LAYERS.iter().position(|known| *known == layer)
+}
+
+/// The layer of a file in src/; none for lib.rs, main.rs, other crates and files of tests.
+fn layer_of(path: &str) -> Option<&str> {
+    let inside = path.strip_prefix("src/")?;
+    let is_tests = inside.ends_with("tests.rs") || inside.contains("/tests/");
+    let first = inside.split('/').next()?.trim_end_matches(".rs");
+    (!is_tests && first != "lib" && first != "main").then_some(first)
+}
+
+/// A line up to its comment. `://` is an address, not a comment.
+fn without_comment(line: &str) -> &str {
+    let mut from = 0;
+    while let Some(at) = line[from..].find("//").map(|at| at + from) {
+        if !line[..at].ends_with(':') {
+            return &line[..at];
+        }
+        from = at + 2;
+    }
+    line
+}
+
+/// Whether `name` occurs as a whole word: `print!` is not in `println!` nor in `eprint!`.
+fn is_called(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+}
+
+/// First module of every `crate::` path, with its line. Groups are opened: `use crate::{a::X, b}` names a and b.
+fn imports(code: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        // `dgpo_models::…` and `$crate::…` are other things.
+        if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
+            continue;
+        }
+        let start = at + "crate::".len();
+        match code[start..].strip_prefix('{') {
+            Some(group) => group_members(group, start + 1, code, &mut found),
+            None => found.extend(identifier(&code[start..]).map(|name| (line_of(code, start), name))),
+        }
+    }
+    found
+}
+
+/// The first identifiers of the members of a `{a::b, c::{d, e}}` group, without the opening brace; `offset` is where it begins in `code`.
+fn group_members(group: &str, offset: usize, code: &str, found: &mut Vec<(usize, String)>) {
+    let (mut depth, mut expects_member) = (0, true);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => return,
+            '}' => depth -= 1,
+            ',' if depth == 0 => expects_member = true,
+            _ if c.is_whitespace() => {}
+            _ if expects_member => {
+                found.extend(identifier(&group[at..]).map(|name| (line_of(code, offset + at), name)));
+                expects_member = false;
+            }
+            _ => {}
+        }
+    }
+}
+
+fn identifier(text: &str) -> Option<String> {
+    let name: String = text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    (!name.is_empty()).then_some(name)
+}
+
+fn line_of(code: &str, at: usize) -> usize {
+    code[..at].matches('\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages(path: &str, text: &str) -> Vec<String> {
+        check_file(path, text).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_import_from_the_right_is_reported_with_its_line() {
+        let problems = messages("src/algo/kl.rs", "use std::fmt;\nuse crate::trainer::update;\n");
+        assert_eq!(problems, ["src/algo/kl.rs:2: algo imports trainer, which lies to its right; see LAYERS in xtask/src/tidy.rs"]);
+    }
+
+    #[test]
+    fn imports_from_the_left_and_from_the_own_layer_are_fine() {
+        assert_eq!(messages("src/algo/kl.rs", "use crate::{config::KlMode, rollout::RolloutBatch, algo::ppo};\n"), [""; 0]);
+    }
+
+    #[test]
+    fn every_member_of_a_group_is_looked_at() {
+        let text = "use crate::{\n    config::{KlMode, eval},\n    eval,\n    trainer::{events::Event, metrics},\n};\n";
+        let lines: Vec<usize> = check_file("src/algo/kl.rs", text).iter().map(|problem| problem.line).collect();
+        assert_eq!(lines, [3, 4]);
+    }
+
+    #[test]
+    fn a_path_in_the_middle_of_code_counts_as_an_import() {
+        assert_eq!(messages("src/rng.rs", "fn f() -> crate::cli::Outcome {}\n").len(), 1);
+    }
+
+    #[test]
+    fn comments_and_test_code_may_name_what_they_like() {
+        let text = "//! See [`crate::cli`].\nlet x = 1; // crate::cli\n#[cfg(test)]\nmod tests { use crate::cli; }\n";
+        assert_eq!(messages("src/rng.rs", text), [""; 0]);
+        assert_eq!(messages("src/config/load_tests.rs", "use crate::cli;\n"), [""; 0]);
+    }
+
+    #[test]
+    fn an_unknown_module_must_be_given_a_place() {
+        assert!(messages("src/rng.rs", "use crate::report;\n")[0].contains("crate::report is no layer"));
+    }
+
+    #[test]
+    fn other_crates_and_lib_rs_have_no_layer() {
+        assert_eq!(messages("models/src/bert.rs", "use crate::config;\n"), [""; 0]);
+        assert_eq!(messages("src/lib.rs", "pub use crate::cli;\n"), [""; 0]);
+    }
+
+    #[test]
+    fn a_long_file_is_reported() {
+        assert_eq!(messages("models/src/a.rs", &"\n".repeat(500)), [""; 0]);
+        assert!(messages("models/src/a.rs", &"\n".repeat(501))[0].starts_with("models/src/a.rs:501: 501 lines"));
+    }
+
+    #[test]
+    fn printing_is_for_the_command_line_alone() {
+        let text = "fn f() {\n    println!(\"http://x\");\n}\n";
+        assert!(messages("src/env/mod.rs", text)[0].starts_with("src/env/mod.rs:2: println! outside src/cli"));
+        for place in ["src/cli/output.rs", "src/main.rs", "xtask/src/main.rs", "tests/all.rs"] {
+            assert_eq!(messages(place, text), [""; 0]);
+        }
+        assert_eq!(messages("src/env/mod.rs", "// println!()\nmy_print!(1);\n"), [""; 0]);
+    }
+}
