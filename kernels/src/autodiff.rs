@@ -9,7 +9,7 @@ use burn::{
         grads::Gradients,
         ops::{Backward, Ops, OpsKind},
     },
-    tensor::{backend::AutodiffBackend, ops::FloatTensor},
+    tensor::{backend::AutodiffBackend, ops::{FloatTensor, IntTensor}},
 };
 
 impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
@@ -55,6 +55,27 @@ impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
 
     fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::from_inner(B::erf_gelu_backward(x.primitive, grad.primitive))
+    }
+
+    fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
+        match LogProbsNode.prepare::<C>([logits.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut node) => {
+                let input = node.checkpoint(&logits);
+                let packed = B::log_probs(logits.primitive, labels.clone(), temperature);
+                node.finish((input, labels, packed.clone(), temperature), packed)
+            }
+            OpsKind::UnTracked(node) => node.finish(B::log_probs(logits.primitive, labels, temperature)),
+        }
+    }
+
+    fn log_probs_backward(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        packed: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        temperature: f64,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(B::log_probs_backward(logits.primitive, labels, packed.primitive, grad.primitive, temperature))
     }
 
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
@@ -119,6 +140,21 @@ impl<B: KernelOps> Backward<B, 1> for GeluNode {
         let grad = grads.consume::<B>(&ops.node);
         let x = checkpointer.retrieve_node_output(ops.state);
         register::<B, 1>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), [B::erf_gelu_backward(x, grad)]);
+    }
+}
+
+#[derive(Debug)]
+struct LogProbsNode;
+
+impl<B: KernelOps> Backward<B, 1> for LogProbsNode {
+    type State = (NodeId, IntTensor<B>, FloatTensor<B>, f64);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (input, labels, packed, temperature) = ops.state;
+        let logits = checkpointer.retrieve_node_output(input);
+        let gradient = B::log_probs_backward(logits, labels, packed, grad, temperature);
+        register::<B, 1>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), [gradient]);
     }
 }
 

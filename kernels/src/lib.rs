@@ -9,6 +9,7 @@
 //! | [`attention`] | the [T, T] scores, the repeated key and value heads, the copies of the cache |
 //! | [`erf_gelu`] | a call of the scalar error function for each element, and twice that in the backward pass |
 //! | [`cache_write`] | copying the whole cache at each token |
+//! | [`log_probs`] | ten passes over [N, V] and as many copies of it |
 //! | [`rms_norm`] | eight passes over the hidden states in the forward, more in the backward pass |
 //! | [`rotary`] | splitting, copying and joining every query and key |
 //! | [`swiglu`] | the sigmoid and product kept for the backward pass |
@@ -21,12 +22,16 @@ mod autodiff;
 pub mod cache_write;
 mod cpu;
 pub mod erf_gelu;
+pub mod log_probs;
 pub mod rms_norm;
 pub mod rotary;
 pub mod swiglu;
 
 use attention::CausalRows;
-use burn::tensor::{backend::Backend, ops::FloatTensor};
+use burn::tensor::{
+    backend::Backend,
+    ops::{FloatTensor, IntTensor},
+};
 use cache_write::CacheSpan;
 
 /// What a burn backend must offer beyond burn's own operations. Methods work on tensor primitives; models call the functions of the modules.
@@ -65,6 +70,22 @@ pub trait KernelOps: Backend {
     /// Gradient of x.
     fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         erf_gelu::reference_backward::<Self>(x, grad)
+    }
+
+    /// [N, 3]: see [`log_probs::log_probs`]; the third column is the log of the normaliser, a constant.
+    fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
+        log_probs::reference::<Self>(logits, labels, temperature)
+    }
+
+    /// Gradient of the logits, given the packed result and its gradient.
+    fn log_probs_backward(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        packed: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        temperature: f64,
+    ) -> FloatTensor<Self> {
+        log_probs::reference_backward::<Self>(logits, labels, packed, grad, temperature)
     }
 
     /// See [`rms_norm::rms_norm`].
@@ -121,6 +142,20 @@ impl KernelOps for burn::backend::Flex {
 
     fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         erf_gelu::cpu_backward(x, grad)
+    }
+
+    fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
+        log_probs::cpu(logits, labels, temperature)
+    }
+
+    fn log_probs_backward(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        packed: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        temperature: f64,
+    ) -> FloatTensor<Self> {
+        log_probs::cpu_backward(logits, labels, packed, grad, temperature)
     }
 
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {

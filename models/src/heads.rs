@@ -7,8 +7,9 @@ use crate::{Backend, config::DecoderConfig, decoder::Decoder, init::NewParameter
 use burn::{
     module::{Module, ModuleMapper, Param},
     nn::Linear,
-    tensor::{DType, Int, Tensor, activation::log_softmax},
+    tensor::{DType, Int, Tensor},
 };
+use dgpo_kernels::log_probs::log_probs;
 
 /// Distance between the seeds of a critic's trunk and of a head drawn for a given trunk, so that the two never share numbers.
 const HEAD_SEED_OFFSET: u64 = 0x5C0E_4EAD;
@@ -22,11 +23,7 @@ pub struct TokenLogProbs<B: Backend> {
 
 /// log p(label) and entropy at a temperature, from logits. logits [N, V] f32, labels [N].
 pub fn log_probs_of_logits<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 1, Int>, temperature: f64) -> TokenLogProbs<B> {
-    let n_rows = labels.dims()[0];
-    let scaled = if temperature == 1.0 { logits } else { logits / temperature };
-    let all = log_softmax(scaled, 1);
-    let log_probs = all.clone().gather(1, labels.reshape([n_rows, 1])).reshape([n_rows]);
-    let entropy = (all.clone().exp() * all).sum_dim(1).neg().reshape([n_rows]);
+    let (log_probs, entropy) = log_probs(logits, labels, temperature);
     TokenLogProbs { log_probs, entropy }
 }
 
