@@ -73,14 +73,19 @@ pub fn from_vec<const D: usize>(data: Vec<f32>, shape: [usize; D], dtype: DType)
     }
 }
 
-/// Runs a loop with the widest vector instructions of this machine.
+/// Evaluates an expression compiled for the widest vector instructions of this machine.
 ///
-/// The closure and what it calls must be `#[inline(always)]`: only code inlined here is compiled for those instructions, and elsewhere `mul_add` is a
-/// library call (30 times slower).
-#[inline(always)]
-pub fn simd<R>(body: impl FnOnce() -> R) -> R {
-    macerator::Arch::new().dispatch(body)
+/// Whatever it calls must be `#[inline(always)]`: only code inlined here is compiled for those instructions, and elsewhere `mul_add` is a library call
+/// (30 times slower). A macro, since the same holds for the closure itself.
+macro_rules! simd {
+    ($body:expr) => {
+        macerator::Arch::new().dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
 }
+pub(crate) use simd;
 
 /// Runs `task` for every piece, on all threads when `work` (multiply-adds in all) is worth it.
 pub fn for_each_piece<T: Send>(pieces: Vec<T>, work: usize, task: impl Fn(T) + Sync + Send) {

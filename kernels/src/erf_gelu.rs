@@ -51,7 +51,7 @@ pub(crate) fn cpu(x: CpuTensor) -> CpuTensor {
     let mut out = vec![0.0f32; input.len()];
     let tasks = out.chunks_mut(TASK).zip(input.chunks(TASK)).collect();
     for_each_piece(tasks, WORK_PER_ELEMENT * input.len(), |(out, x)| {
-        simd(|| {
+        simd!({
             for (out, x) in out.iter_mut().zip(x) {
                 *out = 0.5 * x * (1.0 + erf(x * FRAC_1_SQRT_2));
             }
@@ -68,7 +68,7 @@ pub(crate) fn cpu_backward(x: CpuTensor, grad: CpuTensor) -> CpuTensor {
     let tasks = dx.chunks_mut(TASK).zip(input.chunks(TASK)).zip(dy.chunks(TASK)).collect();
     let density_at_zero = 1.0 / (2.0 * PI).sqrt();
     for_each_piece(tasks, 2 * WORK_PER_ELEMENT * input.len(), |((dx, x), dy)| {
-        simd(|| {
+        simd!({
             for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
                 *dx = dy * (0.5 * (1.0 + erf(x * FRAC_1_SQRT_2)) + x * density_at_zero * exp(-0.5 * x * x));
             }

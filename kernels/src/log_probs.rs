@@ -98,17 +98,14 @@ pub(crate) fn cpu(logits: CpuTensor, labels: CpuTensor, temperature: f64) -> Cpu
     let rows = rows_per_task(n_vocab);
     let tasks = out.chunks_mut(rows * COLUMNS).zip(data.chunks(rows * n_vocab)).zip(labels.chunks(rows)).collect();
     for_each_piece(tasks, WORK_PER_ELEMENT * data.len(), |((out, logits), labels)| {
-        simd(
-            #[inline(always)]
-            || {
-                for ((out, logits), label) in out.chunks_exact_mut(COLUMNS).zip(logits.chunks_exact(n_vocab)).zip(labels) {
-                    let (lse, entropy) = lse_and_entropy(logits, scale);
-                    out[LOG_PROB] = logits[*label] * scale - lse;
-                    out[ENTROPY] = entropy;
-                    out[LSE] = lse;
-                }
-            },
-        )
+        simd!({
+            for ((out, logits), label) in out.chunks_exact_mut(COLUMNS).zip(logits.chunks_exact(n_vocab)).zip(labels) {
+                let (lse, entropy) = lse_and_entropy(logits, scale);
+                out[LOG_PROB] = logits[*label] * scale - lse;
+                out[ENTROPY] = entropy;
+                out[LSE] = lse;
+            }
+        })
     });
     from_vec(out, [n_rows, COLUMNS], DType::F32)
 }
@@ -124,25 +121,22 @@ pub(crate) fn cpu_backward(logits: CpuTensor, labels: CpuTensor, packed: CpuTens
     let numbers = packed.chunks(rows * COLUMNS).zip(grad.chunks(rows * COLUMNS)).zip(labels.chunks(rows));
     let tasks = out.chunks_mut(rows * n_vocab).zip(data.chunks(rows * n_vocab)).zip(numbers).collect();
     for_each_piece(tasks, WORK_PER_ELEMENT * data.len(), |((out, logits), ((packed, grad), labels))| {
-        simd(
-            #[inline(always)]
-            || {
-                let rows = out.chunks_exact_mut(n_vocab).zip(logits.chunks_exact(n_vocab));
-                let numbers = packed.chunks_exact(COLUMNS).zip(grad.chunks_exact(COLUMNS)).zip(labels);
-                for ((out, logits), ((packed, grad), label)) in rows.zip(numbers) {
-                    let (lse, entropy) = (packed[LSE], packed[ENTROPY]);
-                    let (d_log_prob, d_entropy) = (grad[LOG_PROB] * scale, grad[ENTROPY] * scale);
-                    for (out, logit) in out.iter_mut().zip(logits) {
-                        let log_p = logit * scale - lse;
-                        let p = exp(log_p);
-                        // The comparison keeps 0 * -inf out and lets NaN through, which is in p.
-                        let log_p = if p == 0.0 { 0.0 } else { log_p };
-                        *out = -p * (log_p + entropy).mul_add(d_entropy, d_log_prob);
-                    }
-                    out[*label] += d_log_prob;
+        simd!({
+            let rows = out.chunks_exact_mut(n_vocab).zip(logits.chunks_exact(n_vocab));
+            let numbers = packed.chunks_exact(COLUMNS).zip(grad.chunks_exact(COLUMNS)).zip(labels);
+            for ((out, logits), ((packed, grad), label)) in rows.zip(numbers) {
+                let (lse, entropy) = (packed[LSE], packed[ENTROPY]);
+                let (d_log_prob, d_entropy) = (grad[LOG_PROB] * scale, grad[ENTROPY] * scale);
+                for (out, logit) in out.iter_mut().zip(logits) {
+                    let log_p = logit * scale - lse;
+                    let p = exp(log_p);
+                    // The comparison keeps 0 * -inf out and lets NaN through, which is in p.
+                    let log_p = if p == 0.0 { 0.0 } else { log_p };
+                    *out = -p * (log_p + entropy).mul_add(d_entropy, d_log_prob);
                 }
-            },
-        )
+                out[*label] += d_log_prob;
+            }
+        })
     });
     from_vec(out, [n_rows, n_vocab], DType::F32)
 }

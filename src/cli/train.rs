@@ -8,12 +8,13 @@ use super::{
 };
 use crate::{
     config::Recipe,
+    eval::Summary,
     pipeline::{Pipeline, PipelineError},
     trainer::{
         devices::{Job, with_device},
         events::Stop,
         provenance::Provenance,
-        run_dir::{RUNS_DIR, RunDir, RunDirError, Summary},
+        run_dir::{RUNS_DIR, RunDir, RunDirError},
     },
 };
 use dgpo_models::TrainBackend;

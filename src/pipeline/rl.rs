@@ -92,7 +92,8 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         if every == 0 || step == 0 || !step.is_multiple_of(every) {
             return Ok(());
         }
-        let is_done = |line: &serde_json::Map<String, serde_json::Value>| line["phase"] == "rl" && line["step"] == step && line.contains_key(EVAL_EM);
+        let is_done =
+            |line: &serde_json::Map<String, serde_json::Value>| line["phase"] == "rl" && line["step"] == step && line.contains_key(EVAL_EM);
         if self.run.read_metrics()?.iter().any(is_done) {
             return Ok(());
         }

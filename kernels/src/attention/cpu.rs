@@ -26,12 +26,7 @@ pub fn forward(q: CpuTensor, k: CpuTensor, v: CpuTensor, rows: &CausalRows) -> C
             row.chunks_mut(QUERIES_PER_TASK * row_size).enumerate().map(move |(block, out)| (b, block * QUERIES_PER_TASK, out))
         })
         .collect();
-    for_each_piece(tasks, work(&q, &k, rows), |(b, first, out)| {
-        simd(
-            #[inline(always)]
-            || forward_block(&q, &k, &v, rows, b, first, out),
-        )
-    });
+    for_each_piece(tasks, work(&q, &k, rows), |(b, first, out)| simd!(forward_block(&q, &k, &v, rows, b, first, out)));
     Flex::float_permute(from_vec(out, [n_rows, n_queries, n_heads, head_dim], dtype), &[0, 2, 1, 3])
 }
 
@@ -46,10 +41,7 @@ pub fn backward(q: CpuTensor, k: CpuTensor, v: CpuTensor, grad: CpuTensor, rows:
     let tasks: Vec<_> =
         dq.chunks_mut(q_size.max(1)).zip(dk.chunks_mut(k_size.max(1))).zip(dv.chunks_mut(k_size.max(1))).enumerate().collect();
     for_each_piece(tasks, 3 * work(&q, &k, rows), |(b, ((dq, dk), dv))| {
-        simd(
-            #[inline(always)]
-            || backward_row(&q, &k, &v, &grad, rows, b, Gradients { dq, dk, dv }),
-        )
+        simd!(backward_row(&q, &k, &v, &grad, rows, b, Gradients { dq, dk, dv }))
     });
     let heads_first = |x, len, heads| Flex::float_permute(from_vec(x, [n_rows, len, heads, head_dim], dtype), &[0, 2, 1, 3]);
     [heads_first(dq, n_queries, n_heads), heads_first(dk, n_keys, n_kv_heads), heads_first(dv, n_keys, n_kv_heads)]
