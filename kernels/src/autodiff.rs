@@ -9,7 +9,10 @@ use burn::{
         grads::Gradients,
         ops::{Backward, Ops, OpsKind},
     },
-    tensor::{backend::AutodiffBackend, ops::{FloatTensor, IntTensor}},
+    tensor::{
+        backend::AutodiffBackend,
+        ops::{FloatTensor, IntTensor},
+    },
 };
 
 impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
@@ -43,20 +46,6 @@ impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
         Self::from_inner(B::cache_write(cache.primitive, values.primitive, spans, position_dim))
     }
 
-    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        match GeluNode.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut node) => {
-                let input = node.checkpoint(&x);
-                node.finish(input, B::erf_gelu(x.primitive))
-            }
-            OpsKind::UnTracked(node) => node.finish(B::erf_gelu(x.primitive)),
-        }
-    }
-
-    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::from_inner(B::erf_gelu_backward(x.primitive, grad.primitive))
-    }
-
     fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
         match LogProbsNode.prepare::<C>([logits.node.clone()]).compute_bound().stateful() {
             OpsKind::Tracked(mut node) => {
@@ -76,6 +65,20 @@ impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
         temperature: f64,
     ) -> FloatTensor<Self> {
         Self::from_inner(B::log_probs_backward(logits.primitive, labels, packed.primitive, grad.primitive, temperature))
+    }
+
+    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        match GeluNode.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut node) => {
+                let input = node.checkpoint(&x);
+                node.finish(input, B::erf_gelu(x.primitive))
+            }
+            OpsKind::UnTracked(node) => node.finish(B::erf_gelu(x.primitive)),
+        }
+    }
+
+    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::from_inner(B::erf_gelu_backward(x.primitive, grad.primitive))
     }
 
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
@@ -131,19 +134,6 @@ impl<B: KernelOps> Backward<B, 3> for AttentionNode {
 }
 
 #[derive(Debug)]
-struct GeluNode;
-
-impl<B: KernelOps> Backward<B, 1> for GeluNode {
-    type State = NodeId;
-
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let grad = grads.consume::<B>(&ops.node);
-        let x = checkpointer.retrieve_node_output(ops.state);
-        register::<B, 1>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), [B::erf_gelu_backward(x, grad)]);
-    }
-}
-
-#[derive(Debug)]
 struct LogProbsNode;
 
 impl<B: KernelOps> Backward<B, 1> for LogProbsNode {
@@ -155,6 +145,19 @@ impl<B: KernelOps> Backward<B, 1> for LogProbsNode {
         let logits = checkpointer.retrieve_node_output(input);
         let gradient = B::log_probs_backward(logits, labels, packed, grad, temperature);
         register::<B, 1>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), [gradient]);
+    }
+}
+
+#[derive(Debug)]
+struct GeluNode;
+
+impl<B: KernelOps> Backward<B, 1> for GeluNode {
+    type State = NodeId;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let x = checkpointer.retrieve_node_output(ops.state);
+        register::<B, 1>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), [B::erf_gelu_backward(x, grad)]);
     }
 }
 

@@ -73,12 +73,24 @@ pub fn from_vec<const D: usize>(data: Vec<f32>, shape: [usize; D], dtype: DType)
     }
 }
 
-/// Runs a loop with the widest vector instructions of this machine.
+/// Evaluates an expression compiled for the widest vector instructions of this machine.
 ///
-/// The closure and what it calls must be `#[inline(always)]`: only code inlined here is compiled for those instructions, and elsewhere `mul_add` is a
-/// library call (30 times slower).
+/// Whatever it calls must be `#[inline(always)]`: only code inlined here is compiled for those instructions, and elsewhere `mul_add` is a library call
+/// (30 times slower). A macro, since the same holds for the closure around the expression.
+macro_rules! simd {
+    ($body:expr) => {
+        crate::cpu::dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(crate) use simd;
+
+/// Only for [`simd!`]. The bound makes the closure one that can be called once, whose body then carries the attribute; of other closures it is
+/// a shim without it that is called.
 #[inline(always)]
-pub fn simd<R>(body: impl FnOnce() -> R) -> R {
+pub fn dispatch<R>(body: impl FnOnce() -> R) -> R {
     macerator::Arch::new().dispatch(body)
 }
 

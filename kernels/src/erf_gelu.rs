@@ -53,14 +53,11 @@ pub(crate) fn cpu(x: CpuTensor) -> CpuTensor {
     let mut out = vec![0.0f32; input.len()];
     let tasks = out.chunks_mut(TASK).zip(input.chunks(TASK)).collect();
     for_each_piece(tasks, WORK_PER_ELEMENT * input.len(), |(out, x)| {
-        simd(
-            #[inline(always)]
-            || {
-                for (out, x) in out.iter_mut().zip(x) {
-                    *out = 0.5 * x * (1.0 + erf(x * FRAC_1_SQRT_2));
-                }
-            },
-        )
+        simd!({
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = 0.5 * x * (1.0 + erf(x * FRAC_1_SQRT_2));
+            }
+        })
     });
     from_vec(out, x.layout().shape().dims::<2>(), dtype)
 }
@@ -73,14 +70,11 @@ pub(crate) fn cpu_backward(x: CpuTensor, grad: CpuTensor) -> CpuTensor {
     let tasks = dx.chunks_mut(TASK).zip(input.chunks(TASK)).zip(dy.chunks(TASK)).collect();
     let density_at_zero = 1.0 / (2.0 * PI).sqrt();
     for_each_piece(tasks, 2 * WORK_PER_ELEMENT * input.len(), |((dx, x), dy)| {
-        simd(
-            #[inline(always)]
-            || {
-                for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
-                    *dx = dy * (0.5 * (1.0 + erf(x * FRAC_1_SQRT_2)) + x * density_at_zero * exp(-0.5 * x * x));
-                }
-            },
-        )
+        simd!({
+            for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                *dx = dy * (0.5 * (1.0 + erf(x * FRAC_1_SQRT_2)) + x * density_at_zero * exp(-0.5 * x * x));
+            }
+        })
     });
     from_vec(dx, x.layout().shape().dims::<2>(), dtype)
 }
@@ -94,14 +88,8 @@ fn erf(x: f32) -> f32 {
         [-2.726_142_3e-10, 2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2];
     const Q: [f32; 5] = [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
     let x2 = x * x;
-    // Loops, not folds: a closure that is not inlined here would make each `mul_add` a library call.
-    let (mut p, mut q) = (0.0f32, 0.0f32);
-    for c in P {
-        p = p.mul_add(x2, c);
-    }
-    for c in Q {
-        q = q.mul_add(x2, c);
-    }
+    let p = P.into_iter().fold(0.0f32, |p, c| p.mul_add(x2, c));
+    let q = Q.into_iter().fold(0.0f32, |q, c| q.mul_add(x2, c));
     let inside = x * p / q;
     let above = if x > 4.0 { 1.0 } else { inside };
     if x < -4.0 { -1.0 } else { above }

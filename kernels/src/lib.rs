@@ -62,16 +62,6 @@ pub trait KernelOps: Backend {
         cache_write::reference::<Self>(cache, values, spans, position_dim)
     }
 
-    /// See [`erf_gelu::erf_gelu`].
-    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        erf_gelu::reference::<Self>(x)
-    }
-
-    /// Gradient of x.
-    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        erf_gelu::reference_backward::<Self>(x, grad)
-    }
-
     /// [N, 3]: see [`log_probs::log_probs`]; the third column is the log of the normaliser, a constant.
     fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
         log_probs::reference::<Self>(logits, labels, temperature)
@@ -86,6 +76,16 @@ pub trait KernelOps: Backend {
         temperature: f64,
     ) -> FloatTensor<Self> {
         log_probs::reference_backward::<Self>(logits, labels, packed, grad, temperature)
+    }
+
+    /// See [`erf_gelu::erf_gelu`].
+    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        erf_gelu::reference::<Self>(x)
+    }
+
+    /// Gradient of x.
+    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        erf_gelu::reference_backward::<Self>(x, grad)
     }
 
     /// See [`rms_norm::rms_norm`].
@@ -136,14 +136,6 @@ impl KernelOps for burn::backend::Flex {
         cache_write::cpu(cache, values, spans, position_dim)
     }
 
-    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        erf_gelu::cpu(x)
-    }
-
-    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        erf_gelu::cpu_backward(x, grad)
-    }
-
     fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
         log_probs::cpu(logits, labels, temperature)
     }
@@ -156,6 +148,14 @@ impl KernelOps for burn::backend::Flex {
         temperature: f64,
     ) -> FloatTensor<Self> {
         log_probs::cpu_backward(logits, labels, packed, grad, temperature)
+    }
+
+    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        erf_gelu::cpu(x)
+    }
+
+    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        erf_gelu::cpu_backward(x, grad)
     }
 
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {

@@ -98,7 +98,7 @@ pub(crate) fn cpu(logits: CpuTensor, labels: CpuTensor, temperature: f64) -> Cpu
     let rows = rows_per_task(n_vocab);
     let tasks = out.chunks_mut(rows * COLUMNS).zip(data.chunks(rows * n_vocab)).zip(labels.chunks(rows)).collect();
     for_each_piece(tasks, WORK_PER_ELEMENT * data.len(), |((out, logits), labels)| {
-        simd(#[inline(always)] || {
+        simd!({
             for ((out, logits), label) in out.chunks_exact_mut(COLUMNS).zip(logits.chunks_exact(n_vocab)).zip(labels) {
                 let (lse, entropy) = lse_and_entropy(logits, scale);
                 out[LOG_PROB] = logits[*label] * scale - lse;
@@ -121,7 +121,7 @@ pub(crate) fn cpu_backward(logits: CpuTensor, labels: CpuTensor, packed: CpuTens
     let numbers = packed.chunks(rows * COLUMNS).zip(grad.chunks(rows * COLUMNS)).zip(labels.chunks(rows));
     let tasks = out.chunks_mut(rows * n_vocab).zip(data.chunks(rows * n_vocab)).zip(numbers).collect();
     for_each_piece(tasks, WORK_PER_ELEMENT * data.len(), |((out, logits), ((packed, grad), labels))| {
-        simd(#[inline(always)] || {
+        simd!({
             let rows = out.chunks_exact_mut(n_vocab).zip(logits.chunks_exact(n_vocab));
             let numbers = packed.chunks_exact(COLUMNS).zip(grad.chunks_exact(COLUMNS)).zip(labels);
             for ((out, logits), ((packed, grad), label)) in rows.zip(numbers) {
@@ -226,7 +226,11 @@ mod tests {
     fn values_are_the_definition() {
         for temperature in [1.0, 0.7] {
             let want = literal(&logits(), temperature);
-            let plain = packed(reference::<Flex>(tensor::<Flex>(&logits()).into_primitive().tensor(), labels::<Flex>().into_primitive(), temperature));
+            let plain = packed(reference::<Flex>(
+                tensor::<Flex>(&logits()).into_primitive().tensor(),
+                labels::<Flex>().into_primitive(),
+                temperature,
+            ));
             let (log_p, entropy) = log_probs(tensor::<Flex>(&logits()), labels(), temperature);
             let (log_p, entropy): (Vec<f32>, Vec<f32>) = (log_p.into_data().to_vec().unwrap(), entropy.into_data().to_vec().unwrap());
             for (row, (want_log_p, want_entropy)) in want.into_iter().enumerate() {

@@ -68,17 +68,14 @@ pub(crate) fn cpu(x: CpuTensor, weight: CpuTensor, eps: f64) -> CpuTensor {
     let mut out = vec![0.0f32; data.len()];
     let task_size = ROWS_PER_TASK * d_model;
     for_each_piece(out.chunks_mut(task_size).zip(data.chunks(task_size)).collect(), 4 * data.len(), |(out, x)| {
-        simd(
-            #[inline(always)]
-            || {
-                for (out, x) in out.chunks_exact_mut(d_model).zip(x.chunks_exact(d_model)) {
-                    let r = inverse_rms(x, eps);
-                    for i in 0..d_model {
-                        out[i] = x[i] * r * weight[i];
-                    }
+        simd!({
+            for (out, x) in out.chunks_exact_mut(d_model).zip(x.chunks_exact(d_model)) {
+                let r = inverse_rms(x, eps);
+                for i in 0..d_model {
+                    out[i] = x[i] * r * weight[i];
                 }
-            },
-        )
+            }
+        })
     });
     from_vec(out, x.layout().shape().dims::<2>(), DType::F32)
 }
@@ -96,22 +93,19 @@ pub(crate) fn cpu_backward(x: CpuTensor, weight: CpuTensor, grad: CpuTensor, eps
     let tasks =
         dx.chunks_mut(task_size).zip(partial_dw.chunks_mut(d_model)).zip(data.chunks(task_size).zip(grad.chunks(task_size))).collect();
     for_each_piece(tasks, 10 * data.len(), |((dx, dw), (x, grad))| {
-        simd(
-            #[inline(always)]
-            || {
-                for ((dx, x), dy) in dx.chunks_exact_mut(d_model).zip(x.chunks_exact(d_model)).zip(grad.chunks_exact(d_model)) {
-                    let r = inverse_rms(x, eps);
-                    for i in 0..d_model {
-                        dx[i] = dy[i] * weight[i];
-                        dw[i] += dy[i] * x[i] * r;
-                    }
-                    let mean = dot(dx, x) * r / d_model as f32;
-                    for i in 0..d_model {
-                        dx[i] = r * (dx[i] - x[i] * r * mean);
-                    }
+        simd!({
+            for ((dx, x), dy) in dx.chunks_exact_mut(d_model).zip(x.chunks_exact(d_model)).zip(grad.chunks_exact(d_model)) {
+                let r = inverse_rms(x, eps);
+                for i in 0..d_model {
+                    dx[i] = dy[i] * weight[i];
+                    dw[i] += dy[i] * x[i] * r;
                 }
-            },
-        )
+                let mean = dot(dx, x) * r / d_model as f32;
+                for i in 0..d_model {
+                    dx[i] = r * (dx[i] - x[i] * r * mean);
+                }
+            }
+        })
     });
     let mut dw = vec![0.0f32; d_model];
     for part in partial_dw.chunks_exact(d_model) {
@@ -141,4 +135,94 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
         total += sum;
     }
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::{
+        backend::{Autodiff, Flex},
+        tensor::TensorData,
+    };
+
+    type Train = Autodiff<Flex>;
+
+    const EPS: f64 = 1e-2;
+
+    /// (x [N, D], w [D], weights of the outputs in the loss [N, D]), N past one task of the CPU loops.
+    fn case(n: usize, d: usize) -> [Vec<f64>; 3] {
+        let numbers = |n: usize, salt: f64| (0..n).map(|i| ((i as f64 + 1.0) * (0.618_033_988_749_894_9 + salt)).fract() - 0.4).collect();
+        [numbers(n * d, 0.0), numbers(d, 0.1), numbers(n * d, 0.2)]
+    }
+
+    fn literal(x: &[f64], w: &[f64]) -> Vec<f64> {
+        let norm = |x: &[f64]| (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + EPS).sqrt();
+        x.chunks(w.len()).flat_map(|x| x.iter().zip(w).map(move |(x_d, w)| x_d / norm(x) * w)).collect()
+    }
+
+    fn tensor<B: Backend, const D: usize>(values: &[f64], shape: [usize; D]) -> Tensor<B, D> {
+        let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+        Tensor::from_data(TensorData::new(values, shape), &Default::default())
+    }
+
+    fn assert_close(got: FloatTensor<Flex>, want: &[f64], what: &str) {
+        let got = got.into_data().to_vec::<f32>().unwrap();
+        assert_eq!(got.len(), want.len());
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            assert!((f64::from(*got) - want).abs() < 2e-5 * (1.0 + want.abs()), "{what}[{i}]: {got} instead of {want}");
+        }
+    }
+
+    #[test]
+    fn forward_is_the_definition() {
+        for (n, d) in [(3, 5), (300, 48)] {
+            let [x, w, _] = case(n, d);
+            let want = literal(&x, &w);
+            let (x, w) = (tensor::<Flex, 2>(&x, [n, d]), tensor::<Flex, 1>(&w, [d]));
+            let primitives = (x.clone().into_primitive().tensor(), w.clone().into_primitive().tensor());
+            assert_close(reference::<Flex>(primitives.0, primitives.1, EPS), &want, "reference");
+            assert_close(rms_norm(x, w, EPS).into_primitive().tensor(), &want, "cpu");
+        }
+    }
+
+    #[test]
+    fn gradients_are_finite_differences() {
+        let (n, d) = (3, 21);
+        let [x, w, weights] = case(n, d);
+        let loss = |x: &[f64], w: &[f64]| literal(x, w).iter().zip(&weights).map(|(y, g)| y * g).sum::<f64>();
+        let difference = |values: &[f64], loss: &dyn Fn(&[f64]) -> f64| -> Vec<f64> {
+            let at = |i: usize, delta: f64| {
+                let mut moved = values.to_vec();
+                moved[i] += delta;
+                loss(&moved)
+            };
+            (0..values.len()).map(|i| (at(i, 1e-5) - at(i, -1e-5)) / 2e-5).collect()
+        };
+        let (want_x, want_w) = (difference(&x, &|x| loss(x, &w)), difference(&w, &|w| loss(&x, w)));
+
+        let (x_ad, w_ad) = (tensor::<Train, 2>(&x, [n, d]).require_grad(), tensor::<Train, 1>(&w, [d]).require_grad());
+        let grads = (rms_norm(x_ad.clone(), w_ad.clone(), EPS) * tensor(&weights, [n, d])).sum().backward();
+        assert_close(x_ad.grad(&grads).unwrap().into_primitive().tensor(), &want_x, "dx");
+        assert_close(w_ad.grad(&grads).unwrap().into_primitive().tensor(), &want_w, "dw");
+
+        let primitives = (tensor::<Flex, 2>(&x, [n, d]).into_primitive().tensor(), tensor::<Flex, 1>(&w, [d]).into_primitive().tensor());
+        let grad = tensor::<Flex, 2>(&weights, [n, d]).into_primitive().tensor();
+        let [dx, dw] = reference_backward::<Flex>(primitives.0, primitives.1, grad, EPS);
+        assert_close(dx, &want_x, "reference dx");
+        assert_close(dw, &want_w, "reference dw");
+    }
+
+    #[test]
+    fn weight_gradient_is_summed_over_all_tasks() {
+        let (n, d) = (3 * ROWS_PER_TASK + 7, 8);
+        let [x, w, weights] = case(n, d).map(|values| {
+            let shape = [values.len() / d, d];
+            tensor::<Flex, 2>(&values, shape)
+        });
+        let [x, w, grad] = [x.into_primitive().tensor(), w.reshape([d]).into_primitive().tensor(), weights.into_primitive().tensor()];
+        let [_, plain] = reference_backward::<Flex>(x.clone(), w.clone(), grad.clone(), EPS);
+        let [_, dw] = cpu_backward(x, w, grad, EPS);
+        let plain: Vec<f64> = plain.into_data().to_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
+        assert_close(dw, &plain, "dw");
+    }
 }

@@ -16,7 +16,7 @@ pub enum ModelError {
     #[error("cannot write {}: {source}; hint: check free space and permissions", path.display())]
     Write { path: PathBuf, source: io::Error },
 
-    #[error("{}, line {line}, column {column}: {message}", path.display())]
+    #[error("{}, line {line}, column {column}: {message}; hint: the file is not whole JSON; fetch it again", path.display())]
     Json { path: PathBuf, line: usize, column: usize, message: String },
 
     #[error("{}: \"{field}\" is missing; hint: every model of this type needs it", path.display())]
@@ -32,14 +32,17 @@ pub enum ModelError {
     #[error("{}: unknown field \"{field}\"{}", path.display(), DidYouMean(suggestion.as_deref()))]
     UnknownField { path: PathBuf, field: String, suggestion: Option<String> },
 
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {message}; hint: use the config.json that came with the model", path.display())]
     Inconsistent { path: PathBuf, message: String },
 
     #[error("{}: {message}; hint: {hint}", path.display())]
     Corrupt { path: PathBuf, message: String, hint: &'static str },
 
     /// Every difference between the tensors of a checkpoint and the parameters of the model, at once.
-    #[error("{}: the tensors do not fit the model ({} problems):{}", path.display(), problems.len(), Lines(problems))]
+    #[error(
+        "{}: the tensors do not fit the model ({} problems):{}\nhint: config.json and the weights must come from the same model",
+        path.display(), problems.len(), Lines(problems)
+    )]
     Tensors { path: PathBuf, problems: Vec<TensorProblem> },
 
     #[error("tensor \"{name}\" cannot be stored as {dtype}; hint: float32, bfloat16 and float16 can")]

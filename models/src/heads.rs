@@ -101,3 +101,97 @@ impl<B: Backend> ModuleMapper<B> for Cast {
         Param::from_tensor(param.val().detach().cast(self.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Family, RopeScaling};
+    use burn::{
+        backend::{Autodiff, Flex},
+        module::AutodiffModule,
+    };
+
+    type Train = Autodiff<Flex>;
+
+    fn config(is_tied: bool) -> DecoderConfig {
+        DecoderConfig {
+            family: Family::Qwen2,
+            vocab_size: 11,
+            hidden_size: 8,
+            intermediate_size: 12,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 4,
+            max_position_embeddings: 16,
+            rms_norm_eps: 1e-6,
+            rope_theta: 100.0,
+            rope_scaling: RopeScaling::None,
+            is_tied,
+            has_qkv_bias: true,
+            initializer_range: 0.02,
+            bos_token_id: None,
+            eos_token_ids: vec![],
+        }
+    }
+
+    fn ids<B: Backend>() -> Tensor<B, 2, Int> {
+        Tensor::from_data([[1, 2, 3], [4, 5, 6]], &Default::default())
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_model_and_another_seed_another() {
+        let hidden = |seed: u64| Decoder::<Flex>::init(&config(false), seed, &Default::default()).hidden(ids(), None, None).into_data();
+        assert_eq!(hidden(3), hidden(3));
+        assert_ne!(hidden(3), hidden(4));
+    }
+
+    #[test]
+    fn the_number_of_parameters_is_that_of_the_shape() {
+        // Embedding 11 8; a layer: q 8 8 + 8, k and v 8 4 + 4, o 8 8, three of 8 12, two norms; last norm; head.
+        let trunk = 11 * 8 + 2 * (72 + 2 * 36 + 64 + 3 * 96 + 16) + 8;
+        for (is_tied, want) in [(true, trunk), (false, trunk + 88)] {
+            assert_eq!(Decoder::<Flex>::init(&config(is_tied), 0, &Default::default()).num_params(), want);
+            assert_eq!(config(is_tied).n_parameters(), want);
+        }
+    }
+
+    #[test]
+    fn a_critic_starts_as_a_copy_with_parameters_of_its_own() {
+        let model = Decoder::<Train>::init(&config(true), 1, &Default::default());
+        let critic = Critic::from_decoder(&model, 7);
+        let hidden = critic.trunk.hidden(ids(), None, None);
+        assert_eq!(hidden.to_data(), model.hidden(ids(), None, None).to_data());
+        let grads = critic.values(hidden.reshape([6, 8])).sum().backward();
+        assert!(critic.trunk.model.norm.weight.val().grad(&grads).is_some());
+        assert!(model.model.norm.weight.val().grad(&grads).is_none());
+        assert_ne!(critic.trunk.model.norm.weight.id, model.model.norm.weight.id);
+        let bias: Vec<f32> = critic.score.bias.as_ref().unwrap().val().to_data().to_vec().unwrap();
+        assert_eq!(bias, [0.0]);
+    }
+
+    #[test]
+    fn inference_copies_and_back_keep_configuration_and_values() {
+        let critic = Critic::<Train>::init(&config(true), 1, &Default::default());
+        let inner = critic.valid();
+        assert_eq!(inner.trunk.config(), critic.trunk.config());
+        let back = Critic::<Train>::from_inner(inner.clone());
+        let values = |critic: &Critic<Flex>| critic.values(critic.trunk.hidden(ids(), None, None).reshape([6, 8])).into_data();
+        assert_eq!(values(&back.valid()), values(&inner));
+    }
+
+    #[test]
+    fn chunks_of_the_head_do_not_change_log_probs() {
+        let model = Decoder::<Flex>::init(&config(true), 1, &Default::default());
+        let hidden = model.hidden(ids(), None, None).reshape([6, 8]);
+        let labels = Tensor::<Flex, 1, Int>::from_data([0, 10, 3, 4, 5, 6], &Default::default());
+        let whole = log_probs_of_logits(model.logits(hidden.clone()), labels.clone(), 0.5);
+        for chunk_rows in [1, 4, 100] {
+            let chunked = token_log_probs(&model, hidden.clone(), labels.clone(), 0.5, chunk_rows);
+            chunked.log_probs.into_data().assert_approx_eq::<f32>(&whole.log_probs.to_data(), burn::tensor::Tolerance::absolute(1e-6));
+            chunked.entropy.into_data().assert_approx_eq::<f32>(&whole.entropy.to_data(), burn::tensor::Tolerance::absolute(1e-6));
+        }
+        let none = token_log_probs(&model, hidden.slice(0..0), labels.slice(0..0), 0.5, 4);
+        assert_eq!(none.log_probs.dims(), [0]);
+    }
+}

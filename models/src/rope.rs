@@ -49,9 +49,23 @@ fn scaled(frequency: f32, scaling: &RopeScaling) -> f32 {
 
 /// (cos, sin) of every position, each [positions, hd/2] in row-major order.
 pub fn tables(config: &DecoderConfig, positions: &[usize]) -> (Vec<f32>, Vec<f32>) {
+    let n_distinct = positions.iter().max().map_or(0, |max| max + 1);
+    if n_distinct >= positions.len() {
+        return angles(config, positions.iter().copied());
+    }
+    // A batch in which rows repeat positions: each angle once, then copies.
+    let (cos, sin) = angles(config, 0..n_distinct);
+    let half = config.head_dim / 2;
+    let spread = |table: &[f32]| positions.iter().flat_map(|position| &table[position * half..(position + 1) * half]).copied().collect();
+    (spread(&cos), spread(&sin))
+}
+
+fn angles(config: &DecoderConfig, positions: impl Iterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
     let inv_freq = inv_freq(config);
-    let angles = || positions.iter().flat_map(|&position| inv_freq.iter().map(move |f| f64::from(position as f32 * f)));
-    angles().map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip()
+    positions
+        .flat_map(|position| inv_freq.iter().map(move |frequency| f64::from(position as f32 * frequency)))
+        .map(|angle| (angle.cos() as f32, angle.sin() as f32))
+        .unzip()
 }
 
 /// The tables of one forward pass on the device.
@@ -116,6 +130,15 @@ mod tests {
         let scaling =
             RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 2.0, high_freq_factor: 4.0, original_max_position_embeddings: 64 };
         assert_eq!(inv_freq(&config(scaling)), [1.0, 0.1 / 8.0]);
+    }
+
+    #[test]
+    fn repeated_positions_have_the_tables_of_single_ones() {
+        let config = config(RopeScaling::None);
+        let (cos, sin) = tables(&config, &[1, 0, 1, 2, 2]);
+        let row = |position: usize| tables(&config, &[position]);
+        assert_eq!(cos, [row(1).0, row(0).0, row(1).0, row(2).0, row(2).0].concat());
+        assert_eq!(sin, [row(1).1, row(0).1, row(1).1, row(2).1, row(2).1].concat());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     config::Recipe,
-    eval::Evaluation,
+    eval::Figures,
     pipeline::{PipelineError, setup::setup_of},
     rollout::{Episode, EpisodeStats, episode::write_episodes},
     trainer::{
@@ -49,7 +49,7 @@ struct Evaluate {
     stop: Stop,
 }
 impl Job for Evaluate {
-    type Output = Result<(Vec<Episode>, Evaluation), PipelineError>;
+    type Output = Result<(Vec<Episode>, Figures), PipelineError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let setup = setup_of::<B>(self.recipe, device)?;
         let tokenizer = setup.tokenizer()?;
@@ -73,7 +73,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         output::say(&format!("evaluating {name} on {}", recipe.data.test.join(", ")));
     }
     let stop = stop_on_interrupt()?;
-    let (episodes, evaluation) = match with_device(args.device.device, Evaluate { recipe, stop })? {
+    let (episodes, figures) = match with_device(args.device.device, Evaluate { recipe, stop })? {
         Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),
         played => played?,
     };
@@ -81,21 +81,21 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         write_episodes(path, &episodes)?;
     }
     if args.json {
-        output::json(&evaluation)?;
+        output::json(&figures)?;
     } else {
-        output::data(&describe(&evaluation))?;
+        output::data(&describe(&figures))?;
     }
     Ok(Outcome::Done)
 }
 
 /// One row a data set, and the row of all questions.
-fn describe(evaluation: &Evaluation) -> String {
+fn describe(figures: &Figures) -> String {
     let row = |name: &str, s: &EpisodeStats| {
-        let figures = [s.em, s.substring_em, s.searches, s.hit_ratio, s.invalid_actions].map(|x| format!("{x:.3}"));
-        [vec![name.to_owned()], figures.to_vec(), vec![format!("{:.1}", s.response_tokens), s.n_episodes.to_string()]].concat()
+        let means = [s.em, s.substring_em, s.searches, s.hit_ratio, s.invalid_actions].map(|x| format!("{x:.3}"));
+        [vec![name.to_owned()], means.to_vec(), vec![format!("{:.1}", s.response_tokens), s.n_episodes.to_string()]].concat()
     };
-    let mut rows: Vec<_> = evaluation.datasets.iter().map(|d| row(&d.dataset, &d.stats)).collect();
-    rows.push(row("all questions", &evaluation.all));
+    let mut rows: Vec<_> = figures.datasets.iter().map(|(name, stats)| row(name, stats)).collect();
+    rows.push(row("all questions", &figures.all));
     let headers = ["data set", "EM", "substring EM", "searches", "hit ratio", "invalid actions", "response tokens", "questions"];
-    format!("{}\nunweighted average EM over {} data sets: {:.3}", table::table(&headers, &rows), rows.len() - 1, evaluation.average_em)
+    format!("{}\nunweighted average EM over {} data sets: {:.3}", table::table(&headers, &rows), rows.len() - 1, figures.average_em)
 }

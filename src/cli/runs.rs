@@ -2,9 +2,10 @@
 use super::{Outcome, UsageError, output, table};
 use crate::{
     config::{Recipe, Stage, load::differences},
+    eval::Summary,
     trainer::{
         checkpoint,
-        run_dir::{RUNS_DIR, RunDir, Summary, list_runs},
+        run_dir::{RUNS_DIR, RunDir, list_runs},
     },
 };
 use clap::Subcommand;
@@ -81,7 +82,7 @@ impl Row {
         let mut keep = |e: &dyn std::fmt::Display| error = Some(e.to_string());
         let stage = run.recipe().map(|recipe| recipe.stage).map_err(|e| keep(&e)).ok();
         let last = run.read_metrics().map_err(|e| keep(&e)).unwrap_or_default().pop().unwrap_or_default();
-        let summary = run.summary().map_err(|e| keep(&e)).unwrap_or_default().unwrap_or_default();
+        let summary: Summary = run.summary().map_err(|e| keep(&e)).unwrap_or_default().unwrap_or_default();
         Self {
             name: run.name(),
             stage,
@@ -151,7 +152,7 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
     let run = find(name)?;
     let recipe = run.recipe()?;
     let changed = differences(&Recipe::default(), &recipe);
-    let (summary, metrics) = (run.summary()?, run.read_metrics()?);
+    let (summary, metrics) = (run.summary::<Summary>()?, run.read_metrics()?);
     let newest = checkpoint::list_checkpoints(run.path())?.pop();
     let last = last_of_each_phase(&metrics);
     if as_json {
@@ -203,7 +204,7 @@ fn last_of_each_phase(metrics: &[Map<String, Value>]) -> Vec<&Map<String, Value>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trainer::{events::Phase, run_dir::Figures};
+    use crate::{eval::Figures, trainer::events::Phase};
 
     #[test]
     fn a_row_shows_how_far_a_run_is_and_what_it_reached() {

@@ -1,6 +1,6 @@
 //! Aligned tables that are also Markdown.
 use super::output;
-use crate::trainer::run_dir::Summary;
+use crate::eval::Summary;
 
 /// Rows of text under headers; the first column is aligned left, the others right.
 pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
@@ -50,7 +50,7 @@ pub fn summary(summary: &Summary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{rollout::EpisodeStats, trainer::run_dir::Figures};
+    use crate::{eval::Figures, rollout::EpisodeStats};
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

@@ -8,12 +8,13 @@ use super::{
 };
 use crate::{
     config::Recipe,
+    eval::Summary,
     pipeline::{Pipeline, PipelineError},
     trainer::{
         devices::{Job, with_device},
         events::Stop,
         provenance::Provenance,
-        run_dir::{RUNS_DIR, RunDir, RunDirError, Summary},
+        run_dir::{RUNS_DIR, RunDir, RunDirError},
     },
 };
 use dgpo_models::TrainBackend;
@@ -58,11 +59,19 @@ impl Job for Train<'_> {
     }
 }
 
+/// Does nothing: a device that this binary cannot use is refused before a run directory is made.
+struct Probe;
+impl Job for Probe {
+    type Output = ();
+    fn run<B: TrainBackend>(self, _: &B::Device) {}
+}
+
 pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     if args.dry_run {
         plan::show(&args.recipe.load()?, args.json)?;
         return Ok(Outcome::Done);
     }
+    with_device(args.device.device, Probe)?;
     let (recipe, run) = match &args.resume {
         Some(path) => {
             let run = RunDir::open(path)?;

@@ -46,6 +46,22 @@ fn every_built_in_recipe_that_runs_passes_its_checks() {
 }
 
 #[test]
+fn every_recipe_of_the_repository_passes_its_checks() {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let mut n_recipes = 0;
+    for folder in [configs.clone(), configs.join("tiny")] {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "toml") && !path.ends_with("base.toml") {
+                load(&path.to_string_lossy(), &[]).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+                n_recipes += 1;
+            }
+        }
+    }
+    assert!(n_recipes > 0);
+}
+
+#[test]
 fn a_written_recipe_loads_back_unchanged() {
     let recipe = recipe_of("rl.steps = 7\n", &["episode.instruction=a \"{question}\" b"]);
     let files = Recipes::new(&[("again.toml", &to_toml(&recipe))]);

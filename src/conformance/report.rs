@@ -144,8 +144,12 @@ impl Case {
 
     /// A passed check with a remark: a difference from the reference that `method §1` asks for.
     pub fn differs_on_purpose(&mut self, key: &str, difference: &str) {
-        let message = Some(format!("differs on purpose: {difference}"));
-        self.checks.push(Check { key: key.to_owned(), passed: true, deviation: None, tolerance: None, message });
+        self.note(key, format!("differs on purpose: {difference}"));
+    }
+
+    /// A passed check with a remark.
+    pub fn note(&mut self, key: &str, remark: impl Into<String>) {
+        self.checks.push(Check { key: key.to_owned(), passed: true, deviation: None, tolerance: None, message: Some(remark.into()) });
     }
 
     /// Keys of a fixture nobody has looked at: what is not understood is not passed.

@@ -18,7 +18,7 @@ pub enum DataError {
     /// A line (or a Parquet row, counted from 1) that cannot be read as what the file should hold.
     #[error("{}:{line}: {why}", path.display())]
     Line { path: PathBuf, line: usize, why: String },
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}; hint: check the path and its permissions", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("{} holds no {what}; hint: {hint}", path.display())]
     Empty { path: PathBuf, what: &'static str, hint: &'static str },

@@ -22,6 +22,7 @@
 //! changes a token only where the draw falls within rounding of the border between two tokens.
 pub mod sampling;
 
+pub use crate::config::Sampling;
 use crate::{
     rng::Key,
     tokenizer::{Tokenizer, stream::TextStream},
@@ -32,7 +33,6 @@ use dgpo_models::{
     cache::{CacheRows, KvCache},
     decoder::Decoder,
 };
-pub use crate::config::Sampling;
 use sampling::{RowSampling, sample_rows};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

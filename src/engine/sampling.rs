@@ -9,8 +9,8 @@
 //! libraries). They narrow what may be drawn; the reported log-prob is always the one of the full temperature-scaled softmax,
 //! `log_softmax(logits / T)[id]`, which is what training recomputes.
 //!
-//! Cost: one pass for the maximum, one with an exponential for each token, half a pass for the draw; the exponentials are f32, every sum over them
-//! f64. Rows run in parallel; a thread reuses one scratch buffer for its rows.
+//! Cost: one pass with an exponential for each token and three vectorised ones (maximum, total, half of it for the draw); the
+//! exponentials are f32, every sum over them f64. Rows run in parallel; a thread reuses one scratch buffer for its rows.
 use crate::config::Sampling;
 use rayon::prelude::*;
 
@@ -33,10 +33,10 @@ pub struct RowSampling {
 /// Buffers that a thread reuses from row to row.
 #[derive(Default)]
 pub struct Scratch {
-    /// [V] exp((logit - max) / T).
+    /// [V] exp((logit - max) / T); 0 for ids that may not be drawn.
     weights: Vec<f32>,
-    /// Ids that may be drawn, where top-k or top-p narrow them.
-    candidates: Vec<u32>,
+    /// Ids that top-k and top-p let through, with their weights.
+    kept: Vec<(usize, f32)>,
 }
 
 /// Logits below which handing rows to other threads costs more than it saves (an exponential takes a few nanoseconds, waking a thread some
@@ -64,88 +64,107 @@ pub fn sample_rows(logits: &[f32], rows: &[RowSampling]) -> Vec<Option<Draw>> {
 /// # Shapes
 /// logits [V]
 pub fn sample(logits: &[f32], sampling: Sampling, uniform: f64, scratch: &mut Scratch) -> Option<Draw> {
-    let max = finite_max(logits)?;
+    let max = max(logits);
     let temperature = if sampling.is_greedy() { 1.0 } else { sampling.temperature as f32 };
     scratch.weights.clear();
     scratch.weights.extend(logits.iter().map(|&logit| ((logit - max) / temperature).exp()));
-    let total = mass(scratch.weights.iter());
-
+    let total = mass(&scratch.weights);
+    // One NaN makes the total NaN, and so does a maximum that is not finite.
+    if !total.is_finite() {
+        return None;
+    }
     let id = if sampling.is_greedy() {
         logits.iter().position(|&logit| logit == max).expect("the maximum is one of the logits")
     } else if sampling.top_k == 0 && sampling.top_p >= 1.0 {
-        invert(scratch.weights.iter().copied().enumerate(), uniform * total)
+        invert(&scratch.weights, uniform * total)
     } else {
         narrow(logits, sampling, total, scratch);
-        let Scratch { weights, candidates } = scratch;
-        let kept = candidates.iter().map(|&id| (id as usize, weights[id as usize]));
-        invert(kept, uniform * mass(candidates.iter().map(|&id| &weights[id as usize])))
+        invert(&scratch.weights, uniform * mass(&scratch.weights))
     };
     let log_prob = f64::from((logits[id] - max) / temperature) - total.ln();
     Some(Draw { id: id as u32, log_prob: log_prob as f32 })
 }
 
-/// The largest logit, if the row is a distribution: no NaN, no +infinity, at least one finite value (-infinity means "never").
-fn finite_max(logits: &[f32]) -> Option<f32> {
-    let mut max = f32::NEG_INFINITY;
-    let mut has_nan = false;
-    for &logit in logits {
-        has_nan |= logit.is_nan();
-        if logit > max {
-            max = logit;
+/// Independent partial results of a reduction over the vocabulary: one chain of additions would wait four cycles for each.
+const LANES: usize = 16;
+
+/// The largest logit that is a number; -infinity if there is none.
+fn max(logits: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if logit > *lane { logit } else { *lane };
         }
     }
-    (!has_nan && max.is_finite()).then_some(max)
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-fn mass<'a>(weights: impl Iterator<Item = &'a f32>) -> f64 {
-    weights.map(|&weight| f64::from(weight)).sum()
+/// The sum of some weights.
+fn mass(weights: &[f32]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = weights.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &weight) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(weight);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|&weight| f64::from(weight)).sum::<f64>()
 }
 
 /// The first id whose cumulated weight exceeds `target`; the last id with any weight where rounding lets none exceed it.
-fn invert(weights: impl Iterator<Item = (usize, f32)>, target: f64) -> usize {
-    let mut cumulated = 0.0;
-    let mut last = 0;
-    for (id, weight) in weights {
-        if weight > 0.0 {
-            cumulated += f64::from(weight);
-            last = id;
-            if cumulated > target {
-                break;
-            }
+fn invert(weights: &[f32], target: f64) -> usize {
+    /// Ids that are skipped together while the target lies behind them.
+    const BLOCK: usize = 128;
+    let (mut start, mut cumulated) = (0, 0.0);
+    for block in weights.chunks(BLOCK) {
+        let behind = cumulated + mass(block);
+        if behind > target {
+            break;
         }
+        (start, cumulated) = (start + block.len(), behind);
     }
-    last
+    let found = weights[start..].iter().position(|&weight| {
+        cumulated += f64::from(weight);
+        weight > 0.0 && cumulated > target
+    });
+    match found {
+        Some(idx) => start + idx,
+        None => weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0),
+    }
 }
 
-/// Leaves in `scratch.candidates` the ids that top-k and then top-p let through, ascending.
+/// Sets the weights of all ids to 0 that top-k and then top-p do not let through.
 ///
 /// Top-p keeps the smallest set of most probable tokens whose mass reaches `top_p`; at least one token stays. Equal logits: the lower id first.
 fn narrow(logits: &[f32], sampling: Sampling, total: f64, scratch: &mut Scratch) {
-    let Scratch { weights, candidates } = scratch;
+    let Scratch { weights, kept } = scratch;
     // Sorting 152k tokens would cost more than everything else. Tokens lighter than (1 - top_p) / V of the mass weigh less than 1 - top_p
     // together, so top-p never reaches them; half of that leaves room for rounding.
     let floor = if sampling.top_k == 0 { 0.5 * (1.0 - sampling.top_p) * total / logits.len() as f64 } else { 0.0 };
-    candidates.clear();
-    candidates.extend((0..logits.len() as u32).filter(|&id| weights[id as usize] > 0.0 && f64::from(weights[id as usize]) >= floor));
-    let logit = |id: &u32| logits[*id as usize];
-    let heavier_first = |a: &u32, b: &u32| logit(b).partial_cmp(&logit(a)).expect("NaN was refused").then(a.cmp(b));
-    if sampling.top_k > 0 && sampling.top_k < candidates.len() {
-        candidates.select_nth_unstable_by(sampling.top_k - 1, heavier_first);
-        candidates.truncate(sampling.top_k);
+    kept.clear();
+    let candidates = weights.iter().enumerate().filter(|&(_, &weight)| weight > 0.0 && f64::from(weight) >= floor);
+    kept.extend(candidates.map(|(id, &weight)| (id, weight)));
+    let heavier_first =
+        |&(a, _): &(usize, f32), &(b, _): &(usize, f32)| logits[b].partial_cmp(&logits[a]).expect("NaN was refused").then(a.cmp(&b));
+    if sampling.top_k > 0 && sampling.top_k < kept.len() {
+        kept.select_nth_unstable_by(sampling.top_k - 1, heavier_first);
+        kept.truncate(sampling.top_k);
     }
     if sampling.top_p < 1.0 {
-        candidates.sort_unstable_by(heavier_first);
-        let reach = sampling.top_p * if sampling.top_k == 0 { total } else { mass(candidates.iter().map(|&id| &weights[id as usize])) };
+        kept.sort_unstable_by(heavier_first);
+        let reach = sampling.top_p * if sampling.top_k == 0 { total } else { kept.iter().map(|&(_, weight)| f64::from(weight)).sum() };
         let mut cumulated = 0.0;
-        let before_reach = candidates.iter().take_while(|&&id| {
-            let is_needed = cumulated < reach;
-            cumulated += f64::from(weights[id as usize]);
-            is_needed
+        let is_reached = kept.iter().position(|&(_, weight)| {
+            cumulated += f64::from(weight);
+            cumulated >= reach
         });
-        let n_kept = before_reach.count().max(1);
-        candidates.truncate(n_kept);
+        kept.truncate(is_reached.map_or(kept.len(), |idx| idx + 1));
     }
-    candidates.sort_unstable();
+    weights.fill(0.0);
+    for &(id, weight) in kept.iter() {
+        weights[id] = weight;
+    }
 }
 
 #[cfg(test)]

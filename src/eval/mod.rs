@@ -1,43 +1,71 @@
-//! Exact match per data set: greedy episodes on held-out questions.
+//! Exact match per data set: what the greedy episodes on held-out questions say about a model, and the summary of a run.
 use crate::rollout::{Episode, EpisodeStats};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
-/// One data set's row of the table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DatasetScore {
-    pub dataset: String,
-    #[serde(flatten)]
-    pub stats: EpisodeStats,
-}
-
-/// One model's evaluation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
+/// The figures of one model on the test questions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Figures {
     /// Over all questions together.
     #[serde(flatten)]
     pub all: EpisodeStats,
     /// Unweighted mean of the data sets' EM, as the paper's tables average.
     pub average_em: f64,
-    pub datasets: Vec<DatasetScore>,
+    /// Each data set by its name.
+    pub datasets: BTreeMap<String, EpisodeStats>,
 }
 
-impl Evaluation {
-    /// Groups episodes by their question's data set, in order of first appearance.
+impl Figures {
+    /// Groups episodes by their question's data set.
     pub fn of(episodes: &[Episode]) -> Self {
-        let mut names: Vec<&str> = Vec::new();
+        let mut by_name: BTreeMap<&str, Vec<&Episode>> = BTreeMap::new();
         for episode in episodes {
-            if !names.contains(&episode.question.dataset.as_str()) {
-                names.push(&episode.question.dataset);
-            }
+            by_name.entry(&episode.question.dataset).or_default().push(episode);
         }
-        let datasets: Vec<DatasetScore> = names
-            .into_iter()
-            .map(|name| DatasetScore {
-                dataset: name.to_owned(),
-                stats: EpisodeStats::of(episodes.iter().filter(|episode| episode.question.dataset == name)),
-            })
-            .collect();
-        let average_em = datasets.iter().map(|d| d.stats.em).sum::<f64>() / datasets.len().max(1) as f64;
+        let datasets: BTreeMap<String, EpisodeStats> =
+            by_name.into_iter().map(|(name, episodes)| (name.to_owned(), EpisodeStats::of(episodes))).collect();
+        let average_em = datasets.values().map(|stats| stats.em).sum::<f64>() / datasets.len().max(1) as f64;
         Self { all: EpisodeStats::of(episodes), average_em, datasets }
+    }
+}
+
+/// summary.json: the final figures of a run. Models that were not evaluated are absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Summary {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub student: Option<Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kd: Option<Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dgpo: Option<Figures>,
+    pub seed: u64,
+    /// Seconds of work, over all processes of the run.
+    pub wall_s: f64,
+}
+
+impl Summary {
+    /// The models in the order of the table, with their figures.
+    pub fn rows(&self) -> [(&'static str, Option<&Figures>); 4] {
+        [("student", self.student.as_ref()), ("teacher", self.teacher.as_ref()), ("kd", self.kd.as_ref()), ("dgpo", self.dgpo.as_ref())]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn the_summary_has_the_keys_other_tools_read() {
+        let kd = Figures { all: EpisodeStats { em: 0.5, ..EpisodeStats::default() }, ..Figures::default() };
+        let summary = Summary { kd: Some(kd), seed: 3, wall_s: 1.5, ..Summary::default() };
+        let written: Value = serde_json::to_value(&summary).expect("plain figures");
+        assert_eq!((&written["kd"]["em"], &written["seed"], &written["wall_s"]), (&json!(0.5), &json!(3), &json!(1.5)));
+        assert_eq!(written.get("dgpo"), None);
+        assert_eq!(serde_json::from_value::<Summary>(written).expect("what was written"), summary);
     }
 }

@@ -1,14 +1,13 @@
 //! The last phase: greedy episodes of every model on the test questions, the figures, the summary.
 use super::{Inner, Pipeline, PipelineError};
 use crate::{
-    eval::Evaluation,
+    eval::{Figures, Summary},
     retriever::Retriever,
     rollout::episode::write_episodes,
     tokenizer::Tokenizer,
     trainer::{
         events::{Event, Phase},
         metrics::{EVAL_EM, Metrics},
-        run_dir::{Figures, Summary},
     },
 };
 use dgpo_models::{TrainBackend, decoder::Decoder};
@@ -65,28 +64,23 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             let path = path.clone();
             move |source| PipelineError::Io { path, source }
         };
-        let evaluation = match std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Evaluation>(&text).ok()) {
+        let figures = match std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Figures>(&text).ok()) {
             Some(known) => known,
             None => {
-                let (episodes, evaluation) = self.setup.play_test(tokenizer, retriever, model)?;
+                let (episodes, figures) = self.setup.play_test(tokenizer, retriever, model)?;
                 write_episodes(&self.run.episodes_dir().join(format!("eval-{name}.jsonl")), &episodes)?;
                 std::fs::create_dir_all(&dir).map_err(io(&dir))?;
-                let text = serde_json::to_vec_pretty(&evaluation).expect("figures are plain numbers");
+                let text = serde_json::to_vec_pretty(&figures).expect("figures are plain numbers");
                 std::fs::write(&path, text).map_err(io(&path))?;
-                evaluation
+                figures
             }
         };
         let mut metrics = Metrics::default();
-        metrics.set(EVAL_EM, evaluation.average_em);
+        metrics.set(EVAL_EM, figures.average_em);
         (self.observer)(Event::Step { phase: Phase::Eval, step: number, total: 4, metrics: &metrics.0 });
         if self.stop.is_requested() {
             return Err(PipelineError::Stopped);
         }
-        Ok(figures(&evaluation))
+        Ok(figures)
     }
-}
-
-/// The summary's view of an evaluation.
-pub fn figures(evaluation: &Evaluation) -> Figures {
-    Figures { all: evaluation.all, datasets: evaluation.datasets.iter().map(|d| (d.dataset.clone(), d.stats)).collect() }
 }

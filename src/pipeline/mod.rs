@@ -19,6 +19,7 @@ pub mod setup;
 use crate::{
     config::{Recipe, Stage},
     data::DataError,
+    eval::Summary,
     hub::HubError,
     retriever::{Retriever, RetrieverError},
     rollout::{play::RolloutError, trajectory::TrajectoryError},
@@ -29,7 +30,7 @@ use crate::{
         events::{Event, Observer, Phase, Stop},
         metrics::Metrics,
         models::SetupError,
-        run_dir::{MetricsLog, RunDir, RunDirError, Summary},
+        run_dir::{MetricsLog, RunDir, RunDirError},
         state::StateError,
     },
 };

@@ -44,6 +44,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let side_files = self.setup.side_files()?;
         let sampling = self.setup.recipe.episode.sampling();
         while step < total {
+            self.evaluate_if_due(step, tokenizer, retriever, &networks.actor)?;
             let started = Instant::now();
             let drawn: Vec<Question> =
                 sampler.next(self.setup.recipe.rl.questions_per_step).into_iter().map(|i| questions[i].clone()).collect();
@@ -64,23 +65,42 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             metrics.set(UPDATE_TOKENS_PER_SECOND, n_all as f64 / (seconds - rollout_s));
             metrics.set(STEP_SECONDS, seconds);
 
-            let is_save_due = self.is_save_due(step, total);
-            if is_save_due {
+            // Before the checkpoint: a run resumed from it has the metrics of every step it stands for.
+            self.report(Phase::Rl, step, total, &metrics)?;
+            if self.is_save_due(step, total) {
                 write_episodes(&self.run.episodes_dir().join(format!("rl-step-{step:06}.jsonl")), &episodes)?;
                 self.save_rl(step, total, &sampler, &networks, &side_files)?;
             }
-            let every = self.setup.recipe.eval.every;
-            if every > 0 && step.is_multiple_of(every) && step < total {
-                let evaluation = self.setup.play_test(tokenizer, retriever, &networks.actor)?.1;
-                metrics.set(EVAL_EM, evaluation.average_em);
-            }
-            self.report(Phase::Rl, step, total, &metrics)?;
             if self.stop.is_requested() && step < total {
                 return Err(PipelineError::Stopped);
             }
         }
         (self.observer)(Event::PhaseDone { phase: Phase::Rl });
         Ok(networks.actor)
+    }
+
+    /// Every `eval.every` steps: the actor on the test questions, recorded as a metrics line of its own. It happens at the begin of the next step, where
+    /// a resumed run also comes by, so that an evaluation cut off by a kill is made up for.
+    fn evaluate_if_due(
+        &mut self,
+        step: usize,
+        tokenizer: &Tokenizer,
+        retriever: &dyn Retriever,
+        actor: &Decoder<Inner<B>>,
+    ) -> Result<(), PipelineError> {
+        let every = self.setup.recipe.eval.every;
+        if every == 0 || step == 0 || !step.is_multiple_of(every) {
+            return Ok(());
+        }
+        let is_done =
+            |line: &serde_json::Map<String, serde_json::Value>| line["phase"] == "rl" && line["step"] == step && line.contains_key(EVAL_EM);
+        if self.run.read_metrics()?.iter().any(is_done) {
+            return Ok(());
+        }
+        let em = self.setup.play_test(tokenizer, retriever, actor)?.1.average_em;
+        self.metrics.append(Phase::Rl, step, &[(EVAL_EM, em)])?;
+        self.say(&format!("rl {step}: exact match on the test questions {em:.3}"));
+        Ok(())
     }
 
     /// Step, cursor and networks to go on with.

@@ -7,7 +7,7 @@ use crate::{
         questions::{Question, read_questions},
     },
     env::Env,
-    eval::Evaluation,
+    eval::Figures,
     hub,
     retriever::{self, Retriever, RetrieverError},
     rng::{Key, Purpose},
@@ -132,13 +132,13 @@ impl<I: Backend> Setup<I> {
         tokenizer: &Tokenizer,
         retriever: &dyn Retriever,
         model: &Decoder<I>,
-    ) -> Result<(Vec<Episode>, Evaluation), PipelineError> {
+    ) -> Result<(Vec<Episode>, Figures), PipelineError> {
         let questions = self.questions(&self.recipe.data.test, self.recipe.data.max_test)?;
         let sampling = Sampling { temperature: self.recipe.eval.temperature, ..Sampling::GREEDY };
         let key = Key::new(self.recipe.run.seed, Purpose::Eval);
         let episodes = self.player(tokenizer, retriever).play(model, &questions, sampling, key, &self.device)?;
-        let evaluation = Evaluation::of(&episodes);
-        Ok((episodes, evaluation))
+        let figures = Figures::of(&episodes);
+        Ok((episodes, figures))
     }
 
     /// Folders whose tokenizer and generation files belong to a saved student.

@@ -1,7 +1,7 @@
 //! Text -> embedding: a BERT encoder (E5), its tokenizer and its prefixes as one thing.
 //!
 //! An embedding is the L2-normalised masked mean of the last hidden states (method §6), so the inner product of two is their cosine.
-//! Texts are cut to `max_tokens` with the closing special token kept.
+//! Texts are cut to `max_tokens`; the closing special token ([SEP], `</s>`), where the tokenizer adds one, stays the last.
 //! - Passages: sorted by length and packed into batches of at most `batch_tokens` padded tokens; independent of the batching up to rounding.
 //! - Queries: padded to fixed shapes ([`QUERY_ROWS`] rows, lengths in steps of [`QUERY_STEP`]), so that a query's embedding depends on its own
 //!   length alone: an episode's passages must not depend on which episodes share its batch, not even by rounding.
@@ -46,6 +46,9 @@ pub struct Encoder<B: Backend> {
     model: BertEncoder<B>,
     tokenizer: Tokenizer,
     identity: EncoderIdentity,
+    /// The special token that closes every text.
+    closing: Option<u32>,
+    pad: u32,
     batch_tokens: usize,
     device: B::Device,
 }
@@ -87,7 +90,9 @@ impl<B: Backend> Encoder<B> {
         }
         let identity =
             EncoderIdentity { name: name.to_owned(), fingerprint, dim: config.hidden_size, query_prefix, passage_prefix, max_tokens };
-        Ok(Self { model, tokenizer, identity, batch_tokens, device: device.clone() })
+        // What is put around a text is what the empty text becomes.
+        let closing = tokenizer.encode_with_special("").map_err(RetrieverError::passed_on)?.last().copied();
+        Ok(Self { model, tokenizer, identity, closing, pad: config.pad_token_id, batch_tokens, device: device.clone() })
     }
 
     /// Name, fingerprint, size and text preparation.
@@ -137,15 +142,20 @@ impl<B: Backend> Encoder<B> {
 
     fn tokenise(&self, prefix: &str, texts: &[String]) -> Result<Vec<Vec<u32>>, RetrieverError> {
         let tokenise_one = |text: &String| {
-            let ids = self.tokenizer.encode_with_special(&format!("{prefix}{text}")).map_err(RetrieverError::passed_on)?;
-            Ok(truncate_keeping_last(ids, self.identity.max_tokens))
+            let mut ids = self.tokenizer.encode_with_special(&format!("{prefix}{text}")).map_err(RetrieverError::passed_on)?;
+            truncate(&mut ids, self.identity.max_tokens, self.closing);
+            if ids.is_empty() {
+                // Without prefix and special tokens an empty query has no tokens, and no mean; it gets a neutral one.
+                ids.push(self.pad);
+            }
+            Ok(ids)
         };
         texts.par_iter().map(tokenise_one).collect()
     }
 
     /// Embeds rows of at most `n_tokens` ids, padded to `n_tokens`. -> `[rows, dim]`
     fn embed(&self, rows: &[&[u32]], n_tokens: usize) -> Result<Vec<f32>, RetrieverError> {
-        let pad = i64::from(self.model.config().pad_token_id);
+        let pad = i64::from(self.pad);
         let (mut ids, mut mask) = (Vec::with_capacity(rows.len() * n_tokens), Vec::with_capacity(rows.len() * n_tokens));
         for row in rows {
             let n_padding = n_tokens - row.len();
@@ -171,13 +181,14 @@ impl<B: Backend> Encoder<B> {
     }
 }
 
-/// Cuts to `max_tokens` ids; the last id (the closing special token) stays the last.
-fn truncate_keeping_last(mut ids: Vec<u32>, max_tokens: usize) -> Vec<u32> {
+/// Cuts to `max_tokens` ids, of which the last is the closing token if there is one.
+fn truncate(ids: &mut Vec<u32>, max_tokens: usize, closing: Option<u32>) {
     if ids.len() > max_tokens {
-        ids[max_tokens - 1] = ids[ids.len() - 1];
         ids.truncate(max_tokens);
+        if let (Some(last), Some(closing)) = (ids.last_mut(), closing) {
+            *last = closing;
+        }
     }
-    ids
 }
 
 /// Indexes of texts in batches of similar length, longest first (so that memory runs out at once or never); each batch has at most

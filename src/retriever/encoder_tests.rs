@@ -3,7 +3,7 @@ use burn::backend::Flex;
 use dgpo_models::config::BertConfig;
 use std::ops::ControlFlow;
 
-const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/tiny/tokenizer.json");
+const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/tiny/encoder/tokenizer.json");
 
 pub fn options() -> EncoderOptions {
     EncoderOptions { query_prefix: "query: ".to_owned(), passage_prefix: "passage: ".to_owned(), max_tokens: 24, batch_tokens: 64 }
@@ -77,9 +77,21 @@ fn queries_and_passages_have_their_own_prefixes() {
 }
 
 #[test]
-fn a_long_text_is_cut_and_keeps_its_last_token() {
-    assert_eq!(truncate_keeping_last(vec![101, 1, 2, 3, 102], 4), [101, 1, 2, 102]);
-    assert_eq!(truncate_keeping_last(vec![101, 1, 102], 4), [101, 1, 102]);
+fn a_long_text_is_cut_and_keeps_its_closing_token() {
+    let cut = |mut ids: Vec<u32>, closing| {
+        truncate(&mut ids, 4, closing);
+        ids
+    };
+    assert_eq!(cut(vec![101, 1, 2, 3, 102], Some(102)), [101, 1, 2, 102]);
+    assert_eq!(cut(vec![101, 1, 102], Some(102)), [101, 1, 102]);
+    assert_eq!(cut(vec![1, 2, 3, 4, 5], None), [1, 2, 3, 4]);
+}
+
+#[test]
+fn an_empty_query_has_an_embedding() {
+    let encoder = random_encoder(1, EncoderOptions { query_prefix: String::new(), ..options() });
+    let embedding = encoder.encode_queries(&[String::new()]).expect("encoded");
+    assert!((embedding.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
 }
 
 #[test]

@@ -176,7 +176,10 @@ impl Index {
                 Some((HnswIndex::load(dir, &graph.files, vectors.clone(), ef_search)?, params))
             }
             (None, true) if search == Search::Hnsw => {
-                let hint = format!("{} has no graph; add one with `dgpo index build --set retriever.search=hnsw` (the vectors are kept)", dir.display());
+                let hint = format!(
+                    "{} has no graph; add one with `dgpo index build --set retriever.search=hnsw` (the vectors are kept)",
+                    dir.display()
+                );
                 return Err(RetrieverError::option("retriever.search", "\"hnsw\"", &hint));
             }
             (None, true) => {

@@ -3,6 +3,7 @@
 //! A row is one query of one head. Rows of a kv group are taken together (`R` = 4, then 2, then 1), so a key is read once for four of them. Keys are
 //! used as [hd, Tk], which makes scores a product over whole vectors of keys: a key cache is stored that way, other keys are packed once a task.
 //! Tasks are (row of the batch, block of queries) in the forward pass and rows of the batch in the backward pass, which adds into dk and dv.
+#![expect(clippy::needless_range_loop, reason = "one index moves through several arrays; the plain form is the one that vectorises")]
 use super::CausalRows;
 use crate::cpu::{CpuTensor, LANES, View, exp, for_each_piece, from_vec, readable, simd, with_rows};
 use burn::{backend::Flex, tensor::ops::FloatTensorOps};
@@ -26,12 +27,7 @@ pub fn forward(q: CpuTensor, k: CpuTensor, v: CpuTensor, rows: &CausalRows) -> C
             row.chunks_mut(QUERIES_PER_TASK * row_size).enumerate().map(move |(block, out)| (b, block * QUERIES_PER_TASK, out))
         })
         .collect();
-    for_each_piece(tasks, work(&q, &k, rows), |(b, first, out)| {
-        simd(
-            #[inline(always)]
-            || forward_block(&q, &k, &v, rows, b, first, out),
-        )
-    });
+    for_each_piece(tasks, work(&q, &k, rows), |(b, first, out)| simd!(forward_block(&q, &k, &v, rows, b, first, out)));
     Flex::float_permute(from_vec(out, [n_rows, n_queries, n_heads, head_dim], dtype), &[0, 2, 1, 3])
 }
 
@@ -46,10 +42,7 @@ pub fn backward(q: CpuTensor, k: CpuTensor, v: CpuTensor, grad: CpuTensor, rows:
     let tasks: Vec<_> =
         dq.chunks_mut(q_size.max(1)).zip(dk.chunks_mut(k_size.max(1))).zip(dv.chunks_mut(k_size.max(1))).enumerate().collect();
     for_each_piece(tasks, 3 * work(&q, &k, rows), |(b, ((dq, dk), dv))| {
-        simd(
-            #[inline(always)]
-            || backward_row(&q, &k, &v, &grad, rows, b, Gradients { dq, dk, dv }),
-        )
+        simd!(backward_row(&q, &k, &v, &grad, rows, b, Gradients { dq, dk, dv }))
     });
     let heads_first = |x, len, heads| Flex::float_permute(from_vec(x, [n_rows, len, heads, head_dim], dtype), &[0, 2, 1, 3]);
     [heads_first(dq, n_queries, n_heads), heads_first(dk, n_keys, n_kv_heads), heads_first(dv, n_keys, n_kv_heads)]

@@ -132,7 +132,8 @@ impl<B: Backend> Problem<B> {
         if (0..n_rows).all(|b| last_seen(b, chunk.queries.start) + 1 >= chunk.n_keys) {
             return None;
         }
-        let is_uniform = (1..n_rows).all(|b| self.rows.starts[b] == self.rows.starts[0] && self.rows.n_keys(b, chunk.n_keys) == self.rows.n_keys(0, chunk.n_keys));
+        let is_uniform = (1..n_rows)
+            .all(|b| self.rows.starts[b] == self.rows.starts[0] && self.rows.n_keys(b, chunk.n_keys) == self.rows.n_keys(0, chunk.n_keys));
         let n_masks = if is_uniform { 1 } else { n_rows };
         let group = self.q.dims()[1] / self.k.dims()[1];
         let last_seen: Vec<i32> =

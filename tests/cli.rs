@@ -1,0 +1,149 @@
+//! Every command: its help, its JSON, what it writes.
+use crate::support::{ANSWER, Ended, World, repository, tensors};
+use serde_json::Value;
+
+/// Names listed under "Commands:" of a help text.
+fn commands_in(help: &str) -> Vec<String> {
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    // Wrapped descriptions are indented further.
+    let names = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    names.map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+}
+
+fn help(world: &World, command: &[&str]) -> Ended {
+    world.dgpo(&[command, &["--help"]].concat()).done()
+}
+
+#[test]
+fn help_lists_exactly_the_commands_that_exist() {
+    let world = World::new();
+    let expected = ["train", "eval", "ask", "demos", "data", "plan", "index", "model", "runs", "doctor", "conformance"];
+    assert_eq!(commands_in(&help(&world, &[]).stdout), expected);
+    let groups: [(&str, &[&str]); 4] =
+        [("data", &["tiny"]), ("index", &["build", "search", "info"]), ("model", &["info", "export"]), ("runs", &["list", "show"])];
+    for command in expected {
+        let ended = help(&world, &[command]);
+        assert!(ended.stdout.contains("Usage: dgpo ") && ended.stderr.is_empty(), "{command}: {ended:?}");
+        let inner = groups.iter().find(|(group, _)| *group == command).map_or(&[][..], |(_, inner)| inner);
+        assert_eq!(commands_in(&ended.stdout), inner, "{command}");
+        for name in inner {
+            assert!(help(&world, &[command, name]).stdout.contains("Usage: dgpo "), "{command} {name}");
+        }
+    }
+    assert_eq!(world.dgpo(&["report"]).code, Some(2));
+}
+
+#[test]
+fn version_is_the_packages() {
+    assert_eq!(World::new().dgpo(&["--version"]).done().stdout, concat!("dgpo ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn plan_counts_steps_and_starts_nothing() {
+    let world = World::new();
+    let planned = world.dgpo(&["plan", "--config", "rl.toml", "--json"]).json();
+    assert_eq!(planned["recipe"]["rl"]["questions_per_step"], 48);
+    let phases = planned["plan"]["phases"].as_array().unwrap();
+    let rl = phases.iter().find(|phase| phase["phase"] == "rl").unwrap();
+    // 4 steps of 48 questions, each in two mini-batches of 24.
+    assert_eq!([&rl["steps"], &rl["episodes"], &rl["optimizer_steps"]], [4, 192, 8]);
+    let dry_run = world.dgpo(&["train", "--config", "rl.toml", "--dry-run", "--json"]).json();
+    assert_eq!(dry_run, planned);
+    assert!(!world.path("runs").exists());
+}
+
+#[test]
+fn the_plan_is_a_recipe_that_plans_the_same() {
+    let world = World::new();
+    let text = world.dgpo(&["plan", "--config", "rl.toml"]).done().stdout;
+    world.write("resolved.toml", &text);
+    let recipe = |file| world.dgpo(&["plan", "--config", file, "--json"]).json()["recipe"].clone();
+    assert_eq!(recipe("resolved.toml"), recipe("rl.toml"));
+}
+
+#[test]
+fn doctor_finds_this_machine_sound() {
+    let found = World::new().dgpo(&["doctor", "--json"]).json();
+    let checks = found["checks"].as_array().unwrap();
+    assert!(checks.len() >= 5 && checks.iter().all(|check| check["status"] != "failed"), "{found:#}");
+}
+
+#[test]
+fn an_exported_model_has_the_same_tensors() {
+    let world = World::new();
+    world.dgpo(&["model", "export", "talker", "--out", "copy"]).done();
+    assert_eq!(tensors(&world.path("copy/model.safetensors")), tensors(&world.path("talker/model.safetensors")));
+    let [original, copy] = ["talker", "copy"].map(|dir| world.dgpo(&["model", "info", dir, "--json"]).json());
+    assert_eq!(copy["tensors_sha256"], original["tensors_sha256"]);
+    assert_eq!(copy["shape"], original["shape"]);
+    // The copy is a whole model: it plays.
+    let played = world.dgpo(&["ask", "Who?", "--config", "rl.toml", "--model", "copy", "--json"]).json();
+    assert_eq!(played, world.dgpo(&["ask", "Who?", "--config", "rl.toml", "--json"]).json());
+}
+
+#[test]
+fn model_info_counts_the_parameters_of_the_shape() {
+    let info = World::new().dgpo(&["model", "info", "talker", "--json"]).json();
+    // Embeddings and head 2·976·32; q 32·32+32, k and v 2·(16·32+16), o 32·32; feed-forward 3·64·32; three norms of 32.
+    let n_parameters = 2 * 976 * 32 + (32 * 32 + 32) + 2 * (16 * 32 + 16) + 32 * 32 + 3 * 64 * 32 + 3 * 32;
+    assert_eq!(info["n_parameters"], n_parameters);
+    assert_eq!(info["size_bytes"], 4 * n_parameters);
+}
+
+#[test]
+fn runs_show_what_was_run() {
+    let world = World::new();
+    assert_eq!(world.dgpo(&["runs", "list", "--json"]).json(), serde_json::json!([]));
+    world.dgpo(&["train", "--config", "kd.toml", "--name", "first", "--set", "distill.steps=2", "--set", "distill.batch=8"]).done();
+    let listed = world.dgpo(&["runs", "list", "--json"]).json();
+    assert_eq!([&listed[0]["name"], &listed[0]["stage"], &listed[0]["phase"]], ["first", "distill", "kd"]);
+    assert_eq!((&listed[0]["step"], listed.as_array().unwrap().len()), (&2.into(), 1));
+    for name in ["first", "runs/first"] {
+        let shown = world.dgpo(&["runs", "show", name, "--json"]).json();
+        assert_eq!(shown["changed"]["distill.batch"], 8);
+        assert_eq!(shown["last_metrics"][0]["step"], 2);
+        assert_eq!(shown["checkpoint"], "runs/first/checkpoints/kd-step-000002");
+    }
+    world.dgpo(&["runs", "show", "firts"]).failed(2, &["firts", "did you mean first?"]);
+}
+
+#[test]
+fn eval_scores_every_data_set() {
+    let world = World::new();
+    let files = [repository("configs/tiny/tiny-1hop.jsonl"), repository("configs/tiny/tiny-2hop.jsonl")];
+    let data: Vec<&str> = files.iter().flat_map(|file| ["--data", file.to_str().unwrap()]).collect();
+    let rest = ["--limit", "5", "--out", "episodes.jsonl", "--json"];
+    let scores = world.dgpo(&[&["eval", "--config", "rl.toml"][..], &data, &rest].concat()).json();
+    assert_eq!(scores["n_episodes"], 10);
+    let names: Vec<&Value> = scores["datasets"].as_array().unwrap().iter().map(|d| &d["dataset"]).collect();
+    assert_eq!(names, ["tiny-1hop", "tiny-2hop"]);
+    let em = |at: usize| scores["datasets"][at]["em"].as_f64().unwrap();
+    assert_eq!(scores["average_em"].as_f64().unwrap(), (em(0) + em(1)) / 2.0);
+    assert_eq!(std::fs::read_to_string(world.path("episodes.jsonl")).unwrap().lines().count(), 10);
+}
+
+#[test]
+fn ask_shows_the_episode_by_author() {
+    let asked = World::new().dgpo(&["ask", "Who wrote it?", "--config", "rl.toml", "--temperature", "1", "--json"]).json();
+    let segments = asked["episode"]["segments"].as_array().unwrap();
+    let texts = asked["texts"].as_array().unwrap();
+    assert_eq!(texts.len(), segments.len());
+    assert_eq!([&segments[0]["author"], &segments[1]["author"]], ["prompt", "agent"]);
+    assert!(texts[0].as_str().unwrap().contains("Who wrote it?"), "{texts:?}");
+}
+
+#[test]
+fn demos_keeps_the_correct_episodes() {
+    let world = World::new();
+    let play = |out: &str, more: &[&str]| {
+        let arguments = ["demos", "--config", "rl.toml", "--set", "model.teacher=talker", "--episodes", "32", "--json", "--out", out];
+        world.dgpo(&[&arguments[..], more].concat()).json()
+    };
+    let (stats, all) = (play("correct.jsonl", &[]), play("all.jsonl", &["--all"]));
+    assert_eq!(stats, all, "the same seed plays the same episodes");
+    let read = |name: &str| dgpo::rollout::episode::read_episodes(&world.path(name)).unwrap();
+    let (correct, all) = (read("correct.jsonl"), read("all.jsonl"));
+    assert_eq!((all.len(), correct.len()), (32, all.iter().filter(|episode| episode.is_correct()).count()));
+    assert!(!correct.is_empty() && correct.iter().all(|episode| episode.prediction.as_deref() == Some(ANSWER)));
+    assert_eq!(stats["em"].as_f64().unwrap(), correct.len() as f64 / 32.0);
+}

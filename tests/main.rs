@@ -1,0 +1,19 @@
+//! What a user relies on, tested from outside: the real binary in temporary folders, and the library through its public functions.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`support`] | a small world of questions, passages and networks; running, killing and judging `dgpo` |
+//! | [`resume`] | killed and interrupted runs go on as if nothing had happened |
+//! | [`bad_input`] | broken files, recipes and disks: a clear error with a hint, and nothing lost |
+//! | [`cli`], [`index`] | every command, its help and its JSON |
+//! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
+//! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
+//! | [`properties`] | invariances of one training step |
+mod bad_input;
+mod cli;
+mod conformance;
+mod index;
+mod properties;
+mod resume;
+mod runs;
+mod support;

@@ -1,0 +1,280 @@
+//! What must not change a training step, whatever the numbers: micro-batches, padding, observations, a teacher without effect.
+//!
+//! The optimizers here have eps = 1 and lr = 1, so that an update is nearly the (clipped) gradient itself. With the usual eps, AdamW's first update
+//! is the gradient's sign, which rounding decides wherever a gradient is nearly 0.
+use burn::{
+    module::{Module, ModuleMapper, ModuleVisitor, Param},
+    tensor::{Tensor, TensorData},
+};
+use dgpo::{
+    algo::{
+        kl::KlController,
+        ppo::{PolicyTokens, policy_loss},
+    },
+    config::{AdamWRecipe, Decay, DistillRecipe, KlMode, Recipe},
+    data::questions::Question,
+    engine::StopReason,
+    rng::{Key, Purpose},
+    rollout::{Episode, ObservationKind, RolloutBatch, Segment, Status},
+    trainer::{
+        devices::{Cpu, CpuTrain},
+        distill::{Student, distill_step},
+        metrics::{DISTILL_KL, KL, KL_SELECTED, Metrics, SKIPPED_UPDATES},
+        optimizer::AdamW,
+        rl::{ActorCritic, rl_step},
+        score::{self, Pass},
+    },
+};
+use dgpo_models::{
+    Backend,
+    config::{DecoderConfig, Family, RopeScaling},
+    decoder::Decoder,
+    heads::Critic,
+};
+
+const VOCAB_SIZE: usize = 61;
+/// Micro-batches of one row each, and one of all rows.
+const SMALLEST: usize = 1;
+const LARGEST: usize = 1 << 30;
+/// f32 sums of a few hundred terms in another order: 1e-6 of the largest, and a margin of ten.
+const TOLERANCE: f32 = 1e-5;
+
+fn network(seed: u64) -> Decoder<Cpu> {
+    let config = DecoderConfig {
+        family: Family::Qwen2,
+        vocab_size: VOCAB_SIZE,
+        hidden_size: 32,
+        intermediate_size: 48,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        max_position_embeddings: 256,
+        rms_norm_eps: 1e-6,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
+        is_tied: true,
+        has_qkv_bias: true,
+        initializer_range: 0.1,
+        bos_token_id: None,
+        eos_token_ids: vec![1],
+    };
+    Decoder::init(&config, seed, &Default::default())
+}
+
+/// Episodes of random tokens with one to three turns; `reward(i)` says which are correct.
+fn episodes(n: usize, reward: impl Fn(usize) -> f32) -> Vec<Episode> {
+    let ids = |key: Key, max: usize| -> Vec<u32> { (0..1 + key.below(99, max)).map(|i| key.below(i as u64, VOCAB_SIZE) as u32).collect() };
+    let episode = |i: usize| {
+        let key = Key::new(5, Purpose::World).fold(i as u64);
+        let mut segments = vec![Segment::Prompt { ids: ids(key.fold(0), 12) }];
+        for turn in 0..1 + key.below(1, 3) as u64 {
+            segments.push(Segment::Agent { ids: ids(key.fold(2).fold(turn), 20), sample_log_probs: Vec::new(), stop: StopReason::Eos });
+            segments.push(Segment::Observation { ids: ids(key.fold(3).fold(turn), 25), kind: ObservationKind::Information });
+        }
+        segments.push(Segment::Agent { ids: ids(key.fold(4), 9), sample_log_probs: Vec::new(), stop: StopReason::Eos });
+        let question = Question {
+            id: i.to_string(),
+            dataset: "random".to_owned(),
+            question: "?".to_owned(),
+            golden_answers: vec!["x".to_owned()],
+            supporting: Vec::new(),
+            supporting_kind: String::new(),
+        };
+        let status = Status::TruncatedTurns;
+        Episode { question, segments, status, prediction: None, reward: reward(i), searches: Vec::new(), n_invalid_actions: 0 }
+    };
+    (0..n).map(episode).collect()
+}
+
+fn every_other(i: usize) -> f32 {
+    (i % 2) as f32
+}
+
+fn gradient_descent() -> AdamWRecipe {
+    AdamWRecipe { lr: 1.0, warmup: 0.0, decay: Decay::Constant, eps: 1.0, weight_decay: 0.0, ..Recipe::default().optim.actor }
+}
+
+fn recipe(micro_batch_tokens: usize) -> Recipe {
+    let mut recipe = Recipe::default();
+    (recipe.optim.actor, recipe.optim.critic) = (gradient_descent(), gradient_descent());
+    (recipe.rl.steps, recipe.rl.mini_batch, recipe.rl.micro_batch_tokens) = (1, 64, micro_batch_tokens);
+    recipe.kl.coef = 0.1;
+    recipe
+}
+
+/// Weights of the actor and of the critic after one RL step, and its metrics.
+fn after_rl_step(episodes: &[Episode], teacher: &Decoder<Cpu>, recipe: &Recipe) -> ([Vec<f32>; 2], Metrics) {
+    let actor = network(1);
+    let mut networks = ActorCritic::<CpuTrain> {
+        critic: Critic::from_decoder(&actor, 2),
+        actor,
+        actor_optimizer: AdamW::new(recipe.optim.actor.clone()),
+        critic_optimizer: AdamW::new(recipe.optim.critic.clone()),
+        kl: KlController::new(&recipe.kl),
+        n_skipped: 0,
+    };
+    let episodes: Vec<&Episode> = episodes.iter().collect();
+    let metrics = rl_step::<CpuTrain>(&mut networks, Some(teacher), &episodes, recipe, 0, &Default::default());
+    ([weights(&networks.actor), weights(&networks.critic)], metrics)
+}
+
+/// Weights of the student after one KD step, and its metrics.
+fn after_kd_step(episodes: &[Episode], teacher: &Decoder<Cpu>, micro_batch_tokens: usize) -> (Vec<f32>, Metrics) {
+    let mut student = Student::<CpuTrain> { model: network(1), optimizer: AdamW::new(gradient_descent()), n_skipped: 0 };
+    let batch = RolloutBatch::new(&episodes.iter().collect::<Vec<_>>());
+    let recipe = DistillRecipe { micro_batch_tokens, ..DistillRecipe::default() };
+    let metrics = distill_step::<CpuTrain>(&mut student, Some(teacher), &batch, &recipe, 1.0, &Default::default());
+    (weights(&student.model), metrics)
+}
+
+struct Weights(Vec<f32>);
+impl<B: Backend> ModuleVisitor<B> for Weights {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.0.extend(param.val().into_data().to_vec::<f32>().expect("f32 parameters"));
+    }
+}
+
+fn weights<M: Module<Cpu>>(module: &M) -> Vec<f32> {
+    let mut weights = Weights(Vec::new());
+    module.visit(&mut weights);
+    weights.0
+}
+
+/// The largest difference of two updates, as a share of the largest change.
+fn deviation(start: &[f32], a: &[f32], b: &[f32]) -> f32 {
+    let largest = |left: &[f32], right: &[f32]| left.iter().zip(right).map(|(l, r)| (l - r).abs()).fold(0.0, f32::max);
+    let change = largest(a, start);
+    assert!(change > 1e-3, "the step changed next to nothing ({change})");
+    largest(a, b) / change
+}
+
+/// Every weight is NaN: whoever computes with it shows.
+fn broken_network() -> Decoder<Cpu> {
+    struct Break;
+    impl<B: Backend> ModuleMapper<B> for Break {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            param.map(|tensor| tensor.mul_scalar(f32::NAN))
+        }
+    }
+    network(3).map(&mut Break)
+}
+
+#[test]
+fn the_micro_batch_size_does_not_change_an_rl_step() {
+    let episodes = episodes(10, every_other);
+    let start = [weights(&network(1)), weights(&Critic::from_decoder(&network(1), 2))];
+    let [(small, _), (large, _)] = [SMALLEST, LARGEST].map(|size| after_rl_step(&episodes, &network(3), &recipe(size)));
+    for at in 0..2 {
+        let deviation = deviation(&start[at], &large[at], &small[at]);
+        assert!(deviation < TOLERANCE, "{}: {deviation}", ["actor", "critic"][at]);
+    }
+}
+
+#[test]
+fn the_micro_batch_size_does_not_change_a_kd_step() {
+    let episodes = episodes(10, |_| 1.0);
+    let [(small, _), (large, _)] = [SMALLEST, LARGEST].map(|size| after_kd_step(&episodes, &network(3), size));
+    let deviation = deviation(&weights(&network(1)), &large, &small);
+    assert!(deviation < TOLERANCE, "{deviation}");
+}
+
+#[test]
+fn observation_tokens_do_not_move_the_policy_loss() {
+    let episodes = episodes(6, every_other);
+    let batch = RolloutBatch::new(&episodes.iter().collect::<Vec<_>>());
+    let rows: Vec<usize> = (0..6).collect();
+    let size = batch.n_rows * batch.n_cols;
+    let key = Key::new(1, Purpose::World);
+    let arrays = [0, 1, 2].map(|n| (0..size).map(|i| key.fold(n).uniform(i as u64) as f32 - 0.5).collect::<Vec<f32>>());
+    // Everything that no agent wrote gets absurd log-probs and advantages.
+    let distorted = arrays.clone().map(|mut array| {
+        (0..size).filter(|&at| !batch.loss_mask[at]).for_each(|at| array[at] = 1e6);
+        array
+    });
+    // Over all response tokens with the mask, and over the agent's tokens alone.
+    let response = batch.response_tokens(&rows);
+    let mask: Vec<f32> = response.at.iter().map(|&at| if batch.loss_mask[at] { 1.0 } else { 0.0 }).collect();
+    let agent = batch.agent_tokens(&rows);
+    let normaliser = batch.n_agent_tokens(&rows) as f64;
+    let loss = |arrays: &[Vec<f32>; 3], tokens: &dgpo::rollout::TokenIndex, mask: &[f32]| {
+        let tensor = |values: Vec<f32>| {
+            let n = values.len();
+            Tensor::<Cpu, 1>::from_data(TensorData::new(values, [n]), &Default::default())
+        };
+        let [log_probs, old_log_probs, advantages] = arrays.each_ref().map(|array| tensor(tokens.pick(array)));
+        policy_loss(PolicyTokens { log_probs, old_log_probs, advantages, mask: tensor(mask.to_vec()) }, 0.2, normaliser).1
+    };
+    let expected = loss(&arrays, &response, &mask);
+    assert_eq!(loss(&distorted, &response, &mask), expected);
+    let alone = loss(&distorted, &agent, &vec![1.0; agent.len()]);
+    assert!((alone.loss - expected.loss).abs() < 1e-6 && expected.loss.abs() > 1e-3, "{alone:?}, {expected:?}");
+}
+
+#[test]
+fn a_teacher_equal_to_the_student_gives_no_kl() {
+    let episodes = episodes(8, every_other);
+    let (_, kd) = after_kd_step(&episodes, &network(1), LARGEST);
+    let (_, rl) = after_rl_step(&episodes, &network(1), &recipe(LARGEST));
+    let (_, other) = after_rl_step(&episodes, &network(3), &recipe(LARGEST));
+    for kl in [kd.get(DISTILL_KL).unwrap(), rl.get(KL).unwrap()] {
+        assert!(kl.abs() < 1e-6, "{kl}");
+    }
+    assert!(other.get(KL).unwrap().abs() > 1e-2, "another teacher is far away");
+}
+
+#[test]
+fn the_teacher_has_no_effect_on_correct_episodes() {
+    let episodes = episodes(6, |_| 1.0);
+    let (broken, metrics) = after_rl_step(&episodes, &broken_network(), &recipe(LARGEST));
+    assert!(metrics.0.iter().all(|(_, value)| value.is_finite()), "{metrics:?}");
+    assert_eq!((metrics.get(KL_SELECTED), metrics.get(SKIPPED_UPDATES)), (Some(0.0), Some(0.0)));
+    let (sound, _) = after_rl_step(&episodes, &network(3), &recipe(LARGEST));
+    assert_eq!(broken, sound, "bit for bit");
+}
+
+#[test]
+fn the_uniform_penalty_falls_on_correct_episodes_too() {
+    let mut uniform = recipe(LARGEST);
+    uniform.kl.mode = KlMode::Uniform;
+    let (_, metrics) = after_rl_step(&episodes(6, |_| 1.0), &network(3), &uniform);
+    assert_eq!(metrics.get(KL_SELECTED), Some(1.0));
+}
+
+#[test]
+fn a_penalty_that_is_not_a_number_costs_the_update_and_not_the_networks() {
+    let (after, metrics) = after_rl_step(&episodes(6, every_other), &broken_network(), &recipe(LARGEST));
+    assert_eq!(metrics.get(SKIPPED_UPDATES), Some(2.0), "the actor's and the critic's");
+    assert_eq!(after, [weights(&network(1)), weights(&Critic::from_decoder(&network(1), 2))]);
+}
+
+#[test]
+fn padding_does_not_change_a_rows_log_probs() {
+    let mut episodes = episodes(4, every_other);
+    let longest = Segment::Observation { ids: vec![7; 120], kind: ObservationKind::Information };
+    episodes[3].segments.push(longest);
+    let device = Default::default();
+    let pass = Pass { micro_batch_tokens: LARGEST, temperature: 1.0, device: &device };
+    let together = RolloutBatch::new(&episodes.iter().collect::<Vec<_>>());
+    let padded = score::log_probs(&network(1), &together, &[0, 1, 2, 3], &pass);
+    for (row, episode) in episodes.iter().enumerate().take(3) {
+        let alone = RolloutBatch::new(&[episode]);
+        let expected = score::log_probs(&network(1), &alone, &[0], &pass);
+        assert!(expected.iter().any(|&x| x < -0.1));
+        for (col, expected) in expected.into_iter().enumerate() {
+            let found = padded[together.at(row, col)];
+            assert!((found - expected).abs() < 1e-5, "row {row}, column {col}: {found}, alone {expected}");
+        }
+    }
+}
+
+#[test]
+fn padding_does_not_change_a_kd_step() {
+    // A row without agent tokens adds nothing but padding to the others.
+    let short = episodes(5, |_| 1.0);
+    let mut padded = short.clone();
+    padded.push(Episode { segments: vec![Segment::Prompt { ids: vec![4; 200] }], ..short[0].clone() });
+    let [(alone, _), (together, _)] = [&short, &padded].map(|episodes| after_kd_step(episodes, &network(3), LARGEST));
+    let deviation = deviation(&weights(&network(1)), &alone, &together);
+    assert!(deviation < TOLERANCE, "{deviation}");
+}

@@ -1,0 +1,105 @@
+//! Whole runs: the built-in recipe, the same run twice, and a retrieval server that fails for some queries.
+use crate::support::{ANSWER, World, files_below, metrics_of};
+use dgpo::rollout::{Status, episode::read_episodes};
+use serde_json::{Value, json};
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    thread,
+};
+
+#[test]
+fn the_built_in_smoke_recipe_leaves_a_summary_of_all_four_models() {
+    let world = World::new();
+    let printed = world.dgpo(&["train", "--config", "smoke", "--name", "smoke", "--json"]).json();
+    let summary: Value = serde_json::from_slice(&std::fs::read(world.path("runs/smoke/summary.json")).unwrap()).unwrap();
+    assert_eq!(printed, summary);
+    for model in ["student", "teacher", "kd", "dgpo"] {
+        let em = summary[model]["em"].as_f64().unwrap_or_else(|| panic!("no exact match of {model} in {summary:#}"));
+        assert!((0.0..=1.0).contains(&em));
+    }
+    assert_eq!(summary["seed"], 0);
+    assert!(summary["wall_s"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn the_same_recipe_and_seed_give_the_same_weights() {
+    let world = World::new();
+    let train = |name: &str, seed: &str| {
+        let arguments = ["train", "--config", "rl.toml", "--name", name, "--set", "rl.steps=2", "--set", seed];
+        world.dgpo(&arguments).done();
+        files_below(&world.path(&format!("runs/{name}/checkpoints/rl-step-000002/model")))
+    };
+    let first = train("first", "run.seed=7");
+    assert_eq!(train("second", "run.seed=7"), first);
+    assert_ne!(train("third", "run.seed=8"), first);
+}
+
+/// A `/retrieve` server on loopback that has a passage for the query "lawyer", and none for any other. It lives as long as the tests.
+fn serve_one_query() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            answer(&mut stream.unwrap());
+        }
+    });
+    format!("http://{address}/retrieve")
+}
+
+fn answer(stream: &mut TcpStream) {
+    let request = read_json(stream);
+    let passage = json!({ "document": { "id": "7", "contents": "\"Title\"\nA lawyer." }, "score": 0.5 });
+    let result_of = |query: &Value| if query == ANSWER { json!([passage]) } else { json!([]) };
+    let results: Vec<Value> = request["queries"].as_array().unwrap().iter().map(result_of).collect();
+    let body = json!({ "result": results }).to_string();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    stream.write_all((head + &body).as_bytes()).unwrap();
+}
+
+/// The object in a request's body, however the body is framed.
+fn read_json(stream: &mut TcpStream) -> Value {
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let n_read = stream.read(&mut buffer).unwrap();
+        assert!(n_read > 0, "the request ended early");
+        bytes.extend_from_slice(&buffer[..n_read]);
+        let text = String::from_utf8_lossy(&bytes);
+        let object = text.find('{').zip(text.rfind('}')).and_then(|(start, end)| serde_json::from_str(text.get(start..=end)?).ok());
+        if let Some(object) = object {
+            return object;
+        }
+    }
+}
+
+#[test]
+fn episodes_whose_search_failed_are_counted_and_not_trained_on() {
+    let world = World::new();
+    let url = format!("retriever.url={}", serve_one_query());
+    let settings = ["--set", "retriever.kind=remote", "--set", &url, "--set", "rl.steps=1"];
+    world.dgpo(&[&["train", "--config", "rl.toml", "--name", "a"][..], &settings].concat()).done();
+    let episodes = read_episodes(&world.path("runs/a/episodes/rl-step-000001.jsonl")).unwrap();
+    let failed = episodes.iter().filter(|episode| matches!(episode.status, Status::RetrieverFailed(_)));
+    let trained: Vec<_> = episodes.iter().filter(|episode| episode.is_trainable()).collect();
+    let (n_failed, n_wrong) = (failed.count(), trained.iter().filter(|episode| !episode.is_correct()).count());
+    assert!(n_failed > 0 && n_wrong > 0 && n_wrong < trained.len(), "{n_failed} failed, {n_wrong} of {} wrong", trained.len());
+    let metrics = &metrics_of(&world.path("runs/a"))[0];
+    let value = |name: &str| metrics[name].as_f64().unwrap();
+    assert_eq!(value("rollout/retriever_failed"), n_failed as f64 / episodes.len() as f64);
+    // The penalty falls on the wrong episodes among those in the batch: failed ones are in neither count.
+    assert_eq!(value("kl/selected_episodes"), n_wrong as f64 / trained.len() as f64);
+    assert_eq!(value("charts/skipped_updates"), 0.0);
+}
+
+#[test]
+fn a_server_that_is_away_leaves_no_episode_with_an_empty_observation() {
+    let world = World::new();
+    // A port that was free a moment ago: nobody listens.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("retriever.url=http://{address}/retrieve");
+    let settings = ["--set", "retriever.kind=remote", "--set", &url, "--set", "retriever.max_retries=0", "--set", "rl.steps=1"];
+    world.dgpo(&[&["train", "--config", "rl.toml", "--name", "a"][..], &settings].concat()).done();
+    let episodes = read_episodes(&world.path("runs/a/episodes/rl-step-000001.jsonl")).unwrap();
+    assert!(episodes.iter().all(|episode| episode.searches.is_empty()));
+    assert!(episodes.iter().any(|episode| matches!(&episode.status, Status::RetrieverFailed(why) if why.contains(&address.to_string()))));
+}
