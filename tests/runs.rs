@@ -1,5 +1,5 @@
 //! Whole runs: the built-in recipe, the same run twice, and a retrieval server that fails for some queries.
-use crate::support::{World, files_below, metrics_of};
+use crate::support::{ANSWER, World, files_below, metrics_of};
 use dgpo::rollout::{Status, episode::read_episodes};
 use serde_json::{Value, json};
 use std::{
@@ -35,8 +35,8 @@ fn the_same_recipe_and_seed_give_the_same_weights() {
     assert_ne!(train("third", "run.seed=8"), first);
 }
 
-/// A `/retrieve` server on loopback that has a passage for queries of an even number of bytes, and none for the others. It lives as long as the tests.
-fn serve_even_queries() -> String {
+/// A `/retrieve` server on loopback that has a passage for the query "lawyer", and none for any other. It lives as long as the tests.
+fn serve_one_query() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -50,7 +50,7 @@ fn serve_even_queries() -> String {
 fn answer(stream: &mut TcpStream) {
     let request = read_json(stream);
     let passage = json!({ "document": { "id": "7", "contents": "\"Title\"\nA lawyer." }, "score": 0.5 });
-    let result_of = |query: &Value| if query.as_str().unwrap().len() % 2 == 0 { json!([passage]) } else { json!([]) };
+    let result_of = |query: &Value| if query == ANSWER { json!([passage]) } else { json!([]) };
     let results: Vec<Value> = request["queries"].as_array().unwrap().iter().map(result_of).collect();
     let body = json!({ "result": results }).to_string();
     let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
@@ -75,7 +75,7 @@ fn read_json(stream: &mut TcpStream) -> Value {
 #[test]
 fn episodes_whose_search_failed_are_counted_and_not_trained_on() {
     let world = World::new();
-    let url = format!("retriever.url={}", serve_even_queries());
+    let url = format!("retriever.url={}", serve_one_query());
     let settings = ["--set", "retriever.kind=remote", "--set", &url, "--set", "rl.steps=1"];
     world.dgpo(&[&["train", "--config", "rl.toml", "--name", "a"][..], &settings].concat()).done();
     let episodes = read_episodes(&world.path("runs/a/episodes/rl-step-000001.jsonl")).unwrap();

@@ -1,8 +1,8 @@
 //! A small world in a temporary folder, and `dgpo` run in it.
 //!
 //! [`World`] writes everything a recipe needs: shapes of two networks of some ten thousand parameters, the tokenizer of the built-in world, a few
-//! of its questions and passages. `talker` is a network whose output layer strongly prefers the protocol's tags and one answer, so that its random
-//! episodes search, answer, and are sometimes right: what an untrained network never does.
+//! of its questions and passages. `talker` is a network made to write the protocol's tags and one answer, so that its episodes search, answer, and
+//! are sometimes right, at random: what an untrained network never does.
 use dgpo::rng::{Key, Purpose};
 use serde_json::{Value, json};
 use std::{
@@ -140,22 +140,32 @@ pub fn config_json(n_layers: usize, vocab_size: usize, is_tied: bool) -> Value {
 /// Name, shape and values of a tensor.
 type Named = (String, Vec<usize>, Vec<f32>);
 
-/// One layer of small random weights. Number 0 of every embedding is 1 and of every other vector nearly 0, so it survives the trunk and the final
-/// norm as a constant of about sqrt(WIDTH): column 0 of the output layer is a bias, and the tags' is large.
+/// One layer of small random weights around a Markov chain over the protocol's tags.
+///
+/// Number 0 of every embedding is 1, and number n + 1 of favourite n's is 1 too; all others are nearly 0. They survive the trunk and the final norm (times
+/// 4 to 5.6), so in the output layer column 0 is a bias, and column n + 1 says what follows favourite n. Against e^0 each of the 976 other tokens,
+/// e^(5.6 · 1.5) makes a tag likely after any token, and e^(4 · 2.5) makes a transition nearly sure.
 fn talker_weights() -> Vec<Named> {
     let key = Key::new(11, Purpose::World);
     let random = |n: u64, shape: &[usize], scale: f64| -> Vec<f32> {
         (0..shape.iter().product::<usize>()).map(|i| ((2.0 * key.fold(n).uniform(i as u64) - 1.0) * scale) as f32).collect()
     };
+    let favourites = favourite_ids();
+    let [search, end_search, answer, end_answer, word] = [0, 1, 2, 3, 4];
     let mut embeddings = random(0, &[VOCAB_SIZE, WIDTH], 0.05);
     let mut output = random(1, &[VOCAB_SIZE, WIDTH], 0.3);
     for id in 0..VOCAB_SIZE {
         embeddings[id * WIDTH] = 1.0;
-        output[id * WIDTH] = 0.0;
+        output[id * WIDTH..id * WIDTH + 1 + favourites.len()].fill(0.0);
     }
-    for id in favourite_ids() {
-        // e^8 against the 976 x e^0 of all others together: two samples in three are a tag or the answer.
-        output[id * WIDTH] = 8.0 / (WIDTH as f32).sqrt();
+    for (n, id) in favourites.iter().enumerate() {
+        embeddings[id * WIDTH + 1 + n] = 1.0;
+    }
+    for (next, weight) in [(search, 1.5), (answer, 1.5), (end_search, 1.2)] {
+        output[favourites[next] * WIDTH] = weight;
+    }
+    for (from, next, weight) in [(search, word, 2.1), (answer, word, 2.5), (word, end_answer, 3.3), (word, end_search, 2.0)] {
+        output[favourites[next] * WIDTH + 1 + from] = weight;
     }
     let heads = N_HEADS * HEAD_DIM;
     let mut tensors = vec![
@@ -186,7 +196,7 @@ fn talker_weights() -> Vec<Named> {
     tensors
 }
 
-/// Tokens of the protocol's four tags and of the answer.
+/// Tokens of `<search>`, `</search>`, `<answer>`, `</answer>` and of the answer.
 fn favourite_ids() -> Vec<usize> {
     let text = fs::read_to_string(repository("configs/tiny/student/tokenizer.json")).unwrap();
     let tokenizer: Value = serde_json::from_str(&text).unwrap();
@@ -229,7 +239,11 @@ pub fn copy_folder(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         let target = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy_folder(&path, &target) } else { drop(fs::copy(&path, target).unwrap()) }
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            fs::copy(&path, target).unwrap();
+        }
     }
 }
 

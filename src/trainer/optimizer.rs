@@ -58,6 +58,8 @@ pub struct StepStats {
 pub enum OptimizerError {
     #[error("the optimizer state lacks {name}; hint: the checkpoint belongs to another model")]
     Missing { name: String },
+    #[error("the optimizer state holds {name}, which is no parameter of the model; hint: the checkpoint belongs to another model")]
+    Unknown { name: String },
     #[error("the optimizer state {name} has {found} values, the parameter {expected}; hint: the checkpoint belongs to another model")]
     Shape { name: String, found: usize, expected: usize },
 }
@@ -123,6 +125,10 @@ impl<B: Backend> AdamW<B> {
         if n_updates > 0 {
             for (id, name) in parameter_names::<B, M>(module) {
                 let expected = sizes.0.get(&id).copied().unwrap_or_default();
+                // A parameter without gradients, such as the vocabulary head below a critic, never had a state.
+                if ["exp_avg", "exp_avg_sq", "master"].iter().all(|part| !arrays.contains_key(&format!("{name}.{part}"))) {
+                    continue;
+                }
                 let mut take = |part: &str| -> Result<Tensor<B, 1>, OptimizerError> {
                     let name = format!("{name}.{part}");
                     let values = arrays.remove(&name).ok_or_else(|| OptimizerError::Missing { name: name.clone() })?;
@@ -138,6 +144,9 @@ impl<B: Backend> AdamW<B> {
                     Err(error) => return Err(error),
                 };
                 states.insert(id, ParameterState { first_moment, second_moment, master });
+            }
+            if let Some(name) = arrays.into_keys().next() {
+                return Err(OptimizerError::Unknown { name });
             }
         }
         Ok(Self { recipe, n_updates, states })
@@ -305,6 +314,19 @@ mod tests {
         let (a, _) = optimizer.step(module.clone(), gradients(&module, 0.3), 0.05);
         let (b, _) = restored.step(module.clone(), gradients(&module, 0.3), 0.05);
         assert_eq!(a.weight.val().into_data(), b.weight.val().into_data());
+    }
+
+    #[test]
+    fn a_parameter_that_never_had_a_gradient_needs_no_state() {
+        let module: Linear<Cpu> = LinearConfig::new(2, 1).init(&Default::default());
+        let mut optimizer = AdamW::new(recipe(1.0));
+        let module = optimizer.step(module.clone(), gradients(&module, 1.0), 0.1).0;
+        let mut state = optimizer.state(&module);
+        let restore = |state: &[NamedTensor]| AdamW::<Cpu>::restore(recipe(1.0), 1, state.to_vec(), &module, &Default::default());
+        state.retain(|tensor| !tensor.name.starts_with("bias"));
+        assert_eq!(restore(&state).unwrap().state(&module).len(), state.len());
+        state[0].name = "another.exp_avg".to_owned();
+        assert!(restore(&state).is_err(), "half of a parameter's state, and an array that belongs to none");
     }
 
     #[test]
