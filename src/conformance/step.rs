@@ -214,7 +214,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
                 }
                 let expected = self.tensors.floats_of(&key, &after.shape)?;
                 // A critic's parameters begin as the student's, except its head.
-                let before = initial.get(name.trim_start_matches("trunk.")).unwrap_or(&after);
+                let before = initial.get(&name).unwrap_or(&after);
                 compare_trained(&key, before, &after, &expected, AFTER, case);
             }
         }
