@@ -84,8 +84,7 @@ pub(crate) fn cpu_backward(x: CpuTensor, grad: CpuTensor) -> CpuTensor {
 /// x P(x^2) / Q(x^2), the rational minimax approximation on [-4, 4] that Eigen and XLA use for f32.
 #[inline(always)]
 fn erf(x: f32) -> f32 {
-    const P: [f32; 7] =
-        [-2.726_142_3e-10, 2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2];
+    const P: [f32; 7] = [-2.726_142_3e-10, 2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2];
     const Q: [f32; 5] = [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
     let x2 = x * x;
     let p = P.into_iter().fold(0.0f32, |p, c| p.mul_add(x2, c));

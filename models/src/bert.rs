@@ -180,8 +180,8 @@ impl<B: Backend> BertEmbeddings<B> {
         let [n_rows, n_tokens] = ids.dims();
         let (max_tokens, d) = (self.position_embeddings.weight.dims()[0], self.position_embeddings.weight.dims()[1]);
         assert!(n_tokens <= max_tokens, "{n_tokens} tokens, but the encoder has {max_tokens} positions");
-        let position = self.position_embeddings.weight.val().slice([0..n_tokens]);
-        let token_type = self.token_type_embeddings.weight.val().slice([0..1]);
+        let position = self.position_embeddings.weight.val().narrow(0, 0, n_tokens);
+        let token_type = self.token_type_embeddings.weight.val().narrow(0, 0, 1);
         let sum = self.word_embeddings.forward(ids) + (position + token_type).unsqueeze_dim::<3>(0);
         self.layer_norm.forward(sum.reshape([n_rows * n_tokens, d]))
     }

@@ -18,7 +18,10 @@ fn data_dir() -> Option<PathBuf> {
 }
 
 /// (ids and mask [B, T] right-padded with the id 1, embeddings [B, D])
-fn golden(dir: &std::path::Path) -> (Tensor<Flex, 2, Int>, Tensor<Flex, 2, Int>, Vec<Vec<f32>>) {
+type Golden = (Tensor<Flex, 2, Int>, Tensor<Flex, 2, Int>, Vec<Vec<f32>>);
+
+/// What transformers recorded.
+fn golden(dir: &std::path::Path) -> Golden {
     let json: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("golden/e5.json")).unwrap()).unwrap();
     let items = json["items"].as_array().unwrap();
     let ids: Vec<Vec<i64>> = items.iter().map(|item| serde_json::from_value(item["input_ids"].clone()).unwrap()).collect();

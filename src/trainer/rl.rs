@@ -128,10 +128,9 @@ fn penalty<I: Backend>(
     }
     batch.ref_log_probs = score::log_probs(reference, batch, penalised, pass);
     for &row in penalised {
-        for at in batch.at(row, 0)..batch.at(row, 0) + batch.lengths[row] {
-            if batch.loss_mask[at] {
-                kl[at] = estimate(estimator, batch.old_log_probs[at], batch.ref_log_probs[at]).expect("not one of the full estimators");
-            }
+        let tokens = batch.agent_tokens(&[row]);
+        for &at in &tokens.at {
+            kl[at] = estimate(estimator, batch.old_log_probs[at], batch.ref_log_probs[at]).expect("not one of the full estimators");
         }
     }
     kl

@@ -41,7 +41,7 @@ pub fn files(seed: u64) -> Result<Vec<(&'static str, String)>, DataError> {
         ("train.jsonl", asked(&questions.train)),
         ("tiny-1hop.jsonl", asked(&questions.test_one_hop)),
         ("tiny-2hop.jsonl", asked(&questions.test_two_hops)),
-        ("queries.jsonl", lines(&encoder_queries(&world, &questions))),
+        ("queries.jsonl", lines(encoder_queries(&world, &questions))),
         ("encoder/config.json", networks::encoder(&vocabulary).to_json()),
         ("encoder/tokenizer.json", tokenizer.clone()),
         ("student/config.json", networks::student(&vocabulary).to_json()),
