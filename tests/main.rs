@@ -8,12 +8,14 @@
 //! | [`cli`], [`index`] | every command, its help and its JSON |
 //! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
 //! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
+//! | [`real`] | real weights, questions, passages and episodes, where `DGPO_DATA_DIR` names them |
 //! | [`properties`] | invariances of one training step |
 mod bad_input;
 mod cli;
 mod conformance;
 mod index;
 mod properties;
+mod real;
 mod resume;
 mod runs;
 mod support;

@@ -76,16 +76,23 @@ pub fn from_vec<const D: usize>(data: Vec<f32>, shape: [usize; D], dtype: DType)
 /// Evaluates an expression compiled for the widest vector instructions of this machine.
 ///
 /// Whatever it calls must be `#[inline(always)]`: only code inlined here is compiled for those instructions, and elsewhere `mul_add` is a library call
-/// (30 times slower). A macro, since the same holds for the closure itself.
+/// (30 times slower). A macro, since the same holds for the closure around the expression.
 macro_rules! simd {
     ($body:expr) => {
-        macerator::Arch::new().dispatch(
+        crate::cpu::dispatch(
             #[inline(always)]
             || $body,
         )
     };
 }
 pub(crate) use simd;
+
+/// Only for [`simd!`]. The bound makes the closure one that can be called once, whose body then carries the attribute; of other closures it is
+/// a shim without it that is called.
+#[inline(always)]
+pub fn dispatch<R>(body: impl FnOnce() -> R) -> R {
+    macerator::Arch::new().dispatch(body)
+}
 
 /// Runs `task` for every piece, on all threads when `work` (multiply-adds in all) is worth it.
 pub fn for_each_piece<T: Send>(pieces: Vec<T>, work: usize, task: impl Fn(T) + Sync + Send) {

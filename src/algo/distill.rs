@@ -1,9 +1,9 @@
 //! Divergences between teacher and student, row by row, with gradients to the student; the KD loss; TAID's schedule.
 //!
 //! A row is one trained position: logits `[V]` of both models for the same prefix. Everything is computed in f32 from log-probabilities and their
-//! differences, mixtures by log-add-exp, so huge shifts cost nothing and probabilities that underflow keep their logarithm. A logit of -inf is a probability of exactly 0: it
-//! contributes nothing where both have it, and a very large finite number where only the right-hand side of a KL has it (instead of inf, whose
-//! gradient is NaN). Autodiff keeps about ten `[N, V]` buffers a call: chunk the rows when V is large.
+//! differences, mixtures by log-add-exp, so huge shifts cost nothing and probabilities that underflow keep their logarithm. A logit of -inf is a
+//! probability of exactly 0: it contributes nothing where both models have it, and a very large finite number where only the right-hand side of a
+//! KL has it (instead of inf, whose gradient is NaN). Autodiff keeps about ten `[N, V]` buffers a call: chunk the rows when V is large.
 use super::masked_mean;
 use burn::tensor::{DType, Int, Tensor};
 use dgpo_models::Backend;
@@ -157,7 +157,8 @@ fn kl_to_mixture<B: Backend>(p: &Rows<B>, q: &Rows<B>, weight: f64) -> Tensor<B,
         return kl(p, q);
     }
     if weight >= 1.0 {
-        return p.log_sum.zeros_like();
+        // m = p. Times 0 and not a constant: the result stays a function of the logits, with gradient 0.
+        return p.log_sum.clone() * 0.0;
     }
     let a = weight.ln();
     let b = p.log_ratio(q).neg() + (1.0 - weight).ln();

@@ -259,7 +259,7 @@ fn check_rl(recipe: &Recipe, found: &mut Findings) {
         found.positive(key, value);
     }
     found.error(
-        rl.mini_batch > 0 && rl.questions_per_step % rl.mini_batch != 0,
+        rl.mini_batch > 0 && !rl.questions_per_step.is_multiple_of(rl.mini_batch),
         "rl.questions_per_step",
         || format!("questions_per_step ({}) is not a multiple of mini_batch ({})", rl.questions_per_step, rl.mini_batch),
         || format!("{} is the nearest", nearest_multiple(rl.questions_per_step, rl.mini_batch)),

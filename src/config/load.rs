@@ -174,7 +174,7 @@ fn collect_layers(place: Place, layers: &mut Vec<Layer>) -> Result<(), ConfigErr
         None => Ok(()),
         Some((Value::String(name), _)) => collect_layers(Place::find(&name, Some(&place))?, layers),
         Some((value, origin)) => Err(ConfigError::WrongType {
-            origin,
+            origin: Box::new(origin),
             key: "extends".into(),
             why: format!("expected the name of a recipe, found {}", value.type_str()),
             hint: "extends = \"base.toml\"".into(),
@@ -188,7 +188,7 @@ fn parse_file(source: &str, text: &str) -> Result<Settings, ConfigError> {
         Origin { source: source.to_owned(), line: Some(line), excerpt: text.lines().nth(line - 1).unwrap_or_default().to_owned() }
     };
     let syntax = |error: toml::de::Error| ConfigError::Syntax {
-        origin: origin_at(error.span().map_or(0, |span| span.start)),
+        origin: Box::new(origin_at(error.span().map_or(0, |span| span.start))),
         why: error.message().to_owned(),
     };
     let spans = DeTable::parse(text).map_err(syntax)?;
@@ -267,14 +267,15 @@ fn typed(settings: Settings) -> Result<Recipe, ConfigError> {
                 continue;
             }
             let hint = if is_table { format!("{key} is a table: [{key}]") } else { key_hint(&key, &known) };
-            return Err(ConfigError::UnknownKey { origin, key, hint });
+            return Err(ConfigError::UnknownKey { origin: Box::new(origin), key, hint });
         };
         set(&mut whole, &key, value.clone());
         // Alone over the defaults, a value that has the wrong type betrays itself with its place.
         let mut alone = defaults.clone();
         set(&mut alone, &key, value);
         if let Err(error) = alone.try_into::<Recipe>() {
-            return Err(ConfigError::WrongType { origin, hint: type_hint(default, error.message()), key, why: error.message().to_owned() });
+            let (hint, why) = (type_hint(default, error.message()), error.message().to_owned());
+            return Err(ConfigError::WrongType { origin: Box::new(origin), key, why, hint });
         }
     }
     Ok(whole.try_into().expect("each value alone fitted its field, and no type looks at two fields"))

@@ -78,15 +78,15 @@ pub enum ConfigError {
     #[error("there is no built-in recipe \"{name}\"; hint: {hint}")]
     UnknownRecipe { name: String, hint: String },
     #[error("{origin}: not TOML: {why}{}hint: text needs quotation marks, a list brackets", Excerpt(origin))]
-    Syntax { origin: Origin, why: String },
+    Syntax { origin: Box<Origin>, why: String },
     #[error("recipes extend each other in a circle: {}; hint: remove one of these `extends` lines", chain.join(" -> "))]
     Cycle { chain: Vec<String> },
     #[error("--set {argument}: {why}; hint: write --set table.key=value, e.g. --set rl.steps=10")]
     Override { argument: String, why: String },
     #[error("{origin}: unknown key {key}{}hint: {hint}", Excerpt(origin))]
-    UnknownKey { origin: Origin, key: String, hint: String },
+    UnknownKey { origin: Box<Origin>, key: String, hint: String },
     #[error("{origin}: {key}: {why}{}hint: {hint}", Excerpt(origin))]
-    WrongType { origin: Origin, key: String, why: String, hint: String },
+    WrongType { origin: Box<Origin>, key: String, why: String, hint: String },
     #[error("{} in the recipe:\n{}", count(.0.len()), .0.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
     Rules(Vec<Problem>),
 }

@@ -20,6 +20,7 @@ Commands of dgpo (built in release, then run; `cargo xtask VERB --help` explains
   ask          one question, played step by step
   demos        episodes of the teacher
   index        build | search | info: passages made searchable
+  data         tiny: make the files of the built-in world anew
   model        info | export: look into a model folder, or write it in another dtype
   runs         list | show: what was run, and what came out
   plan         the resolved recipe, its steps, tokens and memory; starts nothing

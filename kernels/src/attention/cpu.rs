@@ -3,6 +3,7 @@
 //! A row is one query of one head. Rows of a kv group are taken together (`R` = 4, then 2, then 1), so a key is read once for four of them. Keys are
 //! used as [hd, Tk], which makes scores a product over whole vectors of keys: a key cache is stored that way, other keys are packed once a task.
 //! Tasks are (row of the batch, block of queries) in the forward pass and rows of the batch in the backward pass, which adds into dk and dv.
+#![expect(clippy::needless_range_loop, reason = "one index moves through several arrays; the plain form is the one that vectorises")]
 use super::CausalRows;
 use crate::cpu::{CpuTensor, LANES, View, exp, for_each_piece, from_vec, readable, simd, with_rows};
 use burn::{backend::Flex, tensor::ops::FloatTensorOps};

@@ -330,9 +330,79 @@ fn a_failed_save_leaves_no_file() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
+fn oracle(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/oracles/models")).join(name)
+}
+
+/// Name -> (dtype, shape, bytes) of every tensor of a folder.
+fn stored(dir: &Path) -> Vec<(String, String, Vec<usize>, Vec<u8>)> {
+    let mut tensors = Vec::new();
+    visit_tensors(dir, |t| tensors.push((t.name.to_owned(), t.dtype.to_owned(), t.shape.to_vec(), t.bytes.to_vec()))).unwrap();
+    tensors
+}
+
+#[test]
+fn every_oracle_decoder_survives_loading_and_saving_bit_for_bit() {
+    for (name, dtype) in [
+        ("llama3_tied", DType::F32),
+        ("llama3_untied_v5cfg", DType::F32),
+        ("qwen2_teacher", DType::F32),
+        ("qwen2_tied", DType::F32),
+        ("qwen2_tied_bf16", DType::BF16),
+        ("qwen2_untied_sharded", DType::F32),
+    ] {
+        let model = load_decoder::<Flex>(&oracle(name), dtype, &Default::default()).unwrap();
+        let saved = tempfile::tempdir().unwrap();
+        save_decoder(&model, saved.path(), None).unwrap();
+        assert_eq!(stored(saved.path()), stored(&oracle(name)), "{name}");
+        assert_eq!(DecoderConfig::from_file(&saved.path().join("config.json")).unwrap(), model.config(), "{name}");
+        let n_stored: usize = stored(saved.path()).iter().map(|(_, _, shape, _)| shape.iter().product::<usize>()).sum();
+        assert_eq!(n_stored, model.config().n_parameters(), "{name}");
+    }
+}
+
+#[test]
+fn a_bf16_checkpoint_becomes_f32_exactly_and_back() {
+    let source = oracle("qwen2_tied_bf16");
+    let model = load_decoder::<Flex>(&source, DType::F32, &Default::default()).unwrap();
+    let saved = tempfile::tempdir().unwrap();
+    save_decoder(&model, saved.path(), Some(DType::BF16)).unwrap();
+    assert_eq!(stored(saved.path()), stored(&source));
+    let config: serde_json::Value = serde_json::from_str(&fs::read_to_string(saved.path().join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["torch_dtype"], "bfloat16");
+}
+
+#[test]
+fn a_critic_is_stored_as_a_token_classifier_without_the_output_head() {
+    for name in ["qwen2_tied", "llama3_untied_v5cfg"] {
+        let decoder = load_decoder::<Flex>(&oracle(name), DType::F32, &Default::default()).unwrap();
+        let critic = Critic::from_decoder(&decoder, 1);
+        let saved = tempfile::tempdir().unwrap();
+        save_critic(&critic, saved.path(), None).unwrap();
+        let tensors = stored(saved.path());
+        let trunk: Vec<_> = tensors.iter().filter(|(name, ..)| !name.starts_with("score.")).cloned().collect();
+        let expected: Vec<_> = stored(&oracle(name)).into_iter().filter(|(name, ..)| name != "lm_head.weight").collect();
+        assert_eq!(trunk, expected, "{name}");
+        let head: Vec<_> = tensors
+            .iter()
+            .filter(|(name, ..)| name.starts_with("score."))
+            .map(|(name, _, shape, _)| (name.as_str(), shape.clone()))
+            .collect();
+        assert_eq!(head, [("score.bias", vec![1]), ("score.weight", vec![1, critic.trunk.config().hidden_size])]);
+        let config: serde_json::Value = serde_json::from_str(&fs::read_to_string(saved.path().join("config.json")).unwrap()).unwrap();
+        let class = config["architectures"][0].as_str().unwrap();
+        assert!(class.ends_with("ForTokenClassification") && config["id2label"].as_object().unwrap().len() == 1, "{config}");
+        let loaded = load_critic::<Flex>(saved.path(), DType::F32, &Default::default()).unwrap();
+        assert_eq!(values(loaded.score.weight.val()), values(critic.score.weight.val()));
+        // A policy is not a critic: its file has no value head.
+        let error = load_critic::<Flex>(&oracle(name), DType::F32, &Default::default()).unwrap_err().to_string();
+        assert!(error.contains("missing: score.weight"), "{error}");
+    }
+}
+
 #[test]
 fn side_files_are_copied_and_the_original_config_only_onto_its_own_model() {
-    let oracle = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/oracles/models/qwen2_tied"));
+    let oracle = oracle("qwen2_tied");
     let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fs::copy(oracle.join("config.json"), source.path().join("config.json")).unwrap();
     fs::write(source.path().join("tokenizer.json"), "{}").unwrap();
@@ -352,8 +422,8 @@ fn side_files_are_copied_and_the_original_config_only_onto_its_own_model() {
 
 #[test]
 fn a_bert_checkpoint_survives_with_or_without_its_prefix() {
-    let oracle = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/oracles/models/bert_e5"));
-    let model = load_bert::<Flex>(oracle, DType::F32, &Default::default()).unwrap();
+    let oracle = oracle("bert_e5");
+    let model = load_bert::<Flex>(&oracle, DType::F32, &Default::default()).unwrap();
     let saved = tempfile::tempdir().unwrap();
     save_bert(&model, saved.path(), None).unwrap();
     let original = load_tensors(&oracle.join("model.safetensors")).unwrap();

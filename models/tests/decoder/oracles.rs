@@ -51,21 +51,12 @@ fn logits<B: dgpo_models::Backend>(model: &Decoder<B>, hidden: Tensor<B, 3>) -> 
     (f32s(logits), n_vocab)
 }
 
-/// Compares row by row at the real columns: `got` [B, T', n] right-padded with `got_width` columns, `want` [B, T, n].
-fn assert_real_columns(
-    batch: &Batch,
-    got: &[f32],
-    got_width: usize,
-    want: &[f32],
-    want_width: usize,
-    n: usize,
-    tolerance: f32,
-    what: &str,
-) {
+/// Compares row by row at the real columns: `got` [B, columns, n] right-padded, `want` [B, columns, n] in the oracle's layout; (values, columns) each.
+fn assert_real_columns(batch: &Batch, got: (&[f32], usize), want: (&[f32], usize), n: usize, tolerance: f32, what: &str) {
     for (b, columns) in batch.columns.iter().enumerate() {
         for (t, column) in columns.iter().enumerate() {
-            let got = &got[(b * got_width + t) * n..][..n];
-            let want = &want[(b * want_width + column) * n..][..n];
+            let got = &got.0[(b * got.1 + t) * n..][..n];
+            let want = &want.0[(b * want.1 + column) * n..][..n];
             assert_close(got, want, tolerance, &format!("{what}, row {b}, token {t}"));
         }
     }
@@ -82,7 +73,7 @@ fn logits_of_padded_batches_match() {
             let width = ids.dims()[1];
             let (got, n_vocab) = logits(&model, model.hidden(ids, None, None));
             let want_width = oracle.shape(&format!("{side}.logits"))[1];
-            assert_real_columns(&batch, &got, width, &oracle.floats(&format!("{side}.logits")), want_width, n_vocab, 1e-4, name);
+            assert_real_columns(&batch, (&got, width), (&oracle.floats(&format!("{side}.logits")), want_width), n_vocab, 1e-4, name);
         }
     }
 }
@@ -101,7 +92,7 @@ fn hidden_states_of_every_layer_match() {
         for (layer, state) in states.into_iter().enumerate() {
             let [_, width, n] = state.dims();
             let want = &want[layer * layer_size..(layer + 1) * layer_size];
-            assert_real_columns(&batch, &f32s(state), width, want, shape[2], n, 1e-4, &format!("{name}, layer {layer}"));
+            assert_real_columns(&batch, (&f32s(state), width), (want, shape[2]), n, 1e-4, &format!("{name}, layer {layer}"));
         }
     }
 }
@@ -315,7 +306,7 @@ fn critic_values_match() {
         let [b, width, d] = hidden.dims();
         let values = f32s(critic.values(hidden.reshape([b * width, d])));
         let want_width = oracle.shape("critic.left.values")[1];
-        assert_real_columns(&batch, &values, width, &oracle.floats("critic.left.values"), want_width, 1, 1e-4, name);
+        assert_real_columns(&batch, (&values, width), (&oracle.floats("critic.left.values"), want_width), 1, 1e-4, name);
     }
 }
 
