@@ -1,6 +1,5 @@
 //! Every command: its help, its JSON, what it writes.
 use crate::support::{ANSWER, Ended, World, repository, tensors};
-use serde_json::Value;
 
 /// Names listed under "Commands:" of a help text.
 fn commands_in(help: &str) -> Vec<String> {
