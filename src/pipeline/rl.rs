@@ -18,6 +18,7 @@ use crate::{
     },
 };
 use dgpo_models::{TrainBackend, decoder::Decoder, heads::Critic};
+use serde_json::json;
 use std::time::Instant;
 
 impl<B: TrainBackend> Pipeline<'_, B> {
@@ -92,9 +93,9 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         if every == 0 || step == 0 || !step.is_multiple_of(every) {
             return Ok(());
         }
-        let is_done =
-            |line: &serde_json::Map<String, serde_json::Value>| line["phase"] == "rl" && line["step"] == step && line.contains_key(EVAL_EM);
-        if self.run.read_metrics()?.iter().any(is_done) {
+        let (phase, at) = (json!(Phase::Rl), json!(step));
+        let metrics = self.run.read_metrics()?;
+        if metrics.iter().any(|line| line.get("phase") == Some(&phase) && line.get("step") == Some(&at) && line.contains_key(EVAL_EM)) {
             return Ok(());
         }
         let em = self.setup.play_test(tokenizer, retriever, actor)?.1.average_em;
