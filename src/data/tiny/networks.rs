@@ -9,7 +9,8 @@ use tokenizers::Tokenizer;
 
 /// Embedding tables are padded to a multiple of this, as Qwen's are: whole SIMD registers.
 const VOCAB_MULTIPLE: usize = 16;
-/// Larger than the usual 0.02, which is meant for widths in the thousands: 1/sqrt(width) is 0.1 here.
+/// Larger than the usual 0.02, which is meant for widths in the thousands: 1/sqrt(width) is 0.1 here. In a prototype of the teacher, one seed, the
+/// same demonstrations: CE 1.12 against 1.48 after 50 steps. The comparison was not carried further.
 const INITIALIZER_RANGE: f64 = 0.06;
 
 /// The student: 2 layers of width 64.
