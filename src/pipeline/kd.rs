@@ -1,8 +1,8 @@
 //! Supervised phases: KD on teacher episodes or trajectories, and language modelling for a base student.
-use super::{Inner, Pipeline, PipelineError, n_steps, setup::describe_model};
+use super::{Inner, Pipeline, PipelineError, setup::describe_model};
 use crate::{
     algo::schedule::learning_rate,
-    config::DistillRecipe,
+    config::{DistillRecipe, plan::distill_steps},
     data::{
         corpus::Corpus,
         questions::Question,
@@ -84,7 +84,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             let hint = "check data.trajectories and data.corpus";
             return Err(PipelineError::NothingToTrain { phase, why: "there is no episode".into(), hint });
         }
-        let total = n_steps(recipe.steps, recipe.epochs, recipe.batch, episodes.len());
+        let total = distill_steps(recipe, episodes.len());
         let optim = self.setup.recipe.optim.distill.clone();
         let mut sampler = Sampler::new(self.setup.recipe.run.seed, episodes.len());
         let mut step = 0;

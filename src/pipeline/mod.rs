@@ -191,8 +191,3 @@ struct WallTime {
 
 /// A module's own device type is the inner backend's: one name for the pair.
 type Inner<B> = <B as burn::tensor::backend::AutodiffBackend>::InnerBackend;
-
-/// Number of batches in some passes over `n_items`.
-fn n_steps(steps: usize, epochs: usize, batch: usize, n_items: usize) -> usize {
-    if steps > 0 { steps } else { epochs * n_items.div_ceil(batch.max(1)) }
-}

@@ -33,7 +33,8 @@ impl Player<'_> {
         device: &B::Device,
     ) -> Result<Vec<Episode>, RolloutError> {
         let options = EngineOptions {
-            max_rows: self.limits.max_rows,
+            // The KV cache is allocated for so many rows.
+            max_rows: self.limits.max_rows.min(questions.len()).max(1),
             capacity: self.limits.max_prompt_length,
             stop_strings: STOP_STRINGS.map(str::to_owned).to_vec(),
             eos_ids: self.eos_ids(model),
