@@ -20,9 +20,9 @@ fn data_dir() -> Option<PathBuf> {
 /// (ids and mask [B, T] right-padded with the id 1, embeddings [B, D])
 type Golden = (Tensor<Flex, 2, Int>, Tensor<Flex, 2, Int>, Vec<Vec<f32>>);
 
-/// What transformers recorded.
-fn golden(dir: &std::path::Path) -> Golden {
-    let json: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("golden/e5.json")).unwrap()).unwrap();
+/// What transformers recorded for one of the encoders.
+fn golden(dir: &std::path::Path, encoder: &str) -> Golden {
+    let json: Value = serde_json::from_str(&std::fs::read_to_string(dir.join(format!("golden/{encoder}.json"))).unwrap()).unwrap();
     let items = json["items"].as_array().unwrap();
     let ids: Vec<Vec<i64>> = items.iter().map(|item| serde_json::from_value(item["input_ids"].clone()).unwrap()).collect();
     let embeddings = items.iter().map(|item| serde_json::from_value(item["embedding"].clone()).unwrap()).collect();
@@ -37,7 +37,7 @@ fn golden(dir: &std::path::Path) -> Golden {
 #[test]
 fn multilingual_e5_small_embeds_as_in_transformers() {
     let Some(dir) = data_dir() else { return };
-    let (ids, mask, expected) = golden(&dir);
+    let (ids, mask, expected) = golden(&dir, "e5");
     let model = load_bert::<Flex>(&dir.join("weights/multilingual-e5-small"), DType::F32, &Default::default()).unwrap();
     let found: Vec<f32> = model.embed(ids, mask).into_data().to_vec().unwrap();
     for (found, expected) in found.chunks(expected[0].len()).zip(&expected) {
@@ -45,6 +45,20 @@ fn multilingual_e5_small_embeds_as_in_transformers() {
         // were rounded to f16: that rounding, not f32, sets the tolerance (entries are near 0.05).
         let difference = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(difference < 1e-4, "{difference}");
+    }
+}
+
+/// Its weights come from a Python package that `.ci/run` fetches; `DGPO_MINILM_DIR` names the unpacked folder.
+#[test]
+fn all_minilm_l6_v2_embeds_as_in_transformers() {
+    let (Some(dir), Some(weights)) = (data_dir(), std::env::var_os("DGPO_MINILM_DIR")) else { return };
+    let (ids, mask, expected) = golden(&dir, "minilm");
+    let model = load_bert::<Flex>(&PathBuf::from(weights), DType::F32, &Default::default()).unwrap();
+    let found: Vec<f32> = model.embed(ids, mask).into_data().to_vec().unwrap();
+    for (found, expected) in found.chunks(expected[0].len()).zip(&expected) {
+        // Genuine f32 weights: what is left is f32 rounding over six layers and the seven digits of the recording.
+        let difference = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(difference < 5e-6, "{difference}");
     }
 }
 
