@@ -1,6 +1,6 @@
 //! `dgpo index build|search|info` on thirty passages with the built-in encoder.
 use crate::support::{Ended, World, files_below, repository};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn build(world: &World, more: &[&str]) -> Ended {
     let encoder = repository("configs/tiny/encoder");
@@ -37,6 +37,41 @@ fn info_measures_recall_against_exact_search() {
     // The graph of thirty passages with ef_search 64 sees all of them.
     assert_eq!((&info["measured"]["recall_at_3"], &info["measured"]["recall_at_10"]), (&1.0.into(), &1.0.into()));
     assert_eq!(info["vectors_bytes"], 30 * 32 * 4);
+}
+
+#[test]
+fn info_reports_how_often_each_search_finds_the_answer() {
+    let world = World::new();
+    build(&world, &[]).done();
+    let corpus = std::fs::read_to_string(world.path("corpus.jsonl")).unwrap();
+    let passages: Vec<Value> = corpus.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // Half of the questions quote the passage that is their gold one and whose text is their answer; the others ask for what is nowhere.
+    let row = |at: usize, (question, answer, pid): (&str, &str, &str)| {
+        let supporting = json!([{"title": "", "text": "", "pid": pid}]);
+        json!({"id": at.to_string(), "question": question, "golden_answers": [answer], "supporting": supporting, "supporting_kind": "annotated"})
+    };
+    let rows = passages.iter().take(10).enumerate().map(|(at, passage)| {
+        let text = passage["contents"].as_str().unwrap().lines().last().unwrap();
+        let row =
+            if at < 5 { row(at, (text, text, passage["id"].as_str().unwrap())) } else { row(at, (text, "nowhere", "no-such-passage")) };
+        row.to_string() + "\n"
+    });
+    world.write("asked.jsonl", &rows.collect::<String>());
+    let info = world.dgpo(&["index", "info", "indexes/a", "--questions", "asked.jsonl", "--annotated", "--json"]).json();
+    let ratios = info["hit_ratios"].as_array().unwrap();
+    assert_eq!(ratios.iter().map(|row| row["search"].as_str().unwrap()).collect::<Vec<_>>(), ["exact", "hnsw", "bm25"]);
+    for row in ratios {
+        assert_eq!((&row["dataset"], &row["n_questions"], &row["top_k"]), (&"asked".into(), &10.into(), &3.into()));
+        for share in ["answer", "any_gold_passage", "all_gold_passages"] {
+            assert_eq!(row[share], 0.5, "{share}: {row}");
+        }
+    }
+    let two = world.dgpo(&["index", "info", "indexes/a", "--questions", "asked.jsonl", "--n-queries", "2"]).done();
+    assert!(two.stdout.contains("| asked | 2 | bm25 | 1.000 |"), "{}", two.stdout);
+    world.write("plain.jsonl", "{\"id\":\"0\",\"question\":\"who?\",\"golden_answers\":[\"x\"]}\n");
+    world
+        .dgpo(&["index", "info", "indexes/a", "--questions", "plain.jsonl", "--annotated"])
+        .failed(1, &["plain.jsonl", "no question has annotated gold passages"]);
 }
 
 #[test]

@@ -8,17 +8,19 @@ use super::{
 use crate::{
     config::{ConfigError, Recipe, check, load},
     data::questions::read_questions,
+    eval::retrieval::{HitRatios, hit_ratios, is_annotated},
     hub,
     retriever::{
         Hit, RetrieverError,
         build::BuildReport,
-        commands::{IndexInfo, IndexRequest, build_index, index_info, search_index},
+        commands::{Found, IndexInfo, IndexRequest, Queries, build_index, index_info, search_index},
         index::{IndexMeta, Search},
     },
     trainer::devices::{Job, with_device},
 };
 use clap::Subcommand;
 use dgpo_models::TrainBackend;
+use serde::Serialize;
 use serde_json::json;
 use std::{
     ops::ControlFlow,
@@ -133,16 +135,26 @@ struct SearchArgs {
 struct InfoArgs {
     #[command(flatten)]
     index: IndexArgs,
-    /// Question file to measure with [default: first sentences of sampled passages].
-    #[arg(long, value_name = "FILE")]
-    questions: Option<String>,
-    /// Queries to measure with at most.
-    #[arg(long, value_name = "N", default_value_t = 200)]
-    n_queries: usize,
+    /// Question files to measure with; also reports how often exact search, the graph and BM25 find the answer [default: first sentences of
+    /// sampled passages].
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    questions: Vec<String>,
+    /// Only questions whose gold passages are annotated and lie in the corpus.
+    #[arg(long, requires = "questions")]
+    annotated: bool,
+    /// Queries: sampled passages, or questions of each file at most [default: 200 passages, all questions].
+    #[arg(long, value_name = "N")]
+    n_queries: Option<usize>,
+    /// Passages a question, for the hit ratios.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=10))]
+    top_k: u16,
     /// Seed of the sampled passages.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 }
+
+/// Passages whose first sentences an index is measured with, where nothing else is said.
+const N_SAMPLED: usize = 200;
 
 pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     match args.command {
@@ -249,28 +261,70 @@ fn search(args: &SearchArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-struct InfoJob<'a>(IndexRequest<'a>, &'a [String], usize, u64);
+struct InfoJob<'a>(IndexRequest<'a>, Queries<'a>);
 impl Job for InfoJob<'_> {
-    type Output = Result<IndexInfo, RetrieverError>;
+    type Output = Result<(IndexInfo, Vec<Found>), RetrieverError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        index_info::<B::InnerBackend>(self.0, self.1, self.2, self.3, device)
+        index_info::<B::InnerBackend>(self.0, self.1, device)
     }
+}
+
+/// With `--json`: what `IndexInfo` holds, and the hit ratios where there are questions.
+#[derive(Serialize)]
+struct InfoReport {
+    #[serde(flatten)]
+    info: IndexInfo,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hit_ratios: Vec<HitRatios>,
 }
 
 fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
     let mut questions = Vec::new();
-    if let Some(file) = &args.questions {
-        let read = read_questions(&hub::resolve(file)?)?;
-        questions = read.into_iter().take(args.n_queries).map(|question| question.question).collect();
+    for file in &args.questions {
+        let mut of_file = read_questions(&hub::resolve(file)?)?;
+        of_file.retain(|question| !args.annotated || is_annotated(question));
+        if of_file.is_empty() {
+            anyhow::bail!("{file}: no question has annotated gold passages; hint: leave out --annotated");
+        }
+        of_file.truncate(args.n_queries.unwrap_or(usize::MAX));
+        questions.append(&mut of_file);
     }
-    let job = InfoJob(args.index.request()?, &questions, args.n_queries, args.seed);
-    let info = with_device(args.index.device.device, job)??;
+    let texts: Vec<String> = questions.iter().map(|question| question.question.clone()).collect();
+    let queries = match texts.as_slice() {
+        [] => Queries::Sampled { n: args.n_queries.unwrap_or(N_SAMPLED), seed: args.seed },
+        texts => Queries::Questions { texts, top_k: args.top_k.into() },
+    };
+    let (info, found) = with_device(args.index.device.device, InfoJob(args.index.request()?, queries))??;
+    let report = InfoReport { info, hit_ratios: hit_ratios(&questions, &found) };
     if args.index.json {
-        output::json(&info)?
+        output::json(&report)?
     } else {
-        output::data(&describe(&info))?
+        output::data(&(describe(&report.info) + &describe_hits(&report.hit_ratios)))?
     }
     Ok(Outcome::Done)
+}
+
+fn describe_hits(ratios: &[HitRatios]) -> String {
+    let Some(HitRatios { top_k, .. }) = ratios.first() else { return String::new() };
+    let share = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.3}"));
+    let mut text = format!(
+        "\n| data set | questions | search | answer@{top_k} | normalised | annotated | a gold passage@{top_k} | all@{top_k} |\n\
+         | --- | --: | --- | --: | --: | --: | --: | --: |\n"
+    );
+    for row in ratios {
+        text += &format!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            row.dataset,
+            row.n_answers,
+            row.search,
+            share(row.answer),
+            share(row.answer_normalised),
+            row.n_annotated,
+            share(row.any_gold_passage),
+            share(row.all_gold_passages),
+        );
+    }
+    text
 }
 
 fn describe(info: &IndexInfo) -> String {

@@ -1,4 +1,6 @@
 //! Exact match per data set: what the greedy episodes on held-out questions say about a model, and the summary of a run.
+pub mod retrieval;
+
 use crate::rollout::{Episode, EpisodeStats};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -4,6 +4,7 @@
 //! fingerprints whatever they are.
 use super::{
     Hit, OnProgress, Retriever, RetrieverError,
+    bm25::Bm25Retriever,
     build::{self, BuildOptions, BuildReport},
     dense::DenseRetriever,
     encoder::{Encoder, EncoderOptions},
@@ -114,23 +115,54 @@ pub struct Measured {
     pub recall_at_10: Option<f64>,
 }
 
-/// Describes an index and measures it: on `questions` if there are any, else on the first sentences of `n_sampled` passages drawn with `seed`.
+/// What an index is measured with.
+#[derive(Clone, Copy, Debug)]
+pub enum Queries<'a> {
+    /// The first sentences of `n` passages drawn with `seed`.
+    Sampled { n: usize, seed: u64 },
+    /// Questions; the passages found for them are given back.
+    Questions { texts: &'a [String], top_k: usize },
+}
+
+/// What one way of searching finds for the same questions: the passages of each, best first.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// "exact", "hnsw" or "bm25".
+    pub search: &'static str,
+    pub top_k: usize,
+    pub passages: Vec<Vec<Passage>>,
+}
+
+/// Describes an index and measures it. With questions: also what exact search, the graph (if there is one) and BM25 find for them.
 /// # Errors
 /// If the index cannot be opened or a query cannot be encoded.
 pub fn index_info<B: Backend>(
     request: IndexRequest,
-    questions: &[String],
-    n_sampled: usize,
-    seed: u64,
+    queries: Queries,
     device: &B::Device,
-) -> Result<IndexInfo, RetrieverError> {
+) -> Result<(IndexInfo, Vec<Found>), RetrieverError> {
     let meta = IndexMeta::read(request.dir)?;
     let (retriever, corpus) = open_index::<B>(request, &meta, device)?;
-    let (queries, query_source) = match questions {
-        [] => (sample_sentences(&corpus, n_sampled, seed)?, "first sentences of passages"),
-        _ => (questions.to_vec(), "questions"),
+    let (measured, found) = match queries {
+        Queries::Sampled { n, seed } => {
+            let (measured, _) = measure(&retriever, &sample_sentences(&corpus, n, seed)?, "first sentences of passages")?;
+            (measured, Vec::new())
+        }
+        Queries::Questions { texts, top_k } => {
+            let (measured, neighbours) = measure(&retriever, texts, "questions")?;
+            let mut found = Vec::new();
+            for (search, lists) in neighbours {
+                let passage = |neighbour: &Neighbour| corpus.passage(neighbour.id).map_err(RetrieverError::passed_on);
+                let passages = |list: &Vec<Neighbour>| list.iter().take(top_k).map(passage).collect();
+                found.push(Found { search, top_k, passages: lists.iter().map(passages).collect::<Result<_, _>>()? });
+            }
+            let by_words = Bm25Retriever::new(corpus)?.search(texts, top_k).into_iter();
+            let passages = |hits: Vec<Hit>| hits.into_iter().map(|hit| hit.passage).collect();
+            let passages = by_words.map(|hits| hits.map(passages)).collect::<Result<_, _>>()?;
+            found.push(Found { search: "bm25", top_k, passages });
+            (measured, found)
+        }
     };
-    let measured = measure(&retriever, &queries, query_source)?;
     let vectors_bytes = (meta.n_passages * meta.encoder.dim * size_of::<f32>()) as u64;
     let graph = meta.graph.as_ref().map(|graph| GraphInfo {
         m: graph.params.m,
@@ -140,7 +172,7 @@ pub fn index_info<B: Backend>(
         build_s: graph.build_s,
         vectors_per_s: meta.n_passages as f64 / graph.build_s,
     });
-    Ok(IndexInfo {
+    let info = IndexInfo {
         dir: request.dir.display().to_string(),
         n_passages: meta.n_passages,
         dim: meta.encoder.dim,
@@ -157,7 +189,8 @@ pub fn index_info<B: Backend>(
         corpus_fingerprint: meta.corpus_fingerprint,
         graph,
         measured,
-    })
+    };
+    Ok((info, found))
 }
 
 fn open_corpus(name: &str) -> Result<Corpus, RetrieverError> {
@@ -208,14 +241,24 @@ fn first_sentence(passage: &Passage) -> String {
     text.split_inclusive(". ").next().unwrap_or(text).trim().to_owned()
 }
 
-fn measure<B: Backend>(retriever: &DenseRetriever<B>, queries: &[String], query_source: &'static str) -> Result<Measured, RetrieverError> {
+/// Neighbours of each query by each way of searching that the index has.
+type Neighbours = Vec<(&'static str, Vec<Vec<Neighbour>>)>;
+
+/// Neighbours that are looked for: enough for recall@10, and for every usual `top_k`.
+const N_MEASURED: usize = 10;
+
+fn measure<B: Backend>(
+    retriever: &DenseRetriever<B>,
+    queries: &[String],
+    query_source: &'static str,
+) -> Result<(Measured, Neighbours), RetrieverError> {
     let index: &Index = retriever.index();
     let per_s = |started: Instant| queries.len() as f64 / started.elapsed().as_secs_f64();
     let started = Instant::now();
     let embeddings = retriever.encoder().encode_queries(queries)?;
     let encode_queries_per_s = per_s(started);
     let started = Instant::now();
-    let exact = index.search_exact(&embeddings, 10);
+    let exact = index.search_exact(&embeddings, N_MEASURED);
     let exact_queries_per_s = per_s(started);
     let mut measured = Measured {
         n_queries: queries.len(),
@@ -226,14 +269,15 @@ fn measure<B: Backend>(retriever: &DenseRetriever<B>, queries: &[String], query_
         recall_at_3: None,
         recall_at_10: None,
     };
-    if index.uses_graph() {
-        let started = Instant::now();
-        let found = index.search(&embeddings, 10);
-        measured.graph_queries_per_s = Some(per_s(started));
-        measured.recall_at_3 = Some(recall(&found, &exact, 3));
-        measured.recall_at_10 = Some(recall(&found, &exact, 10));
+    if !index.uses_graph() {
+        return Ok((measured, vec![("exact", exact)]));
     }
-    Ok(measured)
+    let started = Instant::now();
+    let found = index.search(&embeddings, N_MEASURED);
+    measured.graph_queries_per_s = Some(per_s(started));
+    measured.recall_at_3 = Some(recall(&found, &exact, 3));
+    measured.recall_at_10 = Some(recall(&found, &exact, 10));
+    Ok((measured, vec![("exact", exact), ("hnsw", found)]))
 }
 
 /// Scores closer than this are one score: f32 rounding of an inner product of unit vectors.

@@ -30,7 +30,8 @@ Commands of dgpo (built in release, then run; `cargo xtask VERB --help` explains
 Commands of its own:
   test         tidy, then cargo test --release --workspace; more arguments go to cargo test
   tidy         layers, file lengths, printing
-  ci           format, clippy, tidy, tests
+  check-gpu    clippy with the backends wgpu and cuda built in; needs neither GPU nor toolkit
+  ci           format, clippy, tidy, tests, check-gpu
 
   --features F  build dgpo with backends: wgpu, cuda (each in a target folder of its own)
 ";
@@ -45,7 +46,8 @@ fn main() -> ExitCode {
     let is_sound = match verb.as_str() {
         "tidy" => tidy(),
         "test" => test(&arguments),
-        "ci" => format() && clippy() && test(&arguments),
+        "check-gpu" => check_gpu(),
+        "ci" => format() && clippy() && test(&arguments) && check_gpu(),
         _ => return dgpo(verb, arguments),
     };
     if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -88,6 +90,15 @@ fn format() -> bool {
 
 fn clippy() -> bool {
     succeeds(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+/// One pass over both backends, in the target folder that `--features wgpu,cuda` builds in: they share most of what there is to compile.
+fn check_gpu() -> bool {
+    let features = "wgpu,cuda";
+    let target = target_dir(env::var_os("CARGO_TARGET_DIR").as_deref(), Some(features));
+    let mut clippy = cargo();
+    clippy.args(["clippy", "--workspace", "--all-targets", "--features", features, "--target-dir"]).arg(target);
+    succeeds(clippy.args(["--", "-D", "warnings"]))
 }
 
 /// Both are run, whatever the first one says.
