@@ -23,6 +23,7 @@ use dgpo::{
         optimizer::AdamW,
         rl::{ActorCritic, rl_step},
         score::{self, Pass},
+        update::Activations,
     },
 };
 use dgpo_models::{
@@ -120,11 +121,11 @@ fn after_rl_step(episodes: &[Episode], teacher: &Decoder<Cpu>, recipe: &Recipe) 
 }
 
 /// Weights of the student after one KD step, and its metrics.
-fn after_kd_step(episodes: &[Episode], teacher: &Decoder<Cpu>, micro_batch_tokens: usize) -> (Vec<f32>, Metrics) {
+fn after_kd_step(episodes: &[Episode], teacher: &Decoder<Cpu>, micro_batch_tokens: usize, activations: Activations) -> (Vec<f32>, Metrics) {
     let mut student = Student::<CpuTrain> { model: network(1), optimizer: AdamW::new(gradient_descent()), n_skipped: 0 };
     let batch = RolloutBatch::new(&episodes.iter().collect::<Vec<_>>());
     let recipe = DistillRecipe { micro_batch_tokens, ..DistillRecipe::default() };
-    let metrics = distill_step::<CpuTrain>(&mut student, Some(teacher), &batch, &recipe, 1.0, &Default::default());
+    let metrics = distill_step::<CpuTrain>(&mut student, Some(teacher), &batch, &recipe, activations, 1.0, &Default::default());
     (weights(&student.model), metrics)
 }
 
@@ -174,9 +175,27 @@ fn the_micro_batch_size_does_not_change_an_rl_step() {
 #[test]
 fn the_micro_batch_size_does_not_change_a_kd_step() {
     let episodes = episodes(10, |_| 1.0);
-    let [(small, _), (large, _)] = [SMALLEST, LARGEST].map(|size| after_kd_step(&episodes, &network(3), size));
+    let [(small, _), (large, _)] = [SMALLEST, LARGEST].map(|size| after_kd_step(&episodes, &network(3), size, Activations::Kept));
     let deviation = deviation(&weights(&network(1)), &large, &small);
     assert!(deviation < TOLERANCE, "{deviation}");
+}
+
+#[test]
+fn recomputed_activations_change_no_step() {
+    let rl_episodes = episodes(10, every_other);
+    let mut recomputing = recipe(LARGEST);
+    recomputing.model.recompute = true;
+    let (kept, _) = after_rl_step(&rl_episodes, &network(3), &recipe(LARGEST));
+    let (recomputed, _) = after_rl_step(&rl_episodes, &network(3), &recomputing);
+    let start = [weights(&network(1)), weights(&Critic::from_decoder(&network(1), 2))];
+    for at in 0..2 {
+        let deviation = deviation(&start[at], &kept[at], &recomputed[at]);
+        assert!(deviation < TOLERANCE, "{}: {deviation}", ["actor", "critic"][at]);
+    }
+    let kd_episodes = episodes(10, |_| 1.0);
+    let after = |activations| after_kd_step(&kd_episodes, &network(3), LARGEST, activations).0;
+    let deviation = deviation(&start[0], &after(Activations::Kept), &after(Activations::Recomputed));
+    assert!(deviation < TOLERANCE, "KD: {deviation}");
 }
 
 #[test]
@@ -214,7 +233,7 @@ fn observation_tokens_do_not_move_the_policy_loss() {
 #[test]
 fn a_teacher_equal_to_the_student_gives_no_kl() {
     let episodes = episodes(8, every_other);
-    let (_, kd) = after_kd_step(&episodes, &network(1), LARGEST);
+    let (_, kd) = after_kd_step(&episodes, &network(1), LARGEST, Activations::Kept);
     let (_, rl) = after_rl_step(&episodes, &network(1), &recipe(LARGEST));
     let (_, other) = after_rl_step(&episodes, &network(3), &recipe(LARGEST));
     for kl in [kd.get(DISTILL_KL).unwrap(), rl.get(KL).unwrap()] {
@@ -274,7 +293,7 @@ fn padding_does_not_change_a_kd_step() {
     let short = episodes(5, |_| 1.0);
     let mut padded = short.clone();
     padded.push(Episode { segments: vec![Segment::Prompt { ids: vec![4; 200] }], ..short[0].clone() });
-    let [(alone, _), (together, _)] = [&short, &padded].map(|episodes| after_kd_step(episodes, &network(3), LARGEST));
+    let [(alone, _), (together, _)] = [&short, &padded].map(|episodes| after_kd_step(episodes, &network(3), LARGEST, Activations::Kept));
     let deviation = deviation(&weights(&network(1)), &alone, &together);
     assert!(deviation < TOLERANCE, "{deviation}");
 }

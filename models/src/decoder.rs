@@ -124,15 +124,21 @@ impl<B: Backend> Decoder<B> {
     /// ids, positions [B, T] -> n_layers + 1 times [B, T, D]
     pub fn all_hidden(&self, ids: Tensor<B, 2, Int>, positions: Option<Tensor<B, 2, Int>>) -> Vec<Tensor<B, 3>> {
         let [n_rows, n_columns] = ids.dims();
-        let mut pass = Pass::new(&self.config, &ids, positions, None);
-        let mut states = vec![self.embed(ids)];
-        for layer in &self.model.layers {
-            let input = states.last().expect("it starts with the embeddings").clone();
-            states.push(layer.forward(input, &mut pass));
+        let mut blocks = self.blocks(ids, positions);
+        let mut x = blocks.embed();
+        let mut states = Vec::new();
+        for layer in 0..self.model.layers.len() {
+            states.push(x.clone().reshape([n_rows, n_columns, self.config.hidden_size]));
+            x = blocks.block(layer, x);
         }
-        let last = states.pop().expect("it starts with the embeddings");
-        states.push(self.model.norm.forward(last));
-        states.into_iter().map(|x| x.reshape([n_rows, n_columns, self.config.hidden_size])).collect()
+        states.push(blocks.norm(x));
+        states
+    }
+
+    /// The pass without a cache, in its pieces, for a backward pass that recomputes one block at a time.
+    pub fn blocks(&self, ids: Tensor<B, 2, Int>, positions: Option<Tensor<B, 2, Int>>) -> Blocks<'_, B> {
+        let pass = Pass::new(&self.config, &ids, positions, None);
+        Blocks { model: self, ids, pass }
     }
 
     /// Vocabulary logits in f32. hidden [N, D] -> [N, V]
@@ -152,6 +158,31 @@ impl<B: Backend> Decoder<B> {
     fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         let n_tokens = ids.shape().num_elements();
         self.model.embed_tokens.forward(ids.reshape([1, n_tokens])).reshape([n_tokens, self.config.hidden_size])
+    }
+}
+
+/// What [`Decoder::hidden`] computes without a cache, piece by piece: `embed`, every `block` in order, `norm`.
+pub struct Blocks<'m, B: Backend> {
+    model: &'m Decoder<B>,
+    ids: Tensor<B, 2, Int>,
+    pass: Pass<'m, 'static, B>,
+}
+
+impl<B: Backend> Blocks<'_, B> {
+    /// -> [N, D]
+    pub fn embed(&self) -> Tensor<B, 2> {
+        self.model.embed(self.ids.clone())
+    }
+
+    /// x [N, D] -> [N, D]
+    pub fn block(&mut self, layer: usize, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.model.model.layers[layer].forward(x, &mut self.pass)
+    }
+
+    /// The final norm: x [N, D] -> hidden [B, T, D]
+    pub fn norm(&self, x: Tensor<B, 2>) -> Tensor<B, 3> {
+        let [n_rows, n_columns] = self.ids.dims();
+        self.model.model.norm.forward(x).reshape([n_rows, n_columns, self.model.config.hidden_size])
     }
 }
 

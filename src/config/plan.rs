@@ -9,7 +9,8 @@
 //! KV cache          rows · positions · 2 · layers · kv_heads · head_dim · d
 //! logits chunk      head_rows · V · 4, three times: logits, probabilities, gradient
 //! ```
-//! with P parameters and d bytes of `model.dtype`. Activations are not in it: they grow with `micro_batch_tokens` and depend on the backend.
+//! with P parameters and d bytes of `model.dtype`. Activations are not in it: they grow with `micro_batch_tokens`
+//! (and with the number of layers, unless `model.recompute` is on) and depend on the backend.
 use super::{DistillRecipe, KlMode, KlReference, Recipe, Stage};
 use crate::hub;
 use dgpo_models::config::DecoderConfig;

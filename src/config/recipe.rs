@@ -79,6 +79,9 @@ pub struct ModelRecipe {
     /// `f32`, `bf16` or `f16`: the parameters in forward and backward; master weights and optimizer state are f32 whatever this says.
     /// Default: paper, `bf16`. `f32` doubles the memory of parameters and is no slower on a CPU.
     pub dtype: String,
+    /// Keep only the input of each block for the backward pass and compute the rest again: the activations of one block at a time, for about a
+    /// third more compute. Gradients are equal up to rounding. Default: own choice, `false`; turn it on where a micro-batch does not fit.
+    pub recompute: bool,
 }
 
 impl Default for ModelRecipe {
@@ -89,6 +92,7 @@ impl Default for ModelRecipe {
             tokenizer: String::new(),
             chat_template: ChatTemplate::Qwen25,
             dtype: "bf16".into(),
+            recompute: false,
         }
     }
 }

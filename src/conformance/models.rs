@@ -14,7 +14,7 @@ use crate::{
     rollout::TokenIndex,
     trainer::{
         optimizer::{AdamW, with_gradients},
-        update::{HEAD_ROWS, accumulate_decoder},
+        update::{Activations, HEAD_ROWS, accumulate_decoder},
     },
 };
 use burn::{
@@ -333,7 +333,7 @@ fn cross_entropy<B: TrainBackend>(
     let mut sums = GradientsAccumulator::new();
     let mut loss = 0.0;
     let normaliser = index.len().max(1) as f64;
-    accumulate_decoder(&recording, rows.ids(device), index, &mut sums, |logits, range| {
+    accumulate_decoder(&recording, rows.ids(device), index, Activations::Kept, &mut sums, |logits, range| {
         let share = row_cross_entropy(logits, index.slice(range).labels_tensor(device)).sum() / normaliser;
         loss += to_vec(share.clone()).into_iter().map(f64::from).sum::<f64>();
         share

@@ -23,7 +23,7 @@ use crate::{
     rollout::TokenIndex,
     trainer::{
         optimizer::{AdamW, with_gradients},
-        update::{HEAD_ROWS, accumulate_critic, accumulate_decoder},
+        update::{Activations, HEAD_ROWS, accumulate_critic, accumulate_decoder},
     },
 };
 use burn::{
@@ -48,6 +48,9 @@ const SCALAR_FLOOR: f64 = 1e-5;
 const AFTER: Tolerance = Tolerance::abs(2e-2);
 const KD_LOSS: Tolerance = Tolerance::rel(2e-5);
 const KD_GRAD_NORM: Tolerance = Tolerance::rel(2e-4);
+
+/// Block by block, so that the recorded steps hold the backward pass that recomputes, too; the family `models` runs the other one.
+const ACTIVATIONS: Activations = Activations::Recomputed;
 
 const STUDENT: &str = "qwen2_tied";
 const TEACHER: &str = "qwen2_teacher";
@@ -255,7 +258,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             let index = self.response_tokens(&self.info_mask, rows);
             let mut sums = GradientsAccumulator::new();
             let mut stats = PolicyStats::default();
-            accumulate_decoder(&model, self.rows.ids(self.device), &index, &mut sums, |logits, range| {
+            accumulate_decoder(&model, self.rows.ids(self.device), &index, ACTIVATIONS, &mut sums, |logits, range| {
                 let index_part = index.slice(range);
                 let tokens = PolicyTokens {
                     log_probs: log_probs_of_logits(logits, index_part.labels_tensor(self.device), 1.0).log_probs,
@@ -292,7 +295,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             let index = self.response_tokens(&self.value_mask, rows);
             let mut sums = GradientsAccumulator::new();
             let mut stats = ValueStats::default();
-            accumulate_critic(&model, self.rows.ids(self.device), &index, &mut sums, |values| {
+            accumulate_critic(&model, self.rows.ids(self.device), &index, ACTIVATIONS, &mut sums, |values| {
                 let tokens = ValueTokens {
                     values,
                     old_values: vector(&index.pick(old_values), self.device),
@@ -357,7 +360,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             let model: Decoder<B> = with_gradients(self.student.clone());
             let mut sums = GradientsAccumulator::new();
             let mut loss = 0.0;
-            accumulate_decoder(&model, self.rows.ids(self.device), &index, &mut sums, |logits, range| {
+            accumulate_decoder(&model, self.rows.ids(self.device), &index, ACTIVATIONS, &mut sums, |logits, range| {
                 let teacher = self.teacher.logits(teacher_hidden.clone().narrow(0, range.start, range.len()));
                 let part = index.slice(range);
                 let rows = kd_rows(logits, Some(Tensor::from_inner(teacher)), part.labels_tensor(self.device), weights);

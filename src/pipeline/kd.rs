@@ -22,6 +22,7 @@ use crate::{
         metrics::{LEARNING_RATE, SKIPPED_UPDATES, STEP_SECONDS, UPDATE_TOKENS_PER_SECOND},
         optimizer::AdamW,
         state::{PhaseState, read_model, read_optimizer, write_model, write_optimizer},
+        update::Activations,
     },
 };
 use dgpo_models::{TrainBackend, decoder::Decoder};
@@ -85,6 +86,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             return Err(PipelineError::NothingToTrain { phase, why: "there is no episode".into(), hint });
         }
         let total = distill_steps(recipe, episodes.len());
+        let activations = Activations::of(&self.setup.recipe.model);
         let optim = self.setup.recipe.optim.distill.clone();
         let mut sampler = Sampler::new(self.setup.recipe.run.seed, episodes.len());
         let mut step = 0;
@@ -106,7 +108,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             let drawn: Vec<&Episode> = sampler.next(recipe.batch).into_iter().map(|i| &episodes[i]).collect();
             let batch = RolloutBatch::new(&drawn);
             let lr = learning_rate(&optim, step, total);
-            let mut metrics = distill_step::<B>(&mut student, teacher.as_ref(), &batch, recipe, lr, &self.setup.device);
+            let mut metrics = distill_step::<B>(&mut student, teacher.as_ref(), &batch, recipe, activations, lr, &self.setup.device);
             step += 1;
             let seconds = started.elapsed().as_secs_f64();
             metrics.set(LEARNING_RATE, lr);

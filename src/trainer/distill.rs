@@ -4,7 +4,7 @@
 use super::{
     metrics::{DISTILL_CE, DISTILL_GRAD_NORM, DISTILL_KL, DISTILL_LOSS, Metrics},
     optimizer::{AdamW, with_gradients},
-    update::accumulate_decoder,
+    update::{Activations, accumulate_decoder},
 };
 use crate::{
     algo::distill::{Divergence, row_cross_entropy, row_divergence},
@@ -36,6 +36,7 @@ pub fn distill_step<B: TrainBackend>(
     teacher: Option<&Decoder<B::InnerBackend>>,
     batch: &RolloutBatch,
     recipe: &DistillRecipe,
+    activations: Activations,
     lr: f64,
     device: &B::Device,
 ) -> Metrics {
@@ -53,7 +54,7 @@ pub fn distill_step<B: TrainBackend>(
             let teacher = teacher.expect("a recipe with kl_weight > 0 has a teacher");
             (teacher, tokens.gather(teacher.hidden(batch.ids_tensor(&rows, device), None, None)))
         });
-        accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, &mut sums, |logits, range| {
+        accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |logits, range| {
             let labels = tokens.slice(range.clone()).labels_tensor(device);
             let ce_rows = row_cross_entropy(logits.clone(), labels).sum() / normaliser;
             ce += scalar(&ce_rows);

@@ -15,7 +15,7 @@ use super::{
     metrics::*,
     optimizer::{AdamW, with_gradients},
     score::{self, Pass},
-    update::{accumulate_critic, accumulate_decoder},
+    update::{Activations, accumulate_critic, accumulate_decoder},
 };
 use crate::{
     algo::{
@@ -165,6 +165,7 @@ struct Update<'a, B: TrainBackend> {
 impl<B: TrainBackend> Update<'_, B> {
     fn actor(&mut self, mini_batch: &[usize], lr: f64) -> ActorStats {
         let (batch, recipe, device) = (self.batch, self.recipe, self.device);
+        let activations = Activations::of(&recipe.model);
         let model: Decoder<B> = with_gradients(self.networks.actor.clone());
         let mut sums = GradientsAccumulator::new();
         let normaliser = batch.n_agent_tokens(mini_batch).max(1) as f64;
@@ -185,7 +186,7 @@ impl<B: TrainBackend> Update<'_, B> {
                 .reference
                 .filter(|_| kl_weight != 0.0 && is_full)
                 .map(|reference| tokens.gather(reference.hidden(batch.ids_tensor(&rows, device), None, None)));
-            accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, &mut sums, |logits, range| {
+            accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |logits, range| {
                 let tokens = tokens.slice(range.clone());
                 let cut = |array: &[f32]| tensor::<B>(tokens.pick(array), device);
                 let new = log_probs_of_logits(logits.clone(), tokens.labels_tensor(device), recipe.episode.temperature);
@@ -225,6 +226,7 @@ impl<B: TrainBackend> Update<'_, B> {
 
     fn critic(&mut self, mini_batch: &[usize], lr: f64) -> CriticStats {
         let (batch, recipe, device) = (self.batch, self.recipe, self.device);
+        let activations = Activations::of(&recipe.model);
         let model: Critic<B> = with_gradients(self.networks.critic.clone());
         let mut sums = GradientsAccumulator::new();
         let counted = |rows: &[usize]| match recipe.gae.over {
@@ -238,7 +240,7 @@ impl<B: TrainBackend> Update<'_, B> {
             if tokens.is_empty() {
                 continue;
             }
-            accumulate_critic(&model, batch.ids_tensor(&rows, device), &tokens, &mut sums, |values| {
+            accumulate_critic(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |values| {
                 let values = ValueTokens {
                     mask: Tensor::ones_like(&values.clone().detach()),
                     old_values: tensor(tokens.pick(&batch.values), device),
