@@ -1,7 +1,13 @@
 //! The operations on an autodiff backend: one graph node each, with the hand-written backward pass of the inner backend.
 //!
 //! No autodiff runs inside a backward pass (burn would deadlock); the inputs are kept by burn's checkpointing, nothing else is.
-use crate::{KernelOps, attention::CausalRows, cache_write::CacheSpan};
+use crate::{
+    KernelOps,
+    attention::CausalRows,
+    cache_write::CacheSpan,
+    divergence::Divergence,
+    linear_log_probs::{HeadLayout, Linear},
+};
 use burn::{
     backend::autodiff::{
         Autodiff, NodeId,
@@ -65,6 +71,91 @@ impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
         temperature: f64,
     ) -> FloatTensor<Self> {
         Self::from_inner(B::log_probs_backward(logits.primitive, labels, packed.primitive, grad.primitive, temperature))
+    }
+
+    fn log_softmax_kl(
+        student: FloatTensor<Self>,
+        teacher: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        divergence: Divergence,
+        temperature: f64,
+    ) -> FloatTensor<Self> {
+        let teacher = teacher.primitive; // a constant of this operation
+        match DivergenceNode.prepare::<C>([student.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut node) => {
+                let input = node.checkpoint(&student);
+                let packed = B::log_softmax_kl(student.primitive, teacher.clone(), labels.clone(), divergence, temperature);
+                node.finish((input, teacher, labels, packed.clone(), divergence, temperature), packed)
+            }
+            OpsKind::UnTracked(node) => node.finish(B::log_softmax_kl(student.primitive, teacher, labels, divergence, temperature)),
+        }
+    }
+
+    fn log_softmax_kl_backward(
+        student: FloatTensor<Self>,
+        teacher: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        packed: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        divergence: Divergence,
+        temperature: f64,
+    ) -> FloatTensor<Self> {
+        let [student, teacher, packed, grad] = [student, teacher, packed, grad].map(|tensor| tensor.primitive);
+        Self::from_inner(B::log_softmax_kl_backward(student, teacher, labels, packed, grad, divergence, temperature))
+    }
+
+    fn linear_log_probs(linear: Linear<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
+        match LinearNode.prepare::<C>([linear.hidden.node.clone(), linear.weight.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut node) => {
+                let inputs = [node.checkpoint(&linear.hidden), node.checkpoint(&linear.weight)];
+                let layout = linear.layout;
+                let packed = B::linear_log_probs(inner(linear), labels.clone(), temperature);
+                node.finish((inputs, layout, labels, packed.clone(), temperature), packed)
+            }
+            OpsKind::UnTracked(node) => node.finish(B::linear_log_probs(inner(linear), labels, temperature)),
+        }
+    }
+
+    fn linear_log_probs_backward(
+        linear: Linear<Self>,
+        labels: IntTensor<Self>,
+        packed: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        temperature: f64,
+    ) -> [FloatTensor<Self>; 2] {
+        B::linear_log_probs_backward(inner(linear), labels, packed.primitive, grad.primitive, temperature).map(Self::from_inner)
+    }
+
+    fn linear_kl(
+        student: Linear<Self>,
+        teacher: Linear<Self>,
+        labels: IntTensor<Self>,
+        divergence: Divergence,
+        temperature: f64,
+    ) -> FloatTensor<Self> {
+        let teacher = inner(teacher); // a constant of this operation
+        match LinearKlNode.prepare::<C>([student.hidden.node.clone(), student.weight.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut node) => {
+                let inputs = [node.checkpoint(&student.hidden), node.checkpoint(&student.weight)];
+                let layout = student.layout;
+                let packed = B::linear_kl(inner(student), teacher.clone(), labels.clone(), divergence, temperature);
+                node.finish((inputs, layout, teacher, labels, packed.clone(), divergence, temperature), packed)
+            }
+            OpsKind::UnTracked(node) => node.finish(B::linear_kl(inner(student), teacher, labels, divergence, temperature)),
+        }
+    }
+
+    fn linear_kl_backward(
+        student: Linear<Self>,
+        teacher: Linear<Self>,
+        labels: IntTensor<Self>,
+        packed: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        divergence: Divergence,
+        temperature: f64,
+    ) -> [FloatTensor<Self>; 2] {
+        let (packed, grad) = (packed.primitive, grad.primitive);
+        B::linear_kl_backward(inner(student), inner(teacher), labels, packed, grad, divergence, temperature).map(Self::from_inner)
     }
 
     fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -146,6 +237,56 @@ impl<B: KernelOps> Backward<B, 1> for LogProbsNode {
         let gradient = B::log_probs_backward(logits, labels, packed, grad, temperature);
         register::<B, 1>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), [gradient]);
     }
+}
+
+#[derive(Debug)]
+struct DivergenceNode;
+
+impl<B: KernelOps> Backward<B, 1> for DivergenceNode {
+    type State = (NodeId, FloatTensor<B>, IntTensor<B>, FloatTensor<B>, Divergence, f64);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (input, teacher, labels, packed, divergence, temperature) = ops.state;
+        let student = checkpointer.retrieve_node_output(input);
+        let gradient = B::log_softmax_kl_backward(student, teacher, labels, packed, grad, divergence, temperature);
+        register::<B, 1>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), [gradient]);
+    }
+}
+
+#[derive(Debug)]
+struct LinearNode;
+
+impl<B: KernelOps> Backward<B, 2> for LinearNode {
+    type State = ([NodeId; 2], HeadLayout, IntTensor<B>, FloatTensor<B>, f64);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (inputs, layout, labels, packed, temperature) = ops.state;
+        let [hidden, weight] = inputs.map(|id| checkpointer.retrieve_node_output(id));
+        let gradients = B::linear_log_probs_backward(Linear { hidden, weight, layout }, labels, packed, grad, temperature);
+        register::<B, 2>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), gradients);
+    }
+}
+
+#[derive(Debug)]
+struct LinearKlNode;
+
+impl<B: KernelOps> Backward<B, 2> for LinearKlNode {
+    type State = ([NodeId; 2], HeadLayout, Linear<B>, IntTensor<B>, FloatTensor<B>, Divergence, f64);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (inputs, layout, teacher, labels, packed, divergence, temperature) = ops.state;
+        let [hidden, weight] = inputs.map(|id| checkpointer.retrieve_node_output(id));
+        let gradients = B::linear_kl_backward(Linear { hidden, weight, layout }, teacher, labels, packed, grad, divergence, temperature);
+        register::<B, 2>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), gradients);
+    }
+}
+
+/// Hidden states and head without their graph.
+fn inner<B: KernelOps, C: CheckpointStrategy>(linear: Linear<Autodiff<B, C>>) -> Linear<B> {
+    Linear { hidden: linear.hidden.primitive, weight: linear.weight.primitive, layout: linear.layout }
 }
 
 #[derive(Debug)]

@@ -2,14 +2,18 @@
 //!
 //! Contract: [`KernelOps`] is the one trait a backend implements to run this project's models. Every method has a default body in plain tensor
 //! operations (the reference, in `*/reference.rs`), so a new backend is one empty `impl`; the CPU backend overrides them with loops over its memory
-//! (`*/cpu.rs`), and `Autodiff` wraps them into one graph node each (`autodiff.rs`). Which body runs is decided here and nowhere else.
+//! (`flex.rs`), the GPU runtimes with CubeCL kernels (`cube/`), and `Autodiff` wraps them into one graph node each (`autodiff.rs`). Which body runs is
+//! decided in these `impl`s and nowhere else. With `DGPO_KERNELS=reference` in the environment (for tests) the reference bodies run everywhere.
 //!
 //! | operation | what it saves |
 //! |---|---|
 //! | [`attention`] | the [T, T] scores, the repeated key and value heads, the copies of the cache |
 //! | [`erf_gelu`] | a call of the scalar error function for each element, and twice that in the backward pass |
 //! | [`cache_write`] | copying the whole cache at each token |
+//! | [`linear_kl`] | the [N, V] logits of student and teacher, in both passes |
+//! | [`linear_log_probs`] | the [N, V] logits, in both passes |
 //! | [`log_probs`] | ten passes over [N, V] and as many copies of it |
+//! | [`log_softmax_kl`] | the same for two models, and twice as often |
 //! | [`rms_norm`] | eight passes over the hidden states in the forward, more in the backward pass |
 //! | [`rotary`] | splitting, copying and joining every query and key |
 //! | [`swiglu`] | the sigmoid and product kept for the backward pass |
@@ -21,11 +25,23 @@ pub mod attention;
 mod autodiff;
 pub mod cache_write;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
+mod divergence;
 pub mod erf_gelu;
+mod flex;
+pub mod linear_kl;
+pub mod linear_log_probs;
 pub mod log_probs;
+pub mod log_softmax_kl;
 pub mod rms_norm;
 pub mod rotary;
 pub mod swiglu;
+#[cfg(test)]
+mod testing;
+mod vocabulary;
+
+pub use divergence::Divergence;
 
 use attention::CausalRows;
 use burn::tensor::{
@@ -33,6 +49,9 @@ use burn::tensor::{
     ops::{FloatTensor, IntTensor},
 };
 use cache_write::CacheSpan;
+use divergence::Plan;
+use linear_log_probs::Linear;
+use std::sync::OnceLock;
 
 /// What a burn backend must offer beyond burn's own operations. Methods work on tensor primitives; models call the functions of the modules.
 pub trait KernelOps: Backend {
@@ -62,9 +81,9 @@ pub trait KernelOps: Backend {
         cache_write::reference::<Self>(cache, values, spans, position_dim)
     }
 
-    /// [N, 3]: see [`log_probs::log_probs`]; the third column is the log of the normaliser, a constant.
+    /// See [`log_probs::log_probs`]: [N, 7], log p(label) and entropy first.
     fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
-        log_probs::reference::<Self>(logits, labels, temperature)
+        log_probs::reference::forward::<Self>(logits, labels, temperature)
     }
 
     /// Gradient of the logits, given the packed result and its gradient.
@@ -75,7 +94,73 @@ pub trait KernelOps: Backend {
         grad: FloatTensor<Self>,
         temperature: f64,
     ) -> FloatTensor<Self> {
-        log_probs::reference_backward::<Self>(logits, labels, packed, grad, temperature)
+        log_probs::reference::backward::<Self>(logits, labels, packed, grad, temperature)
+    }
+
+    /// See [`log_softmax_kl::log_softmax_kl`]: [N, 14], log p(label), entropy and divergence first.
+    fn log_softmax_kl(
+        student: FloatTensor<Self>,
+        teacher: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        divergence: Divergence,
+        temperature: f64,
+    ) -> FloatTensor<Self> {
+        log_softmax_kl::reference::forward::<Self>(student, teacher, labels, &Plan::new(divergence, temperature), temperature)
+    }
+
+    /// Gradient of the student's logits, given the packed result and its gradient.
+    fn log_softmax_kl_backward(
+        student: FloatTensor<Self>,
+        teacher: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        packed: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        divergence: Divergence,
+        temperature: f64,
+    ) -> FloatTensor<Self> {
+        let plan = Plan::new(divergence, temperature);
+        log_softmax_kl::reference::backward::<Self>(student, teacher, labels, packed, grad, &plan, temperature)
+    }
+
+    /// See [`linear_log_probs::linear_log_probs`]: [N, 7], as `log_probs`.
+    fn linear_log_probs(linear: Linear<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
+        linear_log_probs::reference::forward::<Self>(linear, labels, temperature)
+    }
+
+    /// Gradients of the hidden states and the head.
+    fn linear_log_probs_backward(
+        linear: Linear<Self>,
+        labels: IntTensor<Self>,
+        packed: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        temperature: f64,
+    ) -> [FloatTensor<Self>; 2] {
+        linear_log_probs::reference::backward::<Self>(linear, labels, packed, grad, temperature)
+    }
+
+    /// See [`linear_kl::linear_kl`]: [N, 14], as `log_softmax_kl`.
+    fn linear_kl(
+        student: Linear<Self>,
+        teacher: Linear<Self>,
+        labels: IntTensor<Self>,
+        divergence: Divergence,
+        temperature: f64,
+    ) -> FloatTensor<Self> {
+        linear_kl::reference::forward::<Self>(student, teacher, labels, &Plan::new(divergence, temperature), temperature)
+    }
+
+    /// Gradients of the student's hidden states and head.
+    fn linear_kl_backward(
+        student: Linear<Self>,
+        teacher: Linear<Self>,
+        labels: IntTensor<Self>,
+        packed: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        divergence: Divergence,
+        temperature: f64,
+    ) -> [FloatTensor<Self>; 2] {
+        let plan = Plan::new(divergence, temperature);
+        linear_kl::reference::backward::<Self>(student, teacher, labels, packed, grad, &plan, temperature)
     }
 
     /// See [`erf_gelu::erf_gelu`].
@@ -114,78 +199,8 @@ pub trait KernelOps: Backend {
     }
 }
 
-impl KernelOps for burn::backend::Flex {
-    const KEY_POSITION_DIM: usize = 3;
-    const TOKENS_AT_ONCE: usize = 1024;
-
-    fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
-        attention::cpu::forward(q, k, v, rows)
-    }
-
-    fn causal_attention_backward(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        rows: &CausalRows,
-    ) -> [FloatTensor<Self>; 3] {
-        attention::cpu::backward(q, k, v, grad, rows)
-    }
-
-    fn cache_write(cache: FloatTensor<Self>, values: FloatTensor<Self>, spans: &[CacheSpan], position_dim: usize) -> FloatTensor<Self> {
-        cache_write::cpu(cache, values, spans, position_dim)
-    }
-
-    fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
-        log_probs::cpu(logits, labels, temperature)
-    }
-
-    fn log_probs_backward(
-        logits: FloatTensor<Self>,
-        labels: IntTensor<Self>,
-        packed: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        temperature: f64,
-    ) -> FloatTensor<Self> {
-        log_probs::cpu_backward(logits, labels, packed, grad, temperature)
-    }
-
-    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        erf_gelu::cpu(x)
-    }
-
-    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        erf_gelu::cpu_backward(x, grad)
-    }
-
-    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
-        rms_norm::cpu(x, weight, eps)
-    }
-
-    fn rms_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, eps: f64) -> [FloatTensor<Self>; 2] {
-        rms_norm::cpu_backward(x, weight, grad, eps)
-    }
-
-    fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
-        rotary::cpu(x, cos, sin)
-    }
-
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        swiglu::cpu(gate, up)
-    }
-
-    fn swiglu_backward(gate: FloatTensor<Self>, up: FloatTensor<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 2] {
-        swiglu::cpu_backward(gate, up, grad)
-    }
-}
-
-/// On the GPU runtimes the reference bodies run; kernels of their own belong here.
-#[cfg(feature = "cube")]
-mod cube {
-    use super::KernelOps;
-    use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement, element::BoolElement};
-    use burn_fusion::{Fusion, FusionBackend};
-
-    impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> KernelOps for CubeBackend<R, F, I, BT> {}
-    impl<B: FusionBackend> KernelOps for Fusion<B> {}
+/// Whether the environment asks for the reference bodies, looked at once.
+fn is_reference_only() -> bool {
+    static REFERENCE: OnceLock<bool> = OnceLock::new();
+    *REFERENCE.get_or_init(|| std::env::var_os("DGPO_KERNELS").is_some_and(|value| value == "reference"))
 }

@@ -1,0 +1,40 @@
+//! The operations on CubeCL runtimes (CUDA, wgpu): which kernel runs, and what launches share.
+//!
+//! [`fusion`] is the same for `Fusion<CubeBackend>`, the type that burn's `Wgpu` and `Cuda` are.
+mod backend;
+mod fusion;
+
+use burn::tensor::{DType, Shape, TensorMetadata};
+use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
+use cubecl::CubeCount;
+
+/// Units (threads) of a cube at most.
+const MAX_UNITS: usize = 256;
+/// Cubes along one axis of a launch that every runtime allows.
+const MAX_CUBES: usize = 65_535;
+
+/// A row-major tensor of this runtime with undefined elements.
+pub(crate) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape, dtype: DType) -> CubeTensor<R> {
+    let buffer = like.client.empty(shape.num_elements() * dtype.size());
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, buffer, dtype)
+}
+
+/// One cube a row; a kernel leaves at once where its number is past the last row.
+pub(crate) fn row_cubes(n_rows: usize) -> CubeCount {
+    let y = n_rows.div_ceil(MAX_CUBES).max(1);
+    CubeCount::Static(n_rows.div_ceil(y) as u32, y as u32, 1)
+}
+
+/// A power of two, not far above the columns there are.
+pub(crate) fn unit_count<R: CubeRuntime>(like: &CubeTensor<R>, n_columns: usize) -> usize {
+    let most = (like.client.properties().hardware.max_cube_dim.0 as usize).min(MAX_UNITS);
+    n_columns.next_power_of_two().clamp(2, 1 << most.ilog2())
+}
+
+/// The matrix with the elements of a row side by side (a copy only where they are not).
+pub(crate) fn with_row_stride<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
+    match tensor.meta.strides()[tensor.shape().num_dims() - 1] {
+        1 => tensor,
+        _ => into_contiguous(tensor),
+    }
+}

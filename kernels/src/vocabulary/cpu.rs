@@ -1,0 +1,611 @@
+//! Folding tiles on the CPU backend: rows over threads, columns in vector registers.
+//!
+//! A row is read twice (its maximum first), the second time from cache. Tiles in f16 and bf16 are widened a row at a time.
+use super::{
+    COLUMNS, ENTROPY, FORWARD, LABEL_Z, LOG_PROB, LOG_ZERO, MAX, MOMENT, ONE_COLUMNS, REVERSE, S_MAX, S_SUM, SUM, Span, T_MAX, T_MOMENT,
+    T_SUM, VALUE, tiles::Tiles,
+};
+use crate::{
+    cpu::{CpuTensor, LANES, exp, for_each_piece, from_vec, ln, simd},
+    divergence::{Form, Plan},
+};
+use burn::{
+    backend::Flex,
+    tensor::{
+        DType, IntDType,
+        ops::{FloatTensorOps, IntTensorOps},
+    },
+};
+use half::{bf16, f16};
+
+/// Elements of one task, in whole rows.
+const TASK: usize = 1 << 15;
+/// An exponential and its surroundings, counted in multiply-adds.
+const WORK_PER_ELEMENT: usize = 16;
+
+/// Rows of logits as they lie in memory.
+struct Rows<'a> {
+    elements: Elements<'a>,
+    stride: usize,
+}
+
+enum Elements<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+}
+
+/// Makes a tensor readable by [`Rows`] (a copy only of what is not so already).
+fn readable(tile: CpuTensor) -> CpuTensor {
+    let tile = match tile.dtype() {
+        DType::F32 | DType::F16 | DType::BF16 => tile,
+        _ => Flex::float_cast(tile, DType::F32.into()),
+    };
+    let strides = tile.layout().strides();
+    if strides[1] == 1 && strides[0] >= 0 { tile } else { tile.to_contiguous() }
+}
+
+impl<'a> Rows<'a> {
+    fn new(tile: &'a CpuTensor) -> Self {
+        let layout = tile.layout();
+        let start = layout.start_offset();
+        let elements = match tile.dtype() {
+            DType::F32 => Elements::F32(&tile.storage::<f32>()[start..]),
+            DType::F16 => Elements::F16(&tile.storage::<f16>()[start..]),
+            _ => Elements::Bf16(&tile.storage::<bf16>()[start..]),
+        };
+        Self { elements, stride: usize::try_from(layout.strides()[0]).expect("readable() leaves no negative stride") }
+    }
+
+    /// Columns `start..end` of a row in f32, by way of `scratch` where they are not.
+    #[inline(always)]
+    fn row<'b>(&'b self, row: usize, start: usize, end: usize, scratch: &'b mut Vec<f32>) -> &'b [f32] {
+        let range = row * self.stride + start..row * self.stride + end;
+        match self.elements {
+            Elements::F32(data) => &data[range],
+            Elements::F16(data) => {
+                scratch.clear();
+                scratch.extend(data[range].iter().map(|x| x.to_f32()));
+                scratch
+            }
+            Elements::Bf16(data) => {
+                scratch.clear();
+                scratch.extend(data[range].iter().map(|x| x.to_f32()));
+                scratch
+            }
+        }
+    }
+}
+
+/// (max, S, M) of one model.
+#[derive(Clone, Copy)]
+struct One {
+    max: f32,
+    sum: f32,
+    moment: f32,
+}
+
+/// Sums of two models: both [`One`], and A, B.
+#[derive(Clone, Copy)]
+struct Two {
+    s: One,
+    t: One,
+    forward: f32,
+    reverse: f32,
+}
+
+impl One {
+    #[inline(always)]
+    fn merge(self, other: Self, scale: f32) -> Self {
+        let max = self.max.max(other.max);
+        let (a, b) = ((self.max - max) * scale, (other.max - max) * scale);
+        let (ra, rb) = (exp(a), exp(b));
+        Self { max, sum: ra * self.sum + rb * other.sum, moment: ra * (self.moment + self.sum * a) + rb * (other.moment + other.sum * b) }
+    }
+
+    fn read(packed: &[f32], columns: [usize; 3]) -> Self {
+        let [max, sum, moment] = columns.map(|column| packed[column]);
+        Self { max, sum, moment }
+    }
+
+    fn has_entries(&self) -> bool {
+        self.max > LOG_ZERO
+    }
+}
+
+impl Two {
+    #[inline(always)]
+    fn merge(self, other: Self, scale: f32) -> Self {
+        let (s, t) = (self.s.merge(other.s, scale), self.t.merge(other.t, scale));
+        let (mut forward, mut reverse) = (0.0, 0.0);
+        for part in [self, other] {
+            let (ds, dt) = ((part.s.max - s.max) * scale, (part.t.max - t.max) * scale);
+            forward += exp(dt) * (part.forward + part.t.sum * (dt - ds));
+            reverse += exp(ds) * (part.reverse + part.s.sum * (ds - dt));
+        }
+        Self { s, t, forward, reverse }
+    }
+}
+
+/// A logit with -1e30 for -inf; NaN stays.
+#[inline(always)]
+fn finite(logit: f32) -> f32 {
+    if logit < LOG_ZERO { LOG_ZERO } else { logit }
+}
+
+/// e^below, 0 for the stand-in of -inf; NaN stays.
+#[inline(always)]
+fn exp_of(z: f32, below: f32) -> f32 {
+    let e = exp(below);
+    if z <= LOG_ZERO { 0.0 } else { e }
+}
+
+#[inline(always)]
+fn max_of(row: &[f32]) -> f32 {
+    let (parts, rest) = row.as_chunks::<LANES>();
+    let mut max = [f32::NEG_INFINITY; LANES];
+    for part in parts {
+        for i in 0..LANES {
+            max[i] = if part[i] > max[i] { part[i] } else { max[i] };
+        }
+    }
+    let max = max.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    finite(max)
+}
+
+#[inline(always)]
+fn sums_of_one(row: &[f32], scale: f32) -> One {
+    let max = max_of(row);
+    let (mut sums, mut moments) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let (parts, rest) = row.as_chunks::<LANES>();
+    for part in parts {
+        for i in 0..LANES {
+            let z = finite(part[i]);
+            let below = (z - max) * scale;
+            let e = exp_of(z, below);
+            sums[i] += e;
+            moments[i] = e.mul_add(below, moments[i]);
+        }
+    }
+    let (mut sum, mut moment) = (total(sums), total(moments));
+    for x in rest {
+        let z = finite(*x);
+        let below = (z - max) * scale;
+        let e = exp_of(z, below);
+        sum += e;
+        moment += e * below;
+    }
+    One { max, sum, moment }
+}
+
+#[inline(always)]
+fn total(lanes: [f32; LANES]) -> f32 {
+    let mut total = 0.0;
+    for lane in lanes {
+        total += lane;
+    }
+    total
+}
+
+/// What each entry adds to (S_s, M_s, S_t, M_t, A, B).
+#[inline(always)]
+fn terms_of_two(z_s: f32, z_t: f32, m_s: f32, m_t: f32, scale: f32) -> [f32; 6] {
+    let (below_s, below_t) = ((z_s - m_s) * scale, (z_t - m_t) * scale);
+    let (e_s, e_t) = (exp_of(z_s, below_s), exp_of(z_t, below_t));
+    let difference = ((z_t - m_t) - (z_s - m_s)) * scale;
+    [e_s, e_s * below_s, e_t, e_t * below_t, e_t * difference, -e_s * difference]
+}
+
+#[inline(always)]
+fn sums_of_two(student: &[f32], teacher: &[f32], scale: f32, blend: f32) -> Two {
+    let m_s = max_of(student);
+    let m_t = if blend == 1.0 {
+        max_of(teacher)
+    } else {
+        student.iter().zip(teacher).fold(LOG_ZERO, |max, (s, t)| {
+            let z = target(finite(*s), finite(*t), blend);
+            if z > max { z } else { max }
+        })
+    };
+    let mut sums = [[0.0f32; LANES]; 6];
+    let ((s_parts, s_rest), (t_parts, t_rest)) = (student.as_chunks::<LANES>(), teacher.as_chunks::<LANES>());
+    for (s, t) in s_parts.iter().zip(t_parts) {
+        for i in 0..LANES {
+            let z_s = finite(s[i]);
+            let terms = terms_of_two(z_s, target(z_s, finite(t[i]), blend), m_s, m_t, scale);
+            for k in 0..6 {
+                sums[k][i] += terms[k];
+            }
+        }
+    }
+    let mut sums = sums.map(|lanes| total(lanes));
+    for (s, t) in s_rest.iter().zip(t_rest) {
+        let z_s = finite(*s);
+        let terms = terms_of_two(z_s, target(z_s, finite(*t), blend), m_s, m_t, scale);
+        for k in 0..6 {
+            sums[k] += terms[k];
+        }
+    }
+    let [sum_s, moment_s, sum_t, moment_t, forward, reverse] = sums;
+    // NaN in one model is NaN in both: the divergence is of both.
+    let nan = if forward.is_nan() || reverse.is_nan() { f32::NAN } else { 0.0 };
+    Two {
+        s: One { max: m_s, sum: sum_s + nan, moment: moment_s },
+        t: One { max: m_t, sum: sum_t + nan, moment: moment_t },
+        forward,
+        reverse,
+    }
+}
+
+#[inline(always)]
+fn target(z_s: f32, z_t: f32, blend: f32) -> f32 {
+    if blend == 1.0 { z_t } else { z_t * blend + z_s * (1.0 - blend) }
+}
+
+/// The normalisers of a row, as the second pass and the gradient need them.
+#[derive(Clone, Copy)]
+struct Normalisers {
+    m_s: f32,
+    m_t: f32,
+    ln_s: f32,
+    ln_t: f32,
+    scale: f32,
+}
+
+impl Normalisers {
+    fn read(packed: &[f32], scale: f32) -> Self {
+        Self { scale, m_s: packed[S_MAX], m_t: packed[T_MAX], ln_s: packed[S_SUM].ln(), ln_t: packed[T_SUM].ln() }
+    }
+
+    #[inline(always)]
+    fn probs(&self, z_s: f32, z_t: f32) -> (f32, f32) {
+        let (p_s, p_t) = (exp((z_s - self.m_s) * self.scale - self.ln_s), exp((z_t - self.m_t) * self.scale - self.ln_t));
+        (if z_s <= LOG_ZERO { 0.0 } else { p_s }, if z_t <= LOG_ZERO { 0.0 } else { p_t })
+    }
+
+    /// ln p_t - ln p_s
+    #[inline(always)]
+    fn log_ratio(&self, z_s: f32, z_t: f32) -> f32 {
+        ((z_t - self.m_t) - (z_s - self.m_s)) * self.scale - (self.ln_t - self.ln_s)
+    }
+
+    /// The entry's share of the divergence, and a.
+    #[inline(always)]
+    fn second_pass_terms(&self, z_s: f32, z_t: f32, form: Form) -> (f32, f32) {
+        let (p_s, p_t) = self.probs(z_s, z_t);
+        match form {
+            Form::Mixture { student_weight: weight, student, teacher, .. } => {
+                // ln(m / p_s) and ln(m / p_t) from the log-ratio of the two, whichever way keeps the exponential at most 1.
+                let ratio = self.log_ratio(z_s, z_t);
+                let other = 1.0 - weight;
+                let e = exp(-ratio.abs());
+                let is_teacher = ratio > 0.0;
+                let mass = if is_teacher { weight.mul_add(e, other) } else { other.mul_add(e, weight) };
+                let log_mass = ln(mass);
+                let log_s = if is_teacher { log_mass + ratio } else { log_mass };
+                let log_t = if is_teacher { log_mass } else { log_mass - ratio };
+                let share = if is_teacher { weight * e } else { weight } / mass;
+                // Written so that NaN, of which p is one, stays.
+                let term_s = if p_s == 0.0 { 0.0 } else { -p_s * log_s };
+                let term_t = if p_t == 0.0 { 0.0 } else { -p_t * log_t };
+                (student * term_s + teacher * term_t, student * (term_s + p_s) - (student * p_s + teacher * p_t) * share)
+            }
+            _ => {
+                let gap = p_s - p_t;
+                let sign = if gap > 0.0 { 0.5 } else { -0.5 };
+                (0.5 * gap.abs(), if gap == 0.0 { 0.0 } else { sign * p_s })
+            }
+        }
+    }
+}
+
+/// What the gradient of (log p(label), H) needs of a row.
+struct OneGradient {
+    max: f32,
+    ln_sum: f32,
+    entropy: f32,
+    d_log_prob: f32,
+    d_entropy: f32,
+    scale: f32,
+}
+
+impl OneGradient {
+    fn read(packed: &[f32], grad: &[f32], scale: f32) -> Self {
+        let nan = if packed[MAX] > LOG_ZERO { 0.0 } else { f32::NAN };
+        Self {
+            max: packed[MAX],
+            ln_sum: packed[SUM].ln() + nan,
+            entropy: packed[ENTROPY],
+            d_log_prob: grad[LOG_PROB],
+            d_entropy: grad[ENTROPY],
+            scale,
+        }
+    }
+
+    /// Of an entry that is not the label.
+    #[inline(always)]
+    fn of(&self, z: f32) -> f32 {
+        let log_p = (z - self.max) * self.scale - self.ln_sum;
+        let p = exp(log_p);
+        let (p, log_p) = if z <= LOG_ZERO { (0.0 * self.ln_sum, 0.0) } else { (p, log_p) };
+        -p * (log_p + self.entropy).mul_add(self.d_entropy, self.d_log_prob)
+    }
+}
+
+fn rows_per_task(n_columns: usize) -> usize {
+    (TASK / n_columns.max(1)).max(1)
+}
+
+fn host_labels(labels: CpuTensor) -> Vec<usize> {
+    let labels = Flex::int_cast(labels, IntDType::I64).to_contiguous();
+    labels.storage::<i64>().iter().map(|&label| usize::try_from(label).expect("labels are not negative")).collect()
+}
+
+/// Applies `fold` to every row of `packed` with its number, in parallel.
+fn for_each_row(packed: &mut [f32], columns: usize, n_columns: usize, fold: impl Fn(usize, &mut [f32], &mut [Vec<f32>; 2]) + Sync + Send) {
+    let n_rows = packed.len() / columns;
+    let rows = rows_per_task(n_columns);
+    for_each_piece(packed.chunks_mut(rows * columns).enumerate().collect(), WORK_PER_ELEMENT * n_rows * n_columns, |(task, packed)| {
+        let mut scratch = [Vec::new(), Vec::new()];
+        for (i, packed) in packed.chunks_exact_mut(columns).enumerate() {
+            fold(task * rows + i, packed, &mut scratch);
+        }
+    });
+}
+
+/// The rows to fold into, and whether they hold nothing yet.
+fn packed_or_new(packed: Option<CpuTensor>, n_rows: usize, columns: usize) -> (Vec<f32>, usize, bool) {
+    match packed {
+        Some(packed) => {
+            let packed = packed.to_contiguous();
+            let columns = packed.layout().shape()[1];
+            (packed.storage::<f32>().to_vec(), columns, false)
+        }
+        None => (vec![0.0; n_rows * columns], columns, true),
+    }
+}
+
+fn find_label(packed: &mut [f32], row: &[f32], label: usize, span: Span) {
+    if label >= span.offset + span.start && label < span.offset + span.end {
+        packed[LABEL_Z] = finite(row[label - span.offset - span.start]);
+    }
+}
+
+/// (log p(label), H) from the sums of the whole vocabulary.
+fn finish_one(packed: &mut [f32], scale: f32) {
+    let sums = One::read(packed, [MAX, SUM, MOMENT]);
+    let nan = if sums.has_entries() { 0.0 } else { f32::NAN };
+    packed[LOG_PROB] = (packed[LABEL_Z] - sums.max) * scale - sums.sum.ln() + nan;
+    packed[ENTROPY] = sums.sum.ln() - sums.moment / sums.sum + nan;
+}
+
+impl Tiles for Flex {
+    /// 16 MiB: the products are large enough to run at full speed, and the tile is read back from the last-level cache where there is one.
+    const TILE_ELEMENTS: usize = 1 << 22;
+
+    fn product(lhs: CpuTensor, rhs: CpuTensor) -> CpuTensor {
+        let f32_of = |tensor: CpuTensor| if tensor.dtype() == DType::F32 { tensor } else { Self::float_cast(tensor, DType::F32.into()) };
+        Self::float_matmul(f32_of(lhs), f32_of(rhs))
+    }
+
+    fn fold_one(tile: CpuTensor, labels: CpuTensor, packed: Option<CpuTensor>, span: Span, scale: f32) -> CpuTensor {
+        let (tile, labels) = (readable(tile), host_labels(labels));
+        let rows = Rows::new(&tile);
+        let n_rows = labels.len();
+        let (mut packed, columns, is_first) = packed_or_new(packed, n_rows, ONE_COLUMNS);
+        for_each_row(&mut packed, columns, span.end - span.start, |i, packed, [scratch, _]| {
+            let row = rows.row(i, span.start, span.end, scratch);
+            let mut sums = simd!(sums_of_one(row, scale));
+            if is_first {
+                packed[LABEL_Z] = LOG_ZERO;
+            } else {
+                sums = One::read(packed, [MAX, SUM, MOMENT]).merge(sums, scale);
+            }
+            (packed[MAX], packed[SUM], packed[MOMENT]) = (sums.max, sums.sum, sums.moment);
+            find_label(packed, row, labels[i], span);
+            finish_one(packed, scale);
+        });
+        from_vec(packed, [n_rows, columns], DType::F32)
+    }
+
+    fn fold_two(
+        student: CpuTensor,
+        teacher: CpuTensor,
+        labels: CpuTensor,
+        packed: Option<CpuTensor>,
+        span: Span,
+        plan: &Plan,
+        scale: f32,
+    ) -> CpuTensor {
+        let (student, teacher, labels) = (readable(student), readable(teacher), host_labels(labels));
+        let (s_rows, t_rows) = (Rows::new(&student), Rows::new(&teacher));
+        let n_rows = labels.len();
+        let [forward, reverse, entropy, _] = plan.factors();
+        let (mut packed, columns, is_first) = packed_or_new(packed, n_rows, COLUMNS);
+        for_each_row(&mut packed, columns, span.end - span.start, |i, packed, [s_scratch, t_scratch]| {
+            let (s, t) = (s_rows.row(i, span.start, span.end, s_scratch), t_rows.row(i, span.start, span.end, t_scratch));
+            let mut sums = simd!(sums_of_two(s, t, scale, plan.blend));
+            if is_first {
+                packed[LABEL_Z] = LOG_ZERO;
+            } else {
+                let before = Two {
+                    s: One::read(packed, [S_MAX, S_SUM, MOMENT]),
+                    t: One::read(packed, [T_MAX, T_SUM, T_MOMENT]),
+                    forward: packed[FORWARD],
+                    reverse: packed[REVERSE],
+                };
+                sums = before.merge(sums, scale);
+            }
+            let Two { s: one_s, t: one_t, .. } = sums;
+            (packed[MAX], packed[SUM], packed[MOMENT]) = (one_s.max, one_s.sum, one_s.moment);
+            (packed[S_MAX], packed[S_SUM]) = (one_s.max, one_s.sum);
+            (packed[T_MAX], packed[T_SUM], packed[T_MOMENT]) = (one_t.max, one_t.sum, one_t.moment);
+            (packed[FORWARD], packed[REVERSE]) = (sums.forward, sums.reverse);
+            let (ln_s, ln_t) = (one_s.sum.ln(), one_t.sum.ln());
+            let nan = if one_s.has_entries() && one_t.has_entries() { 0.0 } else { f32::NAN };
+            packed[VALUE] = forward * (sums.forward / one_t.sum - (ln_t - ln_s))
+                + reverse * (sums.reverse / one_s.sum - (ln_s - ln_t))
+                + entropy * (ln_t - one_t.moment / one_t.sum)
+                + nan;
+            find_label(packed, s, labels[i], span);
+            finish_one(packed, scale);
+        });
+        from_vec(packed, [n_rows, columns], DType::F32)
+    }
+
+    fn fold_second(
+        student: CpuTensor,
+        teacher: CpuTensor,
+        packed: CpuTensor,
+        span: Span,
+        is_first: bool,
+        plan: &Plan,
+        scale: f32,
+    ) -> CpuTensor {
+        let (student, teacher) = (readable(student), readable(teacher));
+        let (s_rows, t_rows) = (Rows::new(&student), Rows::new(&teacher));
+        let n_rows = student.layout().shape()[0];
+        let (mut packed, columns, _) = packed_or_new(Some(packed), n_rows, COLUMNS);
+        let [.., entropy] = plan.factors();
+        for_each_row(&mut packed, columns, span.end - span.start, |i, packed, [s_scratch, t_scratch]| {
+            let (s, t) = (s_rows.row(i, span.start, span.end, s_scratch), t_rows.row(i, span.start, span.end, t_scratch));
+            let normalisers = Normalisers::read(packed, scale);
+            let (mut value, mut a) = simd!(second_pass(s, t, normalisers, plan.form));
+            if !is_first {
+                value += packed[FORWARD];
+                a += packed[REVERSE];
+            }
+            (packed[FORWARD], packed[REVERSE]) = (value, a);
+            let nan = if packed[S_MAX] > LOG_ZERO && packed[T_MAX] > LOG_ZERO { 0.0 } else { f32::NAN };
+            packed[VALUE] = value + entropy * (normalisers.ln_t - packed[T_MOMENT] / packed[T_SUM]) + nan;
+        });
+        from_vec(packed, [n_rows, columns], DType::F32)
+    }
+
+    fn grad_one(tile: CpuTensor, labels: CpuTensor, packed: CpuTensor, grad: CpuTensor, dtype: DType, span: Span, scale: f32) -> CpuTensor {
+        gradient(tile, None, labels, packed, grad, dtype, span, scale)
+    }
+
+    fn grad_two(
+        student: CpuTensor,
+        teacher: CpuTensor,
+        labels: CpuTensor,
+        packed: CpuTensor,
+        grad: CpuTensor,
+        dtype: DType,
+        span: Span,
+        plan: &Plan,
+        scale: f32,
+    ) -> CpuTensor {
+        gradient(student, Some((teacher, plan)), labels, packed, grad, dtype, span, scale)
+    }
+
+    fn assign(mut whole: CpuTensor, start: usize, dim: usize, part: CpuTensor) -> CpuTensor {
+        let part = Self::float_cast(part, whole.dtype().into()).to_contiguous();
+        let ([rows, columns], [part_rows, part_columns]) = (whole.layout().shape().dims::<2>(), part.layout().shape().dims::<2>());
+        let at = if dim == 0 { start * columns } else { start };
+        debug_assert!(part_rows <= rows);
+        match whole.dtype() {
+            DType::F32 => copy_rows(&mut whole.storage_mut::<f32>()[at..], part.storage(), columns, part_columns),
+            DType::F16 => copy_rows(&mut whole.storage_mut::<f16>()[at..], part.storage(), columns, part_columns),
+            _ => copy_rows(&mut whole.storage_mut::<bf16>()[at..], part.storage(), columns, part_columns),
+        }
+        whole
+    }
+}
+
+fn copy_rows<E: Copy>(to: &mut [E], from: &[E], to_columns: usize, from_columns: usize) {
+    for (to, from) in to.chunks_mut(to_columns).zip(from.chunks_exact(from_columns)) {
+        to[..from_columns].copy_from_slice(from);
+    }
+}
+
+#[inline(always)]
+fn second_pass(student: &[f32], teacher: &[f32], normalisers: Normalisers, form: Form) -> (f32, f32) {
+    let (mut values, mut slopes) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let ((s_parts, s_rest), (t_parts, t_rest)) = (student.as_chunks::<LANES>(), teacher.as_chunks::<LANES>());
+    for (s, t) in s_parts.iter().zip(t_parts) {
+        for i in 0..LANES {
+            let (value, a) = normalisers.second_pass_terms(finite(s[i]), finite(t[i]), form);
+            values[i] += value;
+            slopes[i] += a;
+        }
+    }
+    let (mut value, mut slope) = (total(values), total(slopes));
+    for (s, t) in s_rest.iter().zip(t_rest) {
+        let (v, a) = normalisers.second_pass_terms(finite(*s), finite(*t), form);
+        value += v;
+        slope += a;
+    }
+    (value, slope)
+}
+
+/// Gradient of a tile: of one model, and of the divergence where there is a teacher.
+#[allow(clippy::too_many_arguments, reason = "two tiles, three row tensors and what to do with them")]
+fn gradient(
+    tile: CpuTensor,
+    teacher: Option<(CpuTensor, &Plan)>,
+    labels: CpuTensor,
+    packed: CpuTensor,
+    grad: CpuTensor,
+    dtype: DType,
+    span: Span,
+    scale: f32,
+) -> CpuTensor {
+    let (tile, labels, packed, grad) = (readable(tile), host_labels(labels), packed.to_contiguous(), grad.to_contiguous());
+    let teacher = teacher.map(|(teacher, plan)| (readable(teacher), plan));
+    let [n_rows, n_columns] = tile.layout().shape().dims::<2>();
+    let columns = packed.layout().shape()[1];
+    let s_rows = Rows::new(&tile);
+    let teacher = teacher.as_ref().map(|(teacher, plan)| (Rows::new(teacher), *plan));
+    let (packed, grad) = (packed.storage::<f32>(), grad.storage::<f32>());
+    let mut out = vec![0.0f32; n_rows * n_columns];
+    for_each_row(&mut out, n_columns, n_columns, |i, out, [s_scratch, t_scratch]| {
+        let (packed, grad) = (&packed[i * columns..][..columns], &grad[i * columns..][..columns]);
+        let row = s_rows.row(i, 0, n_columns, s_scratch);
+        let one = OneGradient::read(packed, grad, scale);
+        simd!(for (out, x) in out.iter_mut().zip(row) {
+            *out = one.of(finite(*x));
+        });
+        if let Some((t_rows, plan)) = &teacher {
+            let t = t_rows.row(i, span.start, span.end, t_scratch);
+            simd!(add_divergence(&mut out[..span.end], &row[..span.end], t, packed, grad[VALUE], plan, scale));
+        }
+        if labels[i] >= span.offset && labels[i] < span.offset + n_columns {
+            out[labels[i] - span.offset] += one.d_log_prob;
+        }
+        simd!(for out in out.iter_mut() {
+            *out *= scale;
+        });
+    });
+    from_vec(out, [n_rows, n_columns], dtype)
+}
+
+#[inline(always)]
+fn add_divergence(out: &mut [f32], student: &[f32], teacher: &[f32], packed: &[f32], d_value: f32, plan: &Plan, scale: f32) {
+    let normalisers = Normalisers::read(packed, scale);
+    let (form, blend) = (plan.form, plan.blend);
+    let total = packed[REVERSE];
+    let kl = total / packed[S_SUM] - (normalisers.ln_s - normalisers.ln_t);
+    let (forward, reverse) = match form {
+        Form::Sums { forward, reverse, .. } => (d_value * forward, d_value * reverse),
+        _ => (0.0, 0.0),
+    };
+    let is_sums = matches!(form, Form::Sums { .. });
+    if is_sums {
+        for ((out, s), t) in out.iter_mut().zip(student).zip(teacher) {
+            let z_s = finite(*s);
+            let z_t = target(z_s, finite(*t), blend);
+            let (p_s, p_t) = normalisers.probs(z_s, z_t);
+            let turned = if p_s == 0.0 { 0.0 } else { p_s * (-normalisers.log_ratio(z_s, z_t) - kl) };
+            *out += forward * (p_s - p_t) + reverse * turned;
+        }
+    } else {
+        for ((out, s), t) in out.iter_mut().zip(student).zip(teacher) {
+            let (z_s, z_t) = (finite(*s), finite(*t));
+            let (p_s, _) = normalisers.probs(z_s, z_t);
+            let (_, a) = normalisers.second_pass_terms(z_s, z_t, form);
+            *out += d_value * (a - p_s * total);
+        }
+    }
+}
