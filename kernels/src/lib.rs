@@ -34,6 +34,8 @@ pub mod linear_kl;
 pub mod linear_log_probs;
 pub mod log_probs;
 pub mod log_softmax_kl;
+#[cfg(test)]
+mod portable_tests;
 pub mod rms_norm;
 pub mod rotary;
 pub mod swiglu;

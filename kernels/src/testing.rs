@@ -32,8 +32,9 @@ pub fn has_adapter() -> bool {
     });
     let is_required = std::env::var_os("DGPO_REQUIRE_WGPU").is_some_and(|value| value == "1");
     assert!(found || !is_required, "DGPO_REQUIRE_WGPU=1 and wgpu finds no adapter");
-    if !found {
-        println!("skipped: wgpu finds no adapter");
+    match found {
+        true => println!("wgpu computes with {:?}", dtypes::<burn::backend::Wgpu>()),
+        false => println!("skipped: wgpu finds no adapter"),
     }
     found
 }

@@ -2,9 +2,9 @@
 use crate::{
     KernelOps,
     divergence::{Divergence, Plan},
-    is_reference_only, linear_kl,
+    erf_gelu, is_reference_only, linear_kl,
     linear_log_probs::{self, Linear},
-    log_probs, log_softmax_kl,
+    log_probs, log_softmax_kl, rms_norm, rotary, swiglu,
     vocabulary::tiles,
 };
 use burn::tensor::ops::{FloatTensor, IntTensor};
@@ -108,6 +108,40 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> KernelOps 
         match is_reference_only() {
             true => linear_kl::reference::backward::<Self>(student, teacher, labels, packed, grad, &plan, temperature),
             false => tiles::linear_kl_backward::<Self>(student, teacher, labels, packed, grad, &plan, temperature),
+        }
+    }
+
+    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_reference_only() { erf_gelu::reference::<Self>(x) } else { erf_gelu::kernel::forward(x) }
+    }
+
+    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_reference_only() { erf_gelu::reference_backward::<Self>(x, grad) } else { erf_gelu::kernel::backward(x, grad) }
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
+        if is_reference_only() { rms_norm::reference::<Self>(x, weight, eps) } else { rms_norm::kernel::forward(x, weight, eps) }
+    }
+
+    fn rms_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, eps: f64) -> [FloatTensor<Self>; 2] {
+        match is_reference_only() {
+            true => rms_norm::reference_backward::<Self>(x, weight, grad, eps),
+            false => rms_norm::kernel::backward(x, weight, grad, eps),
+        }
+    }
+
+    fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_reference_only() { rotary::reference::<Self>(x, cos, sin) } else { rotary::kernel::forward(x, cos, sin) }
+    }
+
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        if is_reference_only() { swiglu::reference::<Self>(gate, up) } else { swiglu::kernel::forward(gate, up) }
+    }
+
+    fn swiglu_backward(gate: FloatTensor<Self>, up: FloatTensor<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 2] {
+        match is_reference_only() {
+            true => swiglu::reference_backward::<Self>(gate, up, grad),
+            false => swiglu::kernel::backward(gate, up, grad),
         }
     }
 }

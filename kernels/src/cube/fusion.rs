@@ -59,12 +59,12 @@ fn node<B: FusionBackend, const F: usize, const I: usize, const O: usize>(
     let inputs: Vec<TensorIr> = floats.into_iter().chain(ints).map(|tensor| tensor.into_ir()).collect();
     let ir = CustomOpIr::new(name, &inputs, &outputs);
     let run: Run<B> = Arc::new(move |(floats, ints)| {
-        let floats = <[_; F]>::try_from(floats).ok().expect("as many as were put in");
-        let ints = <[_; I]>::try_from(ints).ok().expect("as many as were put in");
+        let floats = <[_; F]>::try_from(floats).expect("as many as were put in");
+        let ints = <[_; I]>::try_from(ints).expect("as many as were put in");
         run(floats, ints).into()
     });
     let outputs = client.register(streams, OperationIr::Custom(ir.clone()), Node::<B> { ir, n_floats: F, run });
-    <[_; O]>::try_from(outputs).ok().expect("one tensor a declared output")
+    <[_; O]>::try_from(outputs).expect("one tensor a declared output")
 }
 
 /// Shape and dtype of a result like an input.
@@ -196,5 +196,47 @@ impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
         };
         let inputs = [student.hidden, student.weight, teacher.hidden, teacher.weight, packed, grad];
         node::<B, _, _, _>("linear_kl_backward", inputs, [labels], out, run)
+    }
+
+    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let out = like::<B>(&x);
+        let [y] = node::<B, _, 0, _>("erf_gelu", [x], [], [out], |[x], []| [B::erf_gelu(x)]);
+        y
+    }
+
+    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        let out = like::<B>(&x);
+        let [dx] = node::<B, _, 0, _>("erf_gelu_backward", [x, grad], [], [out], |[x, grad], []| [B::erf_gelu_backward(x, grad)]);
+        dx
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
+        let out = like::<B>(&x);
+        let [y] = node::<B, _, 0, _>("rms_norm", [x, weight], [], [out], move |[x, weight], []| [B::rms_norm(x, weight, eps)]);
+        y
+    }
+
+    fn rms_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, eps: f64) -> [FloatTensor<Self>; 2] {
+        let out = [like::<B>(&x), like::<B>(&weight)];
+        node::<B, _, 0, _>("rms_norm_backward", [x, weight, grad], [], out, move |[x, weight, grad], []| {
+            B::rms_norm_backward(x, weight, grad, eps)
+        })
+    }
+
+    fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+        let out = like::<B>(&x);
+        let [y] = node::<B, _, 0, _>("rotary", [x, cos, sin], [], [out], |[x, cos, sin], []| [B::rotary(x, cos, sin)]);
+        y
+    }
+
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let out = like::<B>(&gate);
+        let [y] = node::<B, _, 0, _>("swiglu", [gate, up], [], [out], |[gate, up], []| [B::swiglu(gate, up)]);
+        y
+    }
+
+    fn swiglu_backward(gate: FloatTensor<Self>, up: FloatTensor<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 2] {
+        let out = [like::<B>(&gate), like::<B>(&gate)];
+        node::<B, _, 0, _>("swiglu_backward", [gate, up, grad], [], out, |[gate, up, grad], []| B::swiglu_backward(gate, up, grad))
     }
 }

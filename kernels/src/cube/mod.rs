@@ -6,7 +6,7 @@ mod fusion;
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
-use cubecl::CubeCount;
+use cubecl::{CubeCount, CubeDim};
 
 /// Units (threads) of a cube at most.
 const MAX_UNITS: usize = 256;
@@ -23,6 +23,19 @@ pub(crate) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape, dtype: D
 pub(crate) fn row_cubes(n_rows: usize) -> CubeCount {
     let y = n_rows.div_ceil(MAX_CUBES).max(1);
     CubeCount::Static(n_rows.div_ceil(y) as u32, y as u32, 1)
+}
+
+/// A launch of one unit an element; a kernel leaves at once where its unit is past the last one.
+pub(crate) struct ElementCubes {
+    pub count: CubeCount,
+    pub dim: CubeDim,
+}
+
+impl ElementCubes {
+    pub fn new<R: CubeRuntime>(like: &CubeTensor<R>, n: usize) -> Self {
+        let units = unit_count(like, n);
+        Self { count: row_cubes(n.div_ceil(units)), dim: CubeDim::new_1d(units as u32) }
+    }
 }
 
 /// A power of two, not far above the columns there are.

@@ -11,7 +11,7 @@ use burn::tensor::{
 pub(crate) struct Softmax<B: Backend> {
     /// [N, 1]
     pub max: Tensor<B, 2>,
-    /// [N, V] z - max
+    /// [N, V] (logit - max) / temperature
     pub shifted: Tensor<B, 2>,
     /// [N, 1] sum e^shifted, NaN where no logit is finite.
     pub sum: Tensor<B, 2>,
@@ -20,11 +20,11 @@ pub(crate) struct Softmax<B: Backend> {
 }
 
 impl<B: Backend> Softmax<B> {
-    /// Of z [N, V], from [`scaled`].
-    pub fn new(z: Tensor<B, 2>) -> Self {
+    /// Of logits [N, V] from [`finite`]. The temperature divides differences: far logits divided first would round their digits away.
+    pub fn new(z: Tensor<B, 2>, temperature: f64) -> Self {
         let is_impossible = z.clone().lower_equal_elem(LOG_ZERO);
         let max = z.clone().max_dim(1);
-        let shifted = z - max.clone();
+        let shifted = (z - max.clone()) / temperature;
         let sum = shifted.clone().exp().mask_fill(is_impossible.clone(), 0.0).sum_dim(1);
         let is_empty = max.clone().lower_equal_elem(LOG_ZERO);
         Self { max, shifted, sum: sum.mask_fill(is_empty, f32::NAN), is_impossible }
@@ -46,9 +46,9 @@ impl<B: Backend> Softmax<B> {
     }
 }
 
-/// logits / temperature in f32, -1e30 for -inf.
-pub(crate) fn scaled<B: Backend>(logits: FloatTensor<B>, temperature: f64) -> Tensor<B, 2> {
-    let z = tensor::<B>(logits).cast(DType::F32) / temperature;
+/// Logits in f32, -1e30 for -inf.
+pub(crate) fn finite<B: Backend>(logits: FloatTensor<B>) -> Tensor<B, 2> {
+    let z = tensor::<B>(logits).cast(DType::F32);
     let is_impossible = z.clone().lower_elem(LOG_ZERO);
     z.mask_fill(is_impossible, LOG_ZERO)
 }
@@ -59,8 +59,7 @@ pub(crate) fn tensor<B: Backend>(primitive: FloatTensor<B>) -> Tensor<B, 2> {
 
 /// [N, 7], of which the backward pass below reads the maximum and the sum.
 pub(crate) fn forward<B: Backend>(logits: FloatTensor<B>, labels: IntTensor<B>, temperature: f64) -> FloatTensor<B> {
-    let z = scaled::<B>(logits, temperature);
-    let softmax = Softmax::new(z);
+    let softmax = Softmax::new(finite::<B>(logits), temperature);
     let n_rows = softmax.max.dims()[0];
     let labels = Tensor::<B, 1, Int>::from_primitive(labels).reshape([n_rows, 1]);
     let log_p = softmax.shifted.clone().gather(1, labels) - softmax.sum.clone().log();
@@ -80,12 +79,12 @@ pub(crate) fn backward<B: Backend>(
     temperature: f64,
 ) -> FloatTensor<B> {
     let dtype = tensor::<B>(logits.clone()).dtype();
-    let (z, packed, grad) = (scaled::<B>(logits, temperature), tensor::<B>(packed), tensor::<B>(grad));
+    let (z, packed, grad) = (finite::<B>(logits), tensor::<B>(packed), tensor::<B>(grad));
     let n_rows = z.dims()[0];
     let column = |x: &Tensor<B, 2>, column: usize| x.clone().slice(s![.., column..column + 1]);
     let (d_log_prob, d_entropy) = (column(&grad, LOG_PROB), column(&grad, ENTROPY));
     let is_impossible = z.clone().lower_equal_elem(LOG_ZERO);
-    let log_p = (z - column(&packed, MAX)) - column(&packed, SUM).log();
+    let log_p = (z - column(&packed, MAX)) / temperature - column(&packed, SUM).log();
     let p = log_p.clone().exp().mask_fill(is_impossible.clone(), 0.0);
     let log_p = log_p.mask_fill(is_impossible, 0.0);
     let dz = p * ((log_p + column(&packed, ENTROPY)) * d_entropy + d_log_prob.clone()).neg();

@@ -3,7 +3,7 @@ use crate::{
     divergence::{Form, Plan},
     log_probs::{
         self,
-        reference::{Softmax, scaled, tensor},
+        reference::{Softmax, finite, tensor},
     },
     vocabulary::{COLUMNS, VALUE},
 };
@@ -23,9 +23,9 @@ struct Pair<B: Backend> {
 impl<B: Backend> Pair<B> {
     fn new(student: FloatTensor<B>, teacher: FloatTensor<B>, plan: &Plan, temperature: f64) -> Self {
         let vocab = student.shape()[1].min(teacher.shape()[1]);
-        let [student, teacher] = [student, teacher].map(|logits| scaled::<B>(logits, temperature).narrow(1, 0, vocab));
+        let [student, teacher] = [student, teacher].map(|logits| finite::<B>(logits).narrow(1, 0, vocab));
         let target = if plan.blend == 1.0 { teacher } else { teacher * plan.blend + student.clone() * (1.0 - plan.blend) };
-        Self { s: Softmax::new(student), t: Softmax::new(target) }
+        Self { s: Softmax::new(student, temperature), t: Softmax::new(target, temperature) }
     }
 
     /// [N, V] ln p_t - ln p_s, never between two large numbers.

@@ -13,6 +13,8 @@ use burn::{
 
 on_every_backend!(
     values_are_the_definition,
+    vocabularies_of_real_models,
+    more_rows_than_cubes_along_an_axis,
     gradients_are_finite_differences,
     the_teacher_itself_has_divergence_zero,
     far_logits_cost_nothing,
@@ -87,6 +89,19 @@ fn values_are_the_definition<B: KernelOps>() {
     }
 }
 
+fn vocabularies_of_real_models<B: KernelOps>() {
+    for d in [Divergence::ForwardKl, Divergence::SkewReverse { alpha: 0.1 }, Divergence::Taid { t: 0.4 }] {
+        // Sums of 150,000 numbers in f32, a few thousand of them one after the other: 10^4 roundings of 2^-24 at most, a hundred of them in the mean.
+        Case::new(2, 151_936, 128_256, DType::F32).assert_values::<B>(d, 1.0, 1e-4);
+    }
+}
+
+fn more_rows_than_cubes_along_an_axis<B: KernelOps>() {
+    for n in [4097, 70_000] {
+        Case::new(n, 2, 3, DType::F32).assert_values::<B>(Divergence::ReverseKl, 1.0, 2e-5);
+    }
+}
+
 #[test]
 fn the_reference_is_the_definition_and_its_gradient_that_of_the_loops() {
     for d in DIVERGENCES {
@@ -148,7 +163,7 @@ fn the_teacher_itself_has_divergence_zero<B: KernelOps>() {
         let rows = row_divergence(student.clone(), case.student(), d, 0.7);
         assert_eq!(values(rows.clone().detach()), [0.0; 3], "{d:?}");
         let grad = values(student.grad(&rows.sum().backward()).unwrap());
-        assert!(grad.iter().all(|g| *g == 0.0), "{d:?}");
+        assert_close(&grad, &vec![0.0; grad.len()], 1e-6, &format!("gradient of {d:?}"));
     }
     let jsd = row_divergence(case.student::<B>(), case.student(), Divergence::GeneralisedJsd { beta: 0.3 }, 1.0);
     assert_close(&values(jsd), &[0.0; 3], 1e-6, "jsd");

@@ -3,7 +3,7 @@
 //! A row is read twice (its maximum first), the second time from cache. Tiles in f16 and bf16 are widened a row at a time.
 use super::{
     COLUMNS, ENTROPY, FORWARD, LABEL_Z, LOG_PROB, LOG_ZERO, MAX, MOMENT, ONE_COLUMNS, REVERSE, S_MAX, S_SUM, SUM, Span, T_MAX, T_MOMENT,
-    T_SUM, VALUE, tiles::Tiles,
+    T_SUM, VALUE, cpu_grad::gradient, tiles::Tiles,
 };
 use crate::{
     cpu::{CpuTensor, LANES, exp, for_each_piece, from_vec, ln, simd},
@@ -24,7 +24,7 @@ const TASK: usize = 1 << 15;
 const WORK_PER_ELEMENT: usize = 16;
 
 /// Rows of logits as they lie in memory.
-struct Rows<'a> {
+pub(super) struct Rows<'a> {
     elements: Elements<'a>,
     stride: usize,
 }
@@ -36,7 +36,7 @@ enum Elements<'a> {
 }
 
 /// Makes a tensor readable by [`Rows`] (a copy only of what is not so already).
-fn readable(tile: CpuTensor) -> CpuTensor {
+pub(super) fn readable(tile: CpuTensor) -> CpuTensor {
     let tile = match tile.dtype() {
         DType::F32 | DType::F16 | DType::BF16 => tile,
         _ => Flex::float_cast(tile, DType::F32.into()),
@@ -46,7 +46,7 @@ fn readable(tile: CpuTensor) -> CpuTensor {
 }
 
 impl<'a> Rows<'a> {
-    fn new(tile: &'a CpuTensor) -> Self {
+    pub(super) fn new(tile: &'a CpuTensor) -> Self {
         let layout = tile.layout();
         let start = layout.start_offset();
         let elements = match tile.dtype() {
@@ -59,7 +59,7 @@ impl<'a> Rows<'a> {
 
     /// Columns `start..end` of a row in f32, by way of `scratch` where they are not.
     #[inline(always)]
-    fn row<'b>(&'b self, row: usize, start: usize, end: usize, scratch: &'b mut Vec<f32>) -> &'b [f32] {
+    pub(super) fn row<'b>(&'b self, row: usize, start: usize, end: usize, scratch: &'b mut Vec<f32>) -> &'b [f32] {
         let range = row * self.stride + start..row * self.stride + end;
         match self.elements {
             Elements::F32(data) => &data[range],
@@ -129,7 +129,7 @@ impl Two {
 
 /// A logit with -1e30 for -inf; NaN stays.
 #[inline(always)]
-fn finite(logit: f32) -> f32 {
+pub(super) fn finite(logit: f32) -> f32 {
     if logit < LOG_ZERO { LOG_ZERO } else { logit }
 }
 
@@ -218,7 +218,7 @@ fn sums_of_two(student: &[f32], teacher: &[f32], scale: f32, blend: f32) -> Two 
             }
         }
     }
-    let mut sums = sums.map(|lanes| total(lanes));
+    let mut sums = sums.map(total);
     for (s, t) in s_rest.iter().zip(t_rest) {
         let z_s = finite(*s);
         let terms = terms_of_two(z_s, target(z_s, finite(*t), blend), m_s, m_t, scale);
@@ -238,40 +238,40 @@ fn sums_of_two(student: &[f32], teacher: &[f32], scale: f32, blend: f32) -> Two 
 }
 
 #[inline(always)]
-fn target(z_s: f32, z_t: f32, blend: f32) -> f32 {
+pub(super) fn target(z_s: f32, z_t: f32, blend: f32) -> f32 {
     if blend == 1.0 { z_t } else { z_t * blend + z_s * (1.0 - blend) }
 }
 
 /// The normalisers of a row, as the second pass and the gradient need them.
 #[derive(Clone, Copy)]
-struct Normalisers {
+pub(super) struct Normalisers {
     m_s: f32,
     m_t: f32,
-    ln_s: f32,
-    ln_t: f32,
+    pub(super) ln_s: f32,
+    pub(super) ln_t: f32,
     scale: f32,
 }
 
 impl Normalisers {
-    fn read(packed: &[f32], scale: f32) -> Self {
+    pub(super) fn read(packed: &[f32], scale: f32) -> Self {
         Self { scale, m_s: packed[S_MAX], m_t: packed[T_MAX], ln_s: packed[S_SUM].ln(), ln_t: packed[T_SUM].ln() }
     }
 
     #[inline(always)]
-    fn probs(&self, z_s: f32, z_t: f32) -> (f32, f32) {
+    pub(super) fn probs(&self, z_s: f32, z_t: f32) -> (f32, f32) {
         let (p_s, p_t) = (exp((z_s - self.m_s) * self.scale - self.ln_s), exp((z_t - self.m_t) * self.scale - self.ln_t));
         (if z_s <= LOG_ZERO { 0.0 } else { p_s }, if z_t <= LOG_ZERO { 0.0 } else { p_t })
     }
 
     /// ln p_t - ln p_s
     #[inline(always)]
-    fn log_ratio(&self, z_s: f32, z_t: f32) -> f32 {
+    pub(super) fn log_ratio(&self, z_s: f32, z_t: f32) -> f32 {
         ((z_t - self.m_t) - (z_s - self.m_s)) * self.scale - (self.ln_t - self.ln_s)
     }
 
     /// The entry's share of the divergence, and a.
     #[inline(always)]
-    fn second_pass_terms(&self, z_s: f32, z_t: f32, form: Form) -> (f32, f32) {
+    pub(super) fn second_pass_terms(&self, z_s: f32, z_t: f32, form: Form) -> (f32, f32) {
         let (p_s, p_t) = self.probs(z_s, z_t);
         match form {
             Form::Mixture { student_weight: weight, student, teacher, .. } => {
@@ -299,50 +299,22 @@ impl Normalisers {
     }
 }
 
-/// What the gradient of (log p(label), H) needs of a row.
-struct OneGradient {
-    max: f32,
-    ln_sum: f32,
-    entropy: f32,
-    d_log_prob: f32,
-    d_entropy: f32,
-    scale: f32,
-}
-
-impl OneGradient {
-    fn read(packed: &[f32], grad: &[f32], scale: f32) -> Self {
-        let nan = if packed[MAX] > LOG_ZERO { 0.0 } else { f32::NAN };
-        Self {
-            max: packed[MAX],
-            ln_sum: packed[SUM].ln() + nan,
-            entropy: packed[ENTROPY],
-            d_log_prob: grad[LOG_PROB],
-            d_entropy: grad[ENTROPY],
-            scale,
-        }
-    }
-
-    /// Of an entry that is not the label.
-    #[inline(always)]
-    fn of(&self, z: f32) -> f32 {
-        let log_p = (z - self.max) * self.scale - self.ln_sum;
-        let p = exp(log_p);
-        let (p, log_p) = if z <= LOG_ZERO { (0.0 * self.ln_sum, 0.0) } else { (p, log_p) };
-        -p * (log_p + self.entropy).mul_add(self.d_entropy, self.d_log_prob)
-    }
-}
-
 fn rows_per_task(n_columns: usize) -> usize {
     (TASK / n_columns.max(1)).max(1)
 }
 
-fn host_labels(labels: CpuTensor) -> Vec<usize> {
+pub(super) fn host_labels(labels: CpuTensor) -> Vec<usize> {
     let labels = Flex::int_cast(labels, IntDType::I64).to_contiguous();
     labels.storage::<i64>().iter().map(|&label| usize::try_from(label).expect("labels are not negative")).collect()
 }
 
 /// Applies `fold` to every row of `packed` with its number, in parallel.
-fn for_each_row(packed: &mut [f32], columns: usize, n_columns: usize, fold: impl Fn(usize, &mut [f32], &mut [Vec<f32>; 2]) + Sync + Send) {
+pub(super) fn for_each_row(
+    packed: &mut [f32],
+    columns: usize,
+    n_columns: usize,
+    fold: impl Fn(usize, &mut [f32], &mut [Vec<f32>; 2]) + Sync + Send,
+) {
     let n_rows = packed.len() / columns;
     let rows = rows_per_task(n_columns);
     for_each_piece(packed.chunks_mut(rows * columns).enumerate().collect(), WORK_PER_ELEMENT * n_rows * n_columns, |(task, packed)| {
@@ -538,74 +510,4 @@ fn second_pass(student: &[f32], teacher: &[f32], normalisers: Normalisers, form:
         slope += a;
     }
     (value, slope)
-}
-
-/// Gradient of a tile: of one model, and of the divergence where there is a teacher.
-#[allow(clippy::too_many_arguments, reason = "two tiles, three row tensors and what to do with them")]
-fn gradient(
-    tile: CpuTensor,
-    teacher: Option<(CpuTensor, &Plan)>,
-    labels: CpuTensor,
-    packed: CpuTensor,
-    grad: CpuTensor,
-    dtype: DType,
-    span: Span,
-    scale: f32,
-) -> CpuTensor {
-    let (tile, labels, packed, grad) = (readable(tile), host_labels(labels), packed.to_contiguous(), grad.to_contiguous());
-    let teacher = teacher.map(|(teacher, plan)| (readable(teacher), plan));
-    let [n_rows, n_columns] = tile.layout().shape().dims::<2>();
-    let columns = packed.layout().shape()[1];
-    let s_rows = Rows::new(&tile);
-    let teacher = teacher.as_ref().map(|(teacher, plan)| (Rows::new(teacher), *plan));
-    let (packed, grad) = (packed.storage::<f32>(), grad.storage::<f32>());
-    let mut out = vec![0.0f32; n_rows * n_columns];
-    for_each_row(&mut out, n_columns, n_columns, |i, out, [s_scratch, t_scratch]| {
-        let (packed, grad) = (&packed[i * columns..][..columns], &grad[i * columns..][..columns]);
-        let row = s_rows.row(i, 0, n_columns, s_scratch);
-        let one = OneGradient::read(packed, grad, scale);
-        simd!(for (out, x) in out.iter_mut().zip(row) {
-            *out = one.of(finite(*x));
-        });
-        if let Some((t_rows, plan)) = &teacher {
-            let t = t_rows.row(i, span.start, span.end, t_scratch);
-            simd!(add_divergence(&mut out[..span.end], &row[..span.end], t, packed, grad[VALUE], plan, scale));
-        }
-        if labels[i] >= span.offset && labels[i] < span.offset + n_columns {
-            out[labels[i] - span.offset] += one.d_log_prob;
-        }
-        simd!(for out in out.iter_mut() {
-            *out *= scale;
-        });
-    });
-    from_vec(out, [n_rows, n_columns], dtype)
-}
-
-#[inline(always)]
-fn add_divergence(out: &mut [f32], student: &[f32], teacher: &[f32], packed: &[f32], d_value: f32, plan: &Plan, scale: f32) {
-    let normalisers = Normalisers::read(packed, scale);
-    let (form, blend) = (plan.form, plan.blend);
-    let total = packed[REVERSE];
-    let kl = total / packed[S_SUM] - (normalisers.ln_s - normalisers.ln_t);
-    let (forward, reverse) = match form {
-        Form::Sums { forward, reverse, .. } => (d_value * forward, d_value * reverse),
-        _ => (0.0, 0.0),
-    };
-    let is_sums = matches!(form, Form::Sums { .. });
-    if is_sums {
-        for ((out, s), t) in out.iter_mut().zip(student).zip(teacher) {
-            let z_s = finite(*s);
-            let z_t = target(z_s, finite(*t), blend);
-            let (p_s, p_t) = normalisers.probs(z_s, z_t);
-            let turned = if p_s == 0.0 { 0.0 } else { p_s * (-normalisers.log_ratio(z_s, z_t) - kl) };
-            *out += forward * (p_s - p_t) + reverse * turned;
-        }
-    } else {
-        for ((out, s), t) in out.iter_mut().zip(student).zip(teacher) {
-            let (z_s, z_t) = (finite(*s), finite(*t));
-            let (p_s, _) = normalisers.probs(z_s, z_t);
-            let (_, a) = normalisers.second_pass_terms(z_s, z_t, form);
-            *out += d_value * (a - p_s * total);
-        }
-    }
 }

@@ -30,7 +30,7 @@ pub fn poison(bad: u32) -> f32 {
 
 /// A logit in f32, -inf as -1e30.
 #[cube]
-fn finite<F: Float>(logit: F) -> f32 {
+pub fn finite<F: Float>(logit: F) -> f32 {
     let x = f32::cast_from(logit);
     select(x > LOG_ZERO, x, f32::new(LOG_ZERO))
 }
@@ -134,7 +134,7 @@ pub fn fold_one<F: Float, I: Numeric>(
                 let d = (m - z) * scale;
                 let r = d.exp();
                 moment = r * (moment + sum * d);
-                sum = r * sum;
+                sum *= r;
                 m = z;
             }
             if z > LOG_ZERO {
@@ -218,7 +218,7 @@ pub fn fold_two<S: Float, T: Float, I: Numeric>(
                 moment_s = r * (moment_s + sum_s * d);
                 reverse = r * (reverse + sum_s * d);
                 forward -= sum_t * d;
-                sum_s = r * sum_s;
+                sum_s *= r;
                 m_s = z_s;
             }
             if z_t > m_t {
@@ -227,7 +227,7 @@ pub fn fold_two<S: Float, T: Float, I: Numeric>(
                 moment_t = r * (moment_t + sum_t * d);
                 forward = r * (forward + sum_t * d);
                 reverse -= sum_s * d;
-                sum_t = r * sum_t;
+                sum_t *= r;
                 m_t = z_t;
             }
             let below_s = (z_s - m_s) * scale;
@@ -305,7 +305,7 @@ pub fn fold_two<S: Float, T: Float, I: Numeric>(
 
 /// |p_s - p_t| / 2 of one entry, and a.
 #[cube]
-fn variation_terms(p_s: f32, p_t: f32) -> (f32, f32) {
+pub fn variation_terms(p_s: f32, p_t: f32) -> (f32, f32) {
     let gap = p_s - p_t;
     let sign = select(gap > 0.0, f32::new(0.5), select(gap < 0.0, f32::new(-0.5), f32::new(0.0)));
     (gap.abs() * 0.5, sign * p_s)
@@ -313,7 +313,7 @@ fn variation_terms(p_s: f32, p_t: f32) -> (f32, f32) {
 
 /// f1 p_s ln(p_s / m) + f2 p_t ln(p_t / m) of one entry, and a. `ratio` is ln(p_t / p_s).
 #[cube]
-fn mixture_terms(p_s: f32, p_t: f32, ratio: f32, weight: f32, f1: f32, f2: f32) -> (f32, f32) {
+pub fn mixture_terms(p_s: f32, p_t: f32, ratio: f32, weight: f32, f1: f32, f2: f32) -> (f32, f32) {
     // ln(m / p_s) and ln(m / p_t) from the log-ratio of the two, whichever way keeps the exponential at most 1.
     let zero = f32::new(0.0);
     let other = 1.0 - weight;
@@ -331,7 +331,7 @@ fn mixture_terms(p_s: f32, p_t: f32, ratio: f32, weight: f32, f1: f32, f2: f32) 
 
 /// e^(shifted - ln_sum), 0 for the stand-in of -inf.
 #[cube]
-fn probability(z: f32, below: f32, ln_sum: f32) -> f32 {
+pub fn probability(z: f32, below: f32, ln_sum: f32) -> f32 {
     select(z > LOG_ZERO, (below - ln_sum).exp(), f32::new(0.0))
 }
 
@@ -408,117 +408,6 @@ pub fn fold_second<S: Float, T: Float>(
             let no_entry = select(m_s > LOG_ZERO && m_t > LOG_ZERO, 0u32, 1u32);
             let nan = poison(max(no_entry, max(is_bad(s), is_bad(t))));
             packed[at + VALUE] = sum + f3 * (ln_t - packed[at + T_MOMENT] / t) + nan;
-        }
-    }
-}
-
-/// d (log p(label), entropy) of one entry, times their gradients.
-#[cube]
-fn gradient_of_one(z: f32, below: f32, ln_sum: f32, entropy: f32, d_log_prob: f32, d_entropy: f32, is_label: bool) -> f32 {
-    let log_p = below - ln_sum;
-    let p = select(z > LOG_ZERO, log_p.exp(), f32::new(0.0));
-    let safe = select(z > LOG_ZERO, log_p, f32::new(0.0));
-    let label = select(is_label, d_log_prob, f32::new(0.0));
-    label - p * (d_log_prob + d_entropy * (safe + entropy))
-}
-
-/// Gradient of the columns `start..end` of a tile of one model, from the packed rows and the gradient of the results.
-#[cube(launch)]
-pub fn grad_one<F: Float, I: Numeric, O: Float>(
-    tile: &Tensor<F>,
-    labels: &Tensor<I>,
-    packed: &Tensor<f32>,
-    grad: &Tensor<f32>,
-    out: &mut Tensor<O>,
-    n_rows: usize,
-    start: usize,
-    end: usize,
-    offset: usize,
-    scale: f32,
-    #[comptime] units: usize,
-    #[define(F, I, O)] _types: [StorageType; 3],
-) {
-    let row = CUBE_POS;
-    if row < n_rows {
-        let base = row * tile.stride(0);
-        let to = row * out.stride(0);
-        let at = row * packed.stride(0);
-        let g = row * grad.stride(0);
-        let label = usize::cast_from(labels[row]);
-        let (m, sum, entropy) = (packed[at + MAX], packed[at + SUM], packed[at + ENTROPY]);
-        let ln_sum = sum.ln();
-        let nan = poison(max(is_bad(sum), select(m > LOG_ZERO, 0u32, 1u32)));
-        let (d_log_prob, d_entropy) = (grad[g + LOG_PROB], grad[g + ENTROPY]);
-        let mut i = start + UNIT_POS_X as usize;
-        while i < end {
-            let z = finite::<F>(tile[base + i]);
-            let dz = gradient_of_one(z, (z - m) * scale, ln_sum, entropy, d_log_prob, d_entropy, i + offset == label);
-            out[to + i] = O::cast_from(dz * scale + nan);
-            i += units;
-        }
-    }
-}
-
-/// Gradient of the columns `start..end` of the student's tile, from both tiles, the packed rows and the gradient of the results.
-#[cube(launch)]
-pub fn grad_two<S: Float, T: Float, I: Numeric, O: Float>(
-    student: &Tensor<S>,
-    teacher: &Tensor<T>,
-    labels: &Tensor<I>,
-    packed: &Tensor<f32>,
-    grad: &Tensor<f32>,
-    out: &mut Tensor<O>,
-    n_rows: usize,
-    start: usize,
-    end: usize,
-    offset: usize,
-    scale: f32,
-    blend: f32,
-    f0: f32,
-    f1: f32,
-    f2: f32,
-    #[comptime] form: u32,
-    #[comptime] units: usize,
-    #[define(S, T, I, O)] _types: [StorageType; 4],
-) {
-    let row = CUBE_POS;
-    if row < n_rows {
-        let base_s = row * student.stride(0);
-        let base_t = row * teacher.stride(0);
-        let to = row * out.stride(0);
-        let at = row * packed.stride(0);
-        let g = row * grad.stride(0);
-        let label = usize::cast_from(labels[row]);
-        let (m, sum, entropy) = (packed[at + MAX], packed[at + SUM], packed[at + ENTROPY]);
-        let ln_sum = sum.ln();
-        let (m_s, m_t) = (packed[at + S_MAX], packed[at + T_MAX]);
-        let (s, t) = (packed[at + S_SUM], packed[at + T_SUM]);
-        let (ln_s, ln_t) = (s.ln(), t.ln());
-        let reverse = packed[at + REVERSE];
-        let no_entry = select(m_s > LOG_ZERO && m_t > LOG_ZERO, 0u32, 1u32);
-        let nan = poison(max(no_entry, max(is_bad(sum), max(is_bad(s), is_bad(t)))));
-        let (d_log_prob, d_entropy, d_value) = (grad[g + LOG_PROB], grad[g + ENTROPY], grad[g + VALUE]);
-        let mut i = start + UNIT_POS_X as usize;
-        while i < end {
-            let z_s = finite::<S>(student[base_s + i]);
-            let z_t = finite::<T>(teacher[base_t + i]) * blend + z_s * (1.0 - blend);
-            let mut dz = gradient_of_one(z_s, (z_s - m) * scale, ln_sum, entropy, d_log_prob, d_entropy, i + offset == label);
-            let p_s = probability(z_s, (z_s - m_s) * scale, ln_s);
-            let p_t = probability(z_t, (z_t - m_t) * scale, ln_t);
-            let ratio = ((z_t - m_t) - (z_s - m_s)) * scale - (ln_t - ln_s);
-            if comptime![form == SUMS] {
-                let kl = reverse / s - (ln_s - ln_t);
-                let turned = select(p_s > 0.0, p_s * (-ratio - kl), f32::new(0.0));
-                dz += d_value * (f0 * (p_s - p_t) + f1 * turned);
-            } else if comptime![form == VARIATION] {
-                let (_v, a) = variation_terms(p_s, p_t);
-                dz += d_value * (a - p_s * reverse);
-            } else {
-                let (_v, a) = mixture_terms(p_s, p_t, ratio, f0, f1, f2);
-                dz += d_value * (a - p_s * reverse);
-            }
-            out[to + i] = O::cast_from(dz * scale + nan);
-            i += units;
         }
     }
 }

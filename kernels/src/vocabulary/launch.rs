@@ -1,5 +1,5 @@
 //! Launching the kernels of the vocabulary on tensors of a CubeCL runtime.
-use super::{COLUMNS, ONE_COLUMNS, Span, kernel, tiles::Tiles};
+use super::{COLUMNS, ONE_COLUMNS, Span, kernel, kernel_grad, tiles::Tiles};
 use crate::{
     cube::{empty, row_cubes, unit_count, with_row_stride},
     divergence::{Form, Plan},
@@ -173,7 +173,7 @@ where
         let units = unit_count(&student, span.end - span.start);
         let types = [student.dtype.into(), teacher.dtype.into(), labels.dtype.into(), dtype.into()];
         let [f0, f1, f2, _] = plan.factors();
-        kernel::grad_two::launch::<R>(
+        kernel_grad::grad_two::launch::<R>(
             &out.client,
             row_cubes(n_rows),
             CubeDim::new_1d(units as u32),
@@ -223,7 +223,7 @@ fn grad_one_into<R: CubeRuntime>(
     let n_rows = tile.shape()[0];
     let units = unit_count(&tile, span.end - span.start);
     let types = [tile.dtype.into(), labels.dtype.into(), out.dtype.into()];
-    kernel::grad_one::launch::<R>(
+    kernel_grad::grad_one::launch::<R>(
         &out.client,
         row_cubes(n_rows),
         CubeDim::new_1d(units as u32),

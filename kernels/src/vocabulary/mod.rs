@@ -29,8 +29,11 @@
 //! variation    a = 1/2 sign(p_s - p_t) p_s
 //! ```
 pub(crate) mod cpu;
+mod cpu_grad;
 #[cfg(feature = "cube")]
 pub(crate) mod kernel;
+#[cfg(feature = "cube")]
+mod kernel_grad;
 #[cfg(feature = "cube")]
 pub(crate) mod launch;
 pub(crate) mod tiles;

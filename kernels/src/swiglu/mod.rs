@@ -5,6 +5,9 @@
 //! ```
 //!
 //! One pass each way; only gate and up are kept. In f32 whatever the dtype. Bytes (f32): 12 N I forwards, 20 N I backwards, one exponential an element.
+#[cfg(feature = "cube")]
+pub(crate) mod kernel;
+
 use crate::{
     KernelOps,
     cpu::{CpuTensor, exp, for_each_piece, from_vec, row_major, simd},

@@ -6,6 +6,9 @@
 //!
 //! One pass over x forwards, one over x and dy backwards; nothing but x and w is kept. Bytes (f32): 8 N D forwards, 12 N D backwards; 4 N D and 10 N D
 //! flops. Memory-bound.
+#[cfg(feature = "cube")]
+pub(crate) mod kernel;
+
 use crate::{
     KernelOps,
     cpu::{CpuTensor, LANES, for_each_piece, from_vec, row_major, simd},

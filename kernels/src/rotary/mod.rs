@@ -7,6 +7,9 @@
 //!
 //! A rotation, so the gradient is the same operation with -sin. In f32 whatever the dtype of x. Bytes (f32): 8 N H hd; in place on the CPU backend when
 //! x has no other owner.
+#[cfg(feature = "cube")]
+pub(crate) mod kernel;
+
 use crate::{
     KernelOps,
     cpu::{CpuTensor, row_major, simd},

@@ -8,6 +8,9 @@
 //! erf for each element on the CPU, and on GPU runtimes its derivative is that of the tanh approximation.
 //!
 //! Measured on one thread of an AMD EPYC (Zen 4) busy with other work: [4096, 1536] f32 forwards 52 ms with burn's operation, 4 ms with this one.
+#[cfg(feature = "cube")]
+pub(crate) mod kernel;
+
 use crate::{
     KernelOps,
     cpu::{CpuTensor, exp, for_each_piece, from_vec, row_major, simd},
