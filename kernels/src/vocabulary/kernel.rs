@@ -30,14 +30,8 @@ pub fn poison(bad: u32) -> f32 {
 
 /// A logit in f32, -inf as -1e30.
 #[cube]
-pub fn finite<F: Float>(logit: F) -> f32 {
-    let x = f32::cast_from(logit);
+pub fn finite(x: f32) -> f32 {
     select(x > LOG_ZERO, x, f32::new(LOG_ZERO))
-}
-
-#[cube]
-fn bad_logit<F: Float>(logit: F) -> u32 {
-    is_bad(f32::cast_from(logit))
 }
 
 /// Adds entry `b` of one model's (max, sum, moment) to entry `a`.
@@ -97,7 +91,7 @@ fn find_label<F: Float, I: Numeric>(
 ) {
     let label = usize::cast_from(labels[row]);
     if label >= offset + start && label < offset + end {
-        packed[at + LABEL_Z] = finite::<F>(tile[row * tile.stride(0) + label - offset]);
+        packed[at + LABEL_Z] = finite(f32::cast_from(tile[row * tile.stride(0) + label - offset]));
     }
 }
 
@@ -128,8 +122,9 @@ pub fn fold_one<F: Float, I: Numeric>(
         let mut moment = f32::new(0.0);
         let mut i = start + unit;
         while i < end {
-            let z = finite::<F>(tile[base + i]);
-            bad = max(bad, bad_logit::<F>(tile[base + i]));
+            let x = f32::cast_from(tile[base + i]);
+            let z = finite(x);
+            bad = max(bad, is_bad(x));
             if z > m {
                 let d = (m - z) * scale;
                 let r = d.exp();
@@ -209,9 +204,11 @@ pub fn fold_two<S: Float, T: Float, I: Numeric>(
         let (mut forward, mut reverse) = (f32::new(0.0), f32::new(0.0));
         let mut i = start + unit;
         while i < end {
-            let z_s = finite::<S>(student[base_s + i]);
-            let z_t = finite::<T>(teacher[base_t + i]) * blend + z_s * (1.0 - blend);
-            bad = max(bad, max(bad_logit::<S>(student[base_s + i]), bad_logit::<T>(teacher[base_t + i])));
+            let x_s = f32::cast_from(student[base_s + i]);
+            let x_t = f32::cast_from(teacher[base_t + i]);
+            let z_s = finite(x_s);
+            let z_t = finite(x_t) * blend + z_s * (1.0 - blend);
+            bad = max(bad, max(is_bad(x_s), is_bad(x_t)));
             if z_s > m_s {
                 let d = (m_s - z_s) * scale;
                 let r = d.exp();
@@ -367,8 +364,8 @@ pub fn fold_second<S: Float, T: Float>(
         let (mut value, mut total) = (f32::new(0.0), f32::new(0.0));
         let mut i = start + unit;
         while i < end {
-            let z_s = finite::<S>(student[base_s + i]);
-            let z_t = finite::<T>(teacher[base_t + i]);
+            let z_s = finite(f32::cast_from(student[base_s + i]));
+            let z_t = finite(f32::cast_from(teacher[base_t + i]));
             let p_s = probability(z_s, (z_s - m_s) * scale, ln_s);
             let p_t = probability(z_t, (z_t - m_t) * scale, ln_t);
             if comptime![form == VARIATION] {

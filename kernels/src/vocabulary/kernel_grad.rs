@@ -45,7 +45,7 @@ pub fn grad_one<F: Float, I: Numeric, O: Float>(
         let (d_log_prob, d_entropy) = (grad[g + LOG_PROB], grad[g + ENTROPY]);
         let mut i = start + UNIT_POS_X as usize;
         while i < end {
-            let z = finite::<F>(tile[base + i]);
+            let z = finite(f32::cast_from(tile[base + i]));
             let dz = gradient_of_one(z, (z - m) * scale, ln_sum, entropy, d_log_prob, d_entropy, i + offset == label);
             out[to + i] = O::cast_from(dz * scale + nan);
             i += units;
@@ -94,8 +94,8 @@ pub fn grad_two<S: Float, T: Float, I: Numeric, O: Float>(
         let (d_log_prob, d_entropy, d_value) = (grad[g + LOG_PROB], grad[g + ENTROPY], grad[g + VALUE]);
         let mut i = start + UNIT_POS_X as usize;
         while i < end {
-            let z_s = finite::<S>(student[base_s + i]);
-            let z_t = finite::<T>(teacher[base_t + i]) * blend + z_s * (1.0 - blend);
+            let z_s = finite(f32::cast_from(student[base_s + i]));
+            let z_t = finite(f32::cast_from(teacher[base_t + i])) * blend + z_s * (1.0 - blend);
             let mut dz = gradient_of_one(z_s, (z_s - m) * scale, ln_sum, entropy, d_log_prob, d_entropy, i + offset == label);
             let p_s = probability(z_s, (z_s - m_s) * scale, ln_s);
             let p_t = probability(z_t, (z_t - m_t) * scale, ln_t);
