@@ -130,6 +130,14 @@ impl Corpus {
         self.len() == 0
     }
 
+    /// The file it was read from, if it is a whole file.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.store {
+            Store::Lines { path, .. } => Some(path),
+            Store::Passages(_) => None,
+        }
+    }
+
     /// Passage number `idx` (line order).
     ///
     /// # Errors
