@@ -7,7 +7,10 @@ use super::{
 use crate::{
     config::{Recipe, Sampling},
     data::sampler::Sampler,
-    pipeline::{PipelineError, setup::setup_of},
+    pipeline::{
+        PipelineError,
+        setup::{check_retriever, setup_of},
+    },
     rng::{Key, Purpose},
     rollout::{Episode, EpisodeStats, episode::write_episodes},
     trainer::{
@@ -59,7 +62,10 @@ impl Job for Demos {
         let drawn: Vec<_> = drawn.into_iter().map(|i| questions[i].clone()).collect();
         let sampling = Sampling { temperature: recipe.demos.temperature, ..Sampling::GREEDY };
         let key = Key::new(recipe.run.seed, Purpose::Teacher);
-        Ok(setup.player(&tokenizer, retriever.as_ref()).play(&teacher, &drawn, sampling, key, &setup.device)?)
+        let player = setup.player(&tokenizer, retriever.as_ref(), Some(&self.stop));
+        let episodes = player.play(&teacher, &drawn, sampling, key, &setup.device)?;
+        check_retriever(&episodes, "the teacher")?;
+        Ok(episodes)
     }
 }
 
