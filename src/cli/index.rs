@@ -8,12 +8,12 @@ use super::{
 use crate::{
     config::{ConfigError, Recipe, check, load},
     data::questions::read_questions,
-    eval::retrieval::{HitRatios, hit_ratios, is_annotated},
+    eval::retrieval::{HitRatios, annotated_ids, hit_ratios, keep_annotated},
     hub,
     retriever::{
         Hit, RetrieverError,
         build::BuildReport,
-        commands::{Found, IndexInfo, IndexRequest, Queries, build_index, index_info, search_index},
+        commands::{Found, IndexInfo, IndexRequest, Queries, build_index, ids_in_corpus, index_info, search_index},
         index::{IndexMeta, Search},
     },
     trainer::devices::{Job, with_device},
@@ -282,9 +282,11 @@ fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
     let mut questions = Vec::new();
     for file in &args.questions {
         let mut of_file = read_questions(&hub::resolve(file)?)?;
-        of_file.retain(|question| !args.annotated || is_annotated(question));
+        let in_corpus = ids_in_corpus(args.index.request()?, &annotated_ids(&of_file))?;
+        keep_annotated(&mut of_file, &in_corpus);
+        of_file.retain(|question| !args.annotated || !question.supporting.is_empty());
         if of_file.is_empty() {
-            anyhow::bail!("{file}: no question has annotated gold passages; hint: leave out --annotated");
+            anyhow::bail!("{file}: no question has annotated gold passages in this corpus; hint: leave out --annotated");
         }
         of_file.truncate(args.n_queries.unwrap_or(usize::MAX));
         questions.append(&mut of_file);
