@@ -1,7 +1,7 @@
 //! `dgpo demos`: episodes of the teacher, for a look or for another run's `data`.
 use super::{
     Outcome,
-    args::{DeviceArgs, RecipeArgs, stop_on_interrupt},
+    args::{DeviceArgs, RecipeArgs, at_least_one, stop_on_interrupt},
     output,
 };
 use crate::{
@@ -31,7 +31,7 @@ pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
     /// Questions to play.
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     episodes: usize,
     /// Where the episodes go, JSON Lines.
     #[arg(long, value_name = "FILE")]
@@ -71,7 +71,7 @@ impl Job for Demos {
 
 pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
     let recipe = args.recipe.load()?.recipe;
-    let job = Demos { recipe, n_episodes: args.episodes, stop: stop_on_interrupt()? };
+    let job = Demos { recipe, n_episodes: args.episodes, stop: stop_on_interrupt("stopping at the end of the work under way")? };
     let mut episodes = match with_device(args.device.device, job)? {
         Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),
         played => played?,

@@ -1,7 +1,7 @@
 //! `dgpo eval`: one model on question files.
 use super::{
     Context, Outcome,
-    args::{DeviceArgs, RecipeArgs, stop_on_interrupt},
+    args::{DeviceArgs, RecipeArgs, at_least_one, stop_on_interrupt},
     output, table,
 };
 use crate::{
@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     data: Vec<String>,
     /// At most this many questions of each file.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     limit: Option<usize>,
     /// Write every episode to this file, JSON Lines.
     #[arg(long, value_name = "FILE")]
@@ -72,7 +72,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     if !context.is_quiet {
         output::say(&format!("evaluating {name} on {}", recipe.data.test.join(", ")));
     }
-    let stop = stop_on_interrupt()?;
+    let stop = stop_on_interrupt("stopping at the end of the work under way")?;
     let (episodes, figures) = match with_device(args.device.device, Evaluate { recipe, stop })? {
         Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),
         played => played?,
