@@ -265,8 +265,7 @@ fn killed_run(recipe: &str, phase: &str) -> (World, String) {
     let world = World::new();
     let mut command = world.command(&["train", "--config", recipe, "--name", "new", "--set", "distill.steps=50", "--set", "rl.steps=50"]);
     at_line(&mut command, &format!("checkpoint runs/new/checkpoints/{phase}-step-000002"), |child| child.kill().unwrap());
-    let names = names_in(&world.path("runs/new/checkpoints")).into_iter();
-    let newest = names.filter(|name| !name.starts_with(".tmp-")).next_back().unwrap();
+    let newest = names_in(&world.path("runs/new/checkpoints")).into_iter().rfind(|name| !name.starts_with(".tmp-")).unwrap();
     (world, newest)
 }
 
