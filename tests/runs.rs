@@ -1,5 +1,5 @@
 //! Whole runs: the built-in recipe, the same run twice, and a retrieval server that fails for some queries.
-use crate::support::{ANSWER, World, at_line, files_below, metrics_of};
+use crate::support::{ANSWER, VOCAB_SIZE, World, at_line, config_json, files_below, metrics_of};
 use dgpo::rollout::{Status, episode::read_episodes};
 use serde_json::{Value, json};
 use std::{
@@ -133,4 +133,20 @@ fn a_server_that_is_away_leaves_no_episode_with_an_empty_observation() {
     let episodes = read_episodes(&world.path("runs/a/episodes/rl-step-000001.jsonl")).unwrap();
     assert!(episodes.iter().all(|episode| episode.searches.is_empty()));
     assert!(episodes.iter().any(|episode| matches!(&episode.status, Status::RetrieverFailed(why) if why.contains(&address.to_string()))));
+}
+
+#[test]
+fn a_student_padded_further_than_its_teacher_is_trained_on_what_both_know() {
+    let world = World::new();
+    world.write("student/config.json", &config_json(1, VOCAB_SIZE + 64, true).to_string());
+    for estimator in ["k1", "full"] {
+        let estimator_setting = format!("kl.estimator={estimator}");
+        let settings = ["--set", "model.student=random:student", "--set", "rl.steps=1", "--set", &estimator_setting];
+        world.dgpo(&[&["train", "--config", "rl.toml", "--name", estimator][..], &settings].concat()).done();
+        let kl = metrics_of(&world.path(&format!("runs/{estimator}")))[0]["kl/mean"].as_f64().unwrap();
+        assert!(kl.is_finite());
+        let episodes = read_episodes(&world.path(&format!("runs/{estimator}/episodes/rl-step-000001.jsonl"))).unwrap();
+        let ids = episodes.iter().flat_map(|episode| &episode.segments).flat_map(|segment| segment.ids());
+        assert!(ids.copied().max().unwrap() < VOCAB_SIZE as u32, "an id that the teacher does not have was drawn");
+    }
 }
