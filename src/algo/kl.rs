@@ -160,9 +160,9 @@ impl KlController {
         Self { coef: recipe.coef, target: recipe.target, horizon: recipe.horizon }
     }
 
-    /// After a step of `n_episodes` whose mean KL was `mean_kl`.
+    /// After a step of `n_episodes` whose mean KL was `mean_kl`. A KL that is not finite says nothing: its update was skipped, and so is this one.
     pub fn update(&mut self, mean_kl: f64, n_episodes: usize) {
-        if self.target > 0.0 {
+        if self.target > 0.0 && mean_kl.is_finite() {
             let error = (mean_kl / self.target - 1.0).clamp(-ADAPTIVE_ERROR_LIMIT, ADAPTIVE_ERROR_LIMIT);
             self.coef *= 1.0 + error * n_episodes as f64 / self.horizon;
         }

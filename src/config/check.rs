@@ -193,11 +193,11 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
         }
         "bm25" => found.not_empty("data.corpus", no_passages, "bm25 searches the passages of this file"),
         "remote" => {
-            let is_address = retriever.url.starts_with("http://") || retriever.url.starts_with("https://");
+            let is_address = retriever.url.starts_with("http://");
             found.error(
                 !is_address,
                 "retriever.url",
-                || format!("\"{}\" is no address, and kind = \"remote\" needs one", retriever.url),
+                || format!("\"{}\" is no http:// address (https is not spoken), and kind = \"remote\" needs one", retriever.url),
                 || "e.g. \"http://127.0.0.1:8000/retrieve\"".into(),
             );
             found.number("retriever.timeout_s", retriever.timeout_s, positive, POSITIVE);
@@ -306,6 +306,14 @@ fn check_kl(recipe: &Recipe, found: &mut Findings) {
         "kl.horizon",
         || format!("{} episodes, while kl.target = {} makes the coefficient adaptive", kl.horizon, kl.target),
         || "10000 is the published script's".into(),
+    );
+    // The largest correction is -20 % an `horizon` of episodes; one step must not take the coefficient to 0 or below.
+    let smallest = ADAPTIVE_ERROR_LIMIT * recipe.rl.questions_per_step as f64;
+    found.error(
+        kl.target > 0.0 && kl.horizon > 0.0 && kl.horizon <= smallest,
+        "kl.horizon",
+        || format!("{} is too short for {} episodes a step: one step could make the coefficient negative", kl.horizon, recipe.rl.questions_per_step),
+        || format!("at least {}, the number of episodes of a step", recipe.rl.questions_per_step),
     );
     let needs_teacher = kl.mode != KlMode::None && kl.reference == KlReference::Teacher;
     found.error(
