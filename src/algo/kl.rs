@@ -5,7 +5,7 @@
 //! The host functions work on rows of any layout; `token_rewards` applies them to a `RolloutBatch`.
 use super::distill::{Divergence, row_divergence};
 use crate::{
-    config::{KlEstimator, KlMode, KlRecipe},
+    config::{ADAPTIVE_ERROR_LIMIT, KlEstimator, KlMode, KlRecipe},
     rollout::RolloutBatch,
 };
 use burn::tensor::Tensor;
@@ -17,9 +17,6 @@ pub const CORRECT_SCORE: f32 = 0.1;
 
 /// k3 is clamped to ± this: one token whose probability collapsed must not outweigh a whole batch.
 pub const K3_LIMIT: f64 = 10.0;
-
-/// Largest relative error the adaptive controller reacts to in one update.
-pub const ADAPTIVE_ERROR_LIMIT: f64 = 0.2;
 
 /// The estimate of one token, or `None` for `Full` and `FullReversed`, which need the whole distribution ([`full_kl`]).
 /// # Source

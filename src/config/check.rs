@@ -1,7 +1,7 @@
 //! The rules between fields: what a type cannot say. Each rule names the key to change and what to change it to.
 //!
 //! All broken rules are reported at once. Only what the stage uses is checked, so an RL recipe need not fill in the encoder stage.
-use super::{AdamWRecipe, KlMode, KlReference, Problem, Recipe, Stage};
+use super::{ADAPTIVE_ERROR_LIMIT, AdamWRecipe, KlMode, KlReference, Problem, Recipe, Stage};
 
 /// Parameter types a model can be computed in.
 pub const DTYPES: [&str; 3] = ["f32", "bf16", "f16"];
@@ -312,7 +312,12 @@ fn check_kl(recipe: &Recipe, found: &mut Findings) {
     found.error(
         kl.target > 0.0 && kl.horizon > 0.0 && kl.horizon <= smallest,
         "kl.horizon",
-        || format!("{} is too short for {} episodes a step: one step could make the coefficient negative", kl.horizon, recipe.rl.questions_per_step),
+        || {
+            format!(
+                "{} is too short for {} episodes a step: one step could make the coefficient negative",
+                kl.horizon, recipe.rl.questions_per_step
+            )
+        },
         || format!("at least {}, the number of episodes of a step", recipe.rl.questions_per_step),
     );
     let needs_teacher = kl.mode != KlMode::None && kl.reference == KlReference::Teacher;
