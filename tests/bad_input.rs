@@ -140,6 +140,49 @@ fn a_run_directory_that_exists_is_not_touched() {
 }
 
 #[test]
+fn a_name_under_which_no_run_could_be_opened_again_is_refused() {
+    let world = World::new();
+    for name in ["a b", "run→1", "a\nb", "", ".hidden", "a/b", "..", "it's"] {
+        world.dgpo(&["train", "--config", "rl.toml", "--name", name]).failed(2, &["--name"]);
+    }
+    assert!(!world.path("runs").exists(), "nothing was started");
+}
+
+#[test]
+fn a_folder_in_runs_that_is_no_run_is_left_alone() {
+    let world = World::new();
+    fs::create_dir_all(world.path("runs/new/checkpoints")).unwrap();
+    let refused = world.dgpo(&["train", "--config", "rl.toml", "--name", "new"]).failed(2, &["runs/new", "holds no recipe.toml"]);
+    assert!(!refused.stderr.contains("--resume"), "{}", refused.stderr);
+    world.dgpo(&["train", "--resume", "runs/new"]).failed(2, &["runs/new is not a run", "holds no recipe.toml"]);
+}
+
+#[test]
+fn a_temperature_or_count_that_means_nothing_is_refused() {
+    let world = World::new();
+    for temperature in ["nan", "-1", "inf"] {
+        world.dgpo(&["ask", "Who?", "--config", "rl.toml", "--temperature", temperature]).failed(2, &["--temperature", "from 0 on"]);
+    }
+    world.dgpo(&["index", "info", "indexes/a", "--n-queries", "0"]).failed(2, &["--n-queries", "1 is the smallest"]);
+    world.dgpo(&["eval", "--config", "rl.toml", "--limit", "0"]).failed(2, &["--limit"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_not_said_to_be_unreadable() {
+    let world = World::new();
+    world.write("file", "");
+    world.dgpo(&["data", "tiny", "file/inside"]).failed(1, &["cannot write file/inside"]);
+}
+
+#[test]
+fn a_corpus_that_is_cut_off_is_to_be_fetched_again() {
+    let world = World::new();
+    let packed = fs::read(world.path("demos.jsonl.gz")).unwrap();
+    fs::write(world.path("corpus.jsonl"), &packed[..packed.len() / 2]).unwrap();
+    world.dgpo(&["train", "--config", "rl.toml", "--name", "new"]).failed(1, &["corpus.jsonl", "cut off", "download or copy it again"]);
+}
+
+#[test]
 fn an_index_built_with_another_encoder_is_refused() {
     let world = World::new();
     copy_folder(&repository("configs/tiny/encoder"), &world.path("encoder"));
@@ -189,7 +232,7 @@ fn a_device_this_binary_was_built_without_leaves_no_run_behind() {
 fn resuming_a_folder_that_is_no_run_is_refused() {
     let world = World::new();
     world.dgpo(&["train", "--resume", "student"]).failed(2, &["student is not a run", "dgpo runs list"]);
-    world.dgpo(&["train", "--resume", "runs/none"]).failed(2, &["runs/none is not a run"]);
+    world.dgpo(&["train", "--resume", "runs/none"]).failed(2, &["runs/none is not a run", "there is no such folder"]);
 }
 
 #[test]
@@ -217,6 +260,35 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_still_resumes() {
     assert!(!tensors(&newest.join("model/model.safetensors")).is_empty());
 }
 
+/// A run killed behind its second checkpoint, and the name of its newest one.
+fn killed_run(recipe: &str, phase: &str) -> (World, String) {
+    let world = World::new();
+    let mut command = world.command(&["train", "--config", recipe, "--name", "new", "--set", "distill.steps=50", "--set", "rl.steps=50"]);
+    at_line(&mut command, &format!("checkpoint runs/new/checkpoints/{phase}-step-000002"), |child| child.kill().unwrap());
+    let newest = names_in(&world.path("runs/new/checkpoints")).into_iter().rfind(|name| !name.starts_with(".tmp-")).unwrap();
+    (world, newest)
+}
+
+#[test]
+fn a_truncated_optimizer_is_no_reason_to_download_anything() {
+    let (world, newest) = killed_run("kd.toml", "kd");
+    let path = world.path(&format!("runs/new/checkpoints/{newest}/optimizer.safetensors"));
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let folder = format!("remove the folder runs/new/checkpoints/{newest}");
+    let refused = world.dgpo(&["train", "--resume", "runs/new"]).failed(1, &["optimizer.safetensors", &folder, "the checkpoint before it"]);
+    assert!(!refused.stderr.contains("download"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_missing_critic_optimizer_is_damage_of_the_checkpoint() {
+    let (world, newest) = killed_run("rl.toml", "rl");
+    fs::remove_file(world.path(&format!("runs/new/checkpoints/{newest}/critic_optimizer.safetensors"))).unwrap();
+    let folder = format!("remove the folder runs/new/checkpoints/{newest}");
+    let refused = world.dgpo(&["train", "--resume", "runs/new"]).failed(1, &["critic_optimizer.safetensors", &folder]);
+    assert!(!refused.stderr.contains("permissions"), "{}", refused.stderr);
+}
+
 #[test]
 fn a_full_disk_while_checkpointing_loses_nothing() {
     let world = World::new();
@@ -234,7 +306,8 @@ fn a_full_disk_while_checkpointing_loses_nothing() {
     let mut limited = Command::new("sh");
     limited.args(["-c", "trap '' XFSZ; ulimit -f 32; exec \"$0\" train --resume runs/full", env!("CARGO_BIN_EXE_dgpo")]);
     world.at_home(&mut limited);
-    Ended::of(&mut limited).failed(1, &["cannot write the checkpoint", "kd-step-0000", "--resume runs/full", "free space"]);
+    let full = Ended::of(&mut limited).failed(1, &["cannot write the checkpoint", "kd-step-0000", "--resume runs/full", "free space"]);
+    assert_eq!(full.stderr.matches("hint: ").count(), 1, "{}", full.stderr);
     assert_eq!(names_in(&checkpoints), names, "no leftovers");
     assert_eq!(before(&names), contents, "earlier checkpoints are intact");
 

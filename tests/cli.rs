@@ -51,6 +51,35 @@ fn plan_counts_steps_and_starts_nothing() {
     assert!(!world.path("runs").exists());
 }
 
+/// The recipe that the README shows, as a user would paste it.
+fn recipe_of_the_readme() -> String {
+    let readme = std::fs::read_to_string(repository("README.md")).unwrap();
+    let (_, behind) = readme.split_once("```toml\n").expect("the README shows a recipe");
+    behind.split_once("```").unwrap().0.to_owned()
+}
+
+#[test]
+fn the_recipe_of_the_readme_can_be_planned_in_any_folder() {
+    let world = World::new();
+    world.write("mine.toml", &recipe_of_the_readme());
+    let planned = world.dgpo(&["plan", "--config", "mine.toml", "--json"]).json();
+    assert_eq!(planned["sources"], serde_json::json!(["mine.toml", "built-in base"]));
+    assert_eq!(planned["recipe"]["data"]["corpus"], "wiki-18.jsonl.gz");
+    // What the paper chose and the recipe leaves alone.
+    assert_eq!(planned["recipe"]["rl"]["questions_per_step"], 512);
+    assert_eq!(world.dgpo(&["plan", "--config", "tiny.toml", "--json"]).json()["name"], "tiny-seed0");
+}
+
+#[test]
+fn quiet_leaves_nothing_but_results() {
+    let world = World::new();
+    let settings = ["--set", "distill.steps=1", "--set", "distill.batch=8"];
+    let trained = world.dgpo(&[&["-q", "train", "--config", "kd.toml", "--name", "a"][..], &settings].concat()).done();
+    assert_eq!(trained.stderr, "");
+    let failed = world.dgpo(&[&["-q", "train", "--config", "kd.toml", "--name", "a"][..], &settings].concat());
+    failed.failed(2, &["runs/a exists"]);
+}
+
 #[test]
 fn the_plan_is_a_recipe_that_plans_the_same() {
     let world = World::new();
@@ -129,6 +158,25 @@ fn ask_shows_the_episode_by_author() {
     assert_eq!(texts.len(), segments.len());
     assert_eq!([&segments[0]["author"], &segments[1]["author"]], ["prompt", "agent"]);
     assert!(texts[0].as_str().unwrap().contains("Who wrote it?"), "{texts:?}");
+}
+
+#[test]
+fn a_question_whose_search_failed_is_a_failure_with_its_reason() {
+    let world = World::new();
+    // A port that was free a moment ago: nobody listens.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("retriever.url=http://{address}/retrieve");
+    let arguments = ["ask", "Who?", "--config", "rl.toml", "--temperature", "1", "--json", "--set", "retriever.kind=remote", "--set", &url];
+    let mut n_failed = 0;
+    for seed in 0..8 {
+        let asked = world.dgpo(&[&arguments[..], &["--set", "retriever.max_retries=0", "--set", &format!("run.seed={seed}")]].concat());
+        let shown: serde_json::Value = serde_json::from_str(&asked.stdout).unwrap();
+        let is_failed = shown["episode"].to_string().contains(&address.to_string());
+        assert_eq!(asked.code, Some(i32::from(is_failed)), "{}", asked.stderr);
+        assert_eq!(asked.stderr.contains(&address.to_string()), is_failed, "{}", asked.stderr);
+        n_failed += usize::from(is_failed);
+    }
+    assert!(n_failed > 0, "the talker searched in none of the episodes");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! | [`bad_input`] | broken files, recipes and disks: a clear error with a hint, and nothing lost |
 //! | [`cli`], [`index`] | every command, its help and its JSON |
 //! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
+//! | [`outage`] | a retrieval server that goes away and comes back |
 //! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
 //! | [`real`] | real weights, questions, passages and episodes, where `DGPO_DATA_DIR` names them |
 //! | [`properties`] | invariances of one training step |
@@ -14,6 +15,7 @@ mod bad_input;
 mod cli;
 mod conformance;
 mod index;
+mod outage;
 mod properties;
 mod real;
 mod resume;

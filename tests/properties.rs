@@ -11,7 +11,7 @@ use dgpo::{
         kl::KlController,
         ppo::{PolicyTokens, policy_loss},
     },
-    config::{AdamWRecipe, Decay, DistillRecipe, KlMode, Recipe},
+    config::{AdamWRecipe, Decay, DistillRecipe, GaeOver, KlEstimator, KlMode, KlPlacement, Recipe},
     data::questions::Question,
     engine::StopReason,
     rng::{Key, Purpose},
@@ -106,6 +106,11 @@ fn recipe(micro_batch_tokens: usize) -> Recipe {
 
 /// Weights of the actor and of the critic after one RL step, and its metrics.
 fn after_rl_step(episodes: &[Episode], teacher: &Decoder<Cpu>, recipe: &Recipe) -> ([Vec<f32>; 2], Metrics) {
+    let (networks, metrics) = networks_after_rl_step(episodes, teacher, recipe);
+    ([weights(&networks.actor), weights(&networks.critic)], metrics)
+}
+
+fn networks_after_rl_step(episodes: &[Episode], teacher: &Decoder<Cpu>, recipe: &Recipe) -> (ActorCritic<CpuTrain>, Metrics) {
     let actor = network(1);
     let mut networks = ActorCritic::<CpuTrain> {
         critic: Critic::from_decoder(&actor, 2),
@@ -117,7 +122,7 @@ fn after_rl_step(episodes: &[Episode], teacher: &Decoder<Cpu>, recipe: &Recipe) 
     };
     let episodes: Vec<&Episode> = episodes.iter().collect();
     let metrics = rl_step::<CpuTrain>(&mut networks, Some(teacher), &episodes, recipe, 0, &Default::default());
-    ([weights(&networks.actor), weights(&networks.critic)], metrics)
+    (networks, metrics)
 }
 
 /// Weights of the student after one KD step, and its metrics.
@@ -258,6 +263,114 @@ fn the_uniform_penalty_falls_on_correct_episodes_too() {
     uniform.kl.mode = KlMode::Uniform;
     let (_, metrics) = after_rl_step(&episodes(6, |_| 1.0), &network(3), &uniform);
     assert_eq!(metrics.get(KL_SELECTED), Some(1.0));
+}
+
+/// KL(actor || teacher) of the wrong episodes' agent tokens, summed.
+fn kl_to(teacher: &Decoder<Cpu>, actor: &Decoder<Cpu>, episodes: &[Episode]) -> f32 {
+    let batch = RolloutBatch::new(&episodes.iter().collect::<Vec<_>>());
+    let wrong: Vec<usize> = (0..batch.n_rows).filter(|&row| batch.scores[row] == 0.0).collect();
+    let device = Default::default();
+    let pass = Pass { micro_batch_tokens: LARGEST, temperature: 1.0, device: &device };
+    score::full_kl_of(actor, teacher, KlEstimator::Full, &batch, &wrong, &pass).iter().sum()
+}
+
+#[test]
+fn a_penalty_in_the_loss_pulls_wrong_episodes_towards_the_teacher() {
+    // The same reward everywhere and no entropy bonus: the policy's own loss gives (whitened advantages aside) the same push in all runs.
+    let (episodes, teacher) = (episodes(8, every_other), network(3));
+    let mut free = recipe(LARGEST);
+    (free.kl.mode, free.rl.entropy_coef) = (KlMode::None, 0.0);
+    let without = kl_to(&teacher, &networks_after_rl_step(&episodes, &teacher, &free).0.actor, &episodes);
+    for estimator in [KlEstimator::Full, KlEstimator::FullReversed, KlEstimator::Mse, KlEstimator::K3Reversed] {
+        let mut pulled = free.clone();
+        (pulled.kl.mode, pulled.kl.placement, pulled.kl.estimator, pulled.kl.coef) = (KlMode::Selective, KlPlacement::Loss, estimator, 5.0);
+        let with = kl_to(&teacher, &networks_after_rl_step(&episodes, &teacher, &pulled).0.actor, &episodes);
+        assert!(with < without - 0.01 * without.abs(), "{estimator:?}: {with} instead of {without}");
+    }
+}
+
+#[test]
+fn a_penalty_in_the_loss_is_nothing_where_teacher_and_student_agree() {
+    let episodes = episodes(8, every_other);
+    let mut free = recipe(LARGEST);
+    free.kl.mode = KlMode::None;
+    let (expected, _) = after_rl_step(&episodes, &network(1), &free);
+    // The exact KL is flat at its minimum; of the estimators, those that are.
+    for estimator in [KlEstimator::Full, KlEstimator::FullReversed, KlEstimator::Mse, KlEstimator::K3] {
+        let mut penalised = recipe(LARGEST);
+        (penalised.kl.placement, penalised.kl.estimator) = (KlPlacement::Loss, estimator);
+        let (after, _) = after_rl_step(&episodes, &network(1), &penalised);
+        let deviation = deviation(&weights(&network(1)), &expected[0], &after[0]);
+        assert!(deviation < TOLERANCE, "{estimator:?}: {deviation}");
+    }
+}
+
+#[test]
+fn the_teacher_is_not_run_on_correct_episodes_for_a_penalty_in_the_loss() {
+    for estimator in [KlEstimator::K1, KlEstimator::Full] {
+        let mut in_loss = recipe(LARGEST);
+        (in_loss.kl.placement, in_loss.kl.estimator) = (KlPlacement::Loss, estimator);
+        let correct = episodes(6, |_| 1.0);
+        let (broken, _) = after_rl_step(&correct, &broken_network(), &in_loss);
+        assert_eq!(broken, after_rl_step(&correct, &network(3), &in_loss).0, "bit for bit");
+    }
+}
+
+#[test]
+fn a_coefficient_of_zero_needs_no_teacher() {
+    let mut off = recipe(LARGEST);
+    off.kl.coef = 0.0;
+    let episodes = episodes(6, every_other);
+    let (broken, metrics) = after_rl_step(&episodes, &broken_network(), &off);
+    assert_eq!(metrics.get(SKIPPED_UPDATES), Some(0.0));
+    assert_eq!(broken, after_rl_step(&episodes, &network(3), &off).0, "bit for bit");
+}
+
+#[test]
+fn the_adaptive_coefficient_follows_its_equation_and_survives_nan() {
+    let mut adaptive = recipe(LARGEST);
+    (adaptive.kl.target, adaptive.kl.horizon) = (0.5, 100.0);
+    let episodes = episodes(10, every_other);
+    let (networks, metrics) = networks_after_rl_step(&episodes, &network(3), &adaptive);
+    let error = (metrics.get(KL).unwrap() / 0.5 - 1.0).clamp(-0.2, 0.2);
+    assert!((networks.kl.coef - 0.1 * (1.0 + error * 10.0 / 100.0)).abs() < 1e-12 && networks.kl.coef != 0.1);
+    let (networks, _) = networks_after_rl_step(&episodes, &broken_network(), &adaptive);
+    assert_eq!(networks.kl.coef, 0.1, "a KL that is no number says nothing");
+}
+
+#[test]
+fn advantages_over_the_agents_tokens_leave_observations_out() {
+    let with_observations = episodes(8, every_other);
+    let without: Vec<Episode> = with_observations
+        .iter()
+        .cloned()
+        .map(|mut episode| {
+            episode.segments.retain(|segment| !matches!(segment, Segment::Observation { .. }));
+            episode
+        })
+        .collect();
+    let over = |over, episodes: &[Episode]| {
+        let mut recipe = recipe(LARGEST);
+        recipe.gae.over = over;
+        after_rl_step(episodes, &network(3), &recipe).0
+    };
+    assert_eq!(over(GaeOver::Agent, &without), over(GaeOver::Response, &without), "nobody but the agent wrote");
+    let [agent, response] = [GaeOver::Agent, GaeOver::Response].map(|which| over(which, &with_observations));
+    assert!(agent[0] != response[0] && agent[1] != response[1], "actor and critic both count other tokens");
+}
+
+#[test]
+fn a_students_padded_ids_do_not_count() {
+    let episodes = episodes(6, every_other);
+    let batch = RolloutBatch::new(&episodes.iter().collect::<Vec<_>>());
+    let rows: Vec<usize> = (0..6).collect();
+    let device = Default::default();
+    let pass = Pass { micro_batch_tokens: LARGEST, temperature: 1.0, device: &device };
+    let whole = score::log_probs(&network(1), &batch, &rows, &pass);
+    let cut = score::log_probs(&network(1).with_logits_cut_to(VOCAB_SIZE), &batch, &rows, &pass);
+    assert_eq!(whole, cut, "cutting at the vocabulary's end changes nothing");
+    let logits = network(1).with_logits_cut_to(7).logits(Tensor::ones([2, 32], &device));
+    assert_eq!(logits.dims(), [2, 7]);
 }
 
 #[test]

@@ -24,6 +24,8 @@ fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
     let [whole_state, killed_state] = [&mut whole, &mut killed].map(|files| {
         let mut state: Value = serde_json::from_slice(&files.remove(std::path::Path::new("state.json")).unwrap()).unwrap();
         assert!(state.as_object_mut().unwrap().remove("wall_s").is_some());
+        // The runs' names differ, and with them the recipes.
+        assert!(state["recipe"]["run"].as_object_mut().unwrap().remove("name").is_some());
         state
     });
     assert_eq!(whole_state, killed_state);
@@ -101,4 +103,33 @@ fn an_evaluation_between_steps_is_repeated_where_a_kill_cut_it_off() {
     let [whole, killed] = ["whole", "killed"].map(|run| metrics_of(&world.path(&format!("runs/{run}"))));
     assert_eq!(whole, killed);
     assert_eq!(whole.iter().filter(|line| line.contains_key("eval/em")).count(), 1);
+}
+
+#[test]
+fn a_run_whose_questions_changed_does_not_go_on() {
+    let world = World::new();
+    let mut command = world.command(&["train", "--config", "rl.toml", "--name", "a", "--set", "rl.steps=50"]);
+    at_line(&mut command, "checkpoint runs/a/checkpoints/rl-step-000002", |child| child.kill().unwrap());
+    let questions = std::fs::read_to_string(world.path("questions.jsonl")).unwrap();
+    world.write("questions.jsonl", &questions.lines().take(9).map(|line| format!("{line}\n")).collect::<String>());
+    world.dgpo(&["train", "--resume", "runs/a", "-q"]).failed(1, &["drew from 40 questions, and now there are 9", "restore the files"]);
+    world.write("questions.jsonl", &questions);
+    let longer = std::fs::read_to_string(world.path("runs/a/recipe.toml")).unwrap().replace("steps = 50", "steps = 4");
+    world.write("runs/a/recipe.toml", &longer);
+    world.dgpo(&["train", "--resume", "runs/a"]).done();
+}
+
+#[test]
+fn an_edited_recipe_is_said_and_its_evaluation_is_a_new_one() {
+    let world = World::new();
+    let test = ["--set", "data.test=[\"questions.jsonl\"]", "--set", "data.max_test=8", "--set", "rl.steps=2"];
+    world.dgpo(&[&["train", "--config", "rl.toml", "--name", "a"][..], &test].concat()).done();
+    let evaluated = || -> Value { serde_json::from_slice(&std::fs::read(world.path("runs/a/evaluation/dgpo.json")).unwrap()).unwrap() };
+    assert_eq!(evaluated()["of"], "rl-step-000002");
+    let recipe = std::fs::read_to_string(world.path("runs/a/recipe.toml")).unwrap();
+    assert!(recipe.contains("[rl]\nsteps = 2\n"), "{recipe}");
+    world.write("runs/a/recipe.toml", &recipe.replace("[rl]\nsteps = 2\n", "[rl]\nsteps = 3\n"));
+    let resumed = world.dgpo(&["train", "--resume", "runs/a"]).done();
+    assert!(resumed.stderr.contains("rl.steps is 3 (was 2)"), "{}", resumed.stderr);
+    assert_eq!(evaluated()["of"], "rl-step-000003");
 }

@@ -1,5 +1,5 @@
 //! Whole runs: the built-in recipe, the same run twice, and a retrieval server that fails for some queries.
-use crate::support::{ANSWER, World, files_below, metrics_of};
+use crate::support::{ANSWER, VOCAB_SIZE, World, at_line, config_json, files_below, metrics_of};
 use dgpo::rollout::{Status, episode::read_episodes};
 use serde_json::{Value, json};
 use std::{
@@ -33,6 +33,37 @@ fn the_same_recipe_and_seed_give_the_same_weights() {
     let first = train("first", "run.seed=7");
     assert_eq!(train("second", "run.seed=7"), first);
     assert_ne!(train("third", "run.seed=8"), first);
+}
+
+#[test]
+fn two_processes_cannot_work_on_one_run_and_a_killed_one_blocks_nobody() {
+    let world = World::new();
+    let arguments = ["train", "--config", "kd.toml", "--name", "a", "--set", "distill.steps=20"];
+    let mut refused = None;
+    at_line(&mut world.command(&arguments), "checkpoint runs/a/checkpoints/kd-step-000001", |child| {
+        refused = Some((world.dgpo(&["train", "--resume", "runs/a"]), child.id()));
+        child.kill().unwrap();
+    });
+    let (refused, pid) = refused.unwrap();
+    refused.failed(2, &[&format!("another process ({pid}) works on the run runs/a")]);
+    world.dgpo(&["train", "--resume", "runs/a"]).done();
+    let steps: Vec<u64> = metrics_of(&world.path("runs/a")).iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (1..=20).collect::<Vec<u64>>());
+}
+
+#[test]
+fn a_run_shows_its_last_step_and_its_last_evaluation() {
+    let world = World::new();
+    let settings = ["rl.steps=3", "eval.every=2", "data.test=[\"questions.jsonl\"]", "data.max_test=2"];
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", *setting]).collect();
+    let mut command = world.command(&[&["train", "--config", "rl.toml", "--name", "a"][..], &settings].concat());
+    // Killed between the evaluation and the next step: its line is the last one of the phase.
+    at_line(&mut command, "rl 2: exact match", |child| child.kill().unwrap());
+    let shown = world.dgpo(&["runs", "show", "a", "--json"]).json();
+    assert!(shown["last_metrics"][0]["rollout/reward"].is_number(), "{shown:#}");
+    assert_eq!((&shown["last_eval"]["step"], shown["last_eval"]["eval/em"].is_number()), (&2.into(), true));
+    let text = world.dgpo(&["runs", "show", "a"]).done().stdout;
+    assert!(text.contains("\nlast of rl\n") && text.contains("\nlast evaluation in rl\n"), "{text}");
 }
 
 /// A `/retrieve` server on loopback that has a passage for the query "lawyer", and none for any other. It lives as long as the tests.
@@ -102,4 +133,20 @@ fn a_server_that_is_away_leaves_no_episode_with_an_empty_observation() {
     let episodes = read_episodes(&world.path("runs/a/episodes/rl-step-000001.jsonl")).unwrap();
     assert!(episodes.iter().all(|episode| episode.searches.is_empty()));
     assert!(episodes.iter().any(|episode| matches!(&episode.status, Status::RetrieverFailed(why) if why.contains(&address.to_string()))));
+}
+
+#[test]
+fn a_student_padded_further_than_its_teacher_is_trained_on_what_both_know() {
+    let world = World::new();
+    world.write("student/config.json", &config_json(1, VOCAB_SIZE + 64, true).to_string());
+    for estimator in ["k1", "full"] {
+        let estimator_setting = format!("kl.estimator={estimator}");
+        let settings = ["--set", "model.student=random:student", "--set", "rl.steps=1", "--set", &estimator_setting];
+        world.dgpo(&[&["train", "--config", "rl.toml", "--name", estimator][..], &settings].concat()).done();
+        let kl = metrics_of(&world.path(&format!("runs/{estimator}")))[0]["kl/mean"].as_f64().unwrap();
+        assert!(kl.is_finite());
+        let episodes = read_episodes(&world.path(&format!("runs/{estimator}/episodes/rl-step-000001.jsonl"))).unwrap();
+        let ids = episodes.iter().flat_map(|episode| &episode.segments).flat_map(|segment| segment.ids());
+        assert!(ids.copied().max().unwrap() < VOCAB_SIZE as u32, "an id that the teacher does not have was drawn");
+    }
 }

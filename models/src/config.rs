@@ -4,7 +4,7 @@
 //! Both key styles are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5 (`rope_parameters`, `dtype`);
 //! transformers 4 keys are written, which every version loads.
 
-mod fields;
+pub(crate) mod fields;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +13,14 @@ use burn::tensor::DType;
 use fields::{Fields, HARMLESS};
 use serde_json::{Value, json};
 use std::path::Path;
+
+/// Sizes beyond any model there is. A number above them is a corrupt file, and what is built or multiplied from it would exhaust memory or
+/// overflow; it is refused by name instead.
+const MAX_LAYERS: usize = 10_000;
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_HEADS: usize = 1 << 16;
+const MAX_VOCAB: usize = 1 << 24;
+const MAX_POSITIONS: usize = 1 << 30;
 
 /// The shape of a decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +47,15 @@ pub struct DecoderConfig {
     pub bos_token_id: Option<u32>,
     /// Ids that end a generation, as config.json names them (generation_config.json may name more).
     pub eos_token_ids: Vec<u32>,
+}
+
+/// What a model folder is a folder of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelClass {
+    Decoder,
+    /// A decoder's trunk under a scalar head (transformers' `*ForTokenClassification`).
+    Critic,
+    Encoder,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +85,22 @@ pub struct BertConfig {
     pub layer_norm_eps: f64,
     pub initializer_range: f64,
     pub pad_token_id: u32,
+}
+
+impl ModelClass {
+    /// Decided by `model_type` and `architectures` of a config.json alone; everything else is the business of the config's reader.
+    /// # Errors
+    /// If the file cannot be read or is not JSON.
+    pub fn of(path: &Path) -> Result<Self, ModelError> {
+        let mut fields = Fields::read(path)?;
+        let is_classifier = |name: &Value| name.as_str().is_some_and(|name| name.ends_with("ForTokenClassification"));
+        let architectures = fields.take("architectures");
+        Ok(match fields.take("model_type").as_ref().and_then(Value::as_str) {
+            Some("bert") => Self::Encoder,
+            _ if architectures.as_ref().and_then(Value::as_array).is_some_and(|names| names.iter().any(is_classifier)) => Self::Critic,
+            _ => Self::Decoder,
+        })
+    }
 }
 
 impl Family {
@@ -107,14 +140,14 @@ impl DecoderConfig {
             }
         };
         refuse_other_decoders(&mut fields, family)?;
-        let num_attention_heads = fields.count("num_attention_heads")?;
-        let hidden_size = fields.count("hidden_size")?;
+        let num_attention_heads = fields.count("num_attention_heads", MAX_HEADS)?;
+        let hidden_size = fields.count("hidden_size", MAX_WIDTH)?;
         let num_key_value_heads = match family {
             // Llama checkpoints older than grouped-query attention leave it out; transformers' qwen2 default (32) fits no model.
-            Family::Llama => fields.count_or("num_key_value_heads", num_attention_heads)?,
-            Family::Qwen2 => fields.count("num_key_value_heads")?,
+            Family::Llama => fields.optional_count("num_key_value_heads", MAX_HEADS)?.unwrap_or(num_attention_heads),
+            Family::Qwen2 => fields.count("num_key_value_heads", MAX_HEADS)?,
         };
-        let head_dim = match fields.optional_count("head_dim")? {
+        let head_dim = match fields.optional_count("head_dim", MAX_WIDTH)? {
             Some(head_dim) => head_dim,
             None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
             None => {
@@ -124,14 +157,14 @@ impl DecoderConfig {
                 return Err(fields.inconsistent(message));
             }
         };
-        let max_position_embeddings = fields.count("max_position_embeddings")?;
+        let max_position_embeddings = fields.count("max_position_embeddings", MAX_POSITIONS)?;
         let (rope_theta, rope_scaling) = read_rope(&mut fields)?;
         let config = Self {
             family,
-            vocab_size: fields.count("vocab_size")?,
+            vocab_size: fields.count("vocab_size", MAX_VOCAB)?,
             hidden_size,
-            intermediate_size: fields.count("intermediate_size")?,
-            num_hidden_layers: fields.count("num_hidden_layers")?,
+            intermediate_size: fields.count("intermediate_size", MAX_WIDTH)?,
+            num_hidden_layers: fields.count("num_hidden_layers", MAX_LAYERS)?,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
@@ -218,6 +251,10 @@ impl DecoderConfig {
             let message = format!("num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})");
             return Err(fields.inconsistent(message));
         }
+        if heads * self.head_dim > MAX_WIDTH {
+            let message = format!("num_attention_heads ({heads}) times head_dim ({}) is more than {MAX_WIDTH}", self.head_dim);
+            return Err(fields.inconsistent(message));
+        }
         if !self.head_dim.is_multiple_of(2) {
             return Err(fields.inconsistent(format!("head_dim ({}) is odd; hint: rotary embedding turns pairs", self.head_dim)));
         }
@@ -257,13 +294,13 @@ impl BertConfig {
         fields.only("position_embedding_type", &[json!("absolute")], "only absolute positions are implemented")?;
         fields.only("embedding_size", &[], "factorised embeddings are not BERT's")?;
         let config = Self {
-            vocab_size: fields.count("vocab_size")?,
-            hidden_size: fields.count("hidden_size")?,
-            num_hidden_layers: fields.count("num_hidden_layers")?,
-            num_attention_heads: fields.count("num_attention_heads")?,
-            intermediate_size: fields.count("intermediate_size")?,
-            max_position_embeddings: fields.count("max_position_embeddings")?,
-            type_vocab_size: fields.count("type_vocab_size")?,
+            vocab_size: fields.count("vocab_size", MAX_VOCAB)?,
+            hidden_size: fields.count("hidden_size", MAX_WIDTH)?,
+            num_hidden_layers: fields.count("num_hidden_layers", MAX_LAYERS)?,
+            num_attention_heads: fields.count("num_attention_heads", MAX_HEADS)?,
+            intermediate_size: fields.count("intermediate_size", MAX_WIDTH)?,
+            max_position_embeddings: fields.count("max_position_embeddings", MAX_POSITIONS)?,
+            type_vocab_size: fields.count("type_vocab_size", MAX_VOCAB)?,
             layer_norm_eps: fields.number("layer_norm_eps")?,
             initializer_range: fields.number_or("initializer_range", 0.02)?,
             pad_token_id: fields.token_id("pad_token_id")?.unwrap_or(0),
@@ -399,6 +436,6 @@ fn read_llama3_scaling(rope: &mut Fields) -> Result<RopeScaling, ModelError> {
         factor: rope.number("factor")?,
         low_freq_factor,
         high_freq_factor,
-        original_max_position_embeddings: rope.count("original_max_position_embeddings")?,
+        original_max_position_embeddings: rope.count("original_max_position_embeddings", MAX_POSITIONS)?,
     })
 }

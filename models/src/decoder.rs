@@ -30,6 +30,9 @@ pub struct Decoder<B: Backend> {
     pub lm_head: Option<Linear<B>>,
     #[module(skip)]
     config: DecoderConfig,
+    /// Columns of the logits: the vocabulary, or a prefix of it.
+    #[module(skip)]
+    n_logits: usize,
 }
 
 /// Everything below the head.
@@ -95,7 +98,13 @@ impl<B: Backend> Decoder<B> {
             norm: norm(new),
         };
         let lm_head = (!config.is_tied).then(|| new.linear(d_model, config.vocab_size, false));
-        Self { model, lm_head, config: config.clone() }
+        Self { model, lm_head, config: config.clone(), n_logits: config.vocab_size }
+    }
+
+    /// Ids from `n_logits` on get no logit from here on. Models of one tokenizer may pad their vocabularies to different sizes; where two of them
+    /// meet, both are cut to the shared prefix, so that every softmax runs over the same ids. The weights stay whole.
+    pub fn with_logits_cut_to(self, n_logits: usize) -> Self {
+        Self { n_logits: n_logits.min(self.config.vocab_size), ..self }
     }
 
     /// Hidden states after the final norm. The one forward pass of the project: rollout, log-probs, critic and evaluation all call it.
@@ -141,12 +150,13 @@ impl<B: Backend> Decoder<B> {
         Blocks { model: self, ids, pass }
     }
 
-    /// Vocabulary logits in f32. hidden [N, D] -> [N, V]
+    /// Vocabulary logits in f32. hidden [N, D] -> [N, V], V as [`Decoder::with_logits_cut_to`] left it.
     pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         let logits = match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => hidden.matmul(self.model.embed_tokens.weight.val().transpose()),
         };
+        let logits = if self.n_logits < self.config.vocab_size { logits.narrow(1, 0, self.n_logits) } else { logits };
         logits.cast(DType::F32)
     }
 

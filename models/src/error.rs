@@ -23,7 +23,7 @@ pub enum ModelError {
     MissingField { path: PathBuf, field: String },
 
     #[error("{}: \"{field}\" is {value}; hint: it must be {expected}", path.display())]
-    BadField { path: PathBuf, field: String, value: String, expected: &'static str },
+    BadField { path: PathBuf, field: String, value: String, expected: String },
 
     /// The field is understood, and this value would change the mathematics in a way that is not implemented.
     #[error("{}: \"{field}\": {value} is not supported; hint: {hint}", path.display())]
@@ -44,6 +44,10 @@ pub enum ModelError {
         path.display(), problems.len(), Lines(problems)
     )]
     Tensors { path: PathBuf, problems: Vec<TensorProblem> },
+
+    /// Finite weights that would become infinite in a narrower dtype: (tensor, how many of its values).
+    #[error("{}: {dtype} cannot hold every weight:{}\nhint: {hint}", path.display(), Overflows(tensors))]
+    Overflow { path: PathBuf, dtype: &'static str, tensors: Vec<(String, usize)>, hint: &'static str },
 
     #[error("tensor \"{name}\" cannot be stored as {dtype}; hint: float32, bfloat16 and float16 can")]
     StorageDtype { name: String, dtype: String },
@@ -84,6 +88,11 @@ pub enum TensorProblem {
         name: String,
         dtype: String,
     },
+    /// The config asks for more layers than the file has tensors: nothing else is worth comparing.
+    Layers {
+        found: usize,
+        expected: usize,
+    },
     /// `tie_word_embeddings` is true, yet the file holds an output head of its own.
     HeadNotTied {
         name: String,
@@ -98,6 +107,7 @@ impl fmt::Display for TensorProblem {
             Self::Extra { name, shape } => write!(f, "not part of the model: {name} {shape:?}"),
             Self::Shape { name, found, expected } => write!(f, "wrong shape: {name} is {found:?}, the config asks for {expected:?}"),
             Self::Dtype { name, dtype } => write!(f, "unreadable dtype: {name} is {dtype}; hint: F32, F16 and BF16 are read"),
+            Self::Layers { found, expected } => write!(f, "too few layers: the file has {found}, num_hidden_layers is {expected}"),
             Self::HeadNotTied { name, embedding } => write!(
                 f,
                 "{name} differs from {embedding}, but the config says \"tie_word_embeddings\": true; hint: set it to false if the model was trained untied"
@@ -114,6 +124,13 @@ impl fmt::Display for DidYouMean<'_> {
             Some(name) => write!(f, "; hint: did you mean \"{name}\"?"),
             None => write!(f, "; hint: a field that is not understood may change what the model computes; remove it if it is harmless"),
         }
+    }
+}
+
+struct Overflows<'a>(&'a [(String, usize)]);
+impl fmt::Display for Overflows<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(name, n)| write!(f, "\n  {name}: {n} finite value(s) would become infinite"))
     }
 }
 

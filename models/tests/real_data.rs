@@ -1,6 +1,6 @@
 //! Genuine published weights against embeddings that transformers computed from them.
 //!
-//! The data is not part of the repository: `DGPO_DATA_DIR` names the folder. Without it the tests pass without testing, unless
+//! The data is not part of the repository: `DGPO_DATA_DIR` and `DGPO_MINILM_DIR` name folders. Without them the tests pass without testing, unless
 //! `DGPO_REQUIRE_DATA=1` asks for the data.
 
 use burn::{
@@ -12,8 +12,14 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 fn data_dir() -> Option<PathBuf> {
-    let dir = std::env::var_os("DGPO_DATA_DIR").map(PathBuf::from);
-    assert!(dir.is_some() || std::env::var_os("DGPO_REQUIRE_DATA").is_none_or(|value| value != "1"), "DGPO_DATA_DIR is not set");
+    folder("DGPO_DATA_DIR")
+}
+
+/// The folder that an environment variable names.
+fn folder(variable: &str) -> Option<PathBuf> {
+    let dir = std::env::var_os(variable).map(PathBuf::from);
+    let is_required = std::env::var_os("DGPO_REQUIRE_DATA").is_some_and(|value| value == "1");
+    assert!(dir.is_some() || !is_required, "DGPO_REQUIRE_DATA=1, but {variable} is not set");
     dir
 }
 
@@ -51,9 +57,9 @@ fn multilingual_e5_small_embeds_as_in_transformers() {
 /// Its weights come from a Python package that `.ci/run` fetches; `DGPO_MINILM_DIR` names the unpacked folder.
 #[test]
 fn all_minilm_l6_v2_embeds_as_in_transformers() {
-    let (Some(dir), Some(weights)) = (data_dir(), std::env::var_os("DGPO_MINILM_DIR")) else { return };
+    let (Some(dir), Some(weights)) = (data_dir(), folder("DGPO_MINILM_DIR")) else { return };
     let (ids, mask, expected) = golden(&dir, "minilm");
-    let model = load_bert::<Flex>(&PathBuf::from(weights), DType::F32, &Default::default()).unwrap();
+    let model = load_bert::<Flex>(&weights, DType::F32, &Default::default()).unwrap();
     let found: Vec<f32> = model.embed(ids, mask).into_data().to_vec().unwrap();
     for (found, expected) in found.chunks(expected[0].len()).zip(&expected) {
         // Genuine f32 weights: what is left is f32 rounding over six layers and the seven digits of the recording.

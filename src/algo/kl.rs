@@ -5,7 +5,7 @@
 //! The host functions work on rows of any layout; `token_rewards` applies them to a `RolloutBatch`.
 use super::distill::{Divergence, row_divergence};
 use crate::{
-    config::{KlEstimator, KlMode, KlRecipe},
+    config::{ADAPTIVE_ERROR_LIMIT, KlEstimator, KlMode, KlRecipe},
     rollout::RolloutBatch,
 };
 use burn::tensor::Tensor;
@@ -17,9 +17,6 @@ pub const CORRECT_SCORE: f32 = 0.1;
 
 /// k3 is clamped to ± this: one token whose probability collapsed must not outweigh a whole batch.
 pub const K3_LIMIT: f64 = 10.0;
-
-/// Largest relative error the adaptive controller reacts to in one update.
-pub const ADAPTIVE_ERROR_LIMIT: f64 = 0.2;
 
 /// The estimate of one token, or `None` for `Full` and `FullReversed`, which need the whole distribution ([`full_kl`]).
 /// # Source
@@ -160,9 +157,9 @@ impl KlController {
         Self { coef: recipe.coef, target: recipe.target, horizon: recipe.horizon }
     }
 
-    /// After a step of `n_episodes` whose mean KL was `mean_kl`.
+    /// After a step of `n_episodes` whose mean KL was `mean_kl`. A KL that is not finite says nothing: its update was skipped, and so is this one.
     pub fn update(&mut self, mean_kl: f64, n_episodes: usize) {
-        if self.target > 0.0 {
+        if self.target > 0.0 && mean_kl.is_finite() {
             let error = (mean_kl / self.target - 1.0).clamp(-ADAPTIVE_ERROR_LIMIT, ADAPTIVE_ERROR_LIMIT);
             self.coef *= 1.0 + error * n_episodes as f64 / self.horizon;
         }

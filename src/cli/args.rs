@@ -40,17 +40,52 @@ pub struct DeviceArgs {
     pub device: DeviceChoice,
 }
 
-/// Lets Ctrl-C (and SIGTERM) end a run at the next step's end; a second one ends the process at once.
+/// Parses a count of something that must not be nothing.
+/// # Errors
+/// If the text is no whole number from 1 on.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("nothing would be done; hint: 1 is the smallest".to_owned()),
+        parsed => parsed.map_err(|error: std::num::ParseIntError| format!("{error}; hint: a whole number from 1 on")),
+    }
+}
+
+/// Parses a sampling temperature, with the limits a recipe has.
+/// # Errors
+/// If the text is no finite number from 0 on.
+pub fn temperature(text: &str) -> Result<f64, String> {
+    let parsed = text.parse().ok().filter(|value: &f64| value.is_finite() && *value >= 0.0);
+    parsed.ok_or_else(|| "out of range; hint: a temperature is a number from 0 on, and 0 is greedy".to_owned())
+}
+
+/// Lets Ctrl-C (and SIGTERM) end the work at its next safe point; a second one ends the process at once. `what_follows` tells the person who
+/// pressed it what they wait for.
 /// # Errors
 /// If the handler cannot be installed.
-pub fn stop_on_interrupt() -> anyhow::Result<Stop> {
+pub fn stop_on_interrupt(what_follows: &'static str) -> anyhow::Result<Stop> {
     let stop = Stop::default();
     let shared = stop.clone();
     ctrlc::set_handler(move || {
         if shared.request() {
             std::process::exit(i32::from(super::EXIT_INTERRUPTED));
         }
-        super::output::say("\nstopping after this step, then saving; Ctrl-C again stops at once");
+        super::output::say(&format!("\n{what_follows}; Ctrl-C again stops at once"));
     })?;
     Ok(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_temperatures_out_of_range_are_refused_with_a_hint() {
+        assert_eq!((at_least_one("1"), temperature("0"), temperature("0.7")), (Ok(1), Ok(0.0), Ok(0.7)));
+        for refused in ["0", "-1", "x"].map(at_least_one) {
+            assert!(refused.unwrap_err().contains("hint: "));
+        }
+        for refused in ["nan", "-1", "inf", "warm"].map(temperature) {
+            assert!(refused.unwrap_err().contains("hint: "));
+        }
+    }
 }

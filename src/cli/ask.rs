@@ -1,7 +1,7 @@
 //! `dgpo ask`: one question, one episode, shown by author.
 use super::{
     Outcome,
-    args::{DeviceArgs, RecipeArgs},
+    args::{DeviceArgs, RecipeArgs, temperature},
     output,
 };
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     data::questions::Question,
     pipeline::{PipelineError, setup::setup_of},
     rng::{Key, Purpose},
-    rollout::{Episode, Segment},
+    rollout::{Episode, Segment, Status},
     trainer::{
         devices::{Job, with_device},
         events::Stop,
@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// Sampling temperature; 0 is greedy.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     temperature: f64,
     /// Print the episode as one JSON object instead.
     #[arg(long)]
@@ -64,7 +64,7 @@ impl Job for Ask {
         };
         let sampling = Sampling { temperature: self.temperature, ..Sampling::GREEDY };
         let key = Key::new(setup.recipe.run.seed, Purpose::Eval);
-        let player = setup.player(&tokenizer, retriever.as_ref());
+        let player = setup.player(&tokenizer, retriever.as_ref(), None);
         let mut episodes = player.play(&model, &[question], sampling, key, &setup.device)?;
         let episode = episodes.remove(0);
         let texts = episode.segments.iter().map(|segment| tokenizer.decode(segment.ids())).collect();
@@ -81,7 +81,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
     let (episode, texts) = with_device(args.device.device, job)??;
     if args.json {
         output::json(&json!({ "episode": episode, "texts": texts }))?;
-        return Ok(Outcome::Done);
+        return outcome_of(&episode);
     }
     let mut shown = String::new();
     for (segment, text) in episode.segments.iter().zip(&texts) {
@@ -94,8 +94,26 @@ pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
     }
     shown += &match &episode.prediction {
         Some(answer) => format!("--- answer\n{answer}\n"),
-        None => format!("--- no answer: {:?}\n", episode.status),
+        None => format!("--- no answer: {}\n", ending(&episode.status)),
     };
     output::data(&shown)?;
-    Ok(Outcome::Done)
+    outcome_of(&episode)
+}
+
+/// An episode that a failed search ended is a failure of this command: nothing was found out about the agent.
+fn outcome_of(episode: &Episode) -> anyhow::Result<Outcome> {
+    match &episode.status {
+        Status::RetrieverFailed(why) => Err(anyhow::anyhow!("a search of the episode failed: {why}")),
+        _ => Ok(Outcome::Done),
+    }
+}
+
+fn ending(status: &Status) -> &'static str {
+    match status {
+        Status::Answered => "the answer is blank",
+        Status::TruncatedTurns => "out of turns",
+        Status::TruncatedLength => "out of tokens",
+        Status::PromptTooLong => "the prompt left no room for an answer",
+        Status::RetrieverFailed(_) => "a search failed",
+    }
 }

@@ -1,13 +1,16 @@
 //! `dgpo demos`: episodes of the teacher, for a look or for another run's `data`.
 use super::{
     Outcome,
-    args::{DeviceArgs, RecipeArgs, stop_on_interrupt},
+    args::{DeviceArgs, RecipeArgs, at_least_one, stop_on_interrupt},
     output,
 };
 use crate::{
     config::{Recipe, Sampling},
     data::sampler::Sampler,
-    pipeline::{PipelineError, setup::setup_of},
+    pipeline::{
+        PipelineError,
+        setup::{check_retriever, setup_of},
+    },
     rng::{Key, Purpose},
     rollout::{Episode, EpisodeStats, episode::write_episodes},
     trainer::{
@@ -28,7 +31,7 @@ pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
     /// Questions to play.
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     episodes: usize,
     /// Where the episodes go, JSON Lines.
     #[arg(long, value_name = "FILE")]
@@ -59,13 +62,16 @@ impl Job for Demos {
         let drawn: Vec<_> = drawn.into_iter().map(|i| questions[i].clone()).collect();
         let sampling = Sampling { temperature: recipe.demos.temperature, ..Sampling::GREEDY };
         let key = Key::new(recipe.run.seed, Purpose::Teacher);
-        Ok(setup.player(&tokenizer, retriever.as_ref()).play(&teacher, &drawn, sampling, key, &setup.device)?)
+        let player = setup.player(&tokenizer, retriever.as_ref(), Some(&self.stop));
+        let episodes = player.play(&teacher, &drawn, sampling, key, &setup.device)?;
+        check_retriever(&episodes, "the teacher")?;
+        Ok(episodes)
     }
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
     let recipe = args.recipe.load()?.recipe;
-    let job = Demos { recipe, n_episodes: args.episodes, stop: stop_on_interrupt()? };
+    let job = Demos { recipe, n_episodes: args.episodes, stop: stop_on_interrupt("stopping at the end of the work under way")? };
     let mut episodes = match with_device(args.device.device, job)? {
         Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),
         played => played?,

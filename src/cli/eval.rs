@@ -1,7 +1,7 @@
 //! `dgpo eval`: one model on question files.
 use super::{
     Context, Outcome,
-    args::{DeviceArgs, RecipeArgs, stop_on_interrupt},
+    args::{DeviceArgs, RecipeArgs, at_least_one, stop_on_interrupt},
     output, table,
 };
 use crate::{
@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     data: Vec<String>,
     /// At most this many questions of each file.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     limit: Option<usize>,
     /// Write every episode to this file, JSON Lines.
     #[arg(long, value_name = "FILE")]
@@ -55,7 +55,7 @@ impl Job for Evaluate {
         let tokenizer = setup.tokenizer()?;
         let model = setup.load(&setup.recipe.model.student, &tokenizer)?;
         let retriever = setup.retriever(Path::new("."), &self.stop)?;
-        setup.play_test(&tokenizer, retriever.as_ref(), &model)
+        setup.play_test(&tokenizer, retriever.as_ref(), &model, &self.stop)
     }
 }
 
@@ -72,7 +72,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     if !context.is_quiet {
         output::say(&format!("evaluating {name} on {}", recipe.data.test.join(", ")));
     }
-    let stop = stop_on_interrupt()?;
+    let stop = stop_on_interrupt("stopping at the end of the work under way")?;
     let (episodes, figures) = match with_device(args.device.device, Evaluate { recipe, stop })? {
         Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),
         played => played?,
@@ -92,10 +92,13 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
 fn describe(figures: &Figures) -> String {
     let row = |name: &str, s: &EpisodeStats| {
         let means = [s.em, s.substring_em, s.searches, s.hit_ratio, s.invalid_actions].map(|x| format!("{x:.3}"));
-        [vec![name.to_owned()], means.to_vec(), vec![format!("{:.1}", s.response_tokens), s.n_episodes.to_string()]].concat()
+        let n_lost = (s.retriever_failed * s.n_episodes as f64).round();
+        let counts = vec![format!("{:.1}", s.response_tokens), s.n_episodes.to_string(), format!("{n_lost}")];
+        [vec![name.to_owned()], means.to_vec(), counts].concat()
     };
     let mut rows: Vec<_> = figures.datasets.iter().map(|(name, stats)| row(name, stats)).collect();
     rows.push(row("all questions", &figures.all));
-    let headers = ["data set", "EM", "substring EM", "searches", "hit ratio", "invalid actions", "response tokens", "questions"];
+    let headers =
+        ["data set", "EM", "substring EM", "searches", "hit ratio", "invalid actions", "response tokens", "questions", "lost to retriever"];
     format!("{}\nunweighted average EM over {} data sets: {:.3}", table::table(&headers, &rows), rows.len() - 1, figures.average_em)
 }

@@ -1,19 +1,19 @@
 //! `dgpo index build|search|info`: passages made searchable, on their own.
 use super::{
     Context, Outcome,
-    args::{DeviceArgs, stop_on_interrupt},
+    args::{DeviceArgs, at_least_one, stop_on_interrupt},
     counter::Counter,
     output,
 };
 use crate::{
     config::{ConfigError, Recipe, check, load},
     data::questions::read_questions,
-    eval::retrieval::{HitRatios, hit_ratios, is_annotated},
+    eval::retrieval::{HitRatios, annotated_ids, hit_ratios, keep_annotated},
     hub,
     retriever::{
         Hit, RetrieverError,
         build::BuildReport,
-        commands::{Found, IndexInfo, IndexRequest, Queries, build_index, index_info, search_index},
+        commands::{Found, IndexInfo, IndexRequest, Queries, build_index, ids_in_corpus, index_info, search_index},
         index::{IndexMeta, Search},
     },
     trainer::devices::{Job, with_device},
@@ -92,7 +92,7 @@ struct IndexArgs {
     #[arg(long, value_name = "KIND")]
     search: Option<String>,
     /// HNSW: candidates looked at [default: the value the index was built with].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     ef_search: Option<usize>,
     #[command(flatten)]
     device: DeviceArgs,
@@ -127,7 +127,7 @@ struct SearchArgs {
     #[arg(required = true)]
     queries: Vec<String>,
     /// Passages a query.
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
     top_k: usize,
 }
 
@@ -143,7 +143,7 @@ struct InfoArgs {
     #[arg(long, requires = "questions")]
     annotated: bool,
     /// Queries: sampled passages, or questions of each file at most [default: 200 passages, all questions].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     n_queries: Option<usize>,
     /// Passages a question, for the hit ratios.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=10))]
@@ -191,7 +191,7 @@ fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Outcome> {
     if !problems.is_empty() {
         return Err(ConfigError::Rules(problems).into());
     }
-    let stop = stop_on_interrupt()?;
+    let stop = stop_on_interrupt("stopping when the block of passages under way is encoded and saved")?;
     let mut counter = Counter::new(context.is_quiet);
     let mut progress = |progress: crate::retriever::Progress| {
         counter.tick(progress.stage, progress.done, progress.total);
@@ -201,7 +201,7 @@ fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Outcome> {
     let report = match with_device(args.device.device, job)? {
         Err(error @ RetrieverError::Interrupted { .. }) => {
             drop(counter);
-            output::warn(&error.to_string());
+            output::insist(&error.to_string());
             return Ok(Outcome::Interrupted);
         }
         other => other?,
@@ -282,9 +282,11 @@ fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
     let mut questions = Vec::new();
     for file in &args.questions {
         let mut of_file = read_questions(&hub::resolve(file)?)?;
-        of_file.retain(|question| !args.annotated || is_annotated(question));
+        let in_corpus = ids_in_corpus(args.index.request()?, &annotated_ids(&of_file))?;
+        keep_annotated(&mut of_file, &in_corpus);
+        of_file.retain(|question| !args.annotated || !question.supporting.is_empty());
         if of_file.is_empty() {
-            anyhow::bail!("{file}: no question has annotated gold passages; hint: leave out --annotated");
+            anyhow::bail!("{file}: no question has annotated gold passages in this corpus; hint: leave out --annotated");
         }
         of_file.truncate(args.n_queries.unwrap_or(usize::MAX));
         questions.append(&mut of_file);

@@ -94,6 +94,9 @@ pub fn main() -> ExitCode {
     // clap prints help, version and usage errors (exit code 2) itself.
     let cli = Cli::parse();
     start_log(cli.quiet, cli.verbose);
+    if cli.quiet {
+        output::be_quiet();
+    }
     let context = Context { is_quiet: cli.quiet };
     let result = match cli.command {
         Command::Train(args) => train::run(*args, context),
@@ -126,7 +129,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         cause.is::<ConfigError>()
             || cause.is::<DeviceError>()
             || cause.is::<UsageError>()
-            || matches!(cause.downcast_ref(), Some(RunDirError::Exists(_) | RunDirError::NotARun(_) | RunDirError::Recipe(_)))
+            || cause.downcast_ref().is_some_and(|error| {
+                use RunDirError as E;
+                matches!(error, E::Exists(_) | E::Occupied(_) | E::NotARun(_) | E::Busy { .. } | E::Recipe(_))
+            })
     });
     if is_usage { EXIT_USAGE } else { EXIT_FAILED }
 }

@@ -3,7 +3,7 @@ use super::{Outcome, UsageError, args::DeviceArgs, output};
 use crate::{
     hub,
     trainer::{
-        devices::{Job, with_device},
+        devices::{Cpu, Job, with_device},
         models,
     },
 };
@@ -12,8 +12,8 @@ use burn::tensor::DType;
 use clap::Subcommand;
 use dgpo_models::{
     ModelError, TrainBackend,
-    config::{BertConfig, DecoderConfig},
-    weights::{copy_side_files, load_bert, load_decoder, save_bert, save_decoder, visit_tensors},
+    config::{BertConfig, DecoderConfig, ModelClass},
+    weights::{check_folder, copy_side_files, load_bert, load_critic, load_decoder, save_bert, save_critic, save_decoder, visit_tensors},
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -69,18 +69,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The two kinds of models this program knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Kind {
-    Decoder,
-    Encoder,
-}
-
 #[derive(Debug, Serialize)]
 struct Info {
     path: PathBuf,
-    kind: Kind,
+    /// decoder, critic or encoder.
+    kind: &'static str,
     /// `model_type` and sizes of config.json.
     shape: BTreeMap<&'static str, String>,
     n_parameters: usize,
@@ -94,8 +87,14 @@ struct Info {
 
 impl Info {
     fn read(dir: &Path) -> anyhow::Result<Self> {
-        let kind = kind_of(dir)?;
-        let shape = shape_of(dir, kind)?;
+        // What would not load is not described: the problems are the information. Nothing is computed, so any device will do.
+        let class = check_folder::<Cpu>(dir, &Default::default())?;
+        let kind = match class {
+            ModelClass::Decoder => "decoder",
+            ModelClass::Critic => "critic",
+            ModelClass::Encoder => "encoder",
+        };
+        let shape = shape_of(dir, class)?;
         let (mut digest, mut dtypes, mut size_bytes, mut n_tensors) = (Sha256::new(), BTreeMap::new(), 0, 0);
         visit_tensors(dir, |tensor| {
             digest.update(format!("{}\0{}\0{:?}\0", tensor.name, tensor.dtype, tensor.shape));
@@ -126,24 +125,10 @@ impl std::fmt::Display for Info {
     }
 }
 
-/// Decided by `model_type` alone; everything else is the business of the config reader.
-fn kind_of(dir: &Path) -> anyhow::Result<Kind> {
-    #[derive(serde::Deserialize)]
-    struct Head {
-        #[serde(default)]
-        model_type: String,
-    }
+fn shape_of(dir: &Path, class: ModelClass) -> Result<BTreeMap<&'static str, String>, ModelError> {
     let path = dir.join("config.json");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}; hint: a model folder holds config.json and safetensors", path.display()))?;
-    let head: Head = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
-    Ok(if head.model_type == "bert" { Kind::Encoder } else { Kind::Decoder })
-}
-
-fn shape_of(dir: &Path, kind: Kind) -> Result<BTreeMap<&'static str, String>, ModelError> {
-    let path = dir.join("config.json");
-    let numbers = match kind {
-        Kind::Decoder => {
+    let numbers = match class {
+        ModelClass::Decoder | ModelClass::Critic => {
             let config = DecoderConfig::from_file(&path)?;
             vec![
                 ("model_type", config.family.model_type().to_owned()),
@@ -158,7 +143,7 @@ fn shape_of(dir: &Path, kind: Kind) -> Result<BTreeMap<&'static str, String>, Mo
                 ("tie_word_embeddings", config.is_tied.to_string()),
             ]
         }
-        Kind::Encoder => {
+        ModelClass::Encoder => {
             let config = BertConfig::from_file(&path)?;
             vec![
                 ("model_type", "bert".to_owned()),
@@ -179,9 +164,9 @@ fn export(model: &str, out: &Path, dtype: Option<&str>, device: DeviceArgs) -> a
         return Err(UsageError(format!("{} already holds a model; hint: choose another --out", out.display())).into());
     }
     let dir = hub::resolve(model)?;
-    let (kind, dtype) = (kind_of(&dir)?, dtype.map(models::dtype).transpose()?);
+    let (class, dtype) = (ModelClass::of(&dir.join("config.json"))?, dtype.map(models::dtype).transpose()?);
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    with_device(device.device, Export { dir: &dir, out, kind, dtype })??;
+    with_device(device.device, Export { dir: &dir, out, class, dtype })??;
     copy_side_files(&dir, out)?;
     output::say(&format!("wrote {}", out.display()));
     Ok(())
@@ -191,7 +176,7 @@ fn export(model: &str, out: &Path, dtype: Option<&str>, device: DeviceArgs) -> a
 struct Export<'a> {
     dir: &'a Path,
     out: &'a Path,
-    kind: Kind,
+    class: ModelClass,
     dtype: Option<DType>,
 }
 
@@ -202,9 +187,10 @@ impl Job for Export<'_> {
             Some(dtype) => dtype,
             None => stored_dtype(self.dir)?,
         };
-        match self.kind {
-            Kind::Decoder => save_decoder(&load_decoder::<B::InnerBackend>(self.dir, loaded_as, device)?, self.out, self.dtype),
-            Kind::Encoder => save_bert(&load_bert::<B::InnerBackend>(self.dir, loaded_as, device)?, self.out, self.dtype),
+        match self.class {
+            ModelClass::Decoder => save_decoder(&load_decoder::<B::InnerBackend>(self.dir, loaded_as, device)?, self.out, self.dtype),
+            ModelClass::Critic => save_critic(&load_critic::<B::InnerBackend>(self.dir, loaded_as, device)?, self.out, self.dtype),
+            ModelClass::Encoder => save_bert(&load_bert::<B::InnerBackend>(self.dir, loaded_as, device)?, self.out, self.dtype),
         }
     }
 }
@@ -236,7 +222,7 @@ mod tests {
     fn the_shape_and_parameters_are_those_of_the_folder() {
         let info = Info::read(&oracle("qwen2_tied")).unwrap();
         let config = DecoderConfig::from_file(&oracle("qwen2_tied").join("config.json")).unwrap();
-        assert_eq!((info.kind, info.n_parameters), (Kind::Decoder, config.n_parameters()));
+        assert_eq!((info.kind, info.n_parameters), ("decoder", config.n_parameters()));
         assert_eq!(info.dtypes, BTreeMap::from([("F32".to_owned(), config.n_parameters())]));
         assert_eq!(info.size_bytes, 4 * config.n_parameters() as u64);
     }
@@ -258,6 +244,73 @@ mod tests {
         export(&oracle("qwen2_tied").to_string_lossy(), &out, Some("bf16"), CPU).unwrap();
         let (before, after) = (Info::read(&oracle("qwen2_tied")).unwrap(), Info::read(&out).unwrap());
         assert_eq!((after.size_bytes * 2, after.n_parameters), (before.size_bytes, before.n_parameters));
+    }
+
+    /// A copy of an oracle model with one field of its config.json changed.
+    fn with_field(name: &str, field: &str, value: serde_json::Value) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(oracle(name).join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        let text = std::fs::read_to_string(oracle(name).join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config[field] = value;
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        dir
+    }
+
+    #[test]
+    fn info_on_weights_that_do_not_fit_the_config_is_the_error_of_loading_them() {
+        let changes = [
+            ("num_hidden_layers", serde_json::json!(3_000_000_000u64)),
+            ("vocab_size", serde_json::json!(1_000_000_000_000_000_000u64)),
+            ("vocab_size", serde_json::json!(1_000_000)),
+            ("head_dim", serde_json::json!(1_000_000_000_000u64)),
+            ("tie_word_embeddings", serde_json::json!(false)),
+        ];
+        for (field, value) in changes {
+            let dir = with_field("qwen2_tied", field, value);
+            let loading = load_decoder::<Cpu>(dir.path(), DType::F32, &Default::default()).unwrap_err().to_string();
+            assert_eq!(Info::read(dir.path()).unwrap_err().to_string(), loading, "{field}");
+        }
+    }
+
+    #[test]
+    fn info_names_a_tensor_that_is_not_of_floats() {
+        let dir = with_field("qwen2_tied", "use_cache", true.into());
+        let path = dir.path().join("model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        // I32 has the width of F32, so the header stays as long as it was.
+        let at = bytes.windows(5).position(|window| window == b"\"F32\"").unwrap();
+        bytes[at..at + 5].copy_from_slice(b"\"I32\"");
+        std::fs::write(&path, bytes).unwrap();
+        let error = Info::read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("unreadable dtype: model.embed_tokens.weight is I32"), "{error}");
+    }
+
+    #[test]
+    fn an_export_that_would_overflow_is_refused_before_anything_is_written() {
+        let dir = with_field("qwen2_tied", "use_cache", true.into());
+        let path = dir.path().join("model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        // The last value of the file.
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&1e6f32.to_le_bytes());
+        std::fs::write(&path, bytes).unwrap();
+        let (model, out) = (dir.path().to_string_lossy().into_owned(), tempfile::tempdir().unwrap());
+        let error = export(&model, &out.path().join("f16"), Some("f16"), CPU).unwrap_err().to_string();
+        assert!(error.contains("1 finite value(s) would become infinite") && error.contains("hint: bf16"), "{error}");
+        assert!(!out.path().join("f16/model.safetensors").exists());
+        export(&model, &out.path().join("bf16"), Some("bf16"), CPU).unwrap();
+    }
+
+    #[test]
+    fn a_critic_is_shown_and_exported_as_one() {
+        let decoder = load_decoder::<Cpu>(&oracle("qwen2_tied"), DType::F32, &Default::default()).unwrap();
+        let (saved, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        save_critic(&dgpo_models::heads::Critic::from_decoder(&decoder, 1), saved.path(), None).unwrap();
+        let info = Info::read(saved.path()).unwrap();
+        assert_eq!(info.kind, "critic");
+        export(&saved.path().to_string_lossy(), &out.path().join("copy"), None, CPU).unwrap();
+        assert_eq!(Info::read(&out.path().join("copy")).unwrap().tensors_sha256, info.tensors_sha256);
     }
 
     #[test]

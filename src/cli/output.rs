@@ -3,7 +3,18 @@
 //! Messages of the library end in `hint: …`; the hint gets a line of its own. `NO_COLOR` and a stderr that is no terminal switch colour off,
 //! and no meaning hangs on colour alone.
 use serde::Serialize;
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// `-q`: talk and warnings are not wanted.
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From here on nothing is said but errors and results.
+pub fn be_quiet() {
+    IS_QUIET.store(true, Ordering::Relaxed);
+}
 
 /// Writes data to stdout.
 /// # Errors
@@ -24,15 +35,22 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     data(&serde_json::to_string_pretty(value)?)
 }
 
-/// Says something to the person in front of it.
+/// Says something to the person in front of it, unless `-q` forbids.
 pub fn say(text: &str) {
+    if !IS_QUIET.load(Ordering::Relaxed) {
+        insist(text);
+    }
+}
+
+/// Says what `-q` does not silence: errors, and how work that was broken off goes on.
+pub fn insist(text: &str) {
     // A closed stderr leaves nobody to tell.
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", hints_on_own_lines(text));
 }
 
 /// A problem that does not stop the program.
 pub fn warn(message: &str) {
-    say(&format!("{} {}", painted("33", "warning:"), hints_on_own_lines(message)));
+    say(&format!("{} {message}", painted("33", "warning:")));
 }
 
 /// The reader of stdout has had enough (`dgpo runs list | head -1`): not a failure.
@@ -42,7 +60,7 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 /// Prints an error as `error: …`, its causes, and its hints.
 pub fn error(error: &anyhow::Error) {
-    say(&format!("{} {}", painted("1;31", "error:"), describe(error)));
+    insist(&format!("{} {}", painted("1;31", "error:"), describe(error)));
 }
 
 /// The text of an error: message, causes that the message does not already quote, hints on their own lines.
@@ -50,7 +68,8 @@ pub fn describe(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
-        if !text.contains(&cause) {
+        // A message that quotes its cause may give better advice than the cause itself.
+        if !text.contains(without_hint(&cause)) {
             text.push_str("\n  because: ");
             text.push_str(&cause);
         }
@@ -58,15 +77,26 @@ pub fn describe(error: &anyhow::Error) -> String {
     hints_on_own_lines(&text)
 }
 
+/// The message without its advice.
+pub fn without_hint(text: &str) -> &str {
+    let end = ["; hint: ", "\nhint: "].iter().filter_map(|mark| text.find(mark)).min();
+    &text[..end.unwrap_or(text.len())]
+}
+
+/// `text` as one word of a shell's command line.
+pub fn shell_quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
 /// `a; hint: b` becomes two lines, with the indentation of the first.
 fn hints_on_own_lines(text: &str) -> String {
     let mut lines = Vec::new();
     for line in text.lines() {
         let indentation = &line[..line.len() - line.trim_start().len()];
-        match line.split_once("; hint: ") {
-            Some((message, hint)) => lines.extend([message.to_owned(), format!("{indentation}hint: {hint}")]),
-            None => lines.push(line.to_owned()),
-        }
+        let mut parts = line.split("; hint: ");
+        lines.extend(parts.next().map(str::to_owned));
+        lines.extend(parts.map(|hint| format!("{indentation}hint: {hint}")));
     }
     lines.join("\n")
 }
@@ -131,6 +161,18 @@ mod tests {
         assert_eq!(describe(&told), "cannot write x: no space");
         let untold = anyhow!("no space; hint: make room").context("cannot write x");
         assert_eq!(describe(&untold), "cannot write x\n  because: no space\n  hint: make room");
+        let better_told = anyhow!("no space; hint: check free space").context("cannot write x: no space; hint: lower run.keep");
+        assert_eq!(describe(&better_told), "cannot write x: no space\nhint: lower run.keep");
+    }
+
+    #[test]
+    fn every_hint_has_a_line_of_its_own() {
+        assert_eq!(hints_on_own_lines("  a; hint: b; hint: c"), "  a\n  hint: b\n  hint: c");
+    }
+
+    #[test]
+    fn a_path_is_quoted_where_a_shell_would_split_it() {
+        assert_eq!(["runs/a-1", "my runs/a", "it's", ""].map(shell_quoted), ["runs/a-1", "'my runs/a'", "'it'\\''s'", "''"]);
     }
 
     #[test]

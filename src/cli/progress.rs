@@ -16,14 +16,20 @@ use std::{
 /// The bar on the screen, if any, so that log lines can be written above it.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-/// What a step's line shows: a label and the metrics to take it from, the first one recorded.
-const SHOWN: [(&str, &[&str]); 5] = [
+/// A label and the metrics to take its figure from, the first one recorded.
+type Figure = (&'static str, &'static [&'static str]);
+
+/// What a step's line shows in front of the time left: with it and the step, what fits beside the bar on a terminal of 80 columns.
+const SHOWN_FIRST: [Figure; 3] = [
     ("reward", &[metrics::REWARD]),
-    ("loss", &[metrics::DISTILL_LOSS]),
     ("kl", &[metrics::KL, metrics::DISTILL_KL]),
-    ("entropy", &[metrics::ENTROPY]),
     ("tok/s", &[metrics::ROLLOUT_TOKENS_PER_SECOND, metrics::UPDATE_TOKENS_PER_SECOND]),
 ];
+/// What it shows behind; under the bar these have a line of their own, with memory.
+const SHOWN_THEN: [Figure; 2] = [("loss", &[metrics::DISTILL_LOSS]), ("entropy", &[metrics::ENTROPY])];
+
+/// Width of the bar alone.
+const BAR_COLUMNS: usize = 12;
 
 /// Receives events and draws them on stderr.
 pub struct Progress {
@@ -80,8 +86,8 @@ impl Progress {
         let bar = self.is_terminal.then(|| {
             let bar = if total > 0 { ProgressBar::new(total as u64) } else { ProgressBar::no_length() };
             bar.set_draw_target(ProgressDrawTarget::stderr());
-            let template =
-                if total > 0 { "{prefix:<8} {bar:24} {pos}/{len}  {wide_msg}" } else { "{prefix:<8} {spinner} {pos}  {wide_msg}" };
+            let bounded = format!("{{prefix}} {{bar:{BAR_COLUMNS}}} {{pos}}/{{len}}  {{msg}}");
+            let template = if total > 0 { &bounded } else { "{prefix} {spinner} {pos}  {msg}" };
             bar.set_style(ProgressStyle::with_template(template).expect("the templates above are well-formed"));
             bar.set_prefix(phase.as_str());
             bar.set_position(done as u64);
@@ -97,14 +103,14 @@ impl Progress {
         }
         let Some(running) = &self.running else { return };
         let eta_s = remaining_s(running.started.elapsed().as_secs_f64(), running.done_before, step, total);
-        let text = step_text(metrics, machine::resident_bytes(), eta_s);
+        let (first, then) = step_text(metrics, machine::resident_bytes(), eta_s);
         match &running.bar {
             Some(bar) => {
                 bar.set_position(step as u64);
-                bar.set_message(text);
+                bar.set_message(format!("{first}\n   {then}"));
             }
-            None if total > 0 => output::say(&format!("{phase} {step}/{total}  {text}")),
-            None => output::say(&format!("{phase} {step}  {text}")),
+            None if total > 0 => output::say(format!("{phase} {step}/{total}  {first}  {then}").trim_end()),
+            None => output::say(format!("{phase} {step}  {first}  {then}").trim_end()),
         }
     }
 }
@@ -121,14 +127,14 @@ fn remaining_s(elapsed_s: f64, done_before: usize, step: usize, total: usize) ->
     (total > 0).then(|| elapsed_s / n_done as f64 * total.saturating_sub(step) as f64)
 }
 
-/// `reward 0.410  kl 0.0123  tok/s 1520  mem 1.2 GB  eta 3m12s`
-fn step_text(metrics: &[(&'static str, f64)], resident_bytes: Option<u64>, eta_s: Option<f64>) -> String {
+/// `reward 0.410  kl 0.0123  tok/s 1520  eta 3m12s` and `entropy 0.512  mem 1.2 GB`.
+fn step_text(metrics: &[(&'static str, f64)], resident_bytes: Option<u64>, eta_s: Option<f64>) -> (String, String) {
     let value = |names: &[&str]| names.iter().find_map(|name| metrics.iter().find(|(known, _)| known == name).map(|(_, value)| *value));
-    let mut parts: Vec<String> =
-        SHOWN.iter().filter_map(|(label, names)| value(names).map(|value| format!("{label} {}", short(value)))).collect();
-    parts.extend(resident_bytes.map(|n| format!("mem {}", output::bytes(n))));
-    parts.extend(eta_s.map(|seconds| format!("eta {}", output::duration(seconds))));
-    parts.join("  ")
+    let figure = |(label, names): &Figure| value(names).map(|value| format!("{label} {}", short(value)));
+    let eta = eta_s.map(|seconds| format!("eta {}", output::duration(seconds)));
+    let memory = resident_bytes.map(|n| format!("mem {}", output::bytes(n)));
+    let joined = |figures: &[Figure], last: Option<String>| figures.iter().filter_map(figure).chain(last).collect::<Vec<_>>().join("  ");
+    (joined(&SHOWN_FIRST, eta), joined(&SHOWN_THEN, memory))
 }
 
 /// Three significant digits, or a whole number from 100 on.
@@ -180,7 +186,26 @@ mod tests {
     fn a_step_shows_reward_kl_speed_memory_and_time_left() {
         let metrics =
             [(metrics::KL, 0.0123), (metrics::REWARD, 0.41), (metrics::ROLLOUT_TOKENS_PER_SECOND, 1520.4), (metrics::SEARCHES, 2.0)];
-        assert_eq!(step_text(&metrics, Some(1_200_000_000), Some(192.0)), "reward 0.410  kl 0.01230  tok/s 1520  mem 1.2 GB  eta 3m12s");
+        let (first, then) = step_text(&metrics, Some(1_200_000_000), Some(192.0));
+        assert_eq!([first, then], ["reward 0.410  kl 0.01230  tok/s 1520  eta 3m12s", "mem 1.2 GB"]);
+    }
+
+    #[test]
+    fn step_reward_kl_speed_and_time_left_are_seen_on_80_columns() {
+        // As wide as these figures get in a run of 1,000 steps.
+        let metrics = [
+            (metrics::REWARD, 0.41),
+            (metrics::KL, -0.000_123_4),
+            (metrics::ENTROPY, 0.5),
+            (metrics::DISTILL_LOSS, 0.5),
+            (metrics::ROLLOUT_TOKENS_PER_SECOND, 152_000.0),
+        ];
+        let (first, _) = step_text(&metrics, Some(1_200_000_000), Some(3599.0));
+        let line = format!("{} {} 1000/1000  {first}", Phase::Rl, "#".repeat(BAR_COLUMNS));
+        for figure in ["1000/1000  ", "reward 0.410  ", "kl -0.00012  ", "tok/s 152000  ", "eta 59m59s"] {
+            assert!(line.contains(figure), "{figure} is missing: {line}");
+        }
+        assert!(line.len() <= 80, "{} columns: {line}", line.len());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::{
     config::{Recipe, Stage, load::differences},
     eval::Summary,
     trainer::{
-        checkpoint,
+        checkpoint, metrics,
         run_dir::{RUNS_DIR, RunDir, list_runs},
     },
 };
@@ -152,9 +152,9 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
     let run = find(name)?;
     let recipe = run.recipe()?;
     let changed = differences(&Recipe::default(), &recipe);
-    let (summary, metrics) = (run.summary::<Summary>()?, run.read_metrics()?);
+    let (summary, lines) = (run.summary::<Summary>()?, run.read_metrics()?);
     let newest = checkpoint::list_checkpoints(run.path())?.pop();
-    let last = last_of_each_phase(&metrics);
+    let (last, last_eval) = (last_of_each_phase(&lines), lines.iter().rev().find(|line| is_evaluation(line)));
     if as_json {
         let changed: Map<String, Value> = changed.iter().map(|(key, _, value)| (key.clone(), json!(value))).collect();
         return output::json(&json!({
@@ -163,6 +163,7 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
             "changed": changed,
             "summary": summary,
             "last_metrics": last,
+            "last_eval": last_eval,
             "checkpoint": newest.map(|checkpoint| checkpoint.path),
         }));
     }
@@ -173,8 +174,9 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
     if let Some(summary) = &summary {
         text += &format!("\n{}", describe_summary(summary));
     }
-    for line in last {
-        text += &format!("\nlast of {}\n", line.get("phase").and_then(Value::as_str).unwrap_or_default());
+    let titled = last.into_iter().map(|line| ("last of", line)).chain(last_eval.map(|line| ("last evaluation in", line)));
+    for (title, line) in titled {
+        text += &format!("\n{title} {}\n", line.get("phase").and_then(Value::as_str).unwrap_or_default());
         for (key, value) in line.iter().filter(|(key, _)| *key != "phase") {
             text += &format!("  {key} {value}\n");
         }
@@ -189,10 +191,15 @@ fn describe_summary(summary: &Summary) -> String {
     format!("{}\nseed {}, {}\n", table::summary(summary), summary.seed, output::duration(summary.wall_s))
 }
 
-/// The last metrics line of each phase, in the order of the phases' first lines.
+/// An evaluation between steps has a line of its own, under the phase and step it interrupts.
+fn is_evaluation(line: &Map<String, Value>) -> bool {
+    line.contains_key(metrics::EVAL_EM)
+}
+
+/// The last training line of each phase, in the order of the phases' first lines.
 fn last_of_each_phase(metrics: &[Map<String, Value>]) -> Vec<&Map<String, Value>> {
     let mut last: Vec<&Map<String, Value>> = Vec::new();
-    for line in metrics {
+    for line in metrics.iter().filter(|line| !is_evaluation(line)) {
         match last.iter_mut().find(|known| known.get("phase") == line.get("phase")) {
             Some(known) => *known = line,
             None => last.push(line),
@@ -232,7 +239,9 @@ mod tests {
     #[test]
     fn each_phase_shows_its_last_line() {
         let line = |phase: &str, step: u64| Map::from_iter([("phase".to_owned(), json!(phase)), ("step".to_owned(), json!(step))]);
-        let metrics = [line("kd", 1), line("kd", 2), line("rl", 1)];
-        assert_eq!(last_of_each_phase(&metrics), [&line("kd", 2), &line("rl", 1)]);
+        let mut evaluation = line("rl", 1);
+        evaluation.insert(metrics::EVAL_EM.to_owned(), json!(0.5));
+        let lines = [line("kd", 1), line("kd", 2), line("rl", 1), evaluation];
+        assert_eq!(last_of_each_phase(&lines), [&line("kd", 2), &line("rl", 1)]);
     }
 }

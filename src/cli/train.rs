@@ -7,11 +7,12 @@ use super::{
     table,
 };
 use crate::{
-    config::Recipe,
+    config::{Loaded, Recipe, check},
     eval::Summary,
     pipeline::{Pipeline, PipelineError},
     trainer::{
-        devices::{Job, with_device},
+        checkpoint,
+        devices::{DeviceChoice, Job, with_device},
         events::Stop,
         provenance::Provenance,
         run_dir::{RUNS_DIR, RunDir, RunDirError},
@@ -68,7 +69,7 @@ impl Job for Probe {
 
 pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     if args.dry_run {
-        plan::show(&args.recipe.load()?, args.json)?;
+        plan::show(&load(&args)?, args.json)?;
         return Ok(Outcome::Done);
     }
     with_device(args.device.device, Probe)?;
@@ -80,8 +81,10 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         None => create(&args)?,
     };
     let path = run.path().to_owned();
+    // Held until the process ends: a second one would write into the same files.
+    let _lock = run.lock()?;
     output::say(&format!("run {} (seed {}, {})", path.display(), recipe.run.seed, args.device.device));
-    let stop = stop_on_interrupt()?;
+    let stop = stop_on_interrupt("stopping after this step, then saving")?;
     let mut progress = Progress::new(context.is_quiet);
     let result = with_device(args.device.device, Train { recipe, run, progress: &mut progress, stop })?;
     progress.finish();
@@ -96,37 +99,88 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             Ok(Outcome::Done)
         }
         Err(PipelineError::Stopped) => {
-            output::say(&format!("stopped; continue with: cargo xtask train --resume {}", path.display()));
+            output::insist(&format!("stopped; continue with: {}", resume_command(&path, args.device.device)));
             Ok(Outcome::Interrupted)
         }
         Err(error) => {
-            Err(anyhow::Error::from(error)
-                .context(format!("the run {} failed; continue with: cargo xtask train --resume {0}", path.display())))
+            let next = resume_command(&path, args.device.device);
+            Err(with_advice(error, &path).context(format!("the run {} failed; continue with: {next}", path.display())))
         }
+    }
+}
+
+/// The command that continues a run on the same device.
+fn resume_command(run: &Path, device: DeviceChoice) -> String {
+    let (features, device) = match device {
+        DeviceChoice::Cpu => ("", String::new()),
+        DeviceChoice::Wgpu(_) => ("--features wgpu ", format!("--device {device} ")),
+        DeviceChoice::Cuda(_) => ("--features cuda ", format!("--device {device} ")),
+    };
+    format!("cargo xtask {features}train {device}--resume {}", output::shell_quoted(&run.display().to_string()))
+}
+
+/// What lies in a checkpoint was written by the run itself, so the advice for models from elsewhere (fetch it again) is wrong for it.
+fn with_advice(error: PipelineError, run: &Path) -> anyhow::Error {
+    let PipelineError::State(damage) = &error else { return error.into() };
+    let told = damage.to_string();
+    let checkpoints = checkpoint::list_checkpoints(run).unwrap_or_default();
+    let damaged = checkpoints.iter().map(|checkpoint| checkpoint.path.display().to_string()).find(|folder| told.contains(folder));
+    match damaged {
+        Some(folder) => anyhow::anyhow!(
+            "{}; hint: this checkpoint is damaged: remove the folder {}, and the run goes on from the checkpoint before it",
+            output::without_hint(&told),
+            output::shell_quoted(&folder)
+        ),
+        None => error.into(),
+    }
+}
+
+/// The recipe, with the name that `--name` gives the run.
+fn load(args: &Args) -> anyhow::Result<Loaded> {
+    let mut loaded = args.recipe.load()?;
+    let Some(name) = &args.name else { return Ok(loaded) };
+    loaded.recipe.run.name.clone_from(name);
+    // The rule that the run's own recipe has to pass when the run is opened again.
+    let broken = check::check(&loaded.recipe).errors.into_iter().find(|problem| problem.key == "run.name");
+    match broken {
+        Some(problem) => Err(UsageError(format!("--name: {}; hint: {}", problem.message, problem.hint)).into()),
+        None if name.is_empty() => {
+            Err(UsageError("--name is empty; hint: leave it out, and the run is named after its recipe".into()).into())
+        }
+        None => Ok(loaded),
     }
 }
 
 /// A new run directory for the recipe.
 fn create(args: &Args) -> anyhow::Result<(Recipe, RunDir)> {
-    let loaded = args.recipe.load()?;
+    let loaded = load(args)?;
     let base = loaded.run_name();
     let recipe = loaded.recipe;
     let provenance = Provenance::collect(&args.device.device.to_string(), &recipe)?;
     let root = Path::new(RUNS_DIR);
-    let chosen = args.name.as_ref().or(Some(&recipe.run.name).filter(|name| !name.is_empty()));
-    if let Some(name) = chosen {
-        if name.contains(['/', '\\']) || name.starts_with('.') {
-            return Err(UsageError(format!("\"{name}\" is no name for a run; hint: letters, digits, - and _; it becomes runs/NAME")).into());
-        }
-        let run = RunDir::create(root, name, &recipe, &provenance)?;
+    if !recipe.run.name.is_empty() {
+        let run = RunDir::create(root, &recipe.run.name, &recipe, &provenance)?;
         return Ok((recipe, run));
     }
     let mut number = 1;
     loop {
         let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
         match RunDir::create(root, &name, &recipe, &provenance) {
-            Err(RunDirError::Exists(_)) => number += 1,
+            Err(RunDirError::Exists(_) | RunDirError::Occupied(_)) => number += 1,
             created => return Ok((recipe, created?)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resume_line_can_be_pasted() {
+        let cpu = resume_command(Path::new("my runs/a"), DeviceChoice::Cpu);
+        assert_eq!(cpu, "cargo xtask train --resume 'my runs/a'");
+        let gpu = resume_command(Path::new("runs/a"), DeviceChoice::Cuda(1));
+        assert_eq!(gpu, "cargo xtask --features cuda train --device cuda:1 --resume runs/a");
     }
 }

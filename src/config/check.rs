@@ -1,7 +1,7 @@
 //! The rules between fields: what a type cannot say. Each rule names the key to change and what to change it to.
 //!
 //! All broken rules are reported at once. Only what the stage uses is checked, so an RL recipe need not fill in the encoder stage.
-use super::{AdamWRecipe, KlMode, KlReference, Problem, Recipe, Stage};
+use super::{ADAPTIVE_ERROR_LIMIT, AdamWRecipe, KlMode, KlReference, Problem, Recipe, Stage};
 
 /// Parameter types a model can be computed in.
 pub const DTYPES: [&str; 3] = ["f32", "bf16", "f16"];
@@ -193,11 +193,11 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
         }
         "bm25" => found.not_empty("data.corpus", no_passages, "bm25 searches the passages of this file"),
         "remote" => {
-            let is_address = retriever.url.starts_with("http://") || retriever.url.starts_with("https://");
+            let is_address = retriever.url.starts_with("http://");
             found.error(
                 !is_address,
                 "retriever.url",
-                || format!("\"{}\" is no address, and kind = \"remote\" needs one", retriever.url),
+                || format!("\"{}\" is no http:// address (https is not spoken), and kind = \"remote\" needs one", retriever.url),
                 || "e.g. \"http://127.0.0.1:8000/retrieve\"".into(),
             );
             found.number("retriever.timeout_s", retriever.timeout_s, positive, POSITIVE);
@@ -306,6 +306,19 @@ fn check_kl(recipe: &Recipe, found: &mut Findings) {
         "kl.horizon",
         || format!("{} episodes, while kl.target = {} makes the coefficient adaptive", kl.horizon, kl.target),
         || "10000 is the published script's".into(),
+    );
+    // The largest correction is -20 % an `horizon` of episodes; one step must not take the coefficient to 0 or below.
+    let smallest = ADAPTIVE_ERROR_LIMIT * recipe.rl.questions_per_step as f64;
+    found.error(
+        kl.target > 0.0 && kl.horizon > 0.0 && kl.horizon <= smallest,
+        "kl.horizon",
+        || {
+            format!(
+                "{} is too short for {} episodes a step: one step could make the coefficient negative",
+                kl.horizon, recipe.rl.questions_per_step
+            )
+        },
+        || format!("at least {}, the number of episodes of a step", recipe.rl.questions_per_step),
     );
     let needs_teacher = kl.mode != KlMode::None && kl.reference == KlReference::Teacher;
     found.error(

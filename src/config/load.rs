@@ -30,10 +30,13 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// `run.name`, or the recipe's name and seed: `tiny-seed0`.
+    /// `run.name`, or the recipe's name and seed: `tiny-seed0`. What a file may be called and a run may not ("my recipe.toml") becomes dashes.
     pub fn run_name(&self) -> String {
         match self.recipe.run.name.as_str() {
-            "" => format!("{}-seed{}", self.name, self.recipe.run.seed),
+            "" => {
+                let name = self.name.trim_start_matches('.').replace(|c: char| !(c.is_ascii_alphanumeric() || "._-+".contains(c)), "-");
+                format!("{name}-seed{}", self.recipe.run.seed)
+            }
             name => name.to_owned(),
         }
     }
@@ -95,6 +98,10 @@ pub fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str
         .map(|(_, candidate)| candidate)
 }
 
+fn names_built_in() -> String {
+    BUILT_IN.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ")
+}
+
 /// Dotted key -> value and where it was written.
 type Settings = BTreeMap<String, (Value, Origin)>;
 
@@ -115,21 +122,26 @@ impl std::fmt::Display for Place {
 }
 
 impl Place {
-    /// `name` as written on the command line, or behind `extends` in the recipe `from`.
+    /// `name` as written on the command line, or behind `extends` in the recipe `from`: a file (beside the extending one), or the built-in recipe of
+    /// that name, with or without `.toml`, where there is no such file.
     fn find(name: &str, from: Option<&Place>) -> Result<Self, ConfigError> {
         let built_in = |name: &str| BUILT_IN.iter().find(|(known, _)| *known == name).map(|&(known, text)| Self::BuiltIn(known, text));
+        let file_or_built_in = |path: PathBuf| match name.strip_suffix(".toml").and_then(built_in) {
+            Some(recipe) if !path.exists() => recipe,
+            _ => Self::File(path),
+        };
         let is_bare = !name.contains(['/', '\\', '.']);
         match (is_bare, from) {
             (true, _) => built_in(name).ok_or_else(|| {
-                let names: Vec<&str> = BUILT_IN.iter().map(|(known, _)| *known).collect();
-                let guess = did_you_mean(name, names.iter().copied()).map_or_else(String::new, |n| format!("did you mean {n}? "));
-                let hint = format!("{guess}built in are {}; a file is named by its path, e.g. ./{name}.toml", names.join(", "));
+                let names = BUILT_IN.iter().map(|(known, _)| *known);
+                let guess = did_you_mean(name, names).map_or_else(String::new, |n| format!("did you mean {n}? "));
+                let hint = format!("{guess}built in are {}; a file is named by its path, e.g. ./{name}.toml", names_built_in());
                 ConfigError::UnknownRecipe { name: name.to_owned(), hint }
             }),
             // Inside the binary `base.toml` means the built-in recipe of that name.
             (false, Some(Self::BuiltIn(..))) => Self::find(name.trim_end_matches(".toml"), None),
-            (false, Some(Self::File(file))) => Ok(Self::File(file.parent().unwrap_or(Path::new("")).join(name))),
-            (false, None) => Ok(Self::File(PathBuf::from(name))),
+            (false, Some(Self::File(file))) => Ok(file_or_built_in(file.parent().unwrap_or(Path::new("")).join(name))),
+            (false, None) => Ok(file_or_built_in(PathBuf::from(name))),
         }
     }
 
@@ -141,18 +153,23 @@ impl Place {
         }
     }
 
-    fn text(&self) -> Result<String, ConfigError> {
-        match self {
-            Self::BuiltIn(_, text) => Ok((*text).to_owned()),
-            Self::File(path) => std::fs::read_to_string(path).map_err(|source| {
-                let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-                let hint = match BUILT_IN.iter().find(|(known, _)| *known == stem) {
-                    Some((known, _)) => format!("the recipe is built in: --config {known}"),
-                    None => "check the path; relative ones start at the current directory".to_owned(),
-                };
-                ConfigError::Read { path: path.clone(), source, hint }
-            }),
-        }
+    fn text(&self, is_extended: bool) -> Result<String, ConfigError> {
+        let path = match self {
+            Self::BuiltIn(_, text) => return Ok((*text).to_owned()),
+            Self::File(path) => path,
+        };
+        let text = std::fs::read_to_string(path).map_err(|source| {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let hint = match (BUILT_IN.iter().find(|(known, _)| *known == stem), is_extended) {
+                (Some((known, _)), true) => format!("the recipe is built in: extends = \"{known}\""),
+                (Some((known, _)), false) => format!("the recipe is built in: --config {known}"),
+                (None, true) => "check `extends`; relative paths start at the folder of the recipe that extends".to_owned(),
+                (None, false) => "check the path; relative ones start at the current directory".to_owned(),
+            };
+            ConfigError::Read { path: path.clone(), source, hint }
+        })?;
+        // Some editors begin a file with a byte order mark, which TOML does not know.
+        Ok(text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned())
     }
 }
 
@@ -167,7 +184,7 @@ fn collect_layers(place: Place, layers: &mut Vec<Layer>) -> Result<(), ConfigErr
         let chain = layers.iter().map(|layer| &layer.place).chain([&place]).map(Place::to_string).collect();
         return Err(ConfigError::Cycle { chain });
     }
-    let mut settings = parse_file(&place.to_string(), &place.text()?)?;
+    let mut settings = parse_file(&place.to_string(), &place.text(!layers.is_empty())?)?;
     let base = settings.remove("extends");
     layers.push(Layer { place: place.clone(), settings });
     match base {
@@ -177,7 +194,7 @@ fn collect_layers(place: Place, layers: &mut Vec<Layer>) -> Result<(), ConfigErr
             origin: Box::new(origin),
             key: "extends".into(),
             why: format!("expected the name of a recipe, found {}", value.type_str()),
-            hint: "extends = \"base.toml\"".into(),
+            hint: format!("write extends = \"base\", which is built in, or the path of one recipe; built in are {}", names_built_in()),
         }),
     }
 }

@@ -88,6 +88,42 @@ fn a_file_may_extend_a_built_in_recipe_by_its_bare_name() {
 }
 
 #[test]
+fn a_built_in_recipe_is_found_by_its_file_name_unless_a_file_of_that_name_lies_there() {
+    let recipe = format!("extends = \"base.toml\"\n{RUNNABLE}");
+    assert_eq!(Recipes::new(&[("r.toml", &recipe)]).load("r.toml", &[]).unwrap().sources[1], "built-in base");
+    let files = Recipes::new(&[("r.toml", &recipe), ("base.toml", "rl.steps = 3\n")]);
+    assert_eq!(files.load("r.toml", &[]).unwrap().sources[1], files.path("base.toml"));
+    // The tests run in the repository's root, where there is no tiny.toml.
+    let loaded = load("tiny.toml", &[]).unwrap();
+    assert_eq!((loaded.sources[0].as_str(), loaded.name.as_str()), ("built-in tiny", "tiny"));
+}
+
+#[test]
+fn a_bad_extends_gets_a_hint_that_works() {
+    let error = error_of("extends = [\"base\"]\n", &[]);
+    assert!(error.contains("expected the name of a recipe, found array") && error.contains("write extends = \"base\""), "{error}");
+    let error = error_of("extends = \"bases/mine.toml\"\n", &[]);
+    assert!(error.contains("mine.toml") && error.contains("the folder of the recipe that extends"), "{error}");
+    let error = error_of("extends = \"configs/base.toml\"\n", &[]);
+    assert!(error.contains("hint: the recipe is built in: extends = \"base\""), "{error}");
+}
+
+#[test]
+fn a_byte_order_mark_is_skipped() {
+    let files = Recipes::new(&[("r.toml", &format!("\u{feff}{RUNNABLE}rl.steps = 3\n"))]);
+    assert_eq!(files.load("r.toml", &[]).unwrap().recipe.rl.steps, 3);
+}
+
+#[test]
+fn the_default_name_of_a_run_is_one_that_the_rules_allow() {
+    for file in ["my recipe.toml", ".hidden.toml", "größe (2).toml"] {
+        let mut loaded = Recipes::new(&[(file, RUNNABLE)]).load(file, &[]).unwrap();
+        loaded.recipe.run.name = loaded.run_name();
+        assert!(check::check(&loaded.recipe).errors.iter().all(|problem| problem.key != "run.name"), "{}", loaded.recipe.run.name);
+    }
+}
+
+#[test]
 fn recipes_that_extend_each_other_are_an_error_that_shows_the_circle() {
     let files = Recipes::new(&[("a.toml", "extends = \"b.toml\""), ("b.toml", "extends = \"./a.toml\"")]);
     let error = files.load("a.toml", &[]).unwrap_err();

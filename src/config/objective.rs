@@ -144,6 +144,9 @@ pub enum KlPlacement {
     Loss,
 }
 
+/// Largest relative error the adaptive KL coefficient reacts to in one update (method §4).
+pub const ADAPTIVE_ERROR_LIMIT: f64 = 0.2;
+
 /// The KL penalty (method §4).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

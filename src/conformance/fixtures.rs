@@ -26,6 +26,8 @@ pub enum FixtureError {
     #[error("\"{key}\" is {found}, expected {expected}")]
     Value { key: String, found: String, expected: &'static str },
     #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    #[error(transparent)]
     Model(#[from] dgpo_models::ModelError),
 }
 
@@ -181,6 +183,22 @@ pub fn number(value: &Value, key: &str) -> Result<f64, FixtureError> {
 pub fn count(value: &Value, key: &str) -> Result<usize, FixtureError> {
     let found = member(value, key)?;
     found.as_u64().map(|n| n as usize).ok_or_else(|| wrong(key, found, "a count"))
+}
+
+/// A list of whole numbers.
+pub fn integers(value: &Value, key: &str) -> Result<Vec<i64>, FixtureError> {
+    list(value, key)?.iter().map(|v| v.as_i64().ok_or_else(|| wrong(key, v, "a whole number"))).collect()
+}
+
+/// A string, or null for none.
+pub fn optional_text<'v>(value: &'v Value, key: &str) -> Result<Option<&'v str>, FixtureError> {
+    let found = member(value, key)?;
+    if found.is_null() { Ok(None) } else { text(value, key).map(Some) }
+}
+
+pub fn flag(value: &Value, key: &str) -> Result<bool, FixtureError> {
+    let found = member(value, key)?;
+    found.as_bool().ok_or_else(|| wrong(key, found, "true or false"))
 }
 
 pub fn text<'v>(value: &'v Value, key: &str) -> Result<&'v str, FixtureError> {

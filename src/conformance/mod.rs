@@ -7,11 +7,13 @@ mod ann;
 mod bert;
 mod fixtures;
 mod formula;
+mod generation;
 mod losses;
 mod models;
 mod network;
 mod ppo;
 mod report;
+mod rl_step;
 mod rollouts;
 mod step;
 mod text;
@@ -177,3 +179,5 @@ fn one_case(name: &str, compare: impl FnOnce(&mut Case) -> Result<(), FixtureErr
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wrong_fixture_tests;

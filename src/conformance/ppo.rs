@@ -200,7 +200,7 @@ fn one_group<B: TrainBackend>(
         for (name, expected) in object(result, part)? {
             let key = key(&format!("{part}.{name}"));
             match stats.iter().find(|(known, _)| known == name) {
-                Some(&(_, got)) => case.scalar(&key, got, expected.as_f64().unwrap_or(f64::NAN), SCALAR),
+                Some(&(_, got)) => case.number(&key, got, expected, SCALAR),
                 // Says in words which mask the numbers were made with.
                 None if name == "mask" => {}
                 None => case.fail_unknown([key]),
@@ -328,17 +328,16 @@ fn pieces<B: TrainBackend>(tensors: &Tensors, values: &Value, device: &B::Device
     }
     let (x, mask_tensor) = (vector::<B>(&x, device), mask_vector::<B>(&mask, device));
     for (key, expected) in object(values, "pieces")? {
-        let expected_number = || expected.as_f64().unwrap_or(f64::NAN);
         let mean = |values: Tensor<B, 1>| f64::from(host(masked_mean(values, mask_tensor.clone(), n_true(&mask)))[0]);
         match key.as_str() {
-            "masked_mean" => case.scalar(key, mean(x.clone()), expected_number(), SCALAR),
+            "masked_mean" => case.number(key, mean(x.clone()), expected, SCALAR),
             "masked_var_unbiased" => {
                 let variance = advantage::masked_mean_and_variance(&host(x.clone()), &mask).map_or(f64::NAN, |(_, variance)| variance);
-                case.scalar(key, variance, expected_number(), SCALAR);
+                case.number(key, variance, expected, SCALAR);
             }
             "entropy_loss" => {
                 let bonus = ppo::entropy_bonus(entropy.clone(), mask_tensor.clone(), n_true(&mask));
-                case.scalar(key, f64::from(host(bonus)[0]), expected_number(), SCALAR);
+                case.number(key, f64::from(host(bonus)[0]), expected, SCALAR);
             }
             "adaptive_kl" => adaptive_kl(expected, key, case)?,
             _ => case.fail_unknown([key.clone()]),

@@ -1,5 +1,6 @@
 //! What a conformance run found: families of cases of checks, each with its worst deviation and the tolerance it was held to.
 use serde::Serialize;
+use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Debug};
 
 /// The result of a run. `passed` and `failed` count checks.
@@ -108,15 +109,27 @@ impl Case {
         self.compare(key, &[(got, expected)], tolerance);
     }
 
-    /// An expected value that is not finite is the reference's own failure: any finite result is better.
+    /// As [`Case::scalar`], the expected value as the fixture writes it: anything but a number fails.
+    pub fn number(&mut self, key: &str, got: f64, expected: &Value, tolerance: Tolerance) {
+        match expected.as_f64() {
+            Some(expected) => self.scalar(key, got, expected, tolerance),
+            None => self.fail(key, format!("the fixture holds {}, expected a number", shortened(&expected.to_string()))),
+        }
+    }
+
+    /// A reference that holds no numbers cannot be met: a recorded value that is not finite fails, and so does a comparison of no entries.
     fn compare(&mut self, key: &str, pairs: &[(f64, f64)], tolerance: Tolerance) {
-        let max = pairs.iter().map(|(_, expected)| expected.abs()).filter(|x| x.is_finite()).fold(0.0, f64::max);
+        if pairs.is_empty() {
+            return self.fail(key, "the fixture holds no value to compare");
+        }
+        let max = pairs.iter().map(|(_, expected)| expected.abs()).fold(0.0, f64::max);
         let mut worst = (0.0, tolerance.abs + tolerance.rel_of_max * max, -1.0);
         for (i, &(got, expected)) in pairs.iter().enumerate() {
-            if !got.is_finite() && got != expected {
-                return self.fail(key, format!("entry {i} of {} is {got}, expected {expected}", pairs.len()));
+            if !got.is_finite() || !expected.is_finite() {
+                let whose = if expected.is_finite() { "" } else { ": the recorded value is not finite" };
+                return self.fail(key, format!("entry {i} of {} is {got}, expected {expected}{whose}", pairs.len()));
             }
-            if got == expected || !expected.is_finite() {
+            if got == expected {
                 continue;
             }
             let deviation = (got - expected).abs();
@@ -181,12 +194,17 @@ mod tests {
     }
 
     #[test]
-    fn nan_fails_unless_the_reference_has_nan_and_a_wrong_length_fails() {
+    fn nothing_passes_without_finite_numbers_on_both_sides() {
         let mut case = Case::new("c");
-        case.scalar("nan", f64::NAN, 1.0, Tolerance::abs(9.0));
-        case.scalar("better", 1.0, f64::NAN, Tolerance::abs(0.0));
-        case.scalar("both", f64::NAN, f64::NAN, Tolerance::abs(0.0));
+        for (got, expected) in
+            [(f64::NAN, 1.0), (1.0, f64::NAN), (1.0, f64::INFINITY), (f64::INFINITY, f64::INFINITY), (f64::NAN, f64::NAN)]
+        {
+            case.scalar("not finite", got, expected, Tolerance::abs(9.0).or_rel(9.0));
+        }
         case.close("length", &[1.0], &[1.0, 1.0], Tolerance::abs(9.0));
-        assert_eq!(case.checks.iter().map(|c| c.passed).collect::<Vec<_>>(), [false, true, false, false]);
+        case.close("nothing", &[], &[], Tolerance::abs(9.0));
+        case.number("null", 1.0, &Value::Null, Tolerance::abs(9.0));
+        case.number("text", 1.0, &Value::from("1.0"), Tolerance::abs(9.0));
+        assert!(case.checks.iter().all(|check| !check.passed));
     }
 }

@@ -160,8 +160,12 @@ fn one_rollout(rollout: &Value, retriever: &RuleRetriever, tensors: &Tensors, ca
         .iter()
         .zip(recorder.rows)
         .zip(&scripts)
-        .map(|((episode, (_, contexts)), script)| Row { episode, contexts, difference: difference(episode, script) })
-        .collect();
+        .enumerate()
+        .map(|(row, ((episode, (_, contexts)), script))| {
+            let recorded = Recorded::read(rollout, tensors, name, row, limits.max_prompt_length)?;
+            Ok(Row { episode, contexts, difference: difference(episode, script, &recorded) })
+        })
+        .collect::<Result<_, FixtureError>>()?;
     for (row, difference) in rows.iter().enumerate().filter_map(|(row, r)| Some((row, r.difference?))) {
         case.differs_on_purpose(&format!("{name}.row{row}"), &format!("{}; compared up to there", difference.what));
     }
@@ -179,7 +183,7 @@ fn scripts_of(prompts: &[String], scripts: &Value) -> Result<Vec<Vec<String>>, F
     prompts.iter().enumerate().map(|row| strings(scripts, &number(row))).collect()
 }
 
-fn question(prompt: &str) -> Question {
+pub(super) fn question(prompt: &str) -> Question {
     Question {
         id: prompt.to_owned(),
         dataset: String::new(),
@@ -248,7 +252,46 @@ impl Row<'_> {
     }
 }
 
-fn difference(episode: &Episode, script: &[String]) -> Option<Difference> {
+/// What the reference recorded about the lengths of a row.
+struct Recorded {
+    /// Real tokens of the row, and of its prompt alone.
+    n_tokens: usize,
+    n_prompt: usize,
+    /// Nothing of what was recorded is longer than `max_prompt_length` allows: neither the responses nor a context from the second turn on.
+    keeps_limit: bool,
+    max_prompt_length: usize,
+}
+
+impl Recorded {
+    fn read(rollout: &Value, tensors: &Tensors, name: &str, row: usize, max_prompt_length: usize) -> Result<Self, FixtureError> {
+        let key = |part: &str| format!("{name}.{part}");
+        let mask = tensors.integers(&key("attention_mask"))?;
+        let [n_rows, n_cols] = mask.dims::<2>(&key("attention_mask"))?;
+        let [_, n_prompt] = tensors.integers(&key("prompts"))?.dims::<2>(&key("prompts"))?;
+        if row >= n_rows || n_prompt > n_cols {
+            return Err(FixtureError::Shape {
+                key: key("attention_mask"),
+                shape: mask.shape,
+                expected: format!("[> {row}, >= {n_prompt}]"),
+            });
+        }
+        let count = |columns: std::ops::Range<usize>| columns.filter(|col| mask.data[row * n_cols + col] != 0).count();
+        // The reference drops the oldest tokens of a context behind the first turn, and cuts responses, to the limit. A token of the fixtures is
+        // a byte; a byte that is no text was decoded to a whole character.
+        let n_bytes = |text: &String| text.chars().map(|c| if c == char::REPLACEMENT_CHARACTER { 1 } else { c.len_utf8() }).sum::<usize>();
+        let contexts = nested(rollout, "contexts_seen_by_actor")?;
+        let is_cut = contexts.iter().skip(1).flatten().all(|context| n_bytes(context) <= max_prompt_length);
+        Ok(Self {
+            n_tokens: count(0..n_cols),
+            n_prompt: count(0..n_prompt),
+            keeps_limit: n_cols - n_prompt <= max_prompt_length && is_cut,
+            max_prompt_length,
+        })
+    }
+}
+
+/// Where an episode leaves the reference's on purpose. A limit excuses only a row whose own recording shows that the reference met that limit.
+fn difference(episode: &Episode, script: &[String], recorded: &Recorded) -> Option<Difference> {
     let mut n_shared = 0;
     let mut turn = 0;
     for segment in episode.segments.iter().filter(|segment| !segment.is_prompt()) {
@@ -262,8 +305,12 @@ fn difference(episode: &Episode, script: &[String]) -> Option<Difference> {
         }
     }
     let what = match episode.status {
-        Status::TruncatedLength => "an episode that would pass max_prompt_length is closed, the oldest tokens are not dropped",
-        Status::PromptTooLong => "a prompt without room for an answer is not played",
+        Status::TruncatedLength if recorded.keeps_limit && recorded.n_tokens >= recorded.max_prompt_length => {
+            "an episode that would pass max_prompt_length is closed, the oldest tokens are not dropped"
+        }
+        Status::PromptTooLong if recorded.keeps_limit && recorded.n_prompt >= recorded.max_prompt_length => {
+            "a prompt without room for an answer is not played"
+        }
         _ => return None,
     };
     Some(Difference { what, turn, n_shared })

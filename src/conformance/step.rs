@@ -2,15 +2,16 @@
 //!
 //! The chain: log-probs under student and teacher, the selective KL in the reward, GAE, whitening, two PPO minibatches for actor and critic.
 //! The reference's critic also counts the state behind a row's last token (its mask is the attention mask moved by one column); that
-//! layout is rebuilt here, while training counts response tokens alone. Models come from the `models` folder beside the family's.
+//! layout is rebuilt here, while training counts response tokens alone. `rl_step` runs the trainer's own step over the same batch. Models come from the `models` folder beside the family's.
 use super::{
     Case, FixtureError, Tensors, Tolerance,
-    fixtures::{count, list, number, numbers, object, read_json},
+    fixtures::{count, list, member, number, numbers, object, read_json},
     losses::parse_loss,
     models::{GRADIENT, critic},
     network::{PaddedRows, compare_trained, gradients, norm, parameters, spread, to_vec},
     one_case,
     ppo::{mask_vector, n_true, vector},
+    rl_step,
 };
 use crate::{
     algo::{
@@ -39,13 +40,13 @@ use dgpo_models::{
 use serde_json::Value;
 use std::path::Path;
 
-const LOG_PROBS: Tolerance = Tolerance::abs(2e-4);
-const ADVANTAGES: Tolerance = Tolerance::abs(1e-3);
-const FIRST_MINIBATCH: Tolerance = Tolerance::rel(1e-3);
-const LATER_MINIBATCH: Tolerance = Tolerance::rel(5e-3);
+pub(super) const LOG_PROBS: Tolerance = Tolerance::abs(2e-4);
+pub(super) const ADVANTAGES: Tolerance = Tolerance::abs(1e-3);
+pub(super) const FIRST_MINIBATCH: Tolerance = Tolerance::rel(1e-3);
+pub(super) const LATER_MINIBATCH: Tolerance = Tolerance::rel(5e-3);
 /// For means that are exactly 0 in the reference (the KL of the first minibatch).
-const SCALAR_FLOOR: f64 = 1e-5;
-const AFTER: Tolerance = Tolerance::abs(2e-2);
+pub(super) const SCALAR_FLOOR: f64 = 1e-5;
+pub(super) const AFTER: Tolerance = Tolerance::abs(2e-2);
 const KD_LOSS: Tolerance = Tolerance::rel(2e-5);
 const KD_GRAD_NORM: Tolerance = Tolerance::rel(2e-4);
 
@@ -65,6 +66,7 @@ pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
         let load = |name: &str| load_decoder::<B::InnerBackend>(&models.join(name), DType::F32, device);
         let chain = Chain::<B>::new(&tensors, &json, load(STUDENT)?, load(TEACHER)?, device)?;
         chain.update(case)?;
+        rl_step::compare(&chain, case)?;
         chain.distil(case)?;
         chain.check_keys(case)?;
         case.fail_unknown(tensors.unused());
@@ -73,18 +75,18 @@ pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
 }
 
 /// The recorded batch, its models and its hyper-parameters.
-struct Chain<'a, B: TrainBackend> {
-    tensors: &'a Tensors,
-    json: &'a Value,
-    student: Decoder<B::InnerBackend>,
-    teacher: Decoder<B::InnerBackend>,
-    device: &'a B::Device,
-    rows: PaddedRows,
-    n_prompt: usize,
-    n_response: usize,
+pub(super) struct Chain<'a, B: TrainBackend> {
+    pub(super) tensors: &'a Tensors,
+    pub(super) json: &'a Value,
+    pub(super) student: Decoder<B::InnerBackend>,
+    pub(super) teacher: Decoder<B::InnerBackend>,
+    pub(super) device: &'a B::Device,
+    pub(super) rows: PaddedRows,
+    pub(super) n_prompt: usize,
+    pub(super) n_response: usize,
     /// [B, R] agent tokens, real tokens, and the attention mask one column to the left.
-    info_mask: Vec<bool>,
-    attention_mask: Vec<bool>,
+    pub(super) info_mask: Vec<bool>,
+    pub(super) attention_mask: Vec<bool>,
     value_mask: Vec<bool>,
 }
 
@@ -121,7 +123,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         })
     }
 
-    fn n_rows(&self) -> usize {
+    pub(super) fn n_rows(&self) -> usize {
         self.rows.n_rows()
     }
 
@@ -129,7 +131,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         [self.n_rows(), self.n_response]
     }
 
-    fn floats(&self, key: &str) -> Result<Vec<f32>, FixtureError> {
+    pub(super) fn floats(&self, key: &str) -> Result<Vec<f32>, FixtureError> {
         self.tensors.floats_of(key, &self.response_shape())
     }
 
@@ -151,7 +153,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
     }
 
     /// Log-probs of the response [B, R]; 0 at padding.
-    fn log_probs(&self, model: &Decoder<B::InnerBackend>) -> Vec<f32> {
+    pub(super) fn log_probs(&self, model: &Decoder<B::InnerBackend>) -> Vec<f32> {
         let index = self.response_tokens(&self.attention_mask, 0..self.n_rows());
         let hidden = index.gather(self.rows.hidden(model, self.device));
         let read = token_log_probs(model, hidden, index.labels_tensor(self.device), 1.0, HEAD_ROWS);
@@ -166,21 +168,25 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
     }
 
     fn optimizer<I: Backend>(&self) -> Result<(AdamW<I>, f64), FixtureError> {
+        let recipe = self.optimizer_recipe()?;
+        let lr = recipe.lr;
+        Ok((AdamW::new(recipe), lr))
+    }
+
+    pub(super) fn optimizer_recipe(&self) -> Result<AdamWRecipe, FixtureError> {
         let betas = numbers(self.json, "betas")?;
         let [beta1, beta2] = betas[..] else {
             return Err(FixtureError::Shape { key: "betas".into(), shape: vec![betas.len()], expected: "two".into() });
         };
-        let lr = number(self.json, "lr")?;
-        let recipe = AdamWRecipe {
-            lr,
+        Ok(AdamWRecipe {
+            lr: number(self.json, "lr")?,
             beta1,
             beta2,
             eps: number(self.json, "eps")?,
             weight_decay: number(self.json, "weight_decay")?,
             max_grad_norm: number(self.json, "grad_clip")?,
             ..AdamWRecipe::default()
-        };
-        Ok((AdamW::new(recipe), lr))
+        })
     }
 
     /// The whole update, compared link by link.
@@ -195,8 +201,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
 
         let rewards = self.rewards(&old, &reference, case)?;
         let response = |row: usize| row * self.n_response..(row + 1) * self.n_response;
-        let factor = |key: &str| self.json.get(key).and_then(Value::as_f64).unwrap_or(UNDISCOUNTED);
-        let (gamma, lambda) = (factor("gamma"), factor("lam"));
+        let (gamma, lambda) = (self.factor("gamma")?, self.factor("lam")?);
         let mut advantages: Vec<f32> =
             (0..self.n_rows()).flat_map(|row| gae_row(&rewards[response(row)], &values[response(row)], gamma, lambda)).collect();
         let returns: Vec<f32> = advantages.iter().zip(&values).map(|(a, v)| a + v).collect();
@@ -224,6 +229,11 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         Ok(())
     }
 
+    /// A discount of GAE.
+    pub(super) fn factor(&self, key: &str) -> Result<f64, FixtureError> {
+        self.json.get(key).map_or(Ok(UNDISCOUNTED), |_| number(self.json, key))
+    }
+
     fn rewards(&self, old: &[f32], reference: &[f32], case: &mut Case) -> Result<Vec<f32>, FixtureError> {
         let scores = self.floats("token_level_scores")?;
         let kl: Vec<f32> = old.iter().zip(reference).filter_map(|(&old, &reference)| estimate(KlEstimator::K1, old, reference)).collect();
@@ -244,7 +254,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
     }
 
     /// Consecutive rows, one optimizer step each.
-    fn minibatches(&self) -> Result<Vec<std::ops::Range<usize>>, FixtureError> {
+    pub(super) fn minibatches(&self) -> Result<Vec<std::ops::Range<usize>>, FixtureError> {
         let size = count(self.json, "minibatch")?.max(1);
         Ok((0..self.n_rows()).step_by(size).map(|start| start..(start + size).min(self.n_rows())).collect())
     }
@@ -252,6 +262,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
     fn train_actor(&self, old: &[f32], advantages: &[f32], case: &mut Case) -> Result<Decoder<B::InnerBackend>, FixtureError> {
         let (mut optimizer, lr) = self.optimizer()?;
         let clip_ratio = number(self.json, "cliprange")?;
+        case.equal("actor minibatches", &self.minibatches()?.len(), &list(self.json, "actor")?.len());
         let mut actor = self.student.clone();
         for (step, rows) in self.minibatches()?.into_iter().enumerate() {
             let model: Decoder<B> = with_gradients(actor.clone());
@@ -290,6 +301,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
     ) -> Result<Critic<B::InnerBackend>, FixtureError> {
         let (mut optimizer, lr) = self.optimizer()?;
         let clip_value = number(self.json, "cliprange_value")?;
+        case.equal("critic minibatches", &self.minibatches()?.len(), &list(self.json, "critic")?.len());
         for (step, rows) in self.minibatches()?.into_iter().enumerate() {
             let model: Critic<B> = with_gradients(critic.clone());
             let index = self.response_tokens(&self.value_mask, rows);
@@ -327,15 +339,17 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         let steps = list(self.json, network)?;
         let expected = steps.get(step).ok_or_else(|| FixtureError::Missing(format!("{network}[{step}]")))?;
         let tolerance = Tolerance { abs: SCALAR_FLOOR, ..if step == 0 { FIRST_MINIBATCH } else { LATER_MINIBATCH } };
+        // A step without its loss was not recorded.
+        member(expected, "loss")?;
         for (key, value) in object(expected, network)? {
             let label = format!("{network}[{step}].{key}");
             if key == "param_grad_norms" {
                 for (name, value) in object(value, key)? {
                     let got = norms.iter().find(|(known, _)| known == name).map_or(f64::NAN, |&(_, norm)| norm);
-                    case.scalar(&format!("{label}.{name}"), got, value.as_f64().unwrap_or(f64::NAN), tolerance);
+                    case.number(&format!("{label}.{name}"), got, value, tolerance);
                 }
             } else if let Some(&(_, got)) = scalars.iter().find(|(known, _)| known == key) {
-                case.scalar(&label, got, value.as_f64().unwrap_or(f64::NAN), tolerance);
+                case.number(&label, got, value, tolerance);
             } else {
                 case.fail_unknown([label]);
             }
@@ -369,6 +383,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
                 share
             });
             let grads = gradients(&self.student, &sums.grads());
+            member(expected, "loss")?;
             for key in object(expected, name)?.keys() {
                 let label = format!("kd.{name}.{key}");
                 match key.as_str() {

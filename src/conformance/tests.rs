@@ -3,11 +3,11 @@ use super::*;
 use crate::trainer::devices::CpuTrain;
 use std::fs;
 
-fn oracles(family: &str) -> PathBuf {
+pub(super) fn oracles(family: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracles")).join(family)
 }
 
-fn failures(report: &Report) -> Vec<String> {
+pub(super) fn failures(report: &Report) -> Vec<String> {
     let failed =
         |case: &Case| case.checks.iter().filter(|c| !c.passed).map(|c| format!("{}/{}: {:?}", case.name, c.key, c.message)).collect();
     report.families.values().flatten().flat_map(|case: &Case| -> Vec<String> { failed(case) }).collect()
@@ -143,7 +143,7 @@ fn the_json_report_has_counts_and_families() {
 }
 
 /// A safetensors file of i64 tensors, written out.
-fn write_integers(path: &Path, tensors: &[(&str, [usize; 2], Vec<i64>)]) {
+pub(super) fn write_integers(path: &Path, tensors: &[(&str, [usize; 2], Vec<i64>)]) {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, shape, values) in tensors {
         let start = data.len();

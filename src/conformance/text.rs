@@ -1,7 +1,7 @@
 //! Family `text`: normalisation and scores, actions and observations, documents, format reward, chat templates; rollouts are in `rollouts`.
 use super::{
     Case, FixtureError, cases_of,
-    fixtures::{list, member, object, read_json, strings, text},
+    fixtures::{self, list, member, object, optional_text, read_json, strings, text},
     rollouts,
 };
 use crate::{
@@ -119,7 +119,7 @@ fn extraction(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<
     match key {
         "text" => return Ok(true),
         "answer" => {
-            case.equal(name, &reference_extract_answer(whole), &record[key].as_str());
+            case.equal(name, &reference_extract_answer(whole), &optional_text(record, key)?);
             return Ok(true);
         }
         _ => {}
@@ -160,9 +160,9 @@ fn action(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<bool
                 case.differs_on_purpose(name, "generation ends at whichever stop string is complete first");
             }
         }
-        "action" => case.equal(name, &parts(&action).0, &record[key].as_str()),
+        "action" => case.equal(name, &parts(&action).0, &optional_text(record, key)?),
         "content" => case.equal(name, parts(&action).1, text(record, key)?),
-        "untruncated_action" => case.equal(name, &parts(&untruncated).0, &record[key].as_str()),
+        "untruncated_action" => case.equal(name, &parts(&untruncated).0, &optional_text(record, key)?),
         "untruncated_content" => case.equal(name, parts(&untruncated).1, text(record, key)?),
         "done" | "final_turn_done" => flag_equal(case, matches!(action, Action::Answer(_))),
         "valid_action" => flag_equal(case, action != Action::Invalid),
@@ -238,8 +238,8 @@ fn chat_templates(json: &Value, case: &mut Case) -> Result<(), FixtureError> {
             Ok(Message { role: text(message, "role")?.to_owned(), content: text(message, "content")?.to_owned() })
         };
         let messages = list(record, "messages")?.iter().map(message).collect::<Result<Vec<_>, _>>()?;
-        let date = record.get("date_string").and_then(Value::as_str).unwrap_or_default();
-        let add_generation_prompt = member(record, "add_generation_prompt")?.as_bool().unwrap_or(false);
+        let date = record.get("date_string").map_or(Ok(None), |_| optional_text(record, "date_string"))?.unwrap_or_default();
+        let add_generation_prompt = fixtures::flag(record, "add_generation_prompt")?;
         case.equal(&key, template.render(&messages, add_generation_prompt, date).as_str(), text(record, "text")?);
     }
     Ok(())

@@ -6,7 +6,8 @@
 
 use super::{
     DataError,
-    jsonl::{Fields, GZIP_MAGIC, read_bytes},
+    jsonl::{Fields, GZIP_MAGIC, read_bytes, without_mark},
+    text::strip,
 };
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -130,6 +131,14 @@ impl Corpus {
         self.len() == 0
     }
 
+    /// The file it was read from, if it is a whole file.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.store {
+            Store::Lines { path, .. } => Some(path),
+            Store::Passages(_) => None,
+        }
+    }
+
     /// Passage number `idx` (line order).
     ///
     /// # Errors
@@ -196,10 +205,10 @@ impl Scan {
     }
 }
 
-/// Byte ranges of about `CHUNK_BYTES` that end behind a line feed or at the end.
+/// Byte ranges of about `CHUNK_BYTES` that end behind a line feed or at the end, from the first byte behind a byte order mark on.
 fn chunk_ranges(text: &[u8]) -> Vec<(usize, usize)> {
     let mut ranges = Vec::new();
-    let mut start = 0;
+    let mut start = text.len() - without_mark(text).len();
     while start < text.len() {
         let at_least = text.len().min(start + CHUNK_BYTES);
         let end = text[at_least..].iter().position(|&byte| byte == b'\n').map_or(text.len(), |n| at_least + n + 1);
@@ -229,7 +238,9 @@ fn scan_chunk(text: &[u8], start: u64) -> Result<Chunk, (usize, String)> {
 fn parse(line: &[u8]) -> Result<RawPassage<'_>, String> {
     match serde_json::from_slice::<RawPassage<'_>>(line) {
         Ok(raw) if raw.id.is_empty() => Err("field `id` is empty; hint: every passage needs an id of its own".to_owned()),
-        Ok(raw) if raw.contents.is_empty() => Err("field `contents` is empty; hint: it holds \"TITLE\"\\nTEXT".to_owned()),
+        Ok(raw) if strip(&raw.contents).is_empty() => {
+            Err("field `contents` is blank; hint: it holds \"TITLE\"\\nTEXT; remove passages without text".to_owned())
+        }
         Ok(raw) => Ok(raw),
         Err(error) => Err(explain(line, &error)),
     }
@@ -346,6 +357,30 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_passage() {
+        let (passages, marked) = (passages(3), b"\xef\xbb\xbf");
+        let corpus = open(&[marked.as_slice(), lines(&passages).as_bytes()].concat()).unwrap();
+        assert_eq!(corpus.passage(0).unwrap(), passages[0]);
+        assert_eq!(corpus.fingerprint(), Corpus::from_passages(passages).fingerprint());
+        assert!(open(marked).err().unwrap().contains("holds no passages"));
+        assert!(open(&[marked.as_slice(), b"{\"id\": \"x\"}\n"].concat()).err().unwrap().contains("wiki.jsonl:1: "));
+    }
+
+    #[test]
+    fn a_gzip_file_that_is_cut_off_or_damaged_is_to_be_fetched_again() {
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packer.write_all(lines(&passages(50)).as_bytes()).unwrap();
+        let packed = packer.finish().unwrap();
+        let mut damaged = packed.clone();
+        let checksum_at = packed.len() - 8;
+        damaged[checksum_at] ^= 1;
+        for (bytes, what) in [(&packed[..packed.len() / 2], "is cut off"), (&damaged, "is damaged")] {
+            let error = open(bytes).err().unwrap();
+            assert!(error.contains("wiki.jsonl") && error.contains(what) && error.contains("hint: download or copy it again"), "{error}");
+        }
+    }
+
+    #[test]
     fn the_fingerprint_depends_on_ids_contents_and_order() {
         let base = passages(3);
         let mut fingerprints = vec![Corpus::from_passages(base.clone()).fingerprint()];
@@ -369,7 +404,8 @@ mod tests {
             (r#"{"contents": "x"}"#, "field `id` is missing"),
             (r#"{"id": 3, "contents": "x"}"#, "field `id` must be a string"),
             (r#"{"id": "3", "contents": ["x"]}"#, "field `contents` must be a string"),
-            (r#"{"id": "3", "contents": ""}"#, "field `contents` is empty"),
+            (r#"{"id": "3", "contents": ""}"#, "field `contents` is blank"),
+            (r#"{"id": "3", "contents": " \n\t\u00a0"}"#, "field `contents` is blank"),
             (r#"{"id": "3", "#, "not JSON"),
         ] {
             let error = open(format!("{}\n{bad}\n", lines(&passages(2))).as_bytes()).err().unwrap();

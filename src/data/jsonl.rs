@@ -7,12 +7,20 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::{
     fs::File,
-    io::{BufWriter, Read, Write},
+    io::{BufWriter, ErrorKind, Read, Write},
     path::Path,
 };
 
 /// The first bytes of a gzip member.
 pub(crate) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// What some editors put in front of UTF-8 text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The text behind a byte order mark, if there is one.
+pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
+}
 
 /// The file's bytes; gzip is recognised by its first two bytes, not by the name, and unpacked (all members of it).
 pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
@@ -22,7 +30,14 @@ pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
         return Ok(packed);
     }
     let mut plain = Vec::with_capacity(packed.len() * 4);
-    flate2::read::MultiGzDecoder::new(packed.as_slice()).read_to_end(&mut plain).map_err(io)?;
+    // The packed bytes are in memory: what fails here is what they say, not the disk.
+    flate2::read::MultiGzDecoder::new(packed.as_slice()).read_to_end(&mut plain).map_err(|error| DataError::Format {
+        path: path.to_owned(),
+        why: match error.kind() {
+            ErrorKind::UnexpectedEof => "the gzip file is cut off; hint: download or copy it again".to_owned(),
+            _ => format!("the gzip file is damaged ({error}); hint: download or copy it again"),
+        },
+    })?;
     Ok(plain)
 }
 
@@ -109,7 +124,7 @@ pub(crate) fn json_error(error: &serde_json::Error) -> String {
 
 /// Calls `row` with every object of the file, in order; what it rejects becomes an error with the line number.
 pub(crate) fn for_each_row(path: &Path, mut row: impl FnMut(&Fields) -> Result<(), String>) -> Result<(), DataError> {
-    for (line_idx, line) in read_bytes(path)?.split(|&byte| byte == b'\n').enumerate() {
+    for (line_idx, line) in without_mark(&read_bytes(path)?).split(|&byte| byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
         }
@@ -124,7 +139,7 @@ pub(crate) fn for_each_row(path: &Path, mut row: impl FnMut(&Fields) -> Result<(
 
 /// Writes one object a line (gzip where the name ends in `.gz`); the file appears whole or not at all.
 pub(crate) fn write_rows<T: Serialize>(path: &Path, rows: &[T]) -> Result<(), DataError> {
-    let io = |source| DataError::Io { path: path.to_owned(), source };
+    let io = |source| DataError::Write { path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(io)?;
     let unfinished = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
@@ -152,4 +167,17 @@ fn write_lines<T: Serialize>(mut out: impl Write, rows: &[T]) -> std::io::Result
         out.write_all(b"\n")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_written_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        let error = write_rows(&folder.path().join("file/rows.jsonl"), &[1]).unwrap_err().to_string();
+        assert!(error.starts_with("cannot write ") && error.contains("hint: check free space"), "{error}");
+    }
 }

@@ -20,6 +20,8 @@ pub enum DataError {
     Line { path: PathBuf, line: usize, why: String },
     #[error("cannot read {}: {source}; hint: check the path and its permissions", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("cannot write {}: {source}; hint: check free space and permissions", path.display())]
+    Write { path: PathBuf, source: std::io::Error },
     #[error("{} holds no {what}; hint: {hint}", path.display())]
     Empty { path: PathBuf, what: &'static str, hint: &'static str },
     #[error("{}: {why}", path.display())]

@@ -133,6 +133,12 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_skipped() {
+        let questions = read("\u{feff}{\"id\": \"0\", \"question\": \"who?\", \"golden_answers\": [\"A\"]}\n").unwrap();
+        assert_eq!(questions[0].id, "0");
+    }
+
+    #[test]
     fn a_bad_line_is_reported_with_its_number_field_and_a_hint() {
         let good = r#"{"id": "0", "question": "who?", "golden_answers": ["A"]}"#;
         for (bad, field) in [

@@ -220,6 +220,34 @@ mod tests {
         assert!(error.contains("nq.parquet:2: field `golden_answers` is empty"), "{error}");
     }
 
+    /// Files written by pyarrow, whose defaults are what published data sets come in: nested lists, dictionaries, two row groups.
+    fn by_pyarrow(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parquet").join(name)
+    }
+
+    #[test]
+    fn files_of_pyarrow_are_read() {
+        for (name, ids) in [
+            ("snappy.parquet", ["train_0", "train_1", "train_2"]),
+            ("prompts-gzip-v2.parquet", ["nq_train_0", "nq_train_1", "hotpotqa_train_2"]),
+        ] {
+            let questions = read_questions(&by_pyarrow(name)).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(questions.iter().map(|q| q.id.as_str()).collect::<Vec<_>>(), ids, "{name}");
+            assert_eq!(questions[0].question, "total number of death row inmates in the us?");
+            assert_eq!(questions[1].golden_answers, ["seven", "Seven"]);
+            assert_eq!((questions[2].dataset.as_str(), &questions[2].golden_answers[0]), ("hotpotqa", &"Peter Høeg".to_owned()));
+        }
+    }
+
+    #[test]
+    fn an_unsupported_compression_is_named() {
+        let error = read_questions(&by_pyarrow("prompts-zstd.parquet")).unwrap_err().to_string();
+        assert!(
+            error.contains("prompts-zstd.parquet") && error.to_lowercase().contains("zstd") && error.contains("hint: snappy"),
+            "{error}"
+        );
+    }
+
     #[test]
     fn a_broken_file_is_an_error() {
         let folder = tempfile::tempdir().unwrap();

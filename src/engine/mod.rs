@@ -105,6 +105,9 @@ pub enum EngineError {
         "row {row}: the prompt has no tokens; hint: an empty question under the plain chat template, or a tokenizer that drops its text"
     )]
     EmptyPrompt { row: usize },
+    /// Not a failure: whoever drives the engine was asked to stop.
+    #[error("stopped as asked")]
+    Interrupted,
 }
 
 /// Generates for many rows at once. Lives as long as the weights do not change: its cache holds keys and values of these weights.

@@ -5,6 +5,10 @@ use crate::{
     retriever::commands::Found,
 };
 use serde::Serialize;
+use std::collections::HashSet;
+
+/// `supporting_kind` of gold passages that come from the data set itself.
+const ANNOTATED: &str = "annotated";
 
 /// How often the first `top_k` passages of one way of searching hold what one data set asks for.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -27,7 +31,22 @@ pub struct HitRatios {
     pub all_gold_passages: Option<f64>,
 }
 
-/// Hit ratios for each data set (in the order of their first question) and each way of searching. `found` holds one list a question.
+/// Keeps of every question's annotated gold passages those that lie in the corpus; guesses of whoever made the file are dropped.
+pub fn keep_annotated(questions: &mut [Question], in_corpus: &HashSet<String>) {
+    for question in questions {
+        let is_annotated = question.supporting_kind == ANNOTATED;
+        question.supporting.retain(|passage| is_annotated && passage.pid.as_ref().is_some_and(|id| in_corpus.contains(id)));
+    }
+}
+
+/// Ids of all gold passages that the data sets name.
+pub fn annotated_ids(questions: &[Question]) -> HashSet<&str> {
+    let annotated = questions.iter().filter(|question| question.supporting_kind == ANNOTATED);
+    annotated.flat_map(|question| &question.supporting).filter_map(|passage| passage.pid.as_deref()).collect()
+}
+
+/// Hit ratios for each data set (in the order of their first question) and each way of searching. `found` holds one list a question, and the
+/// questions' `supporting` passages are those of [`keep_annotated`].
 pub fn hit_ratios(questions: &[Question], found: &[Found]) -> Vec<HitRatios> {
     let mut datasets: Vec<&str> = Vec::new();
     for question in questions {
@@ -48,7 +67,7 @@ fn of_dataset(dataset: &str, questions: &[Question], found: &Found) -> HitRatios
             answers += usize::from(is_hit(passages, &question.golden_answers));
             answers_normalised += usize::from(is_hit_normalised(passages, &question.golden_answers));
         }
-        let gold: Vec<&String> = annotated_ids(question).collect();
+        let gold: Vec<&String> = question.supporting.iter().filter_map(|passage| passage.pid.as_ref()).collect();
         if !gold.is_empty() {
             let is_found = |id: &&&String| passages.iter().any(|passage| passage.id == ***id);
             let n_found = gold.iter().filter(is_found).count();
@@ -70,17 +89,6 @@ fn of_dataset(dataset: &str, questions: &[Question], found: &Found) -> HitRatios
         any_gold_passage: share(any_gold, n_annotated),
         all_gold_passages: share(all_gold, n_annotated),
     }
-}
-
-/// Whether the data set names gold passages of this question that lie in the corpus.
-pub fn is_annotated(question: &Question) -> bool {
-    annotated_ids(question).next().is_some()
-}
-
-fn annotated_ids(question: &Question) -> impl Iterator<Item = &String> {
-    // Other kinds are guesses of whoever made the file.
-    let is_annotated = question.supporting_kind == "annotated";
-    question.supporting.iter().filter(move |_| is_annotated).filter_map(|passage| passage.pid.as_ref())
 }
 
 fn is_yes_or_no(golden_answers: &[String]) -> bool {
@@ -128,9 +136,11 @@ mod tests {
     }
 
     #[test]
-    fn guessed_gold_passages_are_no_annotation() {
+    fn gold_passages_are_annotated_and_in_the_corpus() {
         let guessed = Question { supporting_kind: "retrieved_contains_answer".to_owned(), ..question("a", &["x"], &["1"]) };
-        assert!(!is_annotated(&guessed));
-        assert!(is_annotated(&question("a", &["x"], &["1"])));
+        let mut questions = [guessed, question("a", &["x"], &["1", "2"])];
+        assert_eq!(annotated_ids(&questions), HashSet::from(["1", "2"]));
+        keep_annotated(&mut questions, &HashSet::from(["1".to_owned()]));
+        assert_eq!(questions.map(|question| question.supporting.len()), [0, 1]);
     }
 }

@@ -1,5 +1,5 @@
 //! Teacher-generated outputs: the teacher plays training questions, correct episodes are kept (method §3.1).
-use super::{Pipeline, PipelineError};
+use super::{Pipeline, PipelineError, setup::check_retriever};
 use crate::{
     config::Sampling,
     data::{questions::Question, sampler::Sampler},
@@ -16,9 +16,19 @@ use crate::{
     },
 };
 use dgpo_models::TrainBackend;
+use std::path::{Path, PathBuf};
 
-/// Questions played between two looks at the clock of the user: a block is what an interruption loses.
+/// Questions played between two writes: a block is what an interruption loses.
 const BLOCK: usize = 256;
+
+/// Teacher episodes that are on disk: the blocks that need not be played again.
+pub(super) fn n_blocks_done(episodes_dir: &Path) -> usize {
+    (0..).take_while(|&block| block_path(episodes_dir, block).is_file()).count()
+}
+
+fn block_path(episodes_dir: &Path, block: usize) -> PathBuf {
+    episodes_dir.join(format!("demos-{block:06}.jsonl"))
+}
 
 impl<B: TrainBackend> Pipeline<'_, B> {
     /// Plays `demos.n_episodes` questions with the teacher and returns its correct episodes, at most `demos.max_kept`.
@@ -37,7 +47,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
                 break;
             }
             let indexes = sampler.next(BLOCK.min(n_episodes - block * BLOCK));
-            let path = self.run.episodes_dir().join(format!("demos-{block:06}.jsonl"));
+            let path = block_path(&self.run.episodes_dir(), block);
             if path.is_file() {
                 kept.extend(read_episodes(&path)?);
                 continue;
@@ -53,16 +63,15 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             let batch: Vec<Question> = indexes.iter().map(|&i| questions[i].clone()).collect();
             let sampling = Sampling { temperature: self.setup.recipe.demos.temperature, top_p: 1.0, top_k: 0 };
             let key = Key::new(self.setup.recipe.run.seed, Purpose::Teacher).fold(block as u64);
-            let episodes = self.setup.player(tokenizer, retriever).play(teacher, &batch, sampling, key, &self.setup.device)?;
+            let player = self.setup.player(tokenizer, retriever, Some(&self.stop));
+            let episodes = player.play(teacher, &batch, sampling, key, &self.setup.device)?;
+            check_retriever(&episodes, &format!("block {} of the teacher's", block + 1))?;
             let mut metrics = Metrics::default();
             record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
             let correct: Vec<Episode> = episodes.into_iter().filter(|e| e.is_trainable() && e.is_correct()).collect();
             write_episodes(&path, &correct)?;
             kept.extend(correct);
-            (self.observer)(Event::Step { phase: Phase::Demos, step: block + 1, total: n_blocks, metrics: &metrics.0 });
-            if self.stop.is_requested() {
-                return Err(PipelineError::Stopped);
-            }
+            self.report(Phase::Demos, block + 1, n_blocks, &metrics)?;
         }
         if max_kept > 0 {
             kept.truncate(max_kept);

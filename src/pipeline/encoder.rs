@@ -7,7 +7,7 @@ use crate::{
     tokenizer::Tokenizer,
     trainer::{
         checkpoint,
-        encoder::{Contrastive, TextForm, pairs_of, recall, train_encoder},
+        encoder::{Contrastive, EncoderTrainingError, TextForm, pairs_of, recall, train_encoder},
         events::{Event, Phase},
         metrics::{ENCODER_LOSS, ENCODER_RECALL, Metrics},
         models::RANDOM_PREFIX,
@@ -21,6 +21,7 @@ use dgpo_models::{
     config::BertConfig,
     weights::{copy_side_files, load_bert, save_bert},
 };
+use std::ops::ControlFlow;
 
 impl<B: TrainBackend> Pipeline<'_, B> {
     /// Trains `retriever.encoder` on `data.train` over `data.corpus` and saves it as a checkpoint in Hugging Face layout. Not resumable: small
@@ -53,16 +54,23 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         (self.observer)(Event::PhaseStarted { phase: Phase::Encoder, done: 0, total });
         let device = self.setup.device.clone();
         let mut lost = None;
+        let stop = self.stop.clone();
         let trained = train_encoder::<B>(start, task, &device, &mut |step, loss| {
             let mut metrics = Metrics::default();
             metrics.set(ENCODER_LOSS, loss);
             if let Err(error) = self.report(Phase::Encoder, step + 1, total, &metrics) {
                 lost.get_or_insert(error);
             }
-        })?;
-        if let Some(error) = lost {
-            return Err(error);
-        }
+            if lost.is_some() || stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let trained = match (lost, trained) {
+            (Some(error), _) => return Err(error),
+            (None, Err(EncoderTrainingError::Stopped)) => {
+                self.say("the training of an encoder does not resume: it would start again");
+                return Err(PipelineError::Stopped);
+            }
+            (None, trained) => trained?,
+        };
         let mut metrics = Metrics::default();
         metrics.set(ENCODER_RECALL, recall(&trained, task, recipe.retriever.top_k, &self.setup.device)?);
         self.say(&format!("gold passage among the top {}: {:.3}", recipe.retriever.top_k, metrics.0[0].1));

@@ -11,6 +11,7 @@ use crate::{
     },
 };
 use dgpo_models::{TrainBackend, decoder::Decoder};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Folder of the evaluations inside a run directory.
@@ -32,16 +33,20 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         };
         (self.observer)(Event::PhaseStarted { phase: Phase::Eval, done: 0, total: 4 });
         let student = self.setup.load(&self.setup.recipe.model.student, tokenizer)?;
-        summary.student = Some(self.figures(tokenizer, retriever, "student", 1, &student)?);
+        let of = self.setup.recipe.model.student.clone();
+        summary.student = Some(self.figures(tokenizer, retriever, Subject { name: "student", number: 1, of }, &student)?);
         drop(student);
         if let Some(teacher) = self.setup.load_teacher(tokenizer)? {
-            summary.teacher = Some(self.figures(tokenizer, retriever, "teacher", 2, &teacher)?);
+            let of = self.setup.recipe.model.teacher.clone();
+            summary.teacher = Some(self.figures(tokenizer, retriever, Subject { name: "teacher", number: 2, of }, &teacher)?);
         }
         if let Some(model) = kd {
-            summary.kd = Some(self.figures(tokenizer, retriever, "kd", 3, &model)?);
+            let of = self.checkpoint_name(Phase::Kd)?;
+            summary.kd = Some(self.figures(tokenizer, retriever, Subject { name: "kd", number: 3, of }, &model)?);
         }
         if let Some(model) = dgpo {
-            summary.dgpo = Some(self.figures(tokenizer, retriever, "dgpo", 4, &model)?);
+            let of = self.checkpoint_name(Phase::Rl)?;
+            summary.dgpo = Some(self.figures(tokenizer, retriever, Subject { name: "dgpo", number: 4, of }, &model)?);
         }
         (self.observer)(Event::PhaseDone { phase: Phase::Eval });
         summary.wall_s = self.wall_s();
@@ -49,30 +54,50 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         Ok(summary)
     }
 
-    /// One model's figures, from the run directory if they are there.
+    /// "rl-step-000250": what a trained model's evaluation belongs to.
+    fn checkpoint_name(&self, phase: Phase) -> Result<String, PipelineError> {
+        let newest = self.newest(phase)?.and_then(|checkpoint| checkpoint.path.file_name().map(|name| name.to_string_lossy().into_owned()));
+        Ok(newest.unwrap_or_default())
+    }
+
+    /// One model's figures: from the run directory if they are there and are of this model on these questions.
     fn figures(
         &mut self,
         tokenizer: &Tokenizer,
         retriever: &dyn Retriever,
-        name: &str,
-        number: usize,
+        subject: Subject,
         model: &Decoder<Inner<B>>,
     ) -> Result<Figures, PipelineError> {
+        let Subject { name, number, of } = subject;
+        let data = &self.setup.recipe.data;
+        let (test, max_test) = (data.test.clone(), data.max_test);
         let dir = self.run.path().join(EVALUATION_DIR);
         let path = dir.join(format!("{name}.json"));
         let io = |path: &PathBuf| {
             let path = path.clone();
             move |source| PipelineError::Io { path, source }
         };
-        let figures = match std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Figures>(&text).ok()) {
-            Some(known) => known,
+        let known = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Evaluation>(&text).ok());
+        let known = known.filter(|known| known.of == of && known.test == test && known.max_test == max_test);
+        let figures = match known {
+            Some(known) => known.figures,
             None => {
-                let (episodes, figures) = self.setup.play_test(tokenizer, retriever, model)?;
+                let (episodes, figures) = self.setup.play_test(tokenizer, retriever, model, &self.stop)?;
                 write_episodes(&self.run.episodes_dir().join(format!("eval-{name}.jsonl")), &episodes)?;
-                std::fs::create_dir_all(&dir).map_err(io(&dir))?;
-                let text = serde_json::to_vec_pretty(&figures).expect("figures are plain numbers");
-                std::fs::write(&path, text).map_err(io(&path))?;
-                figures
+                if figures.all.retriever_failed > 0.0 {
+                    let n = (figures.all.retriever_failed * figures.all.n_episodes as f64).round();
+                    self.say(&format!(
+                        "{name}: {n} of {} test episodes were lost to the retriever and count nowhere; --resume plays the evaluation again",
+                        figures.all.n_episodes
+                    ));
+                    figures
+                } else {
+                    std::fs::create_dir_all(&dir).map_err(io(&dir))?;
+                    let evaluation = Evaluation { of, test, max_test, figures };
+                    let text = serde_json::to_vec_pretty(&evaluation).expect("figures are plain numbers");
+                    std::fs::write(&path, text).map_err(io(&path))?;
+                    evaluation.figures
+                }
             }
         };
         let mut metrics = Metrics::default();
@@ -83,4 +108,24 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         }
         Ok(figures)
     }
+}
+
+/// A model to evaluate.
+struct Subject {
+    /// Its row in the table.
+    name: &'static str,
+    /// Its place among the four, from 1.
+    number: usize,
+    /// Where it comes from: a model's name, or a checkpoint's.
+    of: String,
+}
+
+/// evaluation/NAME.json: figures, and what they were measured on.
+#[derive(Serialize, Deserialize)]
+struct Evaluation {
+    of: String,
+    test: Vec<String>,
+    max_test: usize,
+    #[serde(flatten)]
+    figures: Figures,
 }

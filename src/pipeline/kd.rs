@@ -1,5 +1,5 @@
 //! Supervised phases: KD on teacher episodes or trajectories, and language modelling for a base student.
-use super::{Inner, Pipeline, PipelineError, setup::describe_model};
+use super::{Inner, Pipeline, PipelineError, same_items, setup::describe_model};
 use crate::{
     algo::schedule::learning_rate,
     config::{DistillRecipe, plan::distill_steps},
@@ -69,7 +69,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         if state.step < state.total {
             return Ok(None);
         }
-        Ok(Some(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?))
+        Ok(Some(self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?)))
     }
 
     /// Steps over shuffled episodes with checkpoints, from the start or behind the phase's newest checkpoint.
@@ -93,8 +93,8 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let mut student = match self.newest(phase)? {
             Some(checkpoint) => {
                 let state: PhaseState = checkpoint.read_state()?;
-                (step, sampler) = (state.step, state.sampler);
-                let model = read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?;
+                (step, sampler) = (state.step, same_items(state.sampler, "episodes", episodes.len())?);
+                let model = self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?);
                 let optimizer = read_optimizer(&optim, state.n_updates, &model, &checkpoint.path, &self.setup.device)?;
                 Student { model, optimizer, n_skipped: state.n_skipped }
             }
@@ -126,6 +126,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
                     kl: None,
                     n_skipped: student.n_skipped,
                     wall_s: self.wall_s(),
+                    recipe: Some(self.setup.recipe.clone()),
                 };
                 let saved = checkpoint::save(self.run.path(), phase, step, self.setup.recipe.run.keep, |dir| {
                     write_model(&student.model, &side_files, dir)?;

@@ -17,8 +17,9 @@ mod rl;
 pub mod setup;
 
 use crate::{
-    config::{Recipe, Stage},
-    data::DataError,
+    config::{Recipe, Stage, load::differences},
+    data::{DataError, sampler::Sampler},
+    engine::EngineError,
     eval::Summary,
     hub::HubError,
     retriever::{Retriever, RetrieverError},
@@ -46,8 +47,19 @@ pub enum PipelineError {
     Stopped,
     #[error("{phase} has nothing to train on: {why}; hint: {hint}")]
     NothingToTrain { phase: Phase, why: String, hint: &'static str },
-    #[error("all {n} episodes of step {step} were lost to the retriever: {why}; hint: is the retrieval server up?")]
-    RetrieverDown { step: usize, n: usize, why: String },
+    #[error(
+        "all {n} episodes of {what} were lost to the retriever: {why}; hint: is the retrieval server up? A run continues with --resume"
+    )]
+    RetrieverDown { what: String, n: usize, why: String },
+    #[error(
+        "episode.max_prompt_length is {longest}, but {model} was made for {limit} positions (max_position_embeddings); \
+         hint: set episode.max_prompt_length to {limit} or less"
+    )]
+    TooLong { model: String, longest: usize, limit: usize },
+    #[error(
+        "the checkpoint drew from {then} {what}, and now there are {now}; hint: restore the files named in the recipe, or start a new run"
+    )]
+    DataChanged { what: &'static str, then: usize, now: usize },
     #[error(transparent)]
     Hub(#[from] HubError),
     #[error(transparent)]
@@ -63,7 +75,7 @@ pub enum PipelineError {
     #[error(transparent)]
     Retriever(#[from] RetrieverError),
     #[error(transparent)]
-    Rollout(#[from] RolloutError),
+    Rollout(RolloutError),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
     #[error(transparent)]
@@ -74,6 +86,15 @@ pub enum PipelineError {
     Encoder(#[from] EncoderTrainingError),
     #[error("cannot write {}: {source}; hint: check free space and permissions", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+}
+
+impl From<RolloutError> for PipelineError {
+    fn from(error: RolloutError) -> Self {
+        match error {
+            RolloutError::Engine(EngineError::Interrupted) => Self::Stopped,
+            error => Self::Rollout(error),
+        }
+    }
 }
 
 /// What a run works on and reports to.
@@ -94,11 +115,18 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
     /// If the run directory is damaged or the recipe names an unknown dtype.
     pub fn new(recipe: Recipe, run: RunDir, observer: &'a mut Observer<'a>, stop: Stop, device: &B::Device) -> Result<Self, PipelineError> {
         let newest = checkpoint::latest(run.path())?;
-        let metrics = run.metrics(newest.as_ref().map(|c| (c.phase, c.step)))?;
-        let earlier_wall_s = match &newest {
-            Some(checkpoint) => checkpoint.read_state::<WallTime>()?.wall_s,
-            None => 0.0,
-        };
+        // Without a checkpoint, the teacher's episodes may still be there, and with them the lines of their blocks.
+        let n_blocks = demos::n_blocks_done(&run.episodes_dir());
+        let done = newest.as_ref().map(|c| (c.phase, c.step)).or_else(|| (n_blocks > 0).then_some((Phase::Demos, n_blocks)));
+        let metrics = run.metrics(done)?;
+        let mut earlier_wall_s = 0.0;
+        if let Some(checkpoint) = &newest {
+            let earlier: Earlier = checkpoint.read_state()?;
+            earlier_wall_s = earlier.wall_s;
+            for (key, then, now) in earlier.recipe.map(|earlier| differences(&earlier, &recipe)).unwrap_or_default() {
+                observer(Event::Message(&format!("{RECIPE_CHANGED} {}: {key} is {now} (was {then})", checkpoint.path.display())));
+            }
+        }
         let setup = setup::setup_of::<B>(recipe, device)?;
         Ok(Self { setup, run, observer, stop, metrics, started: Instant::now(), earlier_wall_s })
     }
@@ -112,6 +140,8 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
             return Ok(self.summary_so_far());
         }
         let tokenizer = self.setup.tokenizer()?;
+        // Training may take days; what the evaluation behind it cannot read is found out now.
+        self.setup.questions(&self.setup.recipe.data.test, self.setup.recipe.data.max_test)?;
         match self.setup.recipe.stage {
             Stage::Pretrain => {
                 self.pretrain(&tokenizer)?;
@@ -185,8 +215,21 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
 
 /// The part of a checkpoint's state that every phase writes.
 #[derive(serde::Deserialize)]
-struct WallTime {
+struct Earlier {
     wall_s: f64,
+    #[serde(default)]
+    recipe: Option<Recipe>,
+}
+
+/// Begins the line that says how the recipe of a resumed run was edited.
+const RECIPE_CHANGED: &str = "the recipe was changed since";
+
+/// The sampler of a checkpoint, if there are as many items now as there were then: its cursor means nothing in another set.
+fn same_items(sampler: Sampler, what: &'static str, now: usize) -> Result<Sampler, PipelineError> {
+    match sampler.n_items == now {
+        true => Ok(sampler),
+        false => Err(PipelineError::DataChanged { what, then: sampler.n_items, now }),
+    }
 }
 
 /// A module's own device type is the inner backend's: one name for the pair.

@@ -1,12 +1,15 @@
 //! The RL phase: play, score, learn, save; `trainer::rl` is one of its steps.
-use super::{Inner, Pipeline, PipelineError, setup::describe_model};
+use super::{
+    Inner, Pipeline, PipelineError, same_items,
+    setup::{check_retriever, describe_model},
+};
 use crate::algo::kl::KlController;
 use crate::{
     config::{KlMode, KlReference},
     data::{questions::Question, sampler::Sampler},
     retriever::Retriever,
     rng::{Key, Purpose},
-    rollout::{Episode, EpisodeStats, Status, episode::write_episodes},
+    rollout::{Episode, EpisodeStats, episode::write_episodes},
     tokenizer::Tokenizer,
     trainer::{
         checkpoint,
@@ -18,7 +21,7 @@ use crate::{
     },
 };
 use dgpo_models::{TrainBackend, decoder::Decoder, heads::Critic};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::time::Instant;
 
 impl<B: TrainBackend> Pipeline<'_, B> {
@@ -45,15 +48,29 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let side_files = self.setup.side_files()?;
         let sampling = self.setup.recipe.episode.sampling();
         while step < total {
-            self.evaluate_if_due(step, tokenizer, retriever, &networks.actor)?;
+            if self.is_evaluation_due(step)? {
+                // What was learned must not depend on whether the evaluation comes to its end.
+                if !self.is_save_due(step, total) {
+                    self.save_rl(step, total, &sampler, &networks, &side_files)?;
+                }
+                self.evaluate_step(step, tokenizer, retriever, &networks.actor)?;
+            }
             let started = Instant::now();
+            let cursor = sampler.clone();
             let drawn: Vec<Question> =
                 sampler.next(self.setup.recipe.rl.questions_per_step).into_iter().map(|i| questions[i].clone()).collect();
             let key = Key::new(self.setup.recipe.run.seed, Purpose::Rollout).fold(step as u64);
-            let episodes = self.setup.player(tokenizer, retriever).play(&networks.actor, &drawn, sampling, key, &self.setup.device)?;
+            // Not interruptible: half a rollout is worth nothing, a stop request waits for the step.
+            let player = self.setup.player(tokenizer, retriever, None);
+            let episodes = player.play(&networks.actor, &drawn, sampling, key, &self.setup.device)?;
             let rollout_s = started.elapsed().as_secs_f64();
             let trainable: Vec<&Episode> = episodes.iter().filter(|episode| episode.is_trainable()).collect();
-            check_retriever(&episodes, trainable.len(), step)?;
+            if let Err(down) = check_retriever(&episodes, &format!("RL step {}", step + 1)) {
+                if step > 0 && !self.is_save_due(step, total) {
+                    self.save_rl(step, total, &cursor, &networks, &side_files)?;
+                }
+                return Err(down);
+            }
 
             let mut metrics = Metrics::default();
             record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
@@ -80,25 +97,28 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         Ok(networks.actor)
     }
 
-    /// Every `eval.every` steps: the actor on the test questions, recorded as a metrics line of its own. It happens at the begin of the next step, where
-    /// a resumed run also comes by, so that an evaluation cut off by a kill is made up for.
-    fn evaluate_if_due(
+    /// Whether the actor is to be evaluated behind `step` and was not yet. This is asked at the begin of the next step, where a resumed run also comes
+    /// by, so that an evaluation cut off by a kill is made up for.
+    fn is_evaluation_due(&self, step: usize) -> Result<bool, PipelineError> {
+        let every = self.setup.recipe.eval.every;
+        if every == 0 || step == 0 || !step.is_multiple_of(every) {
+            return Ok(false);
+        }
+        let (phase, at) = (json!(Phase::Rl), json!(step));
+        let is_done =
+            |line: &Map<String, Value>| line.get("phase") == Some(&phase) && line.get("step") == Some(&at) && line.contains_key(EVAL_EM);
+        Ok(!self.run.read_metrics()?.iter().any(is_done))
+    }
+
+    /// The actor on the test questions, recorded as a metrics line of its own.
+    fn evaluate_step(
         &mut self,
         step: usize,
         tokenizer: &Tokenizer,
         retriever: &dyn Retriever,
         actor: &Decoder<Inner<B>>,
     ) -> Result<(), PipelineError> {
-        let every = self.setup.recipe.eval.every;
-        if every == 0 || step == 0 || !step.is_multiple_of(every) {
-            return Ok(());
-        }
-        let (phase, at) = (json!(Phase::Rl), json!(step));
-        let metrics = self.run.read_metrics()?;
-        if metrics.iter().any(|line| line.get("phase") == Some(&phase) && line.get("step") == Some(&at) && line.contains_key(EVAL_EM)) {
-            return Ok(());
-        }
-        let em = self.setup.play_test(tokenizer, retriever, actor)?.1.average_em;
+        let em = self.setup.play_test(tokenizer, retriever, actor, &self.stop)?.1.average_em;
         self.metrics.append(Phase::Rl, step, &[(EVAL_EM, em)])?;
         self.say(&format!("rl {step}: exact match on the test questions {em:.3}"));
         Ok(())
@@ -120,13 +140,15 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             return Ok((0, Sampler::new(self.setup.recipe.run.seed, n_questions), networks));
         };
         let state: PhaseState = checkpoint.read_state()?;
-        let actor = read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?;
+        let sampler = same_items(state.sampler, "questions", n_questions)?;
+        let actor = self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?);
         let actor_optimizer = read_optimizer(actor_optim, state.n_updates, &actor, &checkpoint.path, &self.setup.device)?;
         let (critic, critic_optimizer) =
             read_critic(critic_optim, state.critic_updates, self.setup.dtype, &checkpoint.path, &self.setup.device)?;
-        let kl = state.kl.unwrap_or_else(|| KlController::new(&self.setup.recipe.kl));
+        // A fixed coefficient is the recipe's; an adaptive one is what it had become.
+        let kl = state.kl.filter(|_| self.setup.recipe.kl.target > 0.0).unwrap_or_else(|| KlController::new(&self.setup.recipe.kl));
         let networks = ActorCritic { actor, critic, actor_optimizer, critic_optimizer, kl, n_skipped: state.n_skipped };
-        Ok((state.step, state.sampler, networks))
+        Ok((state.step, sampler, networks))
     }
 
     fn save_rl(
@@ -146,6 +168,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             kl: Some(networks.kl),
             n_skipped: networks.n_skipped,
             wall_s: self.wall_s(),
+            recipe: Some(self.setup.recipe.clone()),
         };
         let saved = checkpoint::save(self.run.path(), Phase::Rl, step, self.setup.recipe.run.keep, |dir| {
             write_model(&networks.actor, side_files, dir)?;
@@ -155,17 +178,5 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         })?;
         (self.observer)(Event::CheckpointSaved { path: &saved.path });
         Ok(())
-    }
-}
-
-/// Some searches may fail and cost their episodes; if all did, going on would train on nothing.
-fn check_retriever(episodes: &[Episode], n_trainable: usize, step: usize) -> Result<(), PipelineError> {
-    let failure = episodes.iter().find_map(|episode| match &episode.status {
-        Status::RetrieverFailed(why) => Some(why.clone()),
-        _ => None,
-    });
-    match failure {
-        Some(why) if n_trainable == 0 => Err(PipelineError::RetrieverDown { step: step + 1, n: episodes.len(), why }),
-        _ => Ok(()),
     }
 }

@@ -11,16 +11,16 @@ use crate::{
     hub,
     retriever::{self, Retriever, RetrieverError},
     rng::{Key, Purpose},
-    rollout::Episode,
-    tokenizer::Tokenizer,
+    rollout::{Episode, Status},
+    tokenizer::{TOKENIZER_FILE, Tokenizer},
     trainer::{
         events::Stop,
-        models::{self, SetupError},
+        models::{self, RANDOM_PREFIX, SetupError},
         player::Player,
     },
 };
 use burn::tensor::DType;
-use dgpo_models::{Backend, TrainBackend, decoder::Decoder};
+use dgpo_models::{Backend, TrainBackend, config::DecoderConfig, decoder::Decoder};
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -38,6 +38,23 @@ pub struct Setup<I: Backend> {
     pub dtype: DType,
 }
 
+/// Some searches may fail and cost their episodes; if all did, the figures of `what` would mean nothing.
+/// # Errors
+/// [`PipelineError::RetrieverDown`] if the retriever failed every one of these episodes.
+pub fn check_retriever<'e>(episodes: impl IntoIterator<Item = &'e Episode>, what: &str) -> Result<(), PipelineError> {
+    let (mut n, mut failures) = (0, Vec::new());
+    for episode in episodes {
+        n += 1;
+        if let Status::RetrieverFailed(why) = &episode.status {
+            failures.push(why);
+        }
+    }
+    match failures.first() {
+        Some(&why) if failures.len() == n => Err(PipelineError::RetrieverDown { what: what.to_owned(), n, why: why.clone() }),
+        _ => Ok(()),
+    }
+}
+
 /// The setup of a backend that trains.
 pub type SetupOf<B> = Setup<Inner<B>>;
 
@@ -51,25 +68,51 @@ impl<I: Backend> Setup<I> {
 
     /// The tokenizer that student and teacher share.
     /// # Errors
-    /// If it is not found or does not load.
+    /// If it is not found, does not load, or does not know the tokens of the chat template.
     pub fn tokenizer(&self) -> Result<Tokenizer, PipelineError> {
-        Ok(models::load_tokenizer(&self.recipe.model.tokenizer, &self.recipe.model.student)?)
+        let tokenizer = models::load_tokenizer(&self.recipe.model.tokenizer, &self.recipe.model.student)?;
+        tokenizer.check_template(self.recipe.model.chat_template)?;
+        Ok(tokenizer)
     }
 
-    /// Loads a model and checks that the tokenizer fits it.
+    /// Loads a model and checks that tokenizer and recipe fit it. Its logits are cut to the vocabulary that student and teacher share.
     /// # Errors
-    /// If it is not found, does not load, or has a smaller vocabulary than the tokenizer.
+    /// If it is not found, does not load, has a smaller vocabulary than the tokenizer, or was made for shorter sequences.
     pub fn load(&self, source: &str, tokenizer: &Tokenizer) -> Result<Decoder<I>, PipelineError> {
         let model: Decoder<I> = models::load(source, self.recipe.run.seed, self.dtype, &self.device)?;
-        tokenizer.check_fits(model.config().vocab_size)?;
-        Ok(model)
+        let config = model.config();
+        tokenizer.check_fits(config.vocab_size)?;
+        let longest = self.recipe.episode.max_prompt_length;
+        if longest > config.max_position_embeddings {
+            return Err(PipelineError::TooLong { model: source.to_owned(), longest, limit: config.max_position_embeddings });
+        }
+        Ok(self.cut_to_shared(model))
+    }
+
+    /// Cuts a model's logits to the vocabulary that student and teacher share, as far as their shapes are known (method §3).
+    pub fn cut_to_shared(&self, model: Decoder<I>) -> Decoder<I> {
+        let vocab_size = |source: &String| {
+            let config = DecoderConfig::from_file(&models::model_dir(source).ok()?.join("config.json")).ok()?;
+            Some(config.vocab_size)
+        };
+        let shared = [&self.recipe.model.student, &self.recipe.model.teacher].into_iter().filter_map(vocab_size).min();
+        shared.map_or(model.clone(), |shared| model.with_logits_cut_to(shared))
     }
 
     /// The teacher, where the recipe names one.
     /// # Errors
-    /// As [`Setup::load`].
+    /// As [`Setup::load`]; also if the teacher's own tokenizer gives tokens other ids.
     pub fn load_teacher(&self, tokenizer: &Tokenizer) -> Result<Option<Decoder<I>>, PipelineError> {
-        if self.recipe.model.teacher.is_empty() { Ok(None) } else { self.load(&self.recipe.model.teacher, tokenizer).map(Some) }
+        let source = &self.recipe.model.teacher;
+        if source.is_empty() {
+            return Ok(None);
+        }
+        let own = models::model_dir(source)?.join(TOKENIZER_FILE);
+        // To random weights no id means anything yet.
+        if own.is_file() && !source.starts_with(RANDOM_PREFIX) {
+            tokenizer.check_same_ids(&Tokenizer::from_path(&own)?)?;
+        }
+        self.load(source, tokenizer).map(Some)
     }
 
     /// Opens the recipe's retriever; an index that has to be built on disk lies in `dir`.
@@ -100,7 +143,7 @@ impl<I: Backend> Setup<I> {
     }
 
     /// Tokenizer, environment and limits for playing episodes.
-    pub fn player<'p>(&self, tokenizer: &'p Tokenizer, retriever: &'p dyn Retriever) -> Player<'p> {
+    pub fn player<'p>(&self, tokenizer: &'p Tokenizer, retriever: &'p dyn Retriever, stop: Option<&'p Stop>) -> Player<'p> {
         let env = Env {
             instruction: self.recipe.episode.instruction.clone(),
             template: self.recipe.model.chat_template,
@@ -108,7 +151,7 @@ impl<I: Backend> Setup<I> {
             retriever,
             top_k: self.recipe.retriever.top_k,
         };
-        Player { tokenizer, env, limits: self.recipe.episode.clone() }
+        Player { tokenizer, env, limits: self.recipe.episode.clone(), stop }
     }
 
     /// All questions of some files, at most `max` a file (0 = all).
@@ -126,18 +169,22 @@ impl<I: Backend> Setup<I> {
 
     /// Plays the test questions with a model, greedily unless the recipe says otherwise.
     /// # Errors
-    /// If questions cannot be read or the model breaks.
+    /// If questions cannot be read, the model breaks, the retriever failed every question of a data set, or a stop was requested.
     pub fn play_test(
         &self,
         tokenizer: &Tokenizer,
         retriever: &dyn Retriever,
         model: &Decoder<I>,
+        stop: &Stop,
     ) -> Result<(Vec<Episode>, Figures), PipelineError> {
         let questions = self.questions(&self.recipe.data.test, self.recipe.data.max_test)?;
         let sampling = Sampling { temperature: self.recipe.eval.temperature, ..Sampling::GREEDY };
         let key = Key::new(self.recipe.run.seed, Purpose::Eval);
-        let episodes = self.player(tokenizer, retriever).play(model, &questions, sampling, key, &self.device)?;
+        let episodes = self.player(tokenizer, retriever, Some(stop)).play(model, &questions, sampling, key, &self.device)?;
         let figures = Figures::of(&episodes);
+        for dataset in figures.datasets.keys() {
+            check_retriever(episodes.iter().filter(|episode| &episode.question.dataset == dataset), dataset)?;
+        }
         Ok((episodes, figures))
     }
 

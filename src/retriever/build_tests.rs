@@ -73,9 +73,25 @@ fn an_interrupted_build_resumed_has_the_bytes_of_an_uninterrupted_one() {
 }
 
 #[test]
+fn the_block_under_way_is_finished_and_counted_when_a_stop_is_asked_for() {
+    let (corpus, encoder, folder) = (corpus(3 * BLOCK_PASSAGES), identity("a"), tempfile::tempdir().expect("a folder"));
+    let mut last = 0;
+    let mut stop = |progress: Progress| {
+        last = progress.done;
+        // Asked for once, as by one Ctrl-C, in the middle of the second block.
+        if progress.done == BLOCK_PASSAGES + 7 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let error = build(folder.path(), &options(Search::Exact), &encoder, &corpus, &mut embed, &mut stop).expect_err("stopped");
+    assert!(matches!(error, RetrieverError::Interrupted { done, .. } if done == 2 * BLOCK_PASSAGES), "{error}");
+    assert_eq!(last, 2 * BLOCK_PASSAGES, "the third block was not begun");
+    let report = build(folder.path(), &options(Search::Exact), &encoder, &corpus, &mut embed, &mut go_on).expect("built");
+    assert_eq!(report.n_reused, 2 * BLOCK_PASSAGES);
+}
+
+#[test]
 fn a_half_written_block_is_written_again() {
-    let (corpus, encoder, folder) = (corpus(BLOCK_PASSAGES + 50), identity("a"), tempfile::tempdir().expect("a folder"));
-    let mut stop = |progress: Progress| if progress.done > BLOCK_PASSAGES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let (corpus, encoder, folder) = (corpus(2 * BLOCK_PASSAGES), identity("a"), tempfile::tempdir().expect("a folder"));
+    let mut stop = |_: Progress| ControlFlow::Break(());
     build(folder.path(), &options(Search::Exact), &encoder, &corpus, &mut embed, &mut stop).expect_err("stopped");
     let part = folder.path().join(PART_FILE);
     let mut bytes = std::fs::read(&part).expect("one block is there");

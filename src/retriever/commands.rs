@@ -22,7 +22,12 @@ use crate::{
 };
 use dgpo_models::Backend;
 use serde::Serialize;
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeSet, HashSet},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
 
 /// Builds (or continues, or completes with a graph) the index folder `dir` of the corpus `corpus` with the encoder and parameters of `recipe`.
 /// # Errors
@@ -131,6 +136,24 @@ pub struct Found {
     pub search: &'static str,
     pub top_k: usize,
     pub passages: Vec<Vec<Passage>>,
+}
+
+/// Which of these passage ids are in the index's corpus.
+/// # Errors
+/// If the index or its corpus cannot be opened.
+pub fn ids_in_corpus(request: IndexRequest, wanted: &HashSet<&str>) -> Result<HashSet<String>, RetrieverError> {
+    let mut found = HashSet::new();
+    if wanted.is_empty() {
+        return Ok(found);
+    }
+    let corpus = open_corpus(request.corpus.unwrap_or(&IndexMeta::read(request.dir)?.corpus_name))?;
+    for idx in 0..corpus.len() {
+        let id = corpus.passage(idx).map_err(RetrieverError::passed_on)?.id;
+        if wanted.contains(id.as_str()) {
+            found.insert(id);
+        }
+    }
+    Ok(found)
 }
 
 /// Describes an index and measures it. With questions: also what exact search, the graph (if there is one) and BM25 find for them.

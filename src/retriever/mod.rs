@@ -163,13 +163,15 @@ fn open_dense<B: Backend>(
     let encoder = Encoder::<B>::open(&folder, &recipe.encoder, encoder_options(recipe), device)?;
     let (search, params) = (Search::parse(&recipe.search)?, hnsw_params(recipe));
     if !recipe.index.is_empty() {
-        return DenseRetriever::open(Path::new(&recipe.index), encoder, corpus, search, params.ef_search);
+        let dir = hub::expand(&recipe.index).map_err(RetrieverError::passed_on)?;
+        return DenseRetriever::open(Path::new(&dir), encoder, corpus, search, params.ef_search);
     }
     if corpus.len() < Search::EXACT_BELOW {
         return DenseRetriever::build_in_memory(encoder, corpus, search, params, progress);
     }
     let dir = run_dir.join("index");
-    let options = BuildOptions { corpus_name: String::new(), search, hnsw: params, replace: false };
+    let corpus_name = corpus.path().map_or_else(String::new, |path| path.display().to_string());
+    let options = BuildOptions { corpus_name, search, hnsw: params, replace: false };
     build::build(&dir, &options, encoder.identity(), &corpus, &mut |texts, tick| encoder.encode_passages(texts, tick), progress)?;
     DenseRetriever::open(&dir, encoder, corpus, search, params.ef_search)
 }

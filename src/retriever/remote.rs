@@ -3,7 +3,7 @@
 //! ```text
 //! POST URL {"queries": [..], "topk": k, "return_scores": true}
 //! -> {"result": [[{"document": {"id", "contents"}, "score"}, ..], ..]}      one list a query
-//! or {"result": [[{"id", "contents"}, ..], ..]}                            servers that give no scores
+//! or {"result": [[{"id", "contents"}, ..], ..]}                            servers that give no scores, in either form
 //! ```
 //! A server that is away or busy (connection errors, time-outs, 429, 5xx) is asked again, `max_retries` times, with doubling pauses. An
 //! answer of the wrong shape is not asked for again: it is an error with the place that is wrong. An empty list of passages is such an
@@ -155,10 +155,8 @@ fn hits(result: &Value, top_k: usize) -> Result<Vec<Hit>, String> {
 
 fn hit(entry: &Value) -> Result<Hit, String> {
     let (document, score) = match entry.get("document") {
-        Some(document) => {
-            let score = entry.get("score").and_then(Value::as_f64).ok_or("`score` is missing or not a number")?;
-            (document, score as f32)
-        }
+        // An episode never sees the score, so one that is missing or no number is no reason to lose the passage.
+        Some(document) => (document, entry.get("score").and_then(Value::as_f64).unwrap_or(0.0) as f32),
         None => (entry, 0.0),
     };
     let contents = document.get("contents").and_then(Value::as_str).ok_or("`contents` is missing or not a text")?;

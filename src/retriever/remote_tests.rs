@@ -94,9 +94,16 @@ fn passages_with_scores_are_read_and_the_request_is_the_protocols() {
 
 #[test]
 fn passages_without_scores_are_read() {
-    let (url, _bodies) = serve(vec![ok(r#"{"result": [[{"id": "7", "contents": "x", "extra": 1}]]}"#)]);
-    let hits = client(&url, 5.0, 0).search(&queries(&["q"]), 3).remove(0).expect("found");
-    assert_eq!(hits, [Hit { passage: Passage { id: "7".to_owned(), contents: "x".to_owned() }, score: 0.0 }]);
+    for body in [
+        r#"{"result": [[{"id": "7", "contents": "x", "extra": 1}]]}"#,
+        r#"{"result": [[{"document": {"id": "7", "contents": "x"}}]]}"#,
+        r#"{"result": [[{"document": {"id": "7", "contents": "x"}, "score": null}]]}"#,
+        r#"{"result": [[{"document": {"id": "7", "contents": "x"}, "score": "high"}]]}"#,
+    ] {
+        let (url, _bodies) = serve(vec![ok(body)]);
+        let hits = client(&url, 5.0, 0).search(&queries(&["q"]), 3).remove(0).expect("found");
+        assert_eq!(hits, [Hit { passage: Passage { id: "7".to_owned(), contents: "x".to_owned() }, score: 0.0 }], "{body}");
+    }
 }
 
 #[test]
@@ -141,7 +148,6 @@ fn answers_of_the_wrong_shape_say_what_is_wrong() {
         (r#"{"result": ["x"]}"#, "not a list"),
         (r#"{"result": [[{"document": {"id": "1"}, "score": 1}]]}"#, "passage 0: `contents` is missing"),
         (r#"{"result": [[{"document": {"id": "1", "contents": " "}, "score": 1}]]}"#, "`contents` is empty"),
-        (r#"{"result": [[{"document": {"id": "1", "contents": "x"}}]]}"#, "`score` is missing"),
         (r#"{"result": [[{"contents": "x"}]]}"#, "`id` is missing"),
     ] {
         let message = error_of(body);

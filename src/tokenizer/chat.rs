@@ -34,6 +34,15 @@ impl ChatTemplate {
         }
     }
 
+    /// Tokens that a tokenizer must know as single ids.
+    pub fn special_tokens(self) -> &'static [&'static str] {
+        match self {
+            Self::Qwen25 => &["<|im_start|>", "<|im_end|>"],
+            Self::Llama3 | Self::Llama31 | Self::Llama32 => &[LLAMA3_BOS, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+            Self::Plain => &[],
+        }
+    }
+
     /// The token that ends an assistant's turn ("<|im_end|>", "<|eot_id|>").
     pub fn end_of_turn(self) -> Option<&'static str> {
         match self {

@@ -7,6 +7,7 @@
 pub mod chat;
 pub mod stream;
 
+use chat::ChatTemplate;
 use std::path::{Path, PathBuf};
 use tokenizers::DecoderWrapper;
 
@@ -16,9 +17,24 @@ pub enum TokenizerError {
     Load { path: PathBuf, why: String },
     #[error("tokenizer {} has {n_tokens} tokens but the model's vocabulary has only {vocab_size}; hint: use the tokenizer.json that came with the model", path.display())]
     TooLarge { path: PathBuf, n_tokens: usize, vocab_size: usize },
+    #[error(
+        "token {token:?} has id {id} in {} and {} in {}; hint: student and teacher must share one tokenizer",
+        path.display(),
+        other_id.map_or("none".to_owned(), |id| id.to_string()),
+        other.display()
+    )]
+    Differs { token: String, id: u32, other_id: Option<u32>, path: PathBuf, other: PathBuf },
+    #[error(
+        "tokenizer {} does not know {token:?} of the chat template {template:?}; hint: set model.chat_template to the model's family, or to \"plain\"",
+        path.display()
+    )]
+    Template { path: PathBuf, token: &'static str, template: ChatTemplate },
     #[error("cannot encode: {0}")]
     Encode(String),
 }
+
+/// The file every tokenizer is read from.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -34,7 +50,7 @@ impl Tokenizer {
     /// # Errors
     /// No such file, or one that is not a Hugging Face tokenizer.
     pub fn from_path(path: &Path) -> Result<Self, TokenizerError> {
-        let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
+        let path = if path.is_dir() { path.join(TOKENIZER_FILE) } else { path.to_owned() };
         match tokenizers::Tokenizer::from_file(&path) {
             Ok(inner) => Self::new(inner, path),
             Err(error) => Err(TokenizerError::Load { path, why: error.to_string() }),
@@ -100,6 +116,25 @@ impl Tokenizer {
             return Err(TokenizerError::TooLarge { path: self.path.clone(), n_tokens: self.n_tokens, vocab_size });
         }
         Ok(())
+    }
+
+    /// Fails if `other` gives one of these tokens another id: two models then disagree about what an id means. Tokens that only `other` has are its
+    /// own affair.
+    pub fn check_same_ids(&self, other: &Self) -> Result<(), TokenizerError> {
+        let vocabulary = self.inner.get_vocab(true);
+        let differing = vocabulary.into_iter().filter(|(token, id)| other.token_id(token) != Some(*id)).min_by_key(|&(_, id)| id);
+        differing.map_or(Ok(()), |(token, id)| {
+            let other_id = other.token_id(&token);
+            Err(TokenizerError::Differs { token, id, other_id, path: self.path.clone(), other: other.path.clone() })
+        })
+    }
+
+    /// Fails if a special token of the template is not one token here: the model would read it as text.
+    pub fn check_template(&self, template: ChatTemplate) -> Result<(), TokenizerError> {
+        match template.special_tokens().iter().find(|token| self.token_id(token).is_none()) {
+            Some(&token) => Err(TokenizerError::Template { path: self.path.clone(), token, template }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -232,6 +267,36 @@ pub(crate) mod tests {
         let tokenizer = byte_level_tokenizer();
         assert!(tokenizer.check_fits(tokenizer.n_tokens()).is_ok());
         assert!(tokenizer.check_fits(tokenizer.n_tokens() - 1).unwrap_err().to_string().contains("hint: "));
+    }
+
+    #[test]
+    fn the_tokens_of_another_template_are_missing() {
+        let tokenizer = byte_level_tokenizer();
+        tokenizer.check_template(ChatTemplate::Plain).expect("no special tokens");
+        let error = tokenizer.check_template(ChatTemplate::Llama3).unwrap_err().to_string();
+        assert!(error.contains("<|begin_of_text|>") && error.contains("hint: set model.chat_template"), "{error}");
+    }
+
+    #[test]
+    fn a_tokenizer_with_other_ids_is_told_apart() {
+        let tokenizer = byte_level_tokenizer();
+        tokenizer.check_same_ids(&byte_level_tokenizer()).expect("the same");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join(TOKENIZER_FILE);
+        tokenizer.inner.save(&path, false).expect("written");
+        let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+        let vocabulary = json["model"]["vocab"].as_object_mut().expect("token to id");
+        let (first, second) = {
+            let mut tokens = vocabulary.keys().cloned();
+            (tokens.next().expect("a token"), tokens.next().expect("another"))
+        };
+        let ids = (vocabulary[&first].clone(), vocabulary[&second].clone());
+        vocabulary.insert(first, ids.1);
+        vocabulary.insert(second, ids.0);
+        std::fs::write(&path, json.to_string()).expect("written");
+        let other = Tokenizer::from_path(&path).expect("still a tokenizer");
+        let error = tokenizer.check_same_ids(&other).unwrap_err().to_string();
+        assert!(error.contains("hint: student and teacher must share one tokenizer"), "{error}");
     }
 
     #[test]

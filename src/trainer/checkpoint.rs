@@ -25,12 +25,22 @@ pub type WriteError = Box<dyn std::error::Error + Send + Sync>;
 /// Why a checkpoint was not written or cannot be read. The earlier checkpoints are untouched in every case.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    #[error("cannot write the checkpoint {}: {source}; hint: {}", path.display(), write_hint(source.as_ref()))]
+    #[error("cannot write the checkpoint {}: {}; hint: {}", path.display(), without_hint(source.as_ref()), write_hint(source.as_ref()))]
     Write { path: PathBuf, source: WriteError },
     #[error("cannot read {}: {source}; hint: the checkpoint is damaged; remove its folder to resume from the one before", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{} is not the state of this version: {source}; hint: resume with the version that wrote it (see provenance.json)", path.display())]
+    #[error(
+        "{} is damaged or of another version: {source}; hint: remove its folder to resume from the checkpoint before, or resume with the version \
+         that wrote it (see provenance.json)",
+        path.display()
+    )]
     State { path: PathBuf, source: serde_json::Error },
+}
+
+/// What went wrong inside, without its own advice: the checkpoint's hint knows more.
+fn without_hint(source: &(dyn std::error::Error + 'static)) -> String {
+    let text = source.to_string();
+    text.split("; hint: ").next().unwrap_or_default().to_owned()
 }
 
 fn write_hint(source: &(dyn std::error::Error + 'static)) -> &'static str {
@@ -283,6 +293,16 @@ mod tests {
         assert!(error.contains("rl-step-000002") && error.contains("hint: the disk is full"), "{error}");
         assert_eq!(names(run.path()), ["rl-step-000001"]);
         assert_eq!(latest(run.path()).unwrap(), Some(before));
+    }
+
+    #[test]
+    fn a_failed_write_gives_one_hint() {
+        let run = tempfile::tempdir().unwrap();
+        let source = io::Error::from(io::ErrorKind::StorageFull);
+        let inner = dgpo_models::ModelError::Write { path: "model.safetensors".into(), source };
+        let error = save(run.path(), Phase::Rl, 2, 1, |_| Err(inner.into())).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors") && error.contains("hint: the disk is full"), "{error}");
+        assert_eq!(error.matches("hint: ").count(), 1, "{error}");
     }
 
     #[test]

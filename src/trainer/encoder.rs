@@ -24,6 +24,7 @@ use burn::{
 };
 use dgpo_models::{Backend, TrainBackend, bert::BertEncoder};
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
 /// Texts embedded together when no gradient is needed.
 const EMBED_BATCH: usize = 64;
@@ -49,6 +50,8 @@ pub enum EncoderTrainingError {
     TooFewPairs { n_pairs: usize, batch: usize },
     #[error("the loss of step {step} is not finite; hint: lower optim.distill.lr or raise encoder.temperature")]
     NotFinite { step: usize },
+    #[error("stopped as asked")]
+    Stopped,
 }
 
 /// How texts become token ids: the same for training and for the index built later.
@@ -107,14 +110,14 @@ pub struct Contrastive<'a> {
     pub seed: u64,
 }
 
-/// Trains `model` for `recipe.steps` batches drawn from the pairs; `on_step` hears step number and loss.
+/// Trains `model` for `recipe.steps` batches drawn from the pairs; `on_step` hears step number and loss and may end the training.
 /// # Errors
-/// If a text cannot be encoded, a batch cannot be filled, or the loss is not finite.
+/// If a text cannot be encoded, a batch cannot be filled, the loss is not finite, or `on_step` said break.
 pub fn train_encoder<B: TrainBackend>(
     mut model: BertEncoder<B::InnerBackend>,
     task: Contrastive<'_>,
     device: &B::Device,
-    on_step: &mut dyn FnMut(usize, f64),
+    on_step: &mut dyn FnMut(usize, f64) -> ControlFlow<()>,
 ) -> Result<BertEncoder<B::InnerBackend>, EncoderTrainingError> {
     let Contrastive { passages, pairs, form, recipe, optim, seed } = task;
     if pairs.len() < recipe.batch.max(2) {
@@ -138,7 +141,9 @@ pub fn train_encoder<B: TrainBackend>(
         let grads = GradientsParams::from_grads(loss.backward(), &trained);
         drop(trained);
         model = optimizer.step(model, grads, learning_rate(optim, step, recipe.steps)).0;
-        on_step(step, value);
+        if on_step(step, value).is_break() {
+            return Err(EncoderTrainingError::Stopped);
+        }
     }
     Ok(model)
 }

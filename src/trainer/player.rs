@@ -1,13 +1,14 @@
 //! A model, an environment and a tokenizer put together: questions in, episodes out.
+use super::events::Stop;
 use crate::{
     config::{EpisodeRecipe, Sampling},
     data::questions::Question,
-    engine::{Engine, EngineOptions},
+    engine::{Completion, Engine, EngineError, EngineOptions, Request},
     env::{Env, protocol::STOP_STRINGS},
     rng::Key,
     rollout::{
         Episode,
-        play::{RolloutError, Rules, play},
+        play::{Generator, RolloutError, Rules, play},
     },
     tokenizer::Tokenizer,
 };
@@ -18,12 +19,14 @@ pub struct Player<'a> {
     pub tokenizer: &'a Tokenizer,
     pub env: Env<'a>,
     pub limits: EpisodeRecipe,
+    /// Ends the play with [`EngineError::Interrupted`]; `None` where a half-played set would be of no use to a resumed run.
+    pub stop: Option<&'a Stop>,
 }
 
 impl Player<'_> {
     /// Plays every question once. Episode i draws from `key` folded by i: neither its neighbours nor the batch size matter.
     /// # Errors
-    /// If logits are not finite or a text cannot be encoded.
+    /// If logits are not finite, a text cannot be encoded, or a stop was requested.
     pub fn play<B: Backend>(
         &self,
         model: &Decoder<B>,
@@ -43,7 +46,8 @@ impl Player<'_> {
         let limits = EpisodeRecipe { temperature, top_p, top_k, ..self.limits.clone() };
         let rules = Rules { env: &self.env, encode: &|text| self.tokenizer.encode(text), limits: &limits };
         let keys: Vec<Key> = (0..questions.len()).map(|i| key.fold(i as u64)).collect();
-        play(&mut Engine::new(model, self.tokenizer, options, device), rules, questions, &keys)
+        let engine = Engine::new(model, self.tokenizer, options, device);
+        play(&mut Interruptible { engine, stop: self.stop }, rules, questions, &keys)
     }
 
     /// The model's own end-of-sequence tokens and the template's end of turn.
@@ -53,5 +57,26 @@ impl Player<'_> {
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+}
+
+/// An engine that looks at the stop request before each step.
+struct Interruptible<'a, B: Backend> {
+    engine: Engine<'a, B>,
+    stop: Option<&'a Stop>,
+}
+
+impl<B: Backend> Generator for Interruptible<'_, B> {
+    fn submit(&mut self, request: Request) {
+        self.engine.submit(request);
+    }
+    fn step(&mut self) -> Result<Vec<Completion>, EngineError> {
+        if self.stop.is_some_and(Stop::is_requested) { Err(EngineError::Interrupted) } else { self.engine.step() }
+    }
+    fn is_busy(&self) -> bool {
+        self.engine.is_busy()
+    }
+    fn release(&mut self, row: usize) {
+        self.engine.release(row);
     }
 }

@@ -1,5 +1,5 @@
 //! What a run was made with: enough to make it again, or to see why it cannot be.
-use crate::{config::Recipe, hub};
+use crate::{config::Recipe, hub, retriever::index::META_FILE};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::{
@@ -7,7 +7,6 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
-    process::Command,
 };
 
 /// Larger files are recorded by size alone: hashing gigabytes of weights would delay every start.
@@ -18,8 +17,9 @@ const MAX_HASHED_BYTES: u64 = 256 << 20;
 pub struct Provenance {
     /// Version of this program.
     pub version: &'static str,
-    /// Commit of the source tree the binary was built from (`-dirty` if changed since), where the tree is still there and git is installed.
-    pub git_commit: Option<String>,
+    /// Fingerprint of the executable that started the run: two runs with the same one ran the same program. (The commit in the source folder
+    /// at that time would say little: the folder may have moved on since the program was built.)
+    pub executable: Option<String>,
     /// `--device`.
     pub device: String,
     /// Hardware threads of the machine.
@@ -27,7 +27,8 @@ pub struct Provenance {
     /// The command as typed.
     pub command_line: Vec<String>,
     pub seed: u64,
-    /// Input files (by the name the recipe gives them): `sha256:…`, or `size:…` above 256 MiB.
+    /// Input files (by the name the recipe gives them), with every shard of a model's weights and the description of the index: `sha256:…`, or
+    /// `size:…` above 256 MiB.
     pub files: BTreeMap<String, String>,
 }
 
@@ -39,7 +40,7 @@ impl Provenance {
         let files = input_files(recipe).into_iter().map(|(name, path)| Ok((name, fingerprint(&path)?))).collect::<io::Result<_>>()?;
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
-            git_commit: git_commit(),
+            executable: std::env::current_exe().and_then(|path| fingerprint(&path)).ok(),
             device: device.to_owned(),
             n_host_cores: std::thread::available_parallelism().map_or(1, usize::from),
             command_line: std::env::args().collect(),
@@ -49,17 +50,32 @@ impl Provenance {
     }
 }
 
-/// The files a recipe names, and those of its models: (name, path).
+/// The files a recipe names, those of its models and its index: (name, path).
 fn input_files(recipe: &Recipe) -> Vec<(String, PathBuf)> {
     let Recipe { model, data, retriever, .. } = recipe;
     let named = data.train.iter().chain(&data.test).chain(&data.trajectories).chain([&data.corpus]);
     let folders = [&model.student, &model.teacher, &model.tokenizer, &retriever.encoder];
     let in_folders = folders.into_iter().filter(|name| !name.is_empty()).flat_map(|name| {
         let folder = name.strip_prefix("random:").unwrap_or(name);
-        ["config.json", "tokenizer.json", "model.safetensors"].map(|file| format!("{folder}/{file}"))
+        model_files(folder).into_iter().map(move |file| format!("{folder}/{file}"))
     });
-    let names = named.filter(|name| !name.is_empty()).cloned().chain(in_folders);
+    // The index holds the fingerprints of its encoder and corpus; its vectors and graph follow from those.
+    let index = (!retriever.index.is_empty()).then(|| format!("{}/{META_FILE}", retriever.index));
+    let names = named.filter(|name| !name.is_empty()).cloned().chain(in_folders).chain(index);
     names.filter_map(|name| hub::resolve(&name).ok().filter(|path| path.is_file()).map(|path| (name, path))).collect()
+}
+
+/// Names of the files in a model's folder that decide what it computes, in order; none where there is no such folder.
+fn model_files(folder: &str) -> Vec<String> {
+    let entries = hub::resolve(folder).ok().and_then(|path| std::fs::read_dir(path).ok()).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let is_input = |name: &String| {
+        let is_weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+        is_weights || name == "config.json" || name == "tokenizer.json"
+    };
+    let mut names: Vec<String> = names.filter(is_input).collect();
+    names.sort();
+    names
 }
 
 /// `sha256:HEX` of a file, or `size:BYTES` where it is too large to hash at every start.
@@ -80,12 +96,6 @@ pub fn fingerprint(path: &Path) -> io::Result<String> {
     }
 }
 
-fn git_commit() -> Option<String> {
-    let arguments = ["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"];
-    let output = Command::new("git").args(arguments).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,15 +104,24 @@ mod tests {
     fn the_inputs_are_the_recipes_files_and_those_of_its_models() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
-        for name in ["train.jsonl", "config.json", "notes.txt"] {
+        let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"];
+        for name in [&["train.jsonl", "config.json", "notes.txt", "index.json"][..], &shards].concat() {
             std::fs::write(dir.path().join(name), "x").unwrap();
         }
         let mut recipe = Recipe::default();
         recipe.data.train = vec![path("train.jsonl"), path("missing.jsonl")];
         recipe.model.student = format!("random:{}", dir.path().display());
         (recipe.model.teacher, recipe.retriever.encoder) = (String::new(), String::new());
+        recipe.retriever.index = dir.path().to_string_lossy().into_owned();
         let names: Vec<String> = input_files(&recipe).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, [path("train.jsonl"), path("config.json")]);
+        let expected = [&["train.jsonl", "config.json"][..], &shards, &["index.json"]].concat();
+        assert_eq!(names, expected.into_iter().map(path).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_program_is_known_by_its_executable() {
+        let provenance = Provenance::collect("cpu", &Recipe::default()).unwrap();
+        assert_eq!(provenance.executable, fingerprint(&std::env::current_exe().unwrap()).ok());
     }
 
     #[test]

@@ -118,7 +118,8 @@ fn penalty<I: Backend>(
 ) -> Vec<f32> {
     batch.ref_log_probs = vec![0.0; batch.n_rows * batch.n_cols];
     let mut kl = vec![0.0; batch.n_rows * batch.n_cols];
-    if recipe.kl.mode == KlMode::None || penalised.is_empty() {
+    // A coefficient of 0 stays 0, adaptive or not: the penalty has no effect.
+    if recipe.kl.mode == KlMode::None || penalised.is_empty() || recipe.kl.coef == 0.0 {
         return kl;
     }
     let reference = reference.expect("a recipe with a KL penalty has a reference policy");
@@ -170,21 +171,22 @@ impl<B: TrainBackend> Update<'_, B> {
         let mut sums = GradientsAccumulator::new();
         let normaliser = batch.n_agent_tokens(mini_batch).max(1) as f64;
         let kl_weight = if recipe.kl.placement == KlPlacement::Loss { self.networks.kl.coef } else { 0.0 };
-        // 1 at the tokens of penalised rows, for a KL term in the loss.
-        let mut penalised = vec![0.0; batch.n_rows * batch.n_cols];
-        for &row in self.penalised {
-            penalised[batch.at(row, 0)..batch.at(row, 0) + batch.lengths[row]].fill(1.0);
-        }
         let mut stats = ActorStats::default();
-        for rows in batch.micro_batches(mini_batch, recipe.rl.micro_batch_tokens) {
+        let is_full = matches!(recipe.kl.estimator, KlEstimator::Full | KlEstimator::FullReversed);
+        // Penalised rows in micro-batches of their own, so that the reference runs on nothing else.
+        let (penalised_rows, free_rows): (Vec<usize>, Vec<usize>) =
+            mini_batch.iter().partition(|row| kl_weight != 0.0 && self.penalised.contains(row));
+        let cut = |rows: &[usize]| batch.micro_batches(rows, recipe.rl.micro_batch_tokens);
+        let micro_batches =
+            cut(&penalised_rows).into_iter().map(|rows| (rows, true)).chain(cut(&free_rows).into_iter().map(|rows| (rows, false)));
+        for (rows, has_kl) in micro_batches {
             let tokens = batch.agent_tokens(&rows);
             if tokens.is_empty() {
                 continue;
             }
-            let is_full = matches!(recipe.kl.estimator, KlEstimator::Full | KlEstimator::FullReversed);
             let ref_hidden = self
                 .reference
-                .filter(|_| kl_weight != 0.0 && is_full)
+                .filter(|_| has_kl && is_full)
                 .map(|reference| tokens.gather(reference.hidden(batch.ids_tensor(&rows, device), None, None)));
             accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |logits, range| {
                 let tokens = tokens.slice(range.clone());
@@ -202,7 +204,7 @@ impl<B: TrainBackend> Update<'_, B> {
                 stats.policy += policy;
                 stats.entropy += scalar(&entropy);
                 loss = loss - entropy * recipe.rl.entropy_coef;
-                if kl_weight != 0.0 {
+                if has_kl {
                     let kl = match (&ref_hidden, self.reference) {
                         (Some(hidden), Some(reference)) => {
                             let ref_logits = reference.logits(hidden.clone().narrow(0, range.start, range.len()));
@@ -211,7 +213,7 @@ impl<B: TrainBackend> Update<'_, B> {
                         _ => estimate_tensor(recipe.kl.estimator, new.log_probs, cut(&batch.ref_log_probs)),
                     };
                     let kl = kl.expect("full estimators have the reference's hidden states, the others need none");
-                    loss = loss + (kl * cut(&penalised)).sum() * (kl_weight / normaliser);
+                    loss = loss + kl.sum() * (kl_weight / normaliser);
                 }
                 loss
             });

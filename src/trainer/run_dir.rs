@@ -1,8 +1,9 @@
 //! The folder of a run: what it was asked to do, with what, and what came out.
 //!
 //! ```text
-//! runs/NAME/  recipe.toml (resolved)   provenance.json   metrics.jsonl   summary.json   episodes/   checkpoints/
+//! runs/NAME/  recipe.toml (resolved)   provenance.json   metrics.jsonl   summary.json   episodes/   checkpoints/   lock
 //! ```
+//! One process at a time writes into a run: it holds the operating system's lock on the file `lock`, which ends with the process however that ends.
 //! A metrics line is one flat object, `{"phase":"rl","step":3,"rollout/reward":0.41,...}`, flushed as it is written. The step is the number
 //! of finished steps, so a run resumed from step s cuts the file behind (phase, s) and goes on as if it had never stopped.
 use super::{checkpoint::CHECKPOINTS_DIR, events::Phase};
@@ -10,8 +11,8 @@ use crate::config::{self, ConfigError, Recipe};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, BufRead, BufReader, Write},
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -22,14 +23,25 @@ const PROVENANCE_FILE: &str = "provenance.json";
 const METRICS_FILE: &str = "metrics.jsonl";
 const SUMMARY_FILE: &str = "summary.json";
 const EPISODES_DIR: &str = "episodes";
+const LOCK_FILE: &str = "lock";
 
 /// Why a run directory cannot be made, opened or written.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
     #[error("the run {path} exists; hint: continue it with --resume {path}, or choose another --name", path = .0.display())]
     Exists(PathBuf),
-    #[error("{} is not a run: it holds no {RECIPE_FILE}; hint: `dgpo runs list` shows the runs in ./{RUNS_DIR}", .0.display())]
+    #[error(
+        "the folder {path} exists and is no run that could go on: it holds no {RECIPE_FILE}; hint: remove it, or choose another --name",
+        path = .0.display()
+    )]
+    Occupied(PathBuf),
+    #[error("{} is not a run: {}; hint: `dgpo runs list` shows the runs in ./{RUNS_DIR}", .0.display(), what_is_missing(.0))]
     NotARun(PathBuf),
+    #[error(
+        "another process{} works on the run {}; hint: wait for its end, or stop it and continue with --resume",
+        pid.map_or(String::new(), |pid| format!(" ({pid})")), path.display()
+    )]
+    Busy { path: PathBuf, pid: Option<u32> },
     #[error("cannot {verb} {}: {source}; hint: check free space and permissions", path.display())]
     Io { verb: &'static str, path: PathBuf, source: io::Error },
     #[error("{}:{line}: {why}; hint: the file was changed by hand or by another version", path.display())]
@@ -38,9 +50,22 @@ pub enum RunDirError {
     Recipe(#[from] ConfigError),
 }
 
+fn what_is_missing(path: &Path) -> String {
+    match path.is_dir() {
+        true => format!("it holds no {RECIPE_FILE}, which every run begins with"),
+        false => "there is no such folder".to_owned(),
+    }
+}
+
 fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirError {
     let path = path.to_owned();
     move |source| RunDirError::Io { verb, path, source }
+}
+
+/// The right to write into a run, until it is dropped.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
 }
 
 /// An open run directory.
@@ -52,12 +77,13 @@ pub struct RunDir {
 impl RunDir {
     /// Makes `root/name` with the resolved recipe (`run.name` filled in) and the provenance.
     /// # Errors
-    /// [`RunDirError::Exists`] if the folder is there already: a run is never overwritten.
+    /// [`RunDirError::Exists`] or [`RunDirError::Occupied`] if the folder is there already: nothing is ever overwritten.
     pub fn create(root: &Path, name: &str, recipe: &Recipe, provenance: &impl Serialize) -> Result<Self, RunDirError> {
         let path = root.join(name);
         fs::create_dir_all(root).map_err(io_error("create", root))?;
         fs::create_dir(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => RunDirError::Exists(path.clone()),
+            io::ErrorKind::AlreadyExists if path.join(RECIPE_FILE).is_file() => RunDirError::Exists(path.clone()),
+            io::ErrorKind::AlreadyExists => RunDirError::Occupied(path.clone()),
             _ => RunDirError::Io { verb: "create", path: path.clone(), source },
         })?;
         let run = Self { path };
@@ -80,6 +106,32 @@ impl RunDir {
             true => Ok(Self { path: path.to_owned() }),
             false => Err(RunDirError::NotARun(path.to_owned())),
         }
+    }
+
+    /// Takes the run for this process. Whoever trains holds the lock; readers need none.
+    /// # Errors
+    /// [`RunDirError::Busy`] while another process has it. What a killed process leaves behind is a file without a lock.
+    pub fn lock(&self) -> Result<RunLock, RunDirError> {
+        let path = self.path.join(LOCK_FILE);
+        let opened = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
+        let mut file = opened.map_err(io_error("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                // The number is for the message alone; where the lock forbids reading too, the message goes without.
+                let _ = file.read_to_string(&mut pid);
+                return Err(RunDirError::Busy { path: self.path.clone(), pid: pid.trim().parse().ok() });
+            }
+            // Some network file systems have no locks, and a run there must be possible.
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                tracing::warn!("{} cannot be locked here; hint: start no second process on this run", path.display());
+            }
+            Err(TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
+        }
+        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.map_err(io_error("write", &path))?;
+        Ok(RunLock { _file: file })
     }
 
     pub fn path(&self) -> &Path {
@@ -249,6 +301,26 @@ mod tests {
         create(root.path());
         let error = RunDir::create(root.path(), "first", &Recipe::default(), &json!({})).unwrap_err().to_string();
         assert!(error.contains("--resume") && error.contains("--name"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_is_no_run_is_neither_overwritten_nor_to_be_resumed() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("first")).unwrap();
+        let error = RunDir::create(root.path(), "first", &Recipe::default(), &json!({})).unwrap_err().to_string();
+        assert!(error.contains("holds no recipe.toml") && error.contains("remove it") && !error.contains("--resume"), "{error}");
+    }
+
+    #[test]
+    fn a_run_is_locked_once_and_free_again_when_the_lock_is_dropped() {
+        let root = tempfile::tempdir().unwrap();
+        let run = create(root.path());
+        let lock = run.lock().unwrap();
+        let error = run.lock().unwrap_err().to_string();
+        let process = format!("another process ({}) works on the run", std::process::id());
+        assert!(error.contains(&process) && error.contains("first") && error.contains("hint: "), "{error}");
+        drop(lock);
+        run.lock().unwrap();
     }
 
     #[test]

@@ -8,7 +8,11 @@ use super::{
     checkpoint::WriteError,
     optimizer::{AdamW, OptimizerError},
 };
-use crate::{algo::kl::KlController, config::AdamWRecipe, data::sampler::Sampler};
+use crate::{
+    algo::kl::KlController,
+    config::{AdamWRecipe, Recipe},
+    data::sampler::Sampler,
+};
 use burn::{module::Module, tensor::DType};
 use dgpo_models::{
     Backend, ModelError,
@@ -40,6 +44,9 @@ pub struct PhaseState {
     pub n_skipped: usize,
     /// Seconds of work of the whole run so far.
     pub wall_s: f64,
+    /// What the run was then told to do, to compare with what it is told now.
+    #[serde(default)]
+    pub recipe: Option<Recipe>,
 }
 
 /// Why a checkpoint's networks could not be restored.

@@ -49,7 +49,7 @@ pub fn write_demonstrations(dir: &Path, seed: u64, retriever: &dyn Retriever, to
             }
             file.finish().map(drop)
         });
-        written.map_err(|source| DataError::Io { path, source })?;
+        written.map_err(|source| DataError::Write { path, source })?;
     }
     Ok(demonstrations.counts)
 }

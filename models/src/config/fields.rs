@@ -7,6 +7,8 @@ use crate::ModelError;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
+pub(crate) const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// Edits (insertions, deletions, swaps, replacements) up to which a name counts as a misspelling.
 const MAX_TYPO_EDITS: usize = 3;
 
@@ -22,22 +24,19 @@ impl Fields {
     pub(super) fn read(path: &Path) -> Result<Self, ModelError> {
         const HINT: &str = "a model folder in Hugging Face layout has a config.json";
         let text = std::fs::read_to_string(path).map_err(|source| ModelError::Read { path: path.to_owned(), source, hint: HINT })?;
-        let map = serde_json::from_str(&text).map_err(|error| ModelError::json(path, &error))?;
+        // Editors on Windows put a byte-order mark in front, which is no part of the JSON.
+        let map = serde_json::from_str(text.trim_start_matches(BYTE_ORDER_MARK)).map_err(|error| ModelError::json(path, &error))?;
         Ok(Self { path: path.to_owned(), prefix: String::new(), map, known: Vec::new() })
     }
 
-    pub(super) fn count(&mut self, key: &'static str) -> Result<usize, ModelError> {
-        self.optional_count(key)?.ok_or_else(|| self.missing(key))
+    pub(super) fn count(&mut self, key: &'static str, max: usize) -> Result<usize, ModelError> {
+        self.optional_count(key, max)?.ok_or_else(|| self.missing(key))
     }
 
-    pub(super) fn count_or(&mut self, key: &'static str, default: usize) -> Result<usize, ModelError> {
-        Ok(self.optional_count(key)?.unwrap_or(default))
-    }
-
-    /// A size: a whole number above 0.
-    pub(super) fn optional_count(&mut self, key: &'static str) -> Result<Option<usize>, ModelError> {
-        let expected = "a whole number above 0";
-        self.parse(key, expected, |value| value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0))
+    /// A size: a whole number from 1 to `max`.
+    pub(super) fn optional_count(&mut self, key: &'static str, max: usize) -> Result<Option<usize>, ModelError> {
+        let expected = format!("a whole number from 1 to {max}");
+        self.parse(key, &expected, |value| value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=max).contains(n)))
     }
 
     pub(super) fn number(&mut self, key: &'static str) -> Result<f64, ModelError> {
@@ -114,15 +113,12 @@ impl Fields {
         Err(ModelError::UnknownField { path: self.path.clone(), field: format!("{}{key}", self.prefix), suggestion })
     }
 
-    fn parse<T>(
-        &mut self,
-        key: &'static str,
-        expected: &'static str,
-        convert: impl Fn(&Value) -> Option<T>,
-    ) -> Result<Option<T>, ModelError> {
+    fn parse<T>(&mut self, key: &'static str, expected: &str, convert: impl Fn(&Value) -> Option<T>) -> Result<Option<T>, ModelError> {
         let Some(value) = self.take(key) else { return Ok(None) };
-        let bad =
-            || ModelError::BadField { path: self.path.clone(), field: format!("{}{key}", self.prefix), value: value.to_string(), expected };
+        let bad = || {
+            let field = format!("{}{key}", self.prefix);
+            ModelError::BadField { path: self.path.clone(), field, value: value.to_string(), expected: expected.to_owned() }
+        };
         convert(&value).map(Some).ok_or_else(bad)
     }
 

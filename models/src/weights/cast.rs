@@ -3,9 +3,11 @@
 //! f32, f16 and bf16 in both directions. Widening is exact; narrowing rounds to nearest, ties to even (the `half` crate's rounding).
 //! One pass over the data: 0.2 to 1 ns an element.
 
+use crate::ModelError;
 use burn::tensor::{DType, TensorData};
 use half::{bf16, f16};
 use safetensors::Dtype;
+use std::path::Path;
 
 /// Side of the square tiles of a transposition: 32 x 32 f32 are 4 KB, so the tile read and the tile written stay in the first cache.
 const TILE: usize = 32;
@@ -32,6 +34,28 @@ pub(super) fn decode_f32(bytes: &[u8], from: Dtype) -> Vec<f32> {
         Dtype::BF16 => elements(bytes, None, |b| bf16::from_le_bytes(b).to_f32()),
         _ => elements(bytes, None, f32::from_le_bytes),
     }
+}
+
+/// How many finite values become infinite when they are stored as `to`.
+pub(super) fn n_overflowing(values: impl Iterator<Item = f32>, to: DType) -> usize {
+    let is_infinite = |x: f32| match to {
+        DType::F16 => f16::from_f32(x).is_infinite(),
+        DType::BF16 => bf16::from_f32(x).is_infinite(),
+        _ => false,
+    };
+    values.filter(|&x| x.is_finite() && is_infinite(x)).count()
+}
+
+/// The error for weights that do not fit a narrower dtype; none for an empty list.
+pub(super) fn overflow(path: &Path, to: DType, tensors: Vec<(String, usize)>) -> Result<(), ModelError> {
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let (dtype, hint) = match to {
+        DType::F16 => ("float16 (largest value 65504)", "bf16 has the range of float32"),
+        _ => ("bfloat16", "keep float32"),
+    };
+    Err(ModelError::Overflow { path: path.to_owned(), dtype, tensors, hint })
 }
 
 /// Bytes of a file as tensor data of dtype `to`. `shape` is the file's; with `is_transposed` the result is its transpose.

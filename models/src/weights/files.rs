@@ -3,12 +3,12 @@
 //! Contract: after [`Checkpoint::open`] every entry's bytes lie inside its file and have the length its shape and dtype ask for.
 //! Knows no model: names and shapes are judged by `load`.
 
-use crate::ModelError;
+use crate::{ModelError, config::fields::BYTE_ORDER_MARK};
 use memmap2::Mmap;
 use safetensors::{Dtype, tensor::Metadata};
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry as MapEntry},
     fs::File,
     ops::Range,
     path::{Path, PathBuf},
@@ -48,7 +48,7 @@ impl Checkpoint {
         let (single, index) = (dir.join(SINGLE_FILE), dir.join(INDEX_FILE));
         if single.is_file() {
             let mut checkpoint = Self { path: dir.to_owned(), files: Vec::new(), entries: BTreeMap::new() };
-            checkpoint.add_file(&single)?;
+            _ = checkpoint.add_file(&single)?;
             return Ok(checkpoint);
         }
         if index.is_file() {
@@ -65,7 +65,7 @@ impl Checkpoint {
     /// Opens one file that belongs to no model folder.
     pub(super) fn open_file(path: &Path) -> Result<Self, ModelError> {
         let mut checkpoint = Self { path: path.to_owned(), files: Vec::new(), entries: BTreeMap::new() };
-        checkpoint.add_file(path)?;
+        _ = checkpoint.add_file(path)?;
         Ok(checkpoint)
     }
 
@@ -83,32 +83,49 @@ impl Checkpoint {
             return Err(ModelError::Corrupt { path: index.to_owned(), message, hint: "download the missing files" });
         }
         let mut checkpoint = Self { path: dir.to_owned(), files: Vec::new(), entries: BTreeMap::new() };
-        for shard in shards {
-            checkpoint.add_file(&dir.join(shard))?;
+        let shards: Vec<&str> = shards.into_iter().collect();
+        let mut problems = Vec::new();
+        for shard in &shards {
+            let twice = checkpoint.add_file(&dir.join(shard))?;
+            problems.extend(twice.into_iter().map(|name| format!("\n  {name} lies in {shard} and in an earlier shard")));
         }
-        for (name, shard) in &weight_map {
-            if !checkpoint.entries.contains_key(name) {
-                let message = format!("it places {name} in {shard}, which has no such tensor");
-                return Err(ModelError::Corrupt { path: index.to_owned(), message, hint: "index and shards must be of the same download" });
-            }
+        problems.extend(index_problems(&weight_map, &checkpoint, &shards));
+        if problems.is_empty() {
+            return Ok(checkpoint);
         }
-        Ok(checkpoint)
+        let message = format!("it disagrees with its shards ({} problems):{}\n", problems.len(), problems.concat());
+        Err(ModelError::Corrupt { path: index.to_owned(), message, hint: "index and shards must be of the same download" })
     }
 
-    fn add_file(&mut self, path: &Path) -> Result<(), ModelError> {
+    /// Returns the tensors that an earlier file has already brought; those stay.
+    fn add_file(&mut self, path: &Path) -> Result<Vec<String>, ModelError> {
         let map = map_file(path)?;
         let (data_start, metadata) = parse_header(path, &map)?;
+        let mut twice = Vec::new();
         for (name, info) in metadata.tensors() {
             let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
             let entry = Entry { file_idx: self.files.len(), range, dtype: info.dtype, shape: info.shape.clone() };
-            if self.entries.insert(name.clone(), entry).is_some() {
-                let message = format!("{name} is also in another shard");
-                return Err(ModelError::Corrupt { path: path.to_owned(), message, hint: "index and shards must be of the same download" });
+            match self.entries.entry(name.clone()) {
+                MapEntry::Vacant(place) => _ = place.insert(entry),
+                MapEntry::Occupied(_) => twice.push(name),
             }
         }
         self.files.push(map);
-        Ok(())
+        Ok(twice)
     }
+}
+
+/// Both directions: what the index places elsewhere than it lies, and what lies in a shard without being placed.
+fn index_problems(weight_map: &BTreeMap<String, String>, checkpoint: &Checkpoint, shards: &[&str]) -> Vec<String> {
+    let placed = weight_map.iter().filter_map(|(name, shard)| match checkpoint.entries.get(name) {
+        None => Some(format!("\n  {name} is placed in {shard}, which has no such tensor")),
+        Some(entry) if shards[entry.file_idx] != shard => {
+            Some(format!("\n  {name} is placed in {shard}, but lies in {}", shards[entry.file_idx]))
+        }
+        Some(_) => None,
+    });
+    let left_out = checkpoint.entries.iter().filter(|(name, _)| !weight_map.contains_key(*name));
+    placed.chain(left_out.map(|(name, entry)| format!("\n  {name} lies in {}, but is not in the index", shards[entry.file_idx]))).collect()
 }
 
 fn map_file(path: &Path) -> Result<Mmap, ModelError> {
@@ -153,7 +170,7 @@ fn parse_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata), ModelErr
 fn read_weight_map(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
     let hint = "check the path and its permissions";
     let text = std::fs::read_to_string(index).map_err(|source| ModelError::Read { path: index.to_owned(), source, hint })?;
-    let json: Value = serde_json::from_str(&text).map_err(|error| ModelError::json(index, &error))?;
+    let json: Value = serde_json::from_str(text.trim_start_matches(BYTE_ORDER_MARK)).map_err(|error| ModelError::json(index, &error))?;
     let weight_map: Option<BTreeMap<String, String>> = json.get("weight_map").and_then(|map| serde_json::from_value(map.clone()).ok());
     let is_plain_name = |name: &String| Path::new(name).file_name().is_some_and(|file| file == name.as_str());
     match weight_map {

@@ -41,12 +41,40 @@ pub(super) fn load_into<B: Backend, M: Module<B>>(
     rules: &Rules,
     dtype: DType,
 ) -> Result<M, ModelError> {
-    if cast::stored_dtype(dtype).is_none() {
+    let Some(stored) = cast::stored_dtype(dtype) else {
         return Err(ModelError::StorageDtype { name: "every parameter".to_owned(), dtype: format!("{dtype:?}") });
-    }
-    let expected: Vec<Parameter> = parameters::<B, M>(&module).into_iter().filter(|p| !rules.skipped.contains(&p.name.as_str())).collect();
-    let sources = match_tensors(&expected, checkpoint, rules)?;
+    };
+    let sources = find_sources::<B, M>(&module, checkpoint, rules)?;
+    let n_overflowing = |entry: &Entry| match stored == entry.dtype {
+        true => 0,
+        false => cast::n_overflowing(cast::decode_f32(checkpoint.bytes(entry), entry.dtype).into_iter(), dtype),
+    };
+    // Only f16 and bf16 are narrower than anything; the others need no look at the values.
+    let narrowed = sources.iter().filter(|_| matches!(dtype, DType::F16 | DType::BF16));
+    let overflowing = narrowed.map(|(name, entry)| (name.clone(), n_overflowing(entry))).filter(|(_, n)| *n > 0).collect();
+    cast::overflow(&checkpoint.path, dtype, overflowing)?;
     Ok(module.map(&mut Loader { path: ParameterPath::default(), checkpoint, sources, dtype }))
+}
+
+/// The entry of each parameter of a module, or every reason why there is none. No parameter is drawn and no weight is read.
+pub(super) fn find_sources<'a, B: Backend, M: Module<B>>(
+    module: &M,
+    checkpoint: &'a Checkpoint,
+    rules: &Rules,
+) -> Result<BTreeMap<String, &'a Entry>, ModelError> {
+    let expected: Vec<Parameter> = parameters::<B, M>(module).into_iter().filter(|p| !rules.skipped.contains(&p.name.as_str())).collect();
+    match_tensors(&expected, checkpoint, rules)
+}
+
+/// Refuses a config with more layers than the file has tensors. To be called before a module is built: even without weights, a module of a
+/// billion layers does not fit into memory.
+pub(super) fn check_n_layers(expected: usize, checkpoint: &Checkpoint) -> Result<(), ModelError> {
+    if expected <= checkpoint.entries.len() {
+        return Ok(());
+    }
+    let layer_of = |name: &String| name.split('.').find_map(|part| part.parse::<usize>().ok());
+    let found = checkpoint.entries.keys().filter_map(layer_of).max().map_or(0, |last| last.saturating_add(1));
+    Err(ModelError::Tensors { path: checkpoint.path.clone(), problems: vec![TensorProblem::Layers { found, expected }] })
 }
 
 /// Every tensor of a file as f32, ordered by name.

@@ -18,7 +18,7 @@ mod tests;
 use crate::{
     Backend, ModelError,
     bert::BertEncoder,
-    config::{self, BertConfig, DecoderConfig},
+    config::{self, BertConfig, DecoderConfig, ModelClass},
     decoder::Decoder,
     heads::Critic,
 };
@@ -27,7 +27,7 @@ use burn::{
     tensor::DType,
 };
 use files::Checkpoint;
-use load::{Rules, load_into};
+use load::{Rules, check_n_layers, find_sources, load_into};
 use save::save_module;
 use std::path::{Path, PathBuf};
 
@@ -61,27 +61,69 @@ const SIDE_FILES: &[&str] = &[
 /// # Errors
 /// If a file is missing, truncated or malformed, the config asks for something not implemented, or the tensors do not fit the model.
 pub fn load_decoder<B: Backend>(dir: &Path, dtype: DType, device: &B::Device) -> Result<Decoder<B>, ModelError> {
-    let config = DecoderConfig::from_file(&dir.join("config.json"))?;
-    let checkpoint = Checkpoint::open(dir)?;
-    load_into(Decoder::init(&config, 0, device), &checkpoint, &DECODER, dtype)
+    let (checkpoint, model) = open_decoder(dir, device)?;
+    load_into(model, &checkpoint, &DECODER, dtype)
 }
 
 /// Reads a BERT encoder as [`load_decoder`] reads a decoder. A pooler in the file is ignored.
 /// # Errors
 /// As [`load_decoder`].
 pub fn load_bert<B: Backend>(dir: &Path, dtype: DType, device: &B::Device) -> Result<BertEncoder<B>, ModelError> {
-    let config = BertConfig::from_file(&dir.join("config.json"))?;
-    let checkpoint = Checkpoint::open(dir)?;
-    load_into(BertEncoder::init(&config, 0, device), &checkpoint, &BERT, dtype)
+    let (checkpoint, model) = open_bert(dir, device)?;
+    load_into(model, &checkpoint, &BERT, dtype)
 }
 
 /// Reads a critic (transformers' `*ForTokenClassification` with one label and a bias) as [`load_decoder`] reads a decoder.
 /// # Errors
 /// As [`load_decoder`].
 pub fn load_critic<B: Backend>(dir: &Path, dtype: DType, device: &B::Device) -> Result<Critic<B>, ModelError> {
+    let (checkpoint, model) = open_critic(dir, device)?;
+    load_into(model, &checkpoint, &CRITIC, dtype)
+}
+
+/// Compares config.json with the names, shapes and dtypes of the weights as loading does, without reading weights: header bytes only, whatever
+/// the model's size.
+/// # Errors
+/// Those of loading the folder, but for what only the values show ([`ModelError::Overflow`]).
+pub fn check_folder<B: Backend>(dir: &Path, device: &B::Device) -> Result<ModelClass, ModelError> {
+    let class = ModelClass::of(&dir.join("config.json"))?;
+    match class {
+        ModelClass::Decoder => {
+            let (checkpoint, model) = open_decoder::<B>(dir, device)?;
+            find_sources::<B, _>(&model, &checkpoint, &DECODER)?;
+        }
+        ModelClass::Critic => {
+            let (checkpoint, model) = open_critic::<B>(dir, device)?;
+            find_sources::<B, _>(&model, &checkpoint, &CRITIC)?;
+        }
+        ModelClass::Encoder => {
+            let (checkpoint, model) = open_bert::<B>(dir, device)?;
+            find_sources::<B, _>(&model, &checkpoint, &BERT)?;
+        }
+    }
+    Ok(class)
+}
+
+/// The files, and a model of the config's shape whose parameters exist only as shapes so far.
+fn open_decoder<B: Backend>(dir: &Path, device: &B::Device) -> Result<(Checkpoint, Decoder<B>), ModelError> {
     let config = DecoderConfig::from_file(&dir.join("config.json"))?;
     let checkpoint = Checkpoint::open(dir)?;
-    load_into(Critic::init(&config, 0, device), &checkpoint, &CRITIC, dtype)
+    check_n_layers(config.num_hidden_layers, &checkpoint)?;
+    Ok((checkpoint, Decoder::init(&config, 0, device)))
+}
+
+fn open_bert<B: Backend>(dir: &Path, device: &B::Device) -> Result<(Checkpoint, BertEncoder<B>), ModelError> {
+    let config = BertConfig::from_file(&dir.join("config.json"))?;
+    let checkpoint = Checkpoint::open(dir)?;
+    check_n_layers(config.num_hidden_layers, &checkpoint)?;
+    Ok((checkpoint, BertEncoder::init(&config, 0, device)))
+}
+
+fn open_critic<B: Backend>(dir: &Path, device: &B::Device) -> Result<(Checkpoint, Critic<B>), ModelError> {
+    let config = DecoderConfig::from_file(&dir.join("config.json"))?;
+    let checkpoint = Checkpoint::open(dir)?;
+    check_n_layers(config.num_hidden_layers, &checkpoint)?;
+    Ok((checkpoint, Critic::init(&config, 0, device)))
 }
 
 /// Writes config.json and model.safetensors (sharded with an index above [`SHARD_SIZE_BYTES`]). A tied head is not written.

@@ -35,12 +35,21 @@ pub(super) fn save_module<B: Backend, M: Module<B>>(
     shard_size_bytes: usize,
 ) -> Result<DType, ModelError> {
     fs::create_dir_all(dir).map_err(|source| ModelError::write(dir, source))?;
-    let mut collector = Collector { path: ParameterPath::default(), dtype, rules, pending: Vec::new(), first_dtype: None, error: None };
+    let mut collector = Collector {
+        path: ParameterPath::default(),
+        dtype,
+        rules,
+        pending: Vec::new(),
+        first_dtype: None,
+        overflowing: Vec::new(),
+        error: None,
+    };
     module.visit(&mut collector);
-    let Collector { mut pending, first_dtype, error, .. } = collector;
+    let Collector { mut pending, first_dtype, overflowing, error, .. } = collector;
     if let Some(error) = error {
         return Err(error);
     }
+    cast::overflow(dir, dtype.unwrap_or(DType::F32), overflowing)?;
     pending.sort_by(|a, b| a.name.cmp(&b.name));
     let shards = split_into_shards(&pending, shard_size_bytes);
     let names: Vec<String> = match shards.len() {
@@ -126,6 +135,8 @@ struct Collector<'a> {
     rules: &'a Rules,
     pending: Vec<Pending>,
     first_dtype: Option<DType>,
+    /// Tensors with finite values that the file's dtype cannot hold, and how many.
+    overflowing: Vec<(String, usize)>,
     error: Option<ModelError>,
 }
 
@@ -152,6 +163,10 @@ impl<B: Backend> ModuleVisitor<B> for Collector<'_> {
             return;
         };
         self.first_dtype.get_or_insert(dtype);
+        if dtype != tensor.dtype() && matches!(dtype, DType::F16 | DType::BF16) {
+            let n_overflowing = cast::n_overflowing(tensor.to_data().iter::<f32>(), dtype);
+            self.overflowing.extend((n_overflowing > 0).then(|| (name.clone(), n_overflowing)));
+        }
         let mut shape = tensor.dims().to_vec();
         if is_transposed {
             shape.reverse();

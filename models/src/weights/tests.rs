@@ -12,6 +12,8 @@ use half::bf16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::fs;
 
+mod strict;
+
 #[derive(Module, Debug)]
 struct Toy<B: Backend> {
     model: ToyTrunk<B>,

@@ -58,7 +58,7 @@ pub fn write(dir: &Path, seed: u64) -> Result<(), DataError> {
     for (name, contents) in files(seed)? {
         let path = dir.join(name);
         let written = std::fs::create_dir_all(path.parent().unwrap_or(dir)).and_then(|()| std::fs::write(&path, contents));
-        written.map_err(|source| DataError::Io { path, source })?;
+        written.map_err(|source| DataError::Write { path, source })?;
     }
     Ok(())
 }
