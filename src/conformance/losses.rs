@@ -3,8 +3,8 @@ use super::{
     Case, FixtureError, Formula, Tensors, Tolerance, cases_of,
     fixtures::{self, Array, list, member, number, numbers, object, read_json, text},
 };
-use crate::algo::distill::{Divergence, KdWeights, TaidSchedule, kd_loss, log_softmax, row_divergence};
-use burn::tensor::{Int, Tensor, TensorData};
+use crate::algo::distill::{Divergence, KdWeights, TaidSchedule, kd_loss, row_divergence};
+use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 use dgpo_models::{TrainBackend, heads::log_probs_of_logits};
 use serde_json::Value;
 use std::path::Path;
@@ -172,7 +172,7 @@ fn per_row<B: TrainBackend>(tensors: &Tensors, rows: &Rows<B>, case: &mut Case) 
             "row.student_logsumexp" => {
                 // log softmax = logit - logsumexp, in any column; the largest logit's is the most exact.
                 let (max, column) = student.clone().max_dim_with_indices(1);
-                (max - log_softmax(student.clone(), 1.0).gather(1, column)).squeeze_dim(1)
+                (max - log_softmax(student.clone(), 1).gather(1, column)).squeeze_dim(1)
             }
             _ => continue,
         };
@@ -206,11 +206,11 @@ fn large_vocab<B: TrainBackend>(json: &Value, device: &B::Device, case: &mut Cas
     case.close("student_row0_at_cols", &at_cols(&student.data), &floats(json, "student_row0_at_cols")?, Tolerance::rel(1e-6));
     let rows = Rows::<B>::new(student, logits("teacher")?, &labels, device)?;
     let (max, column) = rows.student.clone().max_dim_with_indices(1);
-    let log_sums = max - log_softmax(rows.student.clone(), 1.0).gather(1, column);
+    let log_sums = max - log_softmax(rows.student.clone(), 1).gather(1, column);
     case.close("student_logsumexp", &host(log_sums), &floats(json, "student_logsumexp")?, LARGE);
     let label_log_probs = host(log_probs_of_logits(rows.student.clone(), rows.labels.clone(), 1.0).log_probs);
     case.close("label_logprob", &label_log_probs, &floats(json, "label_logprob")?, LARGE);
-    let probs: Vec<f32> = host(log_softmax(rows.student.clone().narrow(0, 0, 1), 1.0).exp());
+    let probs: Vec<f32> = host(log_softmax(rows.student.clone().narrow(0, 0, 1), 1).exp());
     let largest_term = f64::from(at_cols(&probs).into_iter().fold(0.0, f32::max)) / rows.n_valid.max(1) as f64;
     let gradient_tolerance = Tolerance { abs: LARGE_TERMS * largest_term, ..LARGE_GRADIENT };
     for (name, expected) in object(member(json, "losses")?, "losses")? {

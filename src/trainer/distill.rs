@@ -7,7 +7,7 @@ use super::{
     update::{Activations, accumulate_decoder},
 };
 use crate::{
-    algo::distill::{Divergence, row_cross_entropy, row_divergence},
+    algo::distill::{Divergence, kd_terms, row_cross_entropy},
     config::DistillRecipe,
     rollout::RolloutBatch,
 };
@@ -56,16 +56,18 @@ pub fn distill_step<B: TrainBackend>(
         });
         accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |logits, range| {
             let labels = tokens.slice(range.clone()).labels_tensor(device);
-            let ce_rows = row_cross_entropy(logits.clone(), labels).sum() / normaliser;
-            ce += scalar(&ce_rows);
-            let mut loss = ce_rows * recipe.ce_weight;
-            if let Some((teacher, hidden)) = &teacher {
-                let teacher_logits = Tensor::from_inner(teacher.logits(hidden.clone().narrow(0, range.start, range.len())));
-                let kl_rows = row_divergence(logits, teacher_logits, Divergence::ForwardKl, recipe.temperature).sum() / normaliser;
-                kl += scalar(&kl_rows);
-                loss = loss + kl_rows * recipe.kl_weight;
-            }
-            loss
+            let share = |rows: Tensor<B, 1>| rows.sum() / normaliser;
+            let Some((teacher, hidden)) = &teacher else {
+                let ce_share = share(row_cross_entropy(logits, labels));
+                ce += scalar(&ce_share);
+                return ce_share * recipe.ce_weight;
+            };
+            let teacher_logits = Tensor::from_inner(teacher.logits(hidden.clone().narrow(0, range.start, range.len())));
+            let (ce_rows, kl_rows) = kd_terms(logits, teacher_logits, labels, Divergence::ForwardKl, recipe.temperature);
+            let (ce_share, kl_share) = (share(ce_rows), share(kl_rows));
+            ce += scalar(&ce_share);
+            kl += scalar(&kl_share);
+            ce_share * recipe.ce_weight + kl_share * recipe.kl_weight
         });
     }
     drop(model);

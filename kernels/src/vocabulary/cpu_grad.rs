@@ -1,7 +1,8 @@
 //! Gradients of tiles on the CPU backend.
 use super::{
     ENTROPY, LOG_PROB, LOG_ZERO, MAX, REVERSE, S_SUM, SUM, Span, VALUE,
-    cpu::{Normalisers, Rows, finite, for_each_row, host_labels, readable, target},
+    cpu::{Rows, finite, for_each_row, host_labels, readable, target},
+    cpu_normalisers::Normalisers,
 };
 use crate::{
     cpu::{CpuTensor, exp, from_vec, simd},

@@ -30,6 +30,7 @@
 //! ```
 pub(crate) mod cpu;
 mod cpu_grad;
+mod cpu_normalisers;
 #[cfg(feature = "cube")]
 pub(crate) mod kernel;
 #[cfg(feature = "cube")]
