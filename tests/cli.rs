@@ -64,7 +64,7 @@ fn the_recipe_of_the_readme_can_be_planned_in_any_folder() {
     world.write("mine.toml", &recipe_of_the_readme());
     let planned = world.dgpo(&["plan", "--config", "mine.toml", "--json"]).json();
     assert_eq!(planned["sources"], serde_json::json!(["mine.toml", "built-in base"]));
-    assert_eq!(planned["recipe"]["data"]["corpus"], "wiki-18.jsonl.gz");
+    assert_eq!(planned["recipe"]["data"]["corpus"], "wiki-18.jsonl");
     // What the paper chose and the recipe leaves alone.
     assert_eq!(planned["recipe"]["rl"]["questions_per_step"], 512);
     assert_eq!(world.dgpo(&["plan", "--config", "tiny.toml", "--json"]).json()["name"], "tiny-seed0");
