@@ -23,6 +23,9 @@ const TASK: usize = 1 << 15;
 /// An exponential and its surroundings, counted in multiply-adds.
 const WORK_PER_ELEMENT: usize = 16;
 
+/// Columns whose terms are added up in f32, lane by lane, before they go into an f64: over a whole vocabulary f32 alone would lose three digits.
+const BLOCK: usize = 64 * LANES;
+
 /// Rows of logits as they lie in memory.
 pub(super) struct Rows<'a> {
     elements: Elements<'a>,
@@ -156,33 +159,37 @@ fn max_of(row: &[f32]) -> f32 {
 #[inline(always)]
 fn sums_of_one(row: &[f32], scale: f32) -> One {
     let max = max_of(row);
-    let (mut sums, mut moments) = ([0.0f32; LANES], [0.0f32; LANES]);
-    let (parts, rest) = row.as_chunks::<LANES>();
-    for part in parts {
-        for i in 0..LANES {
-            let z = finite(part[i]);
+    let (mut sum, mut moment) = (0.0f64, 0.0f64);
+    for block in row.chunks(BLOCK) {
+        let (mut sums, mut moments) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let (parts, rest) = block.as_chunks::<LANES>();
+        for part in parts {
+            for i in 0..LANES {
+                let z = finite(part[i]);
+                let below = (z - max) * scale;
+                let e = exp_of(z, below);
+                sums[i] += e;
+                moments[i] = e.mul_add(below, moments[i]);
+            }
+        }
+        sum += total(sums);
+        moment += total(moments);
+        for x in rest {
+            let z = finite(*x);
             let below = (z - max) * scale;
             let e = exp_of(z, below);
-            sums[i] += e;
-            moments[i] = e.mul_add(below, moments[i]);
+            sum += f64::from(e);
+            moment += f64::from(e * below);
         }
     }
-    let (mut sum, mut moment) = (total(sums), total(moments));
-    for x in rest {
-        let z = finite(*x);
-        let below = (z - max) * scale;
-        let e = exp_of(z, below);
-        sum += e;
-        moment += e * below;
-    }
-    One { max, sum, moment }
+    One { max, sum: sum as f32, moment: moment as f32 }
 }
 
 #[inline(always)]
-fn total(lanes: [f32; LANES]) -> f32 {
+fn total(lanes: [f32; LANES]) -> f64 {
     let mut total = 0.0;
     for lane in lanes {
-        total += lane;
+        total += f64::from(lane);
     }
     total
 }
@@ -207,26 +214,31 @@ fn sums_of_two(student: &[f32], teacher: &[f32], scale: f32, blend: f32) -> Two 
             if z > max { z } else { max }
         })
     };
-    let mut sums = [[0.0f32; LANES]; 6];
-    let ((s_parts, s_rest), (t_parts, t_rest)) = (student.as_chunks::<LANES>(), teacher.as_chunks::<LANES>());
-    for (s, t) in s_parts.iter().zip(t_parts) {
-        for i in 0..LANES {
-            let z_s = finite(s[i]);
-            let terms = terms_of_two(z_s, target(z_s, finite(t[i]), blend), m_s, m_t, scale);
+    let mut totals = [0.0f64; 6];
+    for (student, teacher) in student.chunks(BLOCK).zip(teacher.chunks(BLOCK)) {
+        let mut sums = [[0.0f32; LANES]; 6];
+        let ((s_parts, s_rest), (t_parts, t_rest)) = (student.as_chunks::<LANES>(), teacher.as_chunks::<LANES>());
+        for (s, t) in s_parts.iter().zip(t_parts) {
+            for i in 0..LANES {
+                let z_s = finite(s[i]);
+                let terms = terms_of_two(z_s, target(z_s, finite(t[i]), blend), m_s, m_t, scale);
+                for k in 0..6 {
+                    sums[k][i] += terms[k];
+                }
+            }
+        }
+        for k in 0..6 {
+            totals[k] += total(sums[k]);
+        }
+        for (s, t) in s_rest.iter().zip(t_rest) {
+            let z_s = finite(*s);
+            let terms = terms_of_two(z_s, target(z_s, finite(*t), blend), m_s, m_t, scale);
             for k in 0..6 {
-                sums[k][i] += terms[k];
+                totals[k] += f64::from(terms[k]);
             }
         }
     }
-    let mut sums = sums.map(total);
-    for (s, t) in s_rest.iter().zip(t_rest) {
-        let z_s = finite(*s);
-        let terms = terms_of_two(z_s, target(z_s, finite(*t), blend), m_s, m_t, scale);
-        for k in 0..6 {
-            sums[k] += terms[k];
-        }
-    }
-    let [sum_s, moment_s, sum_t, moment_t, forward, reverse] = sums;
+    let [sum_s, moment_s, sum_t, moment_t, forward, reverse] = totals.map(|total| total as f32);
     // NaN in one model is NaN in both: the divergence is of both.
     let nan = if forward.is_nan() || reverse.is_nan() { f32::NAN } else { 0.0 };
     Two {
@@ -437,20 +449,24 @@ fn copy_rows<E: Copy>(to: &mut [E], from: &[E], to_columns: usize, from_columns:
 
 #[inline(always)]
 fn second_pass(student: &[f32], teacher: &[f32], normalisers: Normalisers, form: Form) -> (f32, f32) {
-    let (mut values, mut slopes) = ([0.0f32; LANES], [0.0f32; LANES]);
-    let ((s_parts, s_rest), (t_parts, t_rest)) = (student.as_chunks::<LANES>(), teacher.as_chunks::<LANES>());
-    for (s, t) in s_parts.iter().zip(t_parts) {
-        for i in 0..LANES {
-            let (value, a) = normalisers.second_pass_terms(finite(s[i]), finite(t[i]), form);
-            values[i] += value;
-            slopes[i] += a;
+    let (mut value, mut slope) = (0.0f64, 0.0f64);
+    for (student, teacher) in student.chunks(BLOCK).zip(teacher.chunks(BLOCK)) {
+        let (mut values, mut slopes) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let ((s_parts, s_rest), (t_parts, t_rest)) = (student.as_chunks::<LANES>(), teacher.as_chunks::<LANES>());
+        for (s, t) in s_parts.iter().zip(t_parts) {
+            for i in 0..LANES {
+                let (value, a) = normalisers.second_pass_terms(finite(s[i]), finite(t[i]), form);
+                values[i] += value;
+                slopes[i] += a;
+            }
+        }
+        value += total(values);
+        slope += total(slopes);
+        for (s, t) in s_rest.iter().zip(t_rest) {
+            let (v, a) = normalisers.second_pass_terms(finite(*s), finite(*t), form);
+            value += f64::from(v);
+            slope += f64::from(a);
         }
     }
-    let (mut value, mut slope) = (total(values), total(slopes));
-    for (s, t) in s_rest.iter().zip(t_rest) {
-        let (v, a) = normalisers.second_pass_terms(finite(*s), finite(*t), form);
-        value += v;
-        slope += a;
-    }
-    (value, slope)
+    (value as f32, slope as f32)
 }
