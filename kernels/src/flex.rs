@@ -7,7 +7,7 @@ use crate::{
     erf_gelu, is_reference_only, linear_kl,
     linear_log_probs::{self, Linear},
     log_probs, log_softmax_kl, rms_norm, rotary, swiglu,
-    vocabulary::tiles,
+    vocabulary::{budget::CPU_TILE_ELEMENTS, tiles},
 };
 use burn::{
     backend::Flex,
@@ -17,6 +17,7 @@ use burn::{
 impl KernelOps for Flex {
     const KEY_POSITION_DIM: usize = 3;
     const TOKENS_AT_ONCE: usize = 1024;
+    const TILE_ELEMENTS: usize = CPU_TILE_ELEMENTS;
 
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
         attention::cpu::forward(q, k, v, rows)

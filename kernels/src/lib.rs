@@ -61,6 +61,8 @@ pub trait KernelOps: Backend {
     const KEY_POSITION_DIM: usize = 2;
     /// Tokens that are best worked on together when more could be: a processor wants a layer's activations to stay in its caches, a GPU wants all.
     const TOKENS_AT_ONCE: usize = usize::MAX;
+    /// Elements of a tile of logits (`vocabulary/budget.rs`).
+    const TILE_ELEMENTS: usize = vocabulary::budget::GPU_TILE_ELEMENTS;
 
     /// See [`attention::causal_attention`].
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
