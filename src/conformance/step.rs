@@ -158,7 +158,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
     }
 
     /// Values [B, R], the state behind the last token included; 0 elsewhere.
-    fn values(&self, critic: &Critic<B::InnerBackend>) -> Vec<f32> {
+    pub(super) fn values(&self, critic: &Critic<B::InnerBackend>) -> Vec<f32> {
         let index = self.response_tokens(&self.value_mask, 0..self.n_rows());
         let hidden = index.gather(self.rows.hidden(&critic.trunk, self.device));
         spread(&index, &to_vec(critic.values(hidden)), 1, self.value_mask.len())

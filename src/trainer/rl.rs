@@ -156,20 +156,20 @@ struct ActorStats {
 
 /// What one optimizer step of the critic reports.
 #[derive(Clone, Copy, Debug, Default)]
-struct CriticStats {
-    value: ValueStats,
-    grad_norm: f64,
+pub(crate) struct CriticStats {
+    pub(crate) value: ValueStats,
+    pub(crate) grad_norm: f64,
 }
 
 /// The mini-batch updates of one step: everything they read, and the networks they change.
-struct Update<'a, B: TrainBackend> {
-    networks: &'a mut ActorCritic<B>,
-    reference: Option<&'a Decoder<B::InnerBackend>>,
-    batch: &'a RolloutBatch,
-    advantages: &'a Advantages,
-    penalised: &'a [usize],
-    recipe: &'a Recipe,
-    device: &'a B::Device,
+pub(crate) struct Update<'a, B: TrainBackend> {
+    pub(crate) networks: &'a mut ActorCritic<B>,
+    pub(crate) reference: Option<&'a Decoder<B::InnerBackend>>,
+    pub(crate) batch: &'a RolloutBatch,
+    pub(crate) advantages: &'a Advantages,
+    pub(crate) penalised: &'a [usize],
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) device: &'a B::Device,
 }
 
 impl<B: TrainBackend> Update<'_, B> {
@@ -238,7 +238,7 @@ impl<B: TrainBackend> Update<'_, B> {
         stats
     }
 
-    fn critic(&mut self, mini_batch: &[usize], lr: f64) -> CriticStats {
+    pub(crate) fn critic(&mut self, mini_batch: &[usize], lr: f64) -> CriticStats {
         let (batch, recipe, device) = (self.batch, self.recipe, self.device);
         let activations = Activations::of(&recipe.model);
         let model: Critic<B> = with_gradients(self.networks.critic.clone());

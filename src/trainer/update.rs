@@ -171,3 +171,6 @@ impl<B: TrainBackend> TrunkPass<B> {
 fn leaf<B: TrainBackend>(values: Tensor<B::InnerBackend, 2>) -> Tensor<B, 2> {
     Tensor::from_inner(values).require_grad()
 }
+
+#[cfg(test)]
+mod tests;
