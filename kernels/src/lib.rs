@@ -63,6 +63,12 @@ pub trait KernelOps: Backend {
     /// Tokens that are best worked on together when more could be: a processor wants a layer's activations to stay in its caches, a GPU wants all.
     const TOKENS_AT_ONCE: usize = usize::MAX;
 
+    /// The largest tensor that the device can hold, in bytes; `None` where memory alone is the limit. (A tensor is one buffer, and graphics APIs limit
+    /// buffers.)
+    fn max_tensor_bytes(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
     /// See [`attention::causal_attention`].
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
         attention::reference::forward::<Self>(q, k, v, rows)
