@@ -7,7 +7,7 @@ use burn::backend::wgpu::{
     WgpuDevice,
     graphics::{AutoGraphicsApi, GraphicsApi},
 };
-use std::fmt;
+use std::{fmt, sync::Once};
 use wgpu::DeviceType;
 
 /// The kinds, fastest first: the order in which `--device wgpu` looks for one.
@@ -56,6 +56,10 @@ pub(super) fn select(number: Option<usize>) -> Result<WgpuDevice, DeviceError> {
     let adapters = adapters();
     let kinds: Vec<DeviceType> = adapters.iter().map(|adapter| adapter.info.device_type).collect();
     let Some(default) = default_number(&kinds) else { return Err(DeviceError::NoAdapter) };
+    if number.is_none() && kinds[default] == DeviceType::Cpu {
+        static WARNED: Once = Once::new();
+        WARNED.call_once(|| tracing::warn!("no graphics card was found, only {}; hint: --device cpu is faster", adapters[default]));
+    }
     let number = number.unwrap_or(default);
     runtime_device(&kinds, number).ok_or_else(|| {
         let describe = |(n, adapter): (usize, &Adapter)| format!("wgpu:{n} ({adapter})");
