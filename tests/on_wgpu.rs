@@ -4,8 +4,11 @@
 use crate::{
     conformance::assert_all_is_reproduced,
     resume::{assert_same_end, train_whole_and_killed},
-    support::{World, metrics_of},
+    support::{Ended, World, config_json, metrics_of},
 };
+use burn::tensor::Tensor;
+use dgpo::trainer::devices::{DeviceChoice, DeviceError, Job, with_device};
+use dgpo_models::TrainBackend;
 use std::sync::OnceLock;
 
 /// Whether the program finds an adapter.
@@ -90,8 +93,37 @@ fn a_machine_without_a_driver_is_told_what_to_install() {
     command.env("VK_DRIVER_FILES", "/no/driver.json").env("VK_ICD_FILENAMES", "/no/driver.json");
     // Where the system itself has a graphics API, the variables change nothing.
     if cfg!(target_os = "linux") {
-        crate::support::Ended::of(&mut command).failed(2, &["no adapter", "mesa-vulkan-drivers", "--device cpu"]);
+        Ended::of(&mut command).failed(2, &["no adapter", "mesa-vulkan-drivers", "--device cpu"]);
         assert!(!world.path("runs").exists());
+    }
+}
+
+#[test]
+fn a_model_with_a_tensor_that_no_adapter_holds_is_refused() {
+    if !has_adapter() {
+        return;
+    }
+    let world = World::new();
+    world.write("student/config.json", &config_json(1, 1 << 33, true).to_string());
+    let refused = world.dgpo(&["ask", "Who?", "--config", "rl.toml", "--set", "model.student=random:student", "--device", "wgpu"]);
+    refused.failed(1, &["random:student", "1099511627776 bytes", "holds tensors up to"]);
+}
+
+/// Adds up more ones than a tensor of the device can have.
+struct TooMuch;
+impl Job for TooMuch {
+    type Output = f32;
+    fn run<B: TrainBackend>(self, device: &B::Device) -> f32 {
+        let n = B::InnerBackend::max_tensor_bytes(device).expect("graphics APIs limit buffers") as usize / size_of::<f32>() + 1;
+        Tensor::<B::InnerBackend, 1>::ones([n], device).sum_dim(0).into_data().iter::<f32>().sum()
+    }
+}
+
+#[test]
+fn a_result_that_could_not_be_computed_is_an_error() {
+    if has_adapter() {
+        let computed = with_device(DeviceChoice::Wgpu(None), TooMuch);
+        assert!(matches!(computed, Err(DeviceError::Failed(_))), "{computed:?}");
     }
 }
 

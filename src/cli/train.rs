@@ -12,7 +12,7 @@ use crate::{
     pipeline::{Pipeline, PipelineError},
     trainer::{
         checkpoint,
-        devices::{DeviceChoice, Job, with_device},
+        devices::{self, DeviceChoice, Job, with_device},
         events::Stop,
         models::{self, SetupError},
         provenance::Provenance,
@@ -167,7 +167,7 @@ fn load(args: &Args) -> anyhow::Result<Loaded> {
 fn create(loaded: Loaded, device: DeviceChoice) -> anyhow::Result<(Recipe, RunDir)> {
     let base = loaded.run_name();
     let recipe = loaded.recipe;
-    let provenance = Provenance::collect(&device.to_string(), &recipe)?;
+    let provenance = Provenance::collect(&devices::describe(device), &recipe)?;
     let root = Path::new(RUNS_DIR);
     if !recipe.run.name.is_empty() {
         let run = RunDir::create(root, &recipe.run.name, &recipe, &provenance)?;

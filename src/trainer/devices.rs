@@ -96,6 +96,17 @@ pub fn with_device<J: Job>(choice: DeviceChoice, job: J) -> Result<J::Output, De
     }
 }
 
+/// A device with the name of the adapter behind it, for the record of a run: another one gives other last bits.
+pub fn describe(choice: DeviceChoice) -> String {
+    #[cfg(feature = "wgpu")]
+    if let DeviceChoice::Wgpu(number) = choice
+        && let Some(adapter) = adapters::chosen(number)
+    {
+        return format!("{choice} ({adapter})");
+    }
+    choice.to_string()
+}
+
 /// Asks a device whether everything it was given has been computed. Waits for it.
 /// # Errors
 /// If a kernel could not be compiled or started, or memory ran out: what was read since the last call is not to be trusted.

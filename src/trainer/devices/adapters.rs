@@ -52,7 +52,7 @@ pub fn adapters() -> Vec<Adapter> {
 /// The adapter of a number, or the one that is used where none is given.
 /// # Errors
 /// If there is none at all, or none of that number.
-pub(super) fn select(number: Option<usize>) -> Result<WgpuDevice, DeviceError> {
+pub fn select(number: Option<usize>) -> Result<WgpuDevice, DeviceError> {
     let adapters = adapters();
     let kinds: Vec<DeviceType> = adapters.iter().map(|adapter| adapter.info.device_type).collect();
     let Some(default) = default_number(&kinds) else { return Err(DeviceError::NoAdapter) };
@@ -65,6 +65,14 @@ pub(super) fn select(number: Option<usize>) -> Result<WgpuDevice, DeviceError> {
         let describe = |(n, adapter): (usize, &Adapter)| format!("wgpu:{n} ({adapter})");
         DeviceError::NoSuchAdapter { number, found: adapters.iter().enumerate().map(describe).collect::<Vec<_>>().join(", ") }
     })
+}
+
+/// The adapter that a choice of device means.
+pub fn chosen(number: Option<usize>) -> Option<Adapter> {
+    let mut adapters = adapters();
+    let kinds: Vec<DeviceType> = adapters.iter().map(|adapter| adapter.info.device_type).collect();
+    let number = number.or_else(|| default_number(&kinds)).filter(|&number| number < adapters.len())?;
+    Some(adapters.swap_remove(number))
 }
 
 /// The first adapter of the fastest kind; none where there are no adapters.
