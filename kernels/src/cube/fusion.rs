@@ -82,6 +82,10 @@ impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
     const TOKENS_AT_ONCE: usize = B::TOKENS_AT_ONCE;
     const TILE_ELEMENTS: usize = B::TILE_ELEMENTS;
 
+    fn max_tensor_bytes(device: &Self::Device) -> Option<u64> {
+        B::max_tensor_bytes(device)
+    }
+
     fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
         let out = packed::<B>(&logits, ONE_COLUMNS);
         let [packed] = node::<B, _, _, _>("log_probs", [logits], [labels], [out], move |[logits], [labels]| {
