@@ -11,7 +11,10 @@ use burn::{
 };
 use dgpo_kernels::log_probs::log_probs;
 
-pub use dgpo_kernels::log_softmax_kl::{Divergence, DivergenceRows, log_softmax_kl, row_divergence};
+pub use dgpo_kernels::{
+    log_softmax_kl::{Divergence, DivergenceRows, log_softmax_kl, row_divergence},
+    sample,
+};
 
 /// Distance between the seeds of a critic's trunk and of a head drawn for a given trunk, so that the two never share numbers.
 const HEAD_SEED_OFFSET: u64 = 0x5C0E_4EAD;
