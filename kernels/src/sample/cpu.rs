@@ -172,13 +172,17 @@ impl Row<'_> {
         let block = blocks.iter().position(|&weight| is_behind(&mut rest, weight)).expect("the target is below the total");
         let mut start = block * BLOCK;
         for part in self.logits[start..].chunks(PART) {
-            if is_behind(&mut rest, self.sums(part).0) {
-                break;
+            let mut weights = [0u64; PART];
+            for (weight, &logit) in weights.iter_mut().zip(part) {
+                *weight = self.weight(logit);
             }
-            start += part.len();
+            if is_behind(&mut rest, weights.iter().sum()) {
+                let at = weights.iter().position(|&weight| is_behind(&mut rest, weight));
+                return start + at.expect("the target is below the part's sum");
+            }
+            start += PART;
         }
-        let at = self.logits[start..].iter().position(|&logit| is_behind(&mut rest, self.weight(logit)));
-        start + at.expect("the target is below the block's sum")
+        unreachable!("the target is below the block's sum")
     }
 
     /// Leaves those candidates that top-k and then top-p let through, by id.

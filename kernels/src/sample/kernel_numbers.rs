@@ -105,7 +105,7 @@ pub fn least_multiple(need_low: u32, need_high: u32, weight: u32) -> u32 {
         if is_less_wide(more * weight, more.mul_hi(weight), need_low, need_high) {
             r = more;
         }
-        bit = bit >> 1u32;
+        bit >>= 1u32;
     }
     r + 1u32
 }

@@ -50,6 +50,7 @@ fn measure(row: Row, kept: Kept, key: u32, id: usize, #[comptime] what: u32) -> 
 }
 
 #[cube]
+#[allow(clippy::manual_div_ceil, reason = "CubeCL's `div_ceil` takes no compile-time divisor")]
 fn section_length(n: usize, #[comptime] sections: usize) -> usize {
     (n + (sections - 1)) / sections
 }
