@@ -17,6 +17,7 @@
 //! | [`log_softmax_kl`] | the same for two models, and twice as often |
 //! | [`rms_norm`] | eight passes over the hidden states in the forward, more in the backward pass |
 //! | [`rotary`] | splitting, copying and joining every query and key |
+//! | [`sample`] | the way of the [R, V] logits to the host; and the same draw everywhere |
 //! | [`swiglu`] | the sigmoid and product kept for the backward pass |
 //!
 //! Letters of all shapes: B rows, T tokens (Tq queries, Tk keys), H query heads, K key/value heads, hd the size of a head.
@@ -39,6 +40,7 @@ pub mod log_softmax_kl;
 mod portable_tests;
 pub mod rms_norm;
 pub mod rotary;
+pub mod sample;
 mod select;
 pub mod swiglu;
 #[cfg(test)]
@@ -55,6 +57,7 @@ use burn::tensor::{
 use cache_write::CacheSpan;
 use divergence::Plan;
 use linear_log_probs::Linear;
+use sample::RowSampling;
 
 /// What a burn backend must offer beyond burn's own operations. Methods work on tensor primitives; models call the functions of the modules.
 pub trait KernelOps: Backend {
@@ -197,6 +200,11 @@ pub trait KernelOps: Backend {
     /// See [`rotary::rotary`]. Its gradient is the same turn with the sine negated.
     fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
         rotary::reference::forward::<Self>(x, cos, sin)
+    }
+
+    /// See [`sample::sample`]: [R, 2] f32.
+    fn sample(logits: FloatTensor<Self>, rows: &[RowSampling]) -> FloatTensor<Self> {
+        sample::reference::forward::<Self>(logits, rows)
     }
 
     /// See [`swiglu::swiglu`].

@@ -5,6 +5,7 @@ use crate::{
     KernelOps,
     divergence::Divergence,
     linear_log_probs::Linear,
+    sample::{self, RowSampling},
     vocabulary::{COLUMNS, ONE_COLUMNS},
 };
 use burn::tensor::{
@@ -232,6 +233,12 @@ impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
         let out = like::<B>(&x);
         let [y] = node::<B, _, 0, _>("rotary", [x, cos, sin], [], [out], |[x, cos, sin], []| [B::rotary(x, cos, sin)]);
         y
+    }
+
+    fn sample(logits: FloatTensor<Self>, rows: &[RowSampling]) -> FloatTensor<Self> {
+        let (out, rows) = (packed::<B>(&logits, sample::COLUMNS), rows.to_vec());
+        let [packed] = node::<B, _, 0, _>("sample", [logits], [], [out], move |[logits], []| [B::sample(logits, &rows)]);
+        packed
     }
 
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
