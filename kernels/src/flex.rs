@@ -1,9 +1,5 @@
 //! The operations on the CPU backend: loops over its memory.
-use crate::{
-    attention::{self, CausalRows},
-    cache_write::{self, CacheSpan},
-    select::{fused_ops, names::*},
-};
+use crate::select::{fused_ops, names::*};
 use burn::backend::Flex;
 
 impl KernelOps for Flex {
@@ -11,22 +7,4 @@ impl KernelOps for Flex {
     const TOKENS_AT_ONCE: usize = 1024;
 
     fused_ops!(cpu);
-
-    fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
-        attention::cpu::forward(q, k, v, rows)
-    }
-
-    fn causal_attention_backward(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        rows: &CausalRows,
-    ) -> [FloatTensor<Self>; 3] {
-        attention::cpu::backward(q, k, v, grad, rows)
-    }
-
-    fn cache_write(cache: FloatTensor<Self>, values: FloatTensor<Self>, spans: &[CacheSpan], position_dim: usize) -> FloatTensor<Self> {
-        cache_write::cpu::forward(cache, values, spans, position_dim)
-    }
 }

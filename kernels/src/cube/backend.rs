@@ -3,5 +3,7 @@ use crate::select::{fused_ops, names::*};
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement, element::BoolElement};
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> KernelOps for CubeBackend<R, F, I, BT> {
+    const KEY_POSITION_DIM: usize = 3;
+
     fused_ops!(kernel);
 }
