@@ -11,7 +11,10 @@ pub(crate) fn is_reference_only() -> bool {
 pub(crate) mod names {
     pub(crate) use super::is_reference_only;
     pub(crate) use crate::{
-        Divergence, KernelOps,
+        Divergence, KernelOps, attention,
+        attention::CausalRows,
+        cache_write,
+        cache_write::CacheSpan,
         divergence::Plan,
         erf_gelu, linear_kl, linear_log_probs,
         linear_log_probs::Linear,
@@ -27,6 +30,36 @@ pub(crate) mod names {
 /// can fold tiles of a vocabulary. The place of expansion imports [`names`].
 macro_rules! fused_ops {
     ($fused:ident) => {
+        fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
+            if is_reference_only() {
+                attention::reference::forward::<Self>(q, k, v, rows)
+            } else {
+                attention::$fused::forward(q, k, v, rows)
+            }
+        }
+
+        fn causal_attention_backward(
+            q: FloatTensor<Self>,
+            k: FloatTensor<Self>,
+            v: FloatTensor<Self>,
+            grad: FloatTensor<Self>,
+            rows: &CausalRows,
+        ) -> [FloatTensor<Self>; 3] {
+            if is_reference_only() {
+                attention::reference::backward::<Self>(q, k, v, grad, rows)
+            } else {
+                attention::$fused::backward(q, k, v, grad, rows)
+            }
+        }
+
+        fn cache_write(cache: FloatTensor<Self>, values: FloatTensor<Self>, spans: &[CacheSpan], position_dim: usize) -> FloatTensor<Self> {
+            if is_reference_only() {
+                cache_write::reference::forward::<Self>(cache, values, spans, position_dim)
+            } else {
+                cache_write::$fused::forward(cache, values, spans, position_dim)
+            }
+        }
+
         fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
             if is_reference_only() {
                 log_probs::reference::forward::<Self>(logits, labels, temperature)
