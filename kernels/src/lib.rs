@@ -38,6 +38,7 @@ pub mod log_softmax_kl;
 mod portable_tests;
 pub mod rms_norm;
 pub mod rotary;
+pub mod suite;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
