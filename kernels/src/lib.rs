@@ -1,9 +1,10 @@
 //! Operations that plain burn tensors do badly, each with a hand-written backward pass.
 //!
 //! Contract: [`KernelOps`] is the one trait a backend implements to run this project's models. Every method has a default body in plain tensor
-//! operations (the reference, in `*/reference.rs`), so a new backend is one empty `impl`; the CPU backend overrides them with loops over its memory
-//! (`flex.rs`), the GPU runtimes with CubeCL kernels (`cube/`), and `Autodiff` wraps them into one graph node each (`autodiff.rs`). Which body runs is
-//! decided in these `impl`s and nowhere else. With `DGPO_KERNELS=reference` in the environment (for tests) the reference bodies run everywhere.
+//! operations (`*/reference.rs`), so a new backend is one empty `impl`. The CPU backend overrides them with loops over its memory (`*/cpu.rs`), the GPU
+//! runtimes with CubeCL kernels (`*/kernel.rs`): which body runs is decided in `select.rs` and nowhere else. `Fusion` makes each method a node of its
+//! stream (`cube/fusion.rs`), `Autodiff` a node of its graph (`autodiff.rs`). With `DGPO_KERNELS=reference` in the environment (for tests) the
+//! reference bodies run everywhere.
 //!
 //! | operation | what it saves |
 //! |---|---|
@@ -38,6 +39,7 @@ pub mod log_softmax_kl;
 mod portable_tests;
 pub mod rms_norm;
 pub mod rotary;
+mod select;
 pub mod suite;
 pub mod swiglu;
 #[cfg(test)]
@@ -54,7 +56,6 @@ use burn::tensor::{
 use cache_write::CacheSpan;
 use divergence::Plan;
 use linear_log_probs::Linear;
-use std::sync::OnceLock;
 
 /// What a burn backend must offer beyond burn's own operations. Methods work on tensor primitives; models call the functions of the modules.
 pub trait KernelOps: Backend {
@@ -81,7 +82,7 @@ pub trait KernelOps: Backend {
 
     /// See [`cache_write::cache_write`].
     fn cache_write(cache: FloatTensor<Self>, values: FloatTensor<Self>, spans: &[CacheSpan], position_dim: usize) -> FloatTensor<Self> {
-        cache_write::reference::<Self>(cache, values, spans, position_dim)
+        cache_write::reference::forward::<Self>(cache, values, spans, position_dim)
     }
 
     /// See [`log_probs::log_probs`]: [N, 7], log p(label) and entropy first.
@@ -168,42 +169,36 @@ pub trait KernelOps: Backend {
 
     /// See [`erf_gelu::erf_gelu`].
     fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        erf_gelu::reference::<Self>(x)
+        erf_gelu::reference::forward::<Self>(x)
     }
 
     /// Gradient of x.
     fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        erf_gelu::reference_backward::<Self>(x, grad)
+        erf_gelu::reference::backward::<Self>(x, grad)
     }
 
     /// See [`rms_norm::rms_norm`].
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
-        rms_norm::reference::<Self>(x, weight, eps)
+        rms_norm::reference::forward::<Self>(x, weight, eps)
     }
 
     /// Gradients of x and the weight.
     fn rms_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, eps: f64) -> [FloatTensor<Self>; 2] {
-        rms_norm::reference_backward::<Self>(x, weight, grad, eps)
+        rms_norm::reference::backward::<Self>(x, weight, grad, eps)
     }
 
     /// See [`rotary::rotary`]. Its gradient is the same turn with the sine negated.
     fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
-        rotary::reference::<Self>(x, cos, sin)
+        rotary::reference::forward::<Self>(x, cos, sin)
     }
 
     /// See [`swiglu::swiglu`].
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        swiglu::reference::<Self>(gate, up)
+        swiglu::reference::forward::<Self>(gate, up)
     }
 
     /// Gradients of gate and up.
     fn swiglu_backward(gate: FloatTensor<Self>, up: FloatTensor<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 2] {
-        swiglu::reference_backward::<Self>(gate, up, grad)
+        swiglu::reference::backward::<Self>(gate, up, grad)
     }
-}
-
-/// Whether the environment asks for the reference bodies, looked at once.
-fn is_reference_only() -> bool {
-    static REFERENCE: OnceLock<bool> = OnceLock::new();
-    *REFERENCE.get_or_init(|| std::env::var_os("DGPO_KERNELS").is_some_and(|value| value == "reference"))
 }
