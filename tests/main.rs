@@ -7,6 +7,7 @@
 //! | [`bad_input`] | broken files, recipes and disks: a clear error with a hint, and nothing lost |
 //! | [`cli`], [`index`] | every command, its help and its JSON |
 //! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
+//! | [`portability`] | what `dgpo portability` and `dgpo bench` say of this machine |
 //! | [`outage`] | a retrieval server that goes away and comes back |
 //! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
 //! | [`real`] | real weights, questions, passages and episodes, where `DGPO_DATA_DIR` names them |
@@ -16,6 +17,7 @@ mod cli;
 mod conformance;
 mod index;
 mod outage;
+mod portability;
 mod properties;
 mod real;
 mod resume;

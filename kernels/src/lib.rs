@@ -28,6 +28,7 @@ pub mod cache_write;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+mod device;
 mod divergence;
 pub mod erf_gelu;
 mod flex;
@@ -46,10 +47,12 @@ pub mod swiglu;
 mod testing;
 mod vocabulary;
 
+pub use device::DeviceFacts;
 pub use divergence::Divergence;
 
 use attention::CausalRows;
 use burn::tensor::{
+    Device,
     backend::Backend,
     ops::{FloatTensor, IntTensor},
 };
@@ -63,6 +66,16 @@ pub trait KernelOps: Backend {
     const KEY_POSITION_DIM: usize = 2;
     /// Tokens that are best worked on together when more could be: a processor wants a layer's activations to stay in its caches, a GPU wants all.
     const TOKENS_AT_ONCE: usize = usize::MAX;
+
+    /// What the device says of itself.
+    fn device_facts(device: &Device<Self>) -> DeviceFacts {
+        DeviceFacts { runtime: Self::name(device), ..DeviceFacts::default() }
+    }
+
+    /// Bytes that the backend holds on the device, its free pages included unless they are given back first. `None` where nobody counts.
+    fn reserved_bytes(_device: &Device<Self>, _give_back_first: bool) -> Option<u64> {
+        None
+    }
 
     /// See [`attention::causal_attention`].
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {

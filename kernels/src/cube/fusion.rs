@@ -2,13 +2,14 @@
 //!
 //! Element-wise operations of burn before and after such a node still fuse with each other.
 use crate::{
-    KernelOps,
+    DeviceFacts, KernelOps,
     divergence::Divergence,
     linear_log_probs::Linear,
     vocabulary::{COLUMNS, ONE_COLUMNS},
 };
 use burn::tensor::{
-    DType, Shape,
+    DType, Device, Shape,
+    backend::Backend,
     ops::{FloatTensor, IntTensor},
 };
 use burn_fusion::{
@@ -80,6 +81,14 @@ fn packed<B: FusionBackend>(like: &FloatTensor<Fusion<B>>, columns: usize) -> (S
 impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
     const KEY_POSITION_DIM: usize = B::KEY_POSITION_DIM;
     const TOKENS_AT_ONCE: usize = B::TOKENS_AT_ONCE;
+
+    fn device_facts(device: &Device<Self>) -> DeviceFacts {
+        DeviceFacts { runtime: <Self as Backend>::name(device), ..B::device_facts(device) }
+    }
+
+    fn reserved_bytes(device: &Device<Self>, give_back_first: bool) -> Option<u64> {
+        B::reserved_bytes(device, give_back_first)
+    }
 
     fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
         let out = packed::<B>(&logits, ONE_COLUMNS);

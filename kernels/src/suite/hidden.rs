@@ -144,7 +144,7 @@ pub(super) fn check_attention<B: KernelOps>(case: &Case, shape: &AttentionShape,
     let leaves = [(&q, shape.queries()), (&k, shape.keys()), (&v, shape.keys())].map(|(x, dims)| leaf::<B, 4>(x, dims, case.dtype, device));
     let [q_leaf, k_leaf, v_leaf] = leaves.clone();
     let (y, grads) = run(causal_attention(q_leaf, k_leaf, v_leaf, &rows), &grad, device);
-    // Probabilities are rounded to the case's type before the product with the values.
+    // Probabilities are rounded to the case's type before the product with the values, and so is the result.
     let mut checks = vec![Check::new("y", &y, &definitions::attention(shape, &q, &k, &v), 2.0 * case.stored(0))];
     if case.fill == Fill::Broken {
         // Backwards, NaN also reaches keys that the broken query does not see: 0 times NaN.

@@ -43,7 +43,9 @@ fn any_number_of_rows<B: KernelOps>() {
     for dtype in dtypes::<B>() {
         for n_rows in N_ROWS {
             let rows = Rows { n_teacher_vocab: 5, temperature: 0.7, ..Rows::new(n_rows, 7) };
-            for op in vocabulary_ops(rows, SKEW) {
+            // A matrix product of a new shape costs a GPU runtime a search for the fastest kernel.
+            let is_edge = [1, 65, 4097].contains(&n_rows);
+            for op in vocabulary_ops(rows, SKEW).into_iter().take(if is_edge { 4 } else { 2 }) {
                 check::<B>(op, dtype, Fill::Ordinary, Upstream::Every);
             }
             let matrix = Matrix { n_rows, width: 6 };
@@ -60,7 +62,8 @@ fn any_size_of_vocabulary<B: KernelOps>() {
         for n_vocab in [1, 2, 127, 128, 1000usize] {
             for n_teacher_vocab in [n_vocab, n_vocab + 3, n_vocab.div_ceil(2)] {
                 let rows = Rows { n_teacher_vocab, temperature: 1.5, ..Rows::new(5, n_vocab) };
-                for op in vocabulary_ops(rows, Divergence::SymmetricKl { lambda: 0.4 }) {
+                let n_ops = if n_teacher_vocab > n_vocab { 4 } else { 2 };
+                for op in vocabulary_ops(rows, Divergence::SymmetricKl { lambda: 0.4 }).into_iter().take(n_ops) {
                     check::<B>(op, dtype, Fill::Ordinary, Upstream::Every);
                 }
             }
@@ -89,7 +92,8 @@ fn every_divergence_far_from_zero<B: KernelOps>() {
             for d in DIVERGENCES {
                 let rows = Rows { n_teacher_vocab: 123, temperature: 0.7, ..Rows::new(3, 127) };
                 check::<B>(Op::LogSoftmaxKl(rows, d), dtype, Fill::Far(by), Upstream::Every);
-                if dtype == DType::F32 {
+                if dtype == DType::F32 && matches!(d, Divergence::SymmetricKl { .. } | Divergence::Taid { .. } | Divergence::TotalVariation)
+                {
                     // In 16 bits a hidden state of 10,000 leaves no digits for the others' products.
                     check::<B>(Op::LinearKl(rows, HeadLayout::VocabRows, d), dtype, Fill::Far(by), Upstream::Every);
                 }
@@ -162,7 +166,8 @@ fn any_shape_of_attention<B: KernelOps>() {
             AttentionShape { starts: vec![6, 1], n_queries: 3, n_keys: 9, n_heads: 5, n_kv_heads: 1, head_dim: 24, ..causal(2, 3) };
         let whole = AttentionShape { starts: vec![1, 70, 17], lengths: Some(vec![1, 70, 17]), ..causal(3, 70) };
         for shape in [causal(1, 1), causal(2, 7), causal(1, 64), causal(1, 65), causal(1, 257), ragged, whole] {
-            for n_kv_heads in if shape.n_heads == 4 { vec![1, 2, 4] } else { vec![1] } {
+            // Groups of 4, 2 and 1 heads for one shape; of 2 for the others.
+            for n_kv_heads in if shape.n_queries == 65 { vec![1, 2, 4] } else { vec![shape.n_kv_heads] } {
                 check::<B>(Op::Attention(AttentionShape { n_kv_heads, ..shape.clone() }), dtype, Fill::Ordinary, Upstream::Every);
             }
         }

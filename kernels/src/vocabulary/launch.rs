@@ -1,7 +1,7 @@
 //! Launching the kernels of the vocabulary on tensors of a CubeCL runtime.
 use super::{COLUMNS, ONE_COLUMNS, Span, kernel, kernel_grad, tiles::Tiles};
 use crate::{
-    cube::{empty, row_cubes, unit_count, with_row_stride},
+    cube::{addresses, empty, row_cubes, unit_count, with_row_stride},
     divergence::{Form, Plan},
 };
 use burn::tensor::{DType, Shape, TensorMetadata, backend::Backend, ops::FloatTensorOps};
@@ -51,6 +51,7 @@ where
             &packed.client,
             row_cubes(n_rows),
             CubeDim::new_1d(units as u32),
+            addresses(&[&tile, &packed]),
             tile.into_tensor_arg(),
             labels.into_tensor_arg(),
             packed.clone().into_tensor_arg(),
@@ -85,6 +86,7 @@ where
             &packed.client,
             row_cubes(n_rows),
             CubeDim::new_1d(units as u32),
+            addresses(&[&student, &teacher, &packed]),
             student.into_tensor_arg(),
             teacher.into_tensor_arg(),
             labels.into_tensor_arg(),
@@ -123,6 +125,7 @@ where
             &packed.client,
             row_cubes(n_rows),
             CubeDim::new_1d(units as u32),
+            addresses(&[&student, &teacher, &packed]),
             student.into_tensor_arg(),
             teacher.into_tensor_arg(),
             packed.clone().into_tensor_arg(),
@@ -177,6 +180,7 @@ where
             &out.client,
             row_cubes(n_rows),
             CubeDim::new_1d(units as u32),
+            addresses(&[&student, &teacher, &out]),
             student.clone().into_tensor_arg(),
             teacher.into_tensor_arg(),
             labels.clone().into_tensor_arg(),
@@ -227,6 +231,7 @@ fn grad_one_into<R: CubeRuntime>(
         &out.client,
         row_cubes(n_rows),
         CubeDim::new_1d(units as u32),
+        addresses(&[&tile, &out]),
         tile.into_tensor_arg(),
         labels.into_tensor_arg(),
         packed.into_tensor_arg(),
