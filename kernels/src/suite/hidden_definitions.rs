@@ -164,10 +164,10 @@ pub fn attention_gradients(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f6
         let p = shape.probabilities(query, &k[keys..], n);
         let dp: Vec<f64> = (0..n).map(|s| dot(go, &v[keys + s * hd..][..hd])).collect();
         let mean = dot(&p, &dp);
-        for s in 0..n {
+        for (s, (p, dp)) in p.iter().zip(&dp).enumerate() {
             let key = keys + s * hd..keys + (s + 1) * hd;
-            let ds = p[s] * (dp[s] - mean) / (hd as f64).sqrt();
-            add_scaled(&mut dv[key.clone()], p[s], go);
+            let ds = p * (dp - mean) / (hd as f64).sqrt();
+            add_scaled(&mut dv[key.clone()], *p, go);
             add_scaled(&mut dk[key.clone()], ds, query);
             add_scaled(&mut dq[at * hd..][..hd], ds, &k[key]);
         }

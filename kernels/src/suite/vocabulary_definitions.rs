@@ -135,9 +135,7 @@ pub fn row_gradient(student: &[f64], distance: Option<Distance<'_>>, label: usiz
         let q = taid_target(&student[..shared], teacher, divergence, temperature);
         let a: Vec<f64> = (0..shared).map(|v| slope(divergence, s[v], t[v], q.get(v).copied().unwrap_or_default(), temperature)).collect();
         let total: f64 = a.iter().sum();
-        for v in 0..shared {
-            dz[v] += weights[2] * (a[v] - s[v] * total);
-        }
+        dz.iter_mut().zip(a.iter().zip(&s)).for_each(|(dz, (a, s))| *dz += weights[2] * (a - s * total));
     }
     dz.iter().map(|dz| dz / temperature).collect()
 }
