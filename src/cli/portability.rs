@@ -67,6 +67,9 @@ fn describe(report: &Report) -> String {
     report.operations.iter().for_each(|operation| text += &describe_operation(operation));
     text.push('\n');
     report.training.iter().for_each(|comparison| text += &describe_comparison(comparison));
+    if report.operations.iter().all(|operation| operation.speeds.is_empty()) {
+        text += "\nnothing was timed: the device is too slow, or busy with other work\n";
+    }
     text + &format!("\n{}\n", verdict(report))
 }
 

@@ -14,13 +14,15 @@ use serde::Serialize;
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 const TIMED: Budget = Budget { time: Duration::from_millis(200), most_runs: 10 };
 /// How long the timed operations that memory decides, and those that products decide, should take forwards and backwards.
 const MEMORY_S: f64 = 0.008;
 const PRODUCT_S: f64 = 0.1;
+/// Timing stops here, so that a slow or busy device still ends; what was not timed is said so.
+const TIMING_S: f64 = 90.0;
 /// Qwen2.5's vocabulary and the width of its half-billion shape, and what a device that is slower than a billion multiplications a millisecond gets.
 const REAL: [usize; 2] = [151_936, 896];
 const SMALL: [usize; 2] = [32_000, 256];
@@ -58,6 +60,7 @@ pub struct Speed {
 }
 
 pub fn run<B: KernelOps>(dtypes: &[DType], rates: &Rates, device: &Device<B>, say: &dyn Fn(&str)) -> Vec<Operation> {
+    let started = Instant::now();
     let mut operations = Vec::new();
     for &dtype in dtypes {
         for case in standard(dtype) {
@@ -65,6 +68,10 @@ pub fn run<B: KernelOps>(dtypes: &[DType], rates: &Rates, device: &Device<B>, sa
             operations.push(check::<B>(&case, device));
         }
         for op in shapes_for(dtype, rates) {
+            if started.elapsed().as_secs_f64() > TIMING_S {
+                say("no time is left for timing");
+                break;
+            }
             say(&format!("timing {} {} {}", op.name(), dtype_name(dtype), op.shape()));
             let speeds = speeds::<B>(&op, dtype, rates, device);
             let same = operations.iter_mut().rev().find(|other| other.name == op.name() && other.dtype == dtype_name(dtype));
