@@ -2,7 +2,7 @@
 use super::{Outcome, args::DeviceArgs, machine, output};
 use crate::{
     portability::{self, About, Comparison, Operation, Report, Speed},
-    trainer::devices::{DeviceChoice, Job, with_device},
+    trainer::devices::{self, DeviceChoice, Job, with_device},
 };
 use dgpo_models::TrainBackend;
 
@@ -46,7 +46,7 @@ pub(super) fn adapter(choice: DeviceChoice) -> String {
         DeviceChoice::Cpu => {
             format!("{} {}, {} threads", std::env::consts::ARCH, machine::cpu_features().join(" "), machine::n_cores())
         }
-        DeviceChoice::Wgpu(_) | DeviceChoice::Cuda(_) => "named by the runtime".to_owned(),
+        DeviceChoice::Wgpu(_) | DeviceChoice::Cuda(_) => devices::describe(choice),
     }
 }
 

@@ -8,6 +8,10 @@ use burn::tensor::{Device, backend::Backend};
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement, element::BoolElement};
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> KernelOps for CubeBackend<R, F, I, BT> {
+    fn max_tensor_bytes(device: &Self::Device) -> Option<u64> {
+        Some(R::client(device).properties().memory.max_page_size)
+    }
+
     fused_ops!(kernel);
 
     fn device_facts(device: &Device<Self>) -> DeviceFacts {

@@ -140,7 +140,7 @@ impl Check {
 pub struct Work {
     /// Inputs read and results written once each pass they are needed in.
     pub bytes: [usize; 2],
-    /// 0 where memory decides.
+    /// Those that no way of computing it leaves out (nothing computed once more); 0 where memory decides.
     pub multiply_adds: [usize; 2],
 }
 
@@ -214,7 +214,7 @@ impl Op {
         }
     }
 
-    /// Bytes and multiply-adds, by the formulas of the operations' pages.
+    /// Bytes and multiply-adds by formula.
     pub fn work(&self, dtype: DType) -> Work {
         let size = dtype.size();
         let memory = |forward: usize, backward: usize| Work { bytes: [forward * size, backward * size], multiply_adds: [0, 0] };
@@ -229,15 +229,12 @@ impl Op {
             Self::LinearLogProbs(r, _) => {
                 let product = r.n_rows * r.n_vocab * r.width;
                 let (hidden, weight) = (r.n_rows * r.width, r.n_vocab * r.width);
-                Work { bytes: [(hidden + weight) * size, 2 * (hidden + weight) * size], multiply_adds: [product, 3 * product] }
+                Work { bytes: [(hidden + weight) * size, 2 * (hidden + weight) * size], multiply_adds: [product, 2 * product] }
             }
-            Self::LinearKl(r, _, divergence) => {
+            Self::LinearKl(r, ..) => {
                 let (student, teacher) = (r.n_rows * r.n_vocab * r.width, r.n_rows * r.n_teacher_vocab * r.width);
                 let (hidden, weights) = (2 * r.n_rows * r.width, (r.n_vocab + r.n_teacher_vocab) * r.width);
-                Work {
-                    bytes: [(hidden + weights) * size, 2 * (hidden + weights) * size],
-                    multiply_adds: [passes(divergence) * (student + teacher), 3 * student + teacher],
-                }
+                Work { bytes: [(hidden + weights) * size, 2 * (hidden + weights) * size], multiply_adds: [student + teacher, 2 * student] }
             }
             Self::RmsNorm(m) => memory(2 * m.n_rows * m.width, 3 * m.n_rows * m.width),
             Self::Swiglu(m) => memory(3 * m.n_rows * m.width, 5 * m.n_rows * m.width),
@@ -247,7 +244,7 @@ impl Op {
                 let seen: usize = (0..s.n_rows()).flat_map(|b| (0..s.n_queries).map(move |t| s.n_seen(b, t))).sum();
                 let forward = 2 * s.n_heads * seen * s.head_dim;
                 let tensors = 2 * s.queries().iter().product::<usize>() + 2 * s.keys().iter().product::<usize>();
-                Work { bytes: [tensors * size, 2 * tensors * size], multiply_adds: [forward, 5 * forward / 2] }
+                Work { bytes: [tensors * size, 2 * tensors * size], multiply_adds: [forward, 2 * forward] }
             }
             Self::Decode(s) => {
                 let read: usize = s.starts.iter().map(|start| 2 * (start + s.n_queries) * s.n_kv_heads * s.head_dim).sum();

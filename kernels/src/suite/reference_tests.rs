@@ -26,11 +26,8 @@ const TOLERANCE: f64 = 1e-5;
 
 fn head<B: KernelOps>(hidden: &[f64], weight: &[f64], v: usize) -> LinearHead<B> {
     let device = Default::default();
-    LinearHead {
-        hidden: tensor_on(hidden, [N, D], DType::F32, &device),
-        weight: tensor_on(weight, [v, D], DType::F32, &device),
-        layout: HeadLayout::VocabRows,
-    }
+    let (hidden, weight) = (tensor_on(hidden, [N, D], DType::F32, &device), tensor_on(weight, [v, D], DType::F32, &device));
+    LinearHead::new(hidden, weight, HeadLayout::VocabRows)
 }
 
 fn labels<B: KernelOps>() -> burn::tensor::ops::IntTensor<B> {

@@ -20,6 +20,7 @@ use crate::{
     rotary::rotary,
     suite::unfused,
     swiglu::swiglu,
+    vocabulary::budget::are_kept,
 };
 use burn::{
     backend::Autodiff,
@@ -103,7 +104,7 @@ impl<'a, B: KernelOps> Setup<'a, B> {
     fn head(&self, rows: &Rows, n_vocab: usize, layout: HeadLayout) -> LinearHead<B> {
         let shape = if layout == HeadLayout::VocabRows { [n_vocab, rows.width] } else { [rows.width, n_vocab] };
         let weight = self.random(shape) / (rows.width as f32).sqrt();
-        LinearHead { hidden: self.random([rows.n_rows, rows.width]), weight, layout }
+        LinearHead::new(self.random([rows.n_rows, rows.width]), weight, layout)
     }
 
     fn tables(&self, turns: &Turns) -> [Tensor<B, 2>; 2] {
@@ -214,13 +215,12 @@ impl<'a, B: KernelOps> Setup<'a, B> {
     fn linear_forward(&self, rows: &Rows, layout: HeadLayout, d: Option<Divergence>) -> Option<Run<'a>> {
         let (rows, body, student, labels) = (*rows, self.body, self.head(rows, rows.n_vocab, layout), self.labels(rows));
         let teacher = d.map(|d| (self.head(&rows, rows.n_teacher_vocab, HeadLayout::VocabRows), d));
+        let is_kept = are_kept(&student) && teacher.as_ref().is_none_or(|(teacher, _)| are_kept(teacher));
+        let is_twice = !is_kept && d.is_some_and(|d| crate::divergence::Plan::new(d, 1.0).needs_second_pass());
         match body {
             Body::Fused | Body::Unfused => run(move || linear_op(body, student.clone(), teacher.clone(), labels.clone(), rows.temperature)),
             Body::AllProducts | Body::LeastProducts => {
-                let n_passes = match d {
-                    Some(d) if body == Body::AllProducts && crate::divergence::Plan::new(d, 1.0).needs_second_pass() => 2,
-                    _ => 1,
-                };
+                let n_passes = if is_twice && body == Body::AllProducts { 2 } else { 1 };
                 run(move || {
                     let all =
                         || [Some(&student), teacher.as_ref().map(|t| &t.0)].into_iter().flatten().map(unfused::logits).collect::<Vec<_>>();
@@ -233,21 +233,20 @@ impl<'a, B: KernelOps> Setup<'a, B> {
     fn linear_training(&self, rows: &Rows, layout: HeadLayout, d: Option<Divergence>) -> Option<Run<'a>> {
         let (rows, body, student, labels) = (*rows, self.body, self.head(rows, rows.n_vocab, layout), self.labels(rows));
         let teacher = d.map(|d| (self.head(&rows, rows.n_teacher_vocab, HeadLayout::VocabRows), d));
+        let is_kept = are_kept(&student) && teacher.as_ref().is_none_or(|(teacher, _)| are_kept(teacher));
+        let is_twice = !is_kept && d.is_some_and(|d| crate::divergence::Plan::new(d, 1.0).needs_second_pass());
         match body {
             Body::Fused | Body::Unfused => run(move || {
-                let head = LinearHead { hidden: leaf(&student.hidden), weight: leaf(&student.weight), layout };
-                let teacher = teacher.clone().map(|(head, d)| {
-                    let LinearHead { hidden, weight, layout } = head;
-                    (LinearHead { hidden: Tensor::from_inner(hidden), weight: Tensor::from_inner(weight), layout }, d)
-                });
+                let head = LinearHead::new(leaf(&student.hidden), leaf(&student.weight), layout);
+                let teacher = teacher.clone().map(|(head, d)| (LinearHead::from_inner(head), d));
                 backward(linear_op(body, head.clone(), teacher, lift(&labels), rows.temperature), [head.hidden, head.weight])
             }),
             Body::AllProducts | Body::LeastProducts => {
-                // Forwards (mixtures twice) and once more backwards; or once.
-                let n_passes = match d {
-                    _ if body == Body::LeastProducts => 1,
-                    Some(d) if crate::divergence::Plan::new(d, 1.0).needs_second_pass() => 3,
-                    _ => 2,
+                // Forwards (mixtures twice) and once more backwards, but for logits that are kept.
+                let n_passes = match body {
+                    Body::AllProducts if is_twice => 3,
+                    Body::AllProducts if !is_kept => 2,
+                    _ => 1,
                 };
                 run(move || {
                     let mut results = Vec::new();

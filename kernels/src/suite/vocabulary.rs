@@ -5,11 +5,11 @@ use super::{
     vocabulary_definitions::{divergence, head_gradients, log_prob_and_entropy, product_of_rows, row_gradient, transposed},
 };
 use crate::{
-    Divergence, KernelOps,
-    linear_kl::linear_kl,
-    linear_log_probs::{HeadLayout, LinearHead, linear_log_probs},
+    Divergence, KernelOps, linear_kl,
+    linear_log_probs::{self, HeadLayout, LinearHead},
     log_probs::log_probs,
     log_softmax_kl::log_softmax_kl,
+    vocabulary::budget::are_kept,
 };
 use burn::{
     backend::Autodiff,
@@ -161,9 +161,13 @@ impl Head {
             HeadLayout::VocabRows => tensor_on(&self.weight, [self.n_vocab, self.width], dtype, device),
             HeadLayout::VocabColumns => tensor_on(&transposed(&self.weight, self.width), [self.width, self.n_vocab], dtype, device),
         };
-        LinearHead { hidden: tensor_on(&self.hidden, [self.hidden.len() / self.width, self.width], dtype, device), weight, layout }
+        LinearHead::new(tensor_on(&self.hidden, [self.hidden.len() / self.width, self.width], dtype, device), weight, layout)
     }
 }
+
+/// What is compared, and the same where the tiles are asked for by name.
+const WHATEVER: [&str; 5] = ["log p", "entropy", "divergence", "d hidden", "d weight"];
+const BY_TILES: [&str; 5] = ["log p by tiles", "entropy by tiles", "divergence by tiles", "d hidden by tiles", "d weight by tiles"];
 
 /// `linear_log_probs`, and with a divergence `linear_kl`.
 pub(super) fn check_linear<B: KernelOps>(
@@ -181,40 +185,47 @@ pub(super) fn check_linear<B: KernelOps>(
     let want = wanted(rows, &student.logits(), teacher_logits.as_ref().map(|(z, d)| (&z[..], *d)), &labels, &weights);
     let [d_hidden, d_weight] = head_gradients(&want.dz, &student.hidden, &student.weight, rows.width);
 
-    let head = student.on::<Autodiff<B>>(layout, case.dtype, device);
-    let head = LinearHead { hidden: head.hidden.require_grad(), weight: head.weight.require_grad(), layout };
-    let label = label_tensor(&labels, device);
-    let (results, grads) = match &teacher {
-        None => {
-            let (log_p, entropy) = linear_log_probs(head.clone(), label, rows.temperature);
-            let results = vec![log_p.clone(), entropy.clone()];
-            (results, weighted([log_p, entropy], &weights, device).backward())
-        }
-        Some((teacher, d)) => {
-            let got = linear_kl(head.clone(), teacher.on(HeadLayout::VocabRows, case.dtype, device), label, *d, rows.temperature);
-            let columns = [got.log_probs, got.entropy, got.divergence];
-            (columns.to_vec(), weighted(columns, &weights, device).backward())
-        }
-    };
-    let got_hidden = values(head.hidden.grad(&grads).expect("the hidden states have a gradient"));
-    let got_weight = values(head.weight.grad(&grads).expect("the head has a gradient"));
-    let got_weight = match layout {
-        HeadLayout::VocabRows => got_weight,
-        HeadLayout::VocabColumns => transposed(&got_weight, rows.n_vocab),
-    };
     // A logit is a sum of products: a far one is rounded as a far number is, and 16-bit factors lose digits where a device multiplies in 16 bits.
     let far = if let Fill::Far(by) = case.fill { 4.0 * epsilon(DType::F32) * by.abs() } else { 0.0 };
     let narrow = if case.dtype == DType::F32 { 0.0 } else { 2.0 * epsilon(case.dtype) };
     let sums = |n: usize| (case.stored(n) + narrow) * (1.0 + (n as f64).sqrt() / 8.0) + far;
-    let names = ["log p", "entropy", "divergence"];
-    let mut checks: Vec<Check> = results
-        .into_iter()
-        .enumerate()
-        .map(|(k, column)| Check::new(names[k], &values(column.detach()), &want.results[k], case.stored(0) + narrow + far))
-        .collect();
     // A far hidden state is also a factor of the weight's gradient.
     let factor = if let Fill::Far(by) = case.fill { by.abs().max(1.0) } else { 1.0 };
-    checks.push(Check::new("d hidden", &got_hidden, &d_hidden, sums(0)));
-    checks.push(Check::new("d weight", &got_weight, &d_weight, sums(rows.n_rows) * factor));
+    let mut checks = Vec::new();
+    // Logits that fit a tile are kept whole; the tiles must hold for them as well.
+    for (is_tiled, names) in [(false, WHATEVER), (true, BY_TILES)] {
+        let head = student.on::<Autodiff<B>>(layout, case.dtype, device);
+        let head = LinearHead::new(head.hidden.require_grad(), head.weight.require_grad(), layout);
+        if is_tiled && !are_kept(&head) {
+            continue;
+        }
+        let teacher = teacher.as_ref().map(|(teacher, d)| (teacher.on(HeadLayout::VocabRows, case.dtype, device), *d));
+        let label = label_tensor(&labels, device);
+        let (results, grads) = match teacher {
+            None => {
+                let op = if is_tiled { linear_log_probs::by_tiles } else { linear_log_probs::linear_log_probs };
+                let (log_p, entropy) = op(head.clone(), label, rows.temperature);
+                let results = vec![log_p.clone(), entropy.clone()];
+                (results, weighted([log_p, entropy], &weights, device).backward())
+            }
+            Some((teacher, d)) => {
+                let op = if is_tiled { linear_kl::by_tiles } else { linear_kl::linear_kl };
+                let got = op(head.clone(), teacher, label, d, rows.temperature);
+                let columns = [got.log_probs, got.entropy, got.divergence];
+                (columns.to_vec(), weighted(columns, &weights, device).backward())
+            }
+        };
+        for (k, column) in results.into_iter().enumerate() {
+            checks.push(Check::new(names[k], &values(column.detach()), &want.results[k], case.stored(0) + narrow + far));
+        }
+        let got_hidden = values(head.hidden.grad(&grads).expect("the hidden states have a gradient"));
+        let got_weight = values(head.weight.grad(&grads).expect("the head has a gradient"));
+        let got_weight = match layout {
+            HeadLayout::VocabRows => got_weight,
+            HeadLayout::VocabColumns => transposed(&got_weight, rows.n_vocab),
+        };
+        checks.push(Check::new(names[3], &got_hidden, &d_hidden, sums(0)));
+        checks.push(Check::new(names[4], &got_weight, &d_weight, sums(rows.n_rows) * factor));
+    }
     checks
 }
