@@ -29,6 +29,7 @@ pub mod cache_write;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+mod device;
 mod divergence;
 pub mod erf_gelu;
 mod flex;
@@ -42,15 +43,18 @@ pub mod rms_norm;
 pub mod rotary;
 pub mod sample;
 mod select;
+pub mod suite;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
 mod vocabulary;
 
+pub use device::DeviceFacts;
 pub use divergence::Divergence;
 
 use attention::CausalRows;
 use burn::tensor::{
+    Device,
     backend::Backend,
     ops::{FloatTensor, IntTensor},
 };
@@ -71,6 +75,16 @@ pub trait KernelOps: Backend {
     /// The largest tensor that the device can hold, in bytes; `None` where memory alone is the limit. (A tensor is one buffer, and graphics APIs limit
     /// buffers.)
     fn max_tensor_bytes(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
+    /// What the device says of itself.
+    fn device_facts(device: &Device<Self>) -> DeviceFacts {
+        DeviceFacts { runtime: Self::name(device), ..DeviceFacts::default() }
+    }
+
+    /// Bytes that the backend holds on the device, its free pages included unless they are given back first. `None` where nobody counts.
+    fn reserved_bytes(_device: &Device<Self>, _give_back_first: bool) -> Option<u64> {
         None
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Element-wise operations of burn before and after such a node still fuse with each other.
 use crate::{
-    KernelOps,
+    DeviceFacts, KernelOps,
     attention::CausalRows,
     cache_write::CacheSpan,
     divergence::Divergence,
@@ -11,7 +11,8 @@ use crate::{
     vocabulary::{COLUMNS, ONE_COLUMNS},
 };
 use burn::tensor::{
-    DType, Shape,
+    DType, Device, Shape,
+    backend::Backend,
     ops::{FloatTensor, IntTensor},
 };
 use burn_fusion::{
@@ -87,6 +88,14 @@ impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
 
     fn max_tensor_bytes(device: &Self::Device) -> Option<u64> {
         B::max_tensor_bytes(device)
+    }
+
+    fn device_facts(device: &Device<Self>) -> DeviceFacts {
+        DeviceFacts { runtime: <Self as Backend>::name(device), ..B::device_facts(device) }
+    }
+
+    fn reserved_bytes(device: &Device<Self>, give_back_first: bool) -> Option<u64> {
+        B::reserved_bytes(device, give_back_first)
     }
 
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
