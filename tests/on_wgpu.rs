@@ -6,9 +6,6 @@ use crate::{
     resume::{assert_same_end, train_whole_and_killed},
     support::{Ended, World, config_json, metrics_of},
 };
-use burn::tensor::Tensor;
-use dgpo::trainer::devices::{DeviceChoice, DeviceError, Job, with_device};
-use dgpo_models::TrainBackend;
 use std::sync::OnceLock;
 
 /// Whether the program finds an adapter.
@@ -107,24 +104,6 @@ fn a_model_with_a_tensor_that_no_adapter_holds_is_refused() {
     world.write("student/config.json", &config_json(1, 1 << 33, true).to_string());
     let refused = world.dgpo(&["ask", "Who?", "--config", "rl.toml", "--set", "model.student=random:student", "--device", "wgpu"]);
     refused.failed(1, &["random:student", "1099511627776 bytes", "holds tensors up to"]);
-}
-
-/// Adds up more ones than a tensor of the device can have.
-struct TooMuch;
-impl Job for TooMuch {
-    type Output = f32;
-    fn run<B: TrainBackend>(self, device: &B::Device) -> f32 {
-        let n = B::InnerBackend::max_tensor_bytes(device).expect("graphics APIs limit buffers") as usize / size_of::<f32>() + 1;
-        Tensor::<B::InnerBackend, 1>::ones([n], device).sum_dim(0).into_data().iter::<f32>().sum()
-    }
-}
-
-#[test]
-fn a_result_that_could_not_be_computed_is_an_error() {
-    if has_adapter() {
-        let computed = with_device(DeviceChoice::Wgpu(None), TooMuch);
-        assert!(matches!(computed, Err(DeviceError::Failed(_))), "{computed:?}");
-    }
 }
 
 #[test]

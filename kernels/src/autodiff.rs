@@ -7,6 +7,7 @@ use crate::{
     cache_write::CacheSpan,
     divergence::Divergence,
     linear_log_probs::{HeadLayout, Linear},
+    sample::RowSampling,
 };
 use burn::{
     backend::autodiff::{
@@ -193,6 +194,10 @@ impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
             OpsKind::Tracked(node) => node.finish((cos.clone(), sin.clone()), B::rotary(x.primitive, cos, sin)),
             OpsKind::UnTracked(node) => node.finish(B::rotary(x.primitive, cos, sin)),
         }
+    }
+
+    fn sample(logits: FloatTensor<Self>, rows: &[RowSampling]) -> FloatTensor<Self> {
+        Self::from_inner(B::sample(logits.primitive, rows))
     }
 
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {

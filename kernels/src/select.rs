@@ -11,8 +11,17 @@ pub(crate) fn is_reference_only() -> bool {
 pub(crate) mod names {
     pub(crate) use super::is_reference_only;
     pub(crate) use crate::{
-        Divergence, KernelOps, divergence::Plan, erf_gelu, linear_kl, linear_log_probs, linear_log_probs::Linear, log_probs,
-        log_softmax_kl, rms_norm, rotary, swiglu, vocabulary::tiles,
+        Divergence, KernelOps, attention,
+        attention::CausalRows,
+        cache_write,
+        cache_write::CacheSpan,
+        divergence::Plan,
+        erf_gelu, linear_kl, linear_log_probs,
+        linear_log_probs::Linear,
+        log_probs, log_softmax_kl, rms_norm, rotary,
+        sample::{self, RowSampling},
+        swiglu,
+        vocabulary::tiles,
     };
     pub(crate) use burn::tensor::ops::{FloatTensor, IntTensor};
 }
@@ -21,6 +30,36 @@ pub(crate) mod names {
 /// can fold tiles of a vocabulary. The place of expansion imports [`names`].
 macro_rules! fused_ops {
     ($fused:ident) => {
+        fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
+            if is_reference_only() {
+                attention::reference::forward::<Self>(q, k, v, rows)
+            } else {
+                attention::$fused::forward(q, k, v, rows)
+            }
+        }
+
+        fn causal_attention_backward(
+            q: FloatTensor<Self>,
+            k: FloatTensor<Self>,
+            v: FloatTensor<Self>,
+            grad: FloatTensor<Self>,
+            rows: &CausalRows,
+        ) -> [FloatTensor<Self>; 3] {
+            if is_reference_only() {
+                attention::reference::backward::<Self>(q, k, v, grad, rows)
+            } else {
+                attention::$fused::backward(q, k, v, grad, rows)
+            }
+        }
+
+        fn cache_write(cache: FloatTensor<Self>, values: FloatTensor<Self>, spans: &[CacheSpan], position_dim: usize) -> FloatTensor<Self> {
+            if is_reference_only() {
+                cache_write::reference::forward::<Self>(cache, values, spans, position_dim)
+            } else {
+                cache_write::$fused::forward(cache, values, spans, position_dim)
+            }
+        }
+
         fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
             if is_reference_only() {
                 log_probs::reference::forward::<Self>(logits, labels, temperature)
@@ -155,6 +194,10 @@ macro_rules! fused_ops {
 
         fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
             if is_reference_only() { rotary::reference::forward::<Self>(x, cos, sin) } else { rotary::$fused::forward(x, cos, sin) }
+        }
+
+        fn sample(logits: FloatTensor<Self>, rows: &[RowSampling]) -> FloatTensor<Self> {
+            if is_reference_only() { sample::reference::forward::<Self>(logits, rows) } else { sample::$fused::forward(logits, rows) }
         }
 
         fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {

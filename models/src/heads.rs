@@ -14,6 +14,7 @@ use dgpo_kernels::{linear_kl::linear_kl, linear_log_probs::linear_log_probs, log
 pub use dgpo_kernels::{
     linear_log_probs::{LinearHead, most_logits},
     log_softmax_kl::{Divergence, DivergenceRows},
+    sample,
 };
 
 /// Distance between the seeds of a critic's trunk and of a head drawn for a given trunk, so that the two never share numbers.

@@ -11,6 +11,7 @@
 //! | 130 | interrupted; the checkpoint is saved |
 pub mod args;
 pub mod ask;
+pub mod bench;
 pub mod conformance;
 pub mod counter;
 pub mod data;
@@ -22,6 +23,7 @@ pub mod machine;
 pub mod model;
 pub mod output;
 pub mod plan;
+pub mod portability;
 pub mod progress;
 pub mod runs;
 pub mod table;
@@ -66,6 +68,8 @@ enum Command {
     Runs(runs::Args),
     Doctor(doctor::Args),
     Conformance(conformance::Args),
+    Portability(portability::Args),
+    Bench(bench::Args),
 }
 
 /// How a command that ran ended.
@@ -110,6 +114,8 @@ pub fn main() -> ExitCode {
         Command::Runs(args) => runs::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Conformance(args) => conformance::run(args),
+        Command::Portability(args) => portability::run(&args),
+        Command::Bench(args) => bench::run(&args, context),
     };
     ExitCode::from(match result {
         Ok(Outcome::Done) => 0,

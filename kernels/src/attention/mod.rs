@@ -25,11 +25,50 @@
 //! | bytes (f32) | 4 (2 B H Tq hd + 2 B K Tk hd) | twice the forward |
 //! | extra memory, reference | 128 (H / K) rows of scores a (B, K) pair | three times that |
 //! | extra memory, CPU | 4 rows of scores and one head of keys a thread | that and one head of dk, dv |
+//! | extra memory, CubeCL | 64 MiB of f32 scores, and P | twice that, and f32 dk, dv |
 //!
-//! `reference.rs` is the plain-tensor form that every backend can run; `cpu.rs` are the loops of the CPU backend; the graph node is in
-//! `crate::autodiff`.
+//! # On a GPU: two problems, two shapes
+//!
+//! **Many queries** (training, prefill; `chunks.rs`) is limited by multiplications, and only burn's matrix products reach the tensor cores. So the
+//! products stay products, and what is fused is everything between two of them. Plain operations would scale, mask, take the maximum, subtract,
+//! exponentiate, sum, divide and cast: eight passes over the scores and a mask as large as they are. `softmax.rs` has one kernel for each direction:
+//!
+//! | kernel | bytes for each score (s: size of the dtype of q) | flops |
+//! |---|---|---|
+//! | `masked_softmax` | 8 + s: reads S twice, writes P | 2 exponentials, about 6 others |
+//! | `softmax_gradients` | 16 + 2 s: reads S and dP twice, writes P and dS | 2 exponentials, about 12 others |
+//!
+//! The second read of a row (4 Tk bytes) mostly comes from a cache. There is no mask tensor: query t of row b sees the first
+//! min(starts\[b\] + t + 1, lengths\[b\]) keys, which a kernel computes from two integers. The backward kernel computes P again from S, in f32, rather
+//! than keep it: a kept P is [B, H, Tq, Tk], what this operation exists to avoid. Chunks of at most 256 queries hold the scores in 64 MiB, so memory
+//! grows linearly with T. A prefill over slots first gathers the live positions of its rows (not the capacity, and 0 behind the end of a row, so that
+//! what a slot held before reaches no product): 2 B K Tk hd elements moved for B H Tq Tk hd multiply-adds, so 1 for each Tq H / (2 K).
+//!
+//! **Few queries** (the decode step; `decode.rs`) is limited by memory: each key takes part in H / K multiplications for each new query. The bar is to
+//! read every live key and value once, 2 B K Tk hd s bytes, and nothing else of that size. One cube serves all heads of a group, so a key is read once
+//! and not H / K times; it stays in the cache's buffer; scores and probabilities live in shared memory. With few rows there are too few (row, kv head)
+//! pairs to fill a GPU, so the positions are split over several cubes as well, whose results (hd + 1 numbers each) a second kernel joins: the softmax
+//! of parts is exact when each part brings its maximum and sum.
+//!
+//! Keys are cached as [n_slots, K, hd, capacity] (`KEY_POSITION_DIM` 3): a unit computes the scores of neighbouring positions, so neighbouring units
+//! read neighbouring memory, and a dot product is a loop in one unit. With [.., capacity, hd] either neighbouring units would read hd elements apart,
+//! or a score would be a sum across units. The price is paid by `cache_write`, which scatters K hd elements a token; it writes 1 position where
+//! attention reads all.
+//!
+//! `reference.rs` is the plain-tensor form that every backend can run; `cpu.rs` are the loops of the CPU backend; `kernel.rs` chooses between the two
+//! CubeCL forms; the graph node is in `crate::autodiff`.
+#[cfg(feature = "cube")]
+mod chunks;
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+mod decode;
+#[cfg(feature = "cube")]
+pub(crate) mod kernel;
+#[cfg(test)]
+mod portable_tests;
 pub(crate) mod reference;
+#[cfg(feature = "cube")]
+mod softmax;
 #[cfg(test)]
 mod tests;
 

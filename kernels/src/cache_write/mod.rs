@@ -4,6 +4,10 @@
 //! and the result is the same). burn's `slice_assign` copies the whole tensor on the CPU backend even when it is the only owner.
 //! Cost: B K n hd elements read and written, for n new positions a row.
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod kernel;
+#[cfg(test)]
+mod portable_tests;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;

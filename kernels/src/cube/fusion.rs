@@ -2,13 +2,17 @@
 //!
 //! Element-wise operations of burn before and after such a node still fuse with each other.
 use crate::{
-    KernelOps,
+    DeviceFacts, KernelOps,
+    attention::CausalRows,
+    cache_write::CacheSpan,
     divergence::Divergence,
     linear_log_probs::Linear,
+    sample::{self, RowSampling},
     vocabulary::{COLUMNS, ONE_COLUMNS},
 };
 use burn::tensor::{
-    DType, Shape,
+    DType, Device, Shape,
+    backend::Backend,
     ops::{FloatTensor, IntTensor},
 };
 use burn_fusion::{
@@ -46,7 +50,7 @@ impl<B: FusionBackend> Operation<B::FusionRuntime> for Node<B> {
 }
 
 /// Puts one node into the stream. `run` gets the inputs in the same order and returns tensors of the shapes and dtypes of `outputs`.
-fn node<B: FusionBackend, const F: usize, const I: usize, const O: usize>(
+pub(crate) fn node<B: FusionBackend, const F: usize, const I: usize, const O: usize>(
     name: &'static str,
     floats: [FloatTensor<Fusion<B>>; F],
     ints: [IntTensor<Fusion<B>>; I],
@@ -84,6 +88,44 @@ impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
 
     fn max_tensor_bytes(device: &Self::Device) -> Option<u64> {
         B::max_tensor_bytes(device)
+    }
+
+    fn device_facts(device: &Device<Self>) -> DeviceFacts {
+        DeviceFacts { runtime: <Self as Backend>::name(device), ..B::device_facts(device) }
+    }
+
+    fn reserved_bytes(device: &Device<Self>, give_back_first: bool) -> Option<u64> {
+        B::reserved_bytes(device, give_back_first)
+    }
+
+    fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
+        let (out, rows) = (like::<B>(&q), rows.clone());
+        let [out] =
+            node::<B, _, 0, _>("causal_attention", [q, k, v], [], [out], move |[q, k, v], []| [B::causal_attention(q, k, v, &rows)]);
+        out
+    }
+
+    fn causal_attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        rows: &CausalRows,
+    ) -> [FloatTensor<Self>; 3] {
+        let (out, rows) = ([like::<B>(&q), like::<B>(&k), like::<B>(&v)], rows.clone());
+        node::<B, _, 0, _>("causal_attention_backward", [q, k, v, grad], [], out, move |[q, k, v, grad], []| {
+            B::causal_attention_backward(q, k, v, grad, &rows)
+        })
+    }
+
+    /// The node takes its handle of the cache out of the stream's store (`TensorStatus::ReadWrite`) when the caller holds no other one, so the kernel
+    /// finds a buffer with one holder and writes in place; the output is a new handle of the same buffer.
+    fn cache_write(cache: FloatTensor<Self>, values: FloatTensor<Self>, spans: &[CacheSpan], position_dim: usize) -> FloatTensor<Self> {
+        let (out, spans) = (like::<B>(&cache), spans.to_vec());
+        let [cache] = node::<B, _, 0, _>("cache_write", [cache, values], [], [out], move |[cache, values], []| {
+            [B::cache_write(cache, values, &spans, position_dim)]
+        });
+        cache
     }
 
     fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
@@ -232,6 +274,12 @@ impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
         let out = like::<B>(&x);
         let [y] = node::<B, _, 0, _>("rotary", [x, cos, sin], [], [out], |[x, cos, sin], []| [B::rotary(x, cos, sin)]);
         y
+    }
+
+    fn sample(logits: FloatTensor<Self>, rows: &[RowSampling]) -> FloatTensor<Self> {
+        let (out, rows) = (packed::<B>(&logits, sample::COLUMNS), rows.to_vec());
+        let [packed] = node::<B, _, 0, _>("sample", [logits], [], [out], move |[logits], []| [B::sample(logits, &rows)]);
+        packed
     }
 
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
