@@ -32,7 +32,7 @@
 //! A module imports only from modules to its left:
 //! ```text
 //! kernels ─▶ models ─▶ engine ─┐
-//! rng, hub, config ─▶ data ─▶ tokenizer ─▶ retriever ─▶ env ─▶ rollout ─▶ algo ─▶ trainer ─▶ eval ─▶ pipeline ─▶ conformance ─▶ cli
+//! rng, hub, config ─▶ data ─▶ tokenizer ─▶ retriever ─▶ env ─▶ rollout ─▶ algo ─▶ trainer ─▶ eval ─▶ pipeline ─▶ conformance ─▶ portability ─▶ bench ─▶ cli
 //! ```
 //!
 //! ## Invariants
@@ -45,6 +45,7 @@
 //! - A checkpoint is everything, and a resumed run is the same run.
 //! - Only `cli` prints.
 pub mod algo;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod conformance;
@@ -54,6 +55,7 @@ pub mod env;
 pub mod eval;
 pub mod hub;
 pub mod pipeline;
+pub mod portability;
 pub mod retriever;
 pub mod rng;
 pub mod rollout;

@@ -16,10 +16,16 @@ fn help(world: &World, command: &[&str]) -> Ended {
 #[test]
 fn help_lists_exactly_the_commands_that_exist() {
     let world = World::new();
-    let expected = ["train", "eval", "ask", "demos", "data", "plan", "index", "model", "runs", "doctor", "conformance"];
+    let expected =
+        ["train", "eval", "ask", "demos", "data", "plan", "index", "model", "runs", "doctor", "conformance", "portability", "bench"];
     assert_eq!(commands_in(&help(&world, &[]).stdout), expected);
-    let groups: [(&str, &[&str]); 4] =
-        [("data", &["tiny"]), ("index", &["build", "search", "info"]), ("model", &["info", "export"]), ("runs", &["list", "show"])];
+    let groups: [(&str, &[&str]); 5] = [
+        ("data", &["tiny"]),
+        ("index", &["build", "search", "info"]),
+        ("model", &["info", "export"]),
+        ("runs", &["list", "show"]),
+        ("bench", &["kernels", "step"]),
+    ];
     for command in expected {
         let ended = help(&world, &[command]);
         assert!(ended.stdout.contains("Usage: dgpo ") && ended.stderr.is_empty(), "{command}: {ended:?}");

@@ -7,6 +7,8 @@
 //! | [`bad_input`] | broken files, recipes and disks: a clear error with a hint, and nothing lost |
 //! | [`cli`], [`index`] | every command, its help and its JSON |
 //! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
+//! | `on_wgpu` | the same things on a graphics adapter, in builds with the feature `wgpu` |
+//! | [`portability`] | what `dgpo portability` and `dgpo bench` say of this machine |
 //! | [`outage`] | a retrieval server that goes away and comes back |
 //! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
 //! | [`real`] | real weights, questions, passages and episodes, where `DGPO_DATA_DIR` names them |
@@ -15,7 +17,10 @@ mod bad_input;
 mod cli;
 mod conformance;
 mod index;
+#[cfg(feature = "wgpu")]
+mod on_wgpu;
 mod outage;
+mod portability;
 mod properties;
 mod real;
 mod resume;

@@ -17,6 +17,7 @@
 //! | [`log_softmax_kl`] | the same for two models, and twice as often |
 //! | [`rms_norm`] | eight passes over the hidden states in the forward, more in the backward pass |
 //! | [`rotary`] | splitting, copying and joining every query and key |
+//! | [`sample`] | the way of the [R, V] logits to the host; and the same draw everywhere |
 //! | [`swiglu`] | the sigmoid and product kept for the backward pass |
 //!
 //! Letters of all shapes: B rows, T tokens (Tq queries, Tk keys), H query heads, K key/value heads, hd the size of a head.
@@ -28,6 +29,7 @@ pub mod cache_write;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+mod device;
 mod divergence;
 pub mod erf_gelu;
 mod flex;
@@ -39,22 +41,27 @@ pub mod log_softmax_kl;
 mod portable_tests;
 pub mod rms_norm;
 pub mod rotary;
+pub mod sample;
 mod select;
+pub mod suite;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
 mod vocabulary;
 
+pub use device::DeviceFacts;
 pub use divergence::Divergence;
 
 use attention::CausalRows;
 use burn::tensor::{
+    Device,
     backend::Backend,
     ops::{FloatTensor, IntTensor},
 };
 use cache_write::CacheSpan;
 use divergence::Plan;
 use linear_log_probs::Linear;
+use sample::RowSampling;
 
 /// What a burn backend must offer beyond burn's own operations. Methods work on tensor primitives; models call the functions of the modules.
 pub trait KernelOps: Backend {
@@ -62,6 +69,24 @@ pub trait KernelOps: Backend {
     const KEY_POSITION_DIM: usize = 2;
     /// Tokens that are best worked on together when more could be: a processor wants a layer's activations to stay in its caches, a GPU wants all.
     const TOKENS_AT_ONCE: usize = usize::MAX;
+    /// Elements of a tile of logits (`vocabulary/budget.rs`).
+    const TILE_ELEMENTS: usize = vocabulary::budget::GPU_TILE_ELEMENTS;
+
+    /// The largest tensor that the device can hold, in bytes; `None` where memory alone is the limit. (A tensor is one buffer, and graphics APIs limit
+    /// buffers.)
+    fn max_tensor_bytes(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
+    /// What the device says of itself.
+    fn device_facts(device: &Device<Self>) -> DeviceFacts {
+        DeviceFacts { runtime: Self::name(device), ..DeviceFacts::default() }
+    }
+
+    /// Bytes that the backend holds on the device, its free pages included unless they are given back first. `None` where nobody counts.
+    fn reserved_bytes(_device: &Device<Self>, _give_back_first: bool) -> Option<u64> {
+        None
+    }
 
     /// See [`attention::causal_attention`].
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
@@ -189,6 +214,11 @@ pub trait KernelOps: Backend {
     /// See [`rotary::rotary`]. Its gradient is the same turn with the sine negated.
     fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
         rotary::reference::forward::<Self>(x, cos, sin)
+    }
+
+    /// See [`sample::sample`]: [R, 2] f32.
+    fn sample(logits: FloatTensor<Self>, rows: &[RowSampling]) -> FloatTensor<Self> {
+        sample::reference::forward::<Self>(logits, rows)
     }
 
     /// See [`swiglu::swiglu`].

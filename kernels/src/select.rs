@@ -11,8 +11,17 @@ pub(crate) fn is_reference_only() -> bool {
 pub(crate) mod names {
     pub(crate) use super::is_reference_only;
     pub(crate) use crate::{
-        Divergence, KernelOps, attention, attention::CausalRows, cache_write, cache_write::CacheSpan, divergence::Plan, erf_gelu,
-        linear_kl, linear_log_probs, linear_log_probs::Linear, log_probs, log_softmax_kl, rms_norm, rotary, swiglu, vocabulary::tiles,
+        Divergence, KernelOps, attention,
+        attention::CausalRows,
+        cache_write,
+        cache_write::CacheSpan,
+        divergence::Plan,
+        erf_gelu, linear_kl, linear_log_probs,
+        linear_log_probs::Linear,
+        log_probs, log_softmax_kl, rms_norm, rotary,
+        sample::{self, RowSampling},
+        swiglu,
+        vocabulary::tiles,
     };
     pub(crate) use burn::tensor::ops::{FloatTensor, IntTensor};
 }
@@ -185,6 +194,10 @@ macro_rules! fused_ops {
 
         fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
             if is_reference_only() { rotary::reference::forward::<Self>(x, cos, sin) } else { rotary::$fused::forward(x, cos, sin) }
+        }
+
+        fn sample(logits: FloatTensor<Self>, rows: &[RowSampling]) -> FloatTensor<Self> {
+            if is_reference_only() { sample::reference::forward::<Self>(logits, rows) } else { sample::$fused::forward(logits, rows) }
         }
 
         fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -1,6 +1,16 @@
-//! What the tests share: backends to run on, numbers, the definitions of the operations over the vocabulary in f64, finite differences.
-use crate::Divergence;
-use burn::tensor::{DType, Device, Tensor, TensorData, backend::Backend};
+//! What the tests share: backends to run on, comparisons, finite differences. Numbers and definitions are those of [`crate::suite`].
+pub use crate::suite::{
+    numbers::{epsilon, numbers, rounded, values},
+    vocabulary_definitions::{DIVERGENCES, divergence, log_prob_and_entropy, transposed},
+};
+use crate::{
+    KernelOps,
+    suite::{
+        Case,
+        numbers::{dtypes_of, tensor_on},
+    },
+};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 /// Instantiates generic tests `fn name<B: KernelOps>()` for the CPU backend and, with the feature `wgpu`, for the adapter that is there (with fusion).
 macro_rules! on_every_backend {
@@ -41,37 +51,27 @@ pub fn has_adapter() -> bool {
 
 /// The float types that the backend computes with.
 pub fn dtypes<B: Backend>() -> Vec<DType> {
-    let device = Device::<B>::default();
-    [DType::F32, DType::F16, DType::BF16].into_iter().filter(|dtype| B::supports_dtype(&device, *dtype)).collect()
-}
-
-/// Distance of 1 to the next number of a type.
-pub fn epsilon(dtype: DType) -> f64 {
-    match dtype {
-        DType::F16 => 2f64.powi(-10),
-        DType::BF16 => 2f64.powi(-7),
-        _ => f64::from(f32::EPSILON),
-    }
-}
-
-/// `n` numbers spread over -0.5..0.5, different for every salt.
-pub fn numbers(n: usize, salt: f64) -> Vec<f64> {
-    (0..n).map(|i| ((i as f64 + 1.0) * (0.618_033_988_749_894_9 + salt)).fract() - 0.5).collect()
-}
-
-/// The numbers as a type can hold them.
-pub fn rounded(values: &[f64], dtype: DType) -> Vec<f64> {
-    let data = TensorData::new(values.iter().map(|&x| x as f32).collect::<Vec<_>>(), [values.len()]);
-    data.convert_dtype(dtype).convert::<f32>().to_vec::<f32>().unwrap().into_iter().map(f64::from).collect()
+    dtypes_of::<B>(&Default::default())
 }
 
 pub fn tensor<B: Backend, const D: usize>(values: &[f64], shape: [usize; D], dtype: DType) -> Tensor<B, D> {
-    let data = TensorData::new(values.iter().map(|&x| x as f32).collect::<Vec<_>>(), shape).convert_dtype(dtype);
-    Tensor::from_data(data, (&Default::default(), dtype))
+    tensor_on(values, shape, dtype, &Default::default())
 }
 
-pub fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
-    tensor.into_data().convert::<f32>().to_vec::<f32>().unwrap().into_iter().map(f64::from).collect()
+/// Runs a case; `--nocapture` shows how much of the tolerances was used.
+pub fn assert_case<B: KernelOps>(case: &Case) {
+    for check in case.check::<B>(&Default::default()) {
+        let (quantity, worst, tolerance) = (check.quantity, check.worst, check.tolerance);
+        println!(
+            "{:<18} {:<12} {worst:.1e} of {tolerance:.1e} {} {:?} {:?}",
+            case.op.name(),
+            quantity,
+            case.op.shape(),
+            case.dtype,
+            case.fill
+        );
+        assert!(check.holds(), "{quantity} of {case:?} is off by {worst:e} (tolerance {tolerance:e})");
+    }
 }
 
 /// |got - want| <= tolerance (1 + |want|), NaN where NaN is wanted.
@@ -87,11 +87,6 @@ pub fn assert_close(got: &[f64], want: &[f64], tolerance: f64, what: &str) {
 pub fn product(a: &[f64], b: &[f64], k: usize, m: usize) -> Vec<f64> {
     let row = |a: &[f64]| -> Vec<f64> { (0..m).map(|j| (0..k).map(|i| a[i] * b[i * m + j]).sum()).collect() };
     a.chunks(k).flat_map(row).collect()
-}
-
-/// [N, M] -> [M, N]
-pub fn transposed(a: &[f64], m: usize) -> Vec<f64> {
-    (0..m).flat_map(|j| a.iter().skip(j).step_by(m).copied()).collect()
 }
 
 /// df/dx of the entries `at` by central differences.
@@ -110,80 +105,4 @@ pub fn differences(x: &[f64], at: &[usize], mut f: impl FnMut(&[f64]) -> f64) ->
             slope
         })
         .collect()
-}
-
-/// All divergences, with inner and extreme parameters.
-pub const DIVERGENCES: [Divergence; 18] = [
-    Divergence::ForwardKl,
-    Divergence::ForwardCrossEntropy,
-    Divergence::ReverseKl,
-    Divergence::SkewForward { alpha: 0.0 },
-    Divergence::SkewForward { alpha: 0.1 },
-    Divergence::SkewForward { alpha: 1.0 },
-    Divergence::SkewReverse { alpha: 0.3 },
-    Divergence::SkewReverse { alpha: 1.0 },
-    Divergence::JsDistance { lambda: 0.9 },
-    Divergence::JsDistance { lambda: 0.0 },
-    Divergence::TotalVariation,
-    Divergence::SymmetricKl { lambda: 0.9 },
-    Divergence::GeneralisedJsd { beta: 0.0 },
-    Divergence::GeneralisedJsd { beta: 0.3 },
-    Divergence::GeneralisedJsd { beta: 1.0 },
-    Divergence::Hinton,
-    Divergence::Taid { t: 0.4 },
-    Divergence::Taid { t: 1.0 },
-];
-
-/// softmax(logits / temperature) by definition.
-pub fn softmax(logits: &[f64], temperature: f64) -> Vec<f64> {
-    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let e: Vec<f64> = logits.iter().map(|x| ((x - max) / temperature).exp()).collect();
-    let total: f64 = e.iter().sum();
-    e.iter().map(|e| e / total).collect()
-}
-
-/// sum p ln(p / q); 0 ln 0 = 0.
-pub fn kl(p: &[f64], q: &[f64]) -> f64 {
-    p.iter().zip(q).map(|(p, q)| if *p == 0.0 { 0.0 } else { p * (p / q).ln() }).sum()
-}
-
-/// -sum p ln q
-fn cross_entropy(p: &[f64], q: &[f64]) -> f64 {
-    -p.iter().zip(q).map(|(p, q)| if *p == 0.0 { 0.0 } else { p * q.ln() }).sum::<f64>()
-}
-
-pub fn entropy(p: &[f64]) -> f64 {
-    cross_entropy(p, p)
-}
-
-/// A divergence of one row as its documentation says it. `held` are the student's logits where they are a constant (TAID's target).
-pub fn divergence(student: &[f64], teacher: &[f64], held: &[f64], divergence: Divergence, temperature: f64) -> f64 {
-    let shared = student.len().min(teacher.len());
-    let (s, t) = (softmax(&student[..shared], temperature), softmax(&teacher[..shared], temperature));
-    let mix = |weight: f64| -> Vec<f64> { s.iter().zip(&t).map(|(s, t)| weight * s + (1.0 - weight) * t).collect() };
-    match divergence {
-        Divergence::ForwardKl => kl(&t, &s),
-        Divergence::ForwardCrossEntropy => cross_entropy(&t, &s),
-        Divergence::ReverseKl => kl(&s, &t),
-        Divergence::SkewForward { alpha } => cross_entropy(&t, &mix(1.0 - alpha)),
-        Divergence::SkewReverse { alpha } => kl(&s, &mix(alpha)),
-        Divergence::JsDistance { lambda } => lambda * kl(&s, &mix(lambda)) + (1.0 - lambda) * kl(&t, &mix(lambda)),
-        Divergence::TotalVariation => 0.5 * s.iter().zip(&t).map(|(s, t)| (s - t).abs()).sum::<f64>(),
-        Divergence::SymmetricKl { lambda } => (1.0 - lambda) * cross_entropy(&t, &s) + lambda * kl(&s, &t),
-        Divergence::GeneralisedJsd { beta: 0.0 } => kl(&t, &s),
-        Divergence::GeneralisedJsd { beta: 1.0 } => kl(&s, &t),
-        Divergence::GeneralisedJsd { beta } => beta * kl(&t, &mix(1.0 - beta)) + (1.0 - beta) * kl(&s, &mix(1.0 - beta)),
-        Divergence::Hinton => temperature * temperature * kl(&t, &s),
-        Divergence::Taid { t: 1.0 } => cross_entropy(&t, &s),
-        Divergence::Taid { t } => {
-            let target: Vec<f64> = held[..shared].iter().zip(teacher).map(|(s, z)| (1.0 - t) * s + t * z).collect();
-            cross_entropy(&softmax(&target, temperature), &s)
-        }
-    }
-}
-
-/// (log p(label), H) of one row.
-pub fn log_prob_and_entropy(logits: &[f64], label: usize, temperature: f64) -> (f64, f64) {
-    let p = softmax(logits, temperature);
-    (p[label].ln(), entropy(&p))
 }

@@ -11,6 +11,7 @@
 //! | 130 | interrupted; the checkpoint is saved |
 pub mod args;
 pub mod ask;
+pub mod bench;
 pub mod conformance;
 pub mod counter;
 pub mod data;
@@ -22,6 +23,7 @@ pub mod machine;
 pub mod model;
 pub mod output;
 pub mod plan;
+pub mod portability;
 pub mod progress;
 pub mod runs;
 pub mod table;
@@ -66,6 +68,8 @@ enum Command {
     Runs(runs::Args),
     Doctor(doctor::Args),
     Conformance(conformance::Args),
+    Portability(portability::Args),
+    Bench(bench::Args),
 }
 
 /// How a command that ran ended.
@@ -110,6 +114,8 @@ pub fn main() -> ExitCode {
         Command::Runs(args) => runs::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Conformance(args) => conformance::run(args),
+        Command::Portability(args) => portability::run(&args),
+        Command::Bench(args) => bench::run(&args, context),
     };
     ExitCode::from(match result {
         Ok(Outcome::Done) => 0,
@@ -127,7 +133,7 @@ pub fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let is_usage = error.chain().any(|cause| {
         cause.is::<ConfigError>()
-            || cause.is::<DeviceError>()
+            || cause.downcast_ref::<DeviceError>().is_some_and(|error| !matches!(error, DeviceError::Failed(_)))
             || cause.is::<UsageError>()
             || cause.downcast_ref().is_some_and(|error| {
                 use RunDirError as E;
@@ -180,6 +186,8 @@ mod tests {
         let recipe = ConfigError::UnknownRecipe { name: "x".into(), hint: "y".into() };
         assert_eq!(exit_code(&anyhow::Error::from(recipe).context("cannot start")), EXIT_USAGE);
         assert_eq!(exit_code(&RunDirError::Exists("runs/x".into()).into()), EXIT_USAGE);
+        assert_eq!(exit_code(&DeviceError::NoAdapter.into()), EXIT_USAGE);
+        assert_eq!(exit_code(&DeviceError::Failed("out of memory".into()).into()), EXIT_FAILED);
         assert_eq!(exit_code(&anyhow::anyhow!("the disk is full")), EXIT_FAILED);
     }
 }

@@ -15,11 +15,6 @@ pub struct Sampling {
 impl Sampling {
     /// The most probable token at every step.
     pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0 };
-
-    /// Whether nothing is drawn. (A temperature that is 0 in f32, the precision of the logits, counts as 0.)
-    pub fn is_greedy(&self) -> bool {
-        self.temperature as f32 <= 0.0
-    }
 }
 
 /// A model family's chat format; rendered by `crate::tokenizer::chat`.

@@ -13,15 +13,13 @@
 //! ```
 //!
 //! The token that ended a generation (a', drawn but never fed) stays unfed until the row's next request, so decoding and
-//! prefilling are one operation. The head is computed at the last real position of each row, and the logits of all rows reach the host in one
-//! transfer. A row that ends leaves at once; a waiting one takes its slot at the next step.
+//! prefilling are one operation. The head is computed at the last real position of each row; the logits stay on the device, where a token a row
+//! is drawn, and ids and log-probs of all rows reach the host in one transfer. A row that ends leaves at once; a waiting one takes its slot at the next step.
 //!
 //! # What a row's tokens depend on
 //! The weights, its own ids, its key and its sampling; never on neighbours, batch size or order: draws are
 //! counter-based, and scheduling uses no clock and no thread race. The logits of a row may differ by rounding between batch shapes, which
 //! changes a token only where the draw falls within rounding of the border between two tokens.
-pub mod sampling;
-
 pub use crate::config::Sampling;
 use crate::{
     rng::Key,
@@ -32,8 +30,8 @@ use dgpo_models::{
     Backend,
     cache::{CacheRows, KvCache},
     decoder::Decoder,
+    heads::sample::{self, Draw, RowSampling, sample},
 };
-use sampling::{RowSampling, sample_rows};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -172,15 +170,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     pub fn step(&mut self) -> Result<Vec<Completion>, EngineError> {
         self.admit()?;
         let mut completions = self.refuse_full_rows();
-        let (order, logits) = self.feed();
-        let draws: Vec<RowSampling> = order
-            .iter()
-            .map(|row| {
-                let generation = self.rows[row].generation.as_ref().expect("only generating rows are fed");
-                RowSampling { sampling: generation.sampling, uniform: generation.key.uniform(generation.ids.len() as u64) }
-            })
-            .collect();
-        for (row, draw) in order.into_iter().zip(sample_rows(&logits, &draws)) {
+        for (row, draw) in self.feed() {
             let n_fed = self.cache.len(self.rows[&row].slot);
             let draw = draw.ok_or(EngineError::NotFinite { row, position: n_fed - 1 })?;
             let state = self.rows.get_mut(&row).expect("it was fed");
@@ -262,18 +252,19 @@ impl<'a, B: Backend> Engine<'a, B> {
         completions
     }
 
-    /// Feeds the unfed tokens of all generating rows. Returns the rows in the order of the logits and the logits behind each row's last token.
-    /// # Shapes
-    /// -> [R], [R, V]
-    fn feed(&mut self) -> (Vec<usize>, Vec<f32>) {
+    /// Feeds the unfed tokens of all generating rows. Returns the rows, each with the token drawn behind its last one (`None`: no distribution).
+    fn feed(&mut self) -> Vec<(usize, Option<Draw>)> {
         let batches = self.plan();
         if batches.is_empty() {
-            return (Vec::new(), Vec::new());
+            return Vec::new();
         }
         let mut hidden: Vec<Tensor<B, 2>> = batches.iter().map(|batch| self.forward(batch)).collect();
         let hidden = if hidden.len() == 1 { hidden.remove(0) } else { Tensor::cat(hidden, 0) };
-        let logits = self.model.logits(hidden).into_data().convert::<f32>();
-        (batches.concat(), logits.into_vec().expect("converted to f32"))
+        let order = batches.concat();
+        let samplings: Vec<RowSampling> =
+            order.iter().map(|row| self.rows[row].generation.as_ref().expect("only generating rows are fed").next_sampling()).collect();
+        let draws = sample::read(sample(self.model.logits(hidden), &samplings));
+        order.into_iter().zip(draws).collect()
     }
 
     /// Which rows go through the model together: all rows with one unfed token in one batch, the others by length.
@@ -337,8 +328,14 @@ impl<'a> Row<'a> {
 }
 
 impl Generation<'_> {
+    /// How the next token is drawn: the position within the turn is the counter of the key.
+    fn next_sampling(&self) -> RowSampling {
+        let Sampling { temperature, top_p, top_k } = self.sampling;
+        RowSampling { temperature, top_k, top_p, bits: self.key.bits(self.ids.len() as u64) }
+    }
+
     /// Appends a token; `row_len` counts it. Says whether it ends the generation.
-    fn push(&mut self, draw: sampling::Draw, row_len: usize, options: &EngineOptions) -> Option<StopReason> {
+    fn push(&mut self, draw: Draw, row_len: usize, options: &EngineOptions) -> Option<StopReason> {
         self.ids.push(draw.id);
         self.log_probs.push(draw.log_prob);
         self.stream.push(draw.id);

@@ -6,7 +6,7 @@ pub(crate) mod fusion;
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
-use cubecl::{CubeCount, CubeDim, CubeElement};
+use cubecl::{CubeCount, CubeDim, CubeElement, prelude::AddressType};
 
 /// Units (threads) of a cube at most.
 const MAX_UNITS: usize = 256;
@@ -56,6 +56,11 @@ impl ElementCubes {
 pub(crate) fn unit_count<R: CubeRuntime>(like: &CubeTensor<R>, n_columns: usize) -> usize {
     let most = (like.client.properties().hardware.max_cube_dim.0 as usize).min(MAX_UNITS);
     n_columns.next_power_of_two().clamp(2, 1 << most.ilog2())
+}
+
+/// Integers wide enough for the positions in each of these tensors: 2^32 elements and more take 64 bits (where a runtime allows such a tensor at all).
+pub(crate) fn addresses<R: CubeRuntime>(tensors: &[&CubeTensor<R>]) -> AddressType {
+    tensors.iter().map(|tensor| tensor.required_address_type()).max().unwrap_or_default()
 }
 
 /// The matrix with the elements of a row side by side (a copy only where they are not).

@@ -1,5 +1,5 @@
 //! GELU in CubeCL: one unit an element, erf by the same rational function as on the CPU.
-use crate::cube::{ElementCubes, empty};
+use crate::cube::{ElementCubes, addresses, empty};
 use burn::tensor::TensorMetadata;
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -26,7 +26,7 @@ fn erf(x: f32) -> f32 {
     select(x < -4.0, f32::new(-1.0), above)
 }
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn gelu<F: Float>(x: &Tensor<F>, out: &mut Tensor<F>, n: usize, #[define(F)] _type: StorageType) {
     let i = ABSOLUTE_POS;
     if i < n {
@@ -35,7 +35,7 @@ fn gelu<F: Float>(x: &Tensor<F>, out: &mut Tensor<F>, n: usize, #[define(F)] _ty
     }
 }
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn gradient<F: Float>(x: &Tensor<F>, grad: &Tensor<F>, dx: &mut Tensor<F>, n: usize, #[define(F)] _type: StorageType) {
     let i = ABSOLUTE_POS;
     if i < n {
@@ -52,7 +52,17 @@ pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     let out = empty(&x, x.shape(), dtype);
     if n > 0 {
         let cubes = ElementCubes::new(&x, n);
-        gelu::launch::<R>(&out.client, cubes.count, cubes.dim, x.into_tensor_arg(), out.clone().into_tensor_arg(), n, dtype.into());
+        let address = addresses(&[&x]);
+        gelu::launch::<R>(
+            &out.client,
+            cubes.count,
+            cubes.dim,
+            address,
+            x.into_tensor_arg(),
+            out.clone().into_tensor_arg(),
+            n,
+            dtype.into(),
+        );
     }
     out
 }
@@ -63,8 +73,9 @@ pub(crate) fn backward<R: CubeRuntime>(x: CubeTensor<R>, grad: CubeTensor<R>) ->
     let dx = empty(&x, x.shape(), dtype);
     if n > 0 {
         let cubes = ElementCubes::new(&x, n);
+        let address = addresses(&[&x, &grad]);
         let (x, grad, result) = (x.into_tensor_arg(), grad.into_tensor_arg(), dx.clone().into_tensor_arg());
-        gradient::launch::<R>(&dx.client, cubes.count, cubes.dim, x, grad, result, n, dtype.into());
+        gradient::launch::<R>(&dx.client, cubes.count, cubes.dim, address, x, grad, result, n, dtype.into());
     }
     dx
 }

@@ -59,7 +59,9 @@ impl<B: Backend> Pair<B> {
             }
             Form::Variation => {
                 let gap = p_s.clone() - p_t;
-                (gap.clone().abs() * 0.5, gap.sign() * p_s * 0.5)
+                let size = gap.clone().abs();
+                // The sign by division: the sign function of some shading languages is 0 for NaN.
+                (size.clone() * 0.5, gap / (size + f32::MIN_POSITIVE) * p_s * 0.5)
             }
         }
     }

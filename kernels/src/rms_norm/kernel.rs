@@ -1,5 +1,5 @@
 //! RMSNorm in CubeCL: one cube a row, whose units share the row's sums; the weight's gradient by blocks of rows, then over the blocks.
-use crate::cube::{ElementCubes, empty, row_cubes, unit_count};
+use crate::cube::{ElementCubes, addresses, empty, row_cubes, unit_count};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -23,7 +23,7 @@ fn reduce(shared: &mut SharedMemory<f32>, at: usize, #[comptime] units: usize) {
     }
 }
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn normalise<F: Float, W: Float>(
     x: &Tensor<F>,
     weight: &Tensor<W>,
@@ -58,7 +58,7 @@ fn normalise<F: Float, W: Float>(
 }
 
 /// dx, and 1 / rms of each row for the weight's gradient.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn input_gradient<F: Float, W: Float>(
     x: &Tensor<F>,
     weight: &Tensor<W>,
@@ -103,7 +103,7 @@ fn input_gradient<F: Float, W: Float>(
 }
 
 /// Of each block of rows, its share of dw: [blocks, D].
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn weight_gradient_of_blocks<F: Float>(
     x: &Tensor<F>,
     grad: &Tensor<F>,
@@ -130,7 +130,7 @@ fn weight_gradient_of_blocks<F: Float>(
     }
 }
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn sum_of_blocks<W: Float>(partial: &Tensor<f32>, dw: &mut Tensor<W>, n_blocks: usize, width: usize, #[define(W)] _type: StorageType) {
     let column = ABSOLUTE_POS;
     if column < width {
@@ -156,6 +156,7 @@ pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, e
         &out.client,
         row_cubes(n_rows),
         CubeDim::new_1d(units as u32),
+        addresses(&[&x]),
         x.into_tensor_arg(),
         weight.into_tensor_arg(),
         out.clone().into_tensor_arg(),
@@ -182,6 +183,7 @@ pub(crate) fn backward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, 
             &dx.client,
             row_cubes(n_rows),
             CubeDim::new_1d(units as u32),
+            addresses(&[&x]),
             x.clone().into_tensor_arg(),
             weight.into_tensor_arg(),
             grad.clone().into_tensor_arg(),
@@ -200,6 +202,7 @@ pub(crate) fn backward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, 
         &dx.client,
         blocks.count,
         blocks.dim,
+        addresses(&[&x, &partial]),
         x.clone().into_tensor_arg(),
         grad.into_tensor_arg(),
         inverse_rms.into_tensor_arg(),
@@ -216,6 +219,7 @@ pub(crate) fn backward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, 
         &dx.client,
         columns.count,
         columns.dim,
+        addresses(&[&partial]),
         partial.into_tensor_arg(),
         dw.clone().into_tensor_arg(),
         n_blocks,

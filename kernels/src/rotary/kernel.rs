@@ -1,10 +1,10 @@
 //! The rotation in CubeCL: one unit a pair of elements.
-use crate::cube::{ElementCubes, empty};
+use crate::cube::{ElementCubes, addresses, empty};
 use burn::tensor::TensorMetadata;
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn turn<F: Float, T: Float>(
     x: &Tensor<F>,
     cos: &Tensor<T>,
@@ -40,6 +40,7 @@ pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>, cos: CubeTensor<R>, sin:
             &out.client,
             cubes.count,
             cubes.dim,
+            addresses(&[&x]),
             x.into_tensor_arg(),
             cos.into_tensor_arg(),
             sin.into_tensor_arg(),

@@ -1,5 +1,5 @@
 //! SwiGLU in CubeCL: one unit an element.
-use crate::cube::{ElementCubes, empty};
+use crate::cube::{ElementCubes, addresses, empty};
 use burn::tensor::TensorMetadata;
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -11,7 +11,7 @@ fn logistic(x: f32) -> f32 {
     select(x >= 0.0, f32::new(1.0), e) / (1.0 + e)
 }
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn gated<F: Float>(gate: &Tensor<F>, up: &Tensor<F>, out: &mut Tensor<F>, n: usize, #[define(F)] _type: StorageType) {
     let i = ABSOLUTE_POS;
     if i < n {
@@ -20,7 +20,7 @@ fn gated<F: Float>(gate: &Tensor<F>, up: &Tensor<F>, out: &mut Tensor<F>, n: usi
     }
 }
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn gradients<F: Float>(
     gate: &Tensor<F>,
     up: &Tensor<F>,
@@ -45,8 +45,9 @@ pub(crate) fn forward<R: CubeRuntime>(gate: CubeTensor<R>, up: CubeTensor<R>) ->
     let out = empty(&gate, gate.shape(), dtype);
     if n > 0 {
         let cubes = ElementCubes::new(&gate, n);
+        let address = addresses(&[&gate, &up]);
         let (gate, up, result) = (gate.into_tensor_arg(), up.into_tensor_arg(), out.clone().into_tensor_arg());
-        gated::launch::<R>(&out.client, cubes.count, cubes.dim, gate, up, result, n, dtype.into());
+        gated::launch::<R>(&out.client, cubes.count, cubes.dim, address, gate, up, result, n, dtype.into());
     }
     out
 }
@@ -61,6 +62,7 @@ pub(crate) fn backward<R: CubeRuntime>(gate: CubeTensor<R>, up: CubeTensor<R>, g
             &dgate.client,
             cubes.count,
             cubes.dim,
+            addresses(&[&gate, &up, &grad]),
             gate.into_tensor_arg(),
             up.into_tensor_arg(),
             grad.into_tensor_arg(),

@@ -96,7 +96,7 @@ fn find_label<F: Float, I: Numeric>(
 }
 
 /// Folds columns `start..end` of a tile into (max, sum, moment, z of the label) of each row.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 pub fn fold_one<F: Float, I: Numeric>(
     tile: &Tensor<F>,
     labels: &Tensor<I>,
@@ -172,7 +172,7 @@ pub fn fold_one<F: Float, I: Numeric>(
 }
 
 /// Folds columns of both models' tiles into the sums of each row; with the form `SUMS` the divergence too.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 pub fn fold_two<S: Float, T: Float, I: Numeric>(
     student: &Tensor<S>,
     teacher: &Tensor<T>,
@@ -333,7 +333,7 @@ pub fn probability(z: f32, below: f32, ln_sum: f32) -> f32 {
 }
 
 /// The second pass of the forms that need both normalisers: the divergence and sum a.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 pub fn fold_second<S: Float, T: Float>(
     student: &Tensor<S>,
     teacher: &Tensor<T>,

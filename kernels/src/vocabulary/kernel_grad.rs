@@ -17,7 +17,7 @@ fn gradient_of_one(z: f32, below: f32, ln_sum: f32, entropy: f32, d_log_prob: f3
 }
 
 /// Gradient of the columns `start..end` of a tile of one model, from the packed rows and the gradient of the results.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 pub fn grad_one<F: Float, I: Numeric, O: Float>(
     tile: &Tensor<F>,
     labels: &Tensor<I>,
@@ -54,7 +54,7 @@ pub fn grad_one<F: Float, I: Numeric, O: Float>(
 }
 
 /// Gradient of the columns `start..end` of the student's tile, from both tiles, the packed rows and the gradient of the results.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 pub fn grad_two<S: Float, T: Float, I: Numeric, O: Float>(
     student: &Tensor<S>,
     teacher: &Tensor<T>,

@@ -1,7 +1,7 @@
 //! Launching the kernels of the vocabulary on tensors of a CubeCL runtime.
 use super::{COLUMNS, ONE_COLUMNS, Span, kernel, kernel_grad, tiles::Tiles};
 use crate::{
-    cube::{empty, row_cubes, unit_count, with_row_stride},
+    cube::{addresses, empty, row_cubes, unit_count, with_row_stride},
     divergence::{Form, Plan},
 };
 use burn::tensor::{DType, Shape, TensorMetadata, backend::Backend, ops::FloatTensorOps};
@@ -35,8 +35,6 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> Tiles for 
 where
     Self: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
 {
-    const TILE_ELEMENTS: usize = 1 << 25;
-
     fn product(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R> {
         matmul(lhs, rhs, None, MatmulStrategy::default(), DType::F32).expect("a matrix product of two matrices that fit can be launched")
     }
@@ -51,6 +49,7 @@ where
             &packed.client,
             row_cubes(n_rows),
             CubeDim::new_1d(units as u32),
+            addresses(&[&tile, &packed]),
             tile.into_tensor_arg(),
             labels.into_tensor_arg(),
             packed.clone().into_tensor_arg(),
@@ -85,6 +84,7 @@ where
             &packed.client,
             row_cubes(n_rows),
             CubeDim::new_1d(units as u32),
+            addresses(&[&student, &teacher, &packed]),
             student.into_tensor_arg(),
             teacher.into_tensor_arg(),
             labels.into_tensor_arg(),
@@ -123,6 +123,7 @@ where
             &packed.client,
             row_cubes(n_rows),
             CubeDim::new_1d(units as u32),
+            addresses(&[&student, &teacher, &packed]),
             student.into_tensor_arg(),
             teacher.into_tensor_arg(),
             packed.clone().into_tensor_arg(),
@@ -177,6 +178,7 @@ where
             &out.client,
             row_cubes(n_rows),
             CubeDim::new_1d(units as u32),
+            addresses(&[&student, &teacher, &out]),
             student.clone().into_tensor_arg(),
             teacher.into_tensor_arg(),
             labels.clone().into_tensor_arg(),
@@ -227,6 +229,7 @@ fn grad_one_into<R: CubeRuntime>(
         &out.client,
         row_cubes(n_rows),
         CubeDim::new_1d(units as u32),
+        addresses(&[&tile, &out]),
         tile.into_tensor_arg(),
         labels.into_tensor_arg(),
         packed.into_tensor_arg(),

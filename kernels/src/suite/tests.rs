@@ -1,0 +1,191 @@
+//! Every operation over its whole range of shapes, types and inputs, on every backend.
+use super::{hidden_definitions::AttentionShape, vocabulary_definitions::DIVERGENCES, *};
+use crate::testing::{assert_case, dtypes, on_every_backend};
+
+on_every_backend!(
+    the_standard_cases_hold,
+    any_number_of_rows,
+    any_size_of_vocabulary,
+    vocabularies_of_real_models,
+    every_divergence_far_from_zero,
+    impossible_entries_add_nothing,
+    nan_stays_in_its_row,
+    without_a_gradient_from_above_there_is_none_below,
+    any_shape_of_hidden_states,
+    any_shape_of_attention,
+    any_shape_of_a_cache,
+);
+
+const N_ROWS: [usize; 12] = [1, 2, 3, 63, 64, 65, 255, 256, 257, 1000, 4096, 4097];
+const SKEW: Divergence = Divergence::SkewForward { alpha: 0.1 };
+
+fn check<B: KernelOps>(op: Op, dtype: DType, fill: Fill, upstream: Upstream) {
+    assert_case::<B>(&Case { op, dtype, fill, upstream });
+}
+
+/// The four operations over the vocabulary.
+fn vocabulary_ops(rows: Rows, d: Divergence) -> [Op; 4] {
+    [
+        Op::LogProbs(rows),
+        Op::LogSoftmaxKl(rows, d),
+        Op::LinearLogProbs(rows, HeadLayout::VocabRows),
+        Op::LinearKl(rows, HeadLayout::VocabColumns, d),
+    ]
+}
+
+fn the_standard_cases_hold<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        standard(dtype).iter().for_each(assert_case::<B>);
+    }
+}
+
+fn any_number_of_rows<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        for n_rows in N_ROWS {
+            let rows = Rows { n_teacher_vocab: 5, temperature: 0.7, ..Rows::new(n_rows, 7) };
+            // A matrix product of a new shape costs a GPU runtime a search for the fastest kernel.
+            let is_edge = [1, 65, 4097].contains(&n_rows);
+            for op in vocabulary_ops(rows, SKEW).into_iter().take(if is_edge { 4 } else { 2 }) {
+                check::<B>(op, dtype, Fill::Ordinary, Upstream::Every);
+            }
+            let matrix = Matrix { n_rows, width: 6 };
+            let turns = Turns { n_rows, n_positions: n_rows, n_heads: 1, half: 3 };
+            for op in [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix), Op::Rotary(turns)] {
+                check::<B>(op, dtype, Fill::Ordinary, Upstream::Every);
+            }
+        }
+    }
+}
+
+fn any_size_of_vocabulary<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        for n_vocab in [1, 2, 127, 128, 1000usize] {
+            for n_teacher_vocab in [n_vocab, n_vocab + 3, n_vocab.div_ceil(2)] {
+                let rows = Rows { n_teacher_vocab, temperature: 1.5, ..Rows::new(5, n_vocab) };
+                let n_ops = if n_teacher_vocab > n_vocab { 4 } else { 2 };
+                for op in vocabulary_ops(rows, Divergence::SymmetricKl { lambda: 0.4 }).into_iter().take(n_ops) {
+                    check::<B>(op, dtype, Fill::Ordinary, Upstream::Every);
+                }
+            }
+        }
+    }
+}
+
+fn vocabularies_of_real_models<B: KernelOps>() {
+    let rows = Rows { n_teacher_vocab: 128_256, ..Rows::new(2, 151_936) };
+    let mixture = Divergence::SkewReverse { alpha: 0.1 };
+    for dtype in dtypes::<B>() {
+        for d in [Divergence::ForwardKl, mixture, Divergence::Taid { t: 0.4 }] {
+            check::<B>(Op::LogSoftmaxKl(rows, d), dtype, Fill::Ordinary, Upstream::Every);
+        }
+        for n_vocab in [128_256, 151_936] {
+            check::<B>(Op::LogProbs(Rows::new(2, n_vocab)), dtype, Fill::Ordinary, Upstream::Every);
+            check::<B>(Op::LinearLogProbs(Rows::new(3, n_vocab), HeadLayout::VocabRows), dtype, Fill::Ordinary, Upstream::Every);
+        }
+        check::<B>(Op::LinearKl(rows, HeadLayout::VocabRows, mixture), dtype, Fill::Ordinary, Upstream::Every);
+    }
+}
+
+fn every_divergence_far_from_zero<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        for by in [0.0, 1e4, -1e4] {
+            for d in DIVERGENCES {
+                let rows = Rows { n_teacher_vocab: 123, temperature: 0.7, ..Rows::new(3, 127) };
+                check::<B>(Op::LogSoftmaxKl(rows, d), dtype, Fill::Far(by), Upstream::Every);
+                if dtype == DType::F32 && matches!(d, Divergence::SymmetricKl { .. } | Divergence::Taid { .. } | Divergence::TotalVariation)
+                {
+                    // In 16 bits a hidden state of 10,000 leaves no digits for the others' products.
+                    check::<B>(Op::LinearKl(rows, HeadLayout::VocabRows, d), dtype, Fill::Far(by), Upstream::Every);
+                }
+            }
+        }
+    }
+}
+
+fn impossible_entries_add_nothing<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        for d in DIVERGENCES {
+            check::<B>(Op::LogSoftmaxKl(Rows::new(4, 300), d), dtype, Fill::Impossible, Upstream::Every);
+        }
+        check::<B>(Op::LogProbs(Rows::new(4, 300)), dtype, Fill::Impossible, Upstream::Every);
+    }
+}
+
+fn nan_stays_in_its_row<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        for n_vocab in [2, 300] {
+            for d in [Divergence::ForwardKl, SKEW, Divergence::TotalVariation, Divergence::Taid { t: 0.4 }] {
+                for op in vocabulary_ops(Rows::new(3, n_vocab), d) {
+                    check::<B>(op, dtype, Fill::Broken, Upstream::Every);
+                }
+            }
+        }
+        let matrix = Matrix { n_rows: 3, width: 37 };
+        let turns = Turns { n_rows: 3, n_positions: 3, n_heads: 2, half: 2 };
+        for op in [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix), Op::Rotary(turns), Op::Attention(causal(3, 20))] {
+            check::<B>(op, dtype, Fill::Broken, Upstream::Every);
+        }
+    }
+}
+
+fn without_a_gradient_from_above_there_is_none_below<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        let matrix = Matrix { n_rows: 3, width: 37 };
+        let hidden = [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix), Op::Attention(causal(2, 9))];
+        for op in vocabulary_ops(Rows::new(65, 130), SKEW).into_iter().chain(hidden) {
+            for check in (Case { op, dtype, fill: Fill::Ordinary, upstream: Upstream::None }).check::<B>(&Default::default()) {
+                let most = if check.quantity.starts_with('d') && check.quantity != "divergence" { 0.0 } else { check.tolerance };
+                assert!(check.worst <= most, "{check:?}");
+            }
+        }
+    }
+}
+
+fn any_shape_of_hidden_states<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        for (n_rows, width) in [(1, 1), (3, 5), (130, 48), (2, 700), (5, 896), (2, 4864)] {
+            let matrix = Matrix { n_rows, width };
+            for op in [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix)] {
+                check::<B>(op, dtype, Fill::Ordinary, Upstream::Every);
+            }
+        }
+        check::<B>(Op::Swiglu(Matrix { n_rows: 2, width: 300 }), dtype, Fill::Far(0.0), Upstream::Every);
+        for (n_rows, n_positions, n_heads, half) in [(1, 1, 1, 1), (6, 3, 2, 2), (10, 5, 3, 16), (130, 65, 14, 32)] {
+            check::<B>(Op::Rotary(Turns { n_rows, n_positions, n_heads, half }), dtype, Fill::Ordinary, Upstream::Every);
+        }
+    }
+}
+
+fn causal(n_rows: usize, n: usize) -> AttentionShape {
+    AttentionShape { starts: vec![0; n_rows], lengths: None, n_heads: 4, n_kv_heads: 2, n_queries: n, n_keys: n, head_dim: 16 }
+}
+
+fn any_shape_of_attention<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        let ragged =
+            AttentionShape { starts: vec![6, 1], n_queries: 3, n_keys: 9, n_heads: 5, n_kv_heads: 1, head_dim: 24, ..causal(2, 3) };
+        let whole = AttentionShape { starts: vec![1, 70, 17], lengths: Some(vec![1, 70, 17]), ..causal(3, 70) };
+        for shape in [causal(1, 1), causal(2, 7), causal(1, 64), causal(1, 65), causal(1, 257), ragged, whole] {
+            // Groups of 4, 2 and 1 heads for one shape; of 2 for the others.
+            for n_kv_heads in if shape.n_queries == 65 { vec![1, 2, 4] } else { vec![shape.n_kv_heads] } {
+                check::<B>(Op::Attention(AttentionShape { n_kv_heads, ..shape.clone() }), dtype, Fill::Ordinary, Upstream::Every);
+            }
+        }
+    }
+}
+
+fn any_shape_of_a_cache<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        for (starts, n_queries, n_keys, head_dim) in [
+            (vec![0], 1, 1, 16),
+            (vec![32, 0, 15, 16], 1, 33, 16),
+            (vec![7, 7], 1, 300, 12),
+            (vec![3, 8], 4, 40, 64),
+            (vec![255; 9], 1, 256, 64),
+        ] {
+            let shape = AttentionShape { starts, n_queries, n_keys, head_dim, ..causal(1, 1) };
+            check::<B>(Op::Decode(shape.clone()), dtype, Fill::Ordinary, Upstream::Every);
+            check::<B>(Op::CacheWrite(shape), dtype, Fill::Ordinary, Upstream::Every);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! One KD step and one PPO step, forwards, backwards and AdamW, of the tiny shape and of Qwen2.5-0.5B's.
+//!
+//! Weights are random, the teacher has the student's shape, and the episodes are ids from a seed: what is timed is the arithmetic.
+use crate::{
+    hub,
+    portability::workload::{Shape, actor_critic, dgpo_step, episodes, kd_step, recipe, student},
+    trainer::{models, update::Activations},
+};
+use burn::tensor::DType;
+use dgpo_kernels::suite::probes::{Budget, time, wait_for};
+use dgpo_models::{
+    TrainBackend,
+    config::{DecoderConfig, Family, RopeScaling},
+    decoder::Decoder,
+};
+use serde::Serialize;
+
+/// The built-in student, whose shape is the tiny one.
+const TINY: &str = "builtin:tiny/student";
+const SEED: u64 = 1;
+
+/// One network shape and batch.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub name: String,
+    pub config: DecoderConfig,
+    pub shape: Shape,
+    pub micro_batch_tokens: usize,
+    pub activations: Activations,
+}
+
+/// One step of one setting.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    pub model: String,
+    pub step: &'static str,
+    pub n_parameters: usize,
+    /// Of the whole batch.
+    pub n_tokens: usize,
+    pub best_ms: f64,
+    pub median_ms: f64,
+    /// Tokens of the batch over the best time; a PPO step passes each through actor, critic and teacher.
+    pub tokens_per_s: f64,
+    pub n_runs: usize,
+}
+
+/// Qwen2.5-0.5B with `n_layers` of its 24.
+pub fn qwen_half_billion(n_layers: usize) -> DecoderConfig {
+    DecoderConfig {
+        family: Family::Qwen2,
+        vocab_size: 151_936,
+        hidden_size: 896,
+        intermediate_size: 4864,
+        num_hidden_layers: n_layers,
+        num_attention_heads: 14,
+        num_key_value_heads: 2,
+        head_dim: 64,
+        max_position_embeddings: 32_768,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1_000_000.0,
+        rope_scaling: RopeScaling::None,
+        is_tied: true,
+        has_qkv_bias: true,
+        initializer_range: 0.02,
+        bos_token_id: None,
+        eos_token_ids: Vec::new(),
+    }
+}
+
+/// The tiny shape.
+/// # Errors
+/// If the built-in files cannot be unpacked.
+pub fn tiny() -> Result<DecoderConfig, models::SetupError> {
+    Ok(DecoderConfig::from_file(&hub::resolve(TINY)?.join("config.json"))?)
+}
+
+/// Times both steps. Weights are drawn once; each run continues from the last.
+pub fn run<B: TrainBackend>(setting: &Setting, dtype: DType, budget: Budget, device: &B::Device) -> Vec<Figure> {
+    let draw = |seed: u64| models::cast(Decoder::<B::InnerBackend>::init(&setting.config, seed, device), dtype);
+    let mut recipe = recipe(setting.shape, setting.micro_batch_tokens);
+    recipe.model.recompute = setting.activations == Activations::Recomputed;
+    let (model, teacher) = (draw(SEED), draw(SEED + 1));
+    let episodes = episodes(setting.shape, setting.config.vocab_size, SEED);
+    let figure = |step: &'static str, job: &mut dyn FnMut()| {
+        let timing = time(job, budget);
+        let n_tokens = setting.shape.n_tokens();
+        Figure {
+            model: setting.name.clone(),
+            step,
+            n_parameters: setting.config.n_parameters(),
+            n_tokens,
+            best_ms: timing.best_s * 1e3,
+            median_ms: timing.median_s * 1e3,
+            tokens_per_s: n_tokens as f64 / timing.best_s,
+            n_runs: timing.n_runs,
+        }
+    };
+    let mut student = student::<B>(&model, &recipe);
+    let kd = figure("KD", &mut || {
+        kd_step(&mut student, &teacher, &episodes, &recipe, setting.activations, device);
+        wait_for::<B::InnerBackend>(device);
+    });
+    drop(student);
+    let mut networks = actor_critic::<B>(&model, &recipe);
+    let ppo = figure("PPO", &mut || {
+        dgpo_step(&mut networks, &teacher, &episodes, &recipe, device);
+        wait_for::<B::InnerBackend>(device);
+    });
+    vec![kd, ppo]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trainer::devices::CpuTrain;
+    use std::time::Duration;
+
+    #[test]
+    fn the_half_billion_shape_has_half_a_billion_parameters() {
+        assert_eq!(qwen_half_billion(24).n_parameters(), 494_032_768);
+    }
+
+    #[test]
+    fn both_steps_of_the_tiny_shape_are_timed() {
+        let shape = Shape { n_rows: 2, n_prompt: 5, n_agent: 3, n_observation: 4 };
+        let setting =
+            Setting { name: "tiny".into(), config: tiny().unwrap(), shape, micro_batch_tokens: 64, activations: Activations::Kept };
+        let figures = run::<CpuTrain>(&setting, DType::F32, Budget { time: Duration::ZERO, most_runs: 1 }, &Default::default());
+        assert_eq!(figures.iter().map(|f| (f.step, f.n_tokens, f.n_runs)).collect::<Vec<_>>(), [("KD", 30, 1), ("PPO", 30, 1)]);
+        assert!(figures.iter().all(|f| f.tokens_per_s > 0.0));
+    }
+}

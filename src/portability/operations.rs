@@ -1,0 +1,184 @@
+//! Every operation in every float type: compared with its definition, and timed at a size that suits the device.
+use super::{Rates, dtype_name};
+use burn::tensor::{DType, Device};
+use dgpo_kernels::{
+    KernelOps,
+    suite::{
+        Case, Check, Op,
+        probes::{Budget, time},
+        standard,
+        timed::{Body, Pass, prepare, shapes},
+    },
+};
+use serde::Serialize;
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+
+const TIMED: Budget = Budget { time: Duration::from_millis(200), most_runs: 10 };
+/// How long the timed operations that memory decides, and those that products decide, should take forwards and backwards.
+const MEMORY_S: f64 = 0.008;
+const PRODUCT_S: f64 = 0.1;
+/// Timing stops here, so that a slow or busy device still ends; what was not timed is said so.
+const TIMING_S: f64 = 90.0;
+/// Qwen2.5's vocabulary and the width of its half-billion shape, and what a device that is slower than a billion multiplications a millisecond gets.
+const REAL: [usize; 2] = [151_936, 896];
+const SMALL: [usize; 2] = [32_000, 256];
+const REAL_FLOPS: f64 = 1e12;
+
+/// One operation in one float type.
+#[derive(Clone, Debug, Serialize)]
+pub struct Operation {
+    pub name: &'static str,
+    pub dtype: &'static str,
+    pub shape: String,
+    pub passed: bool,
+    /// The result or gradient that used most of its tolerance.
+    pub quantity: &'static str,
+    /// |got - want| / (1 + |want|); absent where it is not finite.
+    pub worst_error: Option<f64>,
+    pub tolerance: f64,
+    /// Why there is no number.
+    pub error: Option<String>,
+    pub speeds: Vec<Speed>,
+}
+
+/// How fast an operation runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Speed {
+    pub shape: String,
+    /// "forward", or "forward and backward"
+    pub pass: &'static str,
+    pub best_ms: f64,
+    /// "GB/s" where memory decides, "GFLOP/s" where matrix products do.
+    pub unit: &'static str,
+    pub rate: f64,
+    /// Of the copy's or the matrix product's rate in the same report.
+    pub fraction: f64,
+}
+
+pub fn run<B: KernelOps>(dtypes: &[DType], rates: &Rates, device: &Device<B>, say: &dyn Fn(&str)) -> Vec<Operation> {
+    let started = Instant::now();
+    let mut operations = Vec::new();
+    for &dtype in dtypes {
+        for case in standard(dtype) {
+            say(&format!("{} {} {}", case.op.name(), dtype_name(dtype), case.op.shape()));
+            operations.push(check::<B>(&case, device));
+        }
+        for op in shapes_for(dtype, rates) {
+            if started.elapsed().as_secs_f64() > TIMING_S {
+                say("no time is left for timing");
+                break;
+            }
+            say(&format!("timing {} {} {}", op.name(), dtype_name(dtype), op.shape()));
+            let speeds = speeds::<B>(&op, dtype, rates, device);
+            let same = operations.iter_mut().rev().find(|other| other.name == op.name() && other.dtype == dtype_name(dtype));
+            if let Some(operation) = same {
+                match speeds {
+                    Ok(speeds) => operation.speeds.extend(speeds),
+                    Err(error) => (operation.passed, operation.error) = (false, Some(error)),
+                }
+            }
+        }
+    }
+    operations
+}
+
+fn check<B: KernelOps>(case: &Case, device: &Device<B>) -> Operation {
+    let result = catch_unwind(AssertUnwindSafe(|| case.check::<B>(device))).map_err(|panic| message(&*panic));
+    let used = |check: &Check| if check.holds() { check.worst / check.tolerance.max(f64::MIN_POSITIVE) } else { f64::INFINITY };
+    let (worst, error) = match &result {
+        Ok(checks) => (checks.iter().max_by(|a, b| used(a).total_cmp(&used(b))).copied(), None),
+        Err(error) => (None, Some(error.clone())),
+    };
+    Operation {
+        name: case.op.name(),
+        dtype: dtype_name(case.dtype),
+        shape: case.op.shape(),
+        passed: worst.is_some_and(|check| check.holds()),
+        quantity: worst.map_or("", |check| check.quantity),
+        worst_error: worst.map(|check| check.worst).filter(|worst| worst.is_finite()),
+        tolerance: worst.map_or(0.0, |check| check.tolerance),
+        error: error
+            .or_else(|| worst.filter(|check| check.worst.is_infinite()).map(|_| "NaN where a number is due, or the reverse".to_owned())),
+        speeds: Vec::new(),
+    }
+}
+
+/// What a panic said.
+pub(super) fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+    text.unwrap_or_else(|| "the code under test panicked".to_owned())
+}
+
+/// Rows that take about as long as they should.
+fn shapes_for(dtype: DType, rates: &Rates) -> Vec<Op> {
+    let [n_vocab, width] = if rates.product(dtype) >= REAL_FLOPS { REAL } else { SMALL };
+    let by_memory = rates.copy_bytes_per_s * MEMORY_S / (3 * n_vocab * dtype.size()) as f64;
+    let by_products = rates.product(dtype) * PRODUCT_S / (8.0 * (n_vocab * width) as f64);
+    let rows = |n: f64| (n as usize).clamp(8, 4096).next_power_of_two();
+    let is_product = |op: &Op| matches!(op, Op::LinearLogProbs(..) | Op::LinearKl(..) | Op::Attention(_));
+    let of = |n_rows: usize, products: bool| shapes(n_rows, n_vocab, width).into_iter().filter(move |op| is_product(op) == products);
+    of(rows(by_memory), false).chain(of(rows(by_products), true)).collect()
+}
+
+fn speeds<B: KernelOps>(op: &Op, dtype: DType, rates: &Rates, device: &Device<B>) -> Result<Vec<Speed>, String> {
+    let mut speeds = Vec::new();
+    let work = op.work(dtype);
+    for (pass, name, n_passes) in [(Pass::Forward, "forward", 1), (Pass::Training, "forward and backward", 2)] {
+        let Some(job) = prepare::<B>(op, dtype, Body::Fused, pass, device) else { continue };
+        let timing = catch_unwind(AssertUnwindSafe(|| time(job, TIMED))).map_err(|panic| message(&*panic))?;
+        let of_passes = |work: &[usize; 2]| work.iter().take(n_passes).sum::<usize>() as f64;
+        let (bytes, multiply_adds) = (of_passes(&work.bytes), of_passes(&work.multiply_adds));
+        let (amount, most, unit) = match multiply_adds > 0.0 {
+            true => (2.0 * multiply_adds, rates.product(dtype), "GFLOP/s"),
+            false => (bytes, rates.copy_bytes_per_s, "GB/s"),
+        };
+        let rate = amount / timing.best_s;
+        speeds.push(Speed { shape: op.shape(), pass: name, best_ms: timing.best_s * 1e3, unit, rate: rate / 1e9, fraction: rate / most });
+    }
+    Ok(speeds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Flex;
+    use dgpo_kernels::suite::hidden_definitions::AttentionShape;
+
+    #[test]
+    fn a_slow_device_gets_fewer_rows_and_a_smaller_vocabulary() {
+        let rates = |copy: f64, product: f64| Rates { copy_bytes_per_s: copy, product_flops_per_s: [("f32", product)].into() };
+        let [slow, fast] = [rates(5e9, 5e9), rates(2e12, 5e13)].map(|rates| shapes_for(DType::F32, &rates));
+        assert_eq!(slow.len(), fast.len());
+        let rows =
+            |ops: &[Op]| ops.iter().find_map(|op| if let Op::LogProbs(rows) = op { Some((rows.n_rows, rows.n_vocab)) } else { None });
+        assert_eq!((rows(&slow), rows(&fast)), (Some((128, 32_000)), Some((4096, 151_936))));
+    }
+
+    #[test]
+    fn a_panic_is_a_failed_line_with_its_message() {
+        let [sound, broken] = [2, 3].map(|n_heads| {
+            let shape = AttentionShape { starts: vec![0], lengths: None, n_heads, n_kv_heads: 2, n_queries: 3, n_keys: 3, head_dim: 4 };
+            check::<Flex>(&Case::new(Op::Attention(shape), DType::F32), &Default::default())
+        });
+        assert!(sound.passed && sound.error.is_none(), "{sound:?}");
+        assert!(!broken.passed && broken.error.as_ref().is_some_and(|error| error.contains("not a multiple")), "{broken:?}");
+    }
+
+    #[test]
+    fn a_speed_is_a_fraction_of_the_rate_that_decides() {
+        let rates = Rates { copy_bytes_per_s: 1e9, product_flops_per_s: [("f32", 1e9)].into() };
+        let ops = shapes(8, 300, 64);
+        for (op, unit) in [(&ops[0], "GB/s"), (&ops[4], "GFLOP/s")] {
+            let speeds = speeds::<Flex>(op, DType::F32, &rates, &Default::default()).unwrap();
+            assert_eq!(speeds.len(), 2);
+            for speed in speeds {
+                assert_eq!(speed.unit, unit);
+                assert!((speed.fraction - speed.rate).abs() < 1e-9 * speed.rate && speed.rate > 0.0, "{speed:?}");
+            }
+        }
+    }
+}

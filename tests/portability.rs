@@ -1,0 +1,78 @@
+//! What `dgpo portability` and `dgpo bench` say of this machine: on the CPU, and on the adapter that wgpu finds where the binary has wgpu.
+use crate::support::{Ended, World};
+use serde_json::Value;
+
+/// Every check of a report holds, every operation is in it and was timed, and nothing is faster than what the device reaches at most by far.
+fn assert_sound(ended: &Ended) {
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("no JSON ({e}): {ended:?}"));
+    let operations = report["operations"].as_array().unwrap();
+    let failed: Vec<&Value> = operations.iter().filter(|operation| operation["passed"] != true).collect();
+    assert!(failed.is_empty() && report["failed"] == 0 && ended.code == Some(0), "{failed:?} {}", report["training"]);
+    for name in [
+        "log_probs",
+        "log_softmax_kl",
+        "linear_log_probs",
+        "linear_kl",
+        "rms_norm",
+        "rotary",
+        "swiglu",
+        "erf_gelu",
+        "attention",
+        "attention, decode",
+        "cache_write",
+    ] {
+        let of_name = |operation: &&Value| operation["name"] == name && operation["dtype"] == "f32";
+        let speeds: Vec<&Value> = operations.iter().filter(of_name).flat_map(|o| o["speeds"].as_array().unwrap()).collect();
+        assert!(!speeds.is_empty(), "{name} was not timed");
+        assert!(speeds.iter().all(|speed| speed["fraction"].as_f64().unwrap() > 0.0), "{name}: {speeds:?}");
+    }
+    assert!(report["training"].as_array().unwrap().len() >= 10);
+    assert!(report["rates"]["copy_bytes_per_s"].as_f64().unwrap() > 0.0);
+    assert!(report["rates"]["product_flops_per_s"]["f32"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn the_cpu_computes_what_the_definitions_say() {
+    assert_sound(&World::new().dgpo(&["portability", "--json"]));
+}
+
+/// Without an adapter the command fails to start, which is right; with `DGPO_REQUIRE_WGPU=1` there has to be one.
+#[cfg(feature = "wgpu")]
+#[test]
+fn the_adapter_computes_what_the_definitions_say() {
+    let ended = World::new().dgpo(&["portability", "--device", "wgpu", "--json"]);
+    if ended.code != Some(2) || std::env::var_os("DGPO_REQUIRE_WGPU").is_some_and(|value| value == "1") {
+        assert_sound(&ended);
+    }
+}
+
+#[test]
+fn a_device_that_is_not_built_in_is_a_wrong_command() {
+    if !cfg!(feature = "cuda") {
+        let ended = World::new().dgpo(&["portability", "--device", "cuda"]);
+        assert!(ended.code == Some(2) && ended.stderr.contains("hint: "), "{ended:?}");
+    }
+}
+
+#[test]
+fn bench_puts_every_operation_beside_what_it_replaces() {
+    let args = ["bench", "kernels", "--rows", "16", "--vocab", "600", "--width", "64", "--time", "0.01", "--json"];
+    let report = World::new().dgpo(&args).json();
+    let figures = report["figures"].as_array().unwrap();
+    assert_eq!(figures.iter().filter(|figure| figure["pass"] == "forward").count(), 13);
+    for figure in figures {
+        let is_head = figure["name"].as_str().unwrap().starts_with("linear");
+        assert_eq!(figure["all_products"].is_object(), is_head, "{figure}");
+        assert!(figure["fused"]["best"].as_f64().unwrap() > 0.0 && figure["unfused"]["best"].as_f64().unwrap() > 0.0, "{figure}");
+        if cfg!(target_os = "linux") {
+            assert_eq!(figure["fused_peak"]["method"], "resident_set", "{figure}");
+        }
+    }
+}
+
+#[test]
+fn bench_times_the_steps_of_the_tiny_shape() {
+    let report = World::new().dgpo(&["bench", "step", "--layers", "0", "--time", "0", "--json"]).json();
+    let steps: Vec<&str> = report["figures"].as_array().unwrap().iter().map(|figure| figure["step"].as_str().unwrap()).collect();
+    assert_eq!(steps, ["KD", "PPO"]);
+}
