@@ -67,7 +67,7 @@ impl<B: Backend> Problem<B> {
                 let n_keys = last.min(keys.dims()[2]);
                 let keys = keys.slice(s![.., .., 0..n_keys, ..]);
                 let in_order = slots.iter().enumerate().all(|(row, &slot)| row == slot);
-                match in_order {
+                let keys = match in_order {
                     true => keys.slice(s![0..slots.len(), .., .., ..]),
                     false => {
                         let ids: Vec<i32> = slots.iter().map(|&slot| slot as i32).collect();
@@ -75,7 +75,8 @@ impl<B: Backend> Problem<B> {
                         let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [n_rows]), &keys.device());
                         keys.select(0, ids)
                     }
-                }
+                };
+                without_dead(keys, rows, n_queries)
             }
         };
         Self { q, k: select(k), v: select(v), rows: rows.clone(), scale: 1.0 / (head_dim as f32).sqrt() }
@@ -149,6 +150,17 @@ impl<B: Backend> Problem<B> {
 struct Chunk {
     queries: Range<usize>,
     n_keys: usize,
+}
+
+/// Keys (or values) of a cache with 0 where a row has no position, whatever its slot held there before: hidden values are multiplied by 0, and a NaN
+/// would survive that.
+fn without_dead<B: Backend>(keys: Tensor<B, 4>, rows: &CausalRows, n_queries: usize) -> Tensor<B, 4> {
+    let [n_rows, _, n_keys, _] = keys.dims();
+    let live: Vec<i32> = (0..n_rows).map(|b| (rows.starts[b] + n_queries).min(rows.n_keys(b, n_keys)) as i32).collect();
+    let live = Tensor::<B, 4, Int>::from_data(TensorData::new(live, [n_rows, 1, 1, 1]), &keys.device());
+    let positions = Tensor::<B, 1, Int>::arange(0..n_keys as i64, &keys.device()).reshape([1, 1, n_keys, 1]);
+    let dead = positions.greater_equal(live).expand(keys.shape());
+    keys.mask_fill(dead, 0.0)
 }
 
 /// total\[:, :, ..n\] += part, where part has n keys.
