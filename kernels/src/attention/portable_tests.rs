@@ -77,7 +77,7 @@ impl Case {
         let q = &self.q[q..q + self.head_dim];
         let score = |key: &[f64]| q.iter().zip(key).map(|(a, b)| a * b).sum::<f64>() / (self.head_dim as f64).sqrt();
         let scores: Vec<f64> = self.k[keys..].chunks(self.head_dim).take(n_seen).map(score).collect();
-        crate::testing::softmax(&scores, 1.0)
+        crate::suite::vocabulary_definitions::softmax(&scores, 1.0)
     }
 
     pub fn forward(&self) -> Vec<f64> {
