@@ -114,7 +114,9 @@ impl<B: Backend> Problem<B> {
 
     /// softmax(q k' / sqrt(hd)) in f32: [B, K, (H / K) c, n_keys].
     fn probabilities(&self, chunk: &Chunk) -> Tensor<B, 4> {
-        let scores = self.fold(&self.q, chunk).matmul(self.keys(&self.k, chunk).transpose()).cast(DType::F32) * self.scale;
+        // In f32 from the start: a product in half precision rounds a score of 100 to 0.06, and beyond 65,504 it is infinite.
+        let (queries, keys) = (self.fold(&self.q, chunk).cast(DType::F32), self.keys(&self.k, chunk).cast(DType::F32));
+        let scores = queries.matmul(keys.transpose()) * self.scale;
         let scores = match self.hidden_keys(chunk) {
             Some(hidden) => {
                 let shape = scores.shape();
