@@ -13,7 +13,7 @@ use super::{
     CausalRows,
     softmax::{self, LENGTH, ROW_NUMBERS, SLOT, START},
 };
-use crate::cube::{ElementCubes, aligned_empty, empty, row_cubes, table, unit_count};
+use crate::cube::{ElementCubes, addresses, aligned_empty, empty, row_cubes, table, unit_count};
 use burn::tensor::{DType, Shape, TensorMetadata, ops::FloatTensorOps};
 use burn_cubecl::{
     CubeBackend, CubeRuntime,
@@ -249,6 +249,7 @@ fn live_prefix<R: CubeRuntime>(
             &out.client,
             cubes.count,
             cubes.dim,
+            addresses(&[&cache, &out]),
             cache.into_tensor_arg(),
             table.clone().into_tensor_arg(),
             out.clone().into_tensor_arg(),

@@ -16,7 +16,7 @@ use super::{
     softmax::{ROW_NUMBERS, SLOT, n_visible},
 };
 use crate::{
-    cube::{ElementCubes, empty, row_cubes},
+    cube::{ElementCubes, addresses, empty, row_cubes},
     vocabulary::{
         LOG_ZERO,
         kernel::{finite, is_bad, poison},
@@ -50,7 +50,7 @@ struct Sizes {
 
 /// Attention over positions part * part_len.. of each row's slot, one cube a (row, kv head, part).
 /// q [B, H, Tq, hd], k and v [n_slots, K, capacity, hd] -> out [B, K, parts, (H / K) Tq, hd], log_sums [B, K, parts, (H / K) Tq].
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn attend_parts<F: Float, O: Float, N: Size>(
     q: &Tensor<F>,
     k: &Tensor<Vector<F, N>>,
@@ -353,6 +353,7 @@ pub fn forward<R: CubeRuntime>(plan: &Plan, q: CubeTensor<R>, k: CubeTensor<R>, 
         &out.client,
         row_cubes(n_cubes),
         CubeDim::new_1d(sizes.units as u32),
+        addresses(&[&k, &v]),
         vector_size,
         q.into_tensor_arg(),
         k.into_tensor_arg(),

@@ -178,7 +178,7 @@ pub fn softmax_gradients<F: Float>(
 /// The keys (or values) that rows of a cache see, one row of `out` a row of queries; positions behind a row's last visible key become 0, so that
 /// nothing a slot held before can reach a product. One unit an element, in the order of `out`'s memory.
 /// cache [n_slots, K, capacity, hd]; out [B, K, n, hd], its positions side by side with `is_position_inner`, else its elements.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 pub fn gather_live<F: Numeric>(
     cache: &Tensor<F>,
     rows: &Tensor<u32>,

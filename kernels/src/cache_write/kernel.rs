@@ -1,6 +1,6 @@
 //! Writing into the cache in CubeCL: one unit an element, no copy of the cache when its buffer has one holder.
 use super::CacheSpan;
-use crate::cube::{ElementCubes, table};
+use crate::cube::{ElementCubes, addresses, table};
 use burn::tensor::TensorMetadata;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -10,7 +10,7 @@ const SPAN_NUMBERS: usize = 3;
 
 /// Neighbouring units take neighbouring positions with `is_position_inner` (as the cache then has them), else neighbouring elements of a vector.
 /// values [B, K, T, hd]; cache [n_slots, K, capacity, hd] in any order of memory.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn write<F: Float, V: Float>(
     cache: &mut Tensor<F>,
     values: &Tensor<V>,
@@ -57,6 +57,7 @@ pub(crate) fn forward<R: CubeRuntime>(
             &cache.client,
             cubes.count,
             cubes.dim,
+            addresses(&[&logical, &values]),
             logical.into_tensor_arg(),
             values.into_tensor_arg(),
             spans.into_tensor_arg(),

@@ -6,7 +6,7 @@ use super::{
     kernel_search::{Kept, NO_BOUND, ONE, Row, WEIGHT, locate, narrow, sum_of_sections, sum_row, sum_sections},
     weight::{HIGHEST_KEY, LOWEST_KEY},
 };
-use crate::cube::{empty, row_cubes, with_row_stride};
+use crate::cube::{addresses, empty, row_cubes, with_row_stride};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -26,7 +26,7 @@ const BITS_HIGH: usize = 5;
 const IS_GREEDY: usize = 6;
 const PLAN_COLUMNS: usize = 7;
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn sample<F: Float>(
     logits: &Tensor<F>,
     plans: &Tensor<u32>,
@@ -97,6 +97,7 @@ pub(crate) fn forward<R: CubeRuntime>(logits: CubeTensor<R>, rows: &[RowSampling
         &out.client,
         row_cubes(n_rows),
         CubeDim::new_1d(units as u32),
+        addresses(&[&logits]),
         logits.into_tensor_arg(),
         plans.into_tensor_arg(),
         out.clone().into_tensor_arg(),

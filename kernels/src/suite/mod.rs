@@ -13,6 +13,7 @@ mod hidden;
 pub mod hidden_definitions;
 pub mod numbers;
 pub mod probes;
+mod sampling;
 pub mod timed;
 mod unfused;
 mod vocabulary;
@@ -49,6 +50,8 @@ pub enum Op {
     Decode(AttentionShape),
     /// `n_queries` new positions behind `starts`, in slots of `n_keys`.
     CacheWrite(AttentionShape),
+    /// One token a row of logits: greedy, plain, top-k and top-p rows by turns.
+    Sample(Rows),
 }
 
 /// Rows of logits, or of hidden states in front of a head.
@@ -163,6 +166,7 @@ impl Case {
             Op::Attention(shape) => hidden::check_attention::<B>(self, shape, device),
             Op::Decode(shape) => hidden::check_decode::<B>(self, shape, device),
             Op::CacheWrite(shape) => hidden::check_cache_write::<B>(self, shape, device),
+            Op::Sample(rows) => sampling::check_sample::<B>(self, rows, device),
         }
     }
 
@@ -192,6 +196,7 @@ impl Op {
             Self::Attention(_) => "attention",
             Self::Decode(_) => "attention, decode",
             Self::CacheWrite(_) => "cache_write",
+            Self::Sample(_) => "sample",
         }
     }
 
@@ -202,7 +207,7 @@ impl Op {
             false => format!("N {} V {} / {}", rows.n_rows, rows.n_vocab, rows.n_teacher_vocab),
         };
         match self {
-            Self::LogProbs(r) => format!("N {} V {}", r.n_rows, r.n_vocab),
+            Self::LogProbs(r) | Self::Sample(r) => format!("N {} V {}", r.n_rows, r.n_vocab),
             Self::LogSoftmaxKl(r, divergence) => format!("{} {divergence:?}", rows(r)),
             Self::LinearLogProbs(r, _) => format!("N {} D {} V {}", r.n_rows, r.width, r.n_vocab),
             Self::LinearKl(r, _, divergence) => format!("{} D {} {divergence:?}", rows(r), r.width),
@@ -251,6 +256,8 @@ impl Op {
                 memory(read + 2 * s.queries().iter().product::<usize>(), 0)
             }
             Self::CacheWrite(s) => memory(2 * s.n_rows() * s.n_kv_heads * s.n_queries * s.head_dim, 0),
+            // Maximum, then weights; top-k and top-p rows read more.
+            Self::Sample(r) => memory(2 * r.n_rows * r.n_vocab, 0),
         }
     }
 }
@@ -281,6 +288,8 @@ pub fn standard(dtype: DType) -> Vec<Case> {
         Op::Attention(causal),
         Op::Decode(decode),
         Op::CacheWrite(write),
+        Op::Sample(rows),
+        Op::Sample(Rows { n_rows: 4, ..large }),
     ];
     ops.map(|op| Case::new(op, dtype)).into()
 }

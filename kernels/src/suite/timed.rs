@@ -18,7 +18,8 @@ use crate::{
     log_softmax_kl::log_softmax_kl,
     rms_norm::rms_norm,
     rotary::rotary,
-    suite::unfused,
+    sample::{RowSampling, sample},
+    suite::{sampling::samplings, unfused},
     swiglu::swiglu,
     vocabulary::budget::are_kept,
 };
@@ -55,7 +56,7 @@ const RMS_EPS: f64 = 1e-6;
 /// The job, or `None` where there is no such body or pass of this operation.
 pub fn prepare<'a, B: KernelOps>(op: &Op, dtype: DType, body: Body, pass: Pass, device: &'a Device<B>) -> Option<Job<'a>> {
     let has_products = matches!(op, Op::LinearLogProbs(..) | Op::LinearKl(..));
-    let has_gradient = !matches!(op, Op::Decode(_) | Op::CacheWrite(_));
+    let has_gradient = !matches!(op, Op::Decode(_) | Op::CacheWrite(_) | Op::Sample(_));
     if matches!(body, Body::AllProducts | Body::LeastProducts) && !has_products || pass == Pass::Training && !has_gradient {
         return None;
     }
@@ -147,6 +148,7 @@ impl<'a, B: KernelOps> Setup<'a, B> {
             }
             Op::Decode(shape) => self.decode(shape),
             Op::CacheWrite(shape) => self.cache_write(shape),
+            Op::Sample(rows) => self.sample(rows),
         }
     }
 
@@ -208,7 +210,7 @@ impl<'a, B: KernelOps> Setup<'a, B> {
                     backward(attention(is_fused, q.clone(), k.clone(), v.clone(), &shape), [q, k, v])
                 })
             }
-            Op::Decode(_) | Op::CacheWrite(_) => None,
+            Op::Decode(_) | Op::CacheWrite(_) | Op::Sample(_) => None,
         }
     }
 
@@ -270,6 +272,17 @@ impl<'a, B: KernelOps> Setup<'a, B> {
             true => causal_attention(q.clone(), k.clone(), v.clone(), &rows),
             false => unfused::decode(q.clone(), k.clone(), v.clone(), &rows),
         })
+    }
+
+    /// Plain draws at temperature 1.
+    fn sample(&self, rows: &Rows) -> Option<Run<'a>> {
+        let z = self.random([rows.n_rows, rows.n_vocab]);
+        let plain = samplings(rows).into_iter().map(|row| RowSampling { temperature: 1.0, top_k: 0, top_p: 1.0, ..row });
+        let plain: Vec<RowSampling> = plain.collect();
+        match self.is_fused() {
+            true => run(move || sample(z.clone(), &plain)),
+            false => run(move || unfused::sample(z.clone(), &plain)),
+        }
     }
 
     fn cache_write(&self, shape: &AttentionShape) -> Option<Run<'a>> {
@@ -398,5 +411,6 @@ pub fn shapes(n_rows: usize, n_vocab: usize, width: usize) -> Vec<Op> {
         Op::Attention(heads),
         Op::Decode(decode.clone()),
         Op::CacheWrite(decode),
+        Op::Sample(Rows { n_rows: n_rows.min(64), ..rows }),
     ]
 }

@@ -7,6 +7,7 @@ use crate::{
     attention::CausalRows,
     cache_write::CacheSpan,
     linear_log_probs::{HeadLayout, LinearHead},
+    sample::RowSampling,
 };
 use burn::tensor::{
     Bool, DType, Int, Tensor, TensorData,
@@ -143,4 +144,15 @@ pub(super) fn cache_write<B: KernelOps>(cache: Tensor<B, 4>, new: Tensor<B, 4>, 
         let values = new.clone().slice(s![b..b + 1, .., 0..span.n, ..]);
         cache.slice_assign(s![span.slot..span.slot + 1, .., span.start..span.start + span.n, ..], values)
     })
+}
+
+/// Ids and log-probs of plain draws, [R, 1] each: as many entries as the cumulated probability leaves below the random number.
+pub fn sample<B: KernelOps>(logits: Tensor<B, 2>, rows: &[RowSampling]) -> (Tensor<B, 2, Int>, Tensor<B, 2>) {
+    let uniform: Vec<f32> = rows.iter().map(|row| (row.bits as f64 / 2f64.powi(64)) as f32).collect();
+    let uniform = Tensor::<B, 2>::from_data(TensorData::new(uniform, [rows.len(), 1]), (&logits.device(), DType::F32));
+    let log_p = log_softmax(logits.cast(DType::F32), 1);
+    let cumulated = log_p.clone().exp().cumsum(1);
+    let shape = cumulated.shape();
+    let ids = cumulated.lower_equal(uniform.expand(shape.clone())).int().sum_dim(1).clamp_max((shape[1] - 1) as i64);
+    (ids.clone(), log_p.gather(1, ids))
 }

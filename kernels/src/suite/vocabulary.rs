@@ -40,7 +40,7 @@ fn upstream(case: &Case, rows: &Rows) -> [Vec<f64>; 3] {
 }
 
 /// Logits of one model, row-major; `sign` is the direction in which they may be far.
-fn logits(case: &Case, rows: &Rows, n_vocab: usize, salt: f64, sign: f64) -> Vec<f64> {
+pub(super) fn logits(case: &Case, rows: &Rows, n_vocab: usize, salt: f64, sign: f64) -> Vec<f64> {
     let mut logits = scaled(rows.n_rows * n_vocab, salt, 8.0, case.dtype);
     match case.fill {
         Fill::Ordinary => {}
