@@ -11,7 +11,7 @@ use crate::{
     hub,
     retriever::{self, Retriever, RetrieverError},
     rng::{Key, Purpose},
-    rollout::{Episode, Status},
+    rollout::{Episode, Status, play::Opening},
     tokenizer::{TOKENIZER_FILE, Tokenizer},
     trainer::{
         devices,
@@ -153,7 +153,7 @@ impl<I: Backend> Setup<I> {
             retriever,
             top_k: self.recipe.retriever.top_k,
         };
-        Player { tokenizer, env, limits: self.recipe.episode.clone(), stop }
+        Player { tokenizer, env, limits: self.recipe.episode.clone(), opening: &Opening::none, stop }
     }
 
     /// All questions of some files, at most `max` a file (0 = all).
