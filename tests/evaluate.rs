@@ -1,4 +1,4 @@
-//! `dgpo eval` with intervals and capabilities, and all seven real question files through both.
+//! `dgpo eval` with intervals and capabilities, `dgpo runs compare`, and all seven real question files through both.
 use crate::support::{ANSWER, Ended, World, repository};
 use dgpo::{
     data::{
@@ -122,7 +122,41 @@ fn data_sets_without_gold_passages_are_said_to_be_left_out() {
 }
 
 #[test]
-fn a_run_measures_capabilities_also_where_it_was_evaluated_without() {
+fn two_evaluations_are_compared_question_by_question() {
+    let world = World::new();
+    let scores = |out: &str, more: &[&str]| -> Value {
+        serde_json::from_str(&evaluate(&world, out, &[&["--json", "--set", "eval.temperature=1"][..], more].concat()).stdout).unwrap()
+    };
+    let (left, right) = (scores("a.jsonl", &[]), scores("b.jsonl", &["--set", "run.seed=1"]));
+    let compared = world.dgpo(&["runs", "compare", "a.jsonl", "b.jsonl", "--all", "--json"]).json();
+    assert_eq!(compared["recipe"], json!([{ "key": "run.seed", "left": 0, "right": 1 }]));
+    let found = &compared["models"]["episodes"];
+    assert_eq!((&found["n_paired"], &found["n_only_left"]), (&40.into(), &0.into()));
+    for metric in ["em", "searches", "response_tokens", "hit_ratio"] {
+        for dataset in ["tiny-1hop", "tiny-2hop"] {
+            let difference = value(&right["datasets"][dataset][metric]) - value(&left["datasets"][dataset][metric]);
+            assert!((value(&found["datasets"][dataset][metric]["difference"]) - difference).abs() < 1e-9, "{dataset} {metric}");
+        }
+    }
+    let difference = value(&right["average_em"]) - value(&left["average_em"]);
+    assert!((value(&found["average"]["em"]["difference"]) - difference).abs() < 1e-9);
+    // Right answers won minus right answers lost: 40 times the difference of the shares over all questions.
+    let (gained, lost) = (found["gained"].as_array().unwrap(), found["lost"].as_array().unwrap());
+    let won = 40.0 * (value(&right["em"]) - value(&left["em"]));
+    assert!((gained.len() as f64 - lost.len() as f64 - won).abs() < 1e-9 && gained.len() + lost.len() > 0, "{found:#}");
+    assert!(gained.iter().all(|changed| changed["right"]["prediction"] == ANSWER && changed["left"]["prediction"] != ANSWER));
+
+    let text = world.dgpo(&["runs", "compare", "a.jsonl", "b.jsonl"]).done().stdout;
+    let parts = ["| run.seed |    0 |     1 |", "| average: em ", "| tiny-2hop: response_tokens ", "gained (right alone answers): "];
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+    let alike = world.dgpo(&["runs", "compare", "a.jsonl", "a.jsonl"]).done().stdout;
+    assert!(alike.contains("40 questions that both played, 40 of them token by token alike"), "{alike}");
+}
+
+#[test]
+fn a_run_with_capabilities_is_compared_with_another_seed() {
     let world = World::new();
     let settings = ["data.test=[\"questions.jsonl\"]", "data.max_test=6", "retriever.kind=bm25", "distill.steps=1", "distill.batch=8"];
     let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", *setting]).collect();
@@ -142,6 +176,18 @@ fn a_run_measures_capabilities_also_where_it_was_evaluated_without() {
         let played = read_episodes(&world.path(&format!("runs/a/episodes/eval-{model}-arcap-without-thinking.jsonl"))).unwrap();
         assert_eq!(played.len(), 6);
     }
+    let compared = world.dgpo(&["runs", "compare", "a", "runs/b", "--json"]).json();
+    let keys: Vec<&str> = compared["recipe"].as_array().unwrap().iter().map(|setting| setting["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["run.name", "run.seed"]);
+    assert_eq!(compared["models"].as_object().unwrap().keys().collect::<Vec<_>>(), ["kd", "student", "teacher"]);
+    assert_eq!(compared["models"]["kd"]["n_paired"], 6);
+    let file = world.dgpo(&["runs", "compare", "a", "runs/b/episodes/eval-kd.jsonl", "--json"]).json();
+    assert_eq!((&file["models"]["kd"], &file["recipe"]), (&compared["models"]["kd"], &compared["recipe"]));
+    world.dgpo(&["runs", "compare", "a", "b", "--model", "dgpo"]).failed(2, &["runs/a has no evaluation of dgpo", "student, teacher, kd"]);
+    world.dgpo(&["runs", "compare", "a", "nowhere"]).failed(2, &["there is no run nowhere"]);
+    world.dgpo(&["runs", "compare", "a", "nowhere.jsonl"]).failed(2, &["there is no file nowhere.jsonl", "dgpo eval"]);
+    world.write("bad.jsonl", "{}\n");
+    world.dgpo(&["runs", "compare", "bad.jsonl", "runs/a/episodes/eval-kd.jsonl"]).failed(1, &["bad.jsonl:1: not an episode record"]);
 }
 
 fn data(path: &str) -> Option<PathBuf> {

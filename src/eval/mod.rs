@@ -5,9 +5,11 @@
 //! | this one | exact match, searches, hits of each data set; the summary of a run |
 //! | [`bootstrap`], [`intervals`] | how sure are those means? |
 //! | [`arcap`] | which capability is it: reading, asking, or deciding what to do? (method §8) |
+//! | [`compare`] | is one model better than another on the same questions, and on which? |
 //! | [`retrieval`] | does a search find what a question needs, whoever asks? |
 pub mod arcap;
 pub mod bootstrap;
+pub mod compare;
 pub mod intervals;
 pub mod retrieval;
 
