@@ -24,6 +24,10 @@ pub enum Purpose {
     World = 6,
     /// Levels and entry points of the nearest-neighbour graph, sampled benchmark queries.
     Index = 7,
+    /// Resampling questions for the intervals of an evaluation.
+    Bootstrap = 8,
+    /// Sampling tokens in the episodes of ARCap (unused when greedy).
+    Arcap = 9,
 }
 
 /// A position in the tree of random decisions.

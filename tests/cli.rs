@@ -23,7 +23,7 @@ fn help_lists_exactly_the_commands_that_exist() {
         ("data", &["tiny"]),
         ("index", &["build", "search", "info"]),
         ("model", &["info", "export"]),
-        ("runs", &["list", "show"]),
+        ("runs", &["list", "show", "compare"]),
         ("bench", &["kernels", "step"]),
     ];
     for command in expected {

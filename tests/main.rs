@@ -6,6 +6,7 @@
 //! | [`resume`] | killed and interrupted runs go on as if nothing had happened |
 //! | [`bad_input`] | broken files, recipes and disks: a clear error with a hint, and nothing lost |
 //! | [`cli`], [`index`] | every command, its help and its JSON |
+//! | [`evaluate`] | evaluations, capabilities, comparisons |
 //! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
 //! | `on_wgpu` | the same things on a graphics adapter, in builds with the feature `wgpu` |
 //! | [`portability`] | what `dgpo portability` and `dgpo bench` say of this machine |
@@ -16,6 +17,7 @@
 mod bad_input;
 mod cli;
 mod conformance;
+mod evaluate;
 mod index;
 #[cfg(feature = "wgpu")]
 mod on_wgpu;

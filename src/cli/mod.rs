@@ -12,6 +12,7 @@
 pub mod args;
 pub mod ask;
 pub mod bench;
+pub mod compare;
 pub mod conformance;
 pub mod counter;
 pub mod data;

@@ -1,5 +1,5 @@
-//! `dgpo runs list|show`: what was run here, and what came out.
-use super::{Outcome, UsageError, output, table};
+//! `dgpo runs list|show|compare`: what was run here, and what came out.
+use super::{Outcome, UsageError, compare, output, table};
 use crate::{
     config::{Recipe, Stage, load::differences},
     eval::Summary,
@@ -17,7 +17,7 @@ use std::{
     time::SystemTime,
 };
 
-/// List runs, or show one: its settings, figures and last metrics.
+/// List runs, show one (its settings, figures and last metrics), or compare two.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(subcommand)]
@@ -48,12 +48,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    Compare(compare::Args),
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
     match args.command {
         Command::List { dir, json } => list(&dir, json)?,
         Command::Show { run, json } => show(&run, json)?,
+        Command::Compare(args) => compare::run(&args)?,
     }
     Ok(Outcome::Done)
 }
@@ -135,7 +137,7 @@ fn stage_name(stage: Stage) -> String {
 }
 
 /// The run called `name`: a folder, or a folder in ./runs.
-fn find(name: &str) -> anyhow::Result<RunDir> {
+pub(super) fn find(name: &str) -> anyhow::Result<RunDir> {
     let inside = Path::new(RUNS_DIR).join(name);
     if let Ok(run) = RunDir::open(Path::new(name)).or_else(|_| RunDir::open(&inside)) {
         return Ok(run);

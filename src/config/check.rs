@@ -211,6 +211,12 @@ fn check_data(recipe: &Recipe, found: &mut Findings) {
     found.not_empty("data.train", plays_episodes(recipe) && data.train.is_empty(), "list question files: [\"nq/train.jsonl\"]");
     let is_untested = recipe.stage == Stage::Pipeline && data.test.is_empty();
     found.not_empty("data.test", is_untested, "the pipeline ends with an evaluation; list question files");
+    found.warn(
+        recipe.eval.arcap && data.test.is_empty(),
+        "eval.arcap",
+        || "is true, but data.test is empty, so no question is asked".into(),
+        || "list question files in data.test".into(),
+    );
 }
 
 fn check_distill(recipe: &Recipe, found: &mut Findings) {

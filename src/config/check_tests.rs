@@ -205,3 +205,11 @@ fn other_stages_are_not_held_to_rules_of_rl() {
     assert_eq!(problem(|r| (r.stage, r.encoder.batch) = (Stage::Encoder, 1)).key, "encoder.batch");
     assert_eq!(problem(|r| (r.stage, r.pretrain.steps) = (Stage::Pretrain, 0)).key, "pretrain.steps");
 }
+
+#[test]
+fn capabilities_without_questions_are_warned_about() {
+    let mut recipe = Recipe { stage: Stage::Rl, ..runnable() };
+    (recipe.eval.arcap, recipe.data.test) = (true, Vec::new());
+    let found = check(&recipe);
+    assert!(found.errors.is_empty() && found.warnings.iter().any(|warning| warning.key == "eval.arcap"), "{found:?}");
+}

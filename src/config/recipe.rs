@@ -241,6 +241,9 @@ pub struct EvalRecipe {
     pub every: usize,
     /// Sampling temperature. Default: paper, 0 (greedy).
     pub temperature: f64,
+    /// Measure the capabilities one by one too (method §8): every annotated question twice more, with its gold passages given, and every question as
+    /// a query. Default: false. `true` makes the final evaluation up to three times as long; a `dgpo eval --arcap` sets it.
+    pub arcap: bool,
 }
 
 /// The run itself: its name, seed and checkpoints.

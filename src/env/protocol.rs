@@ -11,6 +11,9 @@ use crate::data::trajectories::{INFORMATION_CLOSE, INFORMATION_MARGIN, INFORMATI
 /// The strings that end a turn.
 pub const STOP_STRINGS: [&str; 2] = ["</search>", "</answer>"];
 
+/// What an answer begins with.
+pub const ANSWER_OPEN: &str = "<answer>";
+
 /// The published instruction. "as your want" is how the published data has it: a checkpoint trained on it expects it.
 ///
 /// # Source
@@ -31,7 +34,7 @@ pub enum Action {
 /// First match of `<(search|answer)>(.*?)</\1>` (dot matches newlines), inner text trimmed (Python's str.strip).
 pub fn parse_action(turn: &str) -> Action {
     let search = first_match(turn, "<search>", "</search>");
-    let answer = first_match(turn, "<answer>", "</answer>");
+    let answer = first_match(turn, ANSWER_OPEN, "</answer>");
     match (search, answer) {
         (Some((at, query)), Some((other, _))) if at < other => Action::Search(query.to_owned()),
         (Some((_, query)), None) => Action::Search(query.to_owned()),

@@ -1,7 +1,21 @@
-//! Exact match per data set: what the greedy episodes on held-out questions say about a model, and the summary of a run.
+//! What the greedy episodes on held-out questions say about a model, and the summary of a run.
+//!
+//! | file | answers |
+//! |---|---|
+//! | this one | exact match, searches, hits of each data set; the summary of a run |
+//! | [`bootstrap`], [`intervals`] | how sure are those means? |
+//! | [`arcap`] | which capability is it: reading, asking, or deciding what to do? (method §8) |
+//! | [`compare`] | is one model better than another on the same questions, and on which? |
+//! | [`retrieval`] | does a search find what a question needs, whoever asks? |
+pub mod arcap;
+pub mod bootstrap;
+pub mod compare;
+pub mod intervals;
 pub mod retrieval;
 
 use crate::rollout::{Episode, EpisodeStats};
+use arcap::Arcap;
+use intervals::{Intervals, by_dataset};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -16,19 +30,21 @@ pub struct Figures {
     pub average_em: f64,
     /// Each data set by its name.
     pub datasets: BTreeMap<String, EpisodeStats>,
+    /// 95 % intervals of these figures over the questions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intervals: Option<Intervals>,
+    /// The capabilities one by one, where the recipe asks for them (`eval.arcap`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arcap: Option<Arcap>,
 }
 
 impl Figures {
     /// Groups episodes by their question's data set.
     pub fn of(episodes: &[Episode]) -> Self {
-        let mut by_name: BTreeMap<&str, Vec<&Episode>> = BTreeMap::new();
-        for episode in episodes {
-            by_name.entry(&episode.question.dataset).or_default().push(episode);
-        }
         let datasets: BTreeMap<String, EpisodeStats> =
-            by_name.into_iter().map(|(name, episodes)| (name.to_owned(), EpisodeStats::of(episodes))).collect();
+            by_dataset(episodes).into_iter().map(|(name, episodes)| (name.to_owned(), EpisodeStats::of(episodes))).collect();
         let average_em = datasets.values().map(|stats| stats.em).sum::<f64>() / datasets.len().max(1) as f64;
-        Self { all: EpisodeStats::of(episodes), average_em, datasets }
+        Self { all: EpisodeStats::of(episodes), average_em, datasets, intervals: None, arcap: None }
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use std::collections::HashSet;
 
 /// `supporting_kind` of gold passages that come from the data set itself.
-const ANNOTATED: &str = "annotated";
+pub const ANNOTATED: &str = "annotated";
 
 /// How often the first `top_k` passages of one way of searching hold what one data set asks for.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -70,7 +70,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
     ) -> Result<Figures, PipelineError> {
         let Subject { name, number, of } = subject;
         let data = &self.setup.recipe.data;
-        let (test, max_test) = (data.test.clone(), data.max_test);
+        let (test, max_test, needs_arcap) = (data.test.clone(), data.max_test, self.setup.recipe.eval.arcap);
         let dir = self.run.path().join(EVALUATION_DIR);
         let path = dir.join(format!("{name}.json"));
         let io = |path: &PathBuf| {
@@ -79,11 +79,21 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         };
         let known = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Evaluation>(&text).ok());
         let known = known.filter(|known| known.of == of && known.test == test && known.max_test == max_test);
+        let known = known.filter(|known| known.figures.arcap.is_some() || !needs_arcap);
         let figures = match known {
             Some(known) => known.figures,
             None => {
-                let (episodes, figures) = self.setup.play_test(tokenizer, retriever, model, &self.stop)?;
+                let (episodes, mut figures) = self.setup.play_test(tokenizer, retriever, model, &self.stop)?;
                 write_episodes(&self.run.episodes_dir().join(format!("eval-{name}.jsonl")), &episodes)?;
+                if needs_arcap {
+                    let (played, arcap) = self.setup.play_arcap(tokenizer, retriever, model, &episodes, &self.stop)?;
+                    played.write(&self.run.episodes_dir(), &format!("eval-{name}"))?;
+                    if number == 1 && !arcap.left_out().is_empty() {
+                        let left_out = arcap.left_out().join(", ");
+                        self.say(&format!("source referencing leaves out {left_out}: no question there has annotated gold passages"));
+                    }
+                    figures.arcap = Some(arcap);
+                }
                 if figures.all.retriever_failed > 0.0 {
                     let n = (figures.all.retriever_failed * figures.all.n_episodes as f64).round();
                     self.say(&format!(

@@ -9,6 +9,8 @@
 //! | kd, pretrain | `checkpoints/kd-step-NNNNNN/` |
 //! | rl | `checkpoints/rl-step-NNNNNN/` |
 //! | eval | `evaluation/NAME.json` and `episodes/eval-NAME.jsonl` for student, teacher, kd, dgpo; then `summary.json` |
+//! | eval, with `eval.arcap` | beside them `episodes/eval-NAME-arcap-with(out)-thinking.jsonl`: the answers to given gold passages |
+pub mod arcap;
 mod demos;
 mod encoder;
 mod evaluate;

@@ -7,11 +7,11 @@ use crate::{
         questions::{Question, read_questions},
     },
     env::Env,
-    eval::Figures,
+    eval::{Figures, intervals::Intervals},
     hub,
     retriever::{self, Retriever, RetrieverError},
     rng::{Key, Purpose},
-    rollout::{Episode, Status},
+    rollout::{Episode, Status, play::Opening},
     tokenizer::{TOKENIZER_FILE, Tokenizer},
     trainer::{
         devices,
@@ -153,7 +153,7 @@ impl<I: Backend> Setup<I> {
             retriever,
             top_k: self.recipe.retriever.top_k,
         };
-        Player { tokenizer, env, limits: self.recipe.episode.clone(), stop }
+        Player { tokenizer, env, limits: self.recipe.episode.clone(), opening: &Opening::none, stop }
     }
 
     /// All questions of some files, at most `max` a file (0 = all).
@@ -184,7 +184,7 @@ impl<I: Backend> Setup<I> {
         let key = Key::new(self.recipe.run.seed, Purpose::Eval);
         let episodes = self.player(tokenizer, retriever, Some(stop)).play(model, &questions, sampling, key, &self.device)?;
         devices::check::<I>(&self.device)?;
-        let figures = Figures::of(&episodes);
+        let figures = Figures { intervals: Some(Intervals::of(&episodes, self.recipe.run.seed)), ..Figures::of(&episodes) };
         for dataset in figures.datasets.keys() {
             check_retriever(episodes.iter().filter(|episode| &episode.question.dataset == dataset), dataset)?;
         }

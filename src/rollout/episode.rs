@@ -39,6 +39,8 @@ pub enum ObservationKind {
     Information,
     /// The message after a turn without an action.
     InvalidAction,
+    /// Text that an evaluation begins the agent's first turn with. The turn reads as if the agent had written it; a loss does not see it.
+    ForcedPrefix,
 }
 
 /// A run of tokens by one author. The ids of all segments in order are exactly what the model saw.
@@ -154,7 +156,8 @@ pub fn write_episodes(path: &Path, episodes: &[Episode]) -> Result<(), DataError
 pub fn read_episodes(path: &Path) -> Result<Vec<Episode>, DataError> {
     let mut episodes = Vec::new();
     jsonl::for_each_row(path, |row| {
-        let episode = Episode::deserialize(&row.0).map_err(|e| format!("not an episode record: {e}"))?;
+        let episode = Episode::deserialize(&row.0)
+            .map_err(|e| format!("not an episode record: {e}; hint: episodes are what dgpo eval and a run write"))?;
         check_record(&episode)?;
         episodes.push(episode);
         Ok(())

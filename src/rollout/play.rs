@@ -16,6 +16,16 @@
 //! Sampled ids are appended as they were sampled, EOS included. The prompt (its last `max_start_length` tokens) and each observation (its
 //! first `max_obs_length` tokens) are encoded on their own and concatenated. Nothing the agent wrote is ever encoded again.
 //!
+//! # Openings
+//! An evaluation may put something between the prompt and the agent's first token ([`Opening`], method §8): passages nobody searched for, and
+//! the begin of the first turn. They are segments of the environment, encoded on their own as its other text is, so no loss ever sees them:
+//!
+//! ```text
+//! segment    Prompt             Observation(Information)        Observation(ForcedPrefix)   Agent, turn 1
+//! text       <user> … <agent>   <information> Doc 1 … </…>      <answer>                     Vex </answer>
+//! turn       -                  -                               read as one turn: `<answer> Vex </answer>`
+//! ```
+//!
 //! # Order
 //! All questions are submitted at once; the generator takes as many as it has rows for and the next as rows leave. Rows that wait for a
 //! search do not hold up the others. The waiting searches run in one batched call, in the order of their rows, as soon as they are at least
@@ -86,6 +96,22 @@ pub enum RolloutError {
     EmptyPrompt { question_id: String },
 }
 
+/// What stands between the prompt and the agent's first token. Empty in training.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opening {
+    /// An `<information>` block that nobody searched for. Given whole: `max_obs_length` does not cut it.
+    pub information: String,
+    /// What the first turn begins with, whoever goes on with it.
+    pub forced_prefix: String,
+}
+
+impl Opening {
+    /// The opening of an ordinary episode.
+    pub fn none(_: &Question) -> Self {
+        Self::default()
+    }
+}
+
 /// Plays every question once; episode i belongs to question i and draws from `keys[i]`, folded by the turn.
 /// # Errors
 /// If the generator fails (logits that are not finite) or a text cannot be encoded.
@@ -94,10 +120,26 @@ pub enum RolloutError {
 /// # Source
 /// method §1; `omron-sinicx/dgpo` search_r1/llm_agent/generation.py, `run_llm_loop`.
 pub fn play(generator: &mut impl Generator, rules: Rules<'_>, questions: &[Question], keys: &[Key]) -> Result<Vec<Episode>, RolloutError> {
+    play_from(generator, rules, &Opening::none, questions, keys)
+}
+
+/// As [`play`], from the opening that `opening` gives each question. An opening that leaves no room for one more token ends its episode as
+/// `TruncatedLength`.
+/// # Errors
+/// As [`play`].
+/// # Panics
+/// As [`play`].
+pub fn play_from(
+    generator: &mut impl Generator,
+    rules: Rules<'_>,
+    opening: &dyn Fn(&Question) -> Opening,
+    questions: &[Question],
+    keys: &[Key],
+) -> Result<Vec<Episode>, RolloutError> {
     assert_eq!(questions.len(), keys.len(), "one key a question");
     let mut table = Table { rules, keys, games: Vec::with_capacity(questions.len()), searching: Vec::new(), n_open: 0, n_cut_prompts: 0 };
     for question in questions {
-        table.open(generator, question)?;
+        table.open(generator, question, opening(question))?;
     }
     if table.n_cut_prompts > 0 {
         let (n_cut, n, limit) = (table.n_cut_prompts, questions.len(), rules.limits.max_start_length);
@@ -138,11 +180,13 @@ struct Game {
     turn: usize,
     /// Tokens so far.
     n_tokens: usize,
+    /// What the next turn begins with; empty behind the first.
+    forced_prefix: String,
 }
 
 impl Table<'_> {
-    /// Encodes the prompt and submits the first turn.
-    fn open(&mut self, generator: &mut impl Generator, question: &Question) -> Result<(), RolloutError> {
+    /// Encodes the prompt and the opening, and submits the first turn.
+    fn open(&mut self, generator: &mut impl Generator, question: &Question, opening: Opening) -> Result<(), RolloutError> {
         let limits = self.rules.limits;
         let mut ids = self.encode(question, &self.rules.env.prompt(question))?;
         if ids.is_empty() {
@@ -151,17 +195,28 @@ impl Table<'_> {
         let n_dropped = ids.len().saturating_sub(limits.max_start_length);
         ids.drain(..n_dropped);
         self.n_cut_prompts += usize::from(n_dropped > 0);
-        let (row, n_tokens) = (self.games.len(), ids.len());
+        let row = self.games.len();
+        let status = if ids.len() < limits.max_prompt_length { Status::TruncatedLength } else { Status::PromptTooLong };
+        let mut segments = vec![Segment::Prompt { ids: ids.clone() }];
+        for (kind, text) in [(ObservationKind::Information, &opening.information), (ObservationKind::ForcedPrefix, &opening.forced_prefix)]
+        {
+            if status == Status::TruncatedLength && !text.is_empty() {
+                let given = self.encode(question, text)?;
+                ids.extend(&given);
+                segments.push(Segment::Observation { ids: given, kind });
+            }
+        }
+        let n_tokens = ids.len();
         let episode = Episode {
             question: question.clone(),
-            segments: vec![Segment::Prompt { ids: ids.clone() }],
-            status: Status::PromptTooLong,
+            segments,
+            status,
             prediction: None,
             reward: 0.0,
             searches: Vec::new(),
             n_invalid_actions: 0,
         };
-        self.games.push(Game { episode, turn: 0, n_tokens });
+        self.games.push(Game { episode, turn: 0, n_tokens, forced_prefix: opening.forced_prefix });
         if n_tokens < limits.max_prompt_length {
             self.n_open += 1;
             self.submit(generator, row, ids);
@@ -188,6 +243,7 @@ impl Table<'_> {
             let game = &mut self.games[row];
             game.n_tokens += ids.len();
             game.episode.segments.push(Segment::Agent { ids, sample_log_probs: log_probs, stop });
+            let text = std::mem::take(&mut game.forced_prefix) + &text;
             let turn = Turn { action: parse_action(&text), is_last: game.turn >= limits.max_turns };
             game.episode.n_invalid_actions += usize::from(turn.action == Action::Invalid);
             let is_full = stop == StopReason::Capacity || game.n_tokens >= limits.max_prompt_length;

@@ -8,7 +8,7 @@ use crate::{
     rng::Key,
     rollout::{
         Episode,
-        play::{Generator, RolloutError, Rules, play},
+        play::{Generator, Opening, RolloutError, Rules, play_from},
     },
     tokenizer::Tokenizer,
 };
@@ -19,6 +19,8 @@ pub struct Player<'a> {
     pub tokenizer: &'a Tokenizer,
     pub env: Env<'a>,
     pub limits: EpisodeRecipe,
+    /// What each episode begins with behind its prompt: [`Opening::none`], but for ARCap.
+    pub opening: &'a dyn Fn(&Question) -> Opening,
     /// Ends the play with [`EngineError::Interrupted`]; `None` where a half-played set would be of no use to a resumed run.
     pub stop: Option<&'a Stop>,
 }
@@ -47,7 +49,7 @@ impl Player<'_> {
         let rules = Rules { env: &self.env, encode: &|text| self.tokenizer.encode(text), limits: &limits };
         let keys: Vec<Key> = (0..questions.len()).map(|i| key.fold(i as u64)).collect();
         let engine = Engine::new(model, self.tokenizer, options, device);
-        play(&mut Interruptible { engine, stop: self.stop }, rules, questions, &keys)
+        play_from(&mut Interruptible { engine, stop: self.stop }, rules, self.opening, questions, &keys)
     }
 
     /// The model's own end-of-sequence tokens and the template's end of turn.
