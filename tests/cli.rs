@@ -16,7 +16,7 @@ fn help(world: &World, command: &[&str]) -> Ended {
 #[test]
 fn help_lists_exactly_the_commands_that_exist() {
     let world = World::new();
-    let expected = ["train", "eval", "ask", "demos", "data", "plan", "index", "model", "runs", "doctor", "conformance"];
+    let expected = ["train", "eval", "ask", "demos", "data", "plan", "index", "model", "runs", "report", "doctor", "conformance"];
     assert_eq!(commands_in(&help(&world, &[]).stdout), expected);
     let groups: [(&str, &[&str]); 4] =
         [("data", &["tiny"]), ("index", &["build", "search", "info"]), ("model", &["info", "export"]), ("runs", &["list", "show"])];
@@ -29,7 +29,7 @@ fn help_lists_exactly_the_commands_that_exist() {
             assert!(help(&world, &[command, name]).stdout.contains("Usage: dgpo "), "{command} {name}");
         }
     }
-    assert_eq!(world.dgpo(&["report"]).code, Some(2));
+    assert_eq!(world.dgpo(&["rapport"]).code, Some(2));
 }
 
 #[test]

@@ -135,7 +135,7 @@ fn stage_name(stage: Stage) -> String {
 }
 
 /// The run called `name`: a folder, or a folder in ./runs.
-fn find(name: &str) -> anyhow::Result<RunDir> {
+pub(super) fn find(name: &str) -> anyhow::Result<RunDir> {
     let inside = Path::new(RUNS_DIR).join(name);
     if let Ok(run) = RunDir::open(Path::new(name)).or_else(|_| RunDir::open(&inside)) {
         return Ok(run);

@@ -204,7 +204,7 @@ impl<B: TrainBackend> Step<'_, B> {
         let chain = self.chain;
         let mut networks = self.networks()?;
         let episodes: Vec<&Episode> = episodes.iter().collect();
-        let metrics = rl_step(&mut networks, Some(&chain.teacher), &episodes, &self.recipe, 0, chain.device);
+        let metrics = rl_step(&mut networks, Some(&chain.teacher), &episodes, &self.recipe, 0, chain.device).metrics;
         let steps = list(chain.json, "actor")?;
         let recorded = [(POLICY_LOSS, "loss"), (CLIP_FRACTION, "clipfrac"), (APPROX_KL, "ppo_kl"), (ACTOR_GRAD_NORM, "grad_norm")];
         for (name, key) in recorded.into_iter().filter(|(_, key)| steps.iter().all(|step| step.get(key).is_some())) {
@@ -240,7 +240,7 @@ impl<B: TrainBackend> Step<'_, B> {
             let squares = counted.iter().map(|&at| f64::from(values[at] - returns[at]).powi(2));
             let expected = 0.5 * squares.sum::<f64>() / counted.len().max(1) as f64;
             let group: Vec<&Episode> = episodes[rows.clone()].iter().collect();
-            let metrics = rl_step(&mut self.networks()?, Some(&chain.teacher), &group, &self.recipe, 0, chain.device);
+            let metrics = rl_step(&mut self.networks()?, Some(&chain.teacher), &group, &self.recipe, 0, chain.device).metrics;
             let key = format!("rl_step of rows {rows:?}, {VALUE_LOSS}");
             case.scalar(&key, metrics.get(VALUE_LOSS).unwrap_or(f64::NAN), expected, FIRST_MINIBATCH);
         }
