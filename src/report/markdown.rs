@@ -31,8 +31,11 @@ pub fn page(report: &Report) -> String {
         text += &format!("\n## {}: metrics\n\n{}", section.title, metrics(section));
     }
     if !facts.changed.is_empty() {
-        let rows: Vec<Vec<String>> = facts.changed.iter().map(|row| row.iter().map(|text| cell(text)).collect()).collect();
-        text += &format!("\n## Settings that differ from the defaults\n\n{}", table(&["key", "default", "this run"], &rows));
+        text += "\n## Settings that differ from the defaults\n\n";
+        facts
+            .changed
+            .iter()
+            .for_each(|[key, default, value]| text += &format!("- `{key}` = {} (default {})\n", cell(value), cell(default)));
     }
     text += "\nCurves and episodes, token by token, are in report.html beside this file; `tb/` is for TensorBoard.\n";
     text

@@ -32,7 +32,7 @@ pub fn cell(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '|' | '*' | '_' | '`' | '\\' | '<' | '[' | ']' => safe.extend(['\\', c]),
+            '|' | '*' | '`' | '\\' | '<' | '[' | ']' => safe.extend(['\\', c]),
             c if c.is_control() => safe.push(' '),
             c => safe.push(c),
         }
