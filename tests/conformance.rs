@@ -10,8 +10,13 @@ fn report(ended: &Ended) -> Value {
 
 #[test]
 fn every_recorded_reference_number_is_reproduced() {
+    assert_all_is_reproduced("cpu");
+}
+
+/// With the same tolerances on every device.
+pub fn assert_all_is_reproduced(device: &str) {
     let oracles = repository("tests/oracles");
-    let ended = World::new().dgpo(&["conformance", oracles.to_str().unwrap(), "--json"]);
+    let ended = World::new().dgpo(&["conformance", oracles.to_str().unwrap(), "--json", "--device", device]);
     let report = report(&ended);
     let families: BTreeSet<&str> = report["families"].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(families, BTreeSet::from(["ann", "losses", "models", "ppo", "step", "text"]));

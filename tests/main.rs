@@ -7,6 +7,7 @@
 //! | [`bad_input`] | broken files, recipes and disks: a clear error with a hint, and nothing lost |
 //! | [`cli`], [`index`] | every command, its help and its JSON |
 //! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
+//! | `on_wgpu` | the same things on a graphics adapter, in builds with the feature `wgpu` |
 //! | [`outage`] | a retrieval server that goes away and comes back |
 //! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
 //! | [`real`] | real weights, questions, passages and episodes, where `DGPO_DATA_DIR` names them |
@@ -17,6 +18,8 @@ mod browser;
 mod cli;
 mod conformance;
 mod index;
+#[cfg(feature = "wgpu")]
+mod on_wgpu;
 mod outage;
 mod properties;
 mod real;

@@ -30,7 +30,7 @@ use dgpo_models::{
     Backend,
     config::{DecoderConfig, Family, RopeScaling},
     decoder::Decoder,
-    heads::Critic,
+    heads::{Critic, Divergence},
 };
 
 const VOCAB_SIZE: usize = 61;
@@ -271,7 +271,7 @@ fn kl_to(teacher: &Decoder<Cpu>, actor: &Decoder<Cpu>, episodes: &[Episode]) -> 
     let wrong: Vec<usize> = (0..batch.n_rows).filter(|&row| batch.scores[row] == 0.0).collect();
     let device = Default::default();
     let pass = Pass { micro_batch_tokens: LARGEST, temperature: 1.0, device: &device };
-    score::full_kl_of(actor, teacher, KlEstimator::Full, &batch, &wrong, &pass).iter().sum()
+    score::log_probs_and_divergence(actor, teacher, Divergence::ReverseKl, &batch, &wrong, &pass).1.iter().sum()
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn a_trained_llama_gives_its_prompt_the_log_probs_of_transformers() {
     let hidden = model.hidden(Tensor::<Cpu, 2, Int>::from_data(TensorData::new(prompt.clone(), [1, n]), &device), None, None);
     let hidden = hidden.narrow(1, 0, n - 1).squeeze_dim::<2>(0);
     let labels = Tensor::<Cpu, 1, Int>::from_data(TensorData::new(prompt[1..].to_vec(), [n - 1]), &device);
-    let log_probs: Vec<f32> = token_log_probs(&model, hidden, labels, 1.0, 4).log_probs.into_data().into_vec().unwrap();
+    let log_probs: Vec<f32> = token_log_probs(model.head(hidden), labels, 1.0).log_probs.into_data().into_vec().unwrap();
     let expected = golden["prompt_token_logprobs"].as_array().unwrap();
     assert_eq!(log_probs.len(), expected.len());
     for (found, expected) in log_probs.iter().zip(expected) {

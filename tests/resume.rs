@@ -3,19 +3,19 @@ use crate::support::{World, at_line, files_below, interrupt, metrics_of, names_i
 use serde_json::Value;
 
 /// 4 steps in one process, and 4 steps of a process that dies behind checkpoint 2 and another that continues.
-fn train_whole_and_killed(recipe: &str, phase: &str) -> World {
+pub fn train_whole_and_killed(recipe: &str, phase: &str, device: &str) -> World {
     let world = World::new();
-    world.dgpo(&["train", "--config", recipe, "--name", "whole"]).done();
-    let mut command = world.command(&["train", "--config", recipe, "--name", "killed"]);
+    world.dgpo(&["train", "--config", recipe, "--name", "whole", "--device", device]).done();
+    let mut command = world.command(&["train", "--config", recipe, "--name", "killed", "--device", device]);
     let killed = at_line(&mut command, &format!("checkpoint runs/killed/checkpoints/{phase}-step-000002"), |child| child.kill().unwrap());
     assert_eq!(killed.code, None, "a signal ends a killed process");
     assert!(!world.path(&format!("runs/killed/checkpoints/{phase}-step-000004")).exists(), "the process was killed too late");
-    world.dgpo(&["train", "--resume", "runs/killed"]).done();
+    world.dgpo(&["train", "--resume", "runs/killed", "--device", device]).done();
     world
 }
 
 /// Files of the last checkpoint and the metrics are equal, but for what tells the time.
-fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
+pub fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
     let [mut whole, mut killed] =
         ["whole", "killed"].map(|run| files_below(&world.path(&format!("runs/{run}/checkpoints/{phase}-step-000004"))));
     for part in parts {
@@ -39,13 +39,13 @@ fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
 
 #[test]
 fn a_killed_kd_run_continues_bit_for_bit() {
-    let world = train_whole_and_killed("kd.toml", "kd");
+    let world = train_whole_and_killed("kd.toml", "kd", "cpu");
     assert_same_end(&world, "kd", &["model/model.safetensors", "model/config.json", "model/tokenizer.json", "optimizer.safetensors"]);
 }
 
 #[test]
 fn a_killed_rl_run_continues_bit_for_bit() {
-    let world = train_whole_and_killed("rl.toml", "rl");
+    let world = train_whole_and_killed("rl.toml", "rl", "cpu");
     let parts = ["model/model.safetensors", "optimizer.safetensors", "critic/model.safetensors", "critic_optimizer.safetensors"];
     assert_same_end(&world, "rl", &parts);
     // The episodes of the last steps were played from the same weights with the same random numbers.

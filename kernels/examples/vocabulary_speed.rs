@@ -49,11 +49,8 @@ fn main() {
     });
     let again = time(|| drop(hidden.clone().matmul(weight.clone().transpose())));
     println!("three bare products                   {products:9.1}   and the logits once more {:.1}", products + again);
-    let head = || LinearHead {
-        hidden: Tensor::<Train, 2>::from_inner(hidden.clone()).require_grad(),
-        weight: Tensor::<Train, 2>::from_inner(weight.clone()).require_grad(),
-        layout: HeadLayout::VocabRows,
-    };
+    let leaf = |values: &Tensor<Flex, 2>| Tensor::<Train, 2>::from_inner(values.clone()).require_grad();
+    let head = || LinearHead::new(leaf(&hidden), leaf(&weight), HeadLayout::VocabRows);
     let whole = time(|| {
         let head = head();
         log_probs(head.hidden.matmul(head.weight.transpose()), labels(), 1.0).0.sum().backward();
@@ -61,7 +58,7 @@ fn main() {
     println!("whole logits, then log_probs          {whole:9.1}");
     let tiled = time(|| drop(linear_log_probs(head(), labels(), 1.0).0.sum().backward()));
     println!("linear_log_probs                      {tiled:9.1}   {:.2} of the four products", tiled / (products + again));
-    let teacher = || LinearHead { hidden: head().hidden.detach(), weight: head().weight.detach(), layout: HeadLayout::VocabRows };
+    let teacher = || LinearHead::new(head().hidden.detach(), head().weight.detach(), HeadLayout::VocabRows);
     let tiled = time(|| drop(linear_kl(head(), teacher(), labels(), Divergence::ForwardKl, 1.0).divergence.sum().backward()));
     println!("linear_kl                             {tiled:9.1}   {:.2} of the six products", tiled / (products + 3.0 * again));
 }

@@ -23,6 +23,7 @@ use burn::{
 
 impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
     const KEY_POSITION_DIM: usize = B::KEY_POSITION_DIM;
+    const TILE_ELEMENTS: usize = B::TILE_ELEMENTS;
 
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
         if rows.slots.is_some() {
@@ -108,9 +109,9 @@ impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
         match LinearNode.prepare::<C>([linear.hidden.node.clone(), linear.weight.node.clone()]).compute_bound().stateful() {
             OpsKind::Tracked(mut node) => {
                 let inputs = [node.checkpoint(&linear.hidden), node.checkpoint(&linear.weight)];
-                let layout = linear.layout;
+                let part = (linear.layout, linear.n_logits);
                 let packed = B::linear_log_probs(inner(linear), labels.clone(), temperature);
-                node.finish((inputs, layout, labels, packed.clone(), temperature), packed)
+                node.finish((inputs, part, labels, packed.clone(), temperature), packed)
             }
             OpsKind::UnTracked(node) => node.finish(B::linear_log_probs(inner(linear), labels, temperature)),
         }
@@ -137,9 +138,9 @@ impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
         match LinearKlNode.prepare::<C>([student.hidden.node.clone(), student.weight.node.clone()]).compute_bound().stateful() {
             OpsKind::Tracked(mut node) => {
                 let inputs = [node.checkpoint(&student.hidden), node.checkpoint(&student.weight)];
-                let layout = student.layout;
+                let part = (student.layout, student.n_logits);
                 let packed = B::linear_kl(inner(student), teacher.clone(), labels.clone(), divergence, temperature);
-                node.finish((inputs, layout, teacher, labels, packed.clone(), divergence, temperature), packed)
+                node.finish((inputs, part, teacher, labels, packed.clone(), divergence, temperature), packed)
             }
             OpsKind::UnTracked(node) => node.finish(B::linear_kl(inner(student), teacher, labels, divergence, temperature)),
         }
@@ -258,13 +259,13 @@ impl<B: KernelOps> Backward<B, 1> for DivergenceNode {
 struct LinearNode;
 
 impl<B: KernelOps> Backward<B, 2> for LinearNode {
-    type State = ([NodeId; 2], HeadLayout, IntTensor<B>, FloatTensor<B>, f64);
+    type State = ([NodeId; 2], (HeadLayout, usize), IntTensor<B>, FloatTensor<B>, f64);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
-        let (inputs, layout, labels, packed, temperature) = ops.state;
+        let (inputs, (layout, n_logits), labels, packed, temperature) = ops.state;
         let [hidden, weight] = inputs.map(|id| checkpointer.retrieve_node_output(id));
-        let gradients = B::linear_log_probs_backward(Linear { hidden, weight, layout }, labels, packed, grad, temperature);
+        let gradients = B::linear_log_probs_backward(Linear { hidden, weight, layout, n_logits }, labels, packed, grad, temperature);
         register::<B, 2>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), gradients);
     }
 }
@@ -273,20 +274,22 @@ impl<B: KernelOps> Backward<B, 2> for LinearNode {
 struct LinearKlNode;
 
 impl<B: KernelOps> Backward<B, 2> for LinearKlNode {
-    type State = ([NodeId; 2], HeadLayout, Linear<B>, IntTensor<B>, FloatTensor<B>, Divergence, f64);
+    type State = ([NodeId; 2], (HeadLayout, usize), Linear<B>, IntTensor<B>, FloatTensor<B>, Divergence, f64);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
-        let (inputs, layout, teacher, labels, packed, divergence, temperature) = ops.state;
+        let (inputs, (layout, n_logits), teacher, labels, packed, divergence, temperature) = ops.state;
         let [hidden, weight] = inputs.map(|id| checkpointer.retrieve_node_output(id));
-        let gradients = B::linear_kl_backward(Linear { hidden, weight, layout }, teacher, labels, packed, grad, divergence, temperature);
+        let gradients =
+            B::linear_kl_backward(Linear { hidden, weight, layout, n_logits }, teacher, labels, packed, grad, divergence, temperature);
         register::<B, 2>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), gradients);
     }
 }
 
 /// Hidden states and head without their graph.
 fn inner<B: KernelOps, C: CheckpointStrategy>(linear: Linear<Autodiff<B, C>>) -> Linear<B> {
-    Linear { hidden: linear.hidden.primitive, weight: linear.weight.primitive, layout: linear.layout }
+    let Linear { hidden, weight, layout, n_logits } = linear;
+    Linear { hidden: hidden.primitive, weight: weight.primitive, layout, n_logits }
 }
 
 #[derive(Debug)]

@@ -62,6 +62,14 @@ pub trait KernelOps: Backend {
     const KEY_POSITION_DIM: usize = 2;
     /// Tokens that are best worked on together when more could be: a processor wants a layer's activations to stay in its caches, a GPU wants all.
     const TOKENS_AT_ONCE: usize = usize::MAX;
+    /// Elements of a tile of logits (`vocabulary/budget.rs`).
+    const TILE_ELEMENTS: usize = vocabulary::budget::GPU_TILE_ELEMENTS;
+
+    /// The largest tensor that the device can hold, in bytes; `None` where memory alone is the limit. (A tensor is one buffer, and graphics APIs limit
+    /// buffers.)
+    fn max_tensor_bytes(_device: &Self::Device) -> Option<u64> {
+        None
+    }
 
     /// See [`attention::causal_attention`].
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {

@@ -15,11 +15,12 @@ use crate::{Backend, cache::CacheRows, config::DecoderConfig, init::NewParameter
 use burn::{
     module::Module,
     nn::{Embedding, Linear},
-    tensor::{DType, Int, Tensor},
+    tensor::{Int, Tensor},
 };
 use dgpo_kernels::{
     attention::{CausalRows, causal_attention},
     cache_write::CacheSpan,
+    linear_log_probs::{HeadLayout, LinearHead},
     swiglu::swiglu,
 };
 
@@ -150,14 +151,18 @@ impl<B: Backend> Decoder<B> {
         Blocks { model: self, ids, pass }
     }
 
-    /// Vocabulary logits in f32. hidden [N, D] -> [N, V], V as [`Decoder::with_logits_cut_to`] left it.
-    pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        let logits = match &self.lm_head {
-            Some(head) => head.forward(hidden),
-            None => hidden.matmul(self.model.embed_tokens.weight.val().transpose()),
+    /// Hidden states [N, D] with the vocabulary head, V as [`Decoder::with_logits_cut_to`] left it: logits for whatever needs only sums of them.
+    pub fn head(&self, hidden: Tensor<B, 2>) -> LinearHead<B> {
+        let head = match &self.lm_head {
+            Some(head) => LinearHead::new(hidden, head.weight.val(), HeadLayout::VocabColumns),
+            None => LinearHead::new(hidden, self.model.embed_tokens.weight.val(), HeadLayout::VocabRows),
         };
-        let logits = if self.n_logits < self.config.vocab_size { logits.narrow(1, 0, self.n_logits) } else { logits };
-        logits.cast(DType::F32)
+        head.cut_to(self.n_logits)
+    }
+
+    /// Vocabulary logits in f32, for whatever needs them one by one. hidden [N, D] -> [N, V], V as in [`Decoder::head`].
+    pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.head(hidden).logits()
     }
 
     pub fn config(&self) -> DecoderConfig {

@@ -1,20 +1,54 @@
-//! What is read off the hidden states: token log-probs, entropy, values.
+//! What is read off the hidden states: token log-probs, entropy, divergences between two models, values.
 //!
 //! With z = logits / temperature: log p(y) = z_y - lse(z), H = lse(z) - sum_v p_v z_v. Everything in f32. A NaN anywhere in a row of logits is a NaN in
-//! that row's results. The head is computed on the rows it is given only, so gather the positions that count first; [N, V] exists `chunk_rows` rows at
-//! a time.
+//! that row's results. The head is computed on the rows it is given only, so gather the positions that count first. Logits that are only made to be
+//! reduced are never whole ([`Decoder::head`] instead of [`Decoder::logits`]): `dgpo_kernels::linear_log_probs` says how much of them exists at once.
 use crate::{Backend, config::DecoderConfig, decoder::Decoder, init::NewParameters};
 use burn::{
     module::{Module, ModuleMapper, Param},
     nn::Linear,
     tensor::{DType, Int, Tensor},
 };
-use dgpo_kernels::log_probs::log_probs;
+use dgpo_kernels::{linear_kl::linear_kl, linear_log_probs::linear_log_probs, log_probs::log_probs, log_softmax_kl::log_softmax_kl};
 
-pub use dgpo_kernels::log_softmax_kl::{Divergence, DivergenceRows, log_softmax_kl, row_divergence};
+pub use dgpo_kernels::{
+    linear_log_probs::{LinearHead, most_logits},
+    log_softmax_kl::{Divergence, DivergenceRows},
+};
 
 /// Distance between the seeds of a critic's trunk and of a head drawn for a given trunk, so that the two never share numbers.
 const HEAD_SEED_OFFSET: u64 = 0x5C0E_4EAD;
+
+/// One row of logits a token.
+#[derive(Clone, Debug)]
+pub enum Logits<B: Backend> {
+    /// Hidden states and the head that makes logits of them, a tile of the vocabulary at a time.
+    Head(LinearHead<B>),
+    /// [N, V] f32, f16 or bf16: logits that exist.
+    Whole(Tensor<B, 2>),
+}
+
+impl<B: Backend> From<LinearHead<B>> for Logits<B> {
+    fn from(head: LinearHead<B>) -> Self {
+        Self::Head(head)
+    }
+}
+
+impl<B: Backend> From<Tensor<B, 2>> for Logits<B> {
+    fn from(logits: Tensor<B, 2>) -> Self {
+        Self::Whole(logits)
+    }
+}
+
+impl<B: Backend> Logits<B> {
+    /// [N, V], made if they do not exist.
+    fn whole(self) -> Tensor<B, 2> {
+        match self {
+            Self::Head(head) => head.logits(),
+            Self::Whole(logits) => logits,
+        }
+    }
+}
 
 /// [N] each, f32.
 #[derive(Clone, Debug)]
@@ -23,36 +57,48 @@ pub struct TokenLogProbs<B: Backend> {
     pub entropy: Tensor<B, 1>,
 }
 
-/// log p(label) and entropy at a temperature, from logits. logits [N, V] f32, labels [N].
-pub fn log_probs_of_logits<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 1, Int>, temperature: f64) -> TokenLogProbs<B> {
-    let (log_probs, entropy) = log_probs(logits, labels, temperature);
+/// log p(label) and entropy of each row at a temperature.
+/// # Shapes
+/// N rows of logits, labels [N] -> [N] each
+pub fn token_log_probs<B: Backend>(logits: impl Into<Logits<B>>, labels: Tensor<B, 1, Int>, temperature: f64) -> TokenLogProbs<B> {
+    let (log_probs, entropy) = match logits.into() {
+        Logits::Head(head) => linear_log_probs(head, labels, temperature),
+        Logits::Whole(logits) => log_probs(logits, labels, temperature),
+    };
     TokenLogProbs { log_probs, entropy }
 }
 
-/// The same from hidden states [N, D], `chunk_rows` rows of logits at a time: [N, V] is never whole.
-pub fn token_log_probs<B: Backend>(
-    model: &Decoder<B>,
-    hidden: Tensor<B, 2>,
+/// log p(label) and entropy of the student and a divergence from the teacher, of each row at one temperature. The teacher is a constant.
+///
+/// The divergence runs over the shared prefix of both vocabularies. Where one model's logits exist and the other's do not, the others are made whole.
+/// # Shapes
+/// N rows of logits of both, labels [N] -> [N] each
+pub fn token_divergence<B: Backend>(
+    student: impl Into<Logits<B>>,
+    teacher: impl Into<Logits<B>>,
     labels: Tensor<B, 1, Int>,
+    divergence: Divergence,
     temperature: f64,
-    chunk_rows: usize,
-) -> TokenLogProbs<B> {
-    let n_rows = labels.dims()[0];
-    let (log_probs, entropy): (Vec<_>, Vec<_>) = (0..n_rows)
-        .step_by(chunk_rows.max(1))
-        .map(|start| {
-            let rows = start..(start + chunk_rows.max(1)).min(n_rows);
-            let chunk = log_probs_of_logits(model.logits(hidden.clone().slice(rows.clone())), labels.clone().slice(rows), temperature);
-            (chunk.log_probs, chunk.entropy)
-        })
-        .unzip();
-    match log_probs.is_empty() {
-        true => {
-            let none = Tensor::zeros([0], (&hidden.device(), DType::F32));
-            TokenLogProbs { log_probs: none.clone(), entropy: none }
-        }
-        false => TokenLogProbs { log_probs: Tensor::cat(log_probs, 0), entropy: Tensor::cat(entropy, 0) },
+) -> DivergenceRows<B> {
+    match (student.into(), teacher.into()) {
+        (Logits::Head(student), Logits::Head(teacher)) => linear_kl(student, teacher, labels, divergence, temperature),
+        (student, teacher) => log_softmax_kl(student.whole(), teacher.whole(), labels, divergence, temperature),
     }
+}
+
+/// The divergence of [`token_divergence`] alone.
+pub fn row_divergence<B: Backend>(
+    student: impl Into<Logits<B>>,
+    teacher: impl Into<Logits<B>>,
+    divergence: Divergence,
+    temperature: f64,
+) -> Tensor<B, 1> {
+    let student = student.into();
+    let labels = match &student {
+        Logits::Head(head) => Tensor::zeros([head.hidden.dims()[0]], &head.hidden.device()),
+        Logits::Whole(logits) => Tensor::zeros([logits.dims()[0]], &logits.device()),
+    };
+    token_divergence(student, teacher, labels, divergence, temperature).divergence
 }
 
 /// A decoder trunk with a scalar head (Linear(D, 1) with bias, zero bias at the start).
@@ -182,18 +228,42 @@ mod tests {
         assert_eq!(values(&back.valid()), values(&inner));
     }
 
+    /// Hidden states and labels of six tokens.
+    fn rows(model: &Decoder<Flex>) -> (Tensor<Flex, 2>, Tensor<Flex, 1, Int>) {
+        (model.hidden(ids(), None, None).reshape([6, 8]), Tensor::from_data([0, 6, 3, 4, 5, 6], &Default::default()))
+    }
+
+    fn assert_close(got: Tensor<Flex, 1>, want: Tensor<Flex, 1>) {
+        got.into_data().assert_approx_eq::<f32>(&want.into_data(), burn::tensor::Tolerance::absolute(1e-6));
+    }
+
     #[test]
-    fn chunks_of_the_head_do_not_change_log_probs() {
-        let model = Decoder::<Flex>::init(&config(true), 1, &Default::default());
-        let hidden = model.hidden(ids(), None, None).reshape([6, 8]);
-        let labels = Tensor::<Flex, 1, Int>::from_data([0, 10, 3, 4, 5, 6], &Default::default());
-        let whole = log_probs_of_logits(model.logits(hidden.clone()), labels.clone(), 0.5);
-        for chunk_rows in [1, 4, 100] {
-            let chunked = token_log_probs(&model, hidden.clone(), labels.clone(), 0.5, chunk_rows);
-            chunked.log_probs.into_data().assert_approx_eq::<f32>(&whole.log_probs.to_data(), burn::tensor::Tolerance::absolute(1e-6));
-            chunked.entropy.into_data().assert_approx_eq::<f32>(&whole.entropy.to_data(), burn::tensor::Tolerance::absolute(1e-6));
+    fn a_head_reads_as_its_logits_do() {
+        for is_tied in [true, false] {
+            for n_logits in [7, 11] {
+                let student = Decoder::<Flex>::init(&config(is_tied), 1, &Default::default()).with_logits_cut_to(n_logits);
+                let teacher = Decoder::<Flex>::init(&config(!is_tied), 2, &Default::default());
+                let (hidden, labels) = rows(&student);
+                let (logits, teacher_logits) = (student.logits(hidden.clone()), teacher.logits(hidden.clone()));
+                assert_eq!(logits.dims(), [6, n_logits]);
+                let head = token_log_probs(student.head(hidden.clone()), labels.clone(), 0.5);
+                let whole = token_log_probs(logits.clone(), labels.clone(), 0.5);
+                assert_close(head.log_probs, whole.log_probs);
+                assert_close(head.entropy, whole.entropy);
+                let whole = token_divergence(logits, teacher_logits.clone(), labels.clone(), Divergence::ReverseKl, 0.5).divergence;
+                for teacher in [Logits::from(teacher.head(hidden.clone())), Logits::from(teacher_logits)] {
+                    let rows = token_divergence(student.head(hidden.clone()), teacher, labels.clone(), Divergence::ReverseKl, 0.5);
+                    assert_close(rows.divergence, whole.clone());
+                }
+            }
         }
-        let none = token_log_probs(&model, hidden.slice(0..0), labels.slice(0..0), 0.5, 4);
-        assert_eq!(none.log_probs.dims(), [0]);
+    }
+
+    #[test]
+    fn no_rows_have_no_log_probs() {
+        let model = Decoder::<Flex>::init(&config(true), 1, &Default::default());
+        let (hidden, labels) = rows(&model);
+        let none = token_log_probs(model.head(hidden.slice(0..0)), labels.slice(0..0), 0.5);
+        assert_eq!((none.log_probs.dims(), none.entropy.dims()), ([0], [0]));
     }
 }

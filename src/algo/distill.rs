@@ -1,12 +1,12 @@
 //! The KD loss: cross-entropy on the teacher's tokens and a divergence between the two distributions; TAID's schedule.
 //!
-//! A row is one trained position: logits `[V]` of both models for the same prefix. The divergences themselves are [`Divergence`]: one pass over both
-//! rows forwards, one backwards, nothing of size `[N, V]` kept but the logits.
+//! A row is one trained position: [`Logits`] of both models for the same prefix, as hidden states with the head that would make logits of them (the
+//! trainer: no logits are kept) or as logits that exist (recorded ones). The divergences themselves are [`Divergence`].
 use super::masked_mean;
 use burn::tensor::{Int, Tensor};
 use dgpo_models::{
     Backend,
-    heads::{log_probs_of_logits, log_softmax_kl},
+    heads::{Logits, token_divergence, token_log_probs},
 };
 use serde::{Deserialize, Serialize};
 
@@ -14,9 +14,9 @@ pub use dgpo_models::heads::{Divergence, row_divergence};
 
 /// -log p_s(label) of each row. Every label must lie in the vocabulary; rows without one are the caller's mask.
 /// # Shapes
-/// logits `[N, V]`, labels `[N]` -> `[N]`
-pub fn row_cross_entropy<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 1, Int>) -> Tensor<B, 1> {
-    log_probs_of_logits(logits, labels, 1.0).log_probs.neg()
+/// N rows of logits, labels `[N]` -> `[N]`
+pub fn row_cross_entropy<B: Backend>(logits: impl Into<Logits<B>>, labels: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+    token_log_probs(logits, labels, 1.0).log_probs.neg()
 }
 
 /// What the KD loss is made of.
@@ -32,19 +32,19 @@ pub struct KdWeights {
 
 /// The two terms of the KD loss, before their weights: cross-entropy (at temperature 1) and divergence of each row.
 /// # Shapes
-/// student `[N, V_s]`, teacher `[N, V_t]` (the divergence runs over the shared prefix), labels `[N]` -> `[N]` twice
+/// N rows of logits of student and teacher (the divergence runs over the shared prefix of their vocabularies), labels `[N]` -> `[N]` twice
 /// # Source
 /// `method §3, §5`
 pub fn kd_terms<B: Backend>(
-    student: Tensor<B, 2>,
-    teacher: Tensor<B, 2>,
+    student: Logits<B>,
+    teacher: Logits<B>,
     labels: Tensor<B, 1, Int>,
     divergence: Divergence,
     temperature: f64,
 ) -> (Tensor<B, 1>, Tensor<B, 1>) {
     if temperature == 1.0 {
         // One pass gives both.
-        let rows = log_softmax_kl(student, teacher, labels, divergence, temperature);
+        let rows = token_divergence(student, teacher, labels, divergence, temperature);
         return (rows.log_probs.neg(), rows.divergence);
     }
     (row_cross_entropy(student.clone(), labels), row_divergence(student, teacher, divergence, temperature))
@@ -52,17 +52,12 @@ pub fn kd_terms<B: Backend>(
 
 /// ce_weight · CE + kl_weight · D(p_t, p_s) of each row. A weight of 0 leaves its term out altogether.
 /// # Shapes
-/// student `[N, V_s]`, teacher `[N, V_t]`, labels `[N]` -> `[N]`
+/// N rows of logits, labels `[N]` -> `[N]`
 /// # Panics
 /// If `kl_weight` is not 0 and there is no teacher.
 /// # Source
 /// `method §3`
-pub fn kd_rows<B: Backend>(
-    student: Tensor<B, 2>,
-    teacher: Option<Tensor<B, 2>>,
-    labels: Tensor<B, 1, Int>,
-    weights: KdWeights,
-) -> Tensor<B, 1> {
+pub fn kd_rows<B: Backend>(student: Logits<B>, teacher: Option<Logits<B>>, labels: Tensor<B, 1, Int>, weights: KdWeights) -> Tensor<B, 1> {
     let KdWeights { ce_weight, kl_weight, divergence, temperature } = weights;
     if kl_weight == 0.0 {
         return row_cross_entropy(student, labels) * ce_weight;
@@ -79,8 +74,8 @@ pub fn kd_rows<B: Backend>(
 /// # Shapes
 /// mask `[N]` -> `[1]`
 pub fn kd_loss<B: Backend>(
-    student: Tensor<B, 2>,
-    teacher: Option<Tensor<B, 2>>,
+    student: Logits<B>,
+    teacher: Option<Logits<B>>,
     labels: Tensor<B, 1, Int>,
     mask: Tensor<B, 1>,
     weights: KdWeights,

@@ -3,7 +3,7 @@
 //! With d = log pi_old(y_t) - log pi_ref(y_t), sampled under pi_old, the estimators of KL(pi_old || pi_ref) are k1 = d (unbiased, signed), |d|,
 //! d^2/2 and k3 = e^{-d} + d - 1 (unbiased, never negative, low variance). `full` sums over the vocabulary instead of using the sampled token.
 //! The host functions work on rows of any layout; `token_rewards` applies them to a `RolloutBatch`.
-use super::distill::{Divergence, row_divergence};
+use super::distill::Divergence;
 use crate::{
     config::{ADAPTIVE_ERROR_LIMIT, KlEstimator, KlMode, KlRecipe},
     rollout::RolloutBatch,
@@ -18,7 +18,7 @@ pub const CORRECT_SCORE: f32 = 0.1;
 /// k3 is clamped to ± this: one token whose probability collapsed must not outweigh a whole batch.
 pub const K3_LIMIT: f64 = 10.0;
 
-/// The estimate of one token, or `None` for `Full` and `FullReversed`, which need the whole distribution ([`full_kl`]).
+/// The estimate of one token, or `None` for `Full` and `FullReversed`, which need the whole distribution ([`full_divergence`]).
 /// # Source
 /// `method §4`
 pub fn estimate(estimator: KlEstimator, old_log_prob: f32, ref_log_prob: f32) -> Option<f32> {
@@ -57,19 +57,12 @@ pub fn estimate_tensor<B: Backend>(estimator: KlEstimator, log_probs: Tensor<B, 
     }
 }
 
-/// The exact KL of each row, summed over the vocabulary: KL(pi || pi_ref), reversed KL(pi_ref || pi). `None` for the sampled estimators.
-/// Gradients flow into `logits`.
-/// # Shapes
-/// logits, ref_logits `[N, V]` -> `[N]`
-pub fn full_kl<B: Backend>(
-    estimator: KlEstimator,
-    logits: Tensor<B, 2>,
-    ref_logits: Tensor<B, 2>,
-    temperature: f64,
-) -> Option<Tensor<B, 1>> {
+/// The exact KL over the vocabulary as a divergence of the policy (student) from the reference (teacher): KL(pi || pi_ref), reversed
+/// KL(pi_ref || pi). `None` for the sampled estimators.
+pub fn full_divergence(estimator: KlEstimator) -> Option<Divergence> {
     match estimator {
-        KlEstimator::Full => Some(row_divergence(logits, ref_logits, Divergence::ReverseKl, temperature)),
-        KlEstimator::FullReversed => Some(row_divergence(logits, ref_logits, Divergence::ForwardKl, temperature)),
+        KlEstimator::Full => Some(Divergence::ReverseKl),
+        KlEstimator::FullReversed => Some(Divergence::ForwardKl),
         _ => None,
     }
 }

@@ -3,7 +3,8 @@ use super::{Outcome, args::DeviceArgs, machine, output};
 use crate::{
     hub,
     trainer::{
-        devices::{Job, with_device},
+        devices::{DeviceChoice, Job, with_device},
+        models::dtypes_of,
         run_dir::RUNS_DIR,
     },
 };
@@ -19,9 +20,9 @@ use std::{collections::BTreeSet, path::Path, time::Instant};
 
 /// Check that this machine has what a run needs.
 ///
-/// Backends, processor, memory, caches, a small forward pass, a writable folder for runs.
+/// Backends, processor, memory, caches, with --device wgpu the graphics adapters, a small forward pass, a writable folder for runs.
 ///
-/// Example: dgpo doctor --device cuda
+/// Example: dgpo doctor --device wgpu
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
@@ -42,28 +43,27 @@ enum Status {
 
 #[derive(Debug, Serialize)]
 struct Check {
-    name: &'static str,
+    name: String,
     status: Status,
     found: String,
 }
 
-fn check(name: &'static str, result: Result<String, String>) -> Check {
+fn check(name: &str, result: Result<String, String>) -> Check {
     match result {
-        Ok(found) => Check { name, status: Status::Ok, found },
-        Err(found) => Check { name, status: Status::Failed, found },
+        Ok(found) => Check { name: name.to_owned(), status: Status::Ok, found },
+        Err(found) => Check { name: name.to_owned(), status: Status::Failed, found },
     }
 }
 
+fn note(name: &str, found: impl Into<String>) -> Check {
+    Check { name: name.to_owned(), status: Status::Note, found: found.into() }
+}
+
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
-    let checks = [
-        check("backends", Ok(backends().join(", "))),
-        processor(),
-        memory(),
-        hugging_face_cache(),
-        built_in_assets(),
-        check("forward pass", forward_pass(args.device)),
-        check("runs folder", writable(Path::new("."))),
-    ];
+    let mut checks = vec![check("backends", Ok(backends().join(", "))), processor(), memory(), hugging_face_cache(), built_in_assets()];
+    checks.extend(adapters(args.device.device));
+    checks.push(check("forward pass", forward_pass(args.device)));
+    checks.push(check("runs folder", writable(Path::new("."))));
     if args.json {
         output::json(&json!({ "version": env!("CARGO_PKG_VERSION"), "checks": checks }))?;
     } else {
@@ -96,13 +96,13 @@ fn backends() -> Vec<&'static str> {
 fn processor() -> Check {
     let features = machine::cpu_features();
     let found = format!("{} {}, {} hardware threads", std::env::consts::ARCH, features.join(" "), machine::n_cores());
-    Check { name: "processor", status: if features.is_empty() { Status::Note } else { Status::Ok }, found }
+    if features.is_empty() { note("processor", found) } else { check("processor", Ok(found)) }
 }
 
 fn memory() -> Check {
     match machine::memory() {
         Some((total, available)) => check("memory", Ok(format!("{}, {} available", output::bytes(total), output::bytes(available)))),
-        None => Check { name: "memory", status: Status::Note, found: "unknown on this system".to_owned() },
+        None => note("memory", "unknown on this system"),
     }
 }
 
@@ -110,11 +110,8 @@ fn memory() -> Check {
 fn hugging_face_cache() -> Check {
     match hub::cache_dir() {
         Some(dir) if dir.is_dir() => check("model cache", Ok(dir.display().to_string())),
-        Some(dir) => {
-            let found = format!("{} does not exist; models are then named by their folder", dir.display());
-            Check { name: "model cache", status: Status::Note, found }
-        }
-        None => Check { name: "model cache", status: Status::Note, found: "unknown: HOME is not set".to_owned() },
+        Some(dir) => note("model cache", format!("{} does not exist; models are then named by their folder", dir.display())),
+        None => note("model cache", "unknown: HOME is not set"),
     }
 }
 
@@ -125,15 +122,36 @@ fn built_in_assets() -> Check {
         .map(|folder| hub::resolve(&format!("builtin:{folder}")).map(|path| path.display().to_string()).map_err(|e| e.to_string()))
         .collect();
     match unpacked {
-        Ok(paths) if paths.is_empty() => Check { name: "built-in assets", status: Status::Note, found: "none".to_owned() },
+        Ok(paths) if paths.is_empty() => note("built-in assets", "none"),
         other => check("built-in assets", other.map(|paths| paths.join(", "))),
     }
 }
 
-/// A decoder of two layers with random weights, on two rows of tokens.
+/// The adapters that `--device wgpu:N` counts, where one is asked for; which one is meant is said by the forward pass.
+#[cfg(feature = "wgpu")]
+fn adapters(device: DeviceChoice) -> Vec<Check> {
+    use crate::trainer::devices::adapters;
+    let DeviceChoice::Wgpu(number) = device else { return Vec::new() };
+    let found = adapters::adapters();
+    let kinds: Vec<_> = found.iter().map(|adapter| adapter.info.device_type).collect();
+    let used = number.or_else(|| adapters::default_number(&kinds));
+    let describe = |(n, adapter): (usize, &adapters::Adapter)| {
+        let largest = output::bytes(adapter.max_tensor_bytes);
+        let mark = if used == Some(n) { format!(" <- --device {device}") } else { String::new() };
+        check(&format!("wgpu:{n}"), Ok(format!("{adapter}; tensors up to {largest}{mark}")))
+    };
+    found.iter().enumerate().map(describe).collect()
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn adapters(_: DeviceChoice) -> Vec<Check> {
+    Vec::new()
+}
+
+/// A decoder of two layers with random weights, on two rows of tokens. Says which float types the device computes in.
 struct Forward;
 impl Job for Forward {
-    type Output = Result<(), String>;
+    type Output = Result<String, String>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let config = DecoderConfig {
             family: Family::Qwen2,
@@ -159,14 +177,17 @@ impl Job for Forward {
         let ids = Tensor::<B::InnerBackend, 2, Int>::from_data(TensorData::new(ids, [2, 16]), device);
         let hidden = model.hidden(ids, None, None).into_data().convert::<f32>();
         let is_finite = hidden.iter::<f32>().all(f32::is_finite);
-        if is_finite { Ok(()) } else { Err("the hidden states are not finite: this device or its driver computes wrongly".to_owned()) }
+        match is_finite {
+            true => Ok(dtypes_of::<B::InnerBackend>(device).join(", ")),
+            false => Err("the hidden states are not finite: this device or its driver computes wrongly".to_owned()),
+        }
     }
 }
 
 fn forward_pass(device: DeviceArgs) -> Result<String, String> {
     let started = Instant::now();
-    with_device(device.device, Forward).map_err(|e| e.to_string())??;
-    Ok(format!("{}, {:.0} ms", device.device, started.elapsed().as_secs_f64() * 1000.0))
+    let dtypes = with_device(device.device, Forward).map_err(|e| e.to_string())??;
+    Ok(format!("{} computes in {dtypes}; {:.0} ms", device.device, started.elapsed().as_secs_f64() * 1000.0))
 }
 
 /// Runs are made in the current directory, or in ./runs where that exists.
@@ -181,7 +202,6 @@ fn writable(here: &Path) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trainer::devices::DeviceChoice;
 
     #[test]
     fn a_folder_that_is_not_there_is_not_writable() {

@@ -130,7 +130,7 @@ pub fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let is_usage = error.chain().any(|cause| {
         cause.is::<ConfigError>()
-            || cause.is::<DeviceError>()
+            || cause.downcast_ref::<DeviceError>().is_some_and(|error| !matches!(error, DeviceError::Failed(_)))
             || cause.is::<UsageError>()
             || cause.downcast_ref().is_some_and(|error| {
                 use RunDirError as E;
@@ -183,6 +183,8 @@ mod tests {
         let recipe = ConfigError::UnknownRecipe { name: "x".into(), hint: "y".into() };
         assert_eq!(exit_code(&anyhow::Error::from(recipe).context("cannot start")), EXIT_USAGE);
         assert_eq!(exit_code(&RunDirError::Exists("runs/x".into()).into()), EXIT_USAGE);
+        assert_eq!(exit_code(&DeviceError::NoAdapter.into()), EXIT_USAGE);
+        assert_eq!(exit_code(&DeviceError::Failed("out of memory".into()).into()), EXIT_FAILED);
         assert_eq!(exit_code(&anyhow::anyhow!("the disk is full")), EXIT_FAILED);
     }
 }

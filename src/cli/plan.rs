@@ -2,13 +2,10 @@
 //!
 //! The text output is a valid recipe: the arithmetic stands in comments below it.
 use super::{Outcome, args::RecipeArgs, output};
-use crate::{
-    config::{
-        Loaded,
-        load::to_toml,
-        plan::{Plan, Shapes, plan},
-    },
-    trainer::update::HEAD_ROWS,
+use crate::config::{
+    Loaded,
+    load::to_toml,
+    plan::{Plan, Shapes, plan},
 };
 use serde_json::json;
 
@@ -34,7 +31,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
 /// If stdout cannot be written.
 pub fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
     let (shapes, notes) = Shapes::resolve(&loaded.recipe);
-    let mut plan = plan(&loaded.recipe, &shapes, HEAD_ROWS);
+    let mut plan = plan(&loaded.recipe, &shapes);
     plan.notes.extend(notes);
     if as_json {
         return output::json(&json!({

@@ -12,8 +12,9 @@ use crate::{
     pipeline::{Pipeline, PipelineError},
     trainer::{
         checkpoint,
-        devices::{DeviceChoice, Job, with_device},
+        devices::{self, DeviceChoice, Job, with_device},
         events::Stop,
+        models::{self, SetupError},
         provenance::Provenance,
         run_dir::{RUNS_DIR, RunDir, RunDirError},
     },
@@ -60,11 +61,17 @@ impl Job for Train<'_> {
     }
 }
 
-/// Does nothing: a device that this binary cannot use is refused before a run directory is made.
-struct Probe;
-impl Job for Probe {
-    type Output = ();
-    fn run<B: TrainBackend>(self, _: &B::Device) {}
+/// Opens the device and looks at the recipe's float type: what this machine cannot do is refused before a run directory is made.
+struct Probe<'a>(&'a Recipe);
+impl Job for Probe<'_> {
+    type Output = Result<(), SetupError>;
+    fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
+        models::check_dtype::<B::InnerBackend>(models::dtype(&self.0.model.dtype)?, device)
+    }
+}
+
+fn probe(recipe: &Recipe, device: DeviceChoice) -> anyhow::Result<()> {
+    Ok(with_device(device, Probe(recipe))?.map_err(|error| UsageError(error.to_string()))?)
 }
 
 pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
@@ -72,13 +79,18 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         plan::show(&load(&args)?, args.json)?;
         return Ok(Outcome::Done);
     }
-    with_device(args.device.device, Probe)?;
     let (recipe, run) = match &args.resume {
         Some(path) => {
             let run = RunDir::open(path)?;
-            (run.recipe()?, run)
+            let recipe = run.recipe()?;
+            probe(&recipe, args.device.device)?;
+            (recipe, run)
         }
-        None => create(&args)?,
+        None => {
+            let loaded = load(&args)?;
+            probe(&loaded.recipe, args.device.device)?;
+            create(loaded, args.device.device)?
+        }
     };
     let (path, finished) = (run.path().to_owned(), run.clone());
     // Held until the process ends: a second one would write into the same files.
@@ -166,11 +178,10 @@ fn load(args: &Args) -> anyhow::Result<Loaded> {
 }
 
 /// A new run directory for the recipe.
-fn create(args: &Args) -> anyhow::Result<(Recipe, RunDir)> {
-    let loaded = load(args)?;
+fn create(loaded: Loaded, device: DeviceChoice) -> anyhow::Result<(Recipe, RunDir)> {
     let base = loaded.run_name();
     let recipe = loaded.recipe;
-    let provenance = Provenance::collect(&args.device.device.to_string(), &recipe)?;
+    let provenance = Provenance::collect(&devices::describe(device), &recipe)?;
     let root = Path::new(RUNS_DIR);
     if !recipe.run.name.is_empty() {
         let run = RunDir::create(root, &recipe.run.name, &recipe, &provenance)?;

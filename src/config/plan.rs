@@ -7,17 +7,15 @@
 //! trained network   P·d parameters + P·4 masters (only if d = 2) + P·4 gradients + P·8 Adam moments
 //! frozen network    P·d
 //! KV cache          rows · positions · 2 · layers · kv_heads · head_dim · d
-//! logits chunk      head_rows · V · 4, three times: logits, probabilities, gradient
+//! logits            those of a micro-batch's tokens that exist at once · 4, of each model, and of the gradient
 //! ```
 //! with P parameters and d bytes of `model.dtype`. Activations are not in it: they grow with `micro_batch_tokens`
 //! (and with the number of layers, unless `model.recompute` is on) and depend on the backend.
-use super::{DistillRecipe, KlMode, KlReference, Recipe, Stage};
+use super::{DistillRecipe, KlEstimator, KlMode, KlReference, Recipe, Stage};
 use crate::hub;
-use dgpo_models::config::DecoderConfig;
+use dgpo_models::{config::DecoderConfig, heads::most_logits};
 use serde::Serialize;
 
-/// Logits, probabilities and gradient of a chunk.
-const CHUNK_COPIES: usize = 3;
 const F32_BYTES: usize = 4;
 const ADAM_BYTES: usize = 8;
 
@@ -91,8 +89,8 @@ impl Shapes {
     }
 }
 
-/// The plan of a recipe that passed [`super::check`]; `head_rows` = rows of vocabulary logits that the trainer lets exist at once.
-pub fn plan(recipe: &Recipe, shapes: &Shapes, head_rows: usize) -> Plan {
+/// The plan of a recipe that passed [`super::check`].
+pub fn plan(recipe: &Recipe, shapes: &Shapes) -> Plan {
     let mut notes = Vec::new();
     let longest = recipe.episode.longest_episode();
     if recipe.stage.has_rl() && longest > recipe.episode.max_prompt_length {
@@ -117,7 +115,7 @@ pub fn plan(recipe: &Recipe, shapes: &Shapes, head_rows: usize) -> Plan {
             }
         }
     }
-    Plan { stage: recipe.stage, memory: memory(recipe, shapes, head_rows), phases, notes }
+    Plan { stage: recipe.stage, memory: memory(recipe, shapes), phases, notes }
 }
 
 /// Tokens an episode may sample: every turn at its limit, and never more than prompt and response together may have.
@@ -190,37 +188,40 @@ fn dtype_bytes(recipe: &Recipe) -> usize {
     if recipe.model.dtype == "f32" { F32_BYTES } else { 2 }
 }
 
-fn memory(recipe: &Recipe, shapes: &Shapes, head_rows: usize) -> Vec<PhaseMemory> {
+fn memory(recipe: &Recipe, shapes: &Shapes) -> Vec<PhaseMemory> {
     let Some(student) = &shapes.student else { return Vec::new() };
     let mut phases = Vec::new();
     if recipe.stage == Stage::Pretrain {
-        phases.push(bill("pretrain", [trained("student", student, recipe), logits_chunk(student, head_rows)].concat()));
+        let logits = logits(&[student], recipe.distill.micro_batch_tokens, recipe);
+        phases.push(bill("pretrain", [trained("student", student, recipe), logits].concat()));
     }
     if recipe.stage.has_distillation() {
         let mut items = trained("student", student, recipe);
-        let mut chunk = logits_chunk(student, head_rows);
+        let mut models = vec![student];
         if let Some(teacher) = &shapes.teacher {
             items.extend(frozen("teacher", teacher, recipe));
-            chunk.extend(logits_chunk(teacher, head_rows));
+            models.push(teacher);
             if recipe.data.trajectories.is_empty() {
                 let rows = recipe.episode.max_rows.min(recipe.demos.n_episodes);
                 phases.push(bill("demos", [frozen("teacher", teacher, recipe), kv_cache("teacher", teacher, rows, recipe)].concat()));
             }
         }
-        items.extend(chunk);
+        items.extend(logits(&models, recipe.distill.micro_batch_tokens, recipe));
         phases.push(bill("kd", items));
     }
     if recipe.stage.has_rl() {
         let mut items = [trained("student", student, recipe), trained("critic", student, recipe)].concat();
-        match (recipe.kl.mode, recipe.kl.reference, &shapes.teacher) {
-            (KlMode::None, ..) => {}
-            (_, KlReference::Initial, _) => items.extend(frozen("initial student", student, recipe)),
-            (_, KlReference::Teacher, Some(teacher)) => items.extend(frozen("teacher", teacher, recipe)),
-            (_, KlReference::Teacher, None) => {}
-        }
+        let reference = match (recipe.kl.mode, recipe.kl.reference, &shapes.teacher) {
+            (KlMode::None, ..) | (_, KlReference::Teacher, None) => None,
+            (_, KlReference::Initial, _) => Some(("initial student", student)),
+            (_, KlReference::Teacher, Some(teacher)) => Some(("teacher", teacher)),
+        };
+        items.extend(reference.iter().flat_map(|(role, shape)| frozen(role, shape, recipe)));
         let rows = recipe.episode.max_rows.min(recipe.rl.questions_per_step);
         items.extend(kv_cache("student", student, rows, recipe));
-        items.extend(logits_chunk(student, head_rows));
+        let is_full = matches!(recipe.kl.estimator, KlEstimator::Full | KlEstimator::FullReversed);
+        let models: Vec<&DecoderConfig> = reference.filter(|_| is_full).map(|(_, shape)| shape).into_iter().chain([student]).collect();
+        items.extend(logits(&models, recipe.rl.micro_batch_tokens, recipe));
         phases.push(bill("rl", items));
     }
     phases
@@ -255,9 +256,13 @@ fn kv_cache(role: &str, shape: &DecoderConfig, rows: usize, recipe: &Recipe) -> 
     vec![item(format!("{role}: KV cache of {rows} rows x {positions} positions"), rows * positions * per_position)]
 }
 
-fn logits_chunk(shape: &DecoderConfig, head_rows: usize) -> Vec<MemoryItem> {
-    let size_bytes = head_rows * shape.vocab_size * F32_BYTES * CHUNK_COPIES;
-    vec![item(format!("logits of {head_rows} rows x {} (f32, with gradient)", shape.vocab_size), size_bytes)]
+/// Of all models whose rows are read together, and the gradient of those of the first. Bounds: every token of the micro-batch the agent's, and the
+/// larger tiles of GPUs.
+fn logits(models: &[&DecoderConfig], micro_batch_tokens: usize, recipe: &Recipe) -> Vec<MemoryItem> {
+    let n_rows = micro_batch_tokens.max(recipe.episode.max_prompt_length);
+    let n_vocab = models.iter().map(|shape| shape.vocab_size).max().unwrap_or(0);
+    let size_bytes = (models.len() + 1) * most_logits(n_rows, n_vocab) * F32_BYTES;
+    vec![item(format!("logits of {n_rows} tokens x {n_vocab}, the part that exists at once (f32, with gradient)"), size_bytes)]
 }
 
 #[cfg(test)]
@@ -294,7 +299,7 @@ mod tests {
 
     #[test]
     fn the_papers_run_makes_512_000_episodes_and_2_000_optimizer_steps() {
-        let plan = plan(&Recipe::default(), &Shapes::default(), 256);
+        let plan = plan(&Recipe::default(), &Shapes::default());
         let rl = phase(&plan, "rl");
         assert_eq!((rl.steps, rl.episodes, rl.optimizer_steps), (1000, 512_000, 2000));
         // Five turns of 500 tokens each.
@@ -325,10 +330,22 @@ mod tests {
     }
 
     #[test]
+    fn logits_are_billed_by_the_tile_and_small_ones_whole() {
+        let recipe = Recipe::default();
+        let bytes = |vocab_size: usize, n_models: usize| {
+            let shape = DecoderConfig { vocab_size, ..qwen_half_b() };
+            logits(&vec![&shape; n_models], 16_384, &recipe)[0].size_bytes
+        };
+        // 2^25 elements over 16,384 rows are 2,048 columns: student, teacher and gradient.
+        assert_eq!(bytes(151_936, 2), 3 * 16_384 * 2048 * 4);
+        assert_eq!(bytes(976, 1), 2 * 16_384 * 976 * 4);
+    }
+
+    #[test]
     fn a_run_without_kl_holds_no_reference_model() {
         let shapes = Shapes { student: Some(qwen_half_b()), teacher: Some(qwen_half_b()) };
         let mut recipe = Recipe { stage: Stage::Rl, ..Default::default() };
-        let has_teacher = |recipe: &Recipe| memory(recipe, &shapes, 256)[0].items.iter().any(|item| item.what.starts_with("teacher"));
+        let has_teacher = |recipe: &Recipe| memory(recipe, &shapes)[0].items.iter().any(|item| item.what.starts_with("teacher"));
         assert!(has_teacher(&recipe));
         recipe.kl.mode = KlMode::None;
         assert!(!has_teacher(&recipe));

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::algo::distill::{Divergence, KdWeights, TaidSchedule, kd_loss, row_divergence};
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
-use dgpo_models::{TrainBackend, heads::log_probs_of_logits};
+use dgpo_models::{TrainBackend, heads::token_log_probs};
 use serde_json::Value;
 use std::path::Path;
 
@@ -111,8 +111,8 @@ impl<B: TrainBackend> Rows<B> {
     /// A loss and its gradient [N, V] with respect to the student's logits.
     fn loss(&self, weights: KdWeights) -> (f64, Vec<f32>) {
         let student = self.student.clone().require_grad();
-        let teacher = Some(self.teacher.clone());
-        let loss = kd_loss(student.clone(), teacher, self.labels.clone(), self.mask.clone(), weights, self.n_valid as f64);
+        let teacher = Some(self.teacher.clone().into());
+        let loss = kd_loss(student.clone().into(), teacher, self.labels.clone(), self.mask.clone(), weights, self.n_valid as f64);
         let value = host(loss.clone())[0];
         let mut grads = loss.backward();
         let grad = student.grad_remove(&mut grads).map(|grad| grad.into_data().iter::<f32>().collect());
@@ -166,9 +166,9 @@ fn per_row<B: TrainBackend>(tensors: &Tensors, rows: &Rows<B>, case: &mut Case) 
         let got = match key.as_str() {
             "row.kl_student_teacher" => row_divergence(student.clone(), teacher.clone(), Divergence::ReverseKl, 1.0),
             "row.kl_teacher_student" => row_divergence(student.clone(), teacher.clone(), Divergence::ForwardKl, 1.0),
-            "row.label_logprob" => log_probs_of_logits(student.clone(), rows.labels.clone(), 1.0).log_probs,
-            "row.student_entropy" => log_probs_of_logits(student.clone(), rows.labels.clone(), 1.0).entropy,
-            "row.teacher_entropy" => log_probs_of_logits(teacher.clone(), rows.labels.clone(), 1.0).entropy,
+            "row.label_logprob" => token_log_probs(student.clone(), rows.labels.clone(), 1.0).log_probs,
+            "row.student_entropy" => token_log_probs(student.clone(), rows.labels.clone(), 1.0).entropy,
+            "row.teacher_entropy" => token_log_probs(teacher.clone(), rows.labels.clone(), 1.0).entropy,
             "row.student_logsumexp" => {
                 // log softmax = logit - logsumexp, in any column; the largest logit's is the most exact.
                 let (max, column) = student.clone().max_dim_with_indices(1);
@@ -208,7 +208,7 @@ fn large_vocab<B: TrainBackend>(json: &Value, device: &B::Device, case: &mut Cas
     let (max, column) = rows.student.clone().max_dim_with_indices(1);
     let log_sums = max - log_softmax(rows.student.clone(), 1).gather(1, column);
     case.close("student_logsumexp", &host(log_sums), &floats(json, "student_logsumexp")?, LARGE);
-    let label_log_probs = host(log_probs_of_logits(rows.student.clone(), rows.labels.clone(), 1.0).log_probs);
+    let label_log_probs = host(token_log_probs(rows.student.clone(), rows.labels.clone(), 1.0).log_probs);
     case.close("label_logprob", &label_log_probs, &floats(json, "label_logprob")?, LARGE);
     let probs: Vec<f32> = host(log_softmax(rows.student.clone().narrow(0, 0, 1), 1).exp());
     let largest_term = f64::from(at_cols(&probs).into_iter().fold(0.0, f32::max)) / rows.n_valid.max(1) as f64;

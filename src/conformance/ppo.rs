@@ -12,7 +12,10 @@ use crate::{
     config::{KlEstimator, KlMode},
 };
 use burn::tensor::{Tensor, TensorData};
-use dgpo_models::{TrainBackend, heads::log_probs_of_logits};
+use dgpo_models::{
+    TrainBackend,
+    heads::{row_divergence, token_log_probs},
+};
 use serde_json::Value;
 use std::path::Path;
 
@@ -292,17 +295,17 @@ fn pieces<B: TrainBackend>(tensors: &Tensors, values: &Value, device: &B::Device
     let matrix = |data: Vec<f32>| Tensor::<B, 2>::from_data(TensorData::new(data, [n, vocab]), device);
     let (logits, ref_logits) = (matrix(logits.data), matrix(tensors.floats_of("ref_logits", &[rows, cols, vocab])?));
     let labels = Tensor::from_data(TensorData::new(labels, [n]), device);
-    let log_probs = host(log_probs_of_logits(logits.clone(), labels.clone(), 1.0).log_probs);
-    let ref_log_probs = host(log_probs_of_logits(ref_logits.clone(), labels.clone(), 1.0).log_probs);
-    let entropy = log_probs_of_logits(logits.clone(), labels.clone(), 1.0).entropy;
+    let log_probs = host(token_log_probs(logits.clone(), labels.clone(), 1.0).log_probs);
+    let ref_log_probs = host(token_log_probs(ref_logits.clone(), labels.clone(), 1.0).log_probs);
+    let entropy = token_log_probs(logits.clone(), labels.clone(), 1.0).entropy;
 
     let keys: Vec<String> = tensors.keys().map(str::to_owned).collect();
     for key in &keys {
         let temperature = |prefix: &str| key.strip_prefix(prefix)?.parse::<f64>().ok();
         let got = if let Some(temperature) = temperature("logprobs_T") {
-            host(log_probs_of_logits(logits.clone(), labels.clone(), temperature).log_probs)
+            host(token_log_probs(logits.clone(), labels.clone(), temperature).log_probs)
         } else if let Some(temperature) = temperature("entropy_T") {
-            host(log_probs_of_logits(logits.clone(), labels.clone(), temperature).entropy)
+            host(token_log_probs(logits.clone(), labels.clone(), temperature).entropy)
         } else if let Some(estimator) = key.strip_prefix("kl_penalty.").and_then(parse_estimator) {
             estimates(estimator, &log_probs, &ref_log_probs)
         } else if let Some(estimator) =
@@ -351,7 +354,8 @@ fn estimates(estimator: KlEstimator, log_probs: &[f32], ref_log_probs: &[f32]) -
 }
 
 fn full_kl<B: TrainBackend>(estimator: KlEstimator, logits: &Tensor<B, 2>, ref_logits: &Tensor<B, 2>) -> Vec<f32> {
-    kl::full_kl(estimator, logits.clone(), ref_logits.clone(), 1.0).map(host).unwrap_or_default()
+    let exact = |divergence| host(row_divergence(logits.clone(), ref_logits.clone(), divergence, 1.0));
+    kl::full_divergence(estimator).map(exact).unwrap_or_default()
 }
 
 fn in_place(values: &[f32], change: impl FnOnce(&mut [f32])) -> Vec<f32> {

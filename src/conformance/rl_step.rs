@@ -1,8 +1,8 @@
 //! The recorded update through what training itself runs: `RolloutBatch`, the scoring passes, `token_rewards`, `gae` and `rl_step`.
 //!
 //! The reference differs in one thing: its critic also counts the state behind a row's last token. With lam = 1 the value of that state cancels in
-//! every advantage of the response, so rewards, advantages, returns and the whole update of the actor must be the recorded ones. The critic's
-//! own steps count other states, so it is held to what the recorded values and returns say of the response alone: its loss before any step.
+//! every advantage of the response, so rewards, advantages, returns and the whole update of the actor must be the recorded ones. For the critic's own
+//! mini-batches each row gets one inserted token more, which makes the trainer count that state as well.
 use super::{
     Case, FixtureError, Tolerance,
     fixtures::{count, list, number},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     algo::{
-        advantage::gae,
+        advantage::{Advantages, gae},
         kl::{KlController, estimate, is_penalised, token_rewards},
     },
     config::{EpisodeRecipe, GaeOver, GaeRecipe, KlEstimator, KlMode, KlPlacement, KlRecipe, OptimRecipe, Recipe, RlRecipe},
@@ -22,7 +22,7 @@ use crate::{
     trainer::{
         metrics::*,
         optimizer::AdamW,
-        rl::{ActorCritic, rl_step},
+        rl::{ActorCritic, Update, rl_step},
         score,
     },
 };
@@ -230,20 +230,41 @@ impl<B: TrainBackend> Step<'_, B> {
         Ok(())
     }
 
-    /// The critic's loss on the rows of each mini-batch before any step: mean of (V - R)² / 2 over the recorded values and returns.
+    /// The critic's mini-batches, run by the trainer on the recorded values and returns. The reference counts the state behind a row's last token, too:
+    /// it is the state in front of one more inserted token.
     fn critic(&self, episodes: &[Episode], case: &mut Case) -> Result<(), FixtureError> {
         let chain = self.chain;
-        let (values, returns) = (chain.floats("values")?, chain.floats("returns")?);
-        for rows in chain.minibatches()? {
-            let entries = rows.start * chain.n_response..rows.end * chain.n_response;
-            let counted: Vec<usize> = entries.filter(|&at| chain.attention_mask[at]).collect();
-            let squares = counted.iter().map(|&at| f64::from(values[at] - returns[at]).powi(2));
-            let expected = 0.5 * squares.sum::<f64>() / counted.len().max(1) as f64;
-            let group: Vec<&Episode> = episodes[rows.clone()].iter().collect();
-            let metrics = rl_step(&mut self.networks()?, Some(&chain.teacher), &group, &self.recipe, 0, chain.device).metrics;
-            let key = format!("rl_step of rows {rows:?}, {VALUE_LOSS}");
-            case.scalar(&key, metrics.get(VALUE_LOSS).unwrap_or(f64::NAN), expected, FIRST_MINIBATCH);
+        let mut episodes = episodes.to_vec();
+        for (row, episode) in episodes.iter_mut().enumerate() {
+            if response_columns(chain, row).len() < chain.n_response {
+                episode.segments.push(Segment::Observation { ids: vec![0], kind: ObservationKind::Information });
+            }
         }
+        let mut batch = RolloutBatch::new(&episodes.iter().collect::<Vec<_>>());
+        let mut advantages =
+            Advantages { advantages: vec![0.0; batch.ids.len()], returns: vec![0.0; batch.ids.len()], mask: vec![false; batch.ids.len()] };
+        let (values, returns) = (chain.floats("values")?, chain.floats("returns")?);
+        for row in 0..batch.n_rows {
+            for (i, col) in (batch.prompt_lens[row]..batch.lengths[row]).enumerate() {
+                let (at, recorded) = (batch.at(row, col), row * chain.n_response + i);
+                (batch.values[at], advantages.returns[at], advantages.mask[at]) = (values[recorded], returns[recorded], true);
+            }
+        }
+        let mut networks = self.networks()?;
+        let (recipe, device, lr) = (&self.recipe, chain.device, self.recipe.optim.critic.lr);
+        let mut update =
+            Update { networks: &mut networks, reference: None, batch: &batch, advantages: &advantages, penalised: &[], recipe, device };
+        for (step, (rows, recorded)) in chain.minibatches()?.into_iter().zip(list(chain.json, "critic")?).enumerate() {
+            let stats = update.critic(&rows.collect::<Vec<_>>(), lr);
+            let tolerance = Tolerance { abs: SCALAR_FLOOR, ..if step == 0 { FIRST_MINIBATCH } else { LATER_MINIBATCH } };
+            for (key, got) in [("loss", stats.value.loss), ("clipfrac", stats.value.clip_fraction), ("grad_norm", stats.grad_norm)] {
+                if let Some(expected) = recorded.get(key) {
+                    case.number(&format!("Update::critic, critic[{step}].{key}"), got, expected, tolerance);
+                }
+            }
+        }
+        case.equal("Update::critic, skipped updates", &networks.n_skipped, &0);
+        case.close("Update::critic, critic.after.values", &chain.values(&networks.critic), &chain.floats("critic.after.values")?, AFTER);
         Ok(())
     }
 }

@@ -24,17 +24,14 @@ use crate::{
     rollout::TokenIndex,
     trainer::{
         optimizer::{AdamW, with_gradients},
-        update::{Activations, HEAD_ROWS, accumulate_critic, accumulate_decoder},
+        update::{Activations, accumulate_critic, accumulate_decoder},
     },
 };
-use burn::{
-    optim::GradientsAccumulator,
-    tensor::{DType, Tensor},
-};
+use burn::{optim::GradientsAccumulator, tensor::DType};
 use dgpo_models::{
     Backend, TrainBackend,
     decoder::Decoder,
-    heads::{Critic, log_probs_of_logits, token_log_probs},
+    heads::{Critic, LinearHead, token_log_probs},
     weights::load_decoder,
 };
 use serde_json::Value;
@@ -156,12 +153,12 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
     pub(super) fn log_probs(&self, model: &Decoder<B::InnerBackend>) -> Vec<f32> {
         let index = self.response_tokens(&self.attention_mask, 0..self.n_rows());
         let hidden = index.gather(self.rows.hidden(model, self.device));
-        let read = token_log_probs(model, hidden, index.labels_tensor(self.device), 1.0, HEAD_ROWS);
+        let read = token_log_probs(model.head(hidden), index.labels_tensor(self.device), 1.0);
         spread(&index, &to_vec(read.log_probs), 1, self.attention_mask.len())
     }
 
     /// Values [B, R], the state behind the last token included; 0 elsewhere.
-    fn values(&self, critic: &Critic<B::InnerBackend>) -> Vec<f32> {
+    pub(super) fn values(&self, critic: &Critic<B::InnerBackend>) -> Vec<f32> {
         let index = self.response_tokens(&self.value_mask, 0..self.n_rows());
         let hidden = index.gather(self.rows.hidden(&critic.trunk, self.device));
         spread(&index, &to_vec(critic.values(hidden)), 1, self.value_mask.len())
@@ -269,13 +266,12 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             let index = self.response_tokens(&self.info_mask, rows);
             let mut sums = GradientsAccumulator::new();
             let mut stats = PolicyStats::default();
-            accumulate_decoder(&model, self.rows.ids(self.device), &index, ACTIVATIONS, &mut sums, |logits, range| {
-                let index_part = index.slice(range);
+            accumulate_decoder(&model, self.rows.ids(self.device), &index, ACTIVATIONS, &mut sums, |head| {
                 let tokens = PolicyTokens {
-                    log_probs: log_probs_of_logits(logits, index_part.labels_tensor(self.device), 1.0).log_probs,
-                    old_log_probs: vector(&index_part.pick(old), self.device),
-                    advantages: vector(&index_part.pick(advantages), self.device),
-                    mask: vector(&vec![1.0; index_part.len()], self.device),
+                    log_probs: token_log_probs(head, index.labels_tensor(self.device), 1.0).log_probs,
+                    old_log_probs: vector(&index.pick(old), self.device),
+                    advantages: vector(&index.pick(advantages), self.device),
+                    mask: vector(&vec![1.0; index.len()], self.device),
                 };
                 let (loss, part) = policy_loss(tokens, clip_ratio, index.len() as f64);
                 stats += part;
@@ -364,7 +360,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         let mask: Vec<bool> = labels.iter().map(|&label| label >= 0).collect();
         let mut index = self.response_tokens(&mask, 0..self.n_rows());
         index.labels = index.at.iter().map(|&at| labels[at] as u32).collect();
-        let teacher_hidden = index.gather(self.rows.hidden(&self.teacher, self.device));
+        let teacher = self.teacher.head(index.gather(self.rows.hidden(&self.teacher, self.device)));
         let normaliser = n_true(&mask).max(1.0);
         for (name, expected) in object(losses, "kd")? {
             let Some(weights) = parse_loss(name) else {
@@ -374,11 +370,10 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             let model: Decoder<B> = with_gradients(self.student.clone());
             let mut sums = GradientsAccumulator::new();
             let mut loss = 0.0;
-            accumulate_decoder(&model, self.rows.ids(self.device), &index, ACTIVATIONS, &mut sums, |logits, range| {
-                let teacher = self.teacher.logits(teacher_hidden.clone().narrow(0, range.start, range.len()));
-                let part = index.slice(range);
-                let rows = kd_rows(logits, Some(Tensor::from_inner(teacher)), part.labels_tensor(self.device), weights);
-                let share = crate::algo::masked_mean(rows, mask_vector(&vec![true; part.len()], self.device), normaliser);
+            accumulate_decoder(&model, self.rows.ids(self.device), &index, ACTIVATIONS, &mut sums, |student| {
+                let teacher = LinearHead::from_inner(teacher.clone());
+                let rows = kd_rows(student.into(), Some(teacher.into()), index.labels_tensor(self.device), weights);
+                let share = crate::algo::masked_mean(rows, mask_vector(&vec![true; index.len()], self.device), normaliser);
                 loss += to_vec(share.clone()).into_iter().map(f64::from).sum::<f64>();
                 share
             });

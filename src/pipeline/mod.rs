@@ -27,6 +27,7 @@ use crate::{
     tokenizer::TokenizerError,
     trainer::{
         checkpoint::{self, Checkpoint, CheckpointError},
+        devices::{self, DeviceError},
         encoder::EncoderTrainingError,
         events::{Event, Observer, Phase, Stop},
         metrics::Metrics,
@@ -60,6 +61,8 @@ pub enum PipelineError {
         "the checkpoint drew from {then} {what}, and now there are {now}; hint: restore the files named in the recipe, or start a new run"
     )]
     DataChanged { what: &'static str, then: usize, now: usize },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(transparent)]
     Hub(#[from] HubError),
     #[error(transparent)]
@@ -191,8 +194,9 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         (self.observer)(Event::Message(text));
     }
 
-    /// Records a finished step (counted from 1) and tells the observer.
+    /// Records a finished step (counted from 1) and tells the observer, if the device says that it computed all of it: a checkpoint follows.
     fn report(&mut self, phase: Phase, step: usize, total: usize, metrics: &Metrics) -> Result<(), PipelineError> {
+        devices::check::<Inner<B>>(&self.setup.device)?;
         self.metrics.append(phase, step, &metrics.0)?;
         (self.observer)(Event::Step { phase, step, total, metrics: &metrics.0 });
         Ok(())

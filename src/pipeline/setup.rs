@@ -14,6 +14,7 @@ use crate::{
     rollout::{Episode, Status},
     tokenizer::{TOKENIZER_FILE, Tokenizer},
     trainer::{
+        devices,
         events::Stop,
         models::{self, RANDOM_PREFIX, SetupError},
         player::Player,
@@ -60,9 +61,10 @@ pub type SetupOf<B> = Setup<Inner<B>>;
 
 impl<I: Backend> Setup<I> {
     /// # Errors
-    /// If the recipe names an unknown dtype.
+    /// If the recipe names an unknown dtype, or one that the device does not compute in.
     pub fn new(recipe: Recipe, device: &I::Device) -> Result<Self, PipelineError> {
         let dtype = models::dtype(&recipe.model.dtype)?;
+        models::check_dtype::<I>(dtype, device)?;
         Ok(Self { recipe, device: device.clone(), dtype })
     }
 
@@ -181,6 +183,7 @@ impl<I: Backend> Setup<I> {
         let sampling = Sampling { temperature: self.recipe.eval.temperature, ..Sampling::GREEDY };
         let key = Key::new(self.recipe.run.seed, Purpose::Eval);
         let episodes = self.player(tokenizer, retriever, Some(stop)).play(model, &questions, sampling, key, &self.device)?;
+        devices::check::<I>(&self.device)?;
         let figures = Figures::of(&episodes);
         for dataset in figures.datasets.keys() {
             check_retriever(episodes.iter().filter(|episode| &episode.question.dataset == dataset), dataset)?;

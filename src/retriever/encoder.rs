@@ -164,6 +164,8 @@ impl<B: Backend> Encoder<B> {
         }
         let tensor = |data: Vec<i64>| Tensor::<B, 2, Int>::from_data(TensorData::new(data, [rows.len(), n_tokens]), &self.device);
         let embeddings = self.model.embed(tensor(ids), tensor(mask)).into_data();
+        // A kernel that could not run says so only when the device is asked; what was read is noise then.
+        B::sync(&self.device).map_err(|error| RetrieverError::Failed(format!("the device failed: {error}")))?;
         Ok(embeddings.convert::<f32>().into_vec().expect("converted to f32 above"))
     }
 

@@ -186,11 +186,6 @@ impl TokenIndex {
         self.labels.is_empty()
     }
 
-    /// Tokens `range` of these, in order: what a chunk of rows of the vocabulary head belongs to.
-    pub fn slice(&self, range: std::ops::Range<usize>) -> Self {
-        Self { hidden: self.hidden[range.clone()].to_vec(), labels: self.labels[range.clone()].to_vec(), at: self.at[range].to_vec() }
-    }
-
     /// The hidden states in front of the tokens. hidden [R, T', D] -> [N, D]
     pub fn gather<B: Backend>(&self, hidden: Tensor<B, 3>) -> Tensor<B, 2> {
         let [n_rows, n_cols, width] = hidden.dims();

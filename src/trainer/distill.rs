@@ -15,7 +15,7 @@ use burn::{
     optim::GradientsAccumulator,
     tensor::{ElementConversion, Tensor},
 };
-use dgpo_models::{TrainBackend, decoder::Decoder};
+use dgpo_models::{TrainBackend, decoder::Decoder, heads::LinearHead};
 
 /// The student and everything that changes with it.
 #[derive(Clone, Debug)]
@@ -52,18 +52,17 @@ pub fn distill_step<B: TrainBackend>(
         }
         let teacher = (recipe.kl_weight != 0.0).then(|| {
             let teacher = teacher.expect("a recipe with kl_weight > 0 has a teacher");
-            (teacher, tokens.gather(teacher.hidden(batch.ids_tensor(&rows, device), None, None)))
+            LinearHead::from_inner(teacher.head(tokens.gather(teacher.hidden(batch.ids_tensor(&rows, device), None, None))))
         });
-        accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |logits, range| {
-            let labels = tokens.slice(range.clone()).labels_tensor(device);
+        accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |student| {
+            let labels = tokens.labels_tensor(device);
             let share = |rows: Tensor<B, 1>| rows.sum() / normaliser;
-            let Some((teacher, hidden)) = &teacher else {
-                let ce_share = share(row_cross_entropy(logits, labels));
+            let Some(teacher) = teacher else {
+                let ce_share = share(row_cross_entropy(student, labels));
                 ce += scalar(&ce_share);
                 return ce_share * recipe.ce_weight;
             };
-            let teacher_logits = Tensor::from_inner(teacher.logits(hidden.clone().narrow(0, range.start, range.len())));
-            let (ce_rows, kl_rows) = kd_terms(logits, teacher_logits, labels, Divergence::ForwardKl, recipe.temperature);
+            let (ce_rows, kl_rows) = kd_terms(student.into(), teacher.into(), labels, Divergence::ForwardKl, recipe.temperature);
             let (ce_share, kl_share) = (share(ce_rows), share(kl_rows));
             ce += scalar(&ce_share);
             kl += scalar(&kl_share);

@@ -22,6 +22,13 @@ pub enum SetupError {
     Tokenizer(#[from] TokenizerError),
     #[error("model.dtype \"{0}\" is not known; hint: f32, bf16 or f16")]
     Dtype(String),
+    #[error(
+        "{model}: its weights have a tensor of {bytes} bytes, and the device holds tensors up to {max}; hint: a smaller model or float type, another \
+         device, or --device cpu"
+    )]
+    TensorTooLarge { model: String, bytes: u64, max: u64 },
+    #[error("the device does not compute in {wanted}, but in {computed}; hint: --set model.dtype={first}")]
+    DtypeOfDevice { wanted: &'static str, computed: String, first: &'static str },
 }
 
 /// The dtype called `name` in a recipe.
@@ -36,6 +43,27 @@ pub fn dtype(name: &str) -> Result<DType, SetupError> {
     }
 }
 
+/// The float types that a device computes in, by their names in a recipe.
+pub fn dtypes_of<B: Backend>(device: &B::Device) -> Vec<&'static str> {
+    let names = [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
+    names.into_iter().filter(|(_, dtype)| B::supports_dtype(device, *dtype)).map(|(name, _)| name).collect()
+}
+
+/// Checks that a device computes in a type: one that does not would fail in the first matrix product.
+/// # Errors
+/// If it does not; says in which it does.
+pub fn check_dtype<B: Backend>(dtype: DType, device: &B::Device) -> Result<(), SetupError> {
+    if B::supports_dtype(device, dtype) {
+        return Ok(());
+    }
+    let computed = dtypes_of::<B>(device);
+    Err(SetupError::DtypeOfDevice {
+        wanted: dtype.name(),
+        first: computed.first().copied().unwrap_or("f32"),
+        computed: computed.join(" and "),
+    })
+}
+
 /// The local folder behind a model name, with or without the `random:` prefix.
 /// # Errors
 /// If nothing of that name is found.
@@ -46,13 +74,17 @@ pub fn model_dir(source: &str) -> Result<PathBuf, SetupError> {
 /// Loads (or draws) a decoder.
 ///
 /// # Errors
-/// If the folder is not found, the config is not supported, or the weights do not fit it.
+/// If the folder is not found, the config is not supported, the weights do not fit it, or the device cannot hold one of them.
 pub fn load<B: Backend>(source: &str, seed: u64, dtype: DType, device: &B::Device) -> Result<Decoder<B>, SetupError> {
     let dir = model_dir(source)?;
+    let config = DecoderConfig::from_file(&dir.join("config.json"))?;
+    let largest = config.hidden_size * config.vocab_size.max(config.intermediate_size) * dtype.size();
+    if let Some(max) = B::max_tensor_bytes(device).filter(|&max| largest as u64 > max) {
+        return Err(SetupError::TensorTooLarge { model: source.to_owned(), bytes: largest as u64, max });
+    }
     if !source.starts_with(RANDOM_PREFIX) {
         return Ok(load_decoder(&dir, dtype, device)?);
     }
-    let config = DecoderConfig::from_file(&dir.join("config.json"))?;
     Ok(cast(Decoder::init(&config, Key::new(seed, Purpose::Init).bits(0), device), dtype))
 }
 

@@ -20,7 +20,7 @@ pub struct Provenance {
     /// Fingerprint of the executable that started the run: two runs with the same one ran the same program. (The commit in the source folder
     /// at that time would say little: the folder may have moved on since the program was built.)
     pub executable: Option<String>,
-    /// `--device`.
+    /// `--device`, for wgpu with the adapter and its driver.
     pub device: String,
     /// Hardware threads of the machine.
     pub n_host_cores: usize,

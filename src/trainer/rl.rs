@@ -20,11 +20,11 @@ use super::{
 use crate::{
     algo::{
         advantage::{Advantages, gae},
-        kl::{KlController, estimate, estimate_tensor, full_kl, is_penalised, token_rewards},
+        kl::{KlController, estimate, estimate_tensor, full_divergence, is_penalised, token_rewards},
         ppo::{PolicyStats, PolicyTokens, ValueStats, ValueTokens, entropy_bonus, policy_loss, value_loss},
         schedule::learning_rate,
     },
-    config::{GaeOver, KlEstimator, KlMode, KlPlacement, Recipe},
+    config::{GaeOver, KlMode, KlPlacement, Recipe},
     rollout::{Episode, RolloutBatch, TokenRecord, record::Measured},
 };
 use burn::{
@@ -34,7 +34,7 @@ use burn::{
 use dgpo_models::{
     Backend, TrainBackend,
     decoder::Decoder,
-    heads::{Critic, log_probs_of_logits},
+    heads::{Critic, LinearHead, token_divergence, token_log_probs},
 };
 
 /// Actor, critic and everything that changes with them.
@@ -75,9 +75,8 @@ pub fn rl_step<B: TrainBackend>(
     let rows: Vec<usize> = (0..batch.n_rows).collect();
     let penalised: Vec<usize> = rows.iter().copied().filter(|&row| is_penalised(recipe.kl.mode, &[batch.scores[row]])).collect();
 
-    batch.old_log_probs = score::log_probs(&networks.actor, &batch, &rows, pass);
+    let kl = log_probs_and_penalty(&networks.actor, reference, &mut batch, &penalised, recipe, pass);
     batch.values = score::values(&networks.critic, &batch, pass);
-    let kl = penalty(&networks.actor, reference, &mut batch, &penalised, recipe, pass);
     record_log_prob_difference(&batch, &mut metrics);
 
     let in_reward = if recipe.kl.placement == KlPlacement::Reward { networks.kl.coef } else { 0.0 };
@@ -116,19 +115,22 @@ pub fn rl_step<B: TrainBackend>(
     Step { metrics, tokens }
 }
 
-/// The numbers of each row's tokens, as far as [`penalty`] had a reason to compute them.
+/// The numbers of each row's tokens, as far as [`log_probs_and_penalty`] had a reason to compute them.
 fn token_records(batch: &RolloutBatch, penalised: &[usize], kl: &[f32], advantages: &Advantages, recipe: &Recipe) -> Vec<TokenRecord> {
-    let is_full = matches!(recipe.kl.estimator, KlEstimator::Full | KlEstimator::FullReversed);
+    let is_sampled = full_divergence(recipe.kl.estimator).is_none();
     let record = |row: usize| {
         let has_kl = recipe.kl.coef != 0.0 && penalised.contains(&row);
-        let measured = Measured { has_ref_log_probs: has_kl && !is_full, has_kl, has_values: true };
+        let measured = Measured { has_ref_log_probs: has_kl && is_sampled, has_kl, has_values: true };
         TokenRecord::of_row(batch, row, kl, &advantages.advantages, measured)
     };
     (0..batch.n_rows).map(record).collect()
 }
 
-/// KL_t of the penalised rows' agent tokens, `[B, T]`; fills `batch.ref_log_probs` on the way.
-fn penalty<I: Backend>(
+/// Fills the batch's log-probs under actor and reference; KL_t of the penalised rows' agent tokens, `[B, T]`.
+///
+/// The reference's log-probs are those of the penalised rows, and 0 where the exact KL takes their place: it comes out of the same pass of the actor
+/// that gives those rows' own log-probs.
+fn log_probs_and_penalty<I: Backend>(
     actor: &Decoder<I>,
     reference: Option<&Decoder<I>>,
     batch: &mut RolloutBatch,
@@ -136,23 +138,30 @@ fn penalty<I: Backend>(
     recipe: &Recipe,
     pass: &Pass<'_, I>,
 ) -> Vec<f32> {
+    let rows: Vec<usize> = (0..batch.n_rows).collect();
     batch.ref_log_probs = vec![0.0; batch.n_rows * batch.n_cols];
-    let mut kl = vec![0.0; batch.n_rows * batch.n_cols];
     // A coefficient of 0 stays 0, adaptive or not: the penalty has no effect.
     if recipe.kl.mode == KlMode::None || penalised.is_empty() || recipe.kl.coef == 0.0 {
-        return kl;
+        batch.old_log_probs = score::log_probs(actor, batch, &rows, pass);
+        return batch.ref_log_probs.clone();
     }
     let reference = reference.expect("a recipe with a KL penalty has a reference policy");
     let estimator = recipe.kl.estimator;
-    if matches!(estimator, KlEstimator::Full | KlEstimator::FullReversed) {
-        return score::full_kl_of(actor, reference, estimator, batch, penalised, pass);
-    }
-    batch.ref_log_probs = score::log_probs(reference, batch, penalised, pass);
-    for &row in penalised {
-        let tokens = batch.agent_tokens(&[row]);
-        for &at in &tokens.at {
-            kl[at] = estimate(estimator, batch.old_log_probs[at], batch.ref_log_probs[at]).expect("not one of the full estimators");
+    if let Some(divergence) = full_divergence(estimator) {
+        let free: Vec<usize> = rows.into_iter().filter(|row| !penalised.contains(row)).collect();
+        let (mut log_probs, kl) = score::log_probs_and_divergence(actor, reference, divergence, batch, penalised, pass);
+        let of_free = score::log_probs(actor, batch, &free, pass);
+        for at in batch.agent_tokens(&free).at {
+            log_probs[at] = of_free[at];
         }
+        batch.old_log_probs = log_probs;
+        return kl;
+    }
+    batch.old_log_probs = score::log_probs(actor, batch, &rows, pass);
+    batch.ref_log_probs = score::log_probs(reference, batch, penalised, pass);
+    let mut kl = vec![0.0; batch.n_rows * batch.n_cols];
+    for at in batch.agent_tokens(penalised).at {
+        kl[at] = estimate(estimator, batch.old_log_probs[at], batch.ref_log_probs[at]).expect("not one of the full estimators");
     }
     kl
 }
@@ -167,20 +176,20 @@ struct ActorStats {
 
 /// What one optimizer step of the critic reports.
 #[derive(Clone, Copy, Debug, Default)]
-struct CriticStats {
-    value: ValueStats,
-    grad_norm: f64,
+pub(crate) struct CriticStats {
+    pub(crate) value: ValueStats,
+    pub(crate) grad_norm: f64,
 }
 
 /// The mini-batch updates of one step: everything they read, and the networks they change.
-struct Update<'a, B: TrainBackend> {
-    networks: &'a mut ActorCritic<B>,
-    reference: Option<&'a Decoder<B::InnerBackend>>,
-    batch: &'a RolloutBatch,
-    advantages: &'a Advantages,
-    penalised: &'a [usize],
-    recipe: &'a Recipe,
-    device: &'a B::Device,
+pub(crate) struct Update<'a, B: TrainBackend> {
+    pub(crate) networks: &'a mut ActorCritic<B>,
+    pub(crate) reference: Option<&'a Decoder<B::InnerBackend>>,
+    pub(crate) batch: &'a RolloutBatch,
+    pub(crate) advantages: &'a Advantages,
+    pub(crate) penalised: &'a [usize],
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) device: &'a B::Device,
 }
 
 impl<B: TrainBackend> Update<'_, B> {
@@ -192,7 +201,6 @@ impl<B: TrainBackend> Update<'_, B> {
         let normaliser = batch.n_agent_tokens(mini_batch).max(1) as f64;
         let kl_weight = if recipe.kl.placement == KlPlacement::Loss { self.networks.kl.coef } else { 0.0 };
         let mut stats = ActorStats::default();
-        let is_full = matches!(recipe.kl.estimator, KlEstimator::Full | KlEstimator::FullReversed);
         // Penalised rows in micro-batches of their own, so that the reference runs on nothing else.
         let (penalised_rows, free_rows): (Vec<usize>, Vec<usize>) =
             mini_batch.iter().partition(|row| kl_weight != 0.0 && self.penalised.contains(row));
@@ -204,38 +212,42 @@ impl<B: TrainBackend> Update<'_, B> {
             if tokens.is_empty() {
                 continue;
             }
-            let ref_hidden = self
-                .reference
-                .filter(|_| has_kl && is_full)
-                .map(|reference| tokens.gather(reference.hidden(batch.ids_tensor(&rows, device), None, None)));
-            accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |logits, range| {
-                let tokens = tokens.slice(range.clone());
-                let cut = |array: &[f32]| tensor::<B>(tokens.pick(array), device);
-                let new = log_probs_of_logits(logits.clone(), tokens.labels_tensor(device), recipe.episode.temperature);
-                let mask = Tensor::ones_like(&new.entropy.clone().detach());
+            let exact = full_divergence(recipe.kl.estimator).filter(|_| has_kl).map(|divergence| {
+                let reference = self.reference.expect("a recipe with a KL penalty has a reference policy");
+                let head = reference.head(tokens.gather(reference.hidden(batch.ids_tensor(&rows, device), None, None)));
+                (LinearHead::from_inner(head), divergence)
+            });
+            accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |head| {
+                let pick = |array: &[f32]| tensor::<B>(tokens.pick(array), device);
+                let (labels, temperature) = (tokens.labels_tensor(device), recipe.episode.temperature);
+                let (log_probs, entropy, kl) = match exact {
+                    Some((reference, divergence)) => {
+                        let rows = token_divergence(head, reference, labels, divergence, temperature);
+                        (rows.log_probs, rows.entropy, Some(rows.divergence))
+                    }
+                    None => {
+                        let rows = token_log_probs(head, labels, temperature);
+                        let estimates = || estimate_tensor(recipe.kl.estimator, rows.log_probs.clone(), pick(&batch.ref_log_probs));
+                        let kl = has_kl.then(|| estimates().expect("not one of the full estimators"));
+                        (rows.log_probs, rows.entropy, kl)
+                    }
+                };
+                let mask = Tensor::ones_like(&entropy.clone().detach());
                 let policy = PolicyTokens {
-                    log_probs: new.log_probs.clone(),
-                    old_log_probs: cut(&batch.old_log_probs),
-                    advantages: cut(&self.advantages.advantages),
+                    log_probs,
+                    old_log_probs: pick(&batch.old_log_probs),
+                    advantages: pick(&self.advantages.advantages),
                     mask: mask.clone(),
                 };
                 let (mut loss, policy) = policy_loss(policy, recipe.rl.clip_ratio, normaliser);
-                let entropy = entropy_bonus(new.entropy, mask, normaliser);
+                let entropy = entropy_bonus(entropy, mask, normaliser);
                 stats.policy += policy;
                 stats.entropy += scalar(&entropy);
                 loss = loss - entropy * recipe.rl.entropy_coef;
-                if has_kl {
-                    let kl = match (&ref_hidden, self.reference) {
-                        (Some(hidden), Some(reference)) => {
-                            let ref_logits = reference.logits(hidden.clone().narrow(0, range.start, range.len()));
-                            full_kl(recipe.kl.estimator, logits, Tensor::from_inner(ref_logits), recipe.episode.temperature)
-                        }
-                        _ => estimate_tensor(recipe.kl.estimator, new.log_probs, cut(&batch.ref_log_probs)),
-                    };
-                    let kl = kl.expect("full estimators have the reference's hidden states, the others need none");
-                    loss = loss + kl.sum() * (kl_weight / normaliser);
+                match kl {
+                    Some(kl) => loss + kl.sum() * (kl_weight / normaliser),
+                    None => loss,
                 }
-                loss
             });
         }
         drop(model);
@@ -246,7 +258,7 @@ impl<B: TrainBackend> Update<'_, B> {
         stats
     }
 
-    fn critic(&mut self, mini_batch: &[usize], lr: f64) -> CriticStats {
+    pub(crate) fn critic(&mut self, mini_batch: &[usize], lr: f64) -> CriticStats {
         let (batch, recipe, device) = (self.batch, self.recipe, self.device);
         let activations = Activations::of(&recipe.model);
         let model: Critic<B> = with_gradients(self.networks.critic.clone());

@@ -1,11 +1,10 @@
-//! What the networks think of a finished batch: log-probs, values, full-distribution KL. No gradients.
-use super::update::{HEAD_ROWS, chunks};
-use crate::{algo::kl::full_kl, config::KlEstimator, rollout::RolloutBatch};
+//! What the networks think of a finished batch: log-probs, values, exact divergences. No gradients.
+use crate::rollout::RolloutBatch;
 use burn::tensor::Tensor;
 use dgpo_models::{
     Backend,
     decoder::Decoder,
-    heads::{Critic, token_log_probs},
+    heads::{Critic, Divergence, token_divergence, token_log_probs},
 };
 
 /// How a pass over the batch is cut.
@@ -27,8 +26,7 @@ pub fn log_probs<B: Backend>(model: &Decoder<B>, batch: &RolloutBatch, rows: &[u
         let tokens = batch.agent_tokens(&rows);
         if !tokens.is_empty() {
             let hidden = tokens.gather(model.hidden(batch.ids_tensor(&rows, pass.device), None, None));
-            let labels = tokens.labels_tensor(pass.device);
-            let read = token_log_probs(model, hidden, labels, pass.temperature, HEAD_ROWS);
+            let read = token_log_probs(model.head(hidden), tokens.labels_tensor(pass.device), pass.temperature);
             tokens.scatter(&to_vec(read.log_probs), &mut result);
         }
     }
@@ -51,37 +49,30 @@ pub fn values<B: Backend>(critic: &Critic<B>, batch: &RolloutBatch, pass: &Pass<
     result
 }
 
-/// The exact KL between two policies at the agent tokens of `rows`, summed over the vocabulary; 0 elsewhere.
+/// log pi(y_t) and the exact divergence from a reference at the agent tokens of `rows`, from one pass of both models; 0 elsewhere.
 /// # Shapes
-/// -> `[B, T]`
-/// # Panics
-/// If `estimator` is one of the sampled ones.
-pub fn full_kl_of<B: Backend>(
+/// -> `[B, T]` twice
+pub fn log_probs_and_divergence<B: Backend>(
     model: &Decoder<B>,
     reference: &Decoder<B>,
-    estimator: KlEstimator,
+    divergence: Divergence,
     batch: &RolloutBatch,
     rows: &[usize],
     pass: &Pass<'_, B>,
-) -> Vec<f32> {
-    let mut result = vec![0.0; batch.n_rows * batch.n_cols];
+) -> (Vec<f32>, Vec<f32>) {
+    let mut log_probs = vec![0.0; batch.n_rows * batch.n_cols];
+    let mut divergences = log_probs.clone();
     for rows in batch.micro_batches(rows, pass.micro_batch_tokens) {
         let tokens = batch.agent_tokens(&rows);
-        if tokens.is_empty() {
-            continue;
+        if !tokens.is_empty() {
+            let head = |model: &Decoder<B>| model.head(tokens.gather(model.hidden(batch.ids_tensor(&rows, pass.device), None, None)));
+            let labels = tokens.labels_tensor(pass.device);
+            let read = token_divergence(head(model), head(reference), labels, divergence, pass.temperature);
+            tokens.scatter(&to_vec(read.log_probs), &mut log_probs);
+            tokens.scatter(&to_vec(read.divergence), &mut divergences);
         }
-        let hidden = |model: &Decoder<B>| tokens.gather(model.hidden(batch.ids_tensor(&rows, pass.device), None, None));
-        let (hidden, ref_hidden) = (hidden(model), hidden(reference));
-        let pieces: Vec<Tensor<B, 1>> = chunks(tokens.len(), HEAD_ROWS)
-            .map(|range| {
-                let logits = |model: &Decoder<B>, hidden: &Tensor<B, 2>| model.logits(hidden.clone().narrow(0, range.start, range.len()));
-                let (logits, ref_logits) = (logits(model, &hidden), logits(reference, &ref_hidden));
-                full_kl(estimator, logits, ref_logits, pass.temperature).expect("called for the full estimators")
-            })
-            .collect();
-        tokens.scatter(&to_vec(Tensor::cat(pieces, 0)), &mut result);
     }
-    result
+    (log_probs, divergences)
 }
 
 /// One float a token, on the host.

@@ -1,17 +1,17 @@
-//! From a loss on logits to the gradients of a decoder, without the [B, T, V] logits.
+//! From a loss on hidden states to the gradients of a network.
 //!
-//! The vocabulary head is needed on the trained positions only, and its logits only a few rows at a time. So the backward pass is cut at the
-//! hidden states: the loss of each chunk of rows runs through the head on a detached copy of its hidden states and leaves their gradient, and
-//! vector-Jacobian products carry all of those through the trunk:
+//! The heads are needed on the trained positions only. So the backward pass is cut at the hidden states: the loss runs through the head on a detached
+//! copy of the gathered rows and leaves their gradient, and a vector-Jacobian product carries it through the trunk:
 //!
 //! ```text
 //! h = gather(trunk(ids))               [N, D]
-//! for chunk c:   g_c = d loss(head(h_c)) / d h_c   logits [chunk, V] live only here
-//! backward of sum(h · concat(g_c))                 trunk gradients, exact
+//! g = d loss(head, h) / d h            the loss sees hidden rows and a head, never logits: `dgpo_kernels` says how much of [N, V] exists at once
+//! backward of sum(h · g)               trunk gradients, exact
 //! ```
 //!
 //! The sum's value is meaningless; its gradient with respect to h is g. Gradients of the head, of both uses of a tied matrix and of all
-//! micro-batches meet in one accumulator. Equal to the whole backward pass up to rounding.
+//! micro-batches meet in one accumulator. Equal to the whole backward pass up to rounding. A loss that needs another model's logits, too (a teacher's,
+//! a reference policy's), brings that model's hidden rows and head along.
 //!
 //! With `model.recompute` the trunk is cut as well, at the input of every block: the first pass records nothing but these inputs, and the backward
 //! pass runs each block again, from the last to the first, with its own vector-Jacobian product. Activations of one block live at a time, for a
@@ -25,11 +25,11 @@ use burn::{
     optim::{GradientsAccumulator, GradientsParams},
     tensor::{Int, Tensor},
 };
-use dgpo_models::{TrainBackend, decoder::Decoder, heads::Critic};
-use std::ops::Range;
-
-/// Rows of logits that exist at once: 256 rows of Qwen2.5's 151,936 entries are 156 MB in f32.
-pub const HEAD_ROWS: usize = 256;
+use dgpo_models::{
+    TrainBackend,
+    decoder::Decoder,
+    heads::{Critic, LinearHead},
+};
 
 /// What the backward pass through the trunk needs from the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +47,8 @@ impl Activations {
     }
 }
 
-/// Adds the gradients of a loss on logits to `sums`.
-///
-/// `loss` gets the logits [n, V] in front of tokens `range` of `tokens` and returns their share of the loss, a scalar; it may keep statistics.
+/// Adds the gradients of a loss on token distributions to `sums`; `loss` gets the hidden rows [N, D] in front of `tokens` with the vocabulary head,
+/// and returns a scalar.
 /// # Shapes
 /// ids [R, T'], tokens N of them
 pub fn accumulate_decoder<B: TrainBackend>(
@@ -58,19 +57,9 @@ pub fn accumulate_decoder<B: TrainBackend>(
     tokens: &TokenIndex,
     activations: Activations,
     sums: &mut GradientsAccumulator<Decoder<B>>,
-    mut loss: impl FnMut(Tensor<B, 2>, Range<usize>) -> Tensor<B, 1>,
+    loss: impl FnOnce(LinearHead<B>) -> Tensor<B, 1>,
 ) {
-    let (trunk, hidden) = TrunkPass::forward(model, ids, tokens, activations);
-    let [n_tokens, width] = hidden.dims();
-    let mut hidden_grads = Vec::new();
-    for range in chunks(n_tokens, HEAD_ROWS) {
-        let rows = leaf(hidden.clone().slice([range.clone(), 0..width]));
-        let mut grads = loss(model.logits(rows.clone()), range).backward();
-        hidden_grads.push(rows.grad_remove(&mut grads).expect("every loss depends on its logits"));
-        sums.accumulate(model, GradientsParams::from_grads(grads, model));
-    }
-    drop(hidden);
-    trunk.backward(model, tokens, Tensor::cat(hidden_grads, 0), model, sums);
+    accumulate(model, model, ids, tokens, activations, sums, |hidden| loss(model.head(hidden)));
 }
 
 /// Adds the gradients of a loss on values to `sums`; `loss` gets the values [N] in front of `tokens`.
@@ -84,12 +73,25 @@ pub fn accumulate_critic<B: TrainBackend>(
     sums: &mut GradientsAccumulator<Critic<B>>,
     loss: impl FnOnce(Tensor<B, 1>) -> Tensor<B, 1>,
 ) {
-    let (trunk, hidden) = TrunkPass::forward(&critic.trunk, ids, tokens, activations);
+    accumulate(critic, &critic.trunk, ids, tokens, activations, sums, |hidden| loss(critic.values(hidden)));
+}
+
+/// The backward pass of the module's page; `trunk` is a part of `whole`, whose gradients are summed.
+fn accumulate<B: TrainBackend, M: AutodiffModule<B>>(
+    whole: &M,
+    trunk: &Decoder<B>,
+    ids: Tensor<B, 2, Int>,
+    tokens: &TokenIndex,
+    activations: Activations,
+    sums: &mut GradientsAccumulator<M>,
+    loss: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 1>,
+) {
+    let (pass, hidden) = TrunkPass::forward(trunk, ids, tokens, activations);
     let rows = leaf(hidden);
-    let mut grads = loss(critic.values(rows.clone())).backward();
-    let hidden_grads = rows.grad_remove(&mut grads).expect("every loss depends on its values");
-    sums.accumulate(critic, GradientsParams::from_grads(grads, critic));
-    trunk.backward(&critic.trunk, tokens, hidden_grads, critic, sums);
+    let mut grads = loss(rows.clone()).backward();
+    let hidden_grads = rows.grad_remove(&mut grads).expect("every loss depends on its hidden rows");
+    sums.accumulate(whole, GradientsParams::from_grads(grads, whole));
+    pass.backward(trunk, tokens, hidden_grads, whole, sums);
 }
 
 /// A forward pass of the trunk over one micro-batch, waiting for the gradient of its hidden states.
@@ -170,7 +172,5 @@ fn leaf<B: TrainBackend>(values: Tensor<B::InnerBackend, 2>) -> Tensor<B, 2> {
     Tensor::from_inner(values).require_grad()
 }
 
-/// `0..n` in pieces of at most `size`.
-pub fn chunks(n: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..n).step_by(size).map(move |start| start..(start + size).min(n))
-}
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //!
 //! Verbs of its own check the source; every other verb is a `dgpo` command: `dgpo` is built in release and takes the process over, so Ctrl-C and the
 //! exit code are its own. Tests run in release as well: they share every compiled dependency with `cargo xtask train`.
+mod driver;
 mod tidy;
 
 use std::{
@@ -29,7 +30,10 @@ Commands of dgpo (built in release, then run; `cargo xtask VERB --help` explains
   conformance  compare with recorded reference numbers
 
 Commands of its own:
-  test         tidy, then cargo test --release --workspace; more arguments go to cargo test
+  test         tidy, then cargo test --release --workspace, then test-wgpu where a graphics driver is installed; more arguments go to cargo test,
+               and then the tests on wgpu are left out
+  test-wgpu    the kernels, the recorded references and a small run through wgpu, built in target/wgpu; arguments are names of tests
+               (a software driver will do, Debian: mesa-vulkan-drivers; DGPO_REQUIRE_WGPU=1 makes its absence a failure)
   tidy         layers, file lengths, printing
   check-gpu    clippy with the backends wgpu and cuda built in; needs neither GPU nor toolkit
   ci           format, clippy, tidy, tests, check-gpu
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
     let is_sound = match verb.as_str() {
         "tidy" => tidy(),
         "test" => test(&arguments),
+        "test-wgpu" => test_wgpu(&arguments),
         "check-gpu" => check_gpu(),
         "ci" => format() && clippy() && test(&arguments) && check_gpu(),
         _ => return dgpo(verb, arguments),
@@ -102,9 +107,33 @@ fn check_gpu() -> bool {
     succeeds(clippy.args(["--", "-D", "warnings"]))
 }
 
-/// Both are run, whatever the first one says.
+/// All are run, whatever the first one says. Arguments may name single tests of the CPU build, so they leave out the tests on wgpu; flags of cargo do not.
 fn test(arguments: &[String]) -> bool {
-    tidy() & succeeds(cargo().args(["test", "--release", "--workspace"]).args(arguments))
+    let on_cpu = tidy() & succeeds(cargo().args(["test", "--release", "--workspace"]).args(arguments));
+    let is_whole = arguments.iter().all(|argument| argument == "--no-fail-fast");
+    on_cpu & (!is_whole || test_wgpu(&[]))
+}
+
+/// The tests whose path has `on_wgpu` in it, or those named. All packages are selected as for `--features wgpu`, so that the dependencies are the same,
+/// but only the targets that have such tests.
+fn test_wgpu(names: &[String]) -> bool {
+    let is_required = env::var_os("DGPO_REQUIRE_WGPU").is_some_and(|value| value == "1");
+    if !driver::is_installed() {
+        let hint = "hint: the graphics card's Vulkan driver, or a software one (Debian: apt-get install mesa-vulkan-drivers libvulkan1)";
+        match is_required {
+            true => eprintln!("error: DGPO_REQUIRE_WGPU=1, and no Vulkan driver is installed; {hint}"),
+            false => eprintln!("test-wgpu: left out, no Vulkan driver is installed; {hint}"),
+        }
+        return !is_required;
+    }
+    let target = target_dir(env::var_os("CARGO_TARGET_DIR").as_deref(), Some("wgpu"));
+    let mut tests = cargo();
+    tests.args(["test", "--release", "--workspace", "--features", "wgpu", "--lib", "--test", "integration", "--no-fail-fast"]);
+    tests.arg("--target-dir").arg(target).arg("--");
+    if names.is_empty() {
+        tests.arg("on_wgpu");
+    }
+    succeeds(tests.args(names))
 }
 
 fn succeeds(command: &mut Command) -> bool {

@@ -80,6 +80,11 @@ fn packed<B: FusionBackend>(like: &FloatTensor<Fusion<B>>, columns: usize) -> (S
 impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
     const KEY_POSITION_DIM: usize = B::KEY_POSITION_DIM;
     const TOKENS_AT_ONCE: usize = B::TOKENS_AT_ONCE;
+    const TILE_ELEMENTS: usize = B::TILE_ELEMENTS;
+
+    fn max_tensor_bytes(device: &Self::Device) -> Option<u64> {
+        B::max_tensor_bytes(device)
+    }
 
     fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
         let out = packed::<B>(&logits, ONE_COLUMNS);
@@ -136,10 +141,10 @@ impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
     }
 
     fn linear_log_probs(linear: Linear<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
-        let Linear { hidden, weight, layout } = linear;
+        let Linear { hidden, weight, layout, n_logits } = linear;
         let out = packed::<B>(&hidden, ONE_COLUMNS);
         let [packed] = node::<B, _, _, _>("linear_log_probs", [hidden, weight], [labels], [out], move |[hidden, weight], [labels]| {
-            [B::linear_log_probs(Linear { hidden, weight, layout }, labels, temperature)]
+            [B::linear_log_probs(Linear { hidden, weight, layout, n_logits }, labels, temperature)]
         });
         packed
     }
@@ -151,10 +156,10 @@ impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
         grad: FloatTensor<Self>,
         temperature: f64,
     ) -> [FloatTensor<Self>; 2] {
-        let Linear { hidden, weight, layout } = linear;
+        let Linear { hidden, weight, layout, n_logits } = linear;
         let out = [like::<B>(&hidden), like::<B>(&weight)];
         let run = move |[hidden, weight, packed, grad]: [_; 4], [labels]: [_; 1]| {
-            B::linear_log_probs_backward(Linear { hidden, weight, layout }, labels, packed, grad, temperature)
+            B::linear_log_probs_backward(Linear { hidden, weight, layout, n_logits }, labels, packed, grad, temperature)
         };
         node::<B, _, _, _>("linear_log_probs_backward", [hidden, weight, packed, grad], [labels], out, run)
     }
@@ -166,11 +171,11 @@ impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
         divergence: Divergence,
         temperature: f64,
     ) -> FloatTensor<Self> {
-        let (s, t) = (student.layout, teacher.layout);
+        let (s, t) = ((student.layout, student.n_logits), (teacher.layout, teacher.n_logits));
         let out = packed::<B>(&student.hidden, COLUMNS);
         let run = move |[s_hidden, s_weight, t_hidden, t_weight]: [_; 4], [labels]: [_; 1]| {
-            let student = Linear { hidden: s_hidden, weight: s_weight, layout: s };
-            let teacher = Linear { hidden: t_hidden, weight: t_weight, layout: t };
+            let student = Linear { hidden: s_hidden, weight: s_weight, layout: s.0, n_logits: s.1 };
+            let teacher = Linear { hidden: t_hidden, weight: t_weight, layout: t.0, n_logits: t.1 };
             [B::linear_kl(student, teacher, labels, divergence, temperature)]
         };
         let inputs = [student.hidden, student.weight, teacher.hidden, teacher.weight];
@@ -187,11 +192,11 @@ impl<B: FusionBackend + KernelOps> KernelOps for Fusion<B> {
         divergence: Divergence,
         temperature: f64,
     ) -> [FloatTensor<Self>; 2] {
-        let (s, t) = (student.layout, teacher.layout);
+        let (s, t) = ((student.layout, student.n_logits), (teacher.layout, teacher.n_logits));
         let out = [like::<B>(&student.hidden), like::<B>(&student.weight)];
         let run = move |[s_hidden, s_weight, t_hidden, t_weight, packed, grad]: [_; 6], [labels]: [_; 1]| {
-            let student = Linear { hidden: s_hidden, weight: s_weight, layout: s };
-            let teacher = Linear { hidden: t_hidden, weight: t_weight, layout: t };
+            let student = Linear { hidden: s_hidden, weight: s_weight, layout: s.0, n_logits: s.1 };
+            let teacher = Linear { hidden: t_hidden, weight: t_weight, layout: t.0, n_logits: t.1 };
             B::linear_kl_backward(student, teacher, labels, packed, grad, divergence, temperature)
         };
         let inputs = [student.hidden, student.weight, teacher.hidden, teacher.weight, packed, grad];

@@ -13,12 +13,18 @@
 //! | KL and cross-entropy forms, TAID | N V (D_s + D_t) | N V (3 D_s + D_t) |
 //! | mixtures, total variation | 2 N V (D_s + D_t) | N V (3 D_s + D_t) |
 //!
-//! Extra memory: two tiles forwards, three backwards (sizes: [`crate::linear_log_probs`]), and the gradients.
+//! That much where the logits of either model are larger than a tile; otherwise both are kept instead of computed once more. Extra memory: two tiles forwards, three backwards (sizes: [`crate::linear_log_probs`]), and the gradients.
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::{KernelOps, divergence::Divergence, linear_log_probs::LinearHead, log_softmax_kl::DivergenceRows};
+use crate::{
+    KernelOps,
+    divergence::Divergence,
+    linear_log_probs::LinearHead,
+    log_softmax_kl::{DivergenceRows, log_softmax_kl},
+    vocabulary::budget,
+};
 use burn::tensor::{Int, Tensor};
 
 /// Log p(label), entropy and divergence of each row, all at one temperature; differentiable in the student's hidden states and head.
@@ -26,7 +32,7 @@ use burn::tensor::{Int, Tensor};
 /// student hidden [N, D_s], teacher hidden [N, D_t]; vocabularies may differ in size and are cut to their shared prefix for the divergence;
 /// labels [N] -> [N] each.
 /// # Panics
-/// When widths or dtypes of hidden states and head differ or a label is negative (bugs of the caller; labels are unchecked on GPU backends).
+/// When widths or dtypes of hidden states and head differ, no entry has a logit or a label is negative (bugs of the caller; labels are unchecked on GPU backends).
 pub fn linear_kl<B: KernelOps>(
     student: LinearHead<B>,
     teacher: LinearHead<B>,
@@ -41,6 +47,20 @@ pub fn linear_kl<B: KernelOps>(
     if n_rows == 0 {
         return DivergenceRows::none(&student.hidden.device());
     }
+    match budget::are_kept(&student) && budget::are_kept(&teacher) {
+        true => log_softmax_kl(student.logits(), teacher.logits(), labels, divergence, temperature),
+        false => by_tiles(student, teacher, labels, divergence, temperature),
+    }
+}
+
+/// The operation on at least one row, whatever its size.
+pub(crate) fn by_tiles<B: KernelOps>(
+    student: LinearHead<B>,
+    teacher: LinearHead<B>,
+    labels: Tensor<B, 1, Int>,
+    divergence: Divergence,
+    temperature: f64,
+) -> DivergenceRows<B> {
     let packed = B::linear_kl(student.into_primitive(), teacher.into_primitive(), labels.into_primitive(), divergence, temperature);
     DivergenceRows::unpack(packed)
 }

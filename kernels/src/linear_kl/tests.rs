@@ -1,8 +1,8 @@
 use crate::{
     Divergence, KernelOps,
-    linear_kl::linear_kl,
-    linear_log_probs::{HeadLayout, LinearHead, linear_log_probs},
-    log_softmax_kl::{log_softmax_kl, row_divergence},
+    linear_kl::{by_tiles as kl_by_tiles, linear_kl},
+    linear_log_probs::{HeadLayout, LinearHead, by_tiles as log_probs_by_tiles, linear_log_probs},
+    log_softmax_kl::{DivergenceRows, log_softmax_kl, row_divergence},
     testing::{
         DIVERGENCES, assert_close, differences, divergence, dtypes, epsilon, log_prob_and_entropy, numbers, on_every_backend, product,
         rounded, tensor, transposed, values,
@@ -20,6 +20,8 @@ on_every_backend!(
     a_far_hidden_state_costs_nothing,
     nan_surfaces_in_its_row_only,
     no_rows_are_no_rows,
+    kept_logits_give_the_numbers_of_tiles,
+    a_cut_head_is_a_smaller_head,
 );
 
 /// One model's numbers.
@@ -51,7 +53,7 @@ impl Model {
             HeadLayout::VocabRows => tensor(&self.weight, [self.v, self.d], dtype),
             HeadLayout::VocabColumns => tensor(&transposed(&self.weight, self.d), [self.d, self.v], dtype),
         };
-        LinearHead { hidden: tensor(&self.hidden, [self.n(), self.d], dtype), weight, layout: self.layout }
+        LinearHead::new(tensor(&self.hidden, [self.n(), self.d], dtype), weight, self.layout)
     }
 
     /// A gradient of the weight as it lies, [V, D].
@@ -91,14 +93,14 @@ fn values_are_the_definition<B: KernelOps>() {
                 Divergence::SkewForward { alpha: 0.1 },
                 Divergence::Taid { t: 0.3 },
             ] {
-                let got = linear_kl(student.head::<B>(DType::F32), teacher.head(DType::F32), label_tensor.clone(), d, 0.7);
+                let got = kl_by_tiles(student.head::<B>(DType::F32), teacher.head(DType::F32), label_tensor.clone(), d, 0.7);
                 let want = |f: &dyn Fn(usize) -> f64| (0..n).map(f).collect::<Vec<_>>();
                 let what = format!("{d:?} {n} x {v_s} / {v_t}");
                 assert_close(&values(got.divergence), &want(&|i| divergence(rows(i).0, rows(i).1, rows(i).0, d, 0.7)), 2e-5, &what);
                 assert_close(&values(got.log_probs), &want(&|i| log_prob_and_entropy(rows(i).0, label[i], 0.7).0), 2e-5, &what);
                 assert_close(&values(got.entropy), &want(&|i| log_prob_and_entropy(rows(i).0, label[i], 0.7).1), 2e-5, &what);
             }
-            let (log_probs, entropy) = linear_log_probs(student.head::<B>(DType::F32), label_tensor, 0.7);
+            let (log_probs, entropy) = log_probs_by_tiles(student.head::<B>(DType::F32), label_tensor, 0.7);
             let want =
                 |f: &dyn Fn((f64, f64)) -> f64| (0..n).map(|i| f(log_prob_and_entropy(rows(i).0, label[i], 0.7))).collect::<Vec<_>>();
             assert_close(&values(log_probs), &want(&|x| x.0), 2e-5, "log_probs");
@@ -129,8 +131,8 @@ fn gradients_are_finite_differences<B: KernelOps>() {
                 (0..n).map(row).sum()
             };
             let head = student.head::<Autodiff<B>>(dtype);
-            let head = LinearHead { hidden: head.hidden.require_grad(), weight: head.weight.require_grad(), layout };
-            let rows = linear_kl(head.clone(), teacher.head(dtype), label_tensor, d, temperature);
+            let head = LinearHead { hidden: head.hidden.require_grad(), weight: head.weight.require_grad(), ..head };
+            let rows = kl_by_tiles(head.clone(), teacher.head(dtype), label_tensor, d, temperature);
             let weigh = |k: usize| tensor::<Autodiff<B>, 1>(&weights[k], [n], DType::F32);
             let grads = (rows.log_probs * weigh(0) + rows.entropy * weigh(1) + rows.divergence * weigh(2)).sum().backward();
             let d_hidden = values(head.hidden.grad(&grads).unwrap());
@@ -152,7 +154,7 @@ fn many_tiles_are_one_tile<B: KernelOps>() {
     let (_, labels) = labels::<B>(2, 1100);
     let whole = |model: &Model| tensor::<B, 2>(&model.logits(), [2, model.v], DType::F32);
     for d in DIVERGENCES {
-        let tiled = linear_kl(student.head::<B>(DType::F32), teacher.head(DType::F32), labels.clone(), d, 1.3);
+        let tiled = kl_by_tiles(student.head::<B>(DType::F32), teacher.head(DType::F32), labels.clone(), d, 1.3);
         let one = log_softmax_kl(whole(&student), whole(&teacher), labels.clone(), d, 1.3);
         assert_close(&values(tiled.divergence), &values(one.divergence), 1e-5, &format!("{d:?}"));
         assert_close(&values(tiled.log_probs), &values(one.log_probs), 1e-5, &format!("{d:?}"));
@@ -166,7 +168,7 @@ fn a_far_hidden_state_costs_nothing<B: KernelOps>() {
     (model.hidden[4], model.hidden[9]) = (8192.0, -8192.0);
     let z = model.logits();
     let (label, labels) = labels::<B>(2, 700);
-    let (log_probs, _) = linear_log_probs(model.head::<B>(DType::F32), labels, 1.0);
+    let (log_probs, _) = log_probs_by_tiles(model.head::<B>(DType::F32), labels, 1.0);
     let want: Vec<f64> = (0..2).map(|i| log_prob_and_entropy(&z[i * 700..][..700], label[i], 1.0).0).collect();
     // A logit of 8192 is a multiple of 2^-10.
     assert_close(&values(log_probs), &want, 1e-3, "log_probs");
@@ -176,7 +178,7 @@ fn nan_surfaces_in_its_row_only<B: KernelOps>() {
     let (mut student, teacher) = pair(3, 600, 600, HeadLayout::VocabRows, DType::F32);
     student.hidden[7] = f64::NAN;
     let (_, labels) = labels::<B>(3, 600);
-    let rows = linear_kl(student.head::<B>(DType::F32), teacher.head(DType::F32), labels, Divergence::ForwardKl, 1.0);
+    let rows = kl_by_tiles(student.head::<B>(DType::F32), teacher.head(DType::F32), labels, Divergence::ForwardKl, 1.0);
     for column in [rows.divergence, rows.log_probs, rows.entropy] {
         let column = values(column);
         assert!(column[0].is_finite() && column[1].is_nan() && column[2].is_finite(), "{column:?}");
@@ -185,9 +187,70 @@ fn nan_surfaces_in_its_row_only<B: KernelOps>() {
 
 fn no_rows_are_no_rows<B: KernelOps>() {
     let zeros = |n: usize, m: usize| Tensor::<B, 2>::zeros([n, m], &Default::default());
-    let head = || LinearHead { hidden: zeros(0, 5), weight: zeros(9, 5), layout: HeadLayout::VocabRows };
+    let head = || LinearHead::new(zeros(0, 5), zeros(9, 5), HeadLayout::VocabRows);
     let labels = Tensor::zeros([0], &Default::default());
     let rows = linear_kl(head(), head(), labels.clone(), Divergence::ForwardKl, 1.0);
     assert_eq!((rows.log_probs.dims(), linear_log_probs(head(), labels, 1.0).1.dims()), ([0], [0]));
     assert_eq!(row_divergence(zeros(0, 3), zeros(0, 3), Divergence::Hinton, 1.0).dims(), [0]);
+}
+
+/// Results and gradients (hidden, weight) of all three columns, each weighed differently.
+fn results<B: KernelOps>(head: &LinearHead<Autodiff<B>>, rows: DivergenceRows<Autodiff<B>>) -> [Vec<f64>; 5] {
+    let n = head.hidden.dims()[0];
+    let weigh = |salt: f64| tensor::<Autodiff<B>, 1>(&numbers(n, salt), [n], DType::F32);
+    let columns = [&rows.log_probs, &rows.entropy, &rows.divergence].map(|column| values(column.clone()));
+    let grads = (rows.log_probs * weigh(0.0) + rows.entropy * weigh(0.2) + rows.divergence * weigh(0.4)).sum().backward();
+    let [d_hidden, d_weight] = [&head.hidden, &head.weight].map(|leaf| values(leaf.grad(&grads).expect("both are leaves")));
+    let [log_probs, entropy, divergence] = columns;
+    [log_probs, entropy, divergence, d_hidden, d_weight]
+}
+
+fn assert_equal_results(got: &[Vec<f64>; 5], want: &[Vec<f64>; 5], what: &str) {
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert_close(got, want, 1e-5, &format!("{what}, result {i}"));
+    }
+}
+
+fn leaves<B: KernelOps>(head: LinearHead<Autodiff<B>>) -> LinearHead<Autodiff<B>> {
+    LinearHead { hidden: head.hidden.require_grad(), weight: head.weight.require_grad(), ..head }
+}
+
+/// Small logits are kept whole; the public function takes that way here.
+fn kept_logits_give_the_numbers_of_tiles<B: KernelOps>() {
+    for layout in [HeadLayout::VocabRows, HeadLayout::VocabColumns] {
+        for n_logits in [1100, 700] {
+            let (student, teacher) = pair(4, 1100, 1000, layout, DType::F32);
+            let (_, labels) = labels::<Autodiff<B>>(4, 700);
+            let head = leaves(student.head::<Autodiff<B>>(DType::F32).cut_to(n_logits));
+            let teacher = || teacher.head(DType::F32);
+            let what = format!("{layout:?} {n_logits}");
+            let kept = results(&head, linear_kl(head.clone(), teacher(), labels.clone(), Divergence::ReverseKl, 0.7));
+            let tiled = results(&head, kl_by_tiles(head.clone(), teacher(), labels.clone(), Divergence::ReverseKl, 0.7));
+            assert_equal_results(&kept, &tiled, &what);
+            let alone = |(log_probs, entropy): (Tensor<Autodiff<B>, 1>, Tensor<Autodiff<B>, 1>)| {
+                results(&head, DivergenceRows { divergence: log_probs.clone().detach(), log_probs, entropy })
+            };
+            let kept = alone(linear_log_probs(head.clone(), labels.clone(), 0.7));
+            let tiled = alone(log_probs_by_tiles(head.clone(), labels.clone(), 0.7));
+            assert_equal_results(&kept, &tiled, &what);
+        }
+    }
+}
+
+fn a_cut_head_is_a_smaller_head<B: KernelOps>() {
+    let (n, d, v, cut) = (3, 5, 1100, 1030);
+    for layout in [HeadLayout::VocabRows, HeadLayout::VocabColumns] {
+        let (whole, teacher) = pair(n, v, 1000, layout, DType::F32);
+        let smaller = Model { d, v: cut, hidden: whole.hidden.clone(), weight: whole.weight[..cut * d].to_vec(), layout };
+        let (_, labels) = labels::<Autodiff<B>>(n, cut);
+        let of = |head: LinearHead<Autodiff<B>>| {
+            let head = leaves(head);
+            results(&head, kl_by_tiles(head.clone(), teacher.head(DType::F32), labels.clone(), Divergence::ForwardKl, 1.0))
+        };
+        let [mut got, mut want] = [of(whole.head(DType::F32).cut_to(cut)), of(smaller.head(DType::F32))];
+        (got[4], want[4]) = (whole.as_rows(got[4].clone()), smaller.as_rows(want[4].clone()));
+        assert!(got[4][cut * d..].iter().all(|&g| g == 0.0), "{layout:?}: no logit, no gradient");
+        got[4].truncate(cut * d);
+        assert_equal_results(&got, &want, &format!("{layout:?}"));
+    }
 }

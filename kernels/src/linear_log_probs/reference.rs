@@ -2,29 +2,39 @@
 use super::{HeadLayout, Linear};
 use crate::log_probs;
 use burn::tensor::{
-    DType, TensorMetadata,
+    DType, Slice, TensorMetadata,
     backend::Backend,
     ops::{FloatTensor, IntTensor},
 };
 
-/// [N, V] f32.
+/// [N, n_logits] f32.
 pub(crate) fn logits<B: Backend>(linear: &Linear<B>) -> FloatTensor<B> {
-    let [hidden, weight] = [&linear.hidden, &linear.weight].map(f32_of::<B>);
+    let (hidden, weight) = (f32_of::<B>(&linear.hidden), f32_of::<B>(&B::float_slice(linear.weight.clone(), &entries(linear))));
     match linear.layout {
         HeadLayout::VocabRows => B::float_matmul(hidden, B::float_swap_dims(weight, 0, 1)),
         HeadLayout::VocabColumns => B::float_matmul(hidden, weight),
     }
 }
 
-/// (d hidden, d weight) from the gradient of the logits, [N, V] f32.
+/// (d hidden, d weight) from the gradient of the logits, [N, n_logits] f32.
 pub(crate) fn pull_back<B: Backend>(linear: Linear<B>, grad: FloatTensor<B>) -> [FloatTensor<B>; 2] {
-    let [hidden, weight] = [&linear.hidden, &linear.weight].map(f32_of::<B>);
+    let (hidden, weight) = (f32_of::<B>(&linear.hidden), f32_of::<B>(&B::float_slice(linear.weight.clone(), &entries(&linear))));
     let transposed = |tensor: FloatTensor<B>| B::float_swap_dims(tensor, 0, 1);
     let (d_hidden, d_weight) = match linear.layout {
         HeadLayout::VocabRows => (B::float_matmul(grad.clone(), weight), B::float_matmul(transposed(grad), hidden)),
         HeadLayout::VocabColumns => (B::float_matmul(grad.clone(), transposed(weight)), B::float_matmul(transposed(hidden), grad)),
     };
-    [B::float_cast(d_hidden, linear.hidden.dtype().into()), B::float_cast(d_weight, linear.weight.dtype().into())]
+    let dtype = linear.weight.dtype();
+    let none = B::float_zeros(linear.weight.shape(), &B::float_device(&linear.weight), dtype.into());
+    let d_weight = B::float_slice_assign(none, &entries(&linear), B::float_cast(d_weight, dtype.into()));
+    [B::float_cast(d_hidden, linear.hidden.dtype().into()), d_weight]
+}
+
+/// Where in the weight the entries lie that have a logit.
+fn entries<B: Backend>(linear: &Linear<B>) -> [Slice; 2] {
+    let mut ranges = [0, 1].map(|dim| 0..linear.weight.shape()[dim]);
+    ranges[linear.layout.vocab_dim()] = 0..linear.n_logits;
+    ranges.map(Slice::from)
 }
 
 fn f32_of<B: Backend>(tensor: &FloatTensor<B>) -> FloatTensor<B> {

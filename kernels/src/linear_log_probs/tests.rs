@@ -29,13 +29,10 @@ fn loss(hidden: &[f64], weight: &[f64], weights: &[Vec<f64>; 2]) -> f64 {
 
 fn gradients_are_finite_differences<B: KernelOps>() {
     let (hidden, weight, weights) = case();
-    let head = LinearHead::<Autodiff<B>> {
-        hidden: tensor(&hidden, [N, D], DType::F32).require_grad(),
-        weight: tensor(&weight, [V, D], DType::F32).require_grad(),
-        layout: HeadLayout::VocabRows,
-    };
+    let leaf = |values: &[f64], shape: [usize; 2]| tensor::<Autodiff<B>, 2>(values, shape, DType::F32).require_grad();
+    let head = LinearHead::new(leaf(&hidden, [N, D]), leaf(&weight, [V, D]), HeadLayout::VocabRows);
     let labels = Tensor::from_data(LABELS, &Default::default());
-    let (log_probs, entropy) = linear_log_probs(head.clone(), labels, 0.7);
+    let (log_probs, entropy) = by_tiles(head.clone(), labels, 0.7);
     let weigh = |k: usize| tensor::<Autodiff<B>, 1>(&weights[k], [N], DType::F32);
     let grads = (log_probs * weigh(0) + entropy * weigh(1)).sum().backward();
     let at: Vec<usize> = (0..N * D).collect();
@@ -52,15 +49,11 @@ fn the_reference_has_the_gradients_of_the_tiles() {
     let (hidden, weight, _) = case();
     for layout in [HeadLayout::VocabRows, HeadLayout::VocabColumns] {
         let linear = || {
-            let head = LinearHead::<Flex> {
-                hidden: tensor(&hidden, [N, D], DType::F32),
-                weight: match layout {
-                    HeadLayout::VocabRows => tensor(&weight, [V, D], DType::F32),
-                    HeadLayout::VocabColumns => tensor(&transposed(&weight, D), [D, V], DType::F32),
-                },
-                layout,
+            let weight = match layout {
+                HeadLayout::VocabRows => tensor(&weight, [V, D], DType::F32),
+                HeadLayout::VocabColumns => tensor(&transposed(&weight, D), [D, V], DType::F32),
             };
-            head.into_primitive()
+            LinearHead::<Flex>::new(tensor(&hidden, [N, D], DType::F32), weight, layout).into_primitive()
         };
         let labels = || Tensor::<Flex, 1, Int>::from_data(LABELS, &Default::default()).into_primitive();
         let grad = || tensor::<Flex, 2>(&numbers(N * 7, 0.4), [N, 7], DType::F32).into_primitive().tensor();

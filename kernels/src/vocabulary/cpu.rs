@@ -307,9 +307,6 @@ fn finish_one(packed: &mut [f32], scale: f32) {
 }
 
 impl Tiles for Flex {
-    /// 16 MiB: the products are large enough to run at full speed, and the tile is read back from the last-level cache where there is one.
-    const TILE_ELEMENTS: usize = 1 << 22;
-
     fn product(lhs: CpuTensor, rhs: CpuTensor) -> CpuTensor {
         let f32_of = |tensor: CpuTensor| if tensor.dtype() == DType::F32 { tensor } else { Self::float_cast(tensor, DType::F32.into()) };
         Self::float_matmul(f32_of(lhs), f32_of(rhs))

@@ -35,8 +35,6 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> Tiles for 
 where
     Self: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
 {
-    const TILE_ELEMENTS: usize = 1 << 25;
-
     fn product(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R> {
         matmul(lhs, rhs, None, MatmulStrategy::default(), DType::F32).expect("a matrix product of two matrices that fit can be launched")
     }

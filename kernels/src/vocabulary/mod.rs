@@ -28,6 +28,7 @@
 //! mixture      a = p_s (a (ln p_s - ln m) + a) - (a p_s + b p_t) w p_s / m
 //! variation    a = 1/2 sign(p_s - p_t) p_s
 //! ```
+pub(crate) mod budget;
 pub(crate) mod cpu;
 mod cpu_grad;
 mod cpu_normalisers;

@@ -1,6 +1,7 @@
 //! The operations over the vocabulary, written once for every backend that can fold tiles.
-use super::Span;
+use super::{Span, budget::tile_columns};
 use crate::{
+    KernelOps,
     divergence::Plan,
     linear_log_probs::{HeadLayout, Linear},
 };
@@ -10,18 +11,8 @@ use burn::tensor::{
     ops::{FloatTensor, IntTensor},
 };
 
-/// Columns of a tile are a multiple of this (where there are so many), so that slices of a head stay aligned.
-const TILE_MULTIPLE: usize = 128;
-/// A tile has at most this part of the columns there would be without tiles, so that extra memory stays small beside [N, V].
-const TILE_PART: usize = 64;
-/// Columns below which the products get slow; smaller vocabularies than [`TILE_PART`] of these have relatively larger tiles.
-const MIN_TILE: usize = 512;
-
 /// What a backend does with tiles; `vocabulary` says what a packed row is. `scale` is 1 / temperature.
-pub(crate) trait Tiles: Backend {
-    /// Elements of a tile at most (unless [`MIN_TILE`] columns have more).
-    const TILE_ELEMENTS: usize;
-
+pub(crate) trait Tiles: KernelOps {
     /// lhs [N, K], rhs [K, M] of one dtype -> [N, M] in f32.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self>;
 
@@ -89,10 +80,6 @@ fn n_rows<B: Tiles>(linear: &Linear<B>) -> usize {
     linear.hidden.shape()[0]
 }
 
-fn n_vocab<B: Tiles>(linear: &Linear<B>) -> usize {
-    linear.weight.shape()[linear.layout.vocab_dim()]
-}
-
 /// The head's columns of a range of the vocabulary, [D, W].
 fn head<B: Tiles>(linear: &Linear<B>, start: usize, end: usize) -> FloatTensor<B> {
     let d_model = linear.hidden.shape()[1];
@@ -112,7 +99,7 @@ fn logits<B: Tiles>(linear: &Linear<B>, start: usize, end: usize) -> FloatTensor
 struct LinearGradients<B: Backend> {
     /// [N, D] f32
     hidden: Option<FloatTensor<B>>,
-    /// As the weight.
+    /// As the weight; 0 for entries without a logit.
     weight: FloatTensor<B>,
 }
 
@@ -145,10 +132,9 @@ impl<B: Tiles> LinearGradients<B> {
     }
 }
 
-/// `start..end` in tiles for `n_rows` rows; all of them from multiples of [`TILE_MULTIPLE`] on.
+/// `start..end` in tiles for `n_rows` rows.
 fn tiles<B: Tiles>(n_rows: usize, start: usize, end: usize) -> Vec<Span> {
-    let columns = (B::TILE_ELEMENTS / n_rows.max(1)).min((end - start).div_ceil(TILE_PART)).max(MIN_TILE);
-    let columns = columns.next_multiple_of(TILE_MULTIPLE);
+    let columns = tile_columns(n_rows, end - start, B::TILE_ELEMENTS);
     (start..end).step_by(columns).map(|at| Span { start: 0, end: columns.min(end - at), offset: at }).collect()
 }
 
@@ -203,7 +189,7 @@ pub(crate) fn log_softmax_kl_backward<B: Tiles>(
 
 pub(crate) fn linear_log_probs<B: Tiles>(linear: Linear<B>, labels: IntTensor<B>, temperature: f64) -> FloatTensor<B> {
     let mut packed = None;
-    for span in tiles::<B>(n_rows(&linear), 0, n_vocab(&linear)) {
+    for span in tiles::<B>(n_rows(&linear), 0, linear.n_logits) {
         let tile = logits(&linear, span.offset, span.offset + span.end);
         packed = Some(B::fold_one(tile, labels.clone(), packed, span, (1.0 / temperature) as f32));
     }
@@ -218,7 +204,7 @@ pub(crate) fn linear_log_probs_backward<B: Tiles>(
     temperature: f64,
 ) -> [FloatTensor<B>; 2] {
     let mut sums = LinearGradients::new(&linear);
-    for span in tiles::<B>(n_rows(&linear), 0, n_vocab(&linear)) {
+    for span in tiles::<B>(n_rows(&linear), 0, linear.n_logits) {
         let (start, end) = (span.offset, span.offset + span.end);
         let (scale, dtype) = ((1.0 / temperature) as f32, linear.weight.dtype());
         let tile = B::grad_one(logits(&linear, start, end), labels.clone(), packed.clone(), grad.clone(), dtype, span, scale);
@@ -235,7 +221,7 @@ pub(crate) fn linear_kl<B: Tiles>(
     temperature: f64,
 ) -> FloatTensor<B> {
     let scale = (1.0 / temperature) as f32;
-    let shared = n_vocab(&student).min(n_vocab(&teacher));
+    let shared = student.n_logits.min(teacher.n_logits);
     let shared_tiles = tiles::<B>(n_rows(&student), 0, shared);
     let tile = |linear: &Linear<B>, span: &Span| logits(linear, span.offset, span.offset + span.end);
     let mut packed = None;
@@ -248,7 +234,7 @@ pub(crate) fn linear_kl<B: Tiles>(
             packed = B::fold_second(tile(&student, span), tile(&teacher, span), packed, *span, i == 0, plan, scale);
         }
     }
-    for span in tiles::<B>(n_rows(&student), shared, n_vocab(&student)) {
+    for span in tiles::<B>(n_rows(&student), shared, student.n_logits) {
         packed = B::fold_one(tile(&student, &span), labels.clone(), Some(packed), span, scale);
     }
     packed
@@ -264,7 +250,7 @@ pub(crate) fn linear_kl_backward<B: Tiles>(
     temperature: f64,
 ) -> [FloatTensor<B>; 2] {
     let (scale, dtype) = ((1.0 / temperature) as f32, student.weight.dtype());
-    let shared = n_vocab(&student).min(n_vocab(&teacher));
+    let shared = student.n_logits.min(teacher.n_logits);
     let mut sums = LinearGradients::new(&student);
     for span in tiles::<B>(n_rows(&student), 0, shared) {
         let (start, end) = (span.offset, span.offset + span.end);
@@ -272,7 +258,7 @@ pub(crate) fn linear_kl_backward<B: Tiles>(
         let tile = B::grad_two(s, t, labels.clone(), packed.clone(), grad.clone(), dtype, span, plan, scale);
         sums.add(&student, start, end, tile);
     }
-    for span in tiles::<B>(n_rows(&student), shared, n_vocab(&student)) {
+    for span in tiles::<B>(n_rows(&student), shared, student.n_logits) {
         let (start, end) = (span.offset, span.offset + span.end);
         let tile = B::grad_one(logits(&student, start, end), labels.clone(), packed.clone(), grad.clone(), dtype, span, scale);
         sums.add(&student, start, end, tile);

@@ -7,7 +7,7 @@ use burn::{
 use dgpo_models::{
     cache::{CacheRows, KvCache},
     decoder::Decoder,
-    heads::{Critic, log_probs_of_logits, token_log_probs},
+    heads::{Critic, token_log_probs},
     rope,
 };
 
@@ -117,7 +117,7 @@ fn log_probs_and_entropies_match() {
         let ints = |x: Vec<i64>| Tensor::<Flex, 1, Int>::from_data(TensorData::new(x.clone(), [x.len()]), &Default::default());
         let hidden = hidden.select(0, ints(rows));
         for temperature in ["1.0", "0.7"] {
-            let got = token_log_probs(&model, hidden.clone(), ints(labels.clone()), temperature.parse().unwrap(), 5);
+            let got = token_log_probs(model.head(hidden.clone()), ints(labels.clone()), temperature.parse().unwrap());
             let want_width = oracle.shape("left.entropy_T1.0")[1];
             for (key, got) in [("token_logprobs", got.log_probs), ("entropy", got.entropy)] {
                 let want = oracle.floats(&format!("left.{key}_T{temperature}"));
@@ -132,7 +132,7 @@ fn log_probs_and_entropies_match() {
 fn nan_logits_give_nan_log_probs_and_entropy() {
     let logits = Tensor::<Flex, 2>::from_data([[1.0, f32::NAN, 0.0], [1.0, 2.0, 3.0]], &Default::default());
     let labels = Tensor::<Flex, 1, Int>::from_data([0, 0], &Default::default());
-    let got = log_probs_of_logits(logits, labels, 1.0);
+    let got = token_log_probs(logits, labels, 1.0);
     for values in [f32s(got.log_probs), f32s(got.entropy)] {
         assert!(values[0].is_nan() && values[1].is_finite(), "{values:?}");
     }
@@ -269,7 +269,7 @@ fn gradients_match() {
         let n = rows.len();
         let ints = |x: Vec<i64>| Tensor::<Train, 1, Int>::from_data(TensorData::new(x, [n]), &Default::default());
         let hidden = hidden.reshape([-1, d_model as i32]).select(0, ints(rows));
-        let loss = token_log_probs(&model, hidden, ints(targets), 1.0, 7).log_probs.sum().neg() / n as f64;
+        let loss = token_log_probs(model.head(hidden), ints(targets), 1.0).log_probs.sum().neg() / n as f64;
         let want_loss = oracle.json["grad.loss"].as_f64().unwrap() as f32;
         assert_close(&f32s(loss.clone()), &[want_loss], 1e-4 * want_loss, name);
 

@@ -183,7 +183,7 @@ fn vocabularies_of_different_size_are_cut_before_the_softmax() {
 fn kd(student: Tensor<B, 2>, teacher: Tensor<B, 2>, mask: &[f32], weights: KdWeights, normaliser: f64) -> Tensor<B, 1> {
     let labels = Tensor::from_data(TensorData::new(vec![1i64; mask.len()], [mask.len()]), &Default::default());
     let mask = Tensor::from_data(TensorData::new(mask.to_vec(), [mask.len()]), &Default::default());
-    kd_loss(student, Some(teacher), labels, mask, weights, normaliser)
+    kd_loss(student.into(), Some(teacher.into()), labels, mask, weights, normaliser)
 }
 
 #[test]
