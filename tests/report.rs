@@ -243,7 +243,8 @@ fn the_page_fits_a_phone_and_follows_the_colours_of_the_system() {
     let mut backgrounds = Vec::new();
     for (width, height, scheme) in [(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light"), (390, 844, "dark")] {
         browser.screen(width, height, scheme);
-        assert_eq!(browser.evaluate("document.documentElement.scrollWidth"), width, "something is wider than the screen");
+        let overflow = browser.evaluate(&format!("Math.max(0, document.documentElement.scrollWidth - {width})"));
+        assert_eq!(overflow, 0, "something is wider than the screen");
         for (name, part) in [("top", "body"), ("curves", "#curves"), ("episodes", "#episodes"), ("tokens", "#tokens")] {
             let show = format!(
                 "document.querySelector('{part}').scrollIntoView({{behavior: 'instant'}}); document.querySelector('#tokens .t[tabindex=\"0\"]').focus({{preventScroll: true}})"

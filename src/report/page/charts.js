@@ -102,8 +102,10 @@
       });
       tip.replaceChildren(...lines.map((line) => make("div", {}, line)));
       tip.hidden = false;
-      const left = svg.offsetLeft + x(step);
-      tip.style.top = `${svg.offsetTop + TOP}px`;
+      // Relative to the figure, whose border lies outside of what `left` counts from.
+      const [inner, outer] = [svg.getBoundingClientRect(), figure.getBoundingClientRect()];
+      const left = inner.left - outer.left - figure.clientLeft + x(step);
+      tip.style.top = `${inner.bottom - outer.top - figure.clientTop - height + TOP}px`;
       tip.style.left = left + tip.offsetWidth + 14 > figure.clientWidth ? `${Math.max(4, left - tip.offsetWidth - 10)}px` : `${left + 10}px`;
     }
     function leave() { now = -1; tip.hidden = true; cursor.replaceChildren(); }
