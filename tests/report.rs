@@ -163,7 +163,10 @@ fn the_page_works_in_a_browser() {
 
     // The numbers of the second agent token of a wrong episode, reached with the keyboard.
     choose(&mut browser, "filter", "wrong");
-    let record = records.iter().find(|record| !record.episode.is_correct()).unwrap();
+    let is_fit = |record: &EpisodeRecord| !record.episode.is_correct() && record.episode.segments[1].ids().len() > 1;
+    let line = lines(&records, is_fit)[0];
+    let record = &records[line - 1];
+    browser.evaluate(&format!("document.querySelector('[data-line=\"{line}\"]').click()"));
     browser.evaluate("document.querySelector('#tokens .t[tabindex=\"0\"]').focus()");
     browser.press("ArrowRight");
     let shown = panel(&mut browser);
@@ -223,6 +226,12 @@ fn the_page_works_in_a_browser() {
     let read: Vec<&str> = tip.as_str().unwrap().lines().collect();
     assert_eq!(read[0], "step 3");
     assert!((read[1].parse::<f64>().unwrap() - reward).abs() < 1e-4, "{tip} for {reward}");
+
+    // It says so beside the point, which is in the right half of the chart.
+    let middle =
+        |part: &str| format!("(({{left, right}}) => (left + right) / 2)(document.querySelector('{part}').getBoundingClientRect())");
+    let figure = "figure[data-metric=\"rollout/reward\"]";
+    assert_eq!(browser.evaluate(&format!("{} > {}", middle(&format!("{figure} .tip")), middle(figure))), true);
 
     assert_eq!(browser.errors(), Vec::<&Value>::new());
     assert!(
