@@ -16,8 +16,22 @@ fn help(world: &World, command: &[&str]) -> Ended {
 #[test]
 fn help_lists_exactly_the_commands_that_exist() {
     let world = World::new();
-    let expected =
-        ["train", "eval", "ask", "demos", "data", "plan", "index", "model", "runs", "doctor", "conformance", "portability", "bench"];
+    let expected = [
+        "train",
+        "eval",
+        "ask",
+        "demos",
+        "data",
+        "plan",
+        "index",
+        "model",
+        "runs",
+        "report",
+        "doctor",
+        "conformance",
+        "portability",
+        "bench",
+    ];
     assert_eq!(commands_in(&help(&world, &[]).stdout), expected);
     let groups: [(&str, &[&str]); 5] = [
         ("data", &["tiny"]),
@@ -35,7 +49,7 @@ fn help_lists_exactly_the_commands_that_exist() {
             assert!(help(&world, &[command, name]).stdout.contains("Usage: dgpo "), "{command} {name}");
         }
     }
-    assert_eq!(world.dgpo(&["report"]).code, Some(2));
+    assert_eq!(world.dgpo(&["rapport"]).code, Some(2));
 }
 
 #[test]

@@ -13,8 +13,10 @@
 //! | [`outage`] | a retrieval server that goes away and comes back |
 //! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
 //! | [`real`] | real weights, questions, passages and episodes, where `DGPO_DATA_DIR` names them |
+//! | [`report`], [`browser`] | reports of runs, in headless Chromium and in TensorBoard |
 //! | [`properties`] | invariances of one training step |
 mod bad_input;
+mod browser;
 mod cli;
 mod conformance;
 mod evaluate;
@@ -25,6 +27,7 @@ mod outage;
 mod portability;
 mod properties;
 mod real;
+mod report;
 mod resume;
 mod runs;
 mod support;

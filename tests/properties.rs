@@ -121,7 +121,7 @@ fn networks_after_rl_step(episodes: &[Episode], teacher: &Decoder<Cpu>, recipe: 
         n_skipped: 0,
     };
     let episodes: Vec<&Episode> = episodes.iter().collect();
-    let metrics = rl_step::<CpuTrain>(&mut networks, Some(teacher), &episodes, recipe, 0, &Default::default());
+    let metrics = rl_step::<CpuTrain>(&mut networks, Some(teacher), &episodes, recipe, 0, &Default::default()).metrics;
     (networks, metrics)
 }
 

@@ -26,6 +26,7 @@ pub mod output;
 pub mod plan;
 pub mod portability;
 pub mod progress;
+pub mod report;
 pub mod runs;
 pub mod table;
 pub mod train;
@@ -67,6 +68,7 @@ enum Command {
     Index(index::Args),
     Model(model::Args),
     Runs(runs::Args),
+    Report(report::Args),
     Doctor(doctor::Args),
     Conformance(conformance::Args),
     Portability(portability::Args),
@@ -113,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Index(args) => index::run(args, context),
         Command::Model(args) => model::run(args),
         Command::Runs(args) => runs::run(args),
+        Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Conformance(args) => conformance::run(args),
         Command::Portability(args) => portability::run(&args),

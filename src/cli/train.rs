@@ -4,7 +4,7 @@ use super::{
     args::{DeviceArgs, RecipeArgs, stop_on_interrupt},
     output, plan,
     progress::Progress,
-    table,
+    report, table,
 };
 use crate::{
     config::{Loaded, Recipe, check},
@@ -92,7 +92,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             create(loaded, args.device.device)?
         }
     };
-    let path = run.path().to_owned();
+    let (path, finished) = (run.path().to_owned(), run.clone());
     // Held until the process ends: a second one would write into the same files.
     let _lock = run.lock()?;
     output::say(&format!("run {} (seed {}, {})", path.display(), recipe.run.seed, args.device.device));
@@ -107,6 +107,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             } else {
                 output::data(&table::summary(&summary))?
             }
+            write_report(&finished);
             output::say(&format!("{}; everything is in {}", output::duration(summary.wall_s), path.display()));
             Ok(Outcome::Done)
         }
@@ -117,6 +118,19 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         Err(error) => {
             let next = resume_command(&path, args.device.device);
             Err(with_advice(error, &path).context(format!("the run {} failed; continue with: {next}", path.display())))
+        }
+    }
+}
+
+/// The run is done whatever becomes of its report, which can be written again at any time.
+fn write_report(run: &RunDir) {
+    match crate::report::write(run) {
+        Ok(written) => {
+            report::warn(&written);
+            output::say(&format!("report: {}", written.html.display()));
+        }
+        Err(error) => {
+            output::warn(&format!("the report was not written: {error}; hint: dgpo report {} writes it again", run.path().display()))
         }
     }
 }

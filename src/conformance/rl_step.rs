@@ -204,7 +204,7 @@ impl<B: TrainBackend> Step<'_, B> {
         let chain = self.chain;
         let mut networks = self.networks()?;
         let episodes: Vec<&Episode> = episodes.iter().collect();
-        let metrics = rl_step(&mut networks, Some(&chain.teacher), &episodes, &self.recipe, 0, chain.device);
+        let metrics = rl_step(&mut networks, Some(&chain.teacher), &episodes, &self.recipe, 0, chain.device).metrics;
         let steps = list(chain.json, "actor")?;
         let recorded = [(POLICY_LOSS, "loss"), (CLIP_FRACTION, "clipfrac"), (APPROX_KL, "ppo_kl"), (ACTOR_GRAD_NORM, "grad_norm")];
         for (name, key) in recorded.into_iter().filter(|(_, key)| steps.iter().all(|step| step.get(key).is_some())) {

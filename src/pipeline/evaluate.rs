@@ -14,9 +14,6 @@ use dgpo_models::{TrainBackend, decoder::Decoder};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// Folder of the evaluations inside a run directory.
-const EVALUATION_DIR: &str = "evaluation";
-
 impl<B: TrainBackend> Pipeline<'_, B> {
     /// Evaluates student, teacher and what was trained, and writes the summary. A model that was evaluated already is not played again.
     pub(super) fn evaluate(
@@ -71,7 +68,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let Subject { name, number, of } = subject;
         let data = &self.setup.recipe.data;
         let (test, max_test, needs_arcap) = (data.test.clone(), data.max_test, self.setup.recipe.eval.arcap);
-        let dir = self.run.path().join(EVALUATION_DIR);
+        let dir = self.run.evaluation_dir();
         let path = dir.join(format!("{name}.json"));
         let io = |path: &PathBuf| {
             let path = path.clone();

@@ -9,7 +9,7 @@ use crate::{
     data::{questions::Question, sampler::Sampler},
     retriever::Retriever,
     rng::{Key, Purpose},
-    rollout::{Episode, EpisodeStats, episode::write_episodes},
+    rollout::{Episode, EpisodeRecord, EpisodeStats, record::write_records},
     tokenizer::Tokenizer,
     trainer::{
         checkpoint,
@@ -74,7 +74,8 @@ impl<B: TrainBackend> Pipeline<'_, B> {
 
             let mut metrics = Metrics::default();
             record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
-            metrics.extend(rl_step::<B>(&mut networks, reference.as_ref(), &trainable, &self.setup.recipe, step, &self.setup.device));
+            let learned = rl_step::<B>(&mut networks, reference.as_ref(), &trainable, &self.setup.recipe, step, &self.setup.device);
+            metrics.extend(learned.metrics);
             step += 1;
             let seconds = started.elapsed().as_secs_f64();
             let n_agent: usize = episodes.iter().map(Episode::n_agent_tokens).sum();
@@ -86,7 +87,8 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             // Before the checkpoint: a run resumed from it has the metrics of every step it stands for.
             self.report(Phase::Rl, step, total, &metrics)?;
             if self.is_save_due(step, total) {
-                write_episodes(&self.run.episodes_dir().join(format!("rl-step-{step:06}.jsonl")), &episodes)?;
+                let records = EpisodeRecord::beside(episodes, learned.tokens);
+                write_records(&self.run.episodes_dir().join(format!("rl-step-{step:06}.jsonl")), &records)?;
                 self.save_rl(step, total, &sampler, &networks, &side_files)?;
             }
             if self.stop.is_requested() && step < total {

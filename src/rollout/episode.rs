@@ -166,7 +166,7 @@ pub fn read_episodes(path: &Path) -> Result<Vec<Episode>, DataError> {
 }
 
 /// What every consumer of an episode relies on and JSON alone does not guarantee.
-fn check_record(episode: &Episode) -> Result<(), String> {
+pub(super) fn check_record(episode: &Episode) -> Result<(), String> {
     if !episode.segments.first().is_some_and(Segment::is_prompt) {
         return Err("the first segment is not the prompt".to_owned());
     }

@@ -4,9 +4,11 @@
 pub mod batch;
 pub mod episode;
 pub mod play;
+pub mod record;
 pub mod scripted;
 pub mod stats;
 pub mod trajectory;
 pub use batch::{RolloutBatch, TokenIndex};
 pub use episode::{Episode, ObservationKind, Segment, Status};
+pub use record::{EpisodeRecord, TokenRecord};
 pub use stats::EpisodeStats;

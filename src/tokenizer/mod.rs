@@ -5,6 +5,7 @@
 //! others (Metaspace, WordPiece, byte fallback) a token's text depends on its neighbours and the crate decodes.
 
 pub mod chat;
+pub mod piece;
 pub mod stream;
 
 use chat::ChatTemplate;

@@ -25,7 +25,7 @@ use crate::{
         schedule::learning_rate,
     },
     config::{GaeOver, KlMode, KlPlacement, Recipe},
-    rollout::{Episode, RolloutBatch},
+    rollout::{Episode, RolloutBatch, TokenRecord, record::Measured},
 };
 use burn::{
     optim::GradientsAccumulator,
@@ -49,6 +49,14 @@ pub struct ActorCritic<B: TrainBackend> {
     pub n_skipped: usize,
 }
 
+/// What a step leaves beside the changed networks.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub metrics: Metrics,
+    /// The numbers of each episode's tokens before the update.
+    pub tokens: Vec<TokenRecord>,
+}
+
 /// Updates actor and critic on the trainable episodes of one step (`step` of `recipe.rl.steps`, from 0).
 ///
 /// # Panics
@@ -60,7 +68,7 @@ pub fn rl_step<B: TrainBackend>(
     recipe: &Recipe,
     step: usize,
     device: &B::Device,
-) -> Metrics {
+) -> Step {
     let mut metrics = Metrics::default();
     let pass = &Pass { micro_batch_tokens: recipe.rl.micro_batch_tokens, temperature: recipe.episode.temperature, device };
     let mut batch = RolloutBatch::new(episodes);
@@ -74,6 +82,7 @@ pub fn rl_step<B: TrainBackend>(
     let in_reward = if recipe.kl.placement == KlPlacement::Reward { networks.kl.coef } else { 0.0 };
     let rewards = token_rewards(&batch, &kl, recipe.kl.mode, in_reward);
     let advantages = gae(&batch, &rewards.rewards, &recipe.gae);
+    let tokens = token_records(&batch, &penalised, &kl, &advantages, recipe);
 
     let lr = learning_rate(&recipe.optim.actor, step, recipe.rl.steps);
     let critic_lr = learning_rate(&recipe.optim.critic, step, recipe.rl.steps);
@@ -103,7 +112,18 @@ pub fn rl_step<B: TrainBackend>(
     metrics.set(CRITIC_LEARNING_RATE, critic_lr);
     networks.kl.update(rewards.mean_kl, batch.n_rows);
     metrics.set(SKIPPED_UPDATES, networks.n_skipped as f64);
-    metrics
+    Step { metrics, tokens }
+}
+
+/// The numbers of each row's tokens, as far as [`log_probs_and_penalty`] had a reason to compute them.
+fn token_records(batch: &RolloutBatch, penalised: &[usize], kl: &[f32], advantages: &Advantages, recipe: &Recipe) -> Vec<TokenRecord> {
+    let is_sampled = full_divergence(recipe.kl.estimator).is_none();
+    let record = |row: usize| {
+        let has_kl = recipe.kl.coef != 0.0 && penalised.contains(&row);
+        let measured = Measured { has_ref_log_probs: has_kl && is_sampled, has_kl, has_values: true };
+        TokenRecord::of_row(batch, row, kl, &advantages.advantages, measured)
+    };
+    (0..batch.n_rows).map(record).collect()
 }
 
 /// Fills the batch's log-probs under actor and reference; KL_t of the penalised rows' agent tokens, `[B, T]`.

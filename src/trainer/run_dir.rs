@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! runs/NAME/  recipe.toml (resolved)   provenance.json   metrics.jsonl   summary.json   episodes/   checkpoints/   lock
+//!             report.md   report.html   tb/                  (written by `crate::report` from the others)
 //! ```
 //! One process at a time writes into a run: it holds the operating system's lock on the file `lock`, which ends with the process however that ends.
 //! A metrics line is one flat object, `{"phase":"rl","step":3,"rollout/reward":0.41,...}`, flushed as it is written. The step is the number
@@ -23,6 +24,7 @@ const PROVENANCE_FILE: &str = "provenance.json";
 const METRICS_FILE: &str = "metrics.jsonl";
 const SUMMARY_FILE: &str = "summary.json";
 const EPISODES_DIR: &str = "episodes";
+const EVALUATION_DIR: &str = "evaluation";
 const LOCK_FILE: &str = "lock";
 
 /// Why a run directory cannot be made, opened or written.
@@ -147,6 +149,11 @@ impl RunDir {
         self.path.join(EPISODES_DIR)
     }
 
+    /// Where each evaluated model's figures lie, `NAME.json`; made with the first of them.
+    pub fn evaluation_dir(&self) -> PathBuf {
+        self.path.join(EVALUATION_DIR)
+    }
+
     /// The resolved recipe; also what a resumed run uses.
     /// # Errors
     /// If the file was changed into something that is no recipe.
@@ -183,6 +190,13 @@ impl RunDir {
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
+    /// What the run was made with ([`super::provenance::Provenance`]); `Null` where that is not known.
+    /// # Errors
+    /// If the file is damaged.
+    pub fn provenance(&self) -> Result<Value, RunDirError> {
+        Ok(self.read_json(PROVENANCE_FILE)?.unwrap_or(Value::Null))
+    }
+
     /// Writes the final figures (`crate::eval::Summary`; this layer only stores them).
     /// # Errors
     /// If the disk fails.
@@ -194,7 +208,12 @@ impl RunDir {
     /// # Errors
     /// If the file is damaged.
     pub fn summary<T: DeserializeOwned>(&self) -> Result<Option<T>, RunDirError> {
-        let path = self.path.join(SUMMARY_FILE);
+        self.read_json(SUMMARY_FILE)
+    }
+
+    /// A small JSON file, if it is there.
+    fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, RunDirError> {
+        let path = self.path.join(name);
         if !path.is_file() {
             return Ok(None);
         }
@@ -204,7 +223,9 @@ impl RunDir {
     }
 
     /// Replaces a small file as a whole: written beside and renamed, so that a reader never sees half of it.
-    fn write(&self, name: &str, text: String) -> Result<(), RunDirError> {
+    /// # Errors
+    /// If the disk fails.
+    pub fn write(&self, name: &str, text: String) -> Result<(), RunDirError> {
         let (path, temporary) = (self.path.join(name), self.path.join(format!(".tmp-{name}")));
         let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path));
         written.map_err(io_error("write", &path))

@@ -24,6 +24,7 @@ Commands of dgpo (built in release, then run; `cargo xtask VERB --help` explains
   data         tiny: make the files of the built-in world anew
   model        info | export: look into a model folder, or write it in another dtype
   runs         list | show: what was run, and what came out
+  report       a run as report.html, report.md and TensorBoard events
   plan         the resolved recipe, its steps, tokens and memory; starts nothing
   doctor       check the machine
   conformance  compare with recorded reference numbers

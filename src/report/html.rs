@@ -1,0 +1,300 @@
+//! The page: one file that loads nothing, with everything that comes from data escaped.
+//!
+//! Text goes into the page in two ways, and each has one door: [`escaped`] for HTML, [`embedded`] for the JSON that the scripts read. A passage,
+//! a question or a file's name may hold anything, `</script>` included; the scripts put text into the page as text (`textContent`), never as HTML.
+use super::{
+    Report,
+    episodes::Episodes,
+    facts::{COLUMNS, Model, datasets},
+};
+use serde::Serialize;
+use serde_json::json;
+
+const TEMPLATE: &str = include_str!("page/page.html");
+const STYLE: &str = include_str!("page/style.css");
+const SCRIPTS: [&str; 3] = [include_str!("page/common.js"), include_str!("page/charts.js"), include_str!("page/viewer.js")];
+
+/// The whole file.
+pub fn page(report: &Report) -> String {
+    let facts = &report.facts;
+    let slot = |name: &str| match name {
+        "name" => escaped(&facts.name),
+        "subtitle" => escaped(&facts.subtitle),
+        "style" => STYLE.to_owned(),
+        "warnings" => warnings(&report.warnings),
+        "results" => results(&facts.models),
+        "shown" => escaped(&what_is_shown(&report.episodes)),
+        "run" => what_was_run(report),
+        "version" => escaped(env!("CARGO_PKG_VERSION")),
+        "data" => embedded(&json!({"sections": report.sections, "episodes": report.episodes})),
+        "script" => SCRIPTS.concat(),
+        _ => unreachable!("the template has a slot {name}, which nothing fills"),
+    };
+    filled(TEMPLATE, slot)
+}
+
+/// The template with its `{{slots}}` filled. What is filled in is not searched for slots again.
+fn filled(template: &str, slot: impl Fn(&str) -> String) -> String {
+    let mut parts = template.split("{{");
+    let mut page = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = part.split_once("}}").expect("a slot of the template is closed");
+        page += &slot(name);
+        page += rest;
+    }
+    page
+}
+
+/// Text as HTML, between tags and inside quoted attributes.
+pub fn escaped(text: &str) -> String {
+    let mut html = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => html.push_str("&amp;"),
+            '<' => html.push_str("&lt;"),
+            '>' => html.push_str("&gt;"),
+            '"' => html.push_str("&quot;"),
+            '\'' => html.push_str("&#39;"),
+            c => html.push(c),
+        }
+    }
+    html
+}
+
+/// A value as JSON inside a `<script>` element: no `<` is left that could end the element or open a comment in it.
+fn embedded(value: &impl Serialize) -> String {
+    // `<` occurs in JSON inside strings alone, where \u003c is the same character.
+    serde_json::to_string(value).expect("keys are text and values are finite or null").replace('<', "\\u003c")
+}
+
+/// Four significant digits.
+pub fn number(x: f64) -> String {
+    let size = x.abs();
+    match size {
+        _ if x == 0.0 => "0".to_owned(),
+        1e5.. => format!("{x:.3e}"),
+        1000.0.. => format!("{x:.0}"),
+        100.0.. => format!("{x:.1}"),
+        10.0.. => format!("{x:.2}"),
+        1.0.. => format!("{x:.3}"),
+        0.001.. => format!("{x:.4}"),
+        _ => format!("{x:.2e}"),
+    }
+}
+
+fn warnings(warnings: &[String]) -> String {
+    if warnings.is_empty() {
+        return String::new();
+    }
+    let items: String = warnings.iter().map(|warning| format!("<li>{}</li>", escaped(warning))).collect();
+    format!("<section class=\"note\" aria-label=\"Left out\"><strong>Left out of this report</strong><ul>{items}</ul></section>")
+}
+
+fn results(models: &[Model]) -> String {
+    if models.is_empty() {
+        return "<p class=\"note\">No model of this run was evaluated (yet).</p>".to_owned();
+    }
+    let card = |model: &Model| {
+        let em = model.figures.average_em;
+        format!(
+            "<li class=\"card\"><span class=\"what\">{}</span><strong>{em:.3}</strong><span class=\"meter\" style=\"--share:{:.1}%\"></span></li>",
+            escaped(&model.name),
+            100.0 * em.clamp(0.0, 1.0)
+        )
+    };
+    let cards: String = models.iter().map(card).collect();
+    let mut html = format!(
+        "<p class=\"muted\">Exact match on the test questions, unweighted mean over data sets.</p><ul class=\"cards\">{cards}</ul>"
+    );
+    html += "<h3>Exact match by data set</h3>";
+    html += &exact_match(models);
+    html += "<h3>All figures</h3>";
+    html += &all_figures(models);
+    html
+}
+
+/// EM of every model on every data set.
+fn exact_match(models: &[Model]) -> String {
+    let names = datasets(models);
+    let figures = names.iter().copied().chain(["average"]).map(Head::Figure);
+    let heads = [Head::Text("model")].into_iter().chain(figures).chain([Head::Text("weights")]);
+    let row = |model: &Model| {
+        let em = |em: Option<f64>| em.map_or("<td>–</td>".to_owned(), |em| format!("<td>{em:.3}</td>"));
+        let figures = &model.figures;
+        let cells: String = names.iter().map(|name| em(figures.datasets.get(*name).map(|stats| stats.em))).collect();
+        let average = em(Some(figures.average_em));
+        format!("<th scope=\"row\">{}</th>{cells}{average}<td class=\"text\">{}</td>", escaped(&model.name), escaped(&model.weights))
+    };
+    table(heads, models.iter().map(row))
+}
+
+fn all_figures(models: &[Model]) -> String {
+    let figures = COLUMNS.iter().map(|column| Head::Figure(column.title));
+    let heads = ["model", "questions of"].map(Head::Text).into_iter().chain(figures);
+    let rows = models.iter().flat_map(|model| {
+        let of_sets = model.figures.datasets.iter().map(|(name, stats)| (name.as_str(), stats));
+        [("all", &model.figures.all)].into_iter().chain(of_sets).map(move |(set, stats)| {
+            let cells: String = COLUMNS.iter().map(|column| format!("<td>{}</td>", escaped(&(column.value)(stats)))).collect();
+            format!("<th scope=\"row\">{}</th><td class=\"text\">{}</td>{cells}", escaped(&model.name), escaped(set))
+        })
+    });
+    table(heads, rows)
+}
+
+/// The head of a column, aligned as its cells are.
+enum Head<'h> {
+    Text(&'h str),
+    Figure(&'h str),
+}
+
+/// A table that scrolls by itself where it is wider than the screen; rows are cells already.
+fn table<'h>(heads: impl Iterator<Item = Head<'h>>, rows: impl Iterator<Item = String>) -> String {
+    let head = |head| match head {
+        Head::Text(text) => format!("<th scope=\"col\" class=\"text\">{}</th>", escaped(text)),
+        Head::Figure(text) => format!("<th scope=\"col\">{}</th>", escaped(text)),
+    };
+    let heads: String = heads.map(head).collect();
+    let rows: String = rows.map(|row| format!("<tr>{row}</tr>")).collect();
+    format!("<div class=\"scroll\" tabindex=\"0\"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>")
+}
+
+fn what_is_shown(episodes: &Episodes) -> String {
+    let n_all: usize = episodes.sets.iter().map(|set| set.n_all).sum();
+    let (n_shown, n_files) = (episodes.n_shown(), episodes.sets.len());
+    if n_all == 0 {
+        return "No episodes were saved (yet).".to_owned();
+    }
+    if n_shown == n_all && episodes.n_files_left_out == 0 {
+        return format!("All {} of {}, token by token.", counted(n_all, "episode"), counted(n_files, "file"));
+    }
+    let files = match episodes.n_files_left_out {
+        0 => counted(n_files, "file"),
+        n => format!("{} spread over the run, {n} more being left out", counted(n_files, "file")),
+    };
+    format!(
+        "{n_shown} of {} of {files}, token by token: from each file first the longest, those with the most searches and those with \
+         invalid actions, then wrong and correct ones in turn, as far as its share of this page reaches.",
+        counted(n_all, "episode")
+    )
+}
+
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+fn what_was_run(report: &Report) -> String {
+    let facts = &report.facts;
+    let pairs = |pairs: &[(String, String)]| {
+        let items: String =
+            pairs.iter().map(|(what, value)| format!("<div><dt>{}</dt><dd>{}</dd></div>", escaped(what), escaped(value))).collect();
+        format!("<dl class=\"facts\">{items}</dl>")
+    };
+    let mut html = pairs(&facts.settings) + "<h3>Program and machine</h3>" + &pairs(&facts.provenance);
+    if !facts.changed.is_empty() {
+        let rows = facts.changed.iter().map(|[key, default, value]| {
+            format!(
+                "<th scope=\"row\">{}</th><td class=\"text\">{}</td><td class=\"text\">{}</td>",
+                escaped(key),
+                escaped(default),
+                escaped(value)
+            )
+        });
+        let table = table(["key", "default", "this run"].map(Head::Text).into_iter(), rows);
+        html += &format!("<details><summary>Settings that differ from the defaults ({})</summary>{table}</details>", facts.changed.len());
+    }
+    if !facts.recipe.is_empty() {
+        html += &format!("<details><summary>The whole recipe</summary><pre tabindex=\"0\">{}</pre></details>", escaped(&facts.recipe));
+    }
+    if !facts.inputs.is_empty() {
+        let rows = facts.inputs.iter().map(|(name, print)| {
+            format!("<th scope=\"row\">{}</th><td class=\"text\"><code>{}</code></td>", escaped(name), escaped(print))
+        });
+        let table = table(["file", "fingerprint"].map(Head::Text).into_iter(), rows);
+        html += &format!("<details><summary>Input files ({})</summary>{table}</details>", facts.inputs.len());
+    }
+    html
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{
+        episodes::{Kind, Set},
+        facts::Facts,
+    };
+
+    /// Text that breaks out of everything that forgets to escape.
+    const HOSTILE: &str = "</script><script>alert(1)</script><!--<img src=x onerror='alert(2)'>\"&{{data}}";
+
+    fn hostile_report() -> Report {
+        let set = Set {
+            file: HOSTILE.to_owned(),
+            kind: Kind::Other,
+            label: HOSTILE.to_owned(),
+            n_all: 1,
+            episodes: vec![json!({"question": HOSTILE})],
+        };
+        let facts = Facts {
+            name: HOSTILE.to_owned(),
+            subtitle: HOSTILE.to_owned(),
+            settings: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
+            changed: vec![[(); 3].map(|()| HOSTILE.to_owned())],
+            recipe: HOSTILE.to_owned(),
+            provenance: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
+            inputs: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
+            models: vec![Model { name: HOSTILE.to_owned(), weights: HOSTILE.to_owned(), ..Model::default() }],
+        };
+        let pieces = [(1, HOSTILE.to_owned())].into();
+        let episodes = Episodes { sets: vec![set], pieces, n_files_left_out: 0 };
+        Report { facts, sections: Vec::new(), episodes, warnings: vec![HOSTILE.to_owned()] }
+    }
+
+    /// The JSON that the scripts will read: what stands between its tag and the first end of a script behind it.
+    fn data_of(page: &str) -> serde_json::Value {
+        let (_, behind) = page.split_once("<script type=\"application/json\" id=\"data\">").expect("the data's element");
+        serde_json::from_str(behind.split_once("</script>").expect("closed").0).expect("JSON")
+    }
+
+    #[test]
+    fn no_text_of_the_data_becomes_part_of_the_page() {
+        let page = page(&hostile_report());
+        let tags = ["<script", "</script", "<!--", "<img"].map(|tag| page.matches(tag).count());
+        // Two scripts of the page's own; nothing else.
+        assert_eq!(tags, [2, 2, 0, 0]);
+    }
+
+    #[test]
+    fn the_data_reaches_the_scripts_unchanged() {
+        let data = data_of(&page(&hostile_report()));
+        let set = &data["episodes"]["sets"][0];
+        assert_eq!([&set["label"], &set["episodes"][0]["question"], &data["episodes"]["pieces"]["1"]], [HOSTILE; 3]);
+    }
+
+    #[test]
+    fn slots_in_the_data_stay_text() {
+        assert_eq!(filled("a{{x}}b{{y}}", |name| if name == "x" { "{{y}}".to_owned() } else { "1".to_owned() }), "a{{y}}b1");
+    }
+
+    #[test]
+    fn the_page_names_no_address_to_load_from() {
+        let page = page(&Report::default());
+        for forbidden in ["http://", "https://", "@import", "url(", " src="] {
+            assert!(!page.replace("http://www.w3.org/2000/svg", "").contains(forbidden), "{forbidden}");
+        }
+    }
+
+    #[test]
+    fn numbers_have_four_digits() {
+        let shown = [0.0, 123_456.0, 44_910.2, 105.19, 12.345, 1.2345, 0.58333, 0.00001].map(number);
+        assert_eq!(shown, ["0", "1.235e5", "44910", "105.2", "12.35", "1.234", "0.5833", "1.00e-5"]);
+    }
+
+    #[test]
+    fn the_page_says_how_much_of_the_run_it_shows() {
+        let set = |n_all| Set { file: String::new(), kind: Kind::Training, label: String::new(), n_all, episodes: vec![json!({})] };
+        let whole = Episodes { sets: vec![set(1)], ..Episodes::default() };
+        assert_eq!(what_is_shown(&whole), "All 1 episode of 1 file, token by token.");
+        let part = Episodes { sets: vec![set(5)], n_files_left_out: 3, ..Episodes::default() };
+        assert!(what_is_shown(&part).starts_with("1 of 5 episodes of 1 file spread over the run, 3 more being left out"));
+    }
+}

@@ -1,0 +1,44 @@
+"use strict";
+// What the other scripts share. Text from data goes into the page through `textContent` alone.
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const SVG = "http://www.w3.org/2000/svg";
+
+/** An element with attributes and children; children that are no elements become text. */
+function make(tag, attributes, ...children) {
+  const element = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** Four significant digits, as in the tables. */
+function shown(x) {
+  if (x === null || x === undefined) return "–";
+  const size = Math.abs(x);
+  if (x === 0) return "0";
+  if (size >= 1e5 || size < 1e-3) return x.toExponential(2);
+  if (size >= 1000) return x.toFixed(0);
+  return x.toPrecision(4);
+}
+
+// The switch wins over what the system prefers, and is remembered where the browser allows that.
+{
+  const KEY = "dgpo-theme";
+  const apply = (theme) => {
+    if (theme) document.documentElement.dataset.theme = theme;
+    else delete document.documentElement.dataset.theme;
+  };
+  let stored = "";
+  try { stored = localStorage.getItem(KEY) || ""; } catch { /* no storage for files here */ }
+  for (const input of document.querySelectorAll("#theme input")) {
+    input.checked = input.value === stored;
+    input.addEventListener("change", () => {
+      apply(input.value);
+      try { localStorage.setItem(KEY, input.value); } catch { /* as above */ }
+    });
+  }
+  apply(stored);
+}
