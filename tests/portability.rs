@@ -59,7 +59,7 @@ fn bench_puts_every_operation_beside_what_it_replaces() {
     let args = ["bench", "kernels", "--rows", "16", "--vocab", "600", "--width", "64", "--time", "0.01", "--json"];
     let report = World::new().dgpo(&args).json();
     let figures = report["figures"].as_array().unwrap();
-    assert_eq!(figures.iter().filter(|figure| figure["pass"] == "forward").count(), 13);
+    assert_eq!(figures.iter().filter(|figure| figure["pass"] == "forward").count(), 14);
     for figure in figures {
         let is_head = figure["name"].as_str().unwrap().starts_with("linear");
         assert_eq!(figure["all_products"].is_object(), is_head, "{figure}");

@@ -128,7 +128,7 @@ pub fn dgpo_step<B: TrainBackend>(
     recipe: &Recipe,
     device: &B::Device,
 ) -> Metrics {
-    rl_step(networks, Some(teacher), &episodes.iter().collect::<Vec<_>>(), recipe, 0, device)
+    rl_step(networks, Some(teacher), &episodes.iter().collect::<Vec<_>>(), recipe, 0, device).metrics
 }
 
 #[cfg(test)]

@@ -168,6 +168,7 @@ fn shown(at: usize, record: &EpisodeRecord) -> Value {
             let kind = match kind {
                 ObservationKind::Information => "information",
                 ObservationKind::InvalidAction => "invalid action",
+                ObservationKind::ForcedPrefix => "forced prefix",
             };
             json!({"author": "observation", "ids": ids, "kind": kind})
         }

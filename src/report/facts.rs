@@ -217,8 +217,9 @@ mod tests {
         let folder = run.evaluation_dir();
         std::fs::create_dir(&folder).expect("made");
         for (name, em) in [("kd", 0.5), ("another", 0.75)] {
-            std::fs::write(folder.join(format!("{name}.json")), json!({"of": "kd-step-000300", "average_em": em}).to_string())
-                .expect("written");
+            let mut evaluation = serde_json::to_value(figures(em)).expect("plain figures");
+            evaluation["of"] = json!("kd-step-000300");
+            std::fs::write(folder.join(format!("{name}.json")), evaluation.to_string()).expect("written");
         }
         let facts = gather(&run, &mut Vec::new());
         let rows: Vec<_> = facts.models.iter().map(|m| (m.name.as_str(), m.weights.as_str(), m.figures.average_em)).collect();

@@ -94,7 +94,7 @@ mod tests {
 
     fn model(name: &str, em: f64) -> Model {
         let stats = EpisodeStats { em, n_episodes: 8, ..EpisodeStats::default() };
-        let figures = Figures { all: stats, average_em: em, datasets: BTreeMap::from([("a|b".to_owned(), stats)]) };
+        let figures = Figures { all: stats, average_em: em, datasets: BTreeMap::from([("a|b".to_owned(), stats)]), ..Figures::default() };
         Model { name: name.to_owned(), weights: "kd-step-000300".to_owned(), figures }
     }
 
