@@ -129,6 +129,8 @@ fn test_wgpu(names: &[String]) -> bool {
     let target = target_dir(env::var_os("CARGO_TARGET_DIR").as_deref(), Some("wgpu"));
     let mut tests = cargo();
     tests.args(["test", "--release", "--workspace", "--features", "wgpu", "--lib", "--test", "integration", "--no-fail-fast"]);
+    // Most of this build is code generation for `dgpo` over the GPU's backend, on one core; these tests spend their time in the driver.
+    tests.args(["--config", "profile.release.package.dgpo.opt-level=1"]);
     tests.arg("--target-dir").arg(target).arg("--");
     if names.is_empty() {
         tests.arg("on_wgpu");
