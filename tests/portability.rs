@@ -71,6 +71,16 @@ fn bench_puts_every_operation_beside_what_it_replaces() {
 }
 
 #[test]
+fn bench_times_one_operation_where_one_is_named() {
+    let world = World::new();
+    let sizes = ["bench", "kernels", "--rows", "4", "--vocab", "64", "--width", "8", "--time", "0"];
+    let report = world.dgpo(&[&sizes[..], &["--op", "rms", "--json"]].concat()).json();
+    let names: Vec<&str> = report["figures"].as_array().unwrap().iter().map(|figure| figure["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["rms_norm"; 2]);
+    world.dgpo(&[&sizes[..], &["--op", "nonsense"]].concat()).failed(2, &["--op nonsense", "log_softmax_kl"]);
+}
+
+#[test]
 fn bench_times_the_steps_of_the_tiny_shape() {
     let report = World::new().dgpo(&["bench", "step", "--layers", "0", "--time", "0", "--json"]).json();
     let steps: Vec<&str> = report["figures"].as_array().unwrap().iter().map(|figure| figure["step"].as_str().unwrap()).collect();

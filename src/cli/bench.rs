@@ -63,6 +63,9 @@ struct KernelsArgs {
     /// Width of the hidden states.
     #[arg(long, default_value = "896", value_parser = at_least_one)]
     width: usize,
+    /// Only operations whose name holds this, e.g. linear.
+    #[arg(long, value_name = "NAME")]
+    op: Option<String>,
     /// Float type: f32, f16 or bf16.
     #[arg(long, default_value = "f32")]
     dtype: String,
@@ -136,6 +139,7 @@ struct TimeKernels<'a> {
     budget: Budget,
     choice: DeviceChoice,
     args: &'a KernelsArgs,
+    is_quiet: bool,
 }
 
 impl Job for TimeKernels<'_> {
@@ -143,7 +147,7 @@ impl Job for TimeKernels<'_> {
     type Output = Result<(f64, Vec<(String, Figure)>), String>;
 
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { sizes, dtype, budget, choice, args } = self;
+        let Self { sizes, dtype, budget, choice, args, is_quiet } = self;
         if !<B::InnerBackend as Backend>::supports_dtype(device, dtype) {
             return Err(format!("{choice} does not compute in {}; hint: --dtype f32", dtype_name(dtype)));
         }
@@ -151,7 +155,8 @@ impl Job for TimeKernels<'_> {
         let on_device = copy_rate::<B::InnerBackend>(COPY_BYTES, device, budget);
         let copy = if choice == DeviceChoice::Cpu { on_device.max(host_copy_rate(COPY_BYTES, budget)) } else { on_device };
         let mut figures = Vec::new();
-        for (number, op) in kernels::operations(sizes).iter().enumerate() {
+        let wanted = args.op.as_deref().unwrap_or_default();
+        for (number, op) in kernels::operations(sizes).iter().enumerate().filter(|(_, op)| op.name().contains(wanted)) {
             for (pass_name, pass) in PASSES {
                 tracing::info!("{} {} {pass_name}", op.name(), op.shape());
                 let Some(mut figure) = kernels::figure::<B::InnerBackend>(op, dtype, pass, copy, budget, device) else { continue };
@@ -160,6 +165,13 @@ impl Job for TimeKernels<'_> {
                     _ => memory::peak::<B::InnerBackend>(op, dtype, body, pass, false, device),
                 });
                 (figure.fused_peak, figure.unfused_peak) = (fused, unfused);
+                if !is_quiet {
+                    let (fused, unfused) = (figure.fused.best, figure.unfused.best);
+                    output::say(&format!(
+                        "{} {}, {}: {fused:.2} ms, plain operations {unfused:.2} ms",
+                        figure.name, figure.shape, figure.pass
+                    ));
+                }
                 figures.push((kernels::key(op), figure));
             }
         }
@@ -204,7 +216,15 @@ fn run_kernels(args: &KernelsArgs, context: Context) -> anyhow::Result<Outcome> 
         output::json(&peak)?;
         return Ok(Outcome::Done);
     }
-    let (copy, mut figures) = with_device(choice, TimeKernels { sizes, dtype, budget, choice, args })?.map_err(super::UsageError)?;
+    if let Some(wanted) = &args.op {
+        let mut names: Vec<&str> = kernels::operations(sizes).iter().map(|op| op.name()).collect();
+        names.dedup();
+        if !names.iter().any(|name| name.contains(wanted.as_str())) {
+            return Err(super::UsageError(format!("--op {wanted}: no operation is called so; hint: {}", names.join(", "))).into());
+        }
+    }
+    let job = TimeKernels { sizes, dtype, budget, choice, args, is_quiet: context.is_quiet };
+    let (copy, mut figures) = with_device(choice, job)?.map_err(super::UsageError)?;
     let torch = torch_figures(choice, sizes, &args.dtype, args.time);
     if let Ok(torch) = &torch {
         for (key, figure) in &mut figures {
