@@ -14,8 +14,8 @@ pub fn train_whole_and_killed(recipe: &str, phase: &str, device: &str) -> World 
     world
 }
 
-/// Files of the last checkpoint are equal, but for what tells the time.
-pub fn assert_same_checkpoint(world: &World, phase: &str, parts: &[&str]) {
+/// The files of the last checkpoint and the metrics are equal, but for what tells the time.
+pub fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
     let [mut whole, mut killed] =
         ["whole", "killed"].map(|run| files_below(&world.path(&format!("runs/{run}/checkpoints/{phase}-step-000004"))));
     for part in parts {
@@ -32,11 +32,6 @@ pub fn assert_same_checkpoint(world: &World, phase: &str, parts: &[&str]) {
     assert_eq!(whole.keys().collect::<Vec<_>>(), killed.keys().collect::<Vec<_>>());
     let different: Vec<_> = whole.iter().filter(|(name, bytes)| killed[*name] != **bytes).map(|(name, _)| name).collect();
     assert!(different.is_empty(), "these files differ: {different:?}");
-}
-
-/// And so are the metrics.
-fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
-    assert_same_checkpoint(world, phase, parts);
     let [whole_metrics, killed_metrics] = ["whole", "killed"].map(|run| metrics_of(&world.path(&format!("runs/{run}"))));
     assert_eq!(whole_metrics.len(), 4);
     assert_eq!(whole_metrics, killed_metrics);

@@ -19,7 +19,15 @@ use dgpo_models::Backend;
 /// # Shapes
 /// values, mask `[N]` (mask 1 or 0) -> `[1]`
 pub fn masked_mean<B: Backend>(values: Tensor<B, 1>, mask: Tensor<B, 1>, normaliser: f64) -> Tensor<B, 1> {
-    values.mask_fill(mask.equal_elem(0.0), 0.0).sum() / normaliser.max(1.0)
+    total(values.mask_fill(mask.equal_elem(0.0), 0.0)) / normaliser.max(1.0)
+}
+
+/// The sum of all values, always in the same order: `Tensor::sum` adds up with atomics where a GPU has them, in the order in which its blocks finish,
+/// and two runs of one seed would report losses that differ in the last digits.
+/// # Shapes
+/// `[N]` -> `[1]`
+pub fn total<B: Backend>(values: Tensor<B, 1>) -> Tensor<B, 1> {
+    values.sum_dim(0)
 }
 
 /// Detached scalars `[1]` read from the device in one transfer.

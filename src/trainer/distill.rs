@@ -7,7 +7,10 @@ use super::{
     update::{Activations, accumulate_decoder},
 };
 use crate::{
-    algo::distill::{Divergence, kd_terms, row_cross_entropy},
+    algo::{
+        distill::{Divergence, kd_terms, row_cross_entropy},
+        total,
+    },
     config::DistillRecipe,
     rollout::RolloutBatch,
 };
@@ -56,7 +59,7 @@ pub fn distill_step<B: TrainBackend>(
         });
         accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |student| {
             let labels = tokens.labels_tensor(device);
-            let share = |rows: Tensor<B, 1>| rows.sum() / normaliser;
+            let share = |rows: Tensor<B, 1>| total(rows) / normaliser;
             let Some(teacher) = teacher else {
                 let ce_share = share(row_cross_entropy(student, labels));
                 ce += scalar(&ce_share);

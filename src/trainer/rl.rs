@@ -23,6 +23,7 @@ use crate::{
         kl::{KlController, estimate, estimate_tensor, full_divergence, is_penalised, token_rewards},
         ppo::{PolicyStats, PolicyTokens, ValueStats, ValueTokens, entropy_bonus, policy_loss, value_loss},
         schedule::learning_rate,
+        total,
     },
     config::{GaeOver, KlMode, KlPlacement, Recipe},
     rollout::{Episode, RolloutBatch, TokenRecord, record::Measured},
@@ -245,7 +246,7 @@ impl<B: TrainBackend> Update<'_, B> {
                 stats.entropy += scalar(&entropy);
                 loss = loss - entropy * recipe.rl.entropy_coef;
                 match kl {
-                    Some(kl) => loss + kl.sum() * (kl_weight / normaliser),
+                    Some(kl) => loss + total(kl) * (kl_weight / normaliser),
                     None => loss,
                 }
             });
