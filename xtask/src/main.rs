@@ -7,8 +7,7 @@ mod tidy;
 
 use std::{
     env,
-    ffi::OsStr,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode},
 };
 
@@ -32,13 +31,13 @@ Commands of dgpo (built in release, then run; `cargo xtask VERB --help` explains
 Commands of its own:
   test         tidy, then cargo test --release --workspace, then test-wgpu where a graphics driver is installed; more arguments go to cargo test,
                and then the tests on wgpu are left out
-  test-wgpu    the kernels, the recorded references and a small run through wgpu, built in target/wgpu; arguments are names of tests
+  test-wgpu    the kernels, the recorded references and a small run through wgpu; arguments are names of tests
                (a software driver will do, Debian: mesa-vulkan-drivers; DGPO_REQUIRE_WGPU=1 makes its absence a failure)
   tidy         layers, file lengths, printing
   check-gpu    clippy with the backends wgpu and cuda built in; needs neither GPU nor toolkit
   ci           format, clippy, tidy, tests, check-gpu
 
-  --features F  build dgpo with backends: wgpu, cuda (each in a target folder of its own)
+  --features F  build dgpo with backends: wgpu, cuda
 ";
 
 fn main() -> ExitCode {
@@ -98,13 +97,9 @@ fn clippy() -> bool {
     succeeds(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }
 
-/// One pass over both backends, in the target folder that `--features wgpu,cuda` builds in: they share most of what there is to compile.
+/// One pass over both backends: they share most of what there is to compile.
 fn check_gpu() -> bool {
-    let features = "wgpu,cuda";
-    let target = target_dir(env::var_os("CARGO_TARGET_DIR").as_deref(), Some(features));
-    let mut clippy = cargo();
-    clippy.args(["clippy", "--workspace", "--all-targets", "--features", features, "--target-dir"]).arg(target);
-    succeeds(clippy.args(["--", "-D", "warnings"]))
+    succeeds(cargo().args(["clippy", "--workspace", "--all-targets", "--features", "wgpu,cuda", "--", "-D", "warnings"]))
 }
 
 /// All are run, whatever the first one says. Arguments may name single tests of the CPU build, so they leave out the tests on wgpu; flags of cargo do not.
@@ -126,12 +121,11 @@ fn test_wgpu(names: &[String]) -> bool {
         }
         return !is_required;
     }
-    let target = target_dir(env::var_os("CARGO_TARGET_DIR").as_deref(), Some("wgpu"));
     let mut tests = cargo();
     tests.args(["test", "--release", "--workspace", "--features", "wgpu", "--lib", "--test", "integration", "--no-fail-fast"]);
     // Most of this build is code generation for `dgpo` over the GPU's backend, on one core; these tests spend their time in the driver.
     tests.args(["--config", "profile.release.package.dgpo.opt-level=1"]);
-    tests.arg("--target-dir").arg(target).arg("--");
+    tests.arg("--");
     if names.is_empty() {
         tests.arg("on_wgpu");
     }
@@ -157,16 +151,16 @@ fn dgpo(verb: String, mut arguments: Vec<String>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let target = target_dir(env::var_os("CARGO_TARGET_DIR").as_deref(), features.as_deref());
     let mut build = cargo();
-    build.args(["build", "--release", "--package", "dgpo", "--target-dir"]).arg(&target);
+    build.args(["build", "--release", "--package", "dgpo"]);
     if let Some(features) = &features {
         build.args(["--features", features]);
     }
     if !succeeds(&mut build) {
         return ExitCode::FAILURE;
     }
-    let mut program = Command::new(target.join("release").join(format!("dgpo{}", env::consts::EXE_SUFFIX)));
+    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    let mut program = Command::new(root().join(target).join("release").join(format!("dgpo{}", env::consts::EXE_SUFFIX)));
     take_over(program.arg(verb).args(arguments))
 }
 
@@ -181,15 +175,6 @@ fn take_features(arguments: &mut Vec<String>) -> Result<Option<String>, String> 
     match arguments.get(at) {
         Some(features) if !features.starts_with('-') => Ok(Some(arguments.remove(at))),
         _ => Err("--features needs a value; hint: --features wgpu or --features cuda".to_owned()),
-    }
-}
-
-/// A GPU feature changes how the CPU backend's dependencies are built; with one folder for both, every switch would rebuild most of them.
-fn target_dir(given: Option<&OsStr>, features: Option<&str>) -> PathBuf {
-    let base = given.map_or_else(|| root().join("target"), |dir| root().join(dir));
-    match features {
-        None => base,
-        Some(features) => base.join(features.replace([',', ' ', '/'], "-")),
     }
 }
 
@@ -239,11 +224,5 @@ mod tests {
     #[test]
     fn what_stands_behind_two_dashes_is_left_alone() {
         assert_eq!(features_of(&["--", "--features", "x"]).0, Ok(None));
-    }
-
-    #[test]
-    fn each_set_of_features_has_a_target_folder_of_its_own() {
-        assert_eq!(target_dir(None, None), root().join("target"));
-        assert_eq!(target_dir(Some(OsStr::new("/t")), Some("wgpu,cuda")), Path::new("/t/wgpu-cuda"));
     }
 }
