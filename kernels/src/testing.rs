@@ -12,7 +12,8 @@ use crate::{
 };
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-/// Instantiates generic tests `fn name<B: KernelOps>()` for the CPU backend and, with the feature `wgpu`, for the adapter that is there (with fusion).
+/// Instantiates generic tests `fn name<B: KernelOps>()` for the CPU backend and, with the features `wgpu` and `cuda`, for the device that is there (with
+/// fusion). `cargo xtask test-wgpu` and `test-cuda` find them by the modules' names.
 macro_rules! on_every_backend {
     ($($name:ident),* $(,)?) => {
         mod on_flex {
@@ -26,6 +27,14 @@ macro_rules! on_every_backend {
                 }
             })*
         }
+        #[cfg(feature = "cuda")]
+        mod on_cuda {
+            $(#[test] fn $name() {
+                if crate::testing::has_cuda() {
+                    super::$name::<burn::backend::Cuda>();
+                }
+            })*
+        }
     };
 }
 pub(crate) use on_every_backend;
@@ -33,18 +42,26 @@ pub(crate) use on_every_backend;
 /// Whether wgpu finds something to run on. Without one, tests say so and pass, unless `DGPO_REQUIRE_WGPU=1`.
 #[cfg(feature = "wgpu")]
 pub fn has_adapter() -> bool {
-    use std::sync::OnceLock;
-    static FOUND: OnceLock<bool> = OnceLock::new();
-    let found = *FOUND.get_or_init(|| {
-        // wgpu's client panics where there is no adapter.
-        let probe = std::thread::spawn(|| Tensor::<burn::backend::Wgpu, 1>::ones([1], &Default::default()).into_data());
-        probe.join().is_ok()
-    });
-    let is_required = std::env::var_os("DGPO_REQUIRE_WGPU").is_some_and(|value| value == "1");
-    assert!(found || !is_required, "DGPO_REQUIRE_WGPU=1 and wgpu finds no adapter");
+    static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *FOUND.get_or_init(|| is_there::<burn::backend::Wgpu>("wgpu", "DGPO_REQUIRE_WGPU"))
+}
+
+/// Whether there is a CUDA device. Without one, tests say so and pass, unless `DGPO_REQUIRE_CUDA=1`.
+#[cfg(feature = "cuda")]
+pub fn has_cuda() -> bool {
+    static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *FOUND.get_or_init(|| is_there::<burn::backend::Cuda>("CUDA", "DGPO_REQUIRE_CUDA"))
+}
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn is_there<B: Backend>(name: &str, variable: &str) -> bool {
+    // The runtime's client panics where there is no device.
+    let found = std::thread::spawn(|| Tensor::<B, 1>::ones([1], &Default::default()).into_data()).join().is_ok();
+    let is_required = std::env::var_os(variable).is_some_and(|value| value == "1");
+    assert!(found || !is_required, "{variable}=1 and {name} finds no device");
     match found {
-        true => println!("wgpu computes with {:?}", dtypes::<burn::backend::Wgpu>()),
-        false => println!("skipped: wgpu finds no adapter"),
+        true => println!("{name} computes with {:?}", dtypes::<B>()),
+        false => println!("skipped: {name} finds no device"),
     }
     found
 }

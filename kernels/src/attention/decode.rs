@@ -389,7 +389,7 @@ pub fn forward<R: CubeRuntime>(plan: &Plan, q: CubeTensor<R>, k: CubeTensor<R>, 
 }
 
 #[cfg(all(test, feature = "wgpu"))]
-mod tests {
+mod on_wgpu {
     use super::*;
     use crate::{
         attention::portable_tests::{Case, tolerance},

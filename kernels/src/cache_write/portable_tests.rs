@@ -62,7 +62,7 @@ fn other_holders_of_the_cache_keep_the_old_content<B: KernelOps>() {
 }
 
 #[cfg(feature = "wgpu")]
-mod fusion {
+mod fusion_on_wgpu {
     use super::*;
     use crate::cube::fusion::node;
     use burn::{

@@ -7,7 +7,8 @@
 //! timed::prepare(..)        -> the same operation (fused, as plain tensor operations, or its bare matrix products) as something to time
 //! ```
 //!
-//! The tests run the exhaustive list, [`standard`] is the short one for a report on somebody's device. Errors are |got - want| / (1 + |want|).
+//! The tests run the exhaustive list, [`standard`] is the short one for a report on somebody's device. Errors are |got - want| / (1 + |want|);
+//! gradients over a vocabulary, whose entries may be as small as 1/V, are measured in what each may be off by.
 //! Tolerances are derived: the rounding of the type that a result is stored in, plus the growth of f32 roundings inside ([`GROWTH`]).
 mod hidden;
 pub mod hidden_definitions;
@@ -136,6 +137,11 @@ impl Check {
     fn new(quantity: &'static str, got: &[f64], want: &[f64], tolerance: f64) -> Self {
         Self { quantity, worst: numbers::worst_error(got, want), tolerance }
     }
+
+    /// Every entry may be off by a bound of its own; the error is a share of it.
+    fn within(quantity: &'static str, got: &[f64], want: &[f64], allowed: &[f64]) -> Self {
+        Self { quantity, worst: numbers::worst_share(got, want, allowed), tolerance: 1.0 }
+    }
 }
 
 /// What an operation costs at least, forwards and backwards.
@@ -173,6 +179,21 @@ impl Case {
     /// What an error of f32 arithmetic may be, `n` roundings of random sign added up on top.
     fn rounding(&self, n: usize) -> f64 {
         GROWTH * epsilon(DType::F32) * (1.0 + (n as f64).sqrt() / GROWTH)
+    }
+
+    /// What a gradient may be off by, entry by entry: f32 arithmetic (and `extra`) relative to the terms it is made of, and its storing in the case's type.
+    fn allowed(&self, want: &[f64], terms: &[f64], extra: f64) -> Vec<f64> {
+        let relative = if self.dtype == DType::F32 { 0.0 } else { epsilon(self.dtype) };
+        let one = |(want, terms): (&f64, &f64)| match *terms == 0.0 {
+            true => 0.0,
+            false => relative * want.abs() + self.least() + (self.rounding(0) + extra) * terms,
+        };
+        want.iter().zip(terms).map(one).collect()
+    }
+
+    /// What a number too small for the case's exponents is rounded to a multiple of.
+    fn least(&self) -> f64 {
+        if self.dtype == DType::F16 { 2f64.powi(-24) } else { 0.0 }
     }
 
     /// The same and the rounding of a result to the case's type.

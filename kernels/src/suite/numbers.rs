@@ -52,16 +52,22 @@ fn to_f64(data: TensorData) -> Vec<f64> {
 
 /// The largest |got - want| / (1 + |want|); infinite where only one of the two is NaN, or the counts differ.
 pub fn worst_error(got: &[f64], want: &[f64]) -> f64 {
-    if got.len() != want.len() {
+    worst_share(got, want, &want.iter().map(|want| 1.0 + want.abs()).collect::<Vec<_>>())
+}
+
+/// The largest |got - want| as a share of what each may be off by; infinite where only one of the two is NaN, or the counts differ.
+pub fn worst_share(got: &[f64], want: &[f64], allowed: &[f64]) -> f64 {
+    if got.len() != want.len() || want.len() != allowed.len() {
         return f64::INFINITY;
     }
-    let error = |(got, want): (&f64, &f64)| match (got.is_nan(), want.is_nan()) {
+    let share = |((got, want), allowed): ((&f64, &f64), &f64)| match (got.is_nan(), want.is_nan()) {
         (true, true) => 0.0,
-        (false, false) => (got - want).abs() / (1.0 + want.abs()),
+        (false, false) if got == want => 0.0,
+        // A difference of infinities is NaN, which `max` would pass over.
+        (false, false) => Some((got - want).abs() / allowed).filter(|share| !share.is_nan()).unwrap_or(f64::INFINITY),
         _ => f64::INFINITY,
     };
-    // A difference of infinities is NaN, which `max` would pass over.
-    got.iter().zip(want).map(error).fold(0.0, |worst, error| if error.is_nan() { f64::INFINITY } else { worst.max(error) })
+    got.iter().zip(want).zip(allowed).map(share).fold(0.0, f64::max)
 }
 
 #[cfg(test)]
@@ -71,9 +77,16 @@ mod tests {
     #[test]
     fn nan_on_one_side_only_is_an_infinite_error() {
         assert_eq!(worst_error(&[f64::NAN, 1.0], &[f64::NAN, 3.0]), 0.5);
-        for (got, want) in [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::INFINITY, f64::INFINITY)] {
+        for (got, want) in [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::INFINITY, 1.0)] {
             assert_eq!(worst_error(&[got, 0.0], &[want, 0.0]), f64::INFINITY);
         }
         assert_eq!(worst_error(&[1.0], &[]), f64::INFINITY);
+    }
+
+    #[test]
+    fn where_nothing_may_be_off_every_error_is_infinite() {
+        assert_eq!(worst_share(&[1.0, 3.0], &[1.0, 2.0], &[0.0, 4.0]), 0.25);
+        assert_eq!(worst_share(&[1e-9], &[0.0], &[0.0]), f64::INFINITY);
+        assert_eq!(worst_share(&[1.0], &[0.0], &[f64::NAN]), f64::INFINITY);
     }
 }

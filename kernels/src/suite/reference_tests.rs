@@ -60,7 +60,7 @@ fn linear_kl_is_its_definition<B: KernelOps>() {
             .flat_map(|i| {
                 let (s, t, label) = row(i);
                 let row_weights = [LOG_PROB, ENTROPY, VALUE].map(|column| weights[i * COLUMNS + column]);
-                row_gradient(s, Some((t, d)), label, row_weights, TEMPERATURE)
+                row_gradient(s, Some((t, d)), label, row_weights, TEMPERATURE).dz
             })
             .collect();
         let (student, teacher) = heads();

@@ -89,6 +89,10 @@ fn vocabularies_of_real_models<B: KernelOps>() {
 fn every_divergence_far_from_zero<B: KernelOps>() {
     for dtype in dtypes::<B>() {
         for by in [0.0, 1e4, -1e4] {
+            check::<B>(Op::LogProbs(Rows::new(3, 127)), dtype, Fill::Far(by), Upstream::Every);
+            if dtype == DType::F32 {
+                check::<B>(Op::LinearLogProbs(Rows::new(3, 127), HeadLayout::VocabRows), dtype, Fill::Far(by), Upstream::Every);
+            }
             for d in DIVERGENCES {
                 let rows = Rows { n_teacher_vocab: 123, temperature: 0.7, ..Rows::new(3, 127) };
                 check::<B>(Op::LogSoftmaxKl(rows, d), dtype, Fill::Far(by), Upstream::Every);

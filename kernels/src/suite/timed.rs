@@ -408,7 +408,9 @@ pub fn shapes(n_rows: usize, n_vocab: usize, width: usize) -> Vec<Op> {
         Op::Rotary(Turns { n_rows, n_positions: n_rows, n_heads, half: head_dim / 2 }),
         Op::Swiglu(wide),
         Op::ErfGelu(wide),
-        Op::Attention(heads),
+        Op::Attention(heads.clone()),
+        // Four times as long: what grows with the tokens, and what with their square.
+        Op::Attention(AttentionShape { n_queries: 4 * heads.n_queries, n_keys: 4 * heads.n_keys, ..heads }),
         Op::Decode(decode.clone()),
         Op::CacheWrite(decode),
         Op::Sample(Rows { n_rows: n_rows.min(64), ..rows }),

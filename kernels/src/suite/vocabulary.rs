@@ -1,7 +1,7 @@
 //! The operations over the vocabulary on a device, beside their definitions.
 use super::{
     Case, Check, Fill, Rows, Upstream,
-    numbers::{epsilon, numbers, rounded, scaled, tensor_on, values, worst_error},
+    numbers::{epsilon, numbers, rounded, scaled, tensor_on, values},
     vocabulary_definitions::{divergence, head_gradients, log_prob_and_entropy, product_of_rows, row_gradient, transposed},
 };
 use crate::{
@@ -53,10 +53,11 @@ pub(super) fn logits(case: &Case, rows: &Rows, n_vocab: usize, salt: f64, sign: 
     logits
 }
 
-/// What the definition says of all rows: log p, H, D (where there is a teacher), and d logits [N, V].
+/// What the definition says of all rows: log p, H, D (where there is a teacher), d logits [N, V] and the terms these are made of.
 struct Wanted {
     results: [Vec<f64>; 3],
     dz: Vec<f64>,
+    terms: Vec<f64>,
 }
 
 fn wanted(rows: &Rows, student: &[f64], teacher: Option<(&[f64], Divergence)>, labels: &[usize], weights: &[Vec<f64>; 3]) -> Wanted {
@@ -69,7 +70,13 @@ fn wanted(rows: &Rows, student: &[f64], teacher: Option<(&[f64], Divergence)>, l
         ([log_p, entropy, value], row_gradient(z, distance, labels[i], row_weights, rows.temperature))
     };
     let all: Vec<_> = (0..rows.n_rows).into_par_iter().map(one).collect();
-    Wanted { results: [0, 1, 2].map(|k| all.iter().map(|row| row.0[k]).collect()), dz: all.into_iter().flat_map(|row| row.1).collect() }
+    let results = [0, 1, 2].map(|k| all.iter().map(|row| row.0[k]).collect());
+    let (mut dz, mut terms) = (Vec::new(), Vec::new());
+    for (_, gradient) in all {
+        dz.extend(gradient.dz);
+        terms.extend(gradient.terms);
+    }
+    Wanted { results, dz, terms }
 }
 
 /// A far target is a sum of far logits: each is rounded to f32 thrice on the way.
@@ -100,7 +107,7 @@ pub(super) fn check_log_probs<B: KernelOps>(case: &Case, rows: &Rows, device: &D
     vec![
         Check::new("log p", &results[0], &want.results[0], case.rounding(0)),
         Check::new("entropy", &results[1], &want.results[1], case.rounding(0)),
-        Check::new("d logits", &dz, &want.dz, case.stored(0)),
+        Check::within("d logits", &dz, &want.dz, &case.allowed(&want.dz, &want.terms, 0.0)),
     ]
 }
 
@@ -120,7 +127,7 @@ pub(super) fn check_divergence<B: KernelOps>(case: &Case, rows: &Rows, d: Diverg
         Check::new("log p", &results[0], &want.results[0], case.rounding(0)),
         Check::new("entropy", &results[1], &want.results[1], case.rounding(0)),
         Check::new("divergence", &results[2], &want.results[2], case.rounding(0) + far),
-        Check::new("d logits", &dz, &want.dz, case.stored(0) + far),
+        Check::within("d logits", &dz, &want.dz, &case.allowed(&want.dz, &want.terms, far)),
     ]
 }
 
@@ -165,7 +172,7 @@ impl Head {
     }
 }
 
-/// How far an f32 sum over the vocabulary, number by number, is off on the case's own numbers.
+/// How far an f32 sum over the vocabulary, number by number, is off on the case's own numbers, at worst.
 ///
 /// Whole logits make one product over V, which a device may add up like this. At V = 128,256 it loses more than a random walk of roundings would:
 /// evenly spread numbers do not round independently. Another order of the same sum may lose as much again.
@@ -178,9 +185,36 @@ fn error_of_plain_sums(dz: &[f64], weight: &[f64], width: usize, d_hidden: &[f64
         }
         sums.into_iter().map(f64::from).collect::<Vec<_>>()
     };
-    let error = worst_error(&dz.par_chunks(n_vocab).flat_map_iter(plain).collect::<Vec<_>>(), d_hidden);
+    let sums: Vec<f64> = dz.par_chunks(n_vocab).flat_map_iter(plain).collect();
+    // A NaN on both sides is no error; `max` passes it over.
+    let error = sums.iter().zip(d_hidden).map(|(sum, want)| (sum - want).abs()).fold(0.0, f64::max);
     assert!(error.is_finite(), "an f32 sum overflows where the definition does not: no tolerance can be had from it");
     error
+}
+
+/// A logit is a sum of products: a far one is rounded as a far number is.
+fn far_product(case: &Case) -> f64 {
+    if let Fill::Far(by) = case.fill { 4.0 * epsilon(DType::F32) * by.abs() } else { 0.0 }
+}
+
+/// 16-bit factors lose digits where a device multiplies in 16 bits.
+fn narrow_product(case: &Case) -> f64 {
+    if case.dtype == DType::F32 { 0.0 } else { 2.0 * epsilon(case.dtype) }
+}
+
+/// d hidden [N, D] and d weight [V, D], and what each entry of them may be off by.
+fn head_wanted(case: &Case, want: &Wanted, student: &Head) -> ([Vec<f64>; 2], [Vec<f64>; 2]) {
+    let gradients = head_gradients(&want.dz, &student.hidden, &student.weight, student.width);
+    let [hidden, weight] = [&student.hidden, &student.weight].map(|x| x.iter().map(|x| x.abs()).collect::<Vec<_>>());
+    let terms = head_gradients(&want.terms, &hidden, &weight, student.width);
+    // The gradient of the logits goes into the products in the case's type.
+    let of_least = head_gradients(&vec![case.least(); want.dz.len()], &hidden, &weight, student.width);
+    let extra = far_product(case) + narrow_product(case);
+    let allowed = [0, 1].map(|k| {
+        let allowed = case.allowed(&gradients[k], &terms[k], extra);
+        allowed.iter().zip(&of_least[k]).map(|(allowed, least)| allowed + least).collect()
+    });
+    (gradients, allowed)
 }
 
 /// What is compared, and the same where the tiles are asked for by name.
@@ -201,14 +235,8 @@ pub(super) fn check_linear<B: KernelOps>(
     let (labels, weights) = (labels(rows), upstream(case, rows));
     let teacher_logits = teacher.as_ref().map(|(teacher, d)| (teacher.logits(), *d));
     let want = wanted(rows, &student.logits(), teacher_logits.as_ref().map(|(z, d)| (&z[..], *d)), &labels, &weights);
-    let [d_hidden, d_weight] = head_gradients(&want.dz, &student.hidden, &student.weight, rows.width);
-
-    // A logit is a sum of products: a far one is rounded as a far number is, and 16-bit factors lose digits where a device multiplies in 16 bits.
-    let far = if let Fill::Far(by) = case.fill { 4.0 * epsilon(DType::F32) * by.abs() } else { 0.0 };
-    let narrow = if case.dtype == DType::F32 { 0.0 } else { 2.0 * epsilon(case.dtype) };
-    let sums = |n: usize| (case.stored(n) + narrow) * (1.0 + (n as f64).sqrt() / 8.0) + far;
-    // A far hidden state is also a factor of the weight's gradient.
-    let factor = if let Fill::Far(by) = case.fill { by.abs().max(1.0) } else { 1.0 };
+    let ([d_hidden, d_weight], [allowed_hidden, allowed_weight]) = head_wanted(case, &want, &student);
+    let (far, narrow) = (far_product(case), narrow_product(case));
     let mut checks = Vec::new();
     // Logits that fit a tile are kept whole; the tiles must hold for them as well.
     for (is_tiled, names) in [(false, WHATEVER), (true, BY_TILES)] {
@@ -243,8 +271,60 @@ pub(super) fn check_linear<B: KernelOps>(
             HeadLayout::VocabColumns => transposed(&got_weight, rows.n_vocab),
         };
         let walk = if is_tiled { 0.0 } else { 2.0 * error_of_plain_sums(&want.dz, &student.weight, rows.width, &d_hidden) };
-        checks.push(Check::new(names[3], &got_hidden, &d_hidden, sums(0) + walk));
-        checks.push(Check::new(names[4], &got_weight, &d_weight, sums(rows.n_rows) * factor));
+        let allowed_hidden: Vec<f64> = allowed_hidden.iter().map(|allowed| allowed + walk).collect();
+        checks.push(Check::within(names[3], &got_hidden, &d_hidden, &allowed_hidden));
+        checks.push(Check::within(names[4], &got_weight, &d_weight, &allowed_weight));
     }
     checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::{
+        Op,
+        numbers::{DTYPES, worst_share},
+    };
+
+    /// The right gradient as a device would store it, and wrong ones: nothing, nothing but the label, a tenth too much.
+    fn assert_only_the_right_one_is_accepted(want: &[f64], labels: &[usize], allowed: &[f64], dtype: DType, what: &str) {
+        let share = |wrong: &dyn Fn(usize, f64) -> f64| {
+            let got: Vec<f64> = want.iter().enumerate().map(|(at, want)| wrong(at, *want)).collect();
+            worst_share(&rounded(&got, dtype), want, allowed)
+        };
+        assert!(share(&|_, x| x) <= 1.0, "{what}");
+        assert!(share(&|_, _| 0.0) > 1.0, "{what}: nothing");
+        assert!(share(&|at, x| if labels.contains(&at) { x } else { 0.0 }) > 1.0, "{what}: nothing but the label");
+        assert!(share(&|_, x| 1.1 * x) > 1.0, "{what}: a tenth too much");
+    }
+
+    #[test]
+    fn a_wrong_gradient_of_the_logits_is_refused_at_any_size_of_the_vocabulary() {
+        for dtype in DTYPES {
+            for n_vocab in [2, 1000, 151_936] {
+                let rows = Rows::new(3, n_vocab);
+                let case = Case::new(Op::LogSoftmaxKl(rows, Divergence::ForwardKl), dtype);
+                let [z, teacher] = [0.0, 0.11].map(|salt| logits(&case, &rows, n_vocab, salt, 1.0));
+                let (labels, weights) = (labels(&rows), upstream(&case, &rows));
+                let want = wanted(&rows, &z, Some((&teacher, Divergence::ForwardKl)), &labels, &weights);
+                let at: Vec<usize> = labels.iter().enumerate().map(|(i, label)| i * n_vocab + label).collect();
+                let allowed = case.allowed(&want.dz, &want.terms, 0.0);
+                assert_only_the_right_one_is_accepted(&want.dz, &at, &allowed, dtype, &format!("V {n_vocab}, {dtype:?}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_gradient_of_the_head_is_refused_however_far_the_logits() {
+        for by in [0.0, 1e4] {
+            let rows = Rows::new(5, 300);
+            let case = Case { fill: Fill::Far(by), ..Case::new(Op::LinearLogProbs(rows, HeadLayout::VocabRows), DType::F32) };
+            let student = Head::new(&case, rows.n_rows, rows.width, rows.n_vocab, 0.0, 1.0);
+            let want = wanted(&rows, &student.logits(), None, &labels(&rows), &upstream(&case, &rows));
+            let (gradients, allowed) = head_wanted(&case, &want, &student);
+            for k in [0, 1] {
+                assert_only_the_right_one_is_accepted(&gradients[k], &[], &allowed[k], DType::F32, &format!("far by {by}, gradient {k}"));
+            }
+        }
+    }
 }

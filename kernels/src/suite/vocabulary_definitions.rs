@@ -119,25 +119,43 @@ fn slope(divergence: Divergence, s: f64, t: f64, q: f64, temperature: f64) -> f6
 /// A teacher's row and the distance from it.
 pub type Distance<'a> = (&'a [f64], Divergence);
 
+/// A gradient and, entry by entry, the sum of its terms' absolute values: an entry is a difference of terms that may be much larger than it, and those are
+/// what roundings are relative to.
+pub struct RowGradient {
+    pub dz: Vec<f64>,
+    pub terms: Vec<f64>,
+}
+
 /// Gradient of w_0 log p(label) + w_1 H + w_2 D with respect to the student's logits. Without a teacher there is no D.
-pub fn row_gradient(student: &[f64], distance: Option<Distance<'_>>, label: usize, weights: [f64; 3], temperature: f64) -> Vec<f64> {
+pub fn row_gradient(student: &[f64], distance: Option<Distance<'_>>, label: usize, weights: [f64; 3], temperature: f64) -> RowGradient {
     let p = softmax(student, temperature);
     let h = entropy(&p);
     let of_one = |(v, p): (usize, &f64)| {
         let ln_p = if *p == 0.0 { 0.0 } else { p.ln() };
         let is_label = if v == label { 1.0 } else { 0.0 };
-        weights[0] * (is_label - p) - weights[1] * p * (ln_p + h)
+        let dz = weights[0] * (is_label - p) - weights[1] * p * (ln_p + h);
+        (dz, weights[0].abs() * (is_label + p) + weights[1].abs() * p * (ln_p.abs() + h))
     };
-    let mut dz: Vec<f64> = p.iter().enumerate().map(of_one).collect();
+    let (mut dz, mut terms): (Vec<f64>, Vec<f64>) = p.iter().enumerate().map(of_one).unzip();
     if let Some((teacher, divergence)) = distance {
         let shared = student.len().min(teacher.len());
         let (s, t) = (softmax(&student[..shared], temperature), softmax(&teacher[..shared], temperature));
-        let q = taid_target(&student[..shared], teacher, divergence, temperature);
-        let a: Vec<f64> = (0..shared).map(|v| slope(divergence, s[v], t[v], q.get(v).copied().unwrap_or_default(), temperature)).collect();
+        let mut q = taid_target(&student[..shared], teacher, divergence, temperature);
+        q.resize(shared, 0.0);
+        let a: Vec<f64> = (0..shared).map(|v| slope(divergence, s[v], t[v], q[v], temperature)).collect();
         let total: f64 = a.iter().sum();
-        dz.iter_mut().zip(a.iter().zip(&s)).for_each(|(dz, (a, s))| *dz += weights[2] * (a - s * total));
+        // Of every form of a_v: the probabilities it is made of, and the logarithm of their ratio (a mixture's is no larger).
+        let ratio = |s: f64, t: f64| if s == 0.0 { 0.0 } else { s * (s / t).ln().abs() };
+        let scale = temperature.powi(2).max(1.0);
+        let parts: Vec<f64> = (0..shared).map(|v| scale * (s[v] + t[v] + q[v] + ratio(s[v], t[v]))).collect();
+        let all_parts: f64 = parts.iter().sum();
+        for v in 0..shared {
+            dz[v] += weights[2] * (a[v] - s[v] * total);
+            terms[v] += weights[2].abs() * (parts[v] + s[v] * all_parts);
+        }
     }
-    dz.iter().map(|dz| dz / temperature).collect()
+    let over_temperature = |x: Vec<f64>| x.into_iter().map(|x| x / temperature).collect();
+    RowGradient { dz: over_temperature(dz), terms: over_temperature(terms) }
 }
 
 /// a [N, K] times b [M, K] transposed: [N, M], row-major.
@@ -186,7 +204,8 @@ mod tests {
                     weights[0] * log_p + weights[1] * h + weights[2] * divergence(moved, &teacher, &student, d, temperature)
                 });
                 let got = row_gradient(&student, Some((&teacher, d)), label, weights, temperature);
-                assert!(worst_error(&got, &want) < 1e-8, "{d:?}: {got:?} instead of {want:?}");
+                assert!(worst_error(&got.dz, &want) < 1e-8, "{d:?}: {:?} instead of {want:?}", got.dz);
+                assert!(got.dz.iter().zip(&got.terms).all(|(dz, terms)| dz.abs() <= *terms), "{d:?}: {:?} of {:?}", got.dz, got.terms);
             }
         }
     }
