@@ -8,7 +8,7 @@
 //! | [`cli`], [`index`] | every command, its help and its JSON |
 //! | [`evaluate`] | evaluations, capabilities, comparisons |
 //! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
-//! | `on_wgpu` | the same things on a graphics adapter, in builds with the feature `wgpu` |
+//! | `gpu`, `on_wgpu`, `on_cuda` | the same things on a graphics device, in builds with the features `wgpu` and `cuda` |
 //! | [`portability`] | what `dgpo portability` and `dgpo bench` say of this machine |
 //! | [`outage`] | a retrieval server that goes away and comes back |
 //! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
@@ -20,7 +20,11 @@ mod browser;
 mod cli;
 mod conformance;
 mod evaluate;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 mod index;
+#[cfg(feature = "cuda")]
+mod on_cuda;
 #[cfg(feature = "wgpu")]
 mod on_wgpu;
 mod outage;

@@ -22,18 +22,21 @@ Commands of dgpo (built in release, then run; `cargo xtask VERB --help` explains
   index        build | search | info: passages made searchable
   data         tiny: make the files of the built-in world anew
   model        info | export: look into a model folder, or write it in another dtype
-  runs         list | show: what was run, and what came out
+  runs         list | show | compare: what was run, what came out, and what two runs differ in
   report       a run as report.html, report.md and TensorBoard events
   plan         the resolved recipe, its steps, tokens and memory; starts nothing
   doctor       check the machine
   conformance  compare with recorded reference numbers
+  portability  every operation and a training step on this machine's CPU or GPU: whether they work and how fast
+  bench        kernels | step: measured beside plain operations, matrix products and PyTorch
 
 Commands of its own:
   test         tidy, then cargo test --release --workspace, then test-wgpu where a graphics driver is installed; more arguments go to cargo test,
                and then the tests on wgpu are left out
   test-wgpu    the kernels, the recorded references and a small run through wgpu; arguments are names of tests
                (a software driver will do, Debian: mesa-vulkan-drivers; DGPO_REQUIRE_WGPU=1 makes its absence a failure)
-  tidy         layers, file lengths, printing
+  test-cuda    the same on a CUDA device, where there is one (DGPO_REQUIRE_CUDA=1 makes its absence a failure)
+  tidy         layers, file lengths, printing, names of tests on a GPU
   check-gpu    clippy with the backends wgpu and cuda built in; needs neither GPU nor toolkit
   ci           format, clippy, tidy, tests, check-gpu
 
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         "tidy" => tidy(),
         "test" => test(&arguments),
         "test-wgpu" => test_wgpu(&arguments),
+        "test-cuda" => test_gpu("cuda", &arguments),
         "check-gpu" => check_gpu(),
         "ci" => format() && clippy() && test(&arguments) && check_gpu(),
         _ => return dgpo(verb, arguments),
@@ -109,8 +113,7 @@ fn test(arguments: &[String]) -> bool {
     on_cpu & (!is_whole || test_wgpu(&[]))
 }
 
-/// The tests whose path has `on_wgpu` in it, or those named. All packages are selected as for `--features wgpu`, so that the dependencies are the same,
-/// but only the targets that have such tests.
+/// Building these tests takes minutes, so a driver is looked for first.
 fn test_wgpu(names: &[String]) -> bool {
     let is_required = env::var_os("DGPO_REQUIRE_WGPU").is_some_and(|value| value == "1");
     if !driver::is_installed() {
@@ -121,13 +124,18 @@ fn test_wgpu(names: &[String]) -> bool {
         }
         return !is_required;
     }
+    test_gpu("wgpu", names)
+}
+
+/// The tests whose path has `on_` and the backend's name in it, or those named. All packages are selected as for `--features`, so that the dependencies are
+/// the same, but only the targets that have such tests.
+fn test_gpu(backend: &str, names: &[String]) -> bool {
     let mut tests = cargo();
-    tests.args(["test", "--release", "--workspace", "--features", "wgpu", "--lib", "--test", "integration", "--no-fail-fast"]);
+    tests.args(["test", "--release", "--workspace", "--features", backend, "--lib", "--test", "integration", "--no-fail-fast"]);
     // Most of this build is code generation for `dgpo` over the GPU's backend, on one core; these tests spend their time in the driver.
-    tests.args(["--config", "profile.release.package.dgpo.opt-level=1"]);
-    tests.arg("--");
+    tests.args(["--config", "profile.release.package.dgpo.opt-level=1", "--"]);
     if names.is_empty() {
-        tests.arg("on_wgpu");
+        tests.arg(format!("on_{backend}"));
     }
     succeeds(tests.args(names))
 }

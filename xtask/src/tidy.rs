@@ -1,4 +1,4 @@
-//! Rules about the source that the compiler does not check: the direction of imports, the length of files, who prints.
+//! Rules about the source that the compiler does not check: the direction of imports, the length of files, who prints, what tests on a GPU are called.
 //!
 //! The rules read text, not syntax: comments are cut off, and a file's test code (from `#[cfg(test)]` on, and files of tests) may import what it
 //! likes.
@@ -96,6 +96,9 @@ fn check_file(path: &str, text: &str) -> Vec<Problem> {
             }
         }
     }
+    for (line, message) in hidden_gpu_tests(&code) {
+        report(line, message);
+    }
     if let Some(layer) = layer_of(path) {
         let own = code.split("#[cfg(test)]").next().unwrap_or_default();
         for (line, name) in imports(own) {
@@ -109,6 +112,23 @@ fn check_file(path: &str, text: &str) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Modules of tests for one GPU backend whose names `test-wgpu` and `test-cuda` would not find: nothing would ever run them.
+fn hidden_gpu_tests(code: &str) -> Vec<(usize, String)> {
+    let lines: Vec<&str> = code.lines().map(str::trim).collect();
+    let mut found = Vec::new();
+    for (i, pair) in lines.windows(2).enumerate() {
+        let has_tests = || lines[i..].iter().any(|line| *line == "#[test]");
+        for backend in ["wgpu", "cuda"] {
+            let is_for_backend = pair[0].starts_with("#[cfg(") && !pair[0].contains("not(") && pair[0].contains(&format!("\"{backend}\""));
+            let name = pair[1].strip_prefix("mod ").and_then(|rest| rest.strip_suffix(" {"));
+            if let Some(name) = name.filter(|name| is_for_backend && !name.contains(&format!("on_{backend}")) && has_tests()) {
+                found.push((i + 2, format!("tests in mod {name} run only where their path has on_{backend} in it; rename the module")));
+            }
+        }
+    }
+    found
 }
 
 fn position(layer: &str) -> Option<usize> {
@@ -232,6 +252,13 @@ mod tests {
     fn other_crates_and_lib_rs_have_no_layer() {
         assert_eq!(messages("models/src/bert.rs", "use crate::config;\n"), [""; 0]);
         assert_eq!(messages("src/lib.rs", "pub use crate::cli;\n"), [""; 0]);
+    }
+
+    #[test]
+    fn tests_that_no_command_runs_are_reported() {
+        let text = |name: &str| format!("#[cfg(all(test, feature = \"wgpu\"))]\nmod {name} {{\n    #[test]\n    fn f() {{}}\n}}\n");
+        assert!(messages("kernels/src/a.rs", &text("tests"))[0].starts_with("kernels/src/a.rs:2: tests in mod tests run only"));
+        assert_eq!(messages("kernels/src/a.rs", &text("fusion_on_wgpu")), [""; 0]);
     }
 
     #[test]
