@@ -38,7 +38,7 @@ fn help_lists_exactly_the_commands_that_exist() {
         ("index", &["build", "search", "info"]),
         ("model", &["info", "export"]),
         ("runs", &["list", "show", "compare"]),
-        ("bench", &["kernels", "step"]),
+        ("bench", &["kernels", "step", "rollout"]),
     ];
     for command in expected {
         let ended = help(&world, &[command]);

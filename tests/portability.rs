@@ -2,7 +2,8 @@
 use crate::support::{Ended, World};
 use serde_json::Value;
 
-/// Every check of a report holds and every operation is in it. Timing ends after a while, so on a busy machine only the first one must have been timed.
+/// Every check of a report holds and every operation is in it. Timing ends after a while, so on a busy machine only the first one must have been timed; the
+/// others have a speed or a reason, in every float type.
 fn assert_sound(ended: &Ended) {
     let report: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("no JSON ({e}): {ended:?}"));
     let operations = report["operations"].as_array().unwrap();
@@ -27,6 +28,13 @@ fn assert_sound(ended: &Ended) {
         assert!(!of_name.is_empty() && (!speeds.is_empty() || name != "log_probs"), "{name}");
         assert!(speeds.iter().all(|speed| speed["fraction"].as_f64().unwrap() > 0.0), "{name}: {speeds:?}");
     }
+    for operation in operations {
+        let is_same = |other: &&Value| other["name"] == operation["name"] && other["dtype"] == operation["dtype"];
+        let is_timed = operations.iter().filter(is_same).any(|other| !other["speeds"].as_array().unwrap().is_empty());
+        let why = report["not_timed"].as_array().unwrap().iter().find(is_same).and_then(|left| left["why"].as_str());
+        assert!(is_timed || why.is_some_and(|why| !why.is_empty()), "neither timed nor said why not: {operation}");
+    }
+    assert_eq!((&report["kernels"], &report["device_error"]), (&Value::from("fused"), &Value::Null));
     assert!(report["training"].as_array().unwrap().len() >= 10);
     assert!(report["rates"]["copy_bytes_per_s"].as_f64().unwrap() > 0.0);
     assert!(report["rates"]["product_flops_per_s"]["f32"].as_f64().unwrap() > 0.0);
@@ -76,8 +84,50 @@ fn bench_times_one_operation_where_one_is_named() {
 }
 
 #[test]
-fn bench_times_the_steps_of_the_tiny_shape() {
-    let report = World::new().dgpo(&["bench", "step", "--layers", "0", "--time", "0", "--json"]).json();
-    let steps: Vec<&str> = report["figures"].as_array().unwrap().iter().map(|figure| figure["step"].as_str().unwrap()).collect();
-    assert_eq!(steps, ["KD", "PPO"]);
+fn a_peak_of_nothing_is_a_wrong_command() {
+    let sizes = ["bench", "kernels", "--rows", "4", "--vocab", "64", "--width", "8"];
+    World::new().dgpo(&[&sizes[..], &["--peak-of", "99:fused:forward"]].concat()).failed(2, &["--peak-of 99:fused:forward", "hint: "]);
+}
+
+#[test]
+fn bench_times_the_steps_of_the_tiny_shape_beside_the_plain_ones() {
+    let (world, args) = (World::new(), ["bench", "step", "--layers", "0", "--time", "0", "--json"]);
+    let report = world.dgpo(&args).json();
+    let figures = report["figures"].as_array().unwrap();
+    assert_eq!(figures.iter().map(|figure| figure["step"].as_str().unwrap()).collect::<Vec<_>>(), ["KD", "PPO"]);
+    for figure in figures {
+        let [fused, plain, ratio] =
+            [&figure["best_ms"], &figure["plain"]["best_ms"], &figure["plain_over_fused"]].map(|x| x.as_f64().unwrap());
+        assert!(fused > 0.0 && plain > 0.0 && (ratio - plain / fused).abs() < 1e-9 * ratio, "{figure}");
+    }
+    let fused_only = world.dgpo(&[&args[..], &["--without-plain"]].concat()).json();
+    assert_eq!((&fused_only["why_no_plain"], &fused_only["figures"][0]["plain"]), (&Value::from("--without-plain"), &Value::Null));
+}
+
+#[test]
+fn bench_times_rollouts_of_every_batch_size() {
+    let world = World::new();
+    let args = ["bench", "rollout", "--layers", "0", "--prompt", "4", "--time", "0", "--json"];
+    let report = world.dgpo(&[&args[..], &["--batch", "2,3", "--tokens", "3"]].concat()).json();
+    let figures = report["figures"].as_array().unwrap();
+    assert_eq!(figures.iter().map(|figure| figure["n_rows"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 3]);
+    for figure in figures {
+        for name in ["prefill_ms", "decode_step_best_ms", "decode_step_median_ms", "tokens_per_s"] {
+            assert!(figure[name].as_f64().unwrap() > 0.0, "{name}: {figure}");
+        }
+    }
+    world.dgpo(&[&args[..], &["--tokens", "1"]].concat()).failed(2, &["--tokens 1", "hint: "]);
+}
+
+#[test]
+fn reference_bodies_do_not_go_unseen() {
+    let world = World::new();
+    let doctor = |bodies: Option<&str>| {
+        let mut command = world.command(&["doctor", "--json"]);
+        command.envs(bodies.map(|bodies| ("DGPO_KERNELS", bodies)));
+        let report = Ended::of(&mut command).json();
+        let kernels = report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "kernels").cloned().unwrap();
+        kernels["status"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((doctor(None), doctor(Some("reference"))), ("ok".to_owned(), "note".to_owned()));
 }

@@ -1,4 +1,4 @@
-//! What the loops of the CPU backend share: strided views of its tensors, vector instructions, and work split over threads.
+//! What the loops of the CPU backend share: strided views of its tensors, f32 out of 16 bits, vector instructions, and work split over threads.
 //!
 //! Loops are plain Rust over fixed-size arrays, compiled once for each instruction set the machine may have ([`simd`]) and left to the compiler to
 //! vectorise. Every output element is computed by one thread in a fixed order, so results do not depend on the number of threads.
@@ -6,7 +6,9 @@ use burn::{
     backend::Flex,
     tensor::{DType, Shape, TensorData, ops::FloatTensor, ops::FloatTensorOps},
 };
+use half::{bf16, f16};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Lanes of the inner loops: one AVX-512 or two AVX2 registers.
 pub const LANES: usize = 16;
@@ -28,23 +30,106 @@ impl<'a, const D: usize> View<'a, D> {
     /// On a tensor that did not go through [`readable`], or of another rank.
     pub fn new(tensor: &'a CpuTensor) -> Self {
         let layout = tensor.layout();
-        Self {
-            data: &tensor.storage::<f32>()[layout.start_offset()..],
-            shape: layout.shape().dims(),
-            strides: std::array::from_fn(|dim| usize::try_from(layout.strides()[dim]).expect("readable() leaves no negative stride")),
-        }
+        Self { data: &tensor.storage::<f32>()[layout.start_offset()..], shape: layout.shape().dims(), strides: strides(tensor) }
     }
 }
 
-/// The tensor in f32 with strides >= 0 (a copy only where it is not so already).
-pub fn readable(tensor: CpuTensor) -> CpuTensor {
+/// The elements of a tensor in the type they are stored in, from its first one on.
+#[derive(Clone, Copy)]
+pub enum Elements<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> Elements<'a> {
+    /// # Panics
+    /// On a tensor that did not go through [`stored`].
+    pub fn new(tensor: &'a CpuTensor) -> Self {
+        let start = tensor.layout().start_offset();
+        match tensor.dtype() {
+            DType::F32 => Self::F32(&tensor.storage::<f32>()[start..]),
+            DType::F16 => Self::F16(&tensor.storage::<f16>()[start..]),
+            _ => Self::Bf16(&tensor.storage::<bf16>()[start..]),
+        }
+    }
+
+    /// A range in f32, by way of `scratch` where it is not.
+    #[inline(always)]
+    pub fn widened<'b>(self, range: Range<usize>, scratch: &'b mut Vec<f32>) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        scratch.clear();
+        match self {
+            Self::F32(data) => return &data[range],
+            Self::F16(data) => scratch.extend(data[range].iter().map(|x| x.widen())),
+            Self::Bf16(data) => scratch.extend(data[range].iter().map(|x| x.widen())),
+        }
+        scratch
+    }
+}
+
+/// A number that a tensor may hold, as f32: exact, and without branches, so that loops over it vectorise. (The conversion of `half` asks for each
+/// f16 what the processor can do.)
+pub trait Widen: Copy {
+    fn widen(self) -> f32;
+}
+
+impl Widen for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Widen for bf16 {
+    /// bf16 is the upper half of an f32.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Widen for f16 {
+    /// Exponent and mantissa in their places in an f32 are 2^112 too small, since f16 counts exponents from 15 and f32 from 127; a product puts that right
+    /// and holds for numbers below the smallest normal one too. The largest exponent means infinity and NaN in both.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        const TWO_TO_112: f32 = f32::from_bits((127 + 112) << 23);
+        const INFINITY: u32 = 0x7c00 << 13;
+        let bits = u32::from(self.to_bits());
+        let (sign, magnitude) = ((bits & 0x8000) << 16, (bits & 0x7fff) << 13);
+        let number = (f32::from_bits(magnitude) * TWO_TO_112).to_bits();
+        let number = if magnitude >= INFINITY { magnitude | f32::INFINITY.to_bits() } else { number };
+        f32::from_bits(number | sign)
+    }
+}
+
+/// Strides in elements.
+/// # Panics
+/// On a tensor that did not go through [`stored`], or of another rank.
+pub fn strides<const D: usize>(tensor: &CpuTensor) -> [usize; D] {
+    std::array::from_fn(|dim| usize::try_from(tensor.layout().strides()[dim]).expect("stored() leaves no negative stride"))
+}
+
+/// The tensor in f32, f16 or bf16 with strides >= 0 (a copy only where it is not so already).
+pub fn stored(tensor: CpuTensor) -> CpuTensor {
     let tensor = match tensor.dtype() {
-        DType::F32 => tensor,
+        DType::F32 | DType::F16 | DType::BF16 => tensor,
         _ => Flex::float_cast(tensor, DType::F32.into()),
     };
     match tensor.layout().strides().iter().any(|&stride| stride < 0) {
         true => tensor.to_contiguous(),
         false => tensor,
+    }
+}
+
+/// The tensor in f32 with strides >= 0 (a copy only where it is not so already).
+pub fn readable(tensor: CpuTensor) -> CpuTensor {
+    match tensor.dtype() {
+        DType::F32 => stored(tensor),
+        _ => stored(Flex::float_cast(tensor, DType::F32.into())),
     }
 }
 
@@ -155,6 +240,16 @@ pub fn ln(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_number_of_16_bits_is_the_same_in_f32() {
+        for bits in 0..=u16::MAX {
+            let (a, b) = (f16::from_bits(bits), bf16::from_bits(bits));
+            for (got, want) in [(a.widen(), a.to_f32()), (b.widen(), b.to_f32())] {
+                assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:04x}: {got:e} instead of {want:e}");
+            }
+        }
+    }
 
     #[test]
     fn ln_is_within_two_units_in_the_last_place() {

@@ -51,6 +51,7 @@ mod vocabulary;
 
 pub use device::DeviceFacts;
 pub use divergence::Divergence;
+pub use select::{bodies, is_reference_only};
 
 use attention::CausalRows;
 use burn::tensor::{

@@ -1,8 +1,14 @@
 //! Which body of an operation runs: the backend's own, or the reference.
 use std::sync::OnceLock;
 
+/// Which bodies run in this process: "fused", or "reference" where `DGPO_KERNELS=reference` was set when the first operation ran. For reports: a variable
+/// that a test left behind must not go unseen.
+pub fn bodies() -> &'static str {
+    if is_reference_only() { "reference" } else { "fused" }
+}
+
 /// Whether the environment asks for the reference bodies, looked at once.
-pub(crate) fn is_reference_only() -> bool {
+pub fn is_reference_only() -> bool {
     static REFERENCE: OnceLock<bool> = OnceLock::new();
     *REFERENCE.get_or_init(|| std::env::var_os("DGPO_KERNELS").is_some_and(|value| value == "reference"))
 }

@@ -1,6 +1,8 @@
 //! One KD step and one PPO step, forwards, backwards and AdamW, of the tiny shape and of Qwen2.5-0.5B's.
 //!
 //! Weights are random, the teacher has the student's shape, and the episodes are ids from a seed: what is timed is the arithmetic.
+//! Which bodies of the operations run is decided once in a process, so the same steps on the reference bodies are another process's figures, joined to
+//! these by [`put_beside`].
 use crate::{
     hub,
     portability::workload::{Shape, actor_critic, dgpo_step, episodes, kd_step, recipe, student},
@@ -13,11 +15,12 @@ use dgpo_models::{
     config::{DecoderConfig, Family, RopeScaling},
     decoder::Decoder,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The built-in student, whose shape is the tiny one.
-const TINY: &str = "builtin:tiny/student";
-const SEED: u64 = 1;
+pub(super) const TINY: &str = "builtin:tiny/student";
+/// Of weights, prompts and episodes.
+pub const SEED: u64 = 1;
 
 /// One network shape and batch.
 #[derive(Clone, Debug)]
@@ -42,6 +45,28 @@ pub struct Figure {
     /// Tokens of the batch over the best time; a PPO step passes each through actor, critic and teacher.
     pub tokens_per_s: f64,
     pub n_runs: usize,
+    /// The same step on the reference bodies, in plain tensor operations.
+    pub plain: Option<PlainFigure>,
+    /// Best time of the plain step over that of this one.
+    pub plain_over_fused: Option<f64>,
+}
+
+/// What a process on the reference bodies says of one step; other fields of its [`Figure`] are left out.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct PlainFigure {
+    pub model: String,
+    pub step: String,
+    pub best_ms: f64,
+    pub median_ms: f64,
+    pub n_runs: usize,
+}
+
+/// Gives each figure the plain one of the same model and step.
+pub fn put_beside(figures: &mut [Figure], plain: &[PlainFigure]) {
+    for figure in figures {
+        figure.plain = plain.iter().find(|plain| plain.model == figure.model && plain.step == figure.step).cloned();
+        figure.plain_over_fused = figure.plain.as_ref().map(|plain| plain.best_ms / figure.best_ms);
+    }
 }
 
 /// Qwen2.5-0.5B with `n_layers` of its 24.
@@ -93,6 +118,8 @@ pub fn run<B: TrainBackend>(setting: &Setting, dtype: DType, budget: Budget, dev
             median_ms: timing.median_s * 1e3,
             tokens_per_s: n_tokens as f64 / timing.best_s,
             n_runs: timing.n_runs,
+            plain: None,
+            plain_over_fused: None,
         }
     };
     let mut student = student::<B>(&model, &recipe);
@@ -128,5 +155,26 @@ mod tests {
         let figures = run::<CpuTrain>(&setting, DType::F32, Budget { time: Duration::ZERO, most_runs: 1 }, &Default::default());
         assert_eq!(figures.iter().map(|f| (f.step, f.n_tokens, f.n_runs)).collect::<Vec<_>>(), [("KD", 30, 1), ("PPO", 30, 1)]);
         assert!(figures.iter().all(|f| f.tokens_per_s > 0.0));
+    }
+
+    #[test]
+    fn a_figure_gets_the_plain_one_of_its_model_and_step() {
+        let figure = |model: &str, step: &'static str, best_ms: f64| Figure {
+            model: model.into(),
+            step,
+            n_parameters: 1,
+            n_tokens: 1,
+            best_ms,
+            median_ms: best_ms,
+            tokens_per_s: 1.0,
+            n_runs: 1,
+            plain: None,
+            plain_over_fused: None,
+        };
+        let mut figures = [figure("tiny", "KD", 2.0), figure("tiny", "PPO", 4.0), figure("large", "KD", 8.0)];
+        // As the other process writes them, in another order.
+        let text = serde_json::to_string(&[figure("tiny", "PPO", 12.0), figure("tiny", "KD", 3.0)]).unwrap();
+        put_beside(&mut figures, &serde_json::from_str::<Vec<PlainFigure>>(&text).unwrap());
+        assert_eq!(figures.map(|figure| figure.plain_over_fused), [Some(1.5), Some(3.0), None]);
     }
 }

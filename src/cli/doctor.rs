@@ -20,7 +20,7 @@ use std::{collections::BTreeSet, path::Path, time::Instant};
 
 /// Check that this machine has what a run needs.
 ///
-/// Backends, processor, memory, caches, with --device wgpu the graphics adapters, a small forward pass, a writable folder for runs.
+/// Backends, kernels, processor, memory, caches, with --device wgpu the graphics adapters, a small forward pass, a writable folder for runs.
 ///
 /// Example: dgpo doctor --device wgpu
 #[derive(clap::Args, Debug)]
@@ -60,7 +60,8 @@ fn note(name: &str, found: impl Into<String>) -> Check {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
-    let mut checks = vec![check("backends", Ok(backends().join(", "))), processor(), memory(), hugging_face_cache(), built_in_assets()];
+    let mut checks =
+        vec![check("backends", Ok(backends().join(", "))), kernels(), processor(), memory(), hugging_face_cache(), built_in_assets()];
     checks.extend(adapters(args.device.device));
     checks.push(check("forward pass", forward_pass(args.device)));
     checks.push(check("runs folder", writable(Path::new("."))));
@@ -91,6 +92,14 @@ fn backends() -> Vec<&'static str> {
         built.push("cuda");
     }
     built
+}
+
+/// A variable that a test left behind would make every run slow, and its sums end in other digits.
+fn kernels() -> Check {
+    match dgpo_kernels::is_reference_only() {
+        false => check("kernels", Ok(dgpo_kernels::bodies().to_owned())),
+        true => note("kernels", "DGPO_KERNELS=reference is set: plain tensor operations everywhere, for tests; unset it"),
+    }
 }
 
 fn processor() -> Check {

@@ -1,10 +1,11 @@
 //! `dgpo portability`: does this device compute what the definitions say, and how fast?
 use super::{Outcome, args::DeviceArgs, machine, output};
 use crate::{
-    portability::{self, About, Comparison, Operation, Report, Speed},
+    portability::{self, About, Comparison, NotTimed, Operation, Report, Speed},
     trainer::devices::{self, DeviceChoice, Job, with_device},
 };
 use dgpo_models::TrainBackend;
+use std::collections::BTreeMap;
 
 /// Check every operation and one training step on this machine's device, and measure how fast they are.
 ///
@@ -20,18 +21,31 @@ pub struct Args {
     json: bool,
 }
 
-struct Examine(About);
-impl Job for Examine {
-    type Output = Report;
-    fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        portability::run::<B>(self.0, device, &|what| tracing::info!("{what}"))
+/// The report goes into `report`: what the device says after the job (see [`with_device`]) must not take it away.
+struct Examine<'a> {
+    about: About,
+    report: &'a mut Option<Report>,
+}
+
+impl Job for Examine<'_> {
+    type Output = ();
+    fn run<B: TrainBackend>(self, device: &B::Device) {
+        *self.report = Some(portability::run::<B>(self.about, device, &|what| tracing::info!("{what}")));
     }
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let choice = args.device.device;
     let about = About { device: choice.to_string(), adapter: adapter(choice), is_cpu: choice == DeviceChoice::Cpu };
-    let report = with_device(choice, Examine(about))?;
+    let mut report = None;
+    let ended = with_device(choice, Examine { about, report: &mut report });
+    let Some(mut report) = report else {
+        ended?;
+        anyhow::bail!("the device was not examined");
+    };
+    if let Err(error) = ended {
+        report.fail(output::without_hint(&error.to_string()).to_owned());
+    }
     if args.json {
         output::json(&report)?;
     } else {
@@ -59,17 +73,22 @@ fn describe(report: &Report) -> String {
     report.dtypes.iter().for_each(|(name, says)| fact(name, says));
     report.features.iter().for_each(|(name, value)| fact(name, value));
     report.limits.iter().for_each(|(name, value)| fact(name, &output::grouped(*value)));
-    fact("copy", &format!("{:.1} GB/s", report.rates.copy_bytes_per_s / 1e9));
+    fact("kernels", report.kernels);
+    if let Some(rate) = report.rates.copy_bytes_per_s {
+        fact("copy", &format!("{:.1} GB/s", rate / 1e9));
+    }
     for (dtype, rate) in &report.rates.product_flops_per_s {
         fact(&format!("matrix product, {dtype}"), &format!("{:.1} GFLOP/s", rate / 1e9));
     }
+    report.rates.errors.iter().for_each(|(what, why)| fact(what, &format!("{}: {why}", status(false))));
     text.push('\n');
     report.operations.iter().for_each(|operation| text += &describe_operation(operation));
     text.push('\n');
     report.training.iter().for_each(|comparison| text += &describe_comparison(comparison));
-    if report.operations.iter().all(|operation| operation.speeds.is_empty()) {
-        text += "\nnothing was timed: the device is too slow, or busy with other work\n";
+    if let Some(error) = &report.device_error {
+        text += &format!("{:<7} the device, asked at the end: {error}\n", status(false));
     }
+    text += &describe_not_timed(&report.not_timed);
     text + &format!("\n{}\n", verdict(report))
 }
 
@@ -96,9 +115,23 @@ fn describe_operation(operation: &Operation) -> String {
     text.push('\n');
     for Speed { shape, pass, best_ms, unit, rate, fraction } in speeds {
         let most = if *unit == "GB/s" { "copy" } else { "product" };
-        text += &format!("        {pass:<20} {best_ms:9.2} ms {rate:9.1} {unit}, {fraction:.2} of the {most}; {shape}\n");
+        let fraction = fraction.map_or(String::new(), |fraction| format!(", {fraction:.2} of the {most}"));
+        text += &format!("        {pass:<20} {best_ms:9.2} ms {rate:9.1} {unit}{fraction}; {shape}\n");
     }
     text
+}
+
+/// A line for each float type and reason.
+fn describe_not_timed(not_timed: &[NotTimed]) -> String {
+    let mut lines: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for NotTimed { name, dtype, why, .. } in not_timed {
+        let names = lines.entry((dtype, why)).or_default();
+        if !names.contains(name) {
+            names.push(name);
+        }
+    }
+    let lines: String = lines.iter().map(|((dtype, why), names)| format!("not timed in {dtype}: {}; {why}\n", names.join(", "))).collect();
+    if lines.is_empty() { lines } else { format!("\n{lines}") }
 }
 
 fn describe_comparison(comparison: &Comparison) -> String {
@@ -128,7 +161,7 @@ mod tests {
             worst_error: error.is_none().then_some(1e-4),
             tolerance: 2e-4,
             error: error.map(str::to_owned),
-            speeds: vec![Speed { shape: "N 64".into(), pass: "forward", best_ms: 0.5, unit: "GB/s", rate: 80.0, fraction: 0.8 }],
+            speeds: vec![Speed { shape: "N 64".into(), pass: "forward", best_ms: 0.5, unit: "GB/s", rate: 80.0, fraction: Some(0.8) }],
         }
     }
 
@@ -143,5 +176,34 @@ mod tests {
     fn a_failed_operation_says_why() {
         let text = describe_operation(&operation(false, Some("no such kernel")));
         assert!(text.starts_with("FAILED  rotary") && text.contains("no such kernel"), "{text}");
+    }
+
+    #[test]
+    fn what_was_not_timed_or_failed_late_is_said() {
+        let left = |name, dtype| NotTimed { name, dtype, shape: "N 2".into(), why: "no time".into() };
+        let mut report = Report {
+            about: About { device: "gpu".into(), adapter: "a card".into(), is_cpu: false },
+            runtime: "none".into(),
+            features: BTreeMap::new(),
+            limits: BTreeMap::new(),
+            kernels: "fused",
+            dtypes: BTreeMap::new(),
+            rates: portability::Rates { errors: [("matrix product, bf16".into(), "no such kernel".into())].into(), ..Default::default() },
+            operations: vec![operation(true, None)],
+            not_timed: vec![left("rotary", "f16"), left("sample", "f16"), left("rotary", "f16"), left("rotary", "bf16")],
+            training: Vec::new(),
+            device_error: None,
+            passed: 1,
+            failed: 1,
+        };
+        report.fail("lost".into());
+        let text = describe(&report);
+        let expected = [
+            "matrix product, bf16           FAILED: no such kernel\n",
+            "FAILED  the device, asked at the end: lost\n",
+            "not timed in bf16: rotary; no time\nnot timed in f16: rotary, sample; no time\n",
+            "gpu does NOT compute correctly: 2 of 3 checks failed\n",
+        ];
+        expected.iter().for_each(|line| assert!(text.contains(line), "{line} in {text}"));
     }
 }

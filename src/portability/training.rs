@@ -1,12 +1,12 @@
 //! The tiny student on the device and on the CPU backend: forward pass, one KD step, one DGPO step, on the same episodes.
 use super::{
-    operations::message,
+    guarded::guarded,
     workload::{Shape, actor_critic, dgpo_step, episodes, kd_step, recipe, student},
 };
 use crate::{
     rollout::RolloutBatch,
     trainer::{
-        devices::CpuTrain,
+        devices::{Cpu, CpuTrain},
         metrics::{ACTOR_GRAD_NORM, CRITIC_GRAD_NORM, DISTILL_CE, DISTILL_GRAD_NORM, DISTILL_KL, ENTROPY, KL, POLICY_LOSS, VALUE_LOSS},
         models,
         score::{self, Pass},
@@ -16,7 +16,6 @@ use crate::{
 use burn::tensor::DType;
 use dgpo_models::TrainBackend;
 use serde::Serialize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const STUDENT: &str = "builtin:tiny/student";
 const TEACHER: &str = "builtin:tiny/teacher";
@@ -45,8 +44,9 @@ pub struct Comparison {
 type Quantity = (&'static str, Vec<f64>, f64);
 
 pub fn run<B: TrainBackend>(device: &B::Device) -> Vec<Comparison> {
-    let here = catch_unwind(AssertUnwindSafe(|| trace::<B>(device))).unwrap_or_else(|panic| Err(message(&*panic)));
-    match (here, trace::<CpuTrain>(&Default::default())) {
+    let here = guarded::<B::InnerBackend, _>(device, || trace::<B>(device)).and_then(|traced| traced);
+    let cpu_device = Default::default();
+    match (here, guarded::<Cpu, _>(&cpu_device, || trace::<CpuTrain>(&cpu_device)).and_then(|traced| traced)) {
         (Ok(here), Ok(cpu)) => here.iter().zip(&cpu).map(|(here, cpu)| compare(here, cpu)).collect(),
         (Err(error), _) | (_, Err(error)) => {
             vec![Comparison { name: "tiny model", passed: false, worst_error: None, tolerance: FORWARD, error: Some(error) }]

@@ -131,6 +131,7 @@ fn described(provenance: &Value, summary: &Summary) -> Vec<(String, String)> {
         known("version", "version"),
         (!command.is_empty()).then(|| ("command".to_owned(), command)),
         known("device", "device"),
+        known("kernels", "kernels"),
         known("hardware threads", "n_host_cores"),
         known("seed", "seed"),
         (summary.wall_s > 0.0).then(|| ("time of work".to_owned(), duration(summary.wall_s))),

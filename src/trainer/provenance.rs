@@ -22,6 +22,8 @@ pub struct Provenance {
     pub executable: Option<String>,
     /// `--device`, for wgpu with the adapter and its driver.
     pub device: String,
+    /// "fused", or "reference" where `DGPO_KERNELS=reference` was set: slower, and sums end in other digits.
+    pub kernels: &'static str,
     /// Hardware threads of the machine.
     pub n_host_cores: usize,
     /// The command as typed.
@@ -42,6 +44,7 @@ impl Provenance {
             version: env!("CARGO_PKG_VERSION"),
             executable: std::env::current_exe().and_then(|path| fingerprint(&path)).ok(),
             device: device.to_owned(),
+            kernels: dgpo_kernels::bodies(),
             n_host_cores: std::thread::available_parallelism().map_or(1, usize::from),
             command_line: std::env::args().collect(),
             seed: recipe.run.seed,

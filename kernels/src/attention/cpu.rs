@@ -2,10 +2,11 @@
 //!
 //! A row is one query of one head. Rows of a kv group are taken together (`R` = 4, then 2, then 1), so a key is read once for four of them. Keys are
 //! used as [hd, Tk], which makes scores a product over whole vectors of keys: a key cache is stored that way, other keys are packed once a task.
+//! Keys and values of 16 bits are widened on the way, a head at a time and only the positions that are seen: never a whole cache.
 //! Tasks are (row of the batch, block of queries) in the forward pass and rows of the batch in the backward pass, which adds into dk and dv.
 #![expect(clippy::needless_range_loop, reason = "one index moves through several arrays; the plain form is the one that vectorises")]
 use super::CausalRows;
-use crate::cpu::{CpuTensor, LANES, View, exp, for_each_piece, from_vec, readable, simd, with_rows};
+use crate::cpu::{CpuTensor, Elements, LANES, View, Widen, exp, for_each_piece, from_vec, simd, stored, strides, with_rows};
 use burn::{backend::Flex, tensor::ops::FloatTensorOps};
 
 /// Queries of one task of the forward pass: many enough to repay packing the keys.
@@ -15,8 +16,8 @@ const MAX_ROWS: usize = 4;
 
 pub fn forward(q: CpuTensor, k: CpuTensor, v: CpuTensor, rows: &CausalRows) -> CpuTensor {
     let dtype = q.dtype();
-    let (q, k, v) = (with_rows(q), readable(k), with_rows(v));
-    let (q, k, v) = (View::<4>::new(&q), View::<4>::new(&k), View::<4>::new(&v));
+    let (q, k, v) = (with_rows(q), stored(k), stored(v));
+    let (q, k, v) = (View::<4>::new(&q), Heads::new(&k), Heads::new(&v));
     let [n_rows, n_heads, n_queries, head_dim] = q.shape;
     let row_size = n_heads * head_dim;
     let mut out = vec![0.0f32; n_rows * n_queries * row_size];
@@ -34,8 +35,8 @@ pub fn forward(q: CpuTensor, k: CpuTensor, v: CpuTensor, rows: &CausalRows) -> C
 pub fn backward(q: CpuTensor, k: CpuTensor, v: CpuTensor, grad: CpuTensor, rows: &CausalRows) -> [CpuTensor; 3] {
     assert!(rows.slots.is_none(), "the gradient of attention over a cache is not defined here");
     let dtype = q.dtype();
-    let (q, k, v, grad) = (with_rows(q), with_rows(k), with_rows(v), with_rows(grad));
-    let [q, k, v, grad] = [&q, &k, &v, &grad].map(View::<4>::new);
+    let (q, k, v, grad) = (with_rows(q), stored(k), stored(v), with_rows(grad));
+    let ([q, grad], [k, v]) = ([&q, &grad].map(View::<4>::new), [&k, &v].map(Heads::new));
     let ([n_rows, n_heads, n_queries, head_dim], [_, n_kv_heads, n_keys, _]) = (q.shape, k.shape);
     let (q_size, k_size) = (n_queries * n_heads * head_dim, n_keys * n_kv_heads * head_dim);
     let (mut dq, mut dk, mut dv) = (vec![0.0f32; n_rows * q_size], vec![0.0f32; n_rows * k_size], vec![0.0f32; n_rows * k_size]);
@@ -49,7 +50,7 @@ pub fn backward(q: CpuTensor, k: CpuTensor, v: CpuTensor, grad: CpuTensor, rows:
 }
 
 /// Multiply-adds of the forward pass, from above.
-fn work(q: &View<4>, k: &View<4>, rows: &CausalRows) -> usize {
+fn work(q: &View<4>, k: &Heads, rows: &CausalRows) -> usize {
     let [_, n_heads, n_queries, head_dim] = q.shape;
     let keys: usize = rows.starts.iter().map(|start| (start + n_queries).min(k.shape[2])).sum();
     2 * keys * n_queries * n_heads * head_dim
@@ -57,16 +58,16 @@ fn work(q: &View<4>, k: &View<4>, rows: &CausalRows) -> usize {
 
 /// One task of the forward pass: the queries first.. of row b, into `out` [queries, H, hd].
 #[inline(always)]
-fn forward_block(q: &View<4>, k: &View<4>, v: &View<4>, rows: &CausalRows, b: usize, first: usize, out: &mut [f32]) {
+fn forward_block(q: &View<4>, k: &Heads, v: &Heads, rows: &CausalRows, b: usize, first: usize, out: &mut [f32]) {
     let ([_, n_heads, _, head_dim], [_, n_kv_heads, n_keys, _]) = (q.shape, k.shape);
     let (group, n_keys) = (n_heads / n_kv_heads, rows.n_keys(b, n_keys));
     let n_queries = out.len() / (n_heads * head_dim);
     let seen = |t: usize| (rows.starts[b] + t + 1).min(n_keys);
     let n_seen = seen(first + n_queries - 1);
-    let (mut packed, mut scores) = (Vec::new(), vec![0.0f32; MAX_ROWS * n_seen.next_multiple_of(LANES)]);
+    let (mut packed_k, mut packed_v, mut scores) = (Vec::new(), Vec::new(), vec![0.0f32; MAX_ROWS * n_seen.next_multiple_of(LANES)]);
     for j in 0..n_kv_heads {
-        let keys = transposed(k, rows.slot(b), j, n_seen, &mut packed);
-        let values = Values { data: &v.data[rows.slot(b) * v.strides[0] + j * v.strides[1]..], stride: v.strides[2] };
+        let keys = k.transposed(rows.slot(b), j, n_seen, &mut packed_k);
+        let values = v.vectors(rows.slot(b), j, n_seen, &mut packed_v);
         let task = GroupRows { q, b, first_query: first, first_head: j * group, group };
         let mut row = 0;
         while row < n_queries * group {
@@ -123,19 +124,19 @@ struct Gradients<'a> {
 
 /// One task of the backward pass: row b, whole. dq [Tq, H, hd], dk and dv [Tk, K, hd].
 #[inline(always)]
-fn backward_row(q: &View<4>, k: &View<4>, v: &View<4>, grad: &View<4>, rows: &CausalRows, b: usize, out: Gradients) {
+fn backward_row(q: &View<4>, k: &Heads, v: &Heads, grad: &View<4>, rows: &CausalRows, b: usize, out: Gradients) {
     let ([_, n_heads, n_queries, head_dim], [_, n_kv_heads, n_keys, _]) = (q.shape, k.shape);
     let (group, n_keys) = (n_heads / n_kv_heads, rows.n_keys(b, n_keys));
     let seen = |t: usize| (rows.starts[b] + t + 1).min(n_keys);
     let n_seen = seen(n_queries - 1);
-    let (mut packed_k, mut packed_v) = (Vec::new(), Vec::new());
+    let (mut packed_k, mut packed_v, mut packed_rows) = (Vec::new(), Vec::new(), Vec::new());
     let mut p = vec![0.0f32; MAX_ROWS * n_seen.next_multiple_of(LANES)];
     let mut ds = p.clone();
     let (mut dk, mut dv) = (vec![0.0f32; n_seen * head_dim], vec![0.0f32; n_seen * head_dim]);
     for j in 0..n_kv_heads {
-        let keys = transposed(k, b, j, n_seen, &mut packed_k);
-        let values = transposed(v, b, j, n_seen, &mut packed_v);
-        let key_rows = Values { data: &k.data[b * k.strides[0] + j * k.strides[1]..], stride: k.strides[2] };
+        let keys = k.transposed(b, j, n_seen, &mut packed_k);
+        let values = v.transposed(b, j, n_seen, &mut packed_v);
+        let key_rows = k.vectors(b, j, n_seen, &mut packed_rows);
         let task = GroupRows { q, b, first_query: 0, first_head: j * group, group };
         dk.fill(0.0);
         dv.fill(0.0);
@@ -250,6 +251,13 @@ impl GroupRows<'_> {
     }
 }
 
+/// Keys or values [B or n_slots, K, Tk, hd] in the type they are stored in.
+struct Heads<'a> {
+    elements: Elements<'a>,
+    shape: [usize; 4],
+    strides: [usize; 4],
+}
+
 /// The keys of one head as [hd, at least the keys rounded up to whole vectors]; what lies behind the last key is never used.
 struct Transposed<'a> {
     data: &'a [f32],
@@ -262,23 +270,63 @@ struct Values<'a> {
     stride: usize,
 }
 
-/// The first `n` vectors of head j of row b as [hd, n]: in place where they are stored so, else packed.
-#[inline(always)]
-fn transposed<'a>(x: &View<'a, 4>, b: usize, j: usize, n: usize, packed: &'a mut Vec<f32>) -> Transposed<'a> {
-    let head_dim = x.shape[3];
-    let width = n.next_multiple_of(LANES);
-    let base = b * x.strides[0] + j * x.strides[1];
-    if x.strides[2] == 1 && x.strides[3] >= width {
-        return Transposed { data: &x.data[base..], stride: x.strides[3] };
+impl<'a> Heads<'a> {
+    fn new(tensor: &'a CpuTensor) -> Self {
+        Self { elements: Elements::new(tensor), shape: tensor.layout().shape().dims(), strides: strides(tensor) }
     }
-    packed.resize(head_dim * width, 0.0);
-    for s in 0..n {
-        let start = base + s * x.strides[2];
-        for d in 0..head_dim {
-            packed[d * width + s] = x.data[start + d * x.strides[3]];
+
+    /// The first `n` vectors of head j of row b as [hd, n]: in place where they are f32 and stored so, else packed.
+    #[inline(always)]
+    fn transposed<'s>(&'s self, b: usize, j: usize, n: usize, packed: &'s mut Vec<f32>) -> Transposed<'s> {
+        let [row, head, position, dim] = self.strides;
+        let (head_dim, width, base) = (self.shape[3], n.next_multiple_of(LANES), b * row + j * head);
+        if let (Elements::F32(data), true) = (self.elements, position == 1 && dim >= width) {
+            return Transposed { data: &data[base..], stride: dim };
+        }
+        packed.resize(head_dim * width, 0.0);
+        self.pack(base, [dim, position], [head_dim, n], width, packed);
+        Transposed { data: packed, stride: width }
+    }
+
+    /// The same vectors one after the other: in place where they are f32 and their elements lie side by side, else packed.
+    #[inline(always)]
+    fn vectors<'s>(&'s self, b: usize, j: usize, n: usize, packed: &'s mut Vec<f32>) -> Values<'s> {
+        let [row, head, position, dim] = self.strides;
+        let (head_dim, base) = (self.shape[3], b * row + j * head);
+        if let (Elements::F32(data), 1) = (self.elements, dim) {
+            return Values { data: &data[base..], stride: position };
+        }
+        packed.resize(n * head_dim, 0.0);
+        self.pack(base, [position, dim], [n, head_dim], head_dim, packed);
+        Values { data: packed, stride: head_dim }
+    }
+
+    #[inline(always)]
+    fn pack(&self, base: usize, strides: [usize; 2], shape: [usize; 2], width: usize, out: &mut [f32]) {
+        match self.elements {
+            Elements::F32(data) => pack(&data[base..], strides, shape, width, out),
+            Elements::F16(data) => pack(&data[base..], strides, shape, width, out),
+            Elements::Bf16(data) => pack(&data[base..], strides, shape, width, out),
         }
     }
-    Transposed { data: packed, stride: width }
+}
+
+/// out\[i\]\[s\] = data\[i strides_0 + s strides_1\] over the shape, in the order in which memory runs; rows of `out` are `width` apart.
+#[inline(always)]
+fn pack<T: Widen>(data: &[T], strides: [usize; 2], [n_rows, n]: [usize; 2], width: usize, out: &mut [f32]) {
+    if strides[1] == 1 {
+        for i in 0..n_rows {
+            for (out, x) in out[i * width..][..n].iter_mut().zip(&data[i * strides[0]..][..n]) {
+                *out = x.widen();
+            }
+        }
+    } else {
+        for s in 0..n {
+            for i in 0..n_rows {
+                out[i * width + s] = data[i * strides[0] + s * strides[1]].widen();
+            }
+        }
+    }
 }
 
 /// out\[r\]\[s\] = a\[r\] . keys\[:, s\] for s < width; out is [R, width].

@@ -24,7 +24,7 @@
 //! | exponentials | B H Tq Tk / 2 | the same |
 //! | bytes (f32) | 4 (2 B H Tq hd + 2 B K Tk hd) | twice the forward |
 //! | extra memory, reference | 128 (H / K) rows of scores a (B, K) pair | three times that |
-//! | extra memory, CPU | 4 rows of scores and one head of keys a thread | that and one head of dk, dv |
+//! | extra memory, CPU | 4 rows of scores, one head of keys (16 bits: and of values) a thread | that and one head of dk, dv |
 //! | extra memory, CubeCL | 64 MiB of f32 scores, and P | twice that, and f32 dk, dv |
 //!
 //! # On a GPU: two problems, two shapes

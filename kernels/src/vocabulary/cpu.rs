@@ -6,7 +6,7 @@ use super::{
     T_SUM, VALUE, cpu_grad::gradient, cpu_normalisers::Normalisers, tiles::Tiles,
 };
 use crate::{
-    cpu::{CpuTensor, LANES, exp, for_each_piece, from_vec, simd},
+    cpu::{CpuTensor, Elements, LANES, exp, for_each_piece, from_vec, simd, stored, strides},
     divergence::{Form, Plan},
 };
 use burn::{
@@ -32,51 +32,21 @@ pub(super) struct Rows<'a> {
     stride: usize,
 }
 
-enum Elements<'a> {
-    F32(&'a [f32]),
-    F16(&'a [f16]),
-    Bf16(&'a [bf16]),
-}
-
 /// Makes a tensor readable by [`Rows`] (a copy only of what is not so already).
 pub(super) fn readable(tile: CpuTensor) -> CpuTensor {
-    let tile = match tile.dtype() {
-        DType::F32 | DType::F16 | DType::BF16 => tile,
-        _ => Flex::float_cast(tile, DType::F32.into()),
-    };
-    let strides = tile.layout().strides();
-    if strides[1] == 1 && strides[0] >= 0 { tile } else { tile.to_contiguous() }
+    let tile = stored(tile);
+    if tile.layout().strides()[1] == 1 { tile } else { tile.to_contiguous() }
 }
 
 impl<'a> Rows<'a> {
     pub(super) fn new(tile: &'a CpuTensor) -> Self {
-        let layout = tile.layout();
-        let start = layout.start_offset();
-        let elements = match tile.dtype() {
-            DType::F32 => Elements::F32(&tile.storage::<f32>()[start..]),
-            DType::F16 => Elements::F16(&tile.storage::<f16>()[start..]),
-            _ => Elements::Bf16(&tile.storage::<bf16>()[start..]),
-        };
-        Self { elements, stride: usize::try_from(layout.strides()[0]).expect("readable() leaves no negative stride") }
+        Self { elements: Elements::new(tile), stride: strides::<2>(tile)[0] }
     }
 
     /// Columns `start..end` of a row in f32, by way of `scratch` where they are not.
     #[inline(always)]
     pub(super) fn row<'b>(&'b self, row: usize, start: usize, end: usize, scratch: &'b mut Vec<f32>) -> &'b [f32] {
-        let range = row * self.stride + start..row * self.stride + end;
-        match self.elements {
-            Elements::F32(data) => &data[range],
-            Elements::F16(data) => {
-                scratch.clear();
-                scratch.extend(data[range].iter().map(|x| x.to_f32()));
-                scratch
-            }
-            Elements::Bf16(data) => {
-                scratch.clear();
-                scratch.extend(data[range].iter().map(|x| x.to_f32()));
-                scratch
-            }
-        }
+        self.elements.widened(row * self.stride + start..row * self.stride + end, scratch)
     }
 }
 
