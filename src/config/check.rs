@@ -86,7 +86,7 @@ pub fn check(recipe: &Recipe) -> Findings {
     match recipe.stage {
         Stage::Pretrain => check_pretrain(recipe, &mut found),
         Stage::Encoder => check_encoder(recipe, &mut found),
-        Stage::Pipeline | Stage::Distill | Stage::Rl => {
+        Stage::Pipeline | Stage::Distill | Stage::Rl | Stage::Gkd | Stage::DistillGkd | Stage::RlDistill => {
             check_episode(recipe, &mut found);
             check_data(recipe, &mut found);
         }

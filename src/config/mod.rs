@@ -2,7 +2,7 @@
 //!
 //! | file | answers |
 //! |---|---|
-//! | [`recipe`], [`objective`] | which settings exist, what they mean, what the paper chose |
+//! | [`recipe`], [`objective`], [`guards`] | which settings exist, what they mean, what the paper chose |
 //! | [`load`] | recipe file -> `extends` -> `--set` -> typed [`Recipe`]; every mistake with file, line and a hint |
 //! | [`check`] | the rules between fields |
 //! | [`plan`] | steps, tokens and memory of a run, computed before it starts |
@@ -10,12 +10,14 @@
 //! [`choice`] holds what a recipe names and a layer further right implements.
 pub mod check;
 pub mod choice;
+pub mod guards;
 pub mod load;
 pub mod objective;
 pub mod plan;
 pub mod recipe;
 
 pub use choice::{ChatTemplate, Sampling};
+pub use guards::*;
 pub use load::{Loaded, load};
 pub use objective::*;
 pub use recipe::*;

@@ -106,7 +106,7 @@ pub fn plan(recipe: &Recipe, shapes: &Shapes) -> Plan {
             max_trained_tokens: (2 * recipe.encoder.steps * recipe.encoder.batch * recipe.retriever.max_tokens) as u64,
             ..text_phase("encoder", recipe.encoder.steps, recipe.encoder.batch, recipe)
         }),
-        Stage::Pipeline | Stage::Distill | Stage::Rl => {
+        Stage::Pipeline | Stage::Distill | Stage::Rl | Stage::Gkd | Stage::DistillGkd | Stage::RlDistill => {
             if recipe.stage.has_distillation() {
                 phases.extend(distill_phases(recipe, &mut notes));
             }

@@ -6,7 +6,8 @@
 //!
 //! No field changes meaning with another one, and no environment variable changes a result (`${NAME}` in paths says where files lie, nothing else).
 use super::choice::{ChatTemplate, Sampling};
-use super::objective::{DemosRecipe, DistillRecipe, EncoderRecipe, GaeRecipe, KlRecipe, OptimRecipe, PretrainRecipe, RlRecipe};
+use super::guards::GuardsRecipe;
+use super::objective::{DemosRecipe, DistillRecipe, EncoderRecipe, GaeRecipe, GkdRecipe, KlRecipe, OptimRecipe, PretrainRecipe, RlRecipe};
 use serde::{Deserialize, Serialize};
 
 /// The user message of the published data (method §9), with its wording and its newline: a checkpoint trained on it expects it.
@@ -24,10 +25,12 @@ pub struct Recipe {
     pub episode: EpisodeRecipe,
     pub demos: DemosRecipe,
     pub distill: DistillRecipe,
+    pub gkd: GkdRecipe,
     pub rl: RlRecipe,
     pub kl: KlRecipe,
     pub gae: GaeRecipe,
     pub optim: OptimRecipe,
+    pub guards: GuardsRecipe,
     pub pretrain: PretrainRecipe,
     pub encoder: EncoderRecipe,
     pub eval: EvalRecipe,
@@ -45,6 +48,12 @@ pub enum Stage {
     Distill,
     /// Only the RL phase, from `model.student`.
     Rl,
+    /// Only on-policy distillation: the student plays, the teacher corrects every token.
+    Gkd,
+    /// Distillation, then on-policy distillation.
+    DistillGkd,
+    /// RL, then distillation: the pipeline in inverted order.
+    RlDistill,
     /// Language modelling on passages and trajectories (how the base student is made).
     Pretrain,
     /// Contrastive training of a retrieval encoder.
@@ -52,13 +61,17 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Whether the stage plays episodes with the student and updates it by PPO.
+    /// Whether the stage plays episodes with the student and rewards them.
     pub fn has_rl(self) -> bool {
-        matches!(self, Self::Pipeline | Self::Rl)
+        matches!(self, Self::Pipeline | Self::Rl | Self::RlDistill)
     }
-    /// Whether the stage distils the teacher into the student.
+    /// Whether the stage distils teacher episodes into the student.
     pub fn has_distillation(self) -> bool {
-        matches!(self, Self::Pipeline | Self::Distill)
+        matches!(self, Self::Pipeline | Self::Distill | Self::DistillGkd | Self::RlDistill)
+    }
+    /// Whether the stage distils the teacher into the student on the student's own episodes.
+    pub fn has_gkd(self) -> bool {
+        matches!(self, Self::Gkd | Self::DistillGkd)
     }
 }
 
