@@ -6,7 +6,9 @@
 //!
 //! No field changes meaning with another one, and no environment variable changes a result (`${NAME}` in paths says where files lie, nothing else).
 use super::choice::{ChatTemplate, Sampling};
-use super::objective::{DemosRecipe, DistillRecipe, EncoderRecipe, GaeRecipe, KlRecipe, OptimRecipe, PretrainRecipe, RlRecipe};
+use super::guards::GuardsRecipe;
+use super::objective::{DemosRecipe, DistillRecipe, EncoderRecipe, GaeRecipe, GkdRecipe, KlRecipe, OptimRecipe, PretrainRecipe, RlRecipe};
+use super::phase::Stage;
 use serde::{Deserialize, Serialize};
 
 /// The user message of the published data (method §9), with its wording and its newline: a checkpoint trained on it expects it.
@@ -24,42 +26,16 @@ pub struct Recipe {
     pub episode: EpisodeRecipe,
     pub demos: DemosRecipe,
     pub distill: DistillRecipe,
+    pub gkd: GkdRecipe,
     pub rl: RlRecipe,
     pub kl: KlRecipe,
     pub gae: GaeRecipe,
     pub optim: OptimRecipe,
+    pub guards: GuardsRecipe,
     pub pretrain: PretrainRecipe,
     pub encoder: EncoderRecipe,
     pub eval: EvalRecipe,
     pub run: RunRecipe,
-}
-
-/// Which phases a run goes through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// Teacher episodes -> KD -> RL -> evaluation of student, teacher, KD and DGPO.
-    #[default]
-    Pipeline,
-    /// Only the distillation phase (on teacher episodes or on trajectories from a file).
-    Distill,
-    /// Only the RL phase, from `model.student`.
-    Rl,
-    /// Language modelling on passages and trajectories (how the base student is made).
-    Pretrain,
-    /// Contrastive training of a retrieval encoder.
-    Encoder,
-}
-
-impl Stage {
-    /// Whether the stage plays episodes with the student and updates it by PPO.
-    pub fn has_rl(self) -> bool {
-        matches!(self, Self::Pipeline | Self::Rl)
-    }
-    /// Whether the stage distils the teacher into the student.
-    pub fn has_distillation(self) -> bool {
-        matches!(self, Self::Pipeline | Self::Distill)
-    }
 }
 
 /// The networks and their tokenizer.
@@ -237,7 +213,7 @@ impl Default for EpisodeRecipe {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalRecipe {
-    /// Evaluate every n RL steps; 0 = only at the end of each phase. Default: 0. A smaller n gives a finer curve and costs time.
+    /// Evaluate every n steps of RL and of GKD; 0 = only at the end of the run. Default: 0. A smaller n gives a finer curve and costs time.
     pub every: usize,
     /// Sampling temperature. Default: paper, 0 (greedy).
     pub temperature: f64,
