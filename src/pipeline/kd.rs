@@ -94,6 +94,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             Some(checkpoint) => {
                 let state: PhaseState = checkpoint.read_state()?;
                 (step, sampler) = (state.step, same_items(state.sampler, "episodes", episodes.len())?);
+                self.guards.insert(phase, state.guards);
                 let model = self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?);
                 let optimizer = read_optimizer(&optim, state.n_updates, &model, &checkpoint.path, &self.setup.device)?;
                 Student { model, optimizer, n_skipped: state.n_skipped }
@@ -125,6 +126,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
                     critic_updates: 0,
                     kl: None,
                     n_skipped: student.n_skipped,
+                    guards: self.guards_of(phase),
                     wall_s: self.wall_s(),
                     recipe: Some(self.setup.recipe.clone()),
                 };
@@ -135,9 +137,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
                 })?;
                 (self.observer)(Event::CheckpointSaved { path: &saved.path });
             }
-            if self.stop.is_requested() && step < total {
-                return Err(PipelineError::Stopped);
-            }
+            self.stop_if_wanted(step, total)?;
         }
         (self.observer)(Event::PhaseDone { phase });
         Ok(student.model)
