@@ -56,15 +56,13 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             if self.is_save_due(running.step, total) {
                 self.save_distilled(&running)?;
             }
-            if self.stop.is_requested() && running.step < total {
-                return Err(PipelineError::Stopped);
-            }
+            self.stop_if_wanted(running.step, total)?;
         }
         (self.observer)(Event::PhaseDone { phase });
         Ok(running.student.model)
     }
 
-    fn start_or_restore<'s>(&self, start: Decoder<Inner<B>>, mut task: Distillation<'s, B>) -> Result<Running<'s, B>, PipelineError> {
+    fn start_or_restore<'s>(&mut self, start: Decoder<Inner<B>>, mut task: Distillation<'s, B>) -> Result<Running<'s, B>, PipelineError> {
         let optim = self.setup.recipe.optim.distill.clone();
         let side_files = self.setup.side_files()?;
         let mut taid = TaidSchedule::of(&task.recipe.taid);
@@ -80,6 +78,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             // The limits are the recipe's, and where the target is between them is what it had become.
             taid = TaidSchedule { t: distill.taid.t, momentum: distill.taid.momentum, prev_loss: distill.taid.prev_loss, ..taid };
         }
+        self.guards.insert(task.phase, state.guards);
         let student = Student { model, optimizer, n_skipped: state.n_skipped };
         Ok(Running { task, student, taid, step: state.step, side_files })
     }
@@ -148,6 +147,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             critic_updates: 0,
             kl: None,
             n_skipped: student.n_skipped,
+            guards: self.guards_of(task.phase),
             distill: Some(distill),
             wall_s: self.wall_s(),
             recipe: Some(self.setup.recipe.clone()),
