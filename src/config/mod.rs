@@ -3,6 +3,7 @@
 //! | file | answers |
 //! |---|---|
 //! | [`recipe`], [`objective`], [`guards`] | which settings exist, what they mean, what the paper chose |
+//! | [`library`] | which recipe is called NAME: a file, or one inside the binary |
 //! | [`load`] | recipe file -> `extends` -> `--set` -> typed [`Recipe`]; every mistake with file, line and a hint |
 //! | [`check`] | the rules between fields |
 //! | [`plan`] | steps, tokens and memory of a run, computed before it starts |
@@ -11,6 +12,7 @@
 pub mod check;
 pub mod choice;
 pub mod guards;
+pub mod library;
 pub mod load;
 pub mod objective;
 pub mod plan;
