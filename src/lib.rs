@@ -10,7 +10,7 @@
 //! 3. [`algo`]: every equation as a pure function: reward, KL, advantages, PPO, distillation.
 //! 4. [`trainer::rl`]: one RL step, in the order of the method; [`trainer::distill`]: one KD step.
 //! 5. [`engine`], [`retriever`]: how episodes are played fast, and where passages come from.
-//! 6. [`report`]: what a finished run looks like.
+//! 6. [`report`]: what a finished run looks like; [`reproduce`]: all rows of the paper beside its numbers.
 //! 7. `dgpo_models` and `dgpo_kernels` (crates beside this one): the decoder, the encoder, attention with its backward pass.
 //!
 //! ## Data flow of one RL step
@@ -33,7 +33,7 @@
 //! A module imports only from modules to its left:
 //! ```text
 //! kernels ─▶ models ─▶ engine ─┐
-//! rng, hub, config ─▶ data ─▶ tokenizer ─▶ retriever ─▶ env ─▶ rollout ─▶ algo ─▶ trainer ─▶ eval ─▶ pipeline ─▶ report ─▶ conformance ─▶ portability ─▶ bench ─▶ cli
+//! rng, hub, config ─▶ data ─▶ tokenizer ─▶ retriever ─▶ env ─▶ rollout ─▶ algo ─▶ trainer ─▶ eval ─▶ pipeline ─▶ report ─▶ reproduce ─▶ conformance ─▶ portability ─▶ bench ─▶ cli
 //! ```
 //!
 //! ## Invariants
@@ -58,6 +58,7 @@ pub mod hub;
 pub mod pipeline;
 pub mod portability;
 pub mod report;
+pub mod reproduce;
 pub mod retriever;
 pub mod rng;
 pub mod rollout;

@@ -3,7 +3,7 @@
 //! A software driver (Debian: mesa-vulkan-drivers) is an adapter too. Without any, tests say so and pass, unless `DGPO_REQUIRE_WGPU=1`.
 use crate::{
     conformance::assert_all_is_reproduced,
-    resume::{assert_same_checkpoint, train_whole_and_killed},
+    resume::{WHOLE_AND_KILLED, assert_same_checkpoint, train_whole_and_killed},
     support::{Ended, World, config_json, metrics_of},
 };
 use std::sync::OnceLock;
@@ -70,7 +70,7 @@ fn a_killed_rl_run_continues_bit_for_bit() {
         let world = train_whole_and_killed("rl.toml", "rl", "wgpu");
         let parts = ["model/model.safetensors", "optimizer.safetensors", "critic/model.safetensors", "critic_optimizer.safetensors"];
         // Not the metrics: a loss that is only reported may be summed in another order.
-        assert_same_checkpoint(&world, "rl", &parts);
+        assert_same_checkpoint(&world, WHOLE_AND_KILLED, "rl", &parts);
     }
 }
 

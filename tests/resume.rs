@@ -14,10 +14,13 @@ pub fn train_whole_and_killed(recipe: &str, phase: &str, device: &str) -> World 
     world
 }
 
-/// Files of the last checkpoint are equal, but for what tells the time.
-pub fn assert_same_checkpoint(world: &World, phase: &str, parts: &[&str]) {
+/// The two runs that [`train_whole_and_killed`] makes.
+pub const WHOLE_AND_KILLED: [&str; 2] = ["whole", "killed"];
+
+/// Files of two runs' checkpoints behind step 4 are equal, but for what tells the time.
+pub fn assert_same_checkpoint(world: &World, runs: [&str; 2], phase: &str, parts: &[&str]) {
     let [mut whole, mut killed] =
-        ["whole", "killed"].map(|run| files_below(&world.path(&format!("runs/{run}/checkpoints/{phase}-step-000004"))));
+        runs.map(|run| files_below(&world.path(&format!("runs/{run}/checkpoints/{phase}-step-000004"))));
     for part in parts {
         assert!(whole.contains_key(std::path::Path::new(part)), "the checkpoint lacks {part}");
     }
@@ -36,8 +39,8 @@ pub fn assert_same_checkpoint(world: &World, phase: &str, parts: &[&str]) {
 
 /// And so are the metrics.
 fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
-    assert_same_checkpoint(world, phase, parts);
-    let [whole_metrics, killed_metrics] = ["whole", "killed"].map(|run| metrics_of(&world.path(&format!("runs/{run}"))));
+    assert_same_checkpoint(world, WHOLE_AND_KILLED, phase, parts);
+    let [whole_metrics, killed_metrics] = WHOLE_AND_KILLED.map(|run| metrics_of(&world.path(&format!("runs/{run}"))));
     assert_eq!(whole_metrics.len(), 4);
     assert_eq!(whole_metrics, killed_metrics);
 }

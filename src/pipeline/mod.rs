@@ -17,6 +17,7 @@ mod evaluate;
 mod kd;
 mod rl;
 pub mod setup;
+pub mod takeover;
 
 use crate::{
     config::{Recipe, Stage, load::differences},
