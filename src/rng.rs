@@ -28,6 +28,8 @@ pub enum Purpose {
     Bootstrap = 8,
     /// Sampling tokens in the episodes of ARCap (unused when greedy).
     Arcap = 9,
+    /// DistiLLM: whose episodes a step learns from, which ones of the replay buffer, the held-out ones; sampling tokens of new ones.
+    StudentOutputs = 10,
 }
 
 /// A position in the tree of random decisions.

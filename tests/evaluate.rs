@@ -183,7 +183,7 @@ fn a_run_with_capabilities_is_compared_with_another_seed() {
     assert_eq!(compared["models"]["kd"]["n_paired"], 6);
     let file = world.dgpo(&["runs", "compare", "a", "runs/b/episodes/eval-kd.jsonl", "--json"]).json();
     assert_eq!((&file["models"]["kd"], &file["recipe"]), (&compared["models"]["kd"], &compared["recipe"]));
-    world.dgpo(&["runs", "compare", "a", "b", "--model", "dgpo"]).failed(2, &["runs/a has no evaluation of dgpo", "student, teacher, kd"]);
+    world.dgpo(&["runs", "compare", "a", "b", "--model", "rl"]).failed(2, &["runs/a has no evaluation of rl", "student, teacher, kd"]);
     world.dgpo(&["runs", "compare", "a", "nowhere"]).failed(2, &["there is no run nowhere"]);
     world.dgpo(&["runs", "compare", "a", "nowhere.jsonl"]).failed(2, &["there is no file nowhere.jsonl", "dgpo eval"]);
     world.write("bad.jsonl", "{}\n");

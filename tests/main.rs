@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`support`] | a small world of questions, passages and networks; running, killing and judging `dgpo` |
 //! | [`resume`] | killed and interrupted runs go on as if nothing had happened |
+//! | [`baselines`] | the other ways to distil and the other orders of phases: what they record, and that they resume |
 //! | [`bad_input`] | broken files, recipes and disks: a clear error with a hint, and nothing lost |
 //! | [`cli`], [`index`] | every command, its help and its JSON |
 //! | [`evaluate`] | evaluations, capabilities, comparisons |
@@ -18,6 +19,7 @@
 //! | [`report`], [`browser`] | reports of runs, in headless Chromium and in TensorBoard |
 //! | [`properties`] | invariances of one training step |
 mod bad_input;
+mod baselines;
 mod browser;
 mod cli;
 mod conformance;

@@ -11,14 +11,14 @@ use dgpo::{
         kl::KlController,
         ppo::{PolicyTokens, policy_loss},
     },
-    config::{AdamWRecipe, Decay, DistillRecipe, GaeOver, KlEstimator, KlMode, KlPlacement, Recipe},
+    config::{AdamWRecipe, Decay, DistillDivergence, DistillRecipe, GaeOver, KlEstimator, KlMode, KlPlacement, Recipe},
     data::questions::Question,
     engine::StopReason,
     rng::{Key, Purpose},
     rollout::{Episode, ObservationKind, RolloutBatch, Segment, Status},
     trainer::{
         devices::{Cpu, CpuTrain},
-        distill::{Student, distill_step},
+        distill::{DistillLoss, Student, distill_step},
         metrics::{DISTILL_KL, KL, KL_SELECTED, Metrics, SKIPPED_UPDATES},
         optimizer::AdamW,
         rl::{ActorCritic, rl_step},
@@ -127,10 +127,17 @@ fn networks_after_rl_step(episodes: &[Episode], teacher: &Decoder<Cpu>, recipe: 
 
 /// Weights of the student after one KD step, and its metrics.
 fn after_kd_step(episodes: &[Episode], teacher: &Decoder<Cpu>, micro_batch_tokens: usize, activations: Activations) -> (Vec<f32>, Metrics) {
+    after_distillation(
+        episodes,
+        teacher,
+        &DistillLoss::of(&DistillRecipe { micro_batch_tokens, ..DistillRecipe::default() }, 0.0, activations),
+    )
+}
+
+fn after_distillation(episodes: &[Episode], teacher: &Decoder<Cpu>, loss: &DistillLoss) -> (Vec<f32>, Metrics) {
     let mut student = Student::<CpuTrain> { model: network(1), optimizer: AdamW::new(gradient_descent()), n_skipped: 0 };
     let batch = RolloutBatch::new(&episodes.iter().collect::<Vec<_>>());
-    let recipe = DistillRecipe { micro_batch_tokens, ..DistillRecipe::default() };
-    let metrics = distill_step::<CpuTrain>(&mut student, Some(teacher), &batch, &recipe, activations, 1.0, &Default::default());
+    let metrics = distill_step::<CpuTrain>(&mut student, Some(teacher), &batch, loss, 1.0, &Default::default()).metrics;
     (weights(&student.model), metrics)
 }
 
@@ -409,4 +416,30 @@ fn padding_does_not_change_a_kd_step() {
     let [(alone, _), (together, _)] = [&short, &padded].map(|episodes| after_kd_step(episodes, &network(3), LARGEST, Activations::Kept));
     let deviation = deviation(&weights(&network(1)), &alone, &together);
     assert!(deviation < TOLERANCE, "{deviation}");
+}
+
+/// Weights after a step that learns nothing but a divergence, with the share that TAID's target has of the teacher.
+fn after_divergence(divergence: DistillDivergence, change: impl FnOnce(&mut DistillRecipe), taid_t: f64) -> Vec<f32> {
+    let mut recipe = DistillRecipe { ce_weight: 0.0, divergence, ..DistillRecipe::default() };
+    change(&mut recipe);
+    after_distillation(&episodes(8, |_| 1.0), &network(3), &DistillLoss::of(&recipe, taid_t, Activations::Kept)).0
+}
+
+#[test]
+fn every_divergence_becomes_a_known_one_at_its_ends() {
+    let start = weights(&network(1));
+    let [forward, reverse] = [DistillDivergence::ForwardKl, DistillDivergence::ReverseKl].map(|which| after_divergence(which, |_| (), 0.0));
+    assert!(deviation(&start, &forward, &reverse) > 0.01, "the two are different");
+    let jsd = |beta: f64| after_divergence(DistillDivergence::Jsd, |recipe| recipe.jsd_beta = beta, 0.0);
+    let skew = after_divergence(DistillDivergence::SkewKl, |recipe| recipe.skew_alpha = 0.0, 0.0);
+    let taid = |t: f64| after_divergence(DistillDivergence::Taid, |_| (), t);
+    for (name, known, limit) in
+        [("jsd 0", &forward, jsd(0.0)), ("jsd 1", &reverse, jsd(1.0)), ("skew 0", &forward, skew), ("taid 1", &forward, taid(1.0))]
+    {
+        let deviation = deviation(&start, known, &limit);
+        assert!(deviation < TOLERANCE, "{name}: {deviation}");
+    }
+    // At t = 0 the target is the student itself.
+    let largest = start.iter().zip(taid(0.0)).map(|(before, after)| (before - after).abs()).fold(0.0, f32::max);
+    assert!(largest < 1e-6, "{largest}");
 }

@@ -82,7 +82,7 @@ fn the_whole_loop_runs_on_real_questions_passages_encoder_and_tokenizer() {
         command.args(["--set", set]);
     }
     let summary = crate::support::Ended::of(command.env("DGPO_DATA_DIR", folder)).json();
-    for model in ["student", "teacher", "kd", "dgpo"] {
+    for model in ["student", "teacher", "kd", "rl"] {
         assert_eq!(summary[model]["n_episodes"], 4, "{model}");
     }
 }

@@ -42,8 +42,8 @@ fn a_training_run_ends_with_a_report_and_the_command_writes_it_again() {
     assert_eq!((&written["n_episodes"], &written["warnings"]), (&json!(4 * 48 + 3 * 6), &json!([])));
     assert_eq!(files.each_ref().map(|file| std::fs::read(file).unwrap()), first);
     let text = String::from_utf8(first[1].clone()).unwrap();
-    let evaluated: Value = serde_json::from_slice(&std::fs::read(world.path("runs/a/evaluation/dgpo.json")).unwrap()).unwrap();
-    let row = text.lines().find(|line| line.starts_with("| dgpo ")).unwrap_or_else(|| panic!("{text}"));
+    let evaluated: Value = serde_json::from_slice(&std::fs::read(world.path("runs/a/evaluation/rl.json")).unwrap()).unwrap();
+    let row = text.lines().find(|line| line.starts_with("| rl ")).unwrap_or_else(|| panic!("{text}"));
     assert!(row.contains(&format!("{:.3}", evaluated["average_em"].as_f64().unwrap())) && row.contains("rl-step-000004"), "{row}");
     assert!(text.contains("rollout/reward"), "{text}");
 }
@@ -208,7 +208,7 @@ fn the_page_works_in_a_browser() {
     browser.press("Home");
     assert_eq!(browser.evaluate("document.querySelector('#step-label').textContent"), "step 1 (rl-step-000001.jsonl)");
     choose(&mut browser, "kind", "evaluation");
-    assert_eq!(browser.evaluate("document.querySelector('#step-label').textContent"), "dgpo (eval-dgpo.jsonl)");
+    assert_eq!(browser.evaluate("document.querySelector('#step-label').textContent"), "rl (eval-rl.jsonl)");
     assert_eq!(listed(&mut browser), json!([1, 2, 3, 4, 5, 6]));
 
     // A hostile question is text.

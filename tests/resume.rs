@@ -132,7 +132,7 @@ fn an_edited_recipe_is_said_and_its_evaluation_is_a_new_one() {
     let world = World::new();
     let test = ["--set", "data.test=[\"questions.jsonl\"]", "--set", "data.max_test=8", "--set", "rl.steps=2"];
     world.dgpo(&[&["train", "--config", "rl.toml", "--name", "a"][..], &test].concat()).done();
-    let evaluated = || -> Value { serde_json::from_slice(&std::fs::read(world.path("runs/a/evaluation/dgpo.json")).unwrap()).unwrap() };
+    let evaluated = || -> Value { serde_json::from_slice(&std::fs::read(world.path("runs/a/evaluation/rl.json")).unwrap()).unwrap() };
     assert_eq!(evaluated()["of"], "rl-step-000002");
     let recipe = std::fs::read_to_string(world.path("runs/a/recipe.toml")).unwrap();
     assert!(recipe.contains("[rl]\nsteps = 2\n"), "{recipe}");

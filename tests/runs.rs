@@ -14,7 +14,7 @@ fn the_built_in_smoke_recipe_leaves_a_summary_of_all_four_models() {
     let printed = world.dgpo(&["train", "--config", "smoke", "--name", "smoke", "--json"]).json();
     let summary: Value = serde_json::from_slice(&std::fs::read(world.path("runs/smoke/summary.json")).unwrap()).unwrap();
     assert_eq!(printed, summary);
-    for model in ["student", "teacher", "kd", "dgpo"] {
+    for model in ["student", "teacher", "kd", "rl"] {
         let em = summary[model]["em"].as_f64().unwrap_or_else(|| panic!("no exact match of {model} in {summary:#}"));
         assert!((0.0..=1.0).contains(&em));
     }

@@ -3,6 +3,7 @@
 //! A row is one trained position: [`Logits`] of both models for the same prefix, as hidden states with the head that would make logits of them (the
 //! trainer: no logits are kept) or as logits that exist (recorded ones). The divergences themselves are [`Divergence`].
 use super::masked_mean;
+use crate::config::{DistillDivergence, DistillRecipe, TaidRecipe};
 use burn::tensor::{Int, Tensor};
 use dgpo_models::{
     Backend,
@@ -11,6 +12,19 @@ use dgpo_models::{
 use serde::{Deserialize, Serialize};
 
 pub use dgpo_models::heads::{Divergence, row_divergence};
+
+/// The divergence a recipe names; `taid_t` is the teacher's share of TAID's target at this step, and nothing to the others.
+///
+/// Skew KL and TAID are computed as cross-entropies, -sum q ln p, as in their authors' code: the KL plus the entropy of q, which has no gradient.
+pub fn divergence_of(recipe: &DistillRecipe, taid_t: f64) -> Divergence {
+    match recipe.divergence {
+        DistillDivergence::ForwardKl => Divergence::ForwardKl,
+        DistillDivergence::ReverseKl => Divergence::ReverseKl,
+        DistillDivergence::Jsd => Divergence::GeneralisedJsd { beta: recipe.jsd_beta },
+        DistillDivergence::SkewKl => Divergence::SkewForward { alpha: recipe.skew_alpha },
+        DistillDivergence::Taid => Divergence::Taid { t: taid_t },
+    }
+}
 
 /// -log p_s(label) of each row. Every label must lie in the vocabulary; rows without one are the caller's mask.
 /// # Shapes
@@ -105,6 +119,11 @@ pub struct TaidSchedule {
 const TAID_EPS: f64 = 1e-15;
 
 impl TaidSchedule {
+    /// At the start of a phase.
+    pub fn of(recipe: &TaidRecipe) -> Self {
+        Self::new(recipe.t_start, recipe.t_end, recipe.alpha, recipe.beta)
+    }
+
     /// Published values: t_start 0.4, t_end 1.0, alpha 5e-4, beta 0.99.
     pub fn new(t_start: f64, t_end: f64, alpha: f64, beta: f64) -> Self {
         Self { t_start, t_end, alpha, beta, t: t_start, momentum: 0.0, prev_loss: None }

@@ -8,6 +8,7 @@ pub mod distill;
 pub mod kl;
 pub mod ppo;
 pub mod schedule;
+pub mod student_outputs;
 
 use burn::tensor::Tensor;
 use dgpo_models::Backend;

@@ -2,12 +2,13 @@
 use super::{UsageError, eval::stem, output, runs, table};
 use crate::{
     config::{
-        Recipe,
+        Recipe, Stage,
         load::{differences, load_part},
     },
     eval::{
         compare::{Changed, Comparison, Difference, Side, compare},
         intervals::METRICS,
+        models_of,
     },
     rollout::episode::read_episodes,
     trainer::run_dir::RunDir,
@@ -22,7 +23,7 @@ use std::{
 /// Compare two runs, or two files of episodes: the settings that differ, every figure on the questions both played with a paired bootstrap, and the
 /// questions that one side alone answered.
 ///
-/// Example: dgpo runs compare tiny-seed0 tiny-seed1 --model dgpo
+/// Example: dgpo runs compare tiny-seed0 tiny-seed1 --model rl
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// A run (its name in ./runs, or its folder), or a file of episodes such as dgpo eval writes.
@@ -31,7 +32,7 @@ pub struct Args {
     /// What to compare it with; a difference is this one minus the other.
     #[arg(value_name = "RUN|FILE")]
     right: String,
-    /// Of runs, only this evaluated model: student, teacher, kd, dgpo [default: all that both have; beside a file, the last].
+    /// Of runs, only this evaluated model: student, teacher, kd, gkd, rl [default: all that both have; beside a file, the last].
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// List every question that changed, not the first five gained and lost.
@@ -48,15 +49,12 @@ pub struct Args {
 /// Changed questions shown of each kind, unless `--all`.
 const N_SHOWN: usize = 5;
 
-/// Evaluated models in the order of a run; others follow by name.
-const MODELS: [&str; 4] = ["student", "teacher", "kd", "dgpo"];
-
 /// A side as it was named on the command line.
 struct Source {
     name: String,
     /// `None` where nobody knows what the episodes were played with.
     recipe: Option<Recipe>,
-    /// A run's evaluations by model, in the order of [`MODELS`]; of a file the file itself.
+    /// A run's evaluations by model, in the order of [`models_of`] its stage; of a file the file itself.
     models: Vec<(String, PathBuf)>,
     is_file: bool,
 }
@@ -117,7 +115,9 @@ impl Source {
             return Err(UsageError(format!("there is no file {name}; hint: {hint}")).into());
         }
         let run = runs::find(name)?;
-        Ok(Self { name: run.path().display().to_string(), recipe: Some(run.recipe()?), models: evaluations(&run)?, is_file: false })
+        let recipe = run.recipe()?;
+        let models = evaluations(&run, recipe.stage)?;
+        Ok(Self { name: run.path().display().to_string(), recipe: Some(recipe), models, is_file: false })
     }
 
     /// The evaluation of a model, or of the last one.
@@ -146,9 +146,9 @@ fn recipe_of(path: &Path) -> anyhow::Result<Option<Recipe>> {
     Ok(found.map(|found| load_part(&found.to_string_lossy(), &[])).transpose()?.map(|loaded| loaded.recipe))
 }
 
-/// `episodes/eval-MODEL.jsonl` of a run, in the order of [`MODELS`].
-fn evaluations(run: &RunDir) -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let mut found = BTreeMap::new();
+/// `episodes/eval-MODEL.jsonl` of a run, in the order of [`models_of`] its stage; others first, by name.
+fn evaluations(run: &RunDir, stage: Stage) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let (known, mut found) = (models_of(stage), BTreeMap::new());
     let dir = run.episodes_dir();
     let untold = || format!("cannot read {}; hint: check the folder and its permissions", dir.display());
     for entry in std::fs::read_dir(&dir).with_context(untold)? {
@@ -157,7 +157,7 @@ fn evaluations(run: &RunDir) -> anyhow::Result<Vec<(String, PathBuf)>> {
         let model = name.strip_prefix("eval-").and_then(|name| name.strip_suffix(".jsonl"));
         // The answers to given passages lie there too; they are no evaluation of their own.
         if let Some(model) = model.filter(|model| !model.contains("-arcap-")) {
-            let place = MODELS.iter().position(|known| *known == model).unwrap_or(MODELS.len());
+            let place = known.iter().position(|known| *known == model);
             found.insert((place, model.to_owned()), path);
         }
     }
@@ -262,11 +262,12 @@ mod tests {
     fn a_run_lists_its_evaluations_in_the_order_of_training() {
         let root = tempfile::tempdir().unwrap();
         let run = RunDir::create(root.path(), "a", &Recipe::default(), &json!({})).unwrap();
-        for name in ["eval-dgpo", "eval-zero", "eval-kd", "eval-kd-arcap-with-thinking", "rl-step-000100", "eval-student"] {
+        for name in ["eval-rl", "eval-zero", "eval-kd", "eval-kd-arcap-with-thinking", "rl-step-000100", "eval-student"] {
             write_episodes(&run.episodes_dir().join(format!("{name}.jsonl")), &[]).unwrap();
         }
-        let models: Vec<String> = evaluations(&run).unwrap().into_iter().map(|(model, _)| model).collect();
-        assert_eq!(models, ["student", "kd", "dgpo", "zero"]);
+        let models = |stage| evaluations(&run, stage).unwrap().into_iter().map(|(model, _)| model).collect::<Vec<String>>();
+        assert_eq!(models(Stage::Pipeline), ["zero", "student", "kd", "rl"]);
+        assert_eq!(models(Stage::RlDistill), ["zero", "student", "rl", "kd"]);
     }
 
     #[test]

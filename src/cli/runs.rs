@@ -2,7 +2,7 @@
 use super::{Outcome, UsageError, compare, output, table};
 use crate::{
     config::{Recipe, Stage, load::differences},
-    eval::Summary,
+    eval::{MODELS, Summary},
     trainer::{
         checkpoint, metrics,
         run_dir::{RUNS_DIR, RunDir, list_runs},
@@ -120,9 +120,10 @@ fn list(dir: &Path, as_json: bool) -> anyhow::Result<()> {
         };
         let stage = row.stage.map_or("?".to_owned(), stage_name);
         let age = row.age_s.map_or("-".to_owned(), |s| output::duration(s as f64));
-        vec![row.name.clone(), stage, at, em("student"), em("teacher"), em("kd"), em("dgpo"), age]
+        [vec![row.name.clone(), stage, at], MODELS.map(em).to_vec(), vec![age]].concat()
     };
-    let headers = ["run", "stage", "at step", "student EM", "teacher EM", "kd EM", "dgpo EM", "age"];
+    let of_models = MODELS.map(|model| format!("{model} EM"));
+    let headers: Vec<&str> = ["run", "stage", "at step"].into_iter().chain(of_models.iter().map(String::as_str)).chain(["age"]).collect();
     output::data(&table::table(&headers, &rows.iter().map(cells).collect::<Vec<_>>()))?;
     for row in &rows {
         if let Some(error) = &row.error {
@@ -155,7 +156,7 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
     let recipe = run.recipe()?;
     let changed = differences(&Recipe::default(), &recipe);
     let (summary, lines) = (run.summary::<Summary>()?, run.read_metrics()?);
-    let newest = checkpoint::list_checkpoints(run.path())?.pop();
+    let newest = checkpoint::list_checkpoints(run.path(), recipe.stage)?.pop();
     let (last, last_eval) = (last_of_each_phase(&lines), lines.iter().rev().find(|line| is_evaluation(line)));
     if as_json {
         let changed: Map<String, Value> = changed.iter().map(|(key, _, value)| (key.clone(), json!(value))).collect();
@@ -224,10 +225,10 @@ mod tests {
         run.metrics(None).unwrap().append(Phase::Rl, 7, &[]).unwrap();
         let mut figures = Figures::default();
         figures.all.em = 0.5;
-        run.write_summary(&Summary { dgpo: Some(figures), ..Default::default() }).unwrap();
+        run.write_summary(&Summary { rl: Some(figures), ..Default::default() }).unwrap();
         let row = Row::of(&run);
         assert_eq!((row.stage, row.phase.as_deref(), row.step), (Some(Stage::Rl), Some("rl"), Some(7)));
-        assert_eq!((row.em, row.error), (BTreeMap::from([("dgpo", 0.5)]), None));
+        assert_eq!((row.em, row.error), (BTreeMap::from([("rl", 0.5)]), None));
     }
 
     #[test]

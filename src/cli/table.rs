@@ -3,7 +3,7 @@ use super::output;
 use crate::eval::Summary;
 pub use crate::report::table::table;
 
-/// The table a run ends with: student, teacher, KD and DGPO side by side.
+/// The table a run ends with: student, teacher and what each phase left, side by side.
 pub fn summary(summary: &Summary) -> String {
     let headers = ["model", "EM", "substring EM", "searches/episode", "hit ratio", "response tokens", "questions"];
     let rows = summary.rows().into_iter().filter_map(|(name, figures)| {

@@ -7,7 +7,7 @@ use super::{
     report, runs, table,
 };
 use crate::{
-    config::{Loaded, Recipe, check},
+    config::{Loaded, Recipe, Stage, check},
     eval::Summary,
     pipeline::{Pipeline, PipelineError, takeover::Takeover},
     trainer::{
@@ -22,7 +22,7 @@ use crate::{
 use dgpo_models::TrainBackend;
 use std::path::{Path, PathBuf};
 
-/// Train: teacher episodes, KD cold start, DGPO, evaluation. Without arguments: the built-in tiny world.
+/// Train: teacher episodes, KD cold start, DGPO, evaluation, or whatever phases the recipe's stage names. Without arguments: the built-in tiny world.
 ///
 /// Example: dgpo train --config configs/tiny.toml --name first --set run.seed=1
 #[derive(clap::Args, Debug)]
@@ -107,7 +107,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             create(loaded, args.device.device, from.as_ref())?
         }
     };
-    let (path, finished) = (run.path().to_owned(), run.clone());
+    let (path, finished, stage) = (run.path().to_owned(), run.clone(), recipe.stage);
     // Held until the process ends: a second one would write into the same files.
     let _lock = run.lock()?;
     output::say(&format!("run {} (seed {}, {})", path.display(), recipe.run.seed, args.device.device));
@@ -132,7 +132,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         }
         Err(error) => {
             let next = resume_command(&path, args.device.device);
-            Err(with_advice(error, &path).context(format!("the run {} failed; continue with: {next}", path.display())))
+            Err(with_advice(error, &path, stage).context(format!("the run {} failed; continue with: {next}", path.display())))
         }
     }
 }
@@ -166,10 +166,10 @@ fn resume_command(run: &Path, device: DeviceChoice) -> String {
 }
 
 /// What lies in a checkpoint was written by the run itself, so the advice for models from elsewhere (fetch it again) is wrong for it.
-fn with_advice(error: PipelineError, run: &Path) -> anyhow::Error {
+fn with_advice(error: PipelineError, run: &Path, stage: Stage) -> anyhow::Error {
     let PipelineError::State(damage) = &error else { return error.into() };
     let told = damage.to_string();
-    let checkpoints = checkpoint::list_checkpoints(run).unwrap_or_default();
+    let checkpoints = checkpoint::list_checkpoints(run, stage).unwrap_or_default();
     let damaged = checkpoints.iter().map(|checkpoint| checkpoint.path.display().to_string()).find(|folder| told.contains(folder));
     match damaged {
         Some(folder) => anyhow::anyhow!(

@@ -1,7 +1,10 @@
 //! The rules between fields: what a type cannot say. Each rule names the key to change and what to change it to.
 //!
 //! All broken rules are reported at once. Only what the stage uses is checked, so an RL recipe need not fill in the encoder stage.
-use super::{ADAPTIVE_ERROR_LIMIT, AdamWRecipe, KlMode, KlReference, Problem, Recipe, Stage};
+use super::{
+    ADAPTIVE_ERROR_LIMIT, AdamWRecipe, KlMode, KlReference, Problem, Recipe, Stage,
+    check_distill::{check_distill, check_gkd},
+};
 
 /// Parameter types a model can be computed in.
 pub const DTYPES: [&str; 3] = ["f32", "bf16", "f16"];
@@ -22,19 +25,19 @@ pub struct Findings {
 }
 
 impl Findings {
-    fn error(&mut self, is_broken: bool, key: &'static str, message: impl FnOnce() -> String, hint: impl FnOnce() -> String) {
+    pub(super) fn error(&mut self, is_broken: bool, key: &'static str, message: impl FnOnce() -> String, hint: impl FnOnce() -> String) {
         if is_broken {
             self.errors.push(Problem { key, message: message(), hint: hint() });
         }
     }
 
-    fn warn(&mut self, is_odd: bool, key: &'static str, message: impl FnOnce() -> String, hint: impl FnOnce() -> String) {
+    pub(super) fn warn(&mut self, is_odd: bool, key: &'static str, message: impl FnOnce() -> String, hint: impl FnOnce() -> String) {
         if is_odd {
             self.warnings.push(Problem { key, message: message(), hint: hint() });
         }
     }
 
-    fn positive(&mut self, key: &'static str, value: usize) {
+    pub(super) fn positive(&mut self, key: &'static str, value: usize) {
         self.error(value == 0, key, || "must be at least 1".into(), || format!("{key} = 1 is the smallest"));
     }
 
@@ -51,7 +54,7 @@ impl Findings {
     }
 
     /// A finite number with `is_legal`; `range` says in words what that is.
-    fn number(&mut self, key: &'static str, value: f64, is_legal: impl Fn(f64) -> bool, range: &str) {
+    pub(super) fn number(&mut self, key: &'static str, value: f64, is_legal: impl Fn(f64) -> bool, range: &str) {
         self.error(
             !value.is_finite() || !is_legal(value),
             key,
@@ -65,16 +68,16 @@ impl Findings {
     }
 }
 
-const IN_UNIT_INTERVAL: &str = "from 0 to 1";
-fn in_unit_interval(x: f64) -> bool {
+pub(super) const IN_UNIT_INTERVAL: &str = "from 0 to 1";
+pub(super) fn in_unit_interval(x: f64) -> bool {
     (0.0..=1.0).contains(&x)
 }
-const NOT_NEGATIVE: &str = "from 0 on";
-fn not_negative(x: f64) -> bool {
+pub(super) const NOT_NEGATIVE: &str = "from 0 on";
+pub(super) fn not_negative(x: f64) -> bool {
     x >= 0.0
 }
-const POSITIVE: &str = "above 0";
-fn positive(x: f64) -> bool {
+pub(super) const POSITIVE: &str = "above 0";
+pub(super) fn positive(x: f64) -> bool {
     x > 0.0
 }
 
@@ -86,13 +89,19 @@ pub fn check(recipe: &Recipe) -> Findings {
     match recipe.stage {
         Stage::Pretrain => check_pretrain(recipe, &mut found),
         Stage::Encoder => check_encoder(recipe, &mut found),
-        Stage::Pipeline | Stage::Distill | Stage::Rl | Stage::Gkd | Stage::DistillGkd | Stage::RlDistill => {
+        _ => {
             check_episode(recipe, &mut found);
             check_data(recipe, &mut found);
         }
     }
     if recipe.stage.has_distillation() {
         check_distill(recipe, &mut found);
+    }
+    if recipe.stage.has_gkd() {
+        check_gkd(recipe, &mut found);
+    }
+    if recipe.stage.has_distillation() || recipe.stage.has_gkd() {
+        check_adamw(&recipe.optim.distill, DISTILL_KEYS, &mut found);
     }
     if recipe.stage.has_rl() {
         check_rl(recipe, &mut found);
@@ -101,9 +110,10 @@ pub fn check(recipe: &Recipe) -> Findings {
     found
 }
 
-/// Whether the run plays episodes itself: everything but distillation on ready-made trajectories.
+/// Whether the run plays training episodes itself: everything but distillation on ready-made trajectories alone.
 pub fn plays_episodes(recipe: &Recipe) -> bool {
-    recipe.stage.has_rl() || (recipe.stage == Stage::Distill && recipe.data.trajectories.is_empty())
+    let needs_new = recipe.data.trajectories.is_empty() || recipe.distill.student_outputs.is_adaptive;
+    recipe.stage.has_rl() || recipe.stage.has_gkd() || (recipe.stage.has_distillation() && needs_new)
 }
 
 /// Checks the retriever and what it searches, for commands that use nothing else of a recipe.
@@ -217,40 +227,6 @@ fn check_data(recipe: &Recipe, found: &mut Findings) {
         || "is true, but data.test is empty, so no question is asked".into(),
         || "list question files in data.test".into(),
     );
-}
-
-fn check_distill(recipe: &Recipe, found: &mut Findings) {
-    let (distill, has_teacher) = (&recipe.distill, !recipe.model.teacher.is_empty());
-    found.number("distill.ce_weight", distill.ce_weight, not_negative, NOT_NEGATIVE);
-    found.number("distill.kl_weight", distill.kl_weight, not_negative, NOT_NEGATIVE);
-    found.number("distill.temperature", distill.temperature, positive, POSITIVE);
-    found.error(
-        distill.ce_weight == 0.0 && distill.kl_weight == 0.0,
-        "distill.ce_weight",
-        || "ce_weight and kl_weight are both 0, so there is nothing to learn".into(),
-        || "the paper has 1 and 1".into(),
-    );
-    found.error(
-        distill.kl_weight > 0.0 && !has_teacher,
-        "distill.kl_weight",
-        || format!("the KL (weight {}) needs the distribution of a teacher, and model.teacher is empty", distill.kl_weight),
-        || "name a teacher, or set kl_weight = 0 to learn from the episodes' tokens alone".into(),
-    );
-    found.error(
-        !has_teacher && recipe.data.trajectories.is_empty(),
-        "model.teacher",
-        || "is empty, and data.trajectories is too, so there are no episodes to learn from".into(),
-        || "name a teacher that plays them, or files that hold them".into(),
-    );
-    found.positive("distill.batch", distill.batch);
-    found.positive("distill.micro_batch_tokens", distill.micro_batch_tokens);
-    let has_no_length = distill.steps == 0 && distill.epochs == 0;
-    found.error(has_no_length, "distill.epochs", || "epochs and steps are both 0".into(), || "the paper has 5 epochs".into());
-    if recipe.data.trajectories.is_empty() {
-        found.positive("demos.n_episodes", recipe.demos.n_episodes);
-        found.number("demos.temperature", recipe.demos.temperature, not_negative, NOT_NEGATIVE);
-    }
-    check_adamw(&recipe.optim.distill, DISTILL_KEYS, found);
 }
 
 fn check_rl(recipe: &Recipe, found: &mut Findings) {

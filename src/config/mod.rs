@@ -4,17 +4,20 @@
 //! |---|---|
 //! | [`recipe`], [`objective`], [`guards`] | which settings exist, what they mean, what the paper chose |
 //! | [`library`] | which recipe is called NAME: a file, or one inside the binary |
+//! | [`phase`] | the parts of a run, and their order in each stage |
 //! | [`load`] | recipe file -> `extends` -> `--set` -> typed [`Recipe`]; every mistake with file, line and a hint |
-//! | [`check`] | the rules between fields |
+//! | [`check`], `check_distill` | the rules between fields |
 //! | [`plan`] | steps, tokens and memory of a run, computed before it starts |
 //!
 //! [`choice`] holds what a recipe names and a layer further right implements.
 pub mod check;
+mod check_distill;
 pub mod choice;
 pub mod guards;
 pub mod library;
 pub mod load;
 pub mod objective;
+pub mod phase;
 pub mod plan;
 pub mod recipe;
 
@@ -22,6 +25,7 @@ pub use choice::{ChatTemplate, Sampling};
 pub use guards::*;
 pub use load::{Loaded, load};
 pub use objective::*;
+pub use phase::{Phase, Stage};
 pub use recipe::*;
 
 use std::{fmt, path::PathBuf};

@@ -109,7 +109,7 @@ impl Default for TaidRecipe {
 }
 
 /// DistiLLM's adaptive mix of teacher's and student's episodes. A step learns from the student's with probability φ: φ starts at 0 and rises by
-/// `increment` whenever the loss on held-out teacher episodes has risen by `loss_eps`. Such a step plays new episodes with probability
+/// `increment` whenever the cross-entropy on held-out teacher episodes has risen by `loss_eps`. Such a step plays new episodes with probability
 /// φ · (1 − step/steps) (and as long as the replay buffer is not full), else it draws old ones from the buffer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -124,10 +124,17 @@ pub struct StudentOutputsRecipe {
     pub loss_eps: f64,
     /// Steps from one look at the held-out loss to the next. Default: own choice, 50.
     pub validate_every: usize,
-    /// Teacher episodes held out of training for it. Default: own choice, 64.
+    /// Teacher episodes held out of training for it, at most half of them. Default: own choice, 64.
     pub n_validation: usize,
     /// Episodes the replay buffer holds; the oldest fall out. Default: the published script's, 1,000. Raising it reuses older episodes.
     pub capacity: usize,
+}
+
+impl StudentOutputsRecipe {
+    /// Teacher episodes that are held out of `n_episodes`: never more than half of them.
+    pub fn n_held_out(&self, n_episodes: usize) -> usize {
+        if self.is_adaptive { self.n_validation.min(n_episodes / 2) } else { 0 }
+    }
 }
 
 impl Default for StudentOutputsRecipe {

@@ -11,7 +11,7 @@
 //! ```
 //! with P parameters and d bytes of `model.dtype`. Activations are not in it: they grow with `micro_batch_tokens`
 //! (and with the number of layers, unless `model.recompute` is on) and depend on the backend.
-use super::{DistillRecipe, KlEstimator, KlMode, KlReference, Recipe, Stage};
+use super::{DistillRecipe, KlEstimator, KlMode, KlReference, Phase, Recipe, Stage};
 use crate::hub;
 use dgpo_models::{config::DecoderConfig, heads::most_logits};
 use serde::Serialize;
@@ -93,28 +93,26 @@ impl Shapes {
 pub fn plan(recipe: &Recipe, shapes: &Shapes) -> Plan {
     let mut notes = Vec::new();
     let longest = recipe.episode.longest_episode();
-    if recipe.stage.has_rl() && longest > recipe.episode.max_prompt_length {
+    if (recipe.stage.has_rl() || recipe.stage.has_gkd()) && longest > recipe.episode.max_prompt_length {
         notes.push(format!(
             "an episode whose every part is at its limit would have {longest} tokens; it is closed at max_prompt_length = {}",
             recipe.episode.max_prompt_length
         ));
     }
-    let mut phases = Vec::new();
-    match recipe.stage {
-        Stage::Pretrain => phases.push(text_phase("pretrain", recipe.pretrain.steps, recipe.pretrain.batch, recipe)),
-        Stage::Encoder => phases.push(PhasePlan {
+    let has_demos = recipe.data.trajectories.is_empty();
+    let planned = |&phase: &Phase| match phase {
+        Phase::Demos if has_demos => Some(demos_phase(recipe)),
+        Phase::Demos | Phase::Eval => None,
+        Phase::Pretrain => Some(text_phase(phase, recipe.pretrain.steps, recipe.pretrain.batch, recipe)),
+        Phase::Encoder => Some(PhasePlan {
             max_trained_tokens: (2 * recipe.encoder.steps * recipe.encoder.batch * recipe.retriever.max_tokens) as u64,
-            ..text_phase("encoder", recipe.encoder.steps, recipe.encoder.batch, recipe)
+            ..text_phase(phase, recipe.encoder.steps, recipe.encoder.batch, recipe)
         }),
-        Stage::Pipeline | Stage::Distill | Stage::Rl | Stage::Gkd | Stage::DistillGkd | Stage::RlDistill => {
-            if recipe.stage.has_distillation() {
-                phases.extend(distill_phases(recipe, &mut notes));
-            }
-            if recipe.stage.has_rl() {
-                phases.push(rl_phase(recipe));
-            }
-        }
-    }
+        Phase::Kd => Some(kd_phase(recipe, &mut notes)),
+        Phase::Gkd => Some(gkd_phase(recipe)),
+        Phase::Rl => Some(rl_phase(recipe)),
+    };
+    let phases = recipe.stage.phases().iter().filter_map(planned).collect();
     Plan { stage: recipe.stage, memory: memory(recipe, shapes), phases, notes }
 }
 
@@ -124,41 +122,37 @@ fn max_sampled(recipe: &Recipe, episodes: usize) -> u64 {
     (episodes * turns.min(recipe.episode.max_prompt_length)) as u64
 }
 
-fn text_phase(phase: &'static str, steps: usize, batch: usize, recipe: &Recipe) -> PhasePlan {
+fn text_phase(phase: Phase, steps: usize, batch: usize, recipe: &Recipe) -> PhasePlan {
     let episodes = steps * batch;
     let max_trained_tokens = (episodes * recipe.episode.max_prompt_length) as u64;
+    let phase = phase.as_str();
     PhasePlan { phase, steps, episodes, optimizer_steps: steps, max_sampled_tokens: 0, max_trained_tokens, is_bound: false }
 }
 
-fn distill_phases(recipe: &Recipe, notes: &mut Vec<String>) -> Vec<PhasePlan> {
-    let mut phases = Vec::new();
-    let n_kept = if recipe.data.trajectories.is_empty() {
-        let n_episodes = recipe.demos.n_episodes;
-        let max_sampled_tokens = max_sampled(recipe, n_episodes);
-        phases.push(PhasePlan {
-            phase: "demos",
-            steps: 0,
-            episodes: n_episodes,
-            optimizer_steps: 0,
-            max_sampled_tokens,
-            max_trained_tokens: 0,
-            is_bound: false,
-        });
-        Some(if recipe.demos.max_kept == 0 { n_episodes } else { n_episodes.min(recipe.demos.max_kept) })
+fn demos_phase(recipe: &Recipe) -> PhasePlan {
+    let episodes = recipe.demos.n_episodes;
+    PhasePlan { episodes, max_sampled_tokens: max_sampled(recipe, episodes), ..text_phase(Phase::Demos, 0, 0, recipe) }
+}
+
+/// With DistiLLM's scheduler every step may be one whose episodes the student plays.
+fn kd_phase(recipe: &Recipe, notes: &mut Vec<String>) -> PhasePlan {
+    let (demos, distill) = (&recipe.demos, &recipe.distill);
+    let n_kept = if demos.max_kept == 0 { demos.n_episodes } else { demos.n_episodes.min(demos.max_kept) };
+    let steps = if distill.steps > 0 || recipe.data.trajectories.is_empty() {
+        distill_steps(distill, n_kept - distill.student_outputs.n_held_out(n_kept))
     } else {
-        None
+        notes.push("KD's steps follow from the number of trajectories, which is known when the files are read".to_owned());
+        0
     };
-    let steps = match (n_kept, recipe.distill.steps) {
-        (_, steps) if steps > 0 => steps,
-        (Some(n_kept), _) => distill_steps(&recipe.distill, n_kept),
-        (None, _) => {
-            notes.push("KD's steps follow from the number of trajectories, which is known when the files are read".to_owned());
-            0
-        }
-    };
-    let is_bound = recipe.distill.steps == 0;
-    phases.push(PhasePlan { is_bound, ..text_phase("kd", steps, recipe.distill.batch, recipe) });
-    phases
+    let is_bound = distill.steps == 0;
+    let planned = PhasePlan { is_bound, ..text_phase(Phase::Kd, steps, distill.batch, recipe) };
+    let n_played = if distill.student_outputs.is_adaptive { planned.episodes } else { 0 };
+    PhasePlan { max_sampled_tokens: max_sampled(recipe, n_played), ..planned }
+}
+
+fn gkd_phase(recipe: &Recipe) -> PhasePlan {
+    let planned = text_phase(Phase::Gkd, recipe.gkd.steps, recipe.gkd.questions_per_step, recipe);
+    PhasePlan { max_sampled_tokens: max_sampled(recipe, planned.episodes), ..planned }
 }
 
 /// Optimizer steps of KD on `n_episodes` episodes: `distill.steps`, or enough batches in each of its epochs to see every episode.
@@ -190,45 +184,69 @@ fn dtype_bytes(recipe: &Recipe) -> usize {
 
 fn memory(recipe: &Recipe, shapes: &Shapes) -> Vec<PhaseMemory> {
     let Some(student) = &shapes.student else { return Vec::new() };
-    let mut phases = Vec::new();
-    if recipe.stage == Stage::Pretrain {
-        let logits = logits(&[student], recipe.distill.micro_batch_tokens, recipe);
-        phases.push(bill("pretrain", [trained("student", student, recipe), logits].concat()));
-    }
-    if recipe.stage.has_distillation() {
-        let mut items = trained("student", student, recipe);
-        let mut models = vec![student];
-        if let Some(teacher) = &shapes.teacher {
-            items.extend(frozen("teacher", teacher, recipe));
-            models.push(teacher);
-            if recipe.data.trajectories.is_empty() {
-                let rows = recipe.episode.max_rows.min(recipe.demos.n_episodes);
-                phases.push(bill("demos", [frozen("teacher", teacher, recipe), kv_cache("teacher", teacher, rows, recipe)].concat()));
-            }
+    let has_demos = recipe.data.trajectories.is_empty();
+    let billed = |&phase: &Phase| match (phase, &shapes.teacher) {
+        (Phase::Pretrain, _) => {
+            let logits = logits(&[student], recipe.distill.micro_batch_tokens, recipe);
+            Some(bill(phase, [trained("student", student, recipe), logits].concat()))
         }
-        items.extend(logits(&models, recipe.distill.micro_batch_tokens, recipe));
-        phases.push(bill("kd", items));
-    }
-    if recipe.stage.has_rl() {
-        let mut items = [trained("student", student, recipe), trained("critic", student, recipe)].concat();
-        let reference = match (recipe.kl.mode, recipe.kl.reference, &shapes.teacher) {
-            (KlMode::None, ..) | (_, KlReference::Teacher, None) => None,
-            (_, KlReference::Initial, _) => Some(("initial student", student)),
-            (_, KlReference::Teacher, Some(teacher)) => Some(("teacher", teacher)),
-        };
-        items.extend(reference.iter().flat_map(|(role, shape)| frozen(role, shape, recipe)));
-        let rows = recipe.episode.max_rows.min(recipe.rl.questions_per_step);
-        items.extend(kv_cache("student", student, rows, recipe));
-        let is_full = matches!(recipe.kl.estimator, KlEstimator::Full | KlEstimator::FullReversed);
-        let models: Vec<&DecoderConfig> = reference.filter(|_| is_full).map(|(_, shape)| shape).into_iter().chain([student]).collect();
-        items.extend(logits(&models, recipe.rl.micro_batch_tokens, recipe));
-        phases.push(bill("rl", items));
-    }
-    phases
+        (Phase::Demos, Some(teacher)) if has_demos => {
+            let rows = recipe.episode.max_rows.min(recipe.demos.n_episodes);
+            Some(bill(phase, [frozen("teacher", teacher, recipe), kv_cache("teacher", teacher, rows, recipe)].concat()))
+        }
+        (Phase::Kd, teacher) => {
+            let distill = &recipe.distill;
+            let n_played = if distill.student_outputs.is_adaptive { distill.batch } else { 0 };
+            let teacher = teacher.as_ref().filter(|_| distill.kl_weight > 0.0);
+            Some(bill(phase, distilled(student, teacher, n_played, distill.micro_batch_tokens, recipe)))
+        }
+        (Phase::Gkd, teacher) => {
+            let gkd = &recipe.gkd;
+            Some(bill(phase, distilled(student, teacher.as_ref(), gkd.questions_per_step, gkd.micro_batch_tokens, recipe)))
+        }
+        (Phase::Rl, teacher) => Some(bill(phase, reinforced(student, teacher.as_ref(), recipe))),
+        (Phase::Demos | Phase::Eval | Phase::Encoder, _) => None,
+    };
+    recipe.stage.phases().iter().filter_map(billed).collect()
 }
 
-fn bill(phase: &'static str, items: Vec<MemoryItem>) -> PhaseMemory {
-    PhaseMemory { phase, total_bytes: items.iter().map(|item| item.size_bytes).sum(), items }
+/// Of distillation that plays `n_played` episodes a step.
+fn distilled(
+    student: &DecoderConfig,
+    teacher: Option<&DecoderConfig>,
+    n_played: usize,
+    micro_batch_tokens: usize,
+    recipe: &Recipe,
+) -> Vec<MemoryItem> {
+    let mut items = trained("student", student, recipe);
+    items.extend(teacher.iter().flat_map(|shape| frozen("teacher", shape, recipe)));
+    if n_played > 0 {
+        items.extend(kv_cache("student", student, recipe.episode.max_rows.min(n_played), recipe));
+    }
+    let models: Vec<&DecoderConfig> = [student].into_iter().chain(teacher).collect();
+    items.extend(logits(&models, micro_batch_tokens, recipe));
+    items
+}
+
+/// Of RL: actor, critic, and the reference that its penalty needs.
+fn reinforced(student: &DecoderConfig, teacher: Option<&DecoderConfig>, recipe: &Recipe) -> Vec<MemoryItem> {
+    let mut items = [trained("student", student, recipe), trained("critic", student, recipe)].concat();
+    let reference = match (recipe.kl.mode, recipe.kl.reference, teacher) {
+        (KlMode::None, ..) | (_, KlReference::Teacher, None) => None,
+        (_, KlReference::Initial, _) => Some(("initial student", student)),
+        (_, KlReference::Teacher, Some(teacher)) => Some(("teacher", teacher)),
+    };
+    items.extend(reference.iter().flat_map(|(role, shape)| frozen(role, shape, recipe)));
+    let rows = recipe.episode.max_rows.min(recipe.rl.questions_per_step);
+    items.extend(kv_cache("student", student, rows, recipe));
+    let is_full = matches!(recipe.kl.estimator, KlEstimator::Full | KlEstimator::FullReversed);
+    let models: Vec<&DecoderConfig> = reference.filter(|_| is_full).map(|(_, shape)| shape).into_iter().chain([student]).collect();
+    items.extend(logits(&models, recipe.rl.micro_batch_tokens, recipe));
+    items
+}
+
+fn bill(phase: Phase, items: Vec<MemoryItem>) -> PhaseMemory {
+    PhaseMemory { phase: phase.as_str(), total_bytes: items.iter().map(|item| item.size_bytes).sum(), items }
 }
 
 fn item(what: String, size_bytes: usize) -> MemoryItem {
@@ -312,6 +330,44 @@ mod tests {
         // 100 episodes are two batches of 64, five times.
         assert_eq!(distill_steps(&distill, 100), 10);
         assert_eq!(distill_steps(&DistillRecipe { steps: 3, ..distill }, 100), 3);
+    }
+
+    fn names(recipe: &Recipe) -> Vec<&'static str> {
+        plan(recipe, &Shapes::default()).phases.iter().map(|phase| phase.phase).collect()
+    }
+
+    #[test]
+    fn phases_are_planned_in_the_order_of_the_stage() {
+        let of = |stage| names(&Recipe { stage, ..Recipe::default() });
+        assert_eq!(of(Stage::RlDistill), ["rl", "demos", "kd"]);
+        assert_eq!(of(Stage::DistillGkd), ["demos", "kd", "gkd"]);
+        let mut given = Recipe { stage: Stage::Distill, ..Recipe::default() };
+        given.data.trajectories = vec!["t.jsonl".into()];
+        assert_eq!(names(&given), ["kd"], "the teacher plays nothing");
+    }
+
+    #[test]
+    fn gkd_plays_and_learns_from_each_question_once() {
+        let recipe = Recipe { stage: Stage::Gkd, ..Recipe::default() };
+        let plan = plan(&recipe, &Shapes { student: Some(qwen_half_b()), teacher: Some(qwen_half_b()) });
+        let gkd = phase(&plan, "gkd");
+        assert_eq!((gkd.steps, gkd.episodes, gkd.optimizer_steps), (1000, 64_000, 1000));
+        assert_eq!((gkd.max_sampled_tokens, gkd.max_trained_tokens), (64_000 * 2500, 64_000 * 4096));
+        let what: Vec<&str> = plan.memory[0].items.iter().map(|item| item.what.split(':').next().unwrap_or_default()).collect();
+        assert!(what.contains(&"teacher") && !what.contains(&"critic"), "{what:?}");
+        assert!(plan.memory[0].items.iter().any(|item| item.what == "student: KV cache of 64 rows x 4096 positions"), "{plan:?}");
+    }
+
+    #[test]
+    fn distillms_held_out_episodes_are_not_trained_on_and_its_rollouts_are_a_bound() {
+        let mut recipe = Recipe { stage: Stage::Distill, ..Recipe::default() };
+        recipe.demos.n_episodes = 1000;
+        (recipe.distill.epochs, recipe.distill.batch) = (1, 100);
+        let planned = |recipe: &Recipe| phase(&plan(recipe, &Shapes::default()), "kd").clone();
+        assert_eq!((planned(&recipe).steps, planned(&recipe).max_sampled_tokens), (10, 0));
+        (recipe.distill.student_outputs.is_adaptive, recipe.distill.student_outputs.n_validation) = (true, 101);
+        // 899 remain: nine batches, each of which the student may play.
+        assert_eq!((planned(&recipe).steps, planned(&recipe).max_sampled_tokens), (9, 900 * 2500));
     }
 
     #[test]

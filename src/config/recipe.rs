@@ -8,6 +8,7 @@
 use super::choice::{ChatTemplate, Sampling};
 use super::guards::GuardsRecipe;
 use super::objective::{DemosRecipe, DistillRecipe, EncoderRecipe, GaeRecipe, GkdRecipe, KlRecipe, OptimRecipe, PretrainRecipe, RlRecipe};
+use super::phase::Stage;
 use serde::{Deserialize, Serialize};
 
 /// The user message of the published data (method §9), with its wording and its newline: a checkpoint trained on it expects it.
@@ -35,44 +36,6 @@ pub struct Recipe {
     pub encoder: EncoderRecipe,
     pub eval: EvalRecipe,
     pub run: RunRecipe,
-}
-
-/// Which phases a run goes through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// Teacher episodes -> KD -> RL -> evaluation of student, teacher, KD and DGPO.
-    #[default]
-    Pipeline,
-    /// Only the distillation phase (on teacher episodes or on trajectories from a file).
-    Distill,
-    /// Only the RL phase, from `model.student`.
-    Rl,
-    /// Only on-policy distillation: the student plays, the teacher corrects every token.
-    Gkd,
-    /// Distillation, then on-policy distillation.
-    DistillGkd,
-    /// RL, then distillation: the pipeline in inverted order.
-    RlDistill,
-    /// Language modelling on passages and trajectories (how the base student is made).
-    Pretrain,
-    /// Contrastive training of a retrieval encoder.
-    Encoder,
-}
-
-impl Stage {
-    /// Whether the stage plays episodes with the student and rewards them.
-    pub fn has_rl(self) -> bool {
-        matches!(self, Self::Pipeline | Self::Rl | Self::RlDistill)
-    }
-    /// Whether the stage distils teacher episodes into the student.
-    pub fn has_distillation(self) -> bool {
-        matches!(self, Self::Pipeline | Self::Distill | Self::DistillGkd | Self::RlDistill)
-    }
-    /// Whether the stage distils the teacher into the student on the student's own episodes.
-    pub fn has_gkd(self) -> bool {
-        matches!(self, Self::Gkd | Self::DistillGkd)
-    }
 }
 
 /// The networks and their tokenizer.
@@ -250,7 +213,7 @@ impl Default for EpisodeRecipe {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalRecipe {
-    /// Evaluate every n RL steps; 0 = only at the end of each phase. Default: 0. A smaller n gives a finer curve and costs time.
+    /// Evaluate every n steps of RL and of GKD; 0 = only at the end of the run. Default: 0. A smaller n gives a finer curve and costs time.
     pub every: usize,
     /// Sampling temperature. Default: paper, 0 (greedy).
     pub temperature: f64,

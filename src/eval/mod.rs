@@ -13,7 +13,10 @@ pub mod compare;
 pub mod intervals;
 pub mod retrieval;
 
-use crate::rollout::{Episode, EpisodeStats};
+use crate::{
+    config::{Phase, Stage},
+    rollout::{Episode, EpisodeStats},
+};
 use arcap::Arcap;
 use intervals::{Intervals, by_dataset};
 use serde::{Deserialize, Serialize};
@@ -48,6 +51,14 @@ impl Figures {
     }
 }
 
+/// Names of the models a run evaluates, in the order of its tables: what it has from the start, then what a phase leaves, by the phase's name.
+pub const MODELS: [&str; 5] = ["student", "teacher", "kd", "gkd", "rl"];
+
+/// Those of a stage, in the order of its phases: the last one is what the run was for.
+pub fn models_of(stage: Stage) -> Vec<&'static str> {
+    MODELS[..2].iter().copied().chain(stage.training_phases().map(Phase::as_str)).collect()
+}
+
 /// summary.json: the final figures of a run. Models that were not evaluated are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -59,16 +70,34 @@ pub struct Summary {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kd: Option<Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub dgpo: Option<Figures>,
+    pub gkd: Option<Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rl: Option<Figures>,
     pub seed: u64,
     /// Seconds of work, over all processes of the run.
     pub wall_s: f64,
 }
 
 impl Summary {
-    /// The models in the order of the table, with their figures.
-    pub fn rows(&self) -> [(&'static str, Option<&Figures>); 4] {
-        [("student", self.student.as_ref()), ("teacher", self.teacher.as_ref()), ("kd", self.kd.as_ref()), ("dgpo", self.dgpo.as_ref())]
+    /// The models in the order of [`MODELS`], with their figures.
+    pub fn rows(&self) -> [(&'static str, Option<&Figures>); MODELS.len()] {
+        let figures = [&self.student, &self.teacher, &self.kd, &self.gkd, &self.rl];
+        std::array::from_fn(|at| (MODELS[at], figures[at].as_ref()))
+    }
+
+    /// Enters the figures of one of [`MODELS`].
+    /// # Panics
+    /// If it is none of them.
+    pub fn set(&mut self, model: &str, figures: Figures) {
+        let place = match model {
+            "student" => &mut self.student,
+            "teacher" => &mut self.teacher,
+            "kd" => &mut self.kd,
+            "gkd" => &mut self.gkd,
+            "rl" => &mut self.rl,
+            other => panic!("a run evaluates no model called {other}"),
+        };
+        *place = Some(figures);
     }
 }
 
@@ -83,7 +112,19 @@ mod tests {
         let summary = Summary { kd: Some(kd), seed: 3, wall_s: 1.5, ..Summary::default() };
         let written: Value = serde_json::to_value(&summary).expect("plain figures");
         assert_eq!((&written["kd"]["em"], &written["seed"], &written["wall_s"]), (&json!(0.5), &json!(3), &json!(1.5)));
-        assert_eq!(written.get("dgpo"), None);
+        assert_eq!(written.get("rl"), None);
         assert_eq!(serde_json::from_value::<Summary>(written).expect("what was written"), summary);
+    }
+    #[test]
+    fn every_model_of_every_stage_is_entered_in_its_row() {
+        for stage in [Stage::Pipeline, Stage::DistillGkd, Stage::RlDistill] {
+            for model in models_of(stage) {
+                let mut summary = Summary::default();
+                summary.set(model, Figures { average_em: 0.5, ..Figures::default() });
+                let entered: Vec<&str> = summary.rows().into_iter().filter_map(|(name, figures)| figures.map(|_| name)).collect();
+                assert_eq!(entered, [model]);
+            }
+        }
+        assert_eq!(models_of(Stage::RlDistill), ["student", "teacher", "rl", "kd"]);
     }
 }

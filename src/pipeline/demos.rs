@@ -1,4 +1,4 @@
-//! Teacher-generated outputs: the teacher plays training questions, correct episodes are kept (method §3.1).
+//! Teacher-generated outputs: the teacher plays training questions, its correct episodes are kept (method §3.1), or all of them (DistiLLM, method §5).
 use super::{Pipeline, PipelineError, setup::check_retriever};
 use crate::{
     config::Sampling,
@@ -31,12 +31,14 @@ pub(super) fn block_path(episodes_dir: &Path, block: usize) -> PathBuf {
 }
 
 impl<B: TrainBackend> Pipeline<'_, B> {
-    /// Plays `demos.n_episodes` questions with the teacher and returns its correct episodes, at most `demos.max_kept`.
+    /// Plays `demos.n_episodes` questions with the teacher and returns the episodes to learn from, at most `demos.max_kept`.
     ///
     /// Every block of questions leaves a file of its own, so that an interrupted phase goes on at its first missing block.
     pub(super) fn demos_phase(&mut self, tokenizer: &Tokenizer, retriever: &dyn Retriever) -> Result<Vec<Episode>, PipelineError> {
         let questions = self.setup.questions(&self.setup.recipe.data.train, self.setup.recipe.data.max_train)?;
         let (n_episodes, max_kept) = (self.setup.recipe.demos.n_episodes, self.setup.recipe.demos.max_kept);
+        let only_correct = self.setup.recipe.demos.only_correct;
+        let is_kept = |episode: &Episode| episode.is_trainable() && (episode.is_correct() || !only_correct);
         let is_enough = |kept: &[Episode]| max_kept > 0 && kept.len() >= max_kept;
         let n_blocks = n_episodes.div_ceil(BLOCK);
         let mut sampler = Sampler::new(Key::new(self.setup.recipe.run.seed, Purpose::Teacher).bits(0), questions.len());
@@ -49,7 +51,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             let indexes = sampler.next(BLOCK.min(n_episodes - block * BLOCK));
             let path = block_path(&self.run.episodes_dir(), block);
             if path.is_file() {
-                kept.extend(read_episodes(&path)?);
+                kept.extend(read_episodes(&path)?.into_iter().filter(is_kept));
                 continue;
             }
             if teacher.is_none() {
@@ -68,10 +70,11 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             check_retriever(&episodes, &format!("block {} of the teacher's", block + 1))?;
             let mut metrics = Metrics::default();
             record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
-            let correct: Vec<Episode> = episodes.into_iter().filter(|e| e.is_trainable() && e.is_correct()).collect();
-            write_episodes(&path, &correct)?;
-            kept.extend(correct);
+            let of_block: Vec<Episode> = episodes.into_iter().filter(is_kept).collect();
+            // Before the file: a run resumed with the block has its metrics, and without it their line is cut off.
             self.report(Phase::Demos, block + 1, n_blocks, &metrics)?;
+            write_episodes(&path, &of_block)?;
+            kept.extend(of_block);
         }
         if max_kept > 0 {
             kept.truncate(max_kept);
@@ -79,9 +82,13 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         if teacher.is_some() {
             (self.observer)(Event::PhaseDone { phase: Phase::Demos });
         }
-        self.say(&format!("teacher episodes: {} correct ones kept", kept.len()));
+        let (n, which) = (kept.len(), if only_correct { "correct ones" } else { "right or wrong" });
+        self.say(&format!("teacher episodes: {n} kept ({which})"));
         if kept.is_empty() {
-            let why = format!("the teacher answered none of {n_episodes} questions correctly");
+            let why = match only_correct {
+                true => format!("the teacher answered none of {n_episodes} questions correctly"),
+                false => format!("none of the teacher's {n_episodes} episodes can be trained on"),
+            };
             return Err(PipelineError::NothingToTrain { phase: Phase::Kd, why, hint: "raise demos.n_episodes, or check the teacher" });
         }
         Ok(kept)

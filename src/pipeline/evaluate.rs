@@ -1,7 +1,7 @@
 //! The last phase: greedy episodes of every model on the test questions, the figures, the summary.
 use super::{Inner, Pipeline, PipelineError};
 use crate::{
-    eval::{Figures, Summary},
+    eval::{Figures, MODELS, Summary},
     retriever::Retriever,
     rollout::episode::write_episodes,
     tokenizer::Tokenizer,
@@ -20,30 +20,26 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         &mut self,
         tokenizer: &Tokenizer,
         retriever: Option<&dyn Retriever>,
-        kd: Option<Decoder<Inner<B>>>,
-        dgpo: Option<Decoder<Inner<B>>>,
+        trained: Vec<(Phase, Decoder<Inner<B>>)>,
     ) -> Result<Summary, PipelineError> {
         let mut summary = self.summary_so_far();
         let (Some(retriever), false) = (retriever, self.setup.recipe.data.test.is_empty()) else {
             self.run.write_summary(&summary)?;
             return Ok(summary);
         };
-        (self.observer)(Event::PhaseStarted { phase: Phase::Eval, done: 0, total: 4 });
+        let total = 2 + trained.len();
+        (self.observer)(Event::PhaseStarted { phase: Phase::Eval, done: 0, total });
         let student = self.setup.load(&self.setup.recipe.model.student, tokenizer)?;
         let of = self.setup.recipe.model.student.clone();
-        summary.student = Some(self.figures(tokenizer, retriever, Subject { name: "student", number: 1, of }, &student)?);
+        summary.set(MODELS[0], self.figures(tokenizer, retriever, Subject { name: MODELS[0], number: 1, total, of }, &student)?);
         drop(student);
         if let Some(teacher) = self.setup.load_teacher(tokenizer)? {
             let of = self.setup.recipe.model.teacher.clone();
-            summary.teacher = Some(self.figures(tokenizer, retriever, Subject { name: "teacher", number: 2, of }, &teacher)?);
+            summary.set(MODELS[1], self.figures(tokenizer, retriever, Subject { name: MODELS[1], number: 2, total, of }, &teacher)?);
         }
-        if let Some(model) = kd {
-            let of = self.checkpoint_name(Phase::Kd)?;
-            summary.kd = Some(self.figures(tokenizer, retriever, Subject { name: "kd", number: 3, of }, &model)?);
-        }
-        if let Some(model) = dgpo {
-            let of = self.checkpoint_name(Phase::Rl)?;
-            summary.dgpo = Some(self.figures(tokenizer, retriever, Subject { name: "dgpo", number: 4, of }, &model)?);
+        for (at, (phase, model)) in trained.into_iter().enumerate() {
+            let subject = Subject { name: phase.as_str(), number: 3 + at, total, of: self.checkpoint_name(phase)? };
+            summary.set(phase.as_str(), self.figures(tokenizer, retriever, subject, &model)?);
         }
         (self.observer)(Event::PhaseDone { phase: Phase::Eval });
         summary.wall_s = self.wall_s();
@@ -65,7 +61,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         subject: Subject,
         model: &Decoder<Inner<B>>,
     ) -> Result<Figures, PipelineError> {
-        let Subject { name, number, of } = subject;
+        let Subject { name, number, total, of } = subject;
         let data = &self.setup.recipe.data;
         let (test, max_test, needs_arcap) = (data.test.clone(), data.max_test, self.setup.recipe.eval.arcap);
         let dir = self.run.evaluation_dir();
@@ -109,7 +105,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         };
         let mut metrics = Metrics::default();
         metrics.set(EVAL_EM, figures.average_em);
-        (self.observer)(Event::Step { phase: Phase::Eval, step: number, total: 4, metrics: &metrics.0 });
+        (self.observer)(Event::Step { phase: Phase::Eval, step: number, total, metrics: &metrics.0 });
         if self.stop.is_requested() {
             return Err(PipelineError::Stopped);
         }
@@ -121,8 +117,9 @@ impl<B: TrainBackend> Pipeline<'_, B> {
 struct Subject {
     /// Its row in the table.
     name: &'static str,
-    /// Its place among the four, from 1.
+    /// Its place among those that are evaluated, from 1, and their number.
     number: usize,
+    total: usize,
     /// Where it comes from: a model's name, or a checkpoint's.
     of: String,
 }

@@ -1,45 +1,48 @@
-//! A whole run: teacher episodes → KD → DGPO → evaluation, or a part of it, with checkpoints between the steps.
+//! A whole run: teacher episodes → KD → RL → evaluation, or other phases in another order, with checkpoints between the steps.
 //!
 //! A run is a sequence of phases, and each phase first looks at what the run directory already holds: a finished phase is skipped, an
 //! interrupted one goes on behind its newest checkpoint, a missing one starts. So resuming is running again, and there is one code path for both.
 //!
 //! | phase | what it leaves |
 //! |---|---|
-//! | demos | `episodes/demos-NNNNNN.jsonl`: the correct episodes of each block of questions the teacher played |
+//! | demos | `episodes/demos-NNNNNN.jsonl`: what is kept of each block of questions the teacher played |
 //! | kd, pretrain | `checkpoints/kd-step-NNNNNN/` |
-//! | rl | `checkpoints/rl-step-NNNNNN/` |
-//! | eval | `evaluation/NAME.json` and `episodes/eval-NAME.jsonl` for student, teacher, kd, dgpo; then `summary.json` |
+//! | gkd, rl | `checkpoints/rl-step-NNNNNN/`, and `episodes/rl-step-NNNNNN.jsonl` with the numbers of every token |
+//! | eval | `evaluation/NAME.json` and `episodes/eval-NAME.jsonl` for student, teacher and what each phase left; then `summary.json` |
 //! | eval, with `eval.arcap` | beside them `episodes/eval-NAME-arcap-with(out)-thinking.jsonl`: the answers to given gold passages |
 pub mod arcap;
 mod demos;
+mod distill;
 mod encoder;
 mod evaluate;
+mod gkd;
 mod kd;
 mod rl;
 pub mod setup;
+mod source;
 pub mod takeover;
 
 use crate::{
-    config::{Recipe, Stage, load::differences},
+    config::{Phase, Recipe, check::plays_episodes, load::differences},
     data::{DataError, sampler::Sampler},
     engine::EngineError,
     eval::Summary,
     hub::HubError,
     retriever::{Retriever, RetrieverError},
     rollout::{play::RolloutError, trajectory::TrajectoryError},
-    tokenizer::TokenizerError,
+    tokenizer::{Tokenizer, TokenizerError},
     trainer::{
         checkpoint::{self, Checkpoint, CheckpointError},
         devices::{self, DeviceError},
         encoder::EncoderTrainingError,
-        events::{Event, Observer, Phase, Stop},
+        events::{Event, Observer, Stop},
         metrics::Metrics,
         models::SetupError,
         run_dir::{MetricsLog, RunDir, RunDirError},
-        state::StateError,
+        state::{PhaseState, StateError, read_model},
     },
 };
-use dgpo_models::{ModelError, TrainBackend};
+use dgpo_models::{ModelError, TrainBackend, decoder::Decoder};
 use setup::SetupOf;
 use std::{path::PathBuf, time::Instant};
 
@@ -120,11 +123,13 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
     /// # Errors
     /// If the run directory is damaged or the recipe names an unknown dtype.
     pub fn new(recipe: Recipe, run: RunDir, observer: &'a mut Observer<'a>, stop: Stop, device: &B::Device) -> Result<Self, PipelineError> {
-        let newest = checkpoint::latest(run.path())?;
-        // Without a checkpoint, the teacher's episodes may still be there, and with them the lines of their blocks.
+        let stage = recipe.stage;
+        let newest = checkpoint::latest(run.path(), stage)?;
+        // The teacher's episodes leave no checkpoint: where they came last, the lines of their blocks are kept.
         let n_blocks = demos::n_blocks_done(&run.episodes_dir());
-        let done = newest.as_ref().map(|c| (c.phase, c.step)).or_else(|| (n_blocks > 0).then_some((Phase::Demos, n_blocks)));
-        let metrics = run.metrics(done)?;
+        let reached = [newest.as_ref().map(|c| (c.phase, c.step)), (n_blocks > 0).then_some((Phase::Demos, n_blocks))];
+        let furthest = reached.into_iter().flatten().max_by_key(|&(phase, _)| stage.place(phase));
+        let metrics = run.metrics(furthest.map(|(phase, step)| (stage, phase, step)))?;
         let mut earlier_wall_s = 0.0;
         if let Some(checkpoint) = &newest {
             let earlier: Earlier = checkpoint.read_state()?;
@@ -141,36 +146,64 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
     /// # Errors
     /// [`PipelineError::Stopped`] after a stop request, with a checkpoint written; otherwise what went wrong.
     pub fn run(mut self) -> Result<Summary, PipelineError> {
-        if self.setup.recipe.stage == Stage::Encoder {
+        let stage = self.setup.recipe.stage;
+        if stage.phases().contains(&Phase::Encoder) {
             self.train_encoder()?;
             return Ok(self.summary_so_far());
         }
         let tokenizer = self.setup.tokenizer()?;
         // Training may take days; what the evaluation behind it cannot read is found out now.
         self.setup.questions(&self.setup.recipe.data.test, self.setup.recipe.data.max_test)?;
-        match self.setup.recipe.stage {
-            Stage::Pretrain => {
-                self.pretrain(&tokenizer)?;
-                Ok(self.summary_so_far())
-            }
-            Stage::Distill => {
-                let retriever = self.open_retriever_if_needed()?;
-                let student = self.kd_phase(&tokenizer, retriever.as_deref())?;
-                self.evaluate(&tokenizer, retriever.as_deref(), Some(student), None)
-            }
-            Stage::Rl => {
-                let retriever = self.open_retriever()?;
-                let start = self.setup.load(&self.setup.recipe.model.student, &tokenizer)?;
-                let actor = self.rl_phase(&tokenizer, retriever.as_ref(), start)?;
-                self.evaluate(&tokenizer, Some(retriever.as_ref()), None, Some(actor))
-            }
-            Stage::Pipeline | Stage::Encoder => {
-                let retriever = self.open_retriever()?;
-                let student = self.kd_phase(&tokenizer, Some(retriever.as_ref()))?;
-                let actor = self.rl_phase(&tokenizer, retriever.as_ref(), student.clone())?;
-                self.evaluate(&tokenizer, Some(retriever.as_ref()), Some(student), Some(actor))
-            }
+        let is_evaluated = stage.phases().contains(&Phase::Eval);
+        let asks = plays_episodes(&self.setup.recipe) || (is_evaluated && !self.setup.recipe.data.test.is_empty());
+        let retriever = if asks { Some(self.open_retriever()?) } else { None };
+        let mut trained: Vec<(Phase, Decoder<Inner<B>>)> = Vec::new();
+        for phase in stage.training_phases() {
+            let model = match (self.finished_model(phase)?, trained.last()) {
+                (Some(finished), _) => finished,
+                (None, Some((_, start))) => self.train(phase, &tokenizer, retriever.as_deref(), start.clone())?,
+                (None, None) => {
+                    let start = self.setup.load(&self.setup.recipe.model.student, &tokenizer)?;
+                    self.train(phase, &tokenizer, retriever.as_deref(), start)?
+                }
+            };
+            trained.push((phase, model));
         }
+        if is_evaluated { self.evaluate(&tokenizer, retriever.as_deref(), trained) } else { Ok(self.summary_so_far()) }
+    }
+
+    /// One phase, from `start` or behind its newest checkpoint.
+    fn train(
+        &mut self,
+        phase: Phase,
+        tokenizer: &Tokenizer,
+        retriever: Option<&dyn Retriever>,
+        start: Decoder<Inner<B>>,
+    ) -> Result<Decoder<Inner<B>>, PipelineError> {
+        let needed = || retriever.expect("a stage that plays episodes opens a retriever");
+        match phase {
+            Phase::Pretrain => self.pretrain(tokenizer, start),
+            Phase::Kd => self.kd_phase(tokenizer, retriever, start),
+            Phase::Gkd => self.gkd_phase(tokenizer, needed(), start),
+            Phase::Rl => self.rl_phase(tokenizer, needed(), start),
+            Phase::Encoder | Phase::Demos | Phase::Eval => unreachable!("{phase} trains no student"),
+        }
+    }
+
+    /// The model of a phase that has ended already.
+    fn finished_model(&self, phase: Phase) -> Result<Option<Decoder<Inner<B>>>, PipelineError> {
+        let Some(checkpoint) = self.newest(phase)? else { return Ok(None) };
+        let state: PhaseState = checkpoint.read_state()?;
+        // A recipe that was edited to go on longer goes on; the length of the others follows from their episodes.
+        let total = match phase {
+            Phase::Rl => self.setup.recipe.rl.steps,
+            Phase::Gkd => self.setup.recipe.gkd.steps,
+            _ => state.total,
+        };
+        if state.step < total {
+            return Ok(None);
+        }
+        Ok(Some(self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?)))
     }
 
     fn open_retriever(&mut self) -> Result<Box<dyn Retriever>, PipelineError> {
@@ -179,18 +212,9 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         Ok(retriever)
     }
 
-    /// Distillation on trajectories alone needs no retriever, unless questions are to be evaluated afterwards.
-    fn open_retriever_if_needed(&mut self) -> Result<Option<Box<dyn Retriever>>, PipelineError> {
-        if self.setup.recipe.data.trajectories.is_empty() || !self.setup.recipe.data.test.is_empty() {
-            self.open_retriever().map(Some)
-        } else {
-            Ok(None)
-        }
-    }
-
     /// The newest checkpoint of a phase.
     fn newest(&self, phase: Phase) -> Result<Option<Checkpoint>, PipelineError> {
-        Ok(checkpoint::list_checkpoints(self.run.path())?.into_iter().rev().find(|c| c.phase == phase))
+        Ok(checkpoint::list_checkpoints(self.run.path(), self.setup.recipe.stage)?.into_iter().rev().find(|c| c.phase == phase))
     }
 
     fn say(&mut self, text: &str) {

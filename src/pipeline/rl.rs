@@ -48,12 +48,12 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let side_files = self.setup.side_files()?;
         let sampling = self.setup.recipe.episode.sampling();
         while step < total {
-            if self.is_evaluation_due(step)? {
+            if self.is_evaluation_due(Phase::Rl, step)? {
                 // What was learned must not depend on whether the evaluation comes to its end.
                 if !self.is_save_due(step, total) {
                     self.save_rl(step, total, &sampler, &networks, &side_files)?;
                 }
-                self.evaluate_step(step, tokenizer, retriever, &networks.actor)?;
+                self.evaluate_step((Phase::Rl, step), tokenizer, retriever, &networks.actor)?;
             }
             let started = Instant::now();
             let cursor = sampler.clone();
@@ -99,30 +99,30 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         Ok(networks.actor)
     }
 
-    /// Whether the actor is to be evaluated behind `step` and was not yet. This is asked at the begin of the next step, where a resumed run also comes
+    /// Whether the student is to be evaluated behind `step` of a phase and was not yet. This is asked at the begin of the next step, where a resumed run also comes
     /// by, so that an evaluation cut off by a kill is made up for.
-    fn is_evaluation_due(&self, step: usize) -> Result<bool, PipelineError> {
+    pub(super) fn is_evaluation_due(&self, phase: Phase, step: usize) -> Result<bool, PipelineError> {
         let every = self.setup.recipe.eval.every;
         if every == 0 || step == 0 || !step.is_multiple_of(every) {
             return Ok(false);
         }
-        let (phase, at) = (json!(Phase::Rl), json!(step));
+        let (phase, at) = (json!(phase), json!(step));
         let is_done =
             |line: &Map<String, Value>| line.get("phase") == Some(&phase) && line.get("step") == Some(&at) && line.contains_key(EVAL_EM);
         Ok(!self.run.read_metrics()?.iter().any(is_done))
     }
 
-    /// The actor on the test questions, recorded as a metrics line of its own.
-    fn evaluate_step(
+    /// The student behind a step of a phase on the test questions, recorded as a metrics line of its own.
+    pub(super) fn evaluate_step(
         &mut self,
-        step: usize,
+        (phase, step): (Phase, usize),
         tokenizer: &Tokenizer,
         retriever: &dyn Retriever,
-        actor: &Decoder<Inner<B>>,
+        student: &Decoder<Inner<B>>,
     ) -> Result<(), PipelineError> {
-        let em = self.setup.play_test(tokenizer, retriever, actor, &self.stop)?.1.average_em;
-        self.metrics.append(Phase::Rl, step, &[(EVAL_EM, em)])?;
-        self.say(&format!("rl {step}: exact match on the test questions {em:.3}"));
+        let em = self.setup.play_test(tokenizer, retriever, student, &self.stop)?.1.average_em;
+        self.metrics.append(phase, step, &[(EVAL_EM, em)])?;
+        self.say(&format!("{phase} {step}: exact match on the test questions {em:.3}"));
         Ok(())
     }
 
@@ -169,6 +169,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             critic_updates: networks.critic_optimizer.n_updates(),
             kl: Some(networks.kl),
             n_skipped: networks.n_skipped,
+            distill: None,
             wall_s: self.wall_s(),
             recipe: Some(self.setup.recipe.clone()),
         };

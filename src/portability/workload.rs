@@ -7,7 +7,7 @@ use crate::{
     rng::{Key, Purpose},
     rollout::{Episode, ObservationKind, RolloutBatch, Segment, Status},
     trainer::{
-        distill::{Student, distill_step},
+        distill::{DistillLoss, Student, distill_step},
         metrics::Metrics,
         optimizer::AdamW,
         rl::{ActorCritic, rl_step},
@@ -105,7 +105,8 @@ pub fn kd_step<B: TrainBackend>(
     device: &B::Device,
 ) -> Metrics {
     let batch = RolloutBatch::new(&episodes.iter().collect::<Vec<_>>());
-    distill_step(student, Some(teacher), &batch, &recipe.distill, activations, LEARNING_RATE, device)
+    let loss = DistillLoss::of(&recipe.distill, recipe.distill.taid.t_start, activations);
+    distill_step(student, Some(teacher), &batch, &loss, LEARNING_RATE, device).metrics
 }
 
 /// Actor and critic in front of their first step, both from one model.

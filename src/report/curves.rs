@@ -75,7 +75,15 @@ const PLANS: &[Plan] = &[
         &[(ANSWERED, "answered"), (TRUNCATED, "out of turns or tokens"), (RETRIEVER_FAILED, "lost to the retriever")],
     ),
     plan("Gold answer inside the prediction", "share of episodes; never trained on", &[(SUBSTRING_EM, "substring match")]),
-    plan("Distillation loss", "nats a token", &[(DISTILL_LOSS, "weighted sum"), (DISTILL_CE, "cross-entropy"), (DISTILL_KL, "KL")]),
+    plan(
+        "Distillation loss",
+        "nats a token",
+        &[(DISTILL_LOSS, "weighted sum"), (DISTILL_CE, "cross-entropy"), (DISTILL_KL, "divergence from the teacher")],
+    ),
+    plan("Held-out teacher episodes", "cross-entropy, nats a token", &[(VALIDATION_LOSS, "loss")]),
+    plan("Share of the student's own episodes", "probability that a step learns from them", &[(STUDENT_SHARE, "φ")]),
+    plan("Whose episodes", "0 the teacher's, 1 the student's new ones, 2 its earlier ones", &[(EPISODE_SOURCE, "source")]),
+    plan("Target between student and teacher", "the teacher's share of its logits (TAID)", &[(TAID_T, "t")]),
     plan("Clip fraction", "share of tokens whose change was clipped", &[(CLIP_FRACTION, "policy"), (VALUE_CLIP_FRACTION, "value")]),
     plan("Explained variance", "1 − Var(returns − values) / Var(returns)", &[(EXPLAINED_VARIANCE, "explained variance")]),
     plan("Gradient norms", "before clipping", &[(ACTOR_GRAD_NORM, "actor"), (CRITIC_GRAD_NORM, "critic"), (DISTILL_GRAD_NORM, "student")]),
@@ -94,8 +102,9 @@ const PLANS: &[Plan] = &[
 ];
 
 /// Sections in the order of the page; phases that this list does not know follow in the order of the file.
-const PHASES: [(&str, &str); 6] = [
+const PHASES: [(&str, &str); 7] = [
     ("rl", "Reinforcement learning"),
+    ("gkd", "Distillation on the student's own episodes"),
     ("kd", "Distillation"),
     ("demos", "Teacher episodes, by block of questions"),
     ("pretrain", "Language modelling"),

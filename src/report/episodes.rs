@@ -4,6 +4,8 @@
 //! share of [`MAX_TOKENS`] allows. The longest, those with the most searches and those with invalid actions are taken first, then wrong and
 //! correct ones in turn, so that every filter of the viewer finds what it looks for. The page says how many of how many there are.
 use crate::{
+    config::Phase,
+    eval::MODELS,
     rollout::{
         Episode, EpisodeRecord, ObservationKind, Segment, Status,
         record::{Numbers, read_records},
@@ -39,7 +41,7 @@ pub enum Kind {
 pub struct Set {
     pub file: String,
     pub kind: Kind,
-    /// "step 200", "dgpo", "block 3".
+    /// "step 200", "kd", "block 3".
     pub label: String,
     /// Episodes in the file.
     pub n_all: usize,
@@ -99,12 +101,13 @@ fn described(path: PathBuf) -> Option<(Kind, usize, String, PathBuf)> {
     let name = path.file_name()?.to_str()?.to_owned();
     let stem = name.strip_suffix(".gz").unwrap_or(&name).strip_suffix(".jsonl")?;
     let number = |prefix: &str| stem.strip_prefix(prefix)?.parse::<usize>().ok();
-    let (kind, place, label) = if let Some(step) = number("rl-step-") {
+    let of_phase = stem.split_once("-step-").filter(|(phase, _)| Phase::from_name(phase).is_some());
+    let (kind, place, label) = if let Some(step) = of_phase.and_then(|(_, step)| step.parse::<usize>().ok()) {
         (Kind::Training, step, format!("step {step}"))
     } else if let Some(block) = number("demos-") {
         (Kind::Teacher, block, format!("block {}", block + 1))
     } else if let Some(model) = stem.strip_prefix("eval-") {
-        let place = super::facts::MODELS.iter().position(|known| *known == model).unwrap_or(usize::MAX);
+        let place = MODELS.iter().position(|known| *known == model).unwrap_or(usize::MAX);
         (Kind::Evaluation, place, model.to_owned())
     } else {
         (Kind::Other, 0, stem.to_owned())
@@ -273,11 +276,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let good = serde_json::to_string(&episode(2, 0.0, 0)).expect("serialises");
         std::fs::write(folder.path().join("eval-kd.jsonl"), good).expect("written");
-        std::fs::write(folder.path().join("eval-dgpo.jsonl"), "{\"half\":").expect("written");
+        std::fs::write(folder.path().join("eval-rl.jsonl"), "{\"half\":").expect("written");
         let mut warnings = Vec::new();
         let gathered = gather(folder.path(), None, &mut warnings);
         assert_eq!(gathered.sets.iter().map(|set| set.label.as_str()).collect::<Vec<_>>(), ["kd"]);
-        assert!(warnings.len() == 1 && warnings[0].contains("eval-dgpo.jsonl:1: "), "{warnings:?}");
+        assert!(warnings.len() == 1 && warnings[0].contains("eval-rl.jsonl:1: "), "{warnings:?}");
         // Without a tokenizer, tokens are shown by their numbers.
         assert_eq!(gathered.pieces, BTreeMap::from([(3, "[id 3]".to_owned()), (7, "[id 7]".to_owned())]));
     }

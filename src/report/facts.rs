@@ -1,16 +1,13 @@
 //! What was run, with what, and what came out: everything of a report that is neither a curve nor an episode.
 use crate::{
     config::{Recipe, load::differences, load::to_toml},
-    eval::{Figures, Summary},
+    eval::{Figures, MODELS, Summary},
     rollout::EpisodeStats,
     trainer::run_dir::RunDir,
 };
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
-
-/// The models of a whole run, in the order of its table; others follow by name.
-pub const MODELS: [&str; 4] = ["student", "teacher", "kd", "dgpo"];
 
 /// A run without its curves and episodes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -108,8 +105,21 @@ fn settings(recipe: &Recipe) -> Vec<(String, String)> {
     ];
     if recipe.stage.has_distillation() {
         let distill = &recipe.distill;
-        let weights = format!("{} · cross-entropy + {} · KL", distill.ce_weight, distill.kl_weight);
-        settings.push(("distillation", format!("{weights}; batch {}, learning rate {}", distill.batch, recipe.optim.distill.lr)));
+        let divergence = value(serde_json::json!(distill.divergence));
+        let weights = format!("{} · cross-entropy + {} · {divergence}", distill.ce_weight, distill.kl_weight);
+        let from = match (recipe.data.trajectories.is_empty(), recipe.demos.only_correct) {
+            (false, _) => "episodes from files",
+            (true, true) => "the teacher's correct episodes",
+            (true, false) => "all of the teacher's episodes",
+        };
+        let own = if distill.student_outputs.is_adaptive { " and the student's own" } else { "" };
+        let sizes = format!("batch {}, learning rate {}", distill.batch, recipe.optim.distill.lr);
+        settings.push(("distillation", format!("{weights}; {from}{own}; {sizes}")));
+    }
+    if recipe.stage.has_gkd() {
+        let gkd = &recipe.gkd;
+        let sizes = format!("{} steps of {} questions; learning rate {}", gkd.steps, gkd.questions_per_step, recipe.optim.distill.lr);
+        settings.push(("on-policy distillation", format!("generalised JSD with β {}; {sizes}", gkd.jsd_beta)));
     }
     if recipe.stage.has_rl() {
         let (rl, kl) = (&recipe.rl, &recipe.kl);
@@ -151,6 +161,7 @@ struct Evaluation {
 /// Every evaluated model. The summary is written at the end of a run, the files of the folder after each model, so both are asked.
 fn models(run: &RunDir, summary: &Summary, warnings: &mut Vec<String>) -> Vec<Model> {
     let mut models: BTreeMap<(usize, String), Model> = BTreeMap::new();
+    // Others than a run's own follow by name.
     let place = |name: &str| MODELS.iter().position(|known| *known == name).unwrap_or(MODELS.len());
     for (name, figures) in summary.rows() {
         if let Some(figures) = figures {

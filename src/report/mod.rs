@@ -22,6 +22,7 @@ pub mod table;
 pub mod tensorboard;
 
 use crate::{
+    config::Stage,
     tokenizer::Tokenizer,
     trainer::{
         checkpoint,
@@ -101,12 +102,14 @@ pub fn write(run: &RunDir) -> Result<Written, ReportError> {
 
 /// The tokenizer that lies in the run's newest checkpoint, else the one its recipe names: models may have moved since.
 fn tokenizer(run: &RunDir, warnings: &mut Vec<String>) -> Option<Tokenizer> {
-    let newest = checkpoint::list_checkpoints(run.path()).ok().and_then(|mut checkpoints| checkpoints.pop());
+    // A recipe that does not load was named when the facts were gathered; of a folder of checkpoints any will do.
+    let recipe = run.recipe().ok();
+    let stage = recipe.as_ref().map_or(Stage::default(), |recipe| recipe.stage);
+    let newest = checkpoint::list_checkpoints(run.path(), stage).ok().and_then(|mut checkpoints| checkpoints.pop());
     if let Some(known) = newest.and_then(|newest| Tokenizer::from_path(&newest.path.join(MODEL_DIR)).ok()) {
         return Some(known);
     }
-    // A recipe that does not load was named when the facts were gathered.
-    let recipe = run.recipe().ok()?;
+    let recipe = recipe?;
     let loaded = load_tokenizer(&recipe.model.tokenizer, &recipe.model.student);
     loaded.map_err(|error| warnings.push(format!("tokens are shown by their numbers: {error}"))).ok()
 }

@@ -1,4 +1,4 @@
-//! The record of an RL episode: the episode, and the numbers its tokens had before the update.
+//! The record of a training episode that the student played: the episode, and the numbers its tokens had before the update.
 //!
 //! A line is an episode's own record (see [`episode`](super::episode)) with one more field, so that whoever reads episodes reads these files too:
 //!
@@ -22,7 +22,7 @@ const DECIMALS: f64 = 1e5;
 /// One number a token, `None` where it was not finite.
 pub type Numbers = Vec<Option<f32>>;
 
-/// What the RL step knew about each token of an episode before it updated the networks.
+/// What a step of RL or of on-policy distillation knew about each token of an episode before it updated the networks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TokenRecord {
@@ -33,7 +33,7 @@ pub struct TokenRecord {
     /// `[n_agent_tokens]` log pi_ref.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ref_log_probs: Option<Numbers>,
-    /// `[n_agent_tokens]` KL_t as the recipe estimates it, not yet times beta.
+    /// `[n_agent_tokens]` KL_t as the recipe estimates it, not yet times beta; of distillation the divergence from the teacher.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<Numbers>,
     /// `[response_len]` V read at the position before the token.
@@ -71,6 +71,14 @@ impl TokenRecord {
             values: measured.has_values.then(|| all(&batch.values)),
             advantages: Some(all(advantages)),
         }
+    }
+
+    /// The same of a distilled row, which has neither values nor advantages.
+    /// # Shapes
+    /// log_probs, divergence `[B, T]`
+    pub fn of_distilled_row(batch: &RolloutBatch, row: usize, log_probs: &[f32], divergence: &[f32]) -> Self {
+        let agent = |array: &[f32]| numbers(array, (batch.at(row, 0)..batch.at(row, batch.lengths[row])).filter(|&at| batch.loss_mask[at]));
+        Self { version: TOKEN_RECORD_VERSION, old_log_probs: Some(agent(log_probs)), kl: Some(agent(divergence)), ..Self::default() }
     }
 
     /// Every array has one number for each of its tokens.
@@ -178,6 +186,16 @@ mod tests {
         let agent = [4, 5, 6, 12, 13, 14];
         assert_eq!((record.old_log_probs, record.ref_log_probs), (expected(agent, -1.0), expected(agent, -2.0)));
         assert_eq!((record.kl, record.values, record.advantages), (expected(agent, 1.0), expected(4..15, 0.5), expected(4..15, 1.0)));
+    }
+
+    #[test]
+    fn a_distilled_row_keeps_its_agent_tokens_alone() {
+        let batch = counted_batch();
+        let indexes: Vec<f32> = (0..30).map(|at| at as f32).collect();
+        let record = TokenRecord::of_distilled_row(&batch, 1, &batch.old_log_probs, &indexes);
+        let agent = [4, 5, 6, 12, 13, 14];
+        assert_eq!((record.old_log_probs, record.kl), (expected(agent, -1.0), expected(agent, 1.0)));
+        assert_eq!((record.ref_log_probs, record.values, record.advantages), (None, None, None));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! ```
 //! What lies inside is the caller's: a `state.json` (see [`write_state`]) and folders of weights. Knows no models and no optimizers. A process may
 //! die at any instruction: a reader sees complete folders only, and leftovers with the prefix `.tmp-` are removed by [`latest`].
-use super::events::Phase;
+use crate::config::{Phase, Stage};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File},
@@ -129,10 +129,10 @@ pub fn save(
     Ok(checkpoint)
 }
 
-/// The newest complete checkpoint of a run: the furthest phase, and in it the highest step. Leftovers of interrupted writes are removed.
+/// The newest complete checkpoint of a run of a stage: the furthest phase, and in it the highest step. Leftovers of interrupted writes are removed.
 /// # Errors
 /// If the checkpoint folder exists and cannot be read.
-pub fn latest(run_dir: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
+pub fn latest(run_dir: &Path, stage: Stage) -> Result<Option<Checkpoint>, CheckpointError> {
     let parent = run_dir.join(CHECKPOINTS_DIR);
     let unreadable = |source| CheckpointError::Read { path: parent.clone(), source };
     if !parent.is_dir() {
@@ -144,26 +144,29 @@ pub fn latest(run_dir: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
             remove_if_there(&entry.path()).map_err(unreadable)?;
         }
     }
-    Ok(list(&parent).map_err(unreadable)?.into_iter().next_back())
+    Ok(list_checkpoints(run_dir, stage)?.pop())
 }
 
-/// The complete checkpoints of a run, oldest first.
+/// The complete checkpoints of a run of a stage, oldest first.
 /// # Errors
 /// If the folder cannot be read.
-pub fn list_checkpoints(run_dir: &Path) -> Result<Vec<Checkpoint>, CheckpointError> {
+pub fn list_checkpoints(run_dir: &Path, stage: Stage) -> Result<Vec<Checkpoint>, CheckpointError> {
     let parent = run_dir.join(CHECKPOINTS_DIR);
     if !parent.is_dir() {
         return Ok(Vec::new());
     }
-    list(&parent).map_err(|source| CheckpointError::Read { path: parent, source })
+    let mut found = list(&parent).map_err(|source| CheckpointError::Read { path: parent, source })?;
+    found.sort_by_key(|checkpoint| stage.place(checkpoint.phase));
+    Ok(found)
 }
 
+/// In the order of their steps, whatever the phase.
 fn list(parent: &Path) -> io::Result<Vec<Checkpoint>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(parent)? {
         found.extend(Checkpoint::parse(entry?.path()));
     }
-    found.sort_by_key(|checkpoint| (checkpoint.phase, checkpoint.step));
+    found.sort_by_key(|checkpoint| checkpoint.step);
     Ok(found)
 }
 
@@ -247,7 +250,7 @@ mod tests {
     fn a_saved_checkpoint_is_found_with_its_state_and_folders() {
         let run = tempfile::tempdir().unwrap();
         let saved = save_state(run.path(), Phase::Kd, 200, 3);
-        let found = latest(run.path()).unwrap().expect("one was saved");
+        let found = latest(run.path(), Stage::Pipeline).unwrap().expect("one was saved");
         assert_eq!(found, saved);
         assert_eq!(found.read_state::<State>().unwrap(), State { step: 200 });
         assert_eq!(fs::read(found.path.join("actor/model.safetensors")).unwrap(), b"weights");
@@ -257,7 +260,7 @@ mod tests {
     #[test]
     fn a_run_without_checkpoints_has_no_latest() {
         let run = tempfile::tempdir().unwrap();
-        assert_eq!(latest(run.path()).unwrap(), None);
+        assert_eq!(latest(run.path(), Stage::Pipeline).unwrap(), None);
     }
 
     #[test]
@@ -266,8 +269,10 @@ mod tests {
         save_state(run.path(), Phase::Rl, 9, 0);
         save_state(run.path(), Phase::Rl, 10, 0);
         save_state(run.path(), Phase::Kd, 5000, 0);
-        let newest = latest(run.path()).unwrap().unwrap();
-        assert_eq!((newest.phase, newest.step), (Phase::Rl, 10));
+        let newest = |stage| latest(run.path(), stage).unwrap().map(|newest| (newest.phase, newest.step));
+        assert_eq!(newest(Stage::Pipeline), Some((Phase::Rl, 10)));
+        assert_eq!(newest(Stage::RlDistill), Some((Phase::Kd, 5000)));
+        assert_eq!(newest(Stage::Distill), Some((Phase::Kd, 5000)), "RL is no phase of this stage");
     }
 
     #[test]
@@ -292,7 +297,7 @@ mod tests {
         .to_string();
         assert!(error.contains("rl-step-000002") && error.contains("hint: the disk is full"), "{error}");
         assert_eq!(names(run.path()), ["rl-step-000001"]);
-        assert_eq!(latest(run.path()).unwrap(), Some(before));
+        assert_eq!(latest(run.path(), Stage::Pipeline).unwrap(), Some(before));
     }
 
     #[test]
@@ -310,7 +315,7 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let saved = save_state(run.path(), Phase::Rl, 1, 0);
         fs::create_dir(run.path().join(CHECKPOINTS_DIR).join(".tmp-rl-step-000002")).unwrap();
-        assert_eq!(latest(run.path()).unwrap(), Some(saved));
+        assert_eq!(latest(run.path(), Stage::Pipeline).unwrap(), Some(saved));
         assert_eq!(names(run.path()), ["rl-step-000001"]);
     }
 

@@ -1,13 +1,15 @@
-//! One KD step: cross-entropy and KL to the teacher on the agent's tokens of correct teacher episodes (method §3).
+//! One distillation step: cross-entropy and a divergence from the teacher on the agent's tokens of a batch of episodes (method §3, §5).
 //!
-//! L = ce_weight · CE + kl_weight · KL(pi_g || pi_theta), both averaged over the agent tokens of the whole step.
+//! L = ce_weight · CE + kl_weight · D(pi_g, pi_theta), both averaged over the agent tokens of the whole step. Whose episodes they are, the teacher's
+//! or the student's own, is not asked here.
 use super::{
     metrics::{DISTILL_CE, DISTILL_GRAD_NORM, DISTILL_KL, DISTILL_LOSS, Metrics},
     optimizer::{AdamW, with_gradients},
+    score::to_vec,
     update::{Activations, accumulate_decoder},
 };
 use crate::{
-    algo::distill::{Divergence, kd_terms, row_cross_entropy},
+    algo::distill::{KdWeights, divergence_of, kd_terms, row_cross_entropy},
     config::DistillRecipe,
     rollout::RolloutBatch,
 };
@@ -26,6 +28,34 @@ pub struct Student<B: TrainBackend> {
     pub n_skipped: usize,
 }
 
+/// How a batch is learned from.
+#[derive(Clone, Copy, Debug)]
+pub struct DistillLoss {
+    pub weights: KdWeights,
+    /// Padded tokens of a micro-batch.
+    pub micro_batch_tokens: usize,
+    pub activations: Activations,
+}
+
+impl DistillLoss {
+    /// What a recipe says, `taid_t` being where TAID's target is at this step.
+    pub fn of(recipe: &DistillRecipe, taid_t: f64, activations: Activations) -> Self {
+        let &DistillRecipe { ce_weight, kl_weight, temperature, micro_batch_tokens, .. } = recipe;
+        let weights = KdWeights { ce_weight, kl_weight, divergence: divergence_of(recipe, taid_t), temperature };
+        Self { weights, micro_batch_tokens, activations }
+    }
+}
+
+/// What a step leaves beside the changed student.
+#[derive(Clone, Debug)]
+pub struct DistillStep {
+    pub metrics: Metrics,
+    /// `[B, T]` log pi_theta(y_t) of agent tokens before the update, at temperature 1; 0 elsewhere.
+    pub log_probs: Vec<f32>,
+    /// `[B, T]` the divergence at agent tokens; 0 elsewhere, and where there is none in the loss.
+    pub divergence: Vec<f32>,
+}
+
 /// Updates the student on one batch of episodes at learning rate `lr`.
 ///
 /// The teacher is run only where its distribution has an effect (`kl_weight` > 0), on the gathered agent positions only.
@@ -35,50 +65,53 @@ pub fn distill_step<B: TrainBackend>(
     student: &mut Student<B>,
     teacher: Option<&Decoder<B::InnerBackend>>,
     batch: &RolloutBatch,
-    recipe: &DistillRecipe,
-    activations: Activations,
+    loss: &DistillLoss,
     lr: f64,
     device: &B::Device,
-) -> Metrics {
+) -> DistillStep {
+    let KdWeights { ce_weight, kl_weight, divergence, temperature } = loss.weights;
     let model: Decoder<B> = with_gradients(student.model.clone());
     let mut sums = GradientsAccumulator::new();
     let rows: Vec<usize> = (0..batch.n_rows).collect();
     let normaliser = batch.n_agent_tokens(&rows).max(1) as f64;
-    let (mut ce, mut kl) = (0.0, 0.0);
-    for rows in batch.micro_batches(&rows, recipe.micro_batch_tokens) {
+    let mut cross_entropies = vec![0.0; batch.n_rows * batch.n_cols];
+    let mut divergences = cross_entropies.clone();
+    for rows in batch.micro_batches(&rows, loss.micro_batch_tokens) {
         let tokens = batch.agent_tokens(&rows);
         if tokens.is_empty() {
             continue;
         }
-        let teacher = (recipe.kl_weight != 0.0).then(|| {
+        let teacher = (kl_weight != 0.0).then(|| {
             let teacher = teacher.expect("a recipe with kl_weight > 0 has a teacher");
             LinearHead::from_inner(teacher.head(tokens.gather(teacher.hidden(batch.ids_tensor(&rows, device), None, None))))
         });
-        accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |student| {
+        accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, loss.activations, &mut sums, |student| {
             let labels = tokens.labels_tensor(device);
             let share = |rows: Tensor<B, 1>| rows.sum() / normaliser;
             let Some(teacher) = teacher else {
-                let ce_share = share(row_cross_entropy(student, labels));
-                ce += scalar(&ce_share);
-                return ce_share * recipe.ce_weight;
+                let ce_rows = row_cross_entropy(student, labels);
+                tokens.scatter(&to_vec(ce_rows.clone().inner()), &mut cross_entropies);
+                return share(ce_rows) * ce_weight;
             };
-            let (ce_rows, kl_rows) = kd_terms(student.into(), teacher.into(), labels, Divergence::ForwardKl, recipe.temperature);
-            let (ce_share, kl_share) = (share(ce_rows), share(kl_rows));
-            ce += scalar(&ce_share);
-            kl += scalar(&kl_share);
-            ce_share * recipe.ce_weight + kl_share * recipe.kl_weight
+            let (ce_rows, kl_rows) = kd_terms(student.into(), teacher.into(), labels, divergence, temperature);
+            tokens.scatter(&to_vec(ce_rows.clone().inner()), &mut cross_entropies);
+            tokens.scatter(&to_vec(kl_rows.clone().inner()), &mut divergences);
+            share(ce_rows) * ce_weight + share(kl_rows) * kl_weight
         });
     }
     drop(model);
     let (model, stats) = student.optimizer.step(student.model.clone(), sums.grads(), lr);
     student.model = model;
     student.n_skipped += usize::from(!stats.is_applied);
+    let mean = |rows: &[f32]| rows.iter().map(|&x| f64::from(x)).sum::<f64>() / normaliser;
+    let (ce, kl) = (mean(&cross_entropies), mean(&divergences));
     let mut metrics = Metrics::default();
-    metrics.set(DISTILL_LOSS, recipe.ce_weight * ce + recipe.kl_weight * kl);
+    metrics.set(DISTILL_LOSS, ce_weight * ce + kl_weight * kl);
     metrics.set(DISTILL_CE, ce);
     metrics.set(DISTILL_KL, kl);
     metrics.set(DISTILL_GRAD_NORM, stats.grad_norm);
-    metrics
+    let log_probs = cross_entropies.into_iter().map(|x| -x).collect();
+    DistillStep { metrics, log_probs, divergence: divergences }
 }
 
 /// The value of a one-element tensor.

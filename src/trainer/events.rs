@@ -2,9 +2,7 @@
 //!
 //! The trainer calls an [`Observer`] and prints nothing; the command line draws bars or lines from the same events. [`Stop`] is read between
 //! steps: a phase that sees it writes a checkpoint and returns, so that no step is ever half done.
-use serde::{Deserialize, Serialize};
 use std::{
-    fmt,
     path::Path,
     sync::{
         Arc,
@@ -12,49 +10,7 @@ use std::{
     },
 };
 
-/// A part of a run, in the order in which a pipeline goes through them. The order decides which checkpoint is the newest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Contrastive training of the retrieval encoder.
-    Encoder,
-    /// Language modelling.
-    Pretrain,
-    /// The teacher plays questions.
-    Demos,
-    /// Distillation on teacher episodes.
-    Kd,
-    /// PPO.
-    Rl,
-    /// Evaluation on held-out questions.
-    Eval,
-}
-
-impl Phase {
-    pub const ALL: [Self; 6] = [Self::Encoder, Self::Pretrain, Self::Demos, Self::Kd, Self::Rl, Self::Eval];
-
-    /// The name in metrics, checkpoint folders and progress lines.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Encoder => "encoder",
-            Self::Pretrain => "pretrain",
-            Self::Demos => "demos",
-            Self::Kd => "kd",
-            Self::Rl => "rl",
-            Self::Eval => "eval",
-        }
-    }
-
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|phase| phase.as_str() == name)
-    }
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
+pub use crate::config::Phase;
 
 /// Something worth showing. Steps count from 1: step n is reported when n steps of the phase are done.
 #[derive(Clone, Debug)]
@@ -104,13 +60,6 @@ impl Stop {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_phase_is_found_by_its_name() {
-        for phase in Phase::ALL {
-            assert_eq!(Phase::from_name(phase.as_str()), Some(phase));
-        }
-    }
 
     #[test]
     fn a_stop_request_reaches_every_holder() {

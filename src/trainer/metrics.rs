@@ -5,10 +5,18 @@
 /// Contrastive loss of a retrieval encoder, and the share of pairs whose passage is found.
 pub const ENCODER_LOSS: &str = "losses/encoder_loss";
 pub const ENCODER_RECALL: &str = "encoder/recall";
-/// Distillation: cross-entropy and KL a token, and their weighted sum.
+/// Distillation: cross-entropy and divergence from the teacher a token, nats, and their weighted sum. Skew KL and TAID are cross-entropies: their
+/// least value is not 0 but the entropy of the target (see `algo::distill::divergence_of`).
 pub const DISTILL_LOSS: &str = "losses/distill_loss";
 pub const DISTILL_CE: &str = "losses/distill_ce";
 pub const DISTILL_KL: &str = "losses/distill_kl";
+/// TAID: the teacher's share of the target's logits.
+pub const TAID_T: &str = "distill/taid_t";
+/// DistiLLM: the probability φ that a step learns from the student's episodes; whose they were: 0 the teacher's, 1 new, 2 from the replay buffer.
+pub const STUDENT_SHARE: &str = "distill/student_share";
+pub const EPISODE_SOURCE: &str = "distill/source";
+/// DistiLLM: cross-entropy on the held-out teacher episodes, nats a token. Has the student begun to forget them?
+pub const VALIDATION_LOSS: &str = "distill/validation_loss";
 /// PPO's losses, as minimised (means over the step's optimizer updates).
 pub const POLICY_LOSS: &str = "losses/policy_loss";
 pub const VALUE_LOSS: &str = "losses/value_loss";

@@ -7,8 +7,8 @@
 //! One process at a time writes into a run: it holds the operating system's lock on the file `lock`, which ends with the process however that ends.
 //! A metrics line is one flat object, `{"phase":"rl","step":3,"rollout/reward":0.41,...}`, flushed as it is written. The step is the number
 //! of finished steps, so a run resumed from step s cuts the file behind (phase, s) and goes on as if it had never stopped.
-use super::{checkpoint::CHECKPOINTS_DIR, events::Phase};
-use crate::config::{self, ConfigError, Recipe};
+use super::checkpoint::CHECKPOINTS_DIR;
+use crate::config::{self, ConfigError, Phase, Recipe, Stage};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use std::{
@@ -161,11 +161,11 @@ impl RunDir {
         Ok(config::load(&self.path.join(RECIPE_FILE).to_string_lossy(), &[])?.recipe)
     }
 
-    /// The metrics file, open for appending. `done` = the checkpoint a resumed run starts from: later lines are cut off, and so is a line
-    /// that a killed process left incomplete. `None` starts an empty file.
+    /// The metrics file, open for appending. `done` = the phase and step of its stage that a resumed run starts from: later lines are cut off, and so
+    /// is a line that a killed process left incomplete. `None` starts an empty file.
     /// # Errors
     /// If a line before the cut is not a metrics line, or the disk fails.
-    pub fn metrics(&self, done: Option<(Phase, usize)>) -> Result<MetricsLog, RunDirError> {
+    pub fn metrics(&self, done: Option<(Stage, Phase, usize)>) -> Result<MetricsLog, RunDirError> {
         let path = self.path.join(METRICS_FILE);
         let n_bytes = match done {
             Some(done) if path.is_file() => bytes_until(&path, done)?,
@@ -284,7 +284,7 @@ impl MetricsLog {
 }
 
 /// Length of the file up to and including the lines of `done`.
-fn bytes_until(path: &Path, done: (Phase, usize)) -> Result<u64, RunDirError> {
+fn bytes_until(path: &Path, (stage, phase, step): (Stage, Phase, usize)) -> Result<u64, RunDirError> {
     #[derive(Deserialize)]
     struct Head {
         phase: Phase,
@@ -301,7 +301,7 @@ fn bytes_until(path: &Path, done: (Phase, usize)) -> Result<u64, RunDirError> {
         }
         let head: Head =
             serde_json::from_str(&text).map_err(|e| RunDirError::Damaged { path: path.to_owned(), line, why: e.to_string() })?;
-        if (head.phase, head.step) > done {
+        if (stage.place(head.phase), head.step) > (stage.place(phase), step) {
             break;
         }
         n_bytes += n_read as u64;
@@ -379,10 +379,24 @@ mod tests {
             log.append(phase, step, &[("loss", step as f64)]).unwrap();
         }
         drop(log);
-        let mut log = run.metrics(Some((Phase::Rl, 2))).unwrap();
+        let mut log = run.metrics(Some((Stage::Pipeline, Phase::Rl, 2))).unwrap();
         log.append(Phase::Rl, 3, &[("loss", 30.0)]).unwrap();
         let losses: Vec<f64> = run.read_metrics().unwrap().iter().filter_map(|line| line["loss"].as_f64()).collect();
         assert_eq!(losses, [1.0, 2.0, 1.0, 2.0, 30.0]);
+    }
+
+    #[test]
+    fn what_is_cut_follows_the_order_of_the_stage() {
+        let root = tempfile::tempdir().unwrap();
+        let run = create(root.path());
+        let mut log = run.metrics(None).unwrap();
+        for (phase, step) in [(Phase::Rl, 8), (Phase::Demos, 1), (Phase::Kd, 1), (Phase::Kd, 2)] {
+            log.append(phase, step, &[]).unwrap();
+        }
+        drop(run.metrics(Some((Stage::RlDistill, Phase::Kd, 1))).unwrap());
+        assert_eq!(run.read_metrics().unwrap().len(), 3);
+        drop(run.metrics(Some((Stage::RlDistill, Phase::Rl, 8))).unwrap());
+        assert_eq!(run.read_metrics().unwrap().len(), 1);
     }
 
     #[test]
@@ -393,7 +407,7 @@ mod tests {
         let path = run.path().join(METRICS_FILE);
         let whole = fs::read_to_string(&path).unwrap();
         fs::write(&path, format!("{whole}{{\"phase\":\"kd\",\"st")).unwrap();
-        run.metrics(Some((Phase::Kd, 1))).unwrap();
+        run.metrics(Some((Stage::Pipeline, Phase::Kd, 1))).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), whole);
     }
 

@@ -76,6 +76,6 @@ pub fn log_probs_and_divergence<B: Backend>(
 }
 
 /// One float a token, on the host.
-fn to_vec<B: Backend>(values: Tensor<B, 1>) -> Vec<f32> {
+pub(super) fn to_vec<B: Backend>(values: Tensor<B, 1>) -> Vec<f32> {
     values.into_data().convert::<f32>().into_vec().expect("converted to f32")
 }

@@ -1,7 +1,7 @@
 //! What a checkpoint of a network holds, written and read back exactly.
 //!
 //! ```text
-//! kd-step-000200/  state.json  model/ (Hugging Face folder)  optimizer.safetensors
+//! kd-step-000200/  state.json  model/ (Hugging Face folder)  optimizer.safetensors  replay.jsonl (DistiLLM)
 //! rl-step-000050/  state.json  model/  optimizer.safetensors  critic/  critic_optimizer.safetensors
 //! ```
 use super::{
@@ -9,7 +9,7 @@ use super::{
     optimizer::{AdamW, OptimizerError},
 };
 use crate::{
-    algo::kl::KlController,
+    algo::{distill::TaidSchedule, kl::KlController, student_outputs::StudentShare},
     config::{AdamWRecipe, Recipe},
     data::sampler::Sampler,
 };
@@ -42,11 +42,25 @@ pub struct PhaseState {
     pub critic_updates: u64,
     pub kl: Option<KlController>,
     pub n_skipped: usize,
+    /// Distillation only: what moves along with the steps.
+    #[serde(default)]
+    pub distill: Option<DistillState>,
     /// Seconds of work of the whole run so far.
     pub wall_s: f64,
     /// What the run was then told to do, to compare with what it is told now.
     #[serde(default)]
     pub recipe: Option<Recipe>,
+}
+
+/// What a distillation phase keeps beyond its network and its sampler.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DistillState {
+    /// Where TAID's target is; of other divergences where it would start.
+    pub taid: TaidSchedule,
+    /// DistiLLM only. The replay buffer itself is a file of episodes beside the state.
+    pub share: Option<StudentShare>,
+    /// Questions that DistiLLM's student drew, counted as a cursor.
+    pub questions: Option<Sampler>,
 }
 
 /// Why a checkpoint's networks could not be restored.
