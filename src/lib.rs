@@ -8,7 +8,8 @@
 //! 1. [`rollout::episode`]: what an episode is, token by token, with one worked example. The types everyone meets.
 //! 2. [`env`]: the protocol. Text in, observation out.
 //! 3. [`algo`]: every equation as a pure function: reward, KL, advantages, PPO, distillation.
-//! 4. [`trainer::rl`]: one RL step, in the order of the method; [`trainer::distill`]: one distillation step; [`pipeline`]: phases made of them.
+//! 4. [`trainer::rl`]: one RL step, in the order of the method; [`trainer::distill`]: one distillation step; [`trainer::guards`]: when a run is stopped;
+//!    [`pipeline`]: phases made of them.
 //! 5. [`engine`], [`retriever`]: how episodes are played fast, and where passages come from.
 //! 6. [`report`]: what a finished run looks like; [`reproduce`]: all rows of the paper beside its numbers.
 //! 7. `dgpo_models` and `dgpo_kernels` (crates beside this one): the decoder, the encoder, attention with its backward pass.

@@ -8,6 +8,8 @@
 //! | [`bad_input`] | broken files, recipes and disks: a clear error with a hint, and nothing lost |
 //! | [`cli`], [`index`] | every command, its help and its JSON |
 //! | [`evaluate`] | evaluations, capabilities, comparisons |
+//! | [`grpo`] | groups of episodes, and runs without a critic |
+//! | [`guards`] | runs that go wrong are stopped, or warned about |
 //! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
 //! | `on_wgpu` | the same things on a graphics adapter, in builds with the feature `wgpu` |
 //! | [`portability`] | what `dgpo portability` and `dgpo bench` say of this machine |
@@ -24,6 +26,8 @@ mod browser;
 mod cli;
 mod conformance;
 mod evaluate;
+mod grpo;
+mod guards;
 mod index;
 #[cfg(feature = "wgpu")]
 mod on_wgpu;

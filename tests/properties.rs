@@ -7,19 +7,19 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use dgpo::{
-    algo::{
-        kl::KlController,
-        ppo::{PolicyTokens, policy_loss},
-    },
+    algo::ppo::{PolicyTokens, policy_loss},
     config::{AdamWRecipe, Decay, DistillDivergence, DistillRecipe, GaeOver, KlEstimator, KlMode, KlPlacement, Recipe},
     data::questions::Question,
     engine::StopReason,
     rng::{Key, Purpose},
-    rollout::{Episode, ObservationKind, RolloutBatch, Segment, Status},
+    rollout::{Episode, EpisodeStats, ObservationKind, RolloutBatch, Segment, Status},
     trainer::{
         devices::{Cpu, CpuTrain},
         distill::{DistillLoss, Student, distill_step},
-        metrics::{DISTILL_KL, KL, KL_SELECTED, Metrics, SKIPPED_UPDATES},
+        metrics::{
+            ACTOR_GRAD_NORM, CLIP_FRACTION, CRITIC_GRAD_NORM, DISTILL_KL, ENTROPY, EXPLAINED_VARIANCE, INVALID_ACTIONS, KL, KL_SELECTED,
+            Metrics, REPETITION, RESPONSE_TOKENS, REWARD, SEARCHES, SKIPPED_UPDATES, record_episodes,
+        },
         optimizer::AdamW,
         rl::{ActorCritic, rl_step},
         score::{self, Pass},
@@ -35,12 +35,12 @@ use dgpo_models::{
 
 const VOCAB_SIZE: usize = 61;
 /// Micro-batches of one row each, and one of all rows.
-const SMALLEST: usize = 1;
-const LARGEST: usize = 1 << 30;
+pub const SMALLEST: usize = 1;
+pub const LARGEST: usize = 1 << 30;
 /// f32 sums of a few hundred terms in another order: 1e-6 of the largest, and a margin of ten.
-const TOLERANCE: f32 = 1e-5;
+pub const TOLERANCE: f32 = 1e-5;
 
-fn network(seed: u64) -> Decoder<Cpu> {
+pub fn network(seed: u64) -> Decoder<Cpu> {
     let config = DecoderConfig {
         family: Family::Qwen2,
         vocab_size: VOCAB_SIZE,
@@ -64,7 +64,7 @@ fn network(seed: u64) -> Decoder<Cpu> {
 }
 
 /// Episodes of random tokens with one to three turns; `reward(i)` says which are correct.
-fn episodes(n: usize, reward: impl Fn(usize) -> f32) -> Vec<Episode> {
+pub fn episodes(n: usize, reward: impl Fn(usize) -> f32) -> Vec<Episode> {
     let ids = |key: Key, max: usize| -> Vec<u32> { (0..1 + key.below(99, max)).map(|i| key.below(i as u64, VOCAB_SIZE) as u32).collect() };
     let episode = |i: usize| {
         let key = Key::new(5, Purpose::World).fold(i as u64);
@@ -88,7 +88,7 @@ fn episodes(n: usize, reward: impl Fn(usize) -> f32) -> Vec<Episode> {
     (0..n).map(episode).collect()
 }
 
-fn every_other(i: usize) -> f32 {
+pub fn every_other(i: usize) -> f32 {
     (i % 2) as f32
 }
 
@@ -96,7 +96,7 @@ fn gradient_descent() -> AdamWRecipe {
     AdamWRecipe { lr: 1.0, warmup: 0.0, decay: Decay::Constant, eps: 1.0, weight_decay: 0.0, ..Recipe::default().optim.actor }
 }
 
-fn recipe(micro_batch_tokens: usize) -> Recipe {
+pub fn recipe(micro_batch_tokens: usize) -> Recipe {
     let mut recipe = Recipe::default();
     (recipe.optim.actor, recipe.optim.critic) = (gradient_descent(), gradient_descent());
     (recipe.rl.steps, recipe.rl.mini_batch, recipe.rl.micro_batch_tokens) = (1, 64, micro_batch_tokens);
@@ -107,21 +107,12 @@ fn recipe(micro_batch_tokens: usize) -> Recipe {
 /// Weights of the actor and of the critic after one RL step, and its metrics.
 fn after_rl_step(episodes: &[Episode], teacher: &Decoder<Cpu>, recipe: &Recipe) -> ([Vec<f32>; 2], Metrics) {
     let (networks, metrics) = networks_after_rl_step(episodes, teacher, recipe);
-    ([weights(&networks.actor), weights(&networks.critic)], metrics)
+    ([weights(&networks.actor), weights(&networks.critic.expect("PPO has one").network)], metrics)
 }
 
 fn networks_after_rl_step(episodes: &[Episode], teacher: &Decoder<Cpu>, recipe: &Recipe) -> (ActorCritic<CpuTrain>, Metrics) {
-    let actor = network(1);
-    let mut networks = ActorCritic::<CpuTrain> {
-        critic: Critic::from_decoder(&actor, 2),
-        actor,
-        actor_optimizer: AdamW::new(recipe.optim.actor.clone()),
-        critic_optimizer: AdamW::new(recipe.optim.critic.clone()),
-        kl: KlController::new(&recipe.kl),
-        n_skipped: 0,
-    };
-    let episodes: Vec<&Episode> = episodes.iter().collect();
-    let metrics = rl_step::<CpuTrain>(&mut networks, Some(teacher), &episodes, recipe, 0, &Default::default()).metrics;
+    let mut networks = ActorCritic::<CpuTrain>::new(network(1), 2, recipe);
+    let metrics = rl_step::<CpuTrain>(&mut networks, Some(teacher), episodes, recipe, 0, &Default::default()).metrics;
     (networks, metrics)
 }
 
@@ -148,14 +139,14 @@ impl<B: Backend> ModuleVisitor<B> for Weights {
     }
 }
 
-fn weights<M: Module<Cpu>>(module: &M) -> Vec<f32> {
+pub fn weights<M: Module<Cpu>>(module: &M) -> Vec<f32> {
     let mut weights = Weights(Vec::new());
     module.visit(&mut weights);
     weights.0
 }
 
 /// The largest difference of two updates, as a share of the largest change.
-fn deviation(start: &[f32], a: &[f32], b: &[f32]) -> f32 {
+pub fn deviation(start: &[f32], a: &[f32], b: &[f32]) -> f32 {
     let largest = |left: &[f32], right: &[f32]| left.iter().zip(right).map(|(l, r)| (l - r).abs()).fold(0.0, f32::max);
     let change = largest(a, start);
     assert!(change > 1e-3, "the step changed next to nothing ({change})");
@@ -252,6 +243,21 @@ fn a_teacher_equal_to_the_student_gives_no_kl() {
         assert!(kl.abs() < 1e-6, "{kl}");
     }
     assert!(other.get(KL).unwrap().abs() > 1e-2, "another teacher is far away");
+}
+
+#[test]
+fn a_step_measures_what_the_papers_figures_plot() {
+    let episodes = episodes(6, every_other);
+    let (_, mut metrics) = after_rl_step(&episodes, &network(3), &recipe(LARGEST));
+    record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
+    let rollout = [REWARD, RESPONSE_TOKENS, SEARCHES, INVALID_ACTIONS, REPETITION];
+    let update = [KL, ENTROPY, CLIP_FRACTION, EXPLAINED_VARIANCE, ACTOR_GRAD_NORM, CRITIC_GRAD_NORM];
+    for name in [&rollout[..], &update].concat() {
+        assert!(metrics.get(name).is_some_and(f64::is_finite), "{name}: {metrics:?}");
+    }
+    // Half of them are right; the policy is random, so it is nearly uniform over its vocabulary.
+    assert_eq!(metrics.get(REWARD), Some(0.5));
+    assert!((metrics.get(ENTROPY).unwrap() - (VOCAB_SIZE as f64).ln()).abs() < 0.5, "{metrics:?}");
 }
 
 #[test]

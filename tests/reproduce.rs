@@ -24,7 +24,10 @@ fn check_in_a_browser(page: &Path) {
     let count = |browser: &mut Browser, selector: &str| browser.evaluate(&format!("document.querySelectorAll({selector:?}).length"));
     // Seven metrics of Figure 4 and of Figure 6, but for the exact match, which so short a run does not measure on its way.
     assert_eq!(count(&mut browser, "figure.chart"), 12);
-    assert_eq!(browser.evaluate("Math.max(...[...document.querySelectorAll('figure.chart')].map((f) => f.querySelectorAll('path.raw').length))"), 5);
+    assert_eq!(
+        browser.evaluate("Math.max(...[...document.querySelectorAll('figure.chart')].map((f) => f.querySelectorAll('path.raw').length))"),
+        5
+    );
     assert!(count(&mut browser, "td.paper").as_u64().unwrap() > 100);
     assert_eq!(browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), true);
     keep_screenshot("reproduction.png", &browser.screenshot());
@@ -44,7 +47,10 @@ fn the_whole_experiment_is_interrupted_resumed_and_told_on_a_page() {
     let stopped = at_line(&mut world.command(&arguments), line, interrupt);
     assert_eq!(stopped.code, Some(130), "{}", stopped.stderr);
     let last = stopped.stderr.lines().last().unwrap();
-    assert!(last.contains("continue with: cargo xtask reproduce --seed 3 --set data.max_train=64") && last.ends_with("--out pages"), "{last}");
+    assert!(
+        last.contains("continue with: cargo xtask reproduce --seed 3 --set data.max_train=64") && last.ends_with("--out pages"),
+        "{last}"
+    );
     assert!(stopped.stderr.contains("[1/19] qwen-kd: exact match"), "{}", stopped.stderr);
 
     // Something is in the way of one row; another one begins with it.

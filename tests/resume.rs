@@ -5,13 +5,18 @@ use serde_json::Value;
 /// 4 steps in one process, and 4 steps of a process that dies behind checkpoint 2 and another that continues.
 pub fn train_whole_and_killed(recipe: &str, phase: &str, device: &str) -> World {
     let world = World::new();
+    train_whole_and_killed_in(&world, recipe, phase, device);
+    world
+}
+
+/// As [`train_whole_and_killed`], in a world that holds the recipe already.
+pub fn train_whole_and_killed_in(world: &World, recipe: &str, phase: &str, device: &str) {
     world.dgpo(&["train", "--config", recipe, "--name", "whole", "--device", device]).done();
     let mut command = world.command(&["train", "--config", recipe, "--name", "killed", "--device", device]);
     let killed = at_line(&mut command, &format!("checkpoint runs/killed/checkpoints/{phase}-step-000002"), |child| child.kill().unwrap());
     assert_eq!(killed.code, None, "a signal ends a killed process");
     assert!(!world.path(&format!("runs/killed/checkpoints/{phase}-step-000004")).exists(), "the process was killed too late");
     world.dgpo(&["train", "--resume", "runs/killed", "--device", device]).done();
-    world
 }
 
 /// The two runs that [`train_whole_and_killed`] makes.
@@ -19,8 +24,7 @@ pub const WHOLE_AND_KILLED: [&str; 2] = ["whole", "killed"];
 
 /// Files of two runs' checkpoints behind step 4 are equal, but for what tells the time.
 pub fn assert_same_checkpoint(world: &World, runs: [&str; 2], phase: &str, parts: &[&str]) {
-    let [mut whole, mut killed] =
-        runs.map(|run| files_below(&world.path(&format!("runs/{run}/checkpoints/{phase}-step-000004"))));
+    let [mut whole, mut killed] = runs.map(|run| files_below(&world.path(&format!("runs/{run}/checkpoints/{phase}-step-000004"))));
     for part in parts {
         assert!(whole.contains_key(std::path::Path::new(part)), "the checkpoint lacks {part}");
     }
@@ -38,7 +42,7 @@ pub fn assert_same_checkpoint(world: &World, runs: [&str; 2], phase: &str, parts
 }
 
 /// And so are the metrics.
-fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
+pub fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
     assert_same_checkpoint(world, WHOLE_AND_KILLED, phase, parts);
     let [whole_metrics, killed_metrics] = WHOLE_AND_KILLED.map(|run| metrics_of(&world.path(&format!("runs/{run}"))));
     assert_eq!(whole_metrics.len(), 4);
@@ -135,8 +139,9 @@ fn an_edited_recipe_is_said_and_its_evaluation_is_a_new_one() {
     let evaluated = || -> Value { serde_json::from_slice(&std::fs::read(world.path("runs/a/evaluation/rl.json")).unwrap()).unwrap() };
     assert_eq!(evaluated()["of"], "rl-step-000002");
     let recipe = std::fs::read_to_string(world.path("runs/a/recipe.toml")).unwrap();
-    assert!(recipe.contains("[rl]\nsteps = 2\n"), "{recipe}");
-    world.write("runs/a/recipe.toml", &recipe.replace("[rl]\nsteps = 2\n", "[rl]\nsteps = 3\n"));
+    let steps = |n: usize| format!("[rl]\nalgorithm = \"ppo\"\nsteps = {n}\n");
+    assert!(recipe.contains(&steps(2)), "{recipe}");
+    world.write("runs/a/recipe.toml", &recipe.replace(&steps(2), &steps(3)));
     let resumed = world.dgpo(&["train", "--resume", "runs/a"]).done();
     assert!(resumed.stderr.contains("rl.steps is 3 (was 2)"), "{}", resumed.stderr);
     assert_eq!(evaluated()["of"], "rl-step-000003");

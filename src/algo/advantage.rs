@@ -131,11 +131,7 @@ pub fn gae(batch: &RolloutBatch, rewards: &[f32], recipe: &GaeRecipe) -> Advanta
 /// # Source
 /// `method §4` (GRPO)
 pub fn group_advantages<G: Ord>(scores: &[f32], groups: &[G]) -> Vec<f32> {
-    let mut members: BTreeMap<&G, Vec<f32>> = BTreeMap::new();
-    for (group, &score) in groups.iter().zip(scores) {
-        members.entry(group).or_default().push(score);
-    }
-    let stats: BTreeMap<&G, (f64, f64)> = members
+    let stats: BTreeMap<&G, (f64, f64)> = by_group(scores, groups)
         .into_iter()
         .map(|(group, scores)| {
             let all = vec![true; scores.len()];
@@ -148,6 +144,23 @@ pub fn group_advantages<G: Ord>(scores: &[f32], groups: &[G]) -> Vec<f32> {
         ((f64::from(score) - mean) / (std + GROUP_EPS)) as f32
     };
     groups.iter().zip(scores).map(advantage).collect()
+}
+
+/// Share of the groups of at least two rows whose scores are all equal: they give the policy no direction. 0 where there is no such group.
+/// # Shapes
+/// scores, groups: B rows
+pub fn flat_groups<G: Ord>(scores: &[f32], groups: &[G]) -> f64 {
+    let of_groups = by_group(scores, groups).into_values().filter(|scores| scores.len() > 1);
+    let is_flat: Vec<bool> = of_groups.map(|scores| scores.iter().all(|&score| score == scores[0])).collect();
+    is_flat.iter().filter(|&&is| is).count() as f64 / is_flat.len().max(1) as f64
+}
+
+fn by_group<'g, G: Ord>(scores: &[f32], groups: &'g [G]) -> BTreeMap<&'g G, Vec<f32>> {
+    let mut members: BTreeMap<&G, Vec<f32>> = BTreeMap::new();
+    for (group, &score) in groups.iter().zip(scores) {
+        members.entry(group).or_default().push(score);
+    }
+    members
 }
 
 /// GRPO's advantages of a batch: the row's group-relative score on each of its agent tokens. There is no critic, so returns equal advantages.

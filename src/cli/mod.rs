@@ -8,6 +8,7 @@
 //! | 0 | done |
 //! | 1 | failed |
 //! | 2 | the command or the recipe is wrong; nothing was started |
+//! | 3 | stopped by a guard of training; the checkpoint is saved |
 //! | 130 | interrupted; the checkpoint is saved |
 pub mod args;
 pub mod ask;
@@ -34,7 +35,7 @@ pub mod train;
 
 use crate::{
     config::ConfigError,
-    pipeline::takeover::TakeoverError,
+    pipeline::{PipelineError, takeover::TakeoverError},
     trainer::{devices::DeviceError, run_dir::RunDirError},
 };
 use clap::{Parser, Subcommand};
@@ -43,6 +44,7 @@ use tracing::level_filters::LevelFilter;
 
 pub const EXIT_FAILED: u8 = 1;
 pub const EXIT_USAGE: u8 = 2;
+pub const EXIT_GUARD: u8 = 3;
 pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// Train compact language models to search like agents: distillation from a teacher, then DGPO.
@@ -137,13 +139,18 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// 2 where the command or the recipe has to be changed before anything can start, else 1.
+/// 3 where a guard ended a run, 2 where the command or the recipe has to be changed before anything can start, else 1.
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(PipelineError::Guard(_)))) {
+        return EXIT_GUARD;
+    }
     let is_usage = error.chain().any(|cause| {
         cause.is::<ConfigError>()
             || cause.downcast_ref::<DeviceError>().is_some_and(|error| !matches!(error, DeviceError::Failed(_)))
             || cause.is::<UsageError>()
-            || cause.downcast_ref::<TakeoverError>().is_some_and(|error| !matches!(error, TakeoverError::Checkpoint(_) | TakeoverError::Copy { .. }))
+            || cause
+                .downcast_ref::<TakeoverError>()
+                .is_some_and(|error| !matches!(error, TakeoverError::Checkpoint(_) | TakeoverError::Copy { .. }))
             || cause.downcast_ref().is_some_and(|error| {
                 use RunDirError as E;
                 matches!(error, E::Exists(_) | E::Occupied(_) | E::NotARun(_) | E::Busy { .. } | E::Recipe(_))
@@ -188,6 +195,12 @@ mod tests {
             command.get_subcommands().for_each(check);
         }
         check(&Cli::command());
+    }
+
+    #[test]
+    fn a_guard_exits_with_3() {
+        assert_eq!(exit_code(&anyhow::Error::from(PipelineError::Guard(Vec::new())).context("the run was stopped")), EXIT_GUARD);
+        assert_eq!(exit_code(&PipelineError::Stopped.into()), EXIT_FAILED);
     }
 
     #[test]

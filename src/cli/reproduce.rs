@@ -227,7 +227,9 @@ fn existing(path: &Path, recipe: &Recipe) -> anyhow::Result<Option<RunDir>> {
 fn summary(results: &SeedResults) -> String {
     let row = |(name, outcome): (&String, &results::Outcome)| {
         let cells = match outcome.done() {
-            Some(done) => [format!("{:.3}", done.score.average_em), format!("{:.2}", done.score.searches), output::duration(done.own_wall_s)],
+            Some(done) => {
+                [format!("{:.3}", done.score.average_em), format!("{:.2}", done.score.searches), output::duration(done.own_wall_s)]
+            }
             None => ["failed".to_owned(), "-".to_owned(), "-".to_owned()],
         };
         [name.clone()].into_iter().chain(cells).collect()

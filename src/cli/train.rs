@@ -16,7 +16,7 @@ use crate::{
         events::Stop,
         models::{self, SetupError},
         provenance::Provenance,
-        run_dir::{RUNS_DIR, RunDir, RunDirError},
+        run_dir::{RECIPE_FILE, RUNS_DIR, RunDir, RunDirError},
     },
 };
 use dgpo_models::TrainBackend;
@@ -25,6 +25,9 @@ use std::path::{Path, PathBuf};
 /// Train: teacher episodes, KD cold start, DGPO, evaluation, or whatever phases the recipe's stage names. Without arguments: the built-in tiny world.
 ///
 /// Example: dgpo train --config configs/tiny.toml --name first --set run.seed=1
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong recipe or flags, 3 stopped by a guard (`guards` in the recipe), 130 interrupted; after 3 and 130 the
+/// checkpoint is saved.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
@@ -130,6 +133,16 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             output::insist(&format!("stopped; continue with: {}", resume_command(&path, args.device.device)));
             Ok(Outcome::Interrupted)
         }
+        Err(error @ PipelineError::Guard(_)) => {
+            let (next, recipe) = (resume_command(&path, args.device.device), path.join(RECIPE_FILE));
+            let context = format!(
+                "a guard stopped the run {}, and the checkpoint of this step is saved; change {}, then continue with: {next} (to go on from \
+                 before the first bad step, remove the checkpoints behind it)",
+                path.display(),
+                recipe.display()
+            );
+            Err(anyhow::Error::from(error).context(context))
+        }
         Err(error) => {
             let next = resume_command(&path, args.device.device);
             Err(with_advice(error, &path, stage).context(format!("the run {} failed; continue with: {next}", path.display())))
@@ -219,11 +232,7 @@ fn create(loaded: Loaded, device: DeviceChoice, from: Option<&RunDir>) -> anyhow
 }
 
 /// What is known and decided before there is a run directory: what the run is made with, and what it takes over.
-pub(super) fn prepare(
-    recipe: &Recipe,
-    device: DeviceChoice,
-    from: Option<&RunDir>,
-) -> anyhow::Result<(Provenance, Option<Takeover>)> {
+pub(super) fn prepare(recipe: &Recipe, device: DeviceChoice, from: Option<&RunDir>) -> anyhow::Result<(Provenance, Option<Takeover>)> {
     let mut provenance = Provenance::collect(&devices::describe(device), recipe)?;
     let takeover = from.map(|source| Takeover::plan(source, recipe, &provenance.files)).transpose()?;
     provenance.taken_over = takeover.as_ref().map(Takeover::taken_over);

@@ -1,8 +1,12 @@
 //! The rules between fields: what a type cannot say. Each rule names the key to change and what to change it to.
 //!
-//! All broken rules are reported at once. Only what the stage uses is checked, so an RL recipe need not fill in the encoder stage.
+//! All broken rules are reported at once. Only what the stage uses is checked, so an RL recipe need not fill in the encoder stage. The rules of RL and
+//! of the guards have files of their own below this one.
+mod guards;
+mod rl;
+
 use super::{
-    ADAPTIVE_ERROR_LIMIT, AdamWRecipe, KlMode, KlReference, Problem, Recipe, Stage,
+    AdamWRecipe, Problem, Recipe, Stage,
     check_distill::{check_distill, check_gkd},
 };
 
@@ -104,8 +108,11 @@ pub fn check(recipe: &Recipe) -> Findings {
         check_adamw(&recipe.optim.distill, DISTILL_KEYS, &mut found);
     }
     if recipe.stage.has_rl() {
-        check_rl(recipe, &mut found);
-        check_kl(recipe, &mut found);
+        rl::check_rl(recipe, &mut found);
+        rl::check_kl(recipe, &mut found);
+    }
+    if recipe.stage != Stage::Encoder {
+        guards::check_guards(&recipe.guards, &mut found);
     }
     found
 }
@@ -226,94 +233,6 @@ fn check_data(recipe: &Recipe, found: &mut Findings) {
         "eval.arcap",
         || "is true, but data.test is empty, so no question is asked".into(),
         || "list question files in data.test".into(),
-    );
-}
-
-fn check_rl(recipe: &Recipe, found: &mut Findings) {
-    let rl = &recipe.rl;
-    for (key, value) in [
-        ("rl.steps", rl.steps),
-        ("rl.questions_per_step", rl.questions_per_step),
-        ("rl.mini_batch", rl.mini_batch),
-        ("rl.micro_batch_tokens", rl.micro_batch_tokens),
-        ("rl.epochs", rl.epochs),
-    ] {
-        found.positive(key, value);
-    }
-    found.error(
-        rl.mini_batch > 0 && !rl.questions_per_step.is_multiple_of(rl.mini_batch),
-        "rl.questions_per_step",
-        || format!("questions_per_step ({}) is not a multiple of mini_batch ({})", rl.questions_per_step, rl.mini_batch),
-        || format!("{} is the nearest", nearest_multiple(rl.questions_per_step, rl.mini_batch)),
-    );
-    found.number("rl.clip_ratio", rl.clip_ratio, positive, POSITIVE);
-    found.number("rl.clip_value", rl.clip_value, positive, POSITIVE);
-    found.number("rl.entropy_coef", rl.entropy_coef, not_negative, NOT_NEGATIVE);
-    found.number("gae.gamma", recipe.gae.gamma, in_unit_interval, IN_UNIT_INTERVAL);
-    found.number("gae.lambda", recipe.gae.lambda, in_unit_interval, IN_UNIT_INTERVAL);
-    found.error(
-        recipe.episode.temperature == 0.0,
-        "episode.temperature",
-        || "is 0 (greedy): training episodes would explore nothing".into(),
-        || "the paper has 1; eval.temperature = 0 makes the evaluation greedy".into(),
-    );
-    let is_cut = recipe.episode.top_p < 1.0 || recipe.episode.top_k > 0;
-    found.warn(
-        is_cut,
-        "episode.top_p",
-        || "top_p or top_k leave tokens out, while the update uses the whole distribution's probabilities".into(),
-        || "top_p = 1 and top_k = 0 sample from what is trained".into(),
-    );
-    found.warn(
-        rl.micro_batch_tokens < recipe.episode.max_prompt_length,
-        "rl.micro_batch_tokens",
-        || format!("{} tokens are fewer than one episode may have ({})", rl.micro_batch_tokens, recipe.episode.max_prompt_length),
-        || "a longer episode becomes a micro-batch of its own, and memory is sized by it".into(),
-    );
-    check_adamw(&recipe.optim.actor, ACTOR_KEYS, found);
-    check_adamw(&recipe.optim.critic, CRITIC_KEYS, found);
-}
-
-/// The multiple of `step` (at least one) that lies nearest to `n`; the larger of two.
-fn nearest_multiple(n: usize, step: usize) -> usize {
-    ((n + step / 2) / step).max(1) * step
-}
-
-fn check_kl(recipe: &Recipe, found: &mut Findings) {
-    let kl = &recipe.kl;
-    found.number("kl.coef", kl.coef, not_negative, NOT_NEGATIVE);
-    found.number("kl.target", kl.target, not_negative, NOT_NEGATIVE);
-    found.error(
-        kl.target > 0.0 && kl.horizon.partial_cmp(&0.0) != Some(std::cmp::Ordering::Greater),
-        "kl.horizon",
-        || format!("{} episodes, while kl.target = {} makes the coefficient adaptive", kl.horizon, kl.target),
-        || "10000 is the published script's".into(),
-    );
-    // The largest correction is -20 % an `horizon` of episodes; one step must not take the coefficient to 0 or below.
-    let smallest = ADAPTIVE_ERROR_LIMIT * recipe.rl.questions_per_step as f64;
-    found.error(
-        kl.target > 0.0 && kl.horizon > 0.0 && kl.horizon <= smallest,
-        "kl.horizon",
-        || {
-            format!(
-                "{} is too short for {} episodes a step: one step could make the coefficient negative",
-                kl.horizon, recipe.rl.questions_per_step
-            )
-        },
-        || format!("at least {}, the number of episodes of a step", recipe.rl.questions_per_step),
-    );
-    let needs_teacher = kl.mode != KlMode::None && kl.reference == KlReference::Teacher;
-    found.error(
-        needs_teacher && recipe.model.teacher.is_empty(),
-        "kl.reference",
-        || "is \"teacher\", and model.teacher is empty".into(),
-        || "name a teacher, or set kl.reference = \"initial\" or kl.mode = \"none\"".into(),
-    );
-    found.warn(
-        kl.mode == KlMode::Selective && kl.reference == KlReference::Initial,
-        "kl.reference",
-        || "wrong episodes are pulled towards the initial student, which wrote such episodes itself".into(),
-        || "the paper's selective penalty pulls towards the teacher".into(),
     );
 }
 

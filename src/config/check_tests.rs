@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::{KlMode, KlReference};
 
 /// A recipe without any problem.
 fn runnable() -> Recipe {
@@ -10,7 +11,7 @@ fn runnable() -> Recipe {
 }
 
 /// The one problem that `change` makes.
-fn problem(change: impl FnOnce(&mut Recipe)) -> Problem {
+pub(super) fn problem(change: impl FnOnce(&mut Recipe)) -> Problem {
     let mut recipe = runnable();
     change(&mut recipe);
     let mut errors = check(&recipe).errors;
@@ -18,7 +19,7 @@ fn problem(change: impl FnOnce(&mut Recipe)) -> Problem {
     errors.remove(0)
 }
 
-fn n_problems(change: impl FnOnce(&mut Recipe)) -> usize {
+pub(super) fn n_problems(change: impl FnOnce(&mut Recipe)) -> usize {
     let mut recipe = runnable();
     change(&mut recipe);
     check(&recipe).errors.len()
@@ -28,22 +29,6 @@ fn n_problems(change: impl FnOnce(&mut Recipe)) -> usize {
 fn the_papers_recipe_with_data_has_neither_error_nor_warning() {
     let found = check(&runnable());
     assert!(found.errors.is_empty() && found.warnings.is_empty(), "{found:?}");
-}
-
-#[test]
-fn questions_that_are_no_multiple_of_the_mini_batch_get_the_nearest_legal_number() {
-    let found = problem(|r| r.rl.questions_per_step = 500);
-    assert_eq!(
-        found.to_string(),
-        "rl.questions_per_step: questions_per_step (500) is not a multiple of mini_batch (256); hint: 512 is the nearest"
-    );
-    assert!(problem(|r| r.rl.questions_per_step = 300).hint.starts_with("256"));
-    assert!(problem(|r| r.rl.questions_per_step = 3).hint.starts_with("256"));
-}
-
-#[test]
-fn the_nearest_multiple_is_never_zero_and_rounds_a_tie_up() {
-    assert_eq!([(1, 256), (384, 256), (383, 256), (7, 2)].map(|(n, step)| nearest_multiple(n, step)), [256, 512, 256, 8]);
 }
 
 #[test]
@@ -157,12 +142,6 @@ fn a_run_needs_questions() {
 #[test]
 fn greedy_training_episodes_are_refused() {
     assert_eq!(problem(|r| r.episode.temperature = 0.0).key, "episode.temperature");
-}
-
-#[test]
-fn an_adaptive_coefficient_needs_a_horizon() {
-    assert_eq!(n_problems(|r| r.kl.horizon = 0.0), 0);
-    assert_eq!(problem(|r| (r.kl.target, r.kl.horizon) = (0.1, 0.0)).key, "kl.horizon");
 }
 
 #[test]

@@ -53,8 +53,7 @@ pub const BUILT_IN: &[(&str, &str)] = embedded![
 ];
 
 /// Models, data and sizes that a method can be laid over. Each is a whole run by itself, that of DGPO.
-pub const WORLDS: [&str; 6] =
-    ["tiny", "tiny-llama", "smoke", "paper/qwen2.5-3b-0.5b", "paper/qwen2.5-7b-0.5b", "paper/llama3-8b-1b"];
+pub const WORLDS: [&str; 6] = ["tiny", "tiny-llama", "smoke", "paper/qwen2.5-3b-0.5b", "paper/qwen2.5-7b-0.5b", "paper/llama3-8b-1b"];
 
 /// The methods: every row of the paper's tables.
 pub fn methods() -> impl Iterator<Item = &'static str> {
@@ -249,7 +248,9 @@ mod tests {
 
     #[test]
     fn a_slip_in_a_name_gets_the_nearest_one() {
-        for (slip, meant) in [("tiny/kdd", "tiny/kd"), ("paper/qwen2.5-3b-0.5/dgpo", "paper/qwen2.5-3b-0.5b/dgpo"), ("methods/dpgo", "methods/dgpo")] {
+        for (slip, meant) in
+            [("tiny/kdd", "tiny/kd"), ("paper/qwen2.5-3b-0.5/dgpo", "paper/qwen2.5-3b-0.5b/dgpo"), ("methods/dpgo", "methods/dgpo")]
+        {
             let error = load(slip, &[]).unwrap_err().to_string();
             assert!(error.contains(&format!("did you mean {meant}?")), "{error}");
         }

@@ -335,7 +335,7 @@ pub enum GaeOver {
     Agent,
 }
 
-/// Generalised advantage estimation (method §4).
+/// Generalised advantage estimation (method §4), for PPO: GRPO has no critic to take values from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GaeRecipe {

@@ -11,7 +11,7 @@
 //! ```
 //! with P parameters and d bytes of `model.dtype`. Activations are not in it: they grow with `micro_batch_tokens`
 //! (and with the number of layers, unless `model.recompute` is on) and depend on the backend.
-use super::{DistillRecipe, KlEstimator, KlMode, KlReference, Phase, Recipe, Stage};
+use super::{Algorithm, DistillRecipe, KlEstimator, KlMode, KlReference, Phase, Recipe, Stage};
 use crate::hub;
 use dgpo_models::{config::DecoderConfig, heads::most_logits};
 use serde::Serialize;
@@ -165,12 +165,12 @@ pub fn distill_steps(distill: &DistillRecipe, n_episodes: usize) -> usize {
 
 fn rl_phase(recipe: &Recipe) -> PhasePlan {
     let rl = &recipe.rl;
-    let episodes = rl.steps * rl.questions_per_step;
+    let episodes = rl.steps * rl.episodes_per_step();
     PhasePlan {
         phase: "rl",
         steps: rl.steps,
         episodes,
-        optimizer_steps: rl.steps * rl.epochs * (rl.questions_per_step / rl.mini_batch),
+        optimizer_steps: rl.steps * rl.epochs * (rl.episodes_per_step() / rl.mini_batch),
         max_sampled_tokens: max_sampled(recipe, episodes),
         max_trained_tokens: (rl.epochs * episodes * recipe.episode.max_prompt_length) as u64,
         is_bound: false,
@@ -228,16 +228,19 @@ fn distilled(
     items
 }
 
-/// Of RL: actor, critic, and the reference that its penalty needs.
+/// Of RL: actor, PPO's critic, and the reference that the penalty needs.
 fn reinforced(student: &DecoderConfig, teacher: Option<&DecoderConfig>, recipe: &Recipe) -> Vec<MemoryItem> {
-    let mut items = [trained("student", student, recipe), trained("critic", student, recipe)].concat();
+    let mut items = trained("student", student, recipe);
+    if recipe.rl.algorithm == Algorithm::Ppo {
+        items.extend(trained("critic", student, recipe));
+    }
     let reference = match (recipe.kl.mode, recipe.kl.reference, teacher) {
         (KlMode::None, ..) | (_, KlReference::Teacher, None) => None,
         (_, KlReference::Initial, _) => Some(("initial student", student)),
         (_, KlReference::Teacher, Some(teacher)) => Some(("teacher", teacher)),
     };
     items.extend(reference.iter().flat_map(|(role, shape)| frozen(role, shape, recipe)));
-    let rows = recipe.episode.max_rows.min(recipe.rl.questions_per_step);
+    let rows = recipe.episode.max_rows.min(recipe.rl.episodes_per_step());
     items.extend(kv_cache("student", student, rows, recipe));
     let is_full = matches!(recipe.kl.estimator, KlEstimator::Full | KlEstimator::FullReversed);
     let models: Vec<&DecoderConfig> = reference.filter(|_| is_full).map(|(_, shape)| shape).into_iter().chain([student]).collect();
@@ -322,6 +325,17 @@ mod tests {
         assert_eq!((rl.steps, rl.episodes, rl.optimizer_steps), (1000, 512_000, 2000));
         // Five turns of 500 tokens each.
         assert_eq!(rl.max_sampled_tokens, 512_000 * 2500);
+    }
+
+    #[test]
+    fn grpo_plays_every_question_several_times_and_holds_no_critic() {
+        let mut recipe = Recipe { stage: Stage::Rl, ..Default::default() };
+        recipe.rl.algorithm = Algorithm::Grpo;
+        (recipe.rl.questions_per_step, recipe.rl.episodes_per_question, recipe.rl.mini_batch) = (128, 5, 320);
+        let plan = plan(&recipe, &Shapes { student: Some(qwen_half_b()), teacher: None });
+        let rl = phase(&plan, "rl");
+        assert_eq!((rl.steps, rl.episodes, rl.optimizer_steps), (1000, 640_000, 2000));
+        assert!(plan.memory[0].items.iter().all(|item| !item.what.starts_with("critic")), "{:?}", plan.memory[0].items);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     algo::{
         advantage::{Advantages, gae},
-        kl::{KlController, estimate, is_penalised, token_rewards},
+        kl::{estimate, is_penalised, token_rewards},
     },
     config::{EpisodeRecipe, GaeOver, GaeRecipe, KlEstimator, KlMode, KlPlacement, KlRecipe, OptimRecipe, Recipe, RlRecipe},
     engine::StopReason,
@@ -22,7 +22,7 @@ use crate::{
     trainer::{
         metrics::*,
         optimizer::AdamW,
-        rl::{ActorCritic, Update, rl_step},
+        rl::{ActorCritic, TrainedCritic, Update, rl_step},
         score,
     },
 };
@@ -189,22 +189,16 @@ impl<B: TrainBackend> Step<'_, B> {
 
     fn networks(&self) -> Result<ActorCritic<B>, FixtureError> {
         let chain = self.chain;
-        Ok(ActorCritic {
-            actor: chain.student.clone(),
-            critic: critic(&chain.student, chain.tensors, chain.device)?,
-            actor_optimizer: AdamW::new(self.recipe.optim.actor.clone()),
-            critic_optimizer: AdamW::new(self.recipe.optim.critic.clone()),
-            kl: KlController::new(&self.recipe.kl),
-            n_skipped: 0,
-        })
+        let network = critic(&chain.student, chain.tensors, chain.device)?;
+        let trained = TrainedCritic { network, optimizer: AdamW::new(self.recipe.optim.critic.clone()) };
+        Ok(ActorCritic { critic: Some(trained), ..ActorCritic::new(chain.student.clone(), 0, &self.recipe) })
     }
 
     /// The whole step: means over its mini-batches, and the actor it leaves.
     fn actor(&self, episodes: &[Episode], case: &mut Case) -> Result<(), FixtureError> {
         let chain = self.chain;
         let mut networks = self.networks()?;
-        let episodes: Vec<&Episode> = episodes.iter().collect();
-        let metrics = rl_step(&mut networks, Some(&chain.teacher), &episodes, &self.recipe, 0, chain.device).metrics;
+        let metrics = rl_step(&mut networks, Some(&chain.teacher), episodes, &self.recipe, 0, chain.device).metrics;
         let steps = list(chain.json, "actor")?;
         let recorded = [(POLICY_LOSS, "loss"), (CLIP_FRACTION, "clipfrac"), (APPROX_KL, "ppo_kl"), (ACTOR_GRAD_NORM, "grad_norm")];
         for (name, key) in recorded.into_iter().filter(|(_, key)| steps.iter().all(|step| step.get(key).is_some())) {
@@ -255,7 +249,7 @@ impl<B: TrainBackend> Step<'_, B> {
         let mut update =
             Update { networks: &mut networks, reference: None, batch: &batch, advantages: &advantages, penalised: &[], recipe, device };
         for (step, (rows, recorded)) in chain.minibatches()?.into_iter().zip(list(chain.json, "critic")?).enumerate() {
-            let stats = update.critic(&rows.collect::<Vec<_>>(), lr);
+            let stats = update.critic(&rows.collect::<Vec<_>>(), lr).expect("the networks were made with a critic");
             let tolerance = Tolerance { abs: SCALAR_FLOOR, ..if step == 0 { FIRST_MINIBATCH } else { LATER_MINIBATCH } };
             for (key, got) in [("loss", stats.value.loss), ("clipfrac", stats.value.clip_fraction), ("grad_norm", stats.grad_norm)] {
                 if let Some(expected) = recorded.get(key) {
@@ -264,7 +258,8 @@ impl<B: TrainBackend> Step<'_, B> {
             }
         }
         case.equal("Update::critic, skipped updates", &networks.n_skipped, &0);
-        case.close("Update::critic, critic.after.values", &chain.values(&networks.critic), &chain.floats("critic.after.values")?, AFTER);
+        let trained = &networks.critic.as_ref().expect("made with one").network;
+        case.close("Update::critic, critic.after.values", &chain.values(trained), &chain.floats("critic.after.values")?, AFTER);
         Ok(())
     }
 }

@@ -56,15 +56,13 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             if self.is_save_due(running.step, total) {
                 self.save_distilled(&running)?;
             }
-            if self.stop.is_requested() && running.step < total {
-                return Err(PipelineError::Stopped);
-            }
+            self.stop_if_wanted(running.step, total)?;
         }
         (self.observer)(Event::PhaseDone { phase });
         Ok(running.student.model)
     }
 
-    fn start_or_restore<'s>(&self, start: Decoder<Inner<B>>, mut task: Distillation<'s, B>) -> Result<Running<'s, B>, PipelineError> {
+    fn start_or_restore<'s>(&mut self, start: Decoder<Inner<B>>, mut task: Distillation<'s, B>) -> Result<Running<'s, B>, PipelineError> {
         let optim = self.setup.recipe.optim.distill.clone();
         let side_files = self.setup.side_files()?;
         let mut taid = TaidSchedule::of(&task.recipe.taid);
@@ -74,6 +72,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         };
         let state: PhaseState = checkpoint.read_state()?;
         task.source.restore(&state, &checkpoint.path)?;
+        self.guards.insert(task.phase, state.guards);
         let model = self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?);
         let optimizer = read_optimizer(&optim, state.n_updates, &model, &checkpoint.path, &self.setup.device)?;
         if let Some(distill) = &state.distill {
@@ -149,6 +148,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             kl: None,
             n_skipped: student.n_skipped,
             distill: Some(distill),
+            guards: self.guards_of(task.phase),
             wall_s: self.wall_s(),
             recipe: Some(self.setup.recipe.clone()),
         };

@@ -23,7 +23,7 @@ mod source;
 pub mod takeover;
 
 use crate::{
-    config::{Phase, Recipe, check::plays_episodes, load::differences},
+    config::{GuardAction, Phase, Recipe, check::plays_episodes, load::differences},
     data::{DataError, sampler::Sampler},
     engine::EngineError,
     eval::Summary,
@@ -36,6 +36,7 @@ use crate::{
         devices::{self, DeviceError},
         encoder::EncoderTrainingError,
         events::{Event, Observer, Stop},
+        guards::{Alarm, Guards},
         metrics::Metrics,
         models::SetupError,
         run_dir::{MetricsLog, RunDir, RunDirError},
@@ -44,7 +45,7 @@ use crate::{
 };
 use dgpo_models::{ModelError, TrainBackend, decoder::Decoder};
 use setup::SetupOf;
-use std::{path::PathBuf, time::Instant};
+use std::{collections::HashMap, path::PathBuf, time::Instant};
 
 /// Why a run ended early.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,13 @@ pub enum PipelineError {
     /// Somebody asked; everything is saved.
     #[error("stopped as asked; everything done so far is saved")]
     Stopped,
+    /// The run goes wrong; everything up to the step that showed it is saved.
+    #[error("{}", .0.iter().map(Alarm::to_string).collect::<Vec<_>>().join("\n  also: "))]
+    Guard(Vec<Alarm>),
+    #[error(
+        "{} holds no critic: it was written with rl.algorithm = \"grpo\"; hint: set it back, or begin a new run from this checkpoint's model", .0.display()
+    )]
+    NoCritic(PathBuf),
     #[error("{phase} has nothing to train on: {why}; hint: {hint}")]
     NothingToTrain { phase: Phase, why: String, hint: &'static str },
     #[error(
@@ -113,6 +121,10 @@ pub struct Pipeline<'a, B: TrainBackend> {
     observer: &'a mut Observer<'a>,
     stop: Stop,
     metrics: MetricsLog,
+    /// What the guards remember of each phase; a part of its checkpoints.
+    guards: HashMap<Phase, Guards>,
+    /// Seen in the last step, and to end the run behind its checkpoint.
+    alarms: Vec<Alarm>,
     started: Instant,
     /// Seconds of work of earlier processes of this run.
     earlier_wall_s: f64,
@@ -139,12 +151,14 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
             }
         }
         let setup = setup::setup_of::<B>(recipe, device)?;
-        Ok(Self { setup, run, observer, stop, metrics, started: Instant::now(), earlier_wall_s })
+        let (guards, alarms) = (HashMap::new(), Vec::new());
+        Ok(Self { setup, run, observer, stop, metrics, guards, alarms, started: Instant::now(), earlier_wall_s })
     }
 
     /// Runs (or continues) every phase of the recipe's stage.
     /// # Errors
-    /// [`PipelineError::Stopped`] after a stop request, with a checkpoint written; otherwise what went wrong.
+    /// [`PipelineError::Stopped`] after a stop request and [`PipelineError::Guard`] after an alarm, both with a checkpoint written; otherwise what
+    /// went wrong.
     pub fn run(mut self) -> Result<Summary, PipelineError> {
         let stage = self.setup.recipe.stage;
         if stage.phases().contains(&Phase::Encoder) {
@@ -221,12 +235,33 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         (self.observer)(Event::Message(text));
     }
 
-    /// Records a finished step (counted from 1) and tells the observer, if the device says that it computed all of it: a checkpoint follows.
+    /// Records a finished step (counted from 1) and tells the observer, if the device says that it computed all of it: a checkpoint follows. Then the
+    /// guards look at it.
     fn report(&mut self, phase: Phase, step: usize, total: usize, metrics: &Metrics) -> Result<(), PipelineError> {
         devices::check::<Inner<B>>(&self.setup.device)?;
         self.metrics.append(phase, step, &metrics.0)?;
         (self.observer)(Event::Step { phase, step, total, metrics: &metrics.0 });
+        let recipe = &self.setup.recipe.guards;
+        let alarms = self.guards.entry(phase).or_default().observe(recipe, phase, step, metrics);
+        if recipe.action == GuardAction::Stop {
+            self.alarms = alarms;
+        } else {
+            alarms.iter().for_each(|alarm| self.say(&format!("warning: {alarm}")));
+        }
         Ok(())
+    }
+
+    /// What the guards remember of a phase, for its checkpoint.
+    fn guards_of(&self, phase: Phase) -> Guards {
+        self.guards.get(&phase).cloned().unwrap_or_default()
+    }
+
+    /// Ends the run between two steps, behind the checkpoint of the first, where a guard or somebody wants it.
+    fn stop_if_wanted(&mut self, step: usize, total: usize) -> Result<(), PipelineError> {
+        if !self.alarms.is_empty() {
+            return Err(PipelineError::Guard(std::mem::take(&mut self.alarms)));
+        }
+        if self.stop.is_requested() && step < total { Err(PipelineError::Stopped) } else { Ok(()) }
     }
 
     fn wall_s(&self) -> f64 {
@@ -240,7 +275,7 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
     /// Whether step `step` of `total` (counted from 1) is followed by a checkpoint.
     fn is_save_due(&self, step: usize, total: usize) -> bool {
         let every = self.setup.recipe.run.save_every;
-        step == total || (every > 0 && step.is_multiple_of(every)) || self.stop.is_requested()
+        step == total || (every > 0 && step.is_multiple_of(every)) || self.stop.is_requested() || !self.alarms.is_empty()
     }
 }
 

@@ -3,9 +3,9 @@ use super::{
     Inner, Pipeline, PipelineError, same_items,
     setup::{check_retriever, describe_model},
 };
-use crate::algo::kl::KlController;
 use crate::{
-    config::{KlMode, KlReference},
+    algo::kl::KlController,
+    config::{Algorithm, KlMode, KlReference},
     data::{questions::Question, sampler::Sampler},
     retriever::Retriever,
     rng::{Key, Purpose},
@@ -15,17 +15,16 @@ use crate::{
         checkpoint,
         events::{Event, Phase},
         metrics::{EVAL_EM, Metrics, ROLLOUT_TOKENS_PER_SECOND, STEP_SECONDS, UPDATE_TOKENS_PER_SECOND, record_episodes},
-        optimizer::AdamW,
-        rl::{ActorCritic, rl_step},
-        state::{PhaseState, read_critic, read_model, read_optimizer, write_critic, write_model, write_optimizer},
+        rl::{ActorCritic, TrainedCritic, rl_step},
+        state::{PhaseState, has_critic, read_critic, read_model, read_optimizer, write_critic, write_model, write_optimizer},
     },
 };
-use dgpo_models::{TrainBackend, decoder::Decoder, heads::Critic};
+use dgpo_models::{TrainBackend, decoder::Decoder};
 use serde_json::{Map, Value, json};
 use std::time::Instant;
 
 impl<B: TrainBackend> Pipeline<'_, B> {
-    /// PPO from `start`, or behind the newest RL checkpoint. Returns the trained actor.
+    /// PPO or GRPO from `start`, or behind the newest RL checkpoint. Returns the trained actor.
     pub(super) fn rl_phase(
         &mut self,
         tokenizer: &Tokenizer,
@@ -57,14 +56,15 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             }
             let started = Instant::now();
             let cursor = sampler.clone();
-            let drawn: Vec<Question> =
-                sampler.next(self.setup.recipe.rl.questions_per_step).into_iter().map(|i| questions[i].clone()).collect();
+            let rl = &self.setup.recipe.rl;
+            // The episodes of a question stand one after the other; each row draws from a key of its own, so they are different.
+            let rows = sampler.next(rl.questions_per_step).into_iter().flat_map(|i| std::iter::repeat_n(i, rl.episodes_per_question));
+            let drawn: Vec<Question> = rows.map(|i| questions[i].clone()).collect();
             let key = Key::new(self.setup.recipe.run.seed, Purpose::Rollout).fold(step as u64);
             // Not interruptible: half a rollout is worth nothing, a stop request waits for the step.
             let player = self.setup.player(tokenizer, retriever, None);
             let episodes = player.play(&networks.actor, &drawn, sampling, key, &self.setup.device)?;
             let rollout_s = started.elapsed().as_secs_f64();
-            let trainable: Vec<&Episode> = episodes.iter().filter(|episode| episode.is_trainable()).collect();
             if let Err(down) = check_retriever(&episodes, &format!("RL step {}", step + 1)) {
                 if step > 0 && !self.is_save_due(step, total) {
                     self.save_rl(step, total, &cursor, &networks, &side_files)?;
@@ -74,12 +74,13 @@ impl<B: TrainBackend> Pipeline<'_, B> {
 
             let mut metrics = Metrics::default();
             record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
-            let learned = rl_step::<B>(&mut networks, reference.as_ref(), &trainable, &self.setup.recipe, step, &self.setup.device);
+            let learned = rl_step::<B>(&mut networks, reference.as_ref(), &episodes, &self.setup.recipe, step, &self.setup.device);
             metrics.extend(learned.metrics);
             step += 1;
             let seconds = started.elapsed().as_secs_f64();
             let n_agent: usize = episodes.iter().map(Episode::n_agent_tokens).sum();
-            let n_all: usize = trainable.iter().map(|episode| episode.prompt_len() + episode.response_len()).sum();
+            let trained = episodes.iter().filter(|episode| episode.is_trainable());
+            let n_all: usize = trained.map(|episode| episode.prompt_len() + episode.response_len()).sum();
             metrics.set(ROLLOUT_TOKENS_PER_SECOND, n_agent as f64 / rollout_s);
             metrics.set(UPDATE_TOKENS_PER_SECOND, n_all as f64 / (seconds - rollout_s));
             metrics.set(STEP_SECONDS, seconds);
@@ -91,9 +92,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
                 write_records(&self.run.episodes_dir().join(format!("rl-step-{step:06}.jsonl")), &records)?;
                 self.save_rl(step, total, &sampler, &networks, &side_files)?;
             }
-            if self.stop.is_requested() && step < total {
-                return Err(PipelineError::Stopped);
-            }
+            self.stop_if_wanted(step, total)?;
         }
         (self.observer)(Event::PhaseDone { phase: Phase::Rl });
         Ok(networks.actor)
@@ -127,29 +126,30 @@ impl<B: TrainBackend> Pipeline<'_, B> {
     }
 
     /// Step, cursor and networks to go on with.
-    fn rl_start(&self, start: Decoder<Inner<B>>, n_questions: usize) -> Result<(usize, Sampler, ActorCritic<B>), PipelineError> {
-        let (actor_optim, critic_optim) = (&self.setup.recipe.optim.actor, &self.setup.recipe.optim.critic);
+    fn rl_start(&mut self, start: Decoder<Inner<B>>, n_questions: usize) -> Result<(usize, Sampler, ActorCritic<B>), PipelineError> {
         let Some(checkpoint) = self.newest(Phase::Rl)? else {
-            let critic = Critic::from_decoder(&start, Key::new(self.setup.recipe.run.seed, Purpose::Init).bits(1));
-            let networks = ActorCritic {
-                actor: start,
-                critic,
-                actor_optimizer: AdamW::new(actor_optim.clone()),
-                critic_optimizer: AdamW::new(critic_optim.clone()),
-                kl: KlController::new(&self.setup.recipe.kl),
-                n_skipped: 0,
-            };
-            return Ok((0, Sampler::new(self.setup.recipe.run.seed, n_questions), networks));
+            let recipe = &self.setup.recipe;
+            let networks = ActorCritic::new(start, Key::new(recipe.run.seed, Purpose::Init).bits(1), recipe);
+            return Ok((0, Sampler::new(recipe.run.seed, n_questions), networks));
         };
         let state: PhaseState = checkpoint.read_state()?;
         let sampler = same_items(state.sampler, "questions", n_questions)?;
+        self.guards.insert(Phase::Rl, state.guards);
+        let (actor_optim, critic_optim) = (&self.setup.recipe.optim.actor, &self.setup.recipe.optim.critic);
         let actor = self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?);
         let actor_optimizer = read_optimizer(actor_optim, state.n_updates, &actor, &checkpoint.path, &self.setup.device)?;
-        let (critic, critic_optimizer) =
-            read_critic(critic_optim, state.critic_updates, self.setup.dtype, &checkpoint.path, &self.setup.device)?;
+        let critic = match self.setup.recipe.rl.algorithm {
+            Algorithm::Grpo => None,
+            Algorithm::Ppo if !has_critic(&checkpoint.path) => return Err(PipelineError::NoCritic(checkpoint.path)),
+            Algorithm::Ppo => {
+                let (dtype, device) = (self.setup.dtype, &self.setup.device);
+                let (network, optimizer) = read_critic(critic_optim, state.critic_updates, dtype, &checkpoint.path, device)?;
+                Some(TrainedCritic { network, optimizer })
+            }
+        };
         // A fixed coefficient is the recipe's; an adaptive one is what it had become.
         let kl = state.kl.filter(|_| self.setup.recipe.kl.target > 0.0).unwrap_or_else(|| KlController::new(&self.setup.recipe.kl));
-        let networks = ActorCritic { actor, critic, actor_optimizer, critic_optimizer, kl, n_skipped: state.n_skipped };
+        let networks = ActorCritic { actor, actor_optimizer, critic, kl, n_skipped: state.n_skipped };
         Ok((state.step, sampler, networks))
     }
 
@@ -166,17 +166,20 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             total,
             sampler: sampler.clone(),
             n_updates: networks.actor_optimizer.n_updates(),
-            critic_updates: networks.critic_optimizer.n_updates(),
+            critic_updates: networks.critic.as_ref().map_or(0, |critic| critic.optimizer.n_updates()),
             kl: Some(networks.kl),
             n_skipped: networks.n_skipped,
             distill: None,
+            guards: self.guards_of(Phase::Rl),
             wall_s: self.wall_s(),
             recipe: Some(self.setup.recipe.clone()),
         };
         let saved = checkpoint::save(self.run.path(), Phase::Rl, step, self.setup.recipe.run.keep, |dir| {
             write_model(&networks.actor, side_files, dir)?;
             write_optimizer(&networks.actor_optimizer, &networks.actor, dir)?;
-            write_critic(&networks.critic, &networks.critic_optimizer, dir)?;
+            if let Some(critic) = &networks.critic {
+                write_critic(&critic.network, &critic.optimizer, dir)?;
+            }
             checkpoint::write_state(dir, &state)
         })?;
         (self.observer)(Event::CheckpointSaved { path: &saved.path });

@@ -31,8 +31,7 @@ use std::{
 };
 
 /// What every phase that plays or trains depends on.
-const COMMON: [&str; 8] =
-    ["model", "data.train", "data.max_train", "data.corpus", "data.max_passages", "retriever", "episode", "run.seed"];
+const COMMON: [&str; 8] = ["model", "data.train", "data.max_train", "data.corpus", "data.max_passages", "retriever", "episode", "run.seed"];
 
 /// What a phase depends on beside [`COMMON`]: keys, or tables of keys.
 fn own_keys(phase: Phase) -> &'static [&'static str] {
@@ -78,7 +77,8 @@ pub struct Refused {
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys: Vec<String> = self.keys.iter().map(|(key, there, here)| format!("{key}, which is {there} there and {here} here")).collect();
+        let keys: Vec<String> =
+            self.keys.iter().map(|(key, there, here)| format!("{key}, which is {there} there and {here} here")).collect();
         write!(f, "{} depends on {}", self.phase, keys.join(", on "))
     }
 }
@@ -208,7 +208,8 @@ fn finished_checkpoint(run: &RunDir, recipe: &Recipe, phase: Phase) -> Result<Op
 /// An input of both runs whose contents are not what they were; test questions may change.
 fn changed_file(provenance: &Value, recipe: &Recipe, files: &BTreeMap<String, String>) -> Option<String> {
     let then = provenance.get("files").and_then(Value::as_object)?;
-    let is_changed = |(name, now): &(&String, &String)| then.get(*name).is_some_and(|then| then != *now) && !recipe.data.test.contains(name);
+    let is_changed =
+        |(name, now): &(&String, &String)| then.get(*name).is_some_and(|then| then != *now) && !recipe.data.test.contains(name);
     files.iter().find(is_changed).map(|(name, _)| name.clone())
 }
 

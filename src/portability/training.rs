@@ -89,6 +89,7 @@ fn trace<B: TrainBackend>(device: &B::Device) -> Result<Vec<Quantity>, String> {
 
     let mut networks = actor_critic::<B>(&model, &recipe);
     let metrics = dgpo_step(&mut networks, &teacher, &episodes, &recipe, device);
+    let critic = &networks.critic.as_ref().expect("the workload's recipe is PPO").network;
     let of = |name: &str| vec![metrics.get(name).unwrap_or(f64::NAN)];
     quantities.extend([
         ("DGPO step: KL to the teacher", of(KL), STEP),
@@ -98,7 +99,7 @@ fn trace<B: TrainBackend>(device: &B::Device) -> Result<Vec<Quantity>, String> {
         ("DGPO step: actor's gradient norm", of(ACTOR_GRAD_NORM), STEP),
         ("DGPO step: critic's gradient norm", of(CRITIC_GRAD_NORM), STEP),
         ("DGPO step: log-probs after", log_probs(&networks.actor), AFTER),
-        ("DGPO step: values after", f64s(score::values(&networks.critic, &batch, &pass)), AFTER),
+        ("DGPO step: values after", f64s(score::values(critic, &batch, &pass)), AFTER),
     ]);
     Ok(quantities)
 }

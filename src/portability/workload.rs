@@ -1,6 +1,5 @@
 //! Episodes and networks for one training step, from a seed: what `portability` compares and `bench step` times.
 use crate::{
-    algo::kl::KlController,
     config::{AdamWRecipe, DistillRecipe, KlRecipe, OptimRecipe, Recipe, RlRecipe},
     data::questions::Question,
     engine::StopReason,
@@ -14,7 +13,7 @@ use crate::{
         update::Activations,
     },
 };
-use dgpo_models::{TrainBackend, decoder::Decoder, heads::Critic};
+use dgpo_models::{TrainBackend, decoder::Decoder};
 
 /// Large enough to be seen after one step, small enough that the step is no jump.
 const LEARNING_RATE: f64 = 1e-4;
@@ -111,14 +110,7 @@ pub fn kd_step<B: TrainBackend>(
 
 /// Actor and critic in front of their first step, both from one model.
 pub fn actor_critic<B: TrainBackend>(model: &Decoder<B::InnerBackend>, recipe: &Recipe) -> ActorCritic<B> {
-    ActorCritic {
-        actor: model.clone(),
-        critic: Critic::from_decoder(model, CRITIC_SEED),
-        actor_optimizer: AdamW::new(recipe.optim.actor.clone()),
-        critic_optimizer: AdamW::new(recipe.optim.critic.clone()),
-        kl: KlController::new(&recipe.kl),
-        n_skipped: 0,
-    }
+    ActorCritic::new(model.clone(), CRITIC_SEED, recipe)
 }
 
 /// One DGPO step on all episodes: scores, rewards, advantages, one update of actor and critic.
@@ -129,7 +121,7 @@ pub fn dgpo_step<B: TrainBackend>(
     recipe: &Recipe,
     device: &B::Device,
 ) -> Metrics {
-    rl_step(networks, Some(teacher), &episodes.iter().collect::<Vec<_>>(), recipe, 0, device).metrics
+    rl_step(networks, Some(teacher), episodes, recipe, 0, device).metrics
 }
 
 #[cfg(test)]

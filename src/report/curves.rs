@@ -69,6 +69,8 @@ const PLANS: &[Plan] = &[
     plan("Searches", "executed searches an episode", &[(SEARCHES, "searches")]),
     plan("Hit ratio", "share of episodes with a passage that holds a gold answer", &[(HIT_RATIO, "hit ratio")]),
     plan("Invalid actions", "turns without an action, an episode", &[(INVALID_ACTIONS, "invalid actions")]),
+    plan("Repetition", "share of a response's 8-grams of tokens that occurred in it before", &[(REPETITION, "repetition")]),
+    plan("Questions without a direction", "share of questions whose episodes all have the same reward", &[(FLAT_GROUPS, "questions")]),
     plan(
         "How episodes end",
         "share of episodes",
@@ -196,6 +198,22 @@ mod tests {
         assert_eq!(reward.title, "Reward");
         assert_eq!((&reward.curves[0].steps, &reward.curves[0].values), (&vec![1, 2], &vec![Some(0.25), Some(0.5)]));
         assert_eq!((reward.curves[1].metric.as_str(), &reward.curves[1].steps), (EVAL_EM, &vec![2]));
+    }
+
+    #[test]
+    fn what_the_papers_figures_plot_is_planned_and_a_run_without_a_critic_has_no_empty_charts() {
+        let plotted =
+            [REWARD, EVAL_EM, KL, ENTROPY, RESPONSE_TOKENS, SEARCHES, INVALID_ACTIONS, REPETITION, CLIP_FRACTION, ACTOR_GRAD_NORM];
+        let of_the_critic = [EXPLAINED_VARIANCE, VALUE_LOSS, CRITIC_GRAD_NORM];
+        let charts_of = |metrics: &[&str]| {
+            let line = line("rl", 1, metrics.iter().map(|name| ((*name).to_owned(), json!(0.5))).collect::<Map<String, Value>>().into());
+            sections(&[line])[0].charts.clone()
+        };
+        let ppo = charts_of(&[&plotted[..], &of_the_critic].concat());
+        let grpo = charts_of(&[&plotted[..], &[FLAT_GROUPS]].concat());
+        assert!(ppo.iter().chain(&grpo).all(|chart| chart.curves.iter().all(|curve| chart.title != curve.metric)), "a title for each");
+        assert_eq!(ppo.iter().flat_map(|chart| &chart.curves).count(), plotted.len() + of_the_critic.len());
+        assert!(grpo.iter().all(|chart| !["Explained variance", "Value loss"].contains(&chart.title.as_str()) && !chart.curves.is_empty()));
     }
 
     #[test]

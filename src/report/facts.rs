@@ -123,8 +123,13 @@ fn settings(recipe: &Recipe) -> Vec<(String, String)> {
     }
     if recipe.stage.has_rl() {
         let (rl, kl) = (&recipe.rl, &recipe.kl);
-        settings
-            .push(("RL", format!("{} steps of {} questions; learning rate {}", rl.steps, rl.questions_per_step, recipe.optim.actor.lr)));
+        let episodes = match rl.episodes_per_question {
+            1 => String::new(),
+            n => format!(", {n} episodes each"),
+        };
+        let steps = format!("{} steps of {} questions{episodes}", rl.steps, rl.questions_per_step);
+        let algorithm = value(serde_json::json!(rl.algorithm));
+        settings.push(("RL", format!("{algorithm}, {steps}; learning rate {}", recipe.optim.actor.lr)));
         let placed = format!("{} in the {}", value(serde_json::json!(kl.estimator)), value(serde_json::json!(kl.placement)));
         let penalty =
             format!("{}, reference {}, {placed}, β {}", value(serde_json::json!(kl.mode)), value(serde_json::json!(kl.reference)), kl.coef);

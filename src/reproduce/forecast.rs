@@ -37,10 +37,14 @@ mod tests {
 
     fn rows() -> Vec<(Row, Recipe)> {
         let wanted = ["kd", "dgpo", "ppo", "seqkd"];
-        ROWS[..4].iter().zip(wanted).map(|(row, method)| {
-            assert_eq!(row.method, method);
-            (*row, row.recipe(0, &[]).unwrap())
-        }).collect()
+        ROWS[..4]
+            .iter()
+            .zip(wanted)
+            .map(|(row, method)| {
+                assert_eq!(row.method, method);
+                (*row, row.recipe(0, &[]).unwrap())
+            })
+            .collect()
     }
 
     fn measured(seconds: &[(&str, f64)]) -> SeedResults {

@@ -113,7 +113,8 @@ pub fn all() -> Vec<Ordering> {
         ("sft-ppo", "seqkd"),
         ("ppo", "student"),
     ];
-    const TABLE_6: &[(&str, &str)] = &[("dgpo", "dgpo-no-kd"), ("dgpo", "dgpo-uniform-kl"), ("dgpo", "dgpo-no-teacher"), ("dgpo", "ppo-kd")];
+    const TABLE_6: &[(&str, &str)] =
+        &[("dgpo", "dgpo-no-kd"), ("dgpo", "dgpo-uniform-kl"), ("dgpo", "dgpo-no-teacher"), ("dgpo", "ppo-kd")];
     const TABLE_3: &[(&str, &str)] = &[("teacher", "dgpo"), ("dgpo", "kd"), ("kd", "ppo"), ("ppo", "student")];
     let line = |row: &str| paper::line_of(row).expect("every row of the lists above stands in a table");
     let side = |pair, row: &str| Side { row: name(pair, row), of: Measure::Average };
@@ -238,7 +239,11 @@ pub(super) mod tests {
     }
 
     pub fn seed(seed: u64, rows: &[(&str, Outcome)]) -> SeedResults {
-        SeedResults { seed, settings: Vec::new(), rows: rows.iter().map(|(row, outcome)| (format!("qwen-{row}"), outcome.clone())).collect() }
+        SeedResults {
+            seed,
+            settings: Vec::new(),
+            rows: rows.iter().map(|(row, outcome)| (format!("qwen-{row}"), outcome.clone())).collect(),
+        }
     }
 
     fn ordering(text: &str) -> Ordering {
@@ -258,7 +263,10 @@ pub(super) mod tests {
 
     #[test]
     fn an_ordering_that_all_questions_show_holds() {
-        let seeds = [seed(0, &[("dgpo", answering(90, 40)), ("kd", answering(60, 20))]), seed(1, &[("dgpo", answering(80, 30)), ("kd", answering(60, 20))])];
+        let seeds = [
+            seed(0, &[("dgpo", answering(90, 40)), ("kd", answering(60, 20))]),
+            seed(1, &[("dgpo", answering(80, 30)), ("kd", answering(60, 20))]),
+        ];
         let found = found(&ordering("DGPO > KD"), &seeds.iter().collect::<Vec<_>>()).unwrap();
         // (0.3 + 0.4) / 2 and (0.2 + 0.2) / 2.
         assert!((found.differences[0] - 0.35).abs() < 1e-12 && (found.differences[1] - 0.2).abs() < 1e-12, "{found:?}");

@@ -88,7 +88,9 @@ impl Page {
         )];
         if !settings.is_empty() {
             let set = settings.join(", ");
-            short.push(format!("These runs were made with settings of their own ({set}): they show that everything works, not what it is worth."));
+            short.push(format!(
+                "These runs were made with settings of their own ({set}): they show that everything works, not what it is worth."
+            ));
         }
         let failed = chosen.iter().flat_map(|results| results.failed().map(|(row, why)| (results.seed, row, why)));
         short.extend(failed.map(|(seed, row, why)| format!("Failed: {row} of seed {seed}: {why}")));
@@ -146,8 +148,13 @@ impl Page {
             "tables" => self.tables.iter().map(titled).collect(),
             "orderings" => format!("<p class=\"muted\">{}</p>{}", escaped(&self.orderings.note), html_table(&self.orderings)),
             "made" => {
-                let facts = self.made.iter().map(|(what, value)| format!("<div><dt>{}</dt><dd>{}</dd></div>", escaped(what), escaped(value)));
-                format!("<dl class=\"facts\">{}</dl><pre tabindex=\"0\">{}</pre>", facts.collect::<String>(), escaped(&self.commands.join("\n")))
+                let facts =
+                    self.made.iter().map(|(what, value)| format!("<div><dt>{}</dt><dd>{}</dd></div>", escaped(what), escaped(value)));
+                format!(
+                    "<dl class=\"facts\">{}</dl><pre tabindex=\"0\">{}</pre>",
+                    facts.collect::<String>(),
+                    escaped(&self.commands.join("\n"))
+                )
             }
             "version" => escaped(env!("CARGO_PKG_VERSION")),
             "data" => embedded(&json!({"sections": self.figures})),
@@ -173,7 +180,8 @@ fn alike(all: &[SeedResults]) -> Vec<&SeedResults> {
 
 /// Whether two seeds have the same settings, and the same recipe for every row that both have.
 fn are_alike(one: &SeedResults, other: &SeedResults) -> bool {
-    let recipe = |results: &SeedResults, row: &str| results.rows.get(row).and_then(|outcome| outcome.done()).map(|done| done.recipe.clone());
+    let recipe =
+        |results: &SeedResults, row: &str| results.rows.get(row).and_then(|outcome| outcome.done()).map(|done| done.recipe.clone());
     let is_alike = |row: &String| match (recipe(one, row), recipe(other, row)) {
         (Some(one), Some(other)) => one == other,
         _ => true,
@@ -200,7 +208,8 @@ fn made(seeds: &[&SeedResults]) -> Vec<(String, String)> {
             made.push((what.to_owned(), told.join(", ")));
         }
     }
-    let seconds = |results: &&&SeedResults| results.rows.values().filter_map(|outcome| outcome.done()).map(|done| done.own_wall_s).sum::<f64>();
+    let seconds =
+        |results: &&&SeedResults| results.rows.values().filter_map(|outcome| outcome.done()).map(|done| done.own_wall_s).sum::<f64>();
     let times = seeds.iter().map(|results| format!("{} (seed {})", crate::report::facts::duration(seconds(&results)), results.seed));
     made.push(("time of work".to_owned(), times.collect::<Vec<_>>().join(", ")));
     made
@@ -265,7 +274,9 @@ mod tests {
     };
 
     fn two_seeds() -> Vec<SeedResults> {
-        let rows = |dgpo: usize| [("dgpo", answering(dgpo, 20)), ("kd", answering(60, 20)), ("ppo", Outcome::Failed { why: "</script> a | b".into() })];
+        let rows = |dgpo: usize| {
+            [("dgpo", answering(dgpo, 20)), ("kd", answering(60, 20)), ("ppo", Outcome::Failed { why: "</script> a | b".into() })]
+        };
         vec![seed(0, &rows(80)), seed(1, &rows(90))]
     }
 
@@ -280,7 +291,9 @@ mod tests {
         assert_eq!(written.seeds, [0, 1]);
         let read = || [&written.markdown, &written.html].map(|path| fs::read_to_string(path).unwrap());
         let [markdown, html] = read();
-        for (page, row) in [(&markdown, "0.625 ± 0.035"), (&html, "<td>0.625 ± 0.035</td>"), (&markdown, "paper: Avg."), (&html, "class=\"paper\">0.329")] {
+        for (page, row) in
+            [(&markdown, "0.625 ± 0.035"), (&html, "<td>0.625 ± 0.035</td>"), (&markdown, "paper: Avg."), (&html, "class=\"paper\">0.329")]
+        {
             assert!(page.contains(row), "no {row} in {page}");
         }
         assert!(markdown.contains("- holds: ") && markdown.contains("DGPO > KD"), "{markdown}");

@@ -319,11 +319,22 @@ mod tests {
 
     #[test]
     fn results_are_read_back_as_they_were_written() {
-        let set = SetScore { em: 0.5, n_questions: 2, answered: "10".into(), arcap: Some(SetArcap { with_thinking: Some(0.25), ..SetArcap::default() }) };
-        let score = Score { average_em: 0.5, interval: Some(Interval { low: 0.25, high: 0.75 }), datasets: [("a".to_owned(), set)].into(), ..Score::default() };
+        let set = SetScore {
+            em: 0.5,
+            n_questions: 2,
+            answered: "10".into(),
+            arcap: Some(SetArcap { with_thinking: Some(0.25), ..SetArcap::default() }),
+        };
+        let score = Score {
+            average_em: 0.5,
+            interval: Some(Interval { low: 0.25, high: 0.75 }),
+            datasets: [("a".to_owned(), set)].into(),
+            ..Score::default()
+        };
         let course = Course { steps: vec![2, 4], values: vec![Some(0.125), None], steps_per_point: 2 };
         let done = Done { recipe: "ab".into(), wall_s: 3.5, score, courses: [(REWARD.to_owned(), course)].into(), ..Done::default() };
-        let rows = [("qwen-kd".to_owned(), Outcome::Done(Box::new(done))), ("qwen-ppo".to_owned(), Outcome::Failed { why: "a \"guard\"".into() })];
+        let rows =
+            [("qwen-kd".to_owned(), Outcome::Done(Box::new(done))), ("qwen-ppo".to_owned(), Outcome::Failed { why: "a \"guard\"".into() })];
         let results = SeedResults { seed: 3, settings: vec!["rl.steps=2".into()], rows: rows.into() };
         let folder = tempfile::tempdir().unwrap();
         fs::write(path_of(folder.path(), 3), results.to_json()).unwrap();

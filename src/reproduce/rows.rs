@@ -139,7 +139,10 @@ mod tests {
     #[test]
     fn a_rows_recipe_is_that_of_its_method_with_its_measurements_and_the_settings() {
         let dgpo = ROWS[1].recipe(3, &["rl.steps=2".to_owned()]).unwrap();
-        assert_eq!((dgpo.stage, dgpo.rl.steps, dgpo.run.seed, dgpo.eval.arcap, dgpo.eval.every), (Stage::Pipeline, 2, 3, true, COURSE_EVERY));
+        assert_eq!(
+            (dgpo.stage, dgpo.rl.steps, dgpo.run.seed, dgpo.eval.arcap, dgpo.eval.every),
+            (Stage::Pipeline, 2, 3, true, COURSE_EVERY)
+        );
         assert!(ROWS[1].recipe(0, &["rl.stepz=2".to_owned()]).is_err());
         // The seed is an argument of its own: a page says which seeds it holds.
         assert_eq!(ROWS[0].recipe(3, &["run.seed=9".to_owned()]).unwrap().run.seed, 3);

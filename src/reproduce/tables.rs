@@ -93,12 +93,17 @@ fn table_2(seeds: &[&SeedResults]) -> Table {
 }
 
 fn table_3(seeds: &[&SeedResults]) -> Table {
-    let columns = ["model", "Qwen2.5-shaped student", "Llama-3-shaped student"].map(ours).into_iter().chain(paper::PAIRS.iter().map(|pair| papers(pair)));
+    let columns = ["model", "Qwen2.5-shaped student", "Llama-3-shaped student"]
+        .map(ours)
+        .into_iter()
+        .chain(paper::PAIRS.iter().map(|pair| papers(pair)));
     let row = |(row, title, theirs): &(&'static str, &'static str, [f64; 3])| {
         let own = [(*title).to_owned(), average(seeds, &name(Pair::Qwen, row)), average(seeds, &name(Pair::Llama, row))];
         own.into_iter().chain(theirs.map(|em| format!("{em:.3}"))).collect()
     };
-    let note = "Average exact match. Both tiny students learn from the same teacher; the tiny world has no second teacher to stand in for the 7B.".to_owned();
+    let note =
+        "Average exact match. Both tiny students learn from the same teacher; the tiny world has no second teacher to stand in for the 7B."
+            .to_owned();
     Table { title: "Table 3: other models", note, columns: columns.collect(), rows: paper::TABLE_3.iter().map(row).collect() }
 }
 

@@ -2,6 +2,10 @@
 use super::{Episode, Status};
 use crate::env::reward::substring_match;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Tokens of a run that counts as repeated when it occurs again: longer than the protocol's tags and the names of the world, shorter than a sentence.
+const REPEATED_RUN: usize = 8;
 
 /// Means over episodes. Episodes whose retriever failed are counted in `retriever_failed` and in nothing else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -18,6 +22,9 @@ pub struct EpisodeStats {
     pub hit_ratio: f64,
     /// Invalid actions an episode.
     pub invalid_actions: f64,
+    /// Share of a response's agent-token 8-grams that occurred in it before. Evaluations written before it was measured read as 0.
+    #[serde(default)]
+    pub repetition: f64,
     /// Tokens behind the prompt, and those of them the agent wrote.
     pub response_tokens: f64,
     pub agent_tokens: f64,
@@ -45,6 +52,7 @@ impl EpisodeStats {
             stats.searches += episode.searches.len() as f64;
             stats.hit_ratio += share(episode.searches.iter().any(|search| search.is_hit));
             stats.invalid_actions += episode.n_invalid_actions as f64;
+            stats.repetition += repetition(episode);
             stats.response_tokens += episode.response_len() as f64;
             stats.agent_tokens += episode.n_agent_tokens() as f64;
             stats.answered += share(episode.status == Status::Answered);
@@ -57,6 +65,7 @@ impl EpisodeStats {
             &mut stats.searches,
             &mut stats.hit_ratio,
             &mut stats.invalid_actions,
+            &mut stats.repetition,
             &mut stats.response_tokens,
             &mut stats.agent_tokens,
             &mut stats.answered,
@@ -66,5 +75,61 @@ impl EpisodeStats {
         }
         stats.retriever_failed = n_failed as f64 / stats.n_episodes.max(1) as f64;
         stats
+    }
+}
+
+/// Share of an episode's 8-grams that occurred in it before; 0 where no turn has eight tokens. A run lies within one turn, and may repeat one of another.
+fn repetition(episode: &Episode) -> f64 {
+    let turns = episode.segments.iter().filter(|segment| segment.is_agent());
+    let runs: Vec<&[u32]> = turns.flat_map(|turn| turn.ids().windows(REPEATED_RUN)).collect();
+    let distinct: BTreeSet<&[u32]> = runs.iter().copied().collect();
+    (runs.len() - distinct.len()) as f64 / runs.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::StopReason,
+        rollout::{ObservationKind, Segment, episode::tests::drawn_episode},
+    };
+
+    fn of_turns(turns: &[&[u32]]) -> Episode {
+        let mut segments = vec![Segment::Prompt { ids: vec![1; 20] }];
+        for ids in turns {
+            segments.push(Segment::Agent { ids: ids.to_vec(), sample_log_probs: Vec::new(), stop: StopReason::Eos });
+            segments.push(Segment::Observation { ids: vec![2; 20], kind: ObservationKind::Information });
+        }
+        Episode { segments, ..drawn_episode() }
+    }
+
+    #[test]
+    fn a_loop_repeats_and_different_text_does_not() {
+        let counted: Vec<u32> = (0..40).collect();
+        // A loop of 4 tokens written 6 times: 24 tokens hold 17 runs of eight, 4 of them different.
+        let looped: Vec<u32> = [5, 6, 7, 8].repeat(6);
+        assert_eq!(repetition(&of_turns(&[&counted])), 0.0);
+        assert_eq!(repetition(&of_turns(&[&looped])), 13.0 / 17.0);
+    }
+
+    #[test]
+    fn a_turn_written_again_repeats_and_prompts_and_observations_do_not_count() {
+        let turn: Vec<u32> = (0..9).collect();
+        assert_eq!(repetition(&of_turns(&[&turn, &turn])), 0.5);
+        assert_eq!(repetition(&of_turns(&[&turn])), 0.0);
+    }
+
+    #[test]
+    fn turns_below_eight_tokens_have_no_runs() {
+        assert_eq!(repetition(&of_turns(&[&[3; 7], &[3; 7]])), 0.0);
+    }
+
+    #[test]
+    fn the_mean_leaves_out_episodes_lost_to_the_retriever() {
+        let failed = Episode { status: Status::RetrieverFailed("503".to_owned()), ..of_turns(&[&[3; 30]]) };
+        let looped = of_turns(&[&[3; 12]]);
+        let stats = EpisodeStats::of([&failed, &looped, &of_turns(&[&[3; 2]])]);
+        // Five runs, one of them different.
+        assert_eq!(stats.repetition, 0.8 / 2.0);
     }
 }

@@ -53,6 +53,8 @@ pub const SEARCHES: &str = "rollout/searches";
 pub const HIT_RATIO: &str = "rollout/hit_ratio";
 /// Invalid actions an episode.
 pub const INVALID_ACTIONS: &str = "rollout/invalid_actions";
+/// Share of a response's agent-token 8-grams that occurred in it before: does the agent write in loops?
+pub const REPETITION: &str = "rollout/repetition";
 /// Share of episodes that ended with an answer / ran out of turns or tokens / were dropped because the retriever failed.
 pub const ANSWERED: &str = "rollout/answered";
 pub const TRUNCATED: &str = "rollout/truncated";
@@ -65,6 +67,8 @@ pub const KL: &str = "kl/mean";
 pub const KL_COEF: &str = "kl/coef";
 /// Share of episodes that carry the penalty.
 pub const KL_SELECTED: &str = "kl/selected_episodes";
+/// GRPO: share of questions whose episodes all had the same reward, which gives the policy no direction.
+pub const FLAT_GROUPS: &str = "grpo/flat_groups";
 
 /// The figures of one step, in the order in which they were recorded.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -112,6 +116,7 @@ pub fn record_episodes(stats: &crate::rollout::EpisodeStats, metrics: &mut Metri
     metrics.set(SEARCHES, stats.searches);
     metrics.set(HIT_RATIO, stats.hit_ratio);
     metrics.set(INVALID_ACTIONS, stats.invalid_actions);
+    metrics.set(REPETITION, stats.repetition);
     metrics.set(ANSWERED, stats.answered);
     metrics.set(TRUNCATED, stats.truncated);
     metrics.set(RETRIEVER_FAILED, stats.retriever_failed);

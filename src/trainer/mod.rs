@@ -8,6 +8,7 @@
 //! | [`player`], [`models`] | models by name; questions to episodes |
 //! | [`checkpoint`], [`state`], [`run_dir`], [`provenance`] | what is written, and how it survives |
 //! | [`metrics`], [`events`] | what is measured and who hears of it |
+//! | [`guards`] | by which signs a run that goes wrong is known |
 //! | [`encoder`] | contrastive training of a retrieval encoder |
 //! | [`devices`] | the one place that names backends |
 pub mod checkpoint;
@@ -15,6 +16,7 @@ pub mod devices;
 pub mod distill;
 pub mod encoder;
 pub mod events;
+pub mod guards;
 pub mod metrics;
 pub mod models;
 pub mod optimizer;

@@ -1,5 +1,9 @@
 //! What a run was made with: enough to make it again, or to see why it cannot be.
-use crate::{config::{Phase, Recipe}, hub, retriever::index::META_FILE};
+use crate::{
+    config::{Phase, Recipe},
+    hub,
+    retriever::index::META_FILE,
+};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::{

@@ -1,12 +1,12 @@
-//! One RL step: PPO with the search engine and the selective KL penalty (method §4), in the order of the method.
+//! One RL step: PPO or GRPO with the search engine and the selective KL penalty (method §4), in the order of the method.
 //!
 //! ```text
 //! batch      = RolloutBatch::new(episodes)
-//! old, ref   = log-probs under the actor and, where the penalty applies, under the reference;  values = critic
+//! old, ref   = log-probs under the actor and, where the penalty applies, under the reference;  values = critic (PPO)
 //! r_t        = [t=T] · r_EM − β · m_t · 1[r_EM = 0] · KL_t
-//! A, R       = GAE(r, values), A whitened
+//! PPO:  A, R = GAE(r, values), A whitened               GRPO:  A = (Σ r_t − mean of the question's) / (std of the question's + 1e-6)
 //! for each mini-batch:  actor  ← clipped surrogate − entropy_coef · entropy (+ β · KL where kl.in = "loss")
-//!                       critic ← clipped squared error
+//!                       critic ← clipped squared error (PPO)
 //! ```
 //!
 //! The reference is run on the penalised rows alone: the score is known before, and on correct episodes its log-probs have no effect.
@@ -19,12 +19,12 @@ use super::{
 };
 use crate::{
     algo::{
-        advantage::{Advantages, gae},
+        advantage::{Advantages, flat_groups, gae, grpo},
         kl::{KlController, estimate, estimate_tensor, full_divergence, is_penalised, token_rewards},
         ppo::{PolicyStats, PolicyTokens, ValueStats, ValueTokens, entropy_bonus, policy_loss, value_loss},
         schedule::learning_rate,
     },
-    config::{GaeOver, KlMode, KlPlacement, Recipe},
+    config::{Algorithm, GaeOver, KlMode, KlPlacement, Recipe},
     rollout::{Episode, RolloutBatch, TokenRecord, record::Measured},
 };
 use burn::{
@@ -41,48 +41,83 @@ use dgpo_models::{
 #[derive(Clone, Debug)]
 pub struct ActorCritic<B: TrainBackend> {
     pub actor: Decoder<B::InnerBackend>,
-    pub critic: Critic<B::InnerBackend>,
     pub actor_optimizer: AdamW<B::InnerBackend>,
-    pub critic_optimizer: AdamW<B::InnerBackend>,
+    /// PPO has one, GRPO has none.
+    pub critic: Option<TrainedCritic<B>>,
     pub kl: KlController,
     /// Updates skipped because a loss or a gradient was not finite.
     pub n_skipped: usize,
+}
+
+/// The value network and its optimizer.
+#[derive(Clone, Debug)]
+pub struct TrainedCritic<B: TrainBackend> {
+    pub network: Critic<B::InnerBackend>,
+    pub optimizer: AdamW<B::InnerBackend>,
+}
+
+impl<B: TrainBackend> ActorCritic<B> {
+    /// In front of the first step: the critic, where the recipe's algorithm has one, is a copy of the actor with a value head drawn from `critic_seed`.
+    pub fn new(actor: Decoder<B::InnerBackend>, critic_seed: u64, recipe: &Recipe) -> Self {
+        let critic = (recipe.rl.algorithm == Algorithm::Ppo).then(|| TrainedCritic {
+            network: Critic::from_decoder(&actor, critic_seed),
+            optimizer: AdamW::new(recipe.optim.critic.clone()),
+        });
+        let actor_optimizer = AdamW::new(recipe.optim.actor.clone());
+        Self { actor, actor_optimizer, critic, kl: KlController::new(&recipe.kl), n_skipped: 0 }
+    }
 }
 
 /// What a step leaves beside the changed networks.
 #[derive(Clone, Debug)]
 pub struct Step {
     pub metrics: Metrics,
-    /// The numbers of each episode's tokens before the update.
+    /// The numbers of each trainable episode's tokens before the update.
     pub tokens: Vec<TokenRecord>,
 }
 
-/// Updates actor and critic on the trainable episodes of one step (`step` of `recipe.rl.steps`, from 0).
+/// Updates the networks on the trainable episodes of one step (`step` of `recipe.rl.steps`, from 0).
 ///
+/// `episodes` are in the order of their questions, `recipe.rl.episodes_per_question` of each one after the other: their place says which belong
+/// together, whatever the questions' texts. A group that lost episodes to the retriever is judged by the others.
 /// # Panics
-/// If the recipe wants a reference policy and `reference` is `None` (the recipe check refuses that).
+/// If the recipe wants a reference policy and `reference` is `None` (the recipe check refuses that), or PPO and there is no critic.
 pub fn rl_step<B: TrainBackend>(
     networks: &mut ActorCritic<B>,
     reference: Option<&Decoder<B::InnerBackend>>,
-    episodes: &[&Episode],
+    episodes: &[Episode],
     recipe: &Recipe,
     step: usize,
     device: &B::Device,
 ) -> Step {
+    let trainable = episodes.iter().enumerate().filter(|(_, episode)| episode.is_trainable());
+    let (groups, episodes): (Vec<usize>, Vec<&Episode>) =
+        trainable.map(|(position, episode)| (position / recipe.rl.episodes_per_question, episode)).unzip();
     let mut metrics = Metrics::default();
     let pass = &Pass { micro_batch_tokens: recipe.rl.micro_batch_tokens, temperature: recipe.episode.temperature, device };
-    let mut batch = RolloutBatch::new(episodes);
+    let mut batch = RolloutBatch::new(&episodes);
     let rows: Vec<usize> = (0..batch.n_rows).collect();
     let penalised: Vec<usize> = rows.iter().copied().filter(|&row| is_penalised(recipe.kl.mode, &[batch.scores[row]])).collect();
 
     let kl = log_probs_and_penalty(&networks.actor, reference, &mut batch, &penalised, recipe, pass);
-    batch.values = score::values(&networks.critic, &batch, pass);
+    if let Some(critic) = &networks.critic {
+        batch.values = score::values(&critic.network, &batch, pass);
+    }
     record_log_prob_difference(&batch, &mut metrics);
 
     let in_reward = if recipe.kl.placement == KlPlacement::Reward { networks.kl.coef } else { 0.0 };
     let rewards = token_rewards(&batch, &kl, recipe.kl.mode, in_reward);
-    let advantages = gae(&batch, &rewards.rewards, &recipe.gae);
-    let tokens = token_records(&batch, &penalised, &kl, &advantages, recipe);
+    let advantages = match recipe.rl.algorithm {
+        Algorithm::Ppo => {
+            assert!(networks.critic.is_some(), "PPO has a critic");
+            gae(&batch, &rewards.rewards, &recipe.gae)
+        }
+        Algorithm::Grpo => {
+            metrics.set(FLAT_GROUPS, flat_groups(&batch.scores, &groups));
+            grpo(&batch, &rewards.rewards, &groups)
+        }
+    };
+    let tokens = token_records(&batch, &penalised, &kl, &advantages, networks.critic.is_some(), recipe);
 
     let lr = learning_rate(&recipe.optim.actor, step, recipe.rl.steps);
     let critic_lr = learning_rate(&recipe.optim.critic, step, recipe.rl.steps);
@@ -91,36 +126,52 @@ pub fn rl_step<B: TrainBackend>(
     for _ in 0..recipe.rl.epochs {
         for mini_batch in rows.chunks(recipe.rl.mini_batch) {
             actor_stats.push(update.actor(mini_batch, lr));
-            critic_stats.push(update.critic(mini_batch, critic_lr));
+            critic_stats.extend(update.critic(mini_batch, critic_lr));
         }
     }
 
-    let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / actor_stats.len().max(1) as f64;
-    metrics.set(POLICY_LOSS, mean(&mut actor_stats.iter().map(|s| s.policy.loss)));
-    metrics.set(VALUE_LOSS, mean(&mut critic_stats.iter().map(|s| s.value.loss)));
-    metrics.set(ENTROPY, mean(&mut actor_stats.iter().map(|s| s.entropy)));
-    metrics.set(APPROX_KL, mean(&mut actor_stats.iter().map(|s| s.policy.approx_kl)));
-    metrics.set(CLIP_FRACTION, mean(&mut actor_stats.iter().map(|s| s.policy.clip_fraction)));
-    metrics.set(VALUE_CLIP_FRACTION, mean(&mut critic_stats.iter().map(|s| s.value.clip_fraction)));
-    metrics.set(EXPLAINED_VARIANCE, explained_variance(&batch, &advantages));
-    metrics.set(ACTOR_GRAD_NORM, mean(&mut actor_stats.iter().map(|s| s.grad_norm)));
-    metrics.set(CRITIC_GRAD_NORM, mean(&mut critic_stats.iter().map(|s| s.grad_norm)));
+    let actor_mean = |value: fn(&ActorStats) -> f64| mean(actor_stats.iter().map(value));
+    metrics.set(POLICY_LOSS, actor_mean(|s| s.policy.loss));
+    metrics.set(ENTROPY, actor_mean(|s| s.entropy));
+    metrics.set(APPROX_KL, actor_mean(|s| s.policy.approx_kl));
+    metrics.set(CLIP_FRACTION, actor_mean(|s| s.policy.clip_fraction));
+    metrics.set(ACTOR_GRAD_NORM, actor_mean(|s| s.grad_norm));
+    metrics.set(LEARNING_RATE, lr);
+    if networks.critic.is_some() {
+        let critic_mean = |value: fn(&CriticStats) -> f64| mean(critic_stats.iter().map(value));
+        metrics.set(VALUE_LOSS, critic_mean(|s| s.value.loss));
+        metrics.set(VALUE_CLIP_FRACTION, critic_mean(|s| s.value.clip_fraction));
+        metrics.set(EXPLAINED_VARIANCE, explained_variance(&batch, &advantages));
+        metrics.set(CRITIC_GRAD_NORM, critic_mean(|s| s.grad_norm));
+        metrics.set(CRITIC_LEARNING_RATE, critic_lr);
+    }
     metrics.set(KL, rewards.mean_kl);
     metrics.set(KL_COEF, networks.kl.coef);
     metrics.set(KL_SELECTED, penalised.len() as f64 / batch.n_rows.max(1) as f64);
-    metrics.set(LEARNING_RATE, lr);
-    metrics.set(CRITIC_LEARNING_RATE, critic_lr);
     networks.kl.update(rewards.mean_kl, batch.n_rows);
     metrics.set(SKIPPED_UPDATES, networks.n_skipped as f64);
     Step { metrics, tokens }
 }
 
+/// Of one number an optimizer step; 0 of none.
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let n = values.len().max(1) as f64;
+    values.sum::<f64>() / n
+}
+
 /// The numbers of each row's tokens, as far as [`log_probs_and_penalty`] had a reason to compute them.
-fn token_records(batch: &RolloutBatch, penalised: &[usize], kl: &[f32], advantages: &Advantages, recipe: &Recipe) -> Vec<TokenRecord> {
+fn token_records(
+    batch: &RolloutBatch,
+    penalised: &[usize],
+    kl: &[f32],
+    advantages: &Advantages,
+    has_values: bool,
+    recipe: &Recipe,
+) -> Vec<TokenRecord> {
     let is_sampled = full_divergence(recipe.kl.estimator).is_none();
     let record = |row: usize| {
         let has_kl = recipe.kl.coef != 0.0 && penalised.contains(&row);
-        let measured = Measured { has_ref_log_probs: has_kl && is_sampled, has_kl, has_values: true };
+        let measured = Measured { has_ref_log_probs: has_kl && is_sampled, has_kl, has_values };
         TokenRecord::of_row(batch, row, kl, &advantages.advantages, measured)
     };
     (0..batch.n_rows).map(record).collect()
@@ -258,10 +309,12 @@ impl<B: TrainBackend> Update<'_, B> {
         stats
     }
 
-    pub(crate) fn critic(&mut self, mini_batch: &[usize], lr: f64) -> CriticStats {
-        let (batch, recipe, device) = (self.batch, self.recipe, self.device);
+    /// `None` where there is no critic.
+    pub(crate) fn critic(&mut self, mini_batch: &[usize], lr: f64) -> Option<CriticStats> {
+        let (batch, recipe, device, advantages) = (self.batch, self.recipe, self.device, self.advantages);
         let activations = Activations::of(&recipe.model);
-        let model: Critic<B> = with_gradients(self.networks.critic.clone());
+        let critic = self.networks.critic.as_mut()?;
+        let model: Critic<B> = with_gradients(critic.network.clone());
         let mut sums = GradientsAccumulator::new();
         let counted = |rows: &[usize]| match recipe.gae.over {
             GaeOver::Response => batch.response_tokens(rows),
@@ -278,7 +331,7 @@ impl<B: TrainBackend> Update<'_, B> {
                 let values = ValueTokens {
                     mask: Tensor::ones_like(&values.clone().detach()),
                     old_values: tensor(tokens.pick(&batch.values), device),
-                    returns: tensor(tokens.pick(&self.advantages.returns), device),
+                    returns: tensor(tokens.pick(&advantages.returns), device),
                     values,
                 };
                 let (loss, value) = value_loss(values, recipe.rl.clip_value, normaliser);
@@ -287,11 +340,11 @@ impl<B: TrainBackend> Update<'_, B> {
             });
         }
         drop(model);
-        let (critic, applied) = self.networks.critic_optimizer.step(self.networks.critic.clone(), sums.grads(), lr);
-        self.networks.critic = critic;
+        let (network, applied) = critic.optimizer.step(critic.network.clone(), sums.grads(), lr);
+        critic.network = network;
         self.networks.n_skipped += usize::from(!applied.is_applied);
         stats.grad_norm = applied.grad_norm;
-        stats
+        Some(stats)
     }
 }
 

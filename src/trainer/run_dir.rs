@@ -19,7 +19,8 @@ use std::{
 
 /// Where runs lie, relative to the current directory.
 pub const RUNS_DIR: &str = "runs";
-const RECIPE_FILE: &str = "recipe.toml";
+/// The resolved recipe inside a run; a resumed run reads it again.
+pub const RECIPE_FILE: &str = "recipe.toml";
 const PROVENANCE_FILE: &str = "provenance.json";
 const METRICS_FILE: &str = "metrics.jsonl";
 const SUMMARY_FILE: &str = "summary.json";

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! kd-step-000200/  state.json  model/ (Hugging Face folder)  optimizer.safetensors  replay.jsonl (DistiLLM)
-//! rl-step-000050/  state.json  model/  optimizer.safetensors  critic/  critic_optimizer.safetensors
+//! rl-step-000050/  state.json  model/  optimizer.safetensors  critic/  critic_optimizer.safetensors        (no critic in GRPO)
 //! ```
 use super::{
     checkpoint::WriteError,
+    guards::Guards,
     optimizer::{AdamW, OptimizerError},
 };
 use crate::{
@@ -38,13 +39,15 @@ pub struct PhaseState {
     pub total: usize,
     pub sampler: Sampler,
     pub n_updates: u64,
-    /// RL only: the critic's updates and the KL coefficient.
+    /// RL only: the critic's updates (0 where there is none) and the KL coefficient.
     pub critic_updates: u64,
     pub kl: Option<KlController>,
     pub n_skipped: usize,
     /// Distillation only: what moves along with the steps.
     #[serde(default)]
     pub distill: Option<DistillState>,
+    #[serde(default)]
+    pub guards: Guards,
     /// Seconds of work of the whole run so far.
     pub wall_s: f64,
     /// What the run was then told to do, to compare with what it is told now.
@@ -120,6 +123,11 @@ pub fn read_optimizer<B: Backend, M: Module<B>>(
     device: &B::Device,
 ) -> Result<AdamW<B>, StateError> {
     restore(recipe, n_updates, module, &dir.join(OPTIMIZER_FILE), device)
+}
+
+/// Whether a checkpoint holds a critic: one of GRPO does not.
+pub fn has_critic(dir: &Path) -> bool {
+    dir.join(CRITIC_DIR).is_dir()
 }
 
 /// Reads a critic and its optimizer.

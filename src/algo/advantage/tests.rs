@@ -127,6 +127,13 @@ fn equal_scores_in_a_group_give_no_signal() {
 }
 
 #[test]
+fn a_flat_group_has_equal_scores_and_more_than_one_row() {
+    // Group 0 is mixed, 1 and 2 are flat, 3 has lost all rows but one.
+    assert_eq!(flat_groups(&[1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0], &[0, 1, 0, 1, 2, 2, 3]), 2.0 / 3.0);
+    assert_eq!((flat_groups(&[1.0], &[0]), flat_groups::<u8>(&[], &[])), (0.0, 0.0));
+}
+
+#[test]
 fn grpo_puts_the_group_score_on_agent_tokens_only() {
     let batch = batch(5, 0.75);
     let result = grpo(&batch, &outcome_rewards(&batch), &[0, 0]);

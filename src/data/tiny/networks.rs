@@ -27,7 +27,12 @@ pub fn student_llama(vocabulary: &Tokenizer) -> DecoderConfig {
         head_dim: 16,
         rms_norm_eps: 1e-5,
         // Llama 3.2's scaling, for a model that was made for 256 positions: episodes of the tiny world reach into the scaled ones.
-        rope_scaling: RopeScaling::Llama3 { factor: 4.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position_embeddings: 256 },
+        rope_scaling: RopeScaling::Llama3 {
+            factor: 4.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 256,
+        },
         has_qkv_bias: false,
         ..decoder(vocabulary, 80, 208, 2)
     }

@@ -1,0 +1,83 @@
+//! Runs that go wrong: what was seen is said, everything is saved, and a changed recipe can go on.
+use crate::support::{Ended, World, metrics_of, names_in};
+
+/// The talker at a learning rate at which it forgets everything it can in one update. A checkpoint only at the end, and one guard alone.
+const COLLAPSE: [&str; 20] = [
+    "--config",
+    "rl.toml",
+    "--set",
+    "rl.steps=8",
+    "--set",
+    "run.save_every=100",
+    "--set",
+    "optim.actor.lr=1.0",
+    "--set",
+    "guards.window=2",
+    "--set",
+    "guards.min_entropy_share=0",
+    "--set",
+    "guards.max_repetition=0",
+    "--set",
+    "guards.max_invalid_actions=0",
+    "--set",
+    "guards.max_logprob_diff=0",
+    "-q",
+    "--json",
+];
+
+fn collapse(world: &World, more: &[&str]) -> Ended {
+    world.dgpo(&[&["train", "--name", "a"], &COLLAPSE[..], more].concat())
+}
+
+#[test]
+fn a_collapse_stops_the_run_with_a_checkpoint_and_a_changed_recipe_goes_on() {
+    let world = World::new();
+    let stopped = collapse(&world, &[]);
+    let said =
+        ["rl step ", "reward collapse", "first bad step ", "likely cause", "optim.actor.lr", "guards.min_reward_share", "--resume runs/a"];
+    let stopped = stopped.failed(3, &said);
+    let checkpoints = names_in(&world.path("runs/a/checkpoints"));
+    let metrics = metrics_of(&world.path("runs/a"));
+    let last = metrics.last().unwrap()["step"].as_u64().unwrap();
+    assert!(last < 8 && stopped.stderr.contains(&format!("rl step {last}: ")), "{}", stopped.stderr);
+    assert_eq!(checkpoints, [format!("rl-step-{last:06}")], "not due, and saved");
+    assert!(world.path(&format!("runs/a/episodes/rl-step-{last:06}.jsonl")).is_file());
+
+    let recipe = std::fs::read_to_string(world.path("runs/a/recipe.toml")).unwrap();
+    assert!(recipe.contains("lr = 1.0\n"), "{recipe}");
+    world.write("runs/a/recipe.toml", &recipe.replace("lr = 1.0\n", "lr = 0.0001\n"));
+    let resumed = world.dgpo(&["train", "--resume", "runs/a"]).done();
+    assert!(resumed.stderr.contains("optim.actor.lr is 0.0001 (was 1.0)"), "{}", resumed.stderr);
+    assert!(names_in(&world.path("runs/a/checkpoints")).contains(&"rl-step-000008".to_owned()));
+}
+
+#[test]
+fn a_warning_is_said_once_and_the_run_goes_on() {
+    let world = World::new();
+    let arguments: Vec<&str> = COLLAPSE.iter().copied().filter(|argument| *argument != "-q").collect();
+    let ended = world.dgpo(&[&["train", "--name", "a", "--set", "guards.action=warn"], &arguments[..]].concat()).done();
+    assert_eq!(ended.stderr.matches("warning: rl step ").count(), 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains("reward collapse"), "{}", ended.stderr);
+    assert_eq!(metrics_of(&world.path("runs/a")).len(), 8);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_before_it_wastes_its_steps() {
+    let world = World::new();
+    let arguments = ["train", "--config", "kd.toml", "--name", "a", "-q", "--set", "optim.distill.lr=1e30", "--set", "distill.steps=40"];
+    let said = ["kd step ", "numbers that are not finite", "optim.distill.lr", "model.dtype", "guards.max_skipped"];
+    let stopped = world.dgpo(&arguments).failed(3, &said);
+    // One update a step: the fourth that is skipped is more than three.
+    let metrics = metrics_of(&world.path("runs/a"));
+    assert_eq!(metrics.last().unwrap()["charts/skipped_updates"], 4.0, "{}", stopped.stderr);
+    let first = metrics.iter().find(|line| line["charts/skipped_updates"] == 1.0).unwrap()["step"].as_u64().unwrap();
+    assert!(stopped.stderr.contains(&format!("first bad step {first}")), "{}", stopped.stderr);
+}
+
+#[test]
+fn guards_that_are_off_let_a_broken_run_go_on() {
+    let world = World::new();
+    let off = ["--set", "guards.action=off", "--set", "distill.steps=6", "--set", "optim.distill.lr=1e30"];
+    world.dgpo(&[&["train", "--config", "kd.toml", "--name", "a"], &off[..]].concat()).done();
+    assert_eq!(metrics_of(&world.path("runs/a")).len(), 6);
+}
