@@ -8,10 +8,10 @@
 //! 1. [`rollout::episode`]: what an episode is, token by token, with one worked example. The types everyone meets.
 //! 2. [`env`]: the protocol. Text in, observation out.
 //! 3. [`algo`]: every equation as a pure function: reward, KL, advantages, PPO, distillation.
-//! 4. [`trainer::rl`]: one RL step, in the order of the method; [`trainer::distill`]: one distillation step; [`trainer::guards`]: when a run is
-//!    stopped; [`pipeline`]: phases made of steps.
+//! 4. [`trainer::rl`]: one RL step, in the order of the method; [`trainer::distill`]: one distillation step; [`trainer::guards`]: when a run is stopped;
+//!    [`pipeline`]: phases made of them.
 //! 5. [`engine`], [`retriever`]: how episodes are played fast, and where passages come from.
-//! 6. [`report`]: what a finished run looks like.
+//! 6. [`report`]: what a finished run looks like; [`reproduce`]: all rows of the paper beside its numbers.
 //! 7. `dgpo_models` and `dgpo_kernels` (crates beside this one): the decoder, the encoder, attention with its backward pass.
 //!
 //! ## Data flow of one RL step
@@ -34,7 +34,7 @@
 //! A module imports only from modules to its left:
 //! ```text
 //! kernels ─▶ models ─▶ engine ─┐
-//! rng, hub, config ─▶ data ─▶ tokenizer ─▶ retriever ─▶ env ─▶ rollout ─▶ algo ─▶ trainer ─▶ eval ─▶ pipeline ─▶ report ─▶ conformance ─▶ portability ─▶ bench ─▶ cli
+//! rng, hub, config ─▶ data ─▶ tokenizer ─▶ retriever ─▶ env ─▶ rollout ─▶ algo ─▶ trainer ─▶ eval ─▶ pipeline ─▶ report ─▶ reproduce ─▶ conformance ─▶ portability ─▶ bench ─▶ cli
 //! ```
 //!
 //! ## Invariants
@@ -59,6 +59,7 @@ pub mod hub;
 pub mod pipeline;
 pub mod portability;
 pub mod report;
+pub mod reproduce;
 pub mod retriever;
 pub mod rng;
 pub mod rollout;

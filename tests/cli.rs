@@ -27,6 +27,7 @@ fn help_lists_exactly_the_commands_that_exist() {
         "model",
         "runs",
         "report",
+        "reproduce",
         "doctor",
         "conformance",
         "portability",

@@ -16,6 +16,8 @@
 //! | [`outage`] | a retrieval server that goes away and comes back |
 //! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
 //! | [`real`] | real weights, questions, passages and episodes, where `DGPO_DATA_DIR` names them |
+//! | [`recipes`] | every method of the paper on the tiny world, interrupted and resumed; what one run takes over from another |
+//! | [`reproduce`] | all rows of the paper in miniature, and the page |
 //! | [`report`], [`browser`] | reports of runs, in headless Chromium and in TensorBoard |
 //! | [`properties`] | invariances of one training step |
 mod bad_input;
@@ -37,7 +39,9 @@ mod outage;
 mod portability;
 mod properties;
 mod real;
+mod recipes;
 mod report;
+mod reproduce;
 mod resume;
 mod runs;
 mod support;

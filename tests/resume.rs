@@ -19,10 +19,12 @@ pub fn train_whole_and_killed_in(world: &World, recipe: &str, phase: &str, devic
     world.dgpo(&["train", "--resume", "runs/killed", "--device", device]).done();
 }
 
-/// The files of the last checkpoint and the metrics are equal, but for what tells the time.
-pub fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
-    let [mut whole, mut killed] =
-        ["whole", "killed"].map(|run| files_below(&world.path(&format!("runs/{run}/checkpoints/{phase}-step-000004"))));
+/// The two runs that [`train_whole_and_killed`] makes.
+pub const WHOLE_AND_KILLED: [&str; 2] = ["whole", "killed"];
+
+/// Files of two runs' checkpoints behind step 4 are equal, but for what tells the time.
+pub fn assert_same_checkpoint(world: &World, runs: [&str; 2], phase: &str, parts: &[&str]) {
+    let [mut whole, mut killed] = runs.map(|run| files_below(&world.path(&format!("runs/{run}/checkpoints/{phase}-step-000004"))));
     for part in parts {
         assert!(whole.contains_key(std::path::Path::new(part)), "the checkpoint lacks {part}");
     }
@@ -37,7 +39,12 @@ pub fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
     assert_eq!(whole.keys().collect::<Vec<_>>(), killed.keys().collect::<Vec<_>>());
     let different: Vec<_> = whole.iter().filter(|(name, bytes)| killed[*name] != **bytes).map(|(name, _)| name).collect();
     assert!(different.is_empty(), "these files differ: {different:?}");
-    let [whole_metrics, killed_metrics] = ["whole", "killed"].map(|run| metrics_of(&world.path(&format!("runs/{run}"))));
+}
+
+/// And so are the metrics.
+pub fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
+    assert_same_checkpoint(world, WHOLE_AND_KILLED, phase, parts);
+    let [whole_metrics, killed_metrics] = WHOLE_AND_KILLED.map(|run| metrics_of(&world.path(&format!("runs/{run}"))));
     assert_eq!(whole_metrics.len(), 4);
     assert_eq!(whole_metrics, killed_metrics);
 }

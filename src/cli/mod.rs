@@ -28,13 +28,14 @@ pub mod plan;
 pub mod portability;
 pub mod progress;
 pub mod report;
+pub mod reproduce;
 pub mod runs;
 pub mod table;
 pub mod train;
 
 use crate::{
     config::ConfigError,
-    pipeline::PipelineError,
+    pipeline::{PipelineError, takeover::TakeoverError},
     trainer::{devices::DeviceError, run_dir::RunDirError},
 };
 use clap::{Parser, Subcommand};
@@ -72,6 +73,7 @@ enum Command {
     Model(model::Args),
     Runs(runs::Args),
     Report(report::Args),
+    Reproduce(reproduce::Args),
     Doctor(doctor::Args),
     Conformance(conformance::Args),
     Portability(portability::Args),
@@ -119,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Model(args) => model::run(args),
         Command::Runs(args) => runs::run(args),
         Command::Report(args) => report::run(&args),
+        Command::Reproduce(args) => reproduce::run(&args, context),
         Command::Doctor(args) => doctor::run(&args),
         Command::Conformance(args) => conformance::run(args),
         Command::Portability(args) => portability::run(&args),
@@ -145,6 +148,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         cause.is::<ConfigError>()
             || cause.downcast_ref::<DeviceError>().is_some_and(|error| !matches!(error, DeviceError::Failed(_)))
             || cause.is::<UsageError>()
+            || cause
+                .downcast_ref::<TakeoverError>()
+                .is_some_and(|error| !matches!(error, TakeoverError::Checkpoint(_) | TakeoverError::Copy { .. }))
             || cause.downcast_ref().is_some_and(|error| {
                 use RunDirError as E;
                 matches!(error, E::Exists(_) | E::Occupied(_) | E::NotARun(_) | E::Busy { .. } | E::Recipe(_))

@@ -4,15 +4,15 @@ use super::{
     args::{DeviceArgs, RecipeArgs, stop_on_interrupt},
     output, plan,
     progress::Progress,
-    report, table,
+    report, runs, table,
 };
 use crate::{
     config::{Loaded, Recipe, Stage, check},
     eval::Summary,
-    pipeline::{Pipeline, PipelineError},
+    pipeline::{Pipeline, PipelineError, takeover::Takeover},
     trainer::{
         checkpoint,
-        devices::{self, DeviceChoice, Job, with_device},
+        devices::{self, DeviceChoice, DeviceError, Job, with_device},
         events::Stop,
         models::{self, SetupError},
         provenance::Provenance,
@@ -37,6 +37,9 @@ pub struct Args {
     /// Name of the run: its folder is runs/NAME. Default: the recipe's run.name, or its file name and the seed, with a number where that exists.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Take over what another run has finished and this one would do in the same way: teacher episodes, KD, GKD, RL. Example: --from tiny-kd-seed0
+    #[arg(long, value_name = "NAME|DIR", conflicts_with_all = ["resume", "dry_run"])]
+    from: Option<String>,
     /// Continue an interrupted run with its own recipe. Example: --resume runs/tiny-seed0
     #[arg(long, value_name = "DIR", conflicts_with_all = ["name", "config", "overrides", "dry_run"])]
     resume: Option<PathBuf>,
@@ -64,6 +67,17 @@ impl Job for Train<'_> {
     }
 }
 
+/// Goes through the phases of a run that are not done yet.
+pub(super) fn work(
+    recipe: Recipe,
+    run: RunDir,
+    device: DeviceChoice,
+    progress: &mut Progress,
+    stop: Stop,
+) -> Result<Result<Summary, PipelineError>, DeviceError> {
+    with_device(device, Train { recipe, run, progress, stop })
+}
+
 /// Opens the device and looks at the recipe's float type: what this machine cannot do is refused before a run directory is made.
 struct Probe<'a>(&'a Recipe);
 impl Job for Probe<'_> {
@@ -73,7 +87,7 @@ impl Job for Probe<'_> {
     }
 }
 
-fn probe(recipe: &Recipe, device: DeviceChoice) -> anyhow::Result<()> {
+pub(super) fn probe(recipe: &Recipe, device: DeviceChoice) -> anyhow::Result<()> {
     Ok(with_device(device, Probe(recipe))?.map_err(|error| UsageError(error.to_string()))?)
 }
 
@@ -92,7 +106,8 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         None => {
             let loaded = load(&args)?;
             probe(&loaded.recipe, args.device.device)?;
-            create(loaded, args.device.device)?
+            let from = args.from.as_deref().map(runs::find).transpose()?;
+            create(loaded, args.device.device, from.as_ref())?
         }
     };
     let (path, finished, stage) = (run.path().to_owned(), run.clone(), recipe.stage);
@@ -101,7 +116,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     output::say(&format!("run {} (seed {}, {})", path.display(), recipe.run.seed, args.device.device));
     let stop = stop_on_interrupt("stopping after this step, then saving")?;
     let mut progress = Progress::new(context.is_quiet);
-    let result = with_device(args.device.device, Train { recipe, run, progress: &mut progress, stop })?;
+    let result = work(recipe, run, args.device.device, &mut progress, stop)?;
     progress.finish();
     match result {
         Ok(summary) => {
@@ -148,13 +163,18 @@ fn write_report(run: &RunDir) {
     }
 }
 
-/// The command that continues a run on the same device.
-fn resume_command(run: &Path, device: DeviceChoice) -> String {
-    let (features, device) = match device {
+/// What a command of `cargo xtask` says in front of and behind its verb to use a device.
+pub(super) fn device_flags(device: DeviceChoice) -> (&'static str, String) {
+    match device {
         DeviceChoice::Cpu => ("", String::new()),
         DeviceChoice::Wgpu(_) => ("--features wgpu ", format!("--device {device} ")),
         DeviceChoice::Cuda(_) => ("--features cuda ", format!("--device {device} ")),
-    };
+    }
+}
+
+/// The command that continues a run on the same device.
+fn resume_command(run: &Path, device: DeviceChoice) -> String {
+    let (features, device) = device_flags(device);
     format!("cargo xtask {features}train {device}--resume {}", output::shell_quoted(&run.display().to_string()))
 }
 
@@ -190,24 +210,33 @@ fn load(args: &Args) -> anyhow::Result<Loaded> {
     }
 }
 
-/// A new run directory for the recipe.
-fn create(loaded: Loaded, device: DeviceChoice) -> anyhow::Result<(Recipe, RunDir)> {
+/// A new run directory for the recipe, filled with what it takes over.
+fn create(loaded: Loaded, device: DeviceChoice, from: Option<&RunDir>) -> anyhow::Result<(Recipe, RunDir)> {
     let base = loaded.run_name();
     let recipe = loaded.recipe;
-    let provenance = Provenance::collect(&devices::describe(device), &recipe)?;
+    let (provenance, takeover) = prepare(&recipe, device, from)?;
     let root = Path::new(RUNS_DIR);
-    if !recipe.run.name.is_empty() {
-        let run = RunDir::create(root, &recipe.run.name, &recipe, &provenance)?;
-        return Ok((recipe, run));
-    }
     let mut number = 1;
-    loop {
+    let run = loop {
         let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
         match RunDir::create(root, &name, &recipe, &provenance) {
-            Err(RunDirError::Exists(_) | RunDirError::Occupied(_)) => number += 1,
-            created => return Ok((recipe, created?)),
+            Err(RunDirError::Exists(_) | RunDirError::Occupied(_)) if recipe.run.name.is_empty() => number += 1,
+            created => break created?,
         }
+    };
+    if let Some(takeover) = takeover {
+        takeover.apply(&run, &recipe)?;
+        takeover.describe().iter().for_each(|line| output::say(line));
     }
+    Ok((recipe, run))
+}
+
+/// What is known and decided before there is a run directory: what the run is made with, and what it takes over.
+pub(super) fn prepare(recipe: &Recipe, device: DeviceChoice, from: Option<&RunDir>) -> anyhow::Result<(Provenance, Option<Takeover>)> {
+    let mut provenance = Provenance::collect(&devices::describe(device), recipe)?;
+    let takeover = from.map(|source| Takeover::plan(source, recipe, &provenance.files)).transpose()?;
+    provenance.taken_over = takeover.as_ref().map(Takeover::taken_over);
+    Ok((provenance, takeover))
 }
 
 #[cfg(test)]

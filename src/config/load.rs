@@ -1,21 +1,15 @@
 //! From a recipe file to a typed [`Recipe`]: file -> `extends` -> `--set` -> types -> rules.
 //!
-//! Each layer is flattened to (dotted key, value, where it was written); a later layer replaces an earlier key. The flat map is then laid over
+//! Each layer is flattened to (dotted key, value, where it was written); a later layer replaces an earlier key. `extends` names one recipe or a list of
+//! them, of which the later win; a recipe that several extend is laid down once, where it comes first. The flat map is then laid over
 //! the default recipe, whose own keys are the list of what exists. So one mechanism serves inheritance, overrides, did-you-mean and messages that
 //! name file and line, and a partial `[optim.actor]` keeps the actor's other defaults.
-use super::{ConfigError, Origin, Problem, Recipe, check};
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
+use super::{
+    ConfigError, Origin, Problem, Recipe, check,
+    library::{Place, described},
 };
+use std::collections::BTreeMap;
 use toml::{Table, Value, de::DeTable};
-
-/// Recipes compiled into the binary, by name; `extends` and `--config` find them without any file.
-pub const BUILT_IN: &[(&str, &str)] = &[
-    ("base", include_str!("../../configs/base.toml")),
-    ("tiny", include_str!("../../configs/tiny.toml")),
-    ("smoke", include_str!("../../configs/smoke.toml")),
-];
 
 /// A recipe with where it came from.
 #[derive(Clone, Debug)]
@@ -61,18 +55,18 @@ pub fn load(source: &str, overrides: &[String]) -> Result<Loaded, ConfigError> {
 /// # Errors
 /// As [`load`], but for [`ConfigError::Rules`].
 pub fn load_part(source: &str, overrides: &[String]) -> Result<Loaded, ConfigError> {
+    let place = Place::find(source, None)?;
+    let name = place.run_name();
     let mut layers = Vec::new();
-    collect_layers(Place::find(source, None)?, &mut layers)?;
-    let name = Path::new(source).file_stem().map_or_else(|| source.to_owned(), |stem| stem.to_string_lossy().into_owned());
+    collect_layers(place, &mut Vec::new(), &mut layers)?;
     let mut settings = Settings::new();
-    // The base was read last and is laid down first.
-    for layer in layers.iter_mut().rev() {
+    for layer in &mut layers {
         settings.append(&mut layer.settings);
     }
     for argument in overrides {
         settings.append(&mut parse_override(argument)?);
     }
-    let sources = layers.into_iter().map(|layer| layer.place.to_string()).collect();
+    let sources = layers.into_iter().rev().map(|layer| layer.place.to_string()).collect();
     Ok(Loaded { recipe: typed(settings)?, name, sources, warnings: Vec::new() })
 }
 
@@ -98,104 +92,49 @@ pub fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str
         .map(|(_, candidate)| candidate)
 }
 
-fn names_built_in() -> String {
-    BUILT_IN.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ")
-}
-
 /// Dotted key -> value and where it was written.
 type Settings = BTreeMap<String, (Value, Origin)>;
-
-/// A recipe file, or a recipe inside the binary.
-#[derive(Clone, Debug)]
-enum Place {
-    File(PathBuf),
-    BuiltIn(&'static str, &'static str),
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "{}", path.display()),
-            Self::BuiltIn(name, _) => write!(f, "built-in {name}"),
-        }
-    }
-}
-
-impl Place {
-    /// `name` as written on the command line, or behind `extends` in the recipe `from`: a file (beside the extending one), or the built-in recipe of
-    /// that name, with or without `.toml`, where there is no such file.
-    fn find(name: &str, from: Option<&Place>) -> Result<Self, ConfigError> {
-        let built_in = |name: &str| BUILT_IN.iter().find(|(known, _)| *known == name).map(|&(known, text)| Self::BuiltIn(known, text));
-        let file_or_built_in = |path: PathBuf| match name.strip_suffix(".toml").and_then(built_in) {
-            Some(recipe) if !path.exists() => recipe,
-            _ => Self::File(path),
-        };
-        let is_bare = !name.contains(['/', '\\', '.']);
-        match (is_bare, from) {
-            (true, _) => built_in(name).ok_or_else(|| {
-                let names = BUILT_IN.iter().map(|(known, _)| *known);
-                let guess = did_you_mean(name, names).map_or_else(String::new, |n| format!("did you mean {n}? "));
-                let hint = format!("{guess}built in are {}; a file is named by its path, e.g. ./{name}.toml", names_built_in());
-                ConfigError::UnknownRecipe { name: name.to_owned(), hint }
-            }),
-            // Inside the binary `base.toml` means the built-in recipe of that name.
-            (false, Some(Self::BuiltIn(..))) => Self::find(name.trim_end_matches(".toml"), None),
-            (false, Some(Self::File(file))) => Ok(file_or_built_in(file.parent().unwrap_or(Path::new("")).join(name))),
-            (false, None) => Ok(file_or_built_in(PathBuf::from(name))),
-        }
-    }
-
-    /// The same for two spellings of one path.
-    fn identity(&self) -> PathBuf {
-        match self {
-            Self::BuiltIn(name, _) => PathBuf::from(format!("built-in:{name}")),
-            Self::File(path) => path.canonicalize().unwrap_or_else(|_| path.clone()),
-        }
-    }
-
-    fn text(&self, is_extended: bool) -> Result<String, ConfigError> {
-        let path = match self {
-            Self::BuiltIn(_, text) => return Ok((*text).to_owned()),
-            Self::File(path) => path,
-        };
-        let text = std::fs::read_to_string(path).map_err(|source| {
-            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-            let hint = match (BUILT_IN.iter().find(|(known, _)| *known == stem), is_extended) {
-                (Some((known, _)), true) => format!("the recipe is built in: extends = \"{known}\""),
-                (Some((known, _)), false) => format!("the recipe is built in: --config {known}"),
-                (None, true) => "check `extends`; relative paths start at the folder of the recipe that extends".to_owned(),
-                (None, false) => "check the path; relative ones start at the current directory".to_owned(),
-            };
-            ConfigError::Read { path: path.clone(), source, hint }
-        })?;
-        // Some editors begin a file with a byte order mark, which TOML does not know.
-        Ok(text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned())
-    }
-}
 
 struct Layer {
     place: Place,
     settings: Settings,
 }
 
-/// Reads a recipe and, recursively, what it extends; the extending one comes first.
-fn collect_layers(place: Place, layers: &mut Vec<Layer>) -> Result<(), ConfigError> {
-    if layers.iter().any(|layer| layer.place.identity() == place.identity()) {
-        let chain = layers.iter().map(|layer| &layer.place).chain([&place]).map(Place::to_string).collect();
-        return Err(ConfigError::Cycle { chain });
+/// Reads what a recipe extends, recursively, and then the recipe: what is laid down first comes first. `extending` are the recipes on the way to it.
+fn collect_layers(place: Place, extending: &mut Vec<Place>, layers: &mut Vec<Layer>) -> Result<(), ConfigError> {
+    if extending.iter().any(|earlier| earlier.identity() == place.identity()) {
+        return Err(ConfigError::Cycle { chain: extending.iter().chain([&place]).map(Place::to_string).collect() });
     }
-    let mut settings = parse_file(&place.to_string(), &place.text(!layers.is_empty())?)?;
-    let base = settings.remove("extends");
-    layers.push(Layer { place: place.clone(), settings });
-    match base {
-        None => Ok(()),
-        Some((Value::String(name), _)) => collect_layers(Place::find(&name, Some(&place))?, layers),
-        Some((value, origin)) => Err(ConfigError::WrongType {
-            origin: Box::new(origin),
-            key: "extends".into(),
-            why: format!("expected the name of a recipe, found {}", value.type_str()),
-            hint: format!("write extends = \"base\", which is built in, or the path of one recipe; built in are {}", names_built_in()),
-        }),
+    if layers.iter().any(|layer| layer.place.identity() == place.identity()) {
+        return Ok(());
+    }
+    let mut settings = parse_file(&place.to_string(), &place.text(!extending.is_empty())?)?;
+    let bases = settings.remove("extends").map_or(Ok(Vec::new()), |(value, origin)| bases_of(value, origin))?;
+    extending.push(place);
+    for name in bases {
+        let base = Place::find(&name, extending.last())?;
+        collect_layers(base, extending, layers)?;
+    }
+    let place = extending.pop().expect("pushed above");
+    layers.push(Layer { place, settings });
+    Ok(())
+}
+
+/// The names behind `extends`.
+fn bases_of(value: Value, origin: Origin) -> Result<Vec<String>, ConfigError> {
+    let wrong = |found: &str| ConfigError::WrongType {
+        origin: Box::new(origin.clone()),
+        key: "extends".into(),
+        why: format!("expected the name of a recipe or a list of names, found {found}"),
+        hint: format!("write extends = \"base\", which is built in, or the path of a recipe; {}", described()),
+    };
+    let name = |value: Value| match value {
+        Value::String(name) => Ok(name),
+        other => Err(wrong(other.type_str())),
+    };
+    match value {
+        Value::Array(names) => names.into_iter().map(name).collect(),
+        value => Ok(vec![name(value)?]),
     }
 }
 

@@ -3,6 +3,7 @@
 //! | file | answers |
 //! |---|---|
 //! | [`recipe`], [`objective`], [`guards`] | which settings exist, what they mean, what the paper chose |
+//! | [`library`] | which recipe is called NAME: a file, or one inside the binary |
 //! | [`phase`] | the parts of a run, and their order in each stage |
 //! | [`load`] | recipe file -> `extends` -> `--set` -> typed [`Recipe`]; every mistake with file, line and a hint |
 //! | [`check`], `check_distill` | the rules between fields |
@@ -13,6 +14,7 @@ pub mod check;
 mod check_distill;
 pub mod choice;
 pub mod guards;
+pub mod library;
 pub mod load;
 pub mod objective;
 pub mod phase;

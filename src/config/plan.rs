@@ -228,7 +228,7 @@ fn distilled(
     items
 }
 
-/// Of RL: actor, critic, and the reference that its penalty needs.
+/// Of RL: actor, PPO's critic, and the reference that the penalty needs.
 fn reinforced(student: &DecoderConfig, teacher: Option<&DecoderConfig>, recipe: &Recipe) -> Vec<MemoryItem> {
     let mut items = trained("student", student, recipe);
     if recipe.rl.algorithm == Algorithm::Ppo {

@@ -26,7 +26,7 @@ pub(super) fn n_blocks_done(episodes_dir: &Path) -> usize {
     (0..).take_while(|&block| block_path(episodes_dir, block).is_file()).count()
 }
 
-fn block_path(episodes_dir: &Path, block: usize) -> PathBuf {
+pub(super) fn block_path(episodes_dir: &Path, block: usize) -> PathBuf {
     episodes_dir.join(format!("demos-{block:06}.jsonl"))
 }
 

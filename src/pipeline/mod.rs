@@ -20,6 +20,7 @@ mod kd;
 mod rl;
 pub mod setup;
 mod source;
+pub mod takeover;
 
 use crate::{
     config::{GuardAction, Phase, Recipe, check::plays_episodes, load::differences},

@@ -11,8 +11,10 @@ use serde::Serialize;
 use serde_json::json;
 
 const TEMPLATE: &str = include_str!("page/page.html");
-const STYLE: &str = include_str!("page/style.css");
-const SCRIPTS: [&str; 3] = [include_str!("page/common.js"), include_str!("page/charts.js"), include_str!("page/viewer.js")];
+pub const STYLE: &str = include_str!("page/style.css");
+/// What every page with charts runs.
+pub const COMMON_SCRIPTS: [&str; 2] = [include_str!("page/common.js"), include_str!("page/charts.js")];
+const VIEWER: &str = include_str!("page/viewer.js");
 
 /// The whole file.
 pub fn page(report: &Report) -> String {
@@ -27,14 +29,14 @@ pub fn page(report: &Report) -> String {
         "run" => what_was_run(report),
         "version" => escaped(env!("CARGO_PKG_VERSION")),
         "data" => embedded(&json!({"sections": report.sections, "episodes": report.episodes})),
-        "script" => SCRIPTS.concat(),
+        "script" => COMMON_SCRIPTS.concat() + VIEWER,
         _ => unreachable!("the template has a slot {name}, which nothing fills"),
     };
     filled(TEMPLATE, slot)
 }
 
 /// The template with its `{{slots}}` filled. What is filled in is not searched for slots again.
-fn filled(template: &str, slot: impl Fn(&str) -> String) -> String {
+pub fn filled(template: &str, slot: impl Fn(&str) -> String) -> String {
     let mut parts = template.split("{{");
     let mut page = parts.next().unwrap_or_default().to_owned();
     for part in parts {
@@ -62,7 +64,7 @@ pub fn escaped(text: &str) -> String {
 }
 
 /// A value as JSON inside a `<script>` element: no `<` is left that could end the element or open a comment in it.
-fn embedded(value: &impl Serialize) -> String {
+pub fn embedded(value: &impl Serialize) -> String {
     // `<` occurs in JSON inside strings alone, where \u003c is the same character.
     serde_json::to_string(value).expect("keys are text and values are finite or null").replace('<', "\\u003c")
 }

@@ -77,7 +77,7 @@ fn metrics(section: &Section) -> String {
 }
 
 /// A curve in one line of text: the mean of each stretch, between the smallest and the largest of them.
-fn spark(curve: &Curve) -> String {
+pub fn spark(curve: &Curve) -> String {
     let known: Vec<f64> = curve.values.iter().flatten().copied().collect();
     let means: Vec<f64> =
         known.chunks(known.len().div_ceil(SPARK_WIDTH).max(1)).map(|part| part.iter().sum::<f64>() / part.len() as f64).collect();

@@ -16,7 +16,7 @@ use std::{
 
 /// Folder of the checkpoints inside a run directory.
 pub const CHECKPOINTS_DIR: &str = "checkpoints";
-const STATE_FILE: &str = "state.json";
+pub(crate) const STATE_FILE: &str = "state.json";
 const TEMPORARY_PREFIX: &str = ".tmp-";
 
 /// What goes wrong inside the caller's own writing.

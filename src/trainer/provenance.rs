@@ -1,5 +1,9 @@
 //! What a run was made with: enough to make it again, or to see why it cannot be.
-use crate::{config::Recipe, hub, retriever::index::META_FILE};
+use crate::{
+    config::{Phase, Recipe},
+    hub,
+    retriever::index::META_FILE,
+};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::{
@@ -32,6 +36,18 @@ pub struct Provenance {
     /// Input files (by the name the recipe gives them), with every shard of a model's weights and the description of the index: `sha256:…`, or
     /// `size:…` above 256 MiB.
     pub files: BTreeMap<String, String>,
+    /// What another run did of it (`--from`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub taken_over: Option<TakenOver>,
+}
+
+/// Phases that were done in another run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TakenOver {
+    pub run: PathBuf,
+    pub phases: Vec<Phase>,
+    /// Seconds of work behind them.
+    pub wall_s: f64,
 }
 
 impl Provenance {
@@ -49,6 +65,7 @@ impl Provenance {
             command_line: std::env::args().collect(),
             seed: recipe.run.seed,
             files,
+            taken_over: None,
         })
     }
 }

@@ -191,6 +191,16 @@ impl RunDir {
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
+    /// Begins the metrics with those of some phases of another run; the order of its lines stays.
+    /// # Errors
+    /// If that run's file cannot be read or the disk fails.
+    pub fn take_metrics(&self, from: &Self, phases: &[Phase]) -> Result<(), RunDirError> {
+        let is_wanted = |line: &&Map<String, Value>| phases.iter().any(|phase| line.get("phase") == Some(&json!(phase)));
+        let lines = from.read_metrics()?;
+        let text: String = lines.iter().filter(is_wanted).map(|line| json!(line).to_string() + "\n").collect();
+        self.write(METRICS_FILE, text)
+    }
+
     /// What the run was made with ([`super::provenance::Provenance`]); `Null` where that is not known.
     /// # Errors
     /// If the file is damaged.

@@ -24,6 +24,7 @@ Commands of dgpo (built in release, then run; `cargo xtask VERB --help` explains
   model        info | export: look into a model folder, or write it in another dtype
   runs         list | show | compare: what was run, what came out, and what two runs differ in
   report       a run as report.html, report.md and TensorBoard events
+  reproduce    every row of the paper's tables on the tiny world, and a page with the paper's numbers beside them; --seed N, --render
   plan         the resolved recipe, its steps, tokens and memory; starts nothing
   doctor       check the machine
   conformance  compare with recorded reference numbers

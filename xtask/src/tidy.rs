@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The modules of `src/`, left to right: each imports from itself and from those before it.
-const LAYERS: [&str; 18] = [
+const LAYERS: [&str; 19] = [
     "rng",
     "hub",
     "config",
@@ -23,6 +23,7 @@ const LAYERS: [&str; 18] = [
     "eval",
     "pipeline",
     "report",
+    "reproduce",
     "conformance",
     "portability",
     "bench",

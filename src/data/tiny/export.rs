@@ -6,7 +6,7 @@
 //! | `train.jsonl` | 1,550 questions, shuffled |
 //! | `tiny-1hop.jsonl`, `tiny-2hop.jsonl` | 160 and 150 test questions |
 //! | `queries.jsonl` | search queries with their gold passages, from training questions only: what the encoder trains on |
-//! | `encoder/`, `student/`, `teacher/` | `config.json` of the three networks and their common `tokenizer.json` |
+//! | `encoder/`, `student/`, `student-llama/`, `teacher/` | `config.json` of the networks and their common `tokenizer.json` |
 //!
 //! Weights (`encoder/model.safetensors` and so on) are made by the recipes beside the files, and the demonstrations by
 //! [`crate::trainer::tiny`], because they need the retriever.
@@ -46,6 +46,8 @@ pub fn files(seed: u64) -> Result<Vec<(&'static str, String)>, DataError> {
         ("encoder/tokenizer.json", tokenizer.clone()),
         ("student/config.json", networks::student(&vocabulary).to_json()),
         ("student/tokenizer.json", tokenizer.clone()),
+        ("student-llama/config.json", networks::student_llama(&vocabulary).to_json()),
+        ("student-llama/tokenizer.json", tokenizer.clone()),
         ("teacher/config.json", networks::teacher(&vocabulary).to_json()),
         ("teacher/tokenizer.json", tokenizer),
     ])

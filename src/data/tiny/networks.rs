@@ -1,8 +1,8 @@
 //! How large are the tiny world's networks?
 //!
 //! Small enough that two CPU cores train all of them in minutes, and apart enough in size that distillation has something to do: the teacher has
-//! about three times the student's parameters. Decoders are Qwen2-shaped with grouped-query attention and tied embeddings, the encoder is a
-//! BERT, so that nothing in the code knows that they are tiny.
+//! about three times the student's parameters. Decoders are Qwen2-shaped (a second student is Llama-shaped) with grouped-query attention and tied
+//! embeddings, the encoder is a BERT, so that nothing in the code knows that they are tiny.
 use super::vocabulary::SPECIAL_TOKENS;
 use dgpo_models::config::{BertConfig, DecoderConfig, Family, RopeScaling};
 use tokenizers::Tokenizer;
@@ -16,6 +16,26 @@ const INITIALIZER_RANGE: f64 = 0.06;
 /// The student: 2 layers of width 64.
 pub fn student(vocabulary: &Tokenizer) -> DecoderConfig {
     decoder(vocabulary, 64, 176, 2)
+}
+
+/// Another student, in the shape of Llama 3: no biases, scaled rotary embeddings, 2 layers of width 80 with five heads on one key and value head.
+pub fn student_llama(vocabulary: &Tokenizer) -> DecoderConfig {
+    DecoderConfig {
+        family: Family::Llama,
+        num_attention_heads: 5,
+        num_key_value_heads: 1,
+        head_dim: 16,
+        rms_norm_eps: 1e-5,
+        // Llama 3.2's scaling, for a model that was made for 256 positions: episodes of the tiny world reach into the scaled ones.
+        rope_scaling: RopeScaling::Llama3 {
+            factor: 4.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 256,
+        },
+        has_qkv_bias: false,
+        ..decoder(vocabulary, 80, 208, 2)
+    }
 }
 
 /// The teacher: 3 layers of width 96.

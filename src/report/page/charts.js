@@ -1,6 +1,8 @@
 // Curves as SVG, drawn for the width there is; the pointer or the arrow keys read their values.
 {
   const LEFT = 46, RIGHT = 10, TOP = 8, BOTTOM = 24;
+  // Classes c0, c1, ... of the style sheet: a colour and a dash each.
+  const N_COLOURS = 5;
   // Shorter curves are shown as recorded.
   const MIN_SMOOTHED = 40;
 
@@ -53,7 +55,7 @@
     const note = [chart.note, perPoint > 1 ? `each point the mean of ${perPoint} steps` : ""].filter(Boolean).join("; ");
     if (note) caption.append(make("small", {}, note));
     if (curves.length > 1) {
-      const sample = (i) => make("svg:svg", { viewBox: "0 0 28 8", "aria-hidden": "true" }, make("svg:path", { d: "M0 4H28", class: `smooth c${i % 3}` }));
+      const sample = (i) => make("svg:svg", { viewBox: "0 0 28 8", "aria-hidden": "true" }, make("svg:path", { d: "M0 4H28", class: `smooth c${i % N_COLOURS}` }));
       caption.append(make("span", { class: "legend" }, ...curves.map((c, i) => make("span", {}, sample(i), c.label))));
     }
     const svg = make("svg:svg", { role: "group", tabindex: "0", "aria-label": `${chart.title}: ${steps.length} points; left and right arrow keys read the values` });
@@ -82,9 +84,9 @@
       }
       curves.forEach((c, i) => {
         const isLong = c.values.length >= MIN_SMOOTHED;
-        if (c.values.length === 1) svg.append(make("svg:circle", { class: `f${i % 3}`, cx: x(c.steps[0]), cy: y(c.values[0]), r: 3.5 }));
-        svg.append(make("svg:path", { class: `raw c${i % 3}${isLong ? "" : " alone"}`, d: path(c.steps, c.values, x, y) }));
-        if (isLong) svg.append(make("svg:path", { class: `smooth c${i % 3}`, d: path(c.steps, smoothed(c.values, Math.round(c.values.length / 25) | 1), x, y) }));
+        if (c.values.length === 1) svg.append(make("svg:circle", { class: `f${i % N_COLOURS}`, cx: x(c.steps[0]), cy: y(c.values[0]), r: 3.5 }));
+        svg.append(make("svg:path", { class: `raw c${i % N_COLOURS}${isLong ? "" : " alone"}`, d: path(c.steps, c.values, x, y) }));
+        if (isLong) svg.append(make("svg:path", { class: `smooth c${i % N_COLOURS}`, d: path(c.steps, smoothed(c.values, Math.round(c.values.length / 25) | 1), x, y) }));
       });
       svg.append(cursor);
       if (now >= 0) point(now);
@@ -98,7 +100,7 @@
         const value = at[k].get(step);
         if (value === undefined) return;
         lines.push(curves.length > 1 ? `${c.label}: ${shown(value)}` : shown(value));
-        if (value !== null) cursor.append(make("svg:circle", { class: `f${k % 3}`, cx: x(step), cy: y(value), r: 3.5 }));
+        if (value !== null) cursor.append(make("svg:circle", { class: `f${k % N_COLOURS}`, cx: x(step), cy: y(value), r: 3.5 }));
       });
       tip.replaceChildren(...lines.map((line) => make("div", {}, line)));
       tip.hidden = false;

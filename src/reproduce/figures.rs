@@ -1,0 +1,108 @@
+//! Courses of training, as the paper's Figures 4 and 6 show them: what several rows recorded, in the same chart.
+use super::{
+    results::{Course, SeedResults},
+    rows::{Pair, name},
+};
+use crate::{
+    report::curves::{Chart, Curve, Section},
+    trainer::metrics::*,
+};
+
+/// A figure: charts of the same rows.
+struct Figure {
+    phase: &'static str,
+    title: &'static str,
+    /// Methods and their labels.
+    rows: &'static [(&'static str, &'static str)],
+}
+
+const FIGURES: [Figure; 2] = [
+    Figure { phase: "figure-4", title: "Figure 4: PPO and GRPO from the student", rows: &[("ppo", "PPO"), ("grpo", "GRPO")] },
+    Figure {
+        phase: "figure-6",
+        title: "Figure 6: DGPO and its variants",
+        rows: &[
+            ("dgpo", "DGPO"),
+            ("dgpo-grpo", "DGPO with GRPO"),
+            ("dgpo-no-kd", "DGPO without KD"),
+            ("gkd", "GKD"),
+            ("kd-gkd", "KD → GKD"),
+        ],
+    },
+];
+
+/// Metric, title, unit.
+const CHARTS: [(&str, &str, &str); 7] = [
+    (REWARD, "Training reward", "exact match of the sampled episodes"),
+    (EVAL_EM, "Exact match", "greedy, on the test questions"),
+    (KL, "KL", "estimate a token where the penalty applies"),
+    (ENTROPY, "Entropy", "nats a token"),
+    (RESPONSE_TOKENS, "Response length", "tokens"),
+    (SEARCHES, "Searches", "an episode"),
+    (INVALID_ACTIONS, "Invalid actions", "an episode"),
+];
+
+/// Both figures, as the report's charts. A chart without a single course is left out.
+pub fn all(seeds: &[&SeedResults]) -> Vec<Section> {
+    let section = |figure: &Figure| {
+        let chart = |&(metric, title, note): &(&str, &str, &str)| {
+            let curves: Vec<Curve> = figure.rows.iter().filter_map(|(row, label)| curve(seeds, row, label, metric)).collect();
+            (!curves.is_empty()).then(|| Chart { title: title.to_owned(), note: note.to_owned(), curves })
+        };
+        Section { phase: figure.phase.to_owned(), title: figure.title.to_owned(), charts: CHARTS.iter().filter_map(chart).collect() }
+    };
+    FIGURES.iter().map(section).collect()
+}
+
+/// The mean over the seeds that recorded the metric at the same steps as the first one.
+fn curve(seeds: &[&SeedResults], row: &str, label: &str, metric: &str) -> Option<Curve> {
+    let courses: Vec<&Course> =
+        seeds.iter().filter_map(|results| results.rows.get(&name(Pair::Qwen, row))?.done()?.courses.get(metric)).collect();
+    let first = *courses.first()?;
+    let alike: Vec<&Course> = courses.into_iter().filter(|course| course.steps == first.steps).collect();
+    let mean = |at: usize| {
+        let known: Vec<f64> = alike.iter().filter_map(|course| course.values[at]).collect();
+        (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+    };
+    Some(Curve {
+        metric: metric.to_owned(),
+        label: label.to_owned(),
+        steps: first.steps.clone(),
+        values: (0..first.values.len()).map(mean).collect(),
+        steps_per_point: first.steps_per_point,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reproduce::{
+        orderings::tests::{answering, seed},
+        results::Outcome,
+    };
+
+    fn with_course(seed_number: u64, row: &str, values: &[f64]) -> SeedResults {
+        let Outcome::Done(mut done) = answering(1, 1) else { unreachable!("made above") };
+        let steps = (1..=values.len() as u64).collect();
+        let course = Course { steps, values: values.iter().copied().map(Some).collect(), steps_per_point: 1 };
+        done.courses.insert(REWARD.to_owned(), course);
+        seed(seed_number, &[(row, Outcome::Done(done))])
+    }
+
+    #[test]
+    fn a_curve_is_the_mean_over_seeds() {
+        let seeds = [with_course(0, "ppo", &[0.25, 0.5]), with_course(1, "ppo", &[0.75, 1.0])];
+        let sections = all(&seeds.iter().collect::<Vec<_>>());
+        let chart = &sections[0].charts[0];
+        assert_eq!((chart.curves.len(), chart.curves[0].label.as_str()), (1, "PPO"));
+        assert_eq!(chart.curves[0].values, [Some(0.5), Some(0.75)]);
+        assert!(sections[1].charts.is_empty());
+    }
+
+    #[test]
+    fn a_seed_of_another_length_is_left_out_of_the_mean() {
+        let seeds = [with_course(0, "dgpo", &[0.25, 0.5]), with_course(1, "dgpo", &[1.0])];
+        let sections = all(&seeds.iter().collect::<Vec<_>>());
+        assert_eq!(sections[1].charts[0].curves[0].values, [Some(0.25), Some(0.5)]);
+    }
+}

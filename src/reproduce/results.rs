@@ -1,0 +1,380 @@
+//! What came out of the runs of one seed: gathered from their folders, written as one small JSON file, read back for the page.
+//!
+//! The file holds, of every row, its figures, whether each test question was answered (one character a question, which is all that a paired comparison
+//! needs), and its courses of training in at most [`MAX_POINTS`] points. A row that failed is there with the reason.
+use super::{
+    ReproduceError,
+    rows::{Extra, Row, name},
+};
+use crate::{
+    config::{Phase, Recipe, load::to_toml},
+    eval::{Figures, Summary, arcap::Capabilities, bootstrap::Interval, models_of},
+    rollout::{Episode, episode::read_episodes},
+    trainer::{metrics::*, run_dir::RunDir},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Points of a course: a longer one is cut into stretches of equal length, and a point is a stretch's mean.
+pub const MAX_POINTS: usize = 50;
+
+/// What the dynamics figures show.
+pub const COURSES: [&str; 8] = [REWARD, EVAL_EM, KL, ENTROPY, RESPONSE_TOKENS, SEARCHES, INVALID_ACTIONS, DISTILL_LOSS];
+
+/// Everything of one seed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SeedResults {
+    pub seed: u64,
+    /// `--set` of every row, as given; none in a reproduction at the size of the recipes.
+    pub settings: Vec<String>,
+    /// Rows by their names, and the models they start from ("qwen-student", "qwen-teacher").
+    pub rows: BTreeMap<String, Outcome>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    Done(Box<Done>),
+    /// The run ended with an error or a guard stopped it, or the row that it begins with did.
+    Failed {
+        why: String,
+    },
+}
+
+impl Outcome {
+    pub fn done(&self) -> Option<&Done> {
+        match self {
+            Self::Done(done) => Some(done),
+            Self::Failed { .. } => None,
+        }
+    }
+}
+
+/// A row that was trained and evaluated.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Done {
+    /// Fingerprint of the resolved recipe, without name and seed: rows of two seeds that have the same one were made in the same way.
+    pub recipe: String,
+    /// Fingerprint of the program, the device, and the phases taken over, as the run's provenance has them.
+    pub provenance: Map<String, Value>,
+    /// Seconds of all phases, and of those that this row did itself.
+    pub wall_s: f64,
+    pub own_wall_s: f64,
+    pub score: Score,
+    /// Courses of the last phase in which the student played.
+    pub courses: BTreeMap<String, Course>,
+}
+
+/// Figures of a model on the test questions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Score {
+    /// Unweighted mean over data sets, as the paper's tables average.
+    pub average_em: f64,
+    /// Its 95 % interval over questions.
+    pub interval: Option<Interval>,
+    pub datasets: BTreeMap<String, SetScore>,
+    pub substring_em: f64,
+    pub searches: f64,
+    pub hit_ratio: f64,
+    pub invalid_actions: f64,
+    pub response_tokens: f64,
+    pub n_questions: usize,
+}
+
+/// Figures on one data set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SetScore {
+    pub em: f64,
+    pub n_questions: usize,
+    /// "1" for a question answered exactly, "0" for another, in the order of the file.
+    pub answered: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arcap: Option<SetArcap>,
+}
+
+/// The capabilities one by one (method §8); `None` where nothing was played for a figure.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SetArcap {
+    pub without_thinking: Option<f64>,
+    pub with_thinking: Option<f64>,
+    /// As `answered`, over the questions with gold passages.
+    pub answered_without: String,
+    pub answered_with: String,
+    pub first_query_hit_ratio: Option<f64>,
+    pub question_hit_ratio: Option<f64>,
+    pub hit_ratio: Option<f64>,
+    pub searches: Option<f64>,
+}
+
+/// A metric along the steps of a phase.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Course {
+    pub steps: Vec<u64>,
+    /// `None` where it was not finite.
+    pub values: Vec<Option<f64>>,
+    /// Steps whose mean a point is.
+    pub steps_per_point: usize,
+}
+
+/// Fingerprint of a recipe without its name and seed.
+pub fn digest(recipe: &Recipe) -> String {
+    let mut recipe = recipe.clone();
+    (recipe.run.name, recipe.run.seed) = (String::new(), 0);
+    let digest = Sha256::digest(to_toml(&recipe));
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether a run has come to its end: the model it was for is evaluated.
+/// # Errors
+/// If its summary is damaged.
+pub fn is_finished(run: &RunDir, recipe: &Recipe) -> Result<bool, ReproduceError> {
+    Ok(figures_of(&run.summary()?.unwrap_or_default(), target(recipe)).is_some())
+}
+
+/// The model that a run was for.
+fn target(recipe: &Recipe) -> &'static str {
+    models_of(recipe.stage).pop().expect("a run evaluates the student at least")
+}
+
+fn figures_of<'s>(summary: &'s Summary, model: &str) -> Option<&'s Figures> {
+    summary.rows().into_iter().find(|(name, _)| *name == model)?.1
+}
+
+impl SeedResults {
+    /// Enters a finished row, and the models it started from, where no earlier row has said more about them.
+    /// # Errors
+    /// If files of the run cannot be read.
+    pub fn enter(&mut self, row: &Row, run: &RunDir, recipe: &Recipe) -> Result<(), ReproduceError> {
+        let summary: Summary = run.summary()?.unwrap_or_default();
+        let model = target(recipe);
+        let missing = || ReproduceError::NotEvaluated { run: run.path().to_owned(), model };
+        let provenance = run.provenance()?;
+        let taken_wall_s = provenance.pointer("/taken_over/wall_s").and_then(Value::as_f64).unwrap_or(0.0);
+        let kept = ["version", "executable", "device", "n_host_cores", "taken_over"];
+        let done = Done {
+            recipe: digest(recipe),
+            provenance: kept.iter().filter_map(|key| Some(((*key).to_owned(), provenance.get(*key)?.clone()))).collect(),
+            wall_s: summary.wall_s,
+            own_wall_s: (summary.wall_s - taken_wall_s).max(0.0),
+            score: score(run, model, figures_of(&summary, model).ok_or_else(missing)?)?,
+            courses: if row.extra.contains(&Extra::Course) { courses(&run.read_metrics()?, recipe) } else { BTreeMap::new() },
+        };
+        self.rows.insert(row.name(), Outcome::Done(Box::new(done)));
+        for start in ["student", "teacher"] {
+            let name = name(row.pair, start);
+            let is_known = self.rows.get(&name).and_then(Outcome::done).is_some_and(|known| has_arcap(&known.score) || !recipe.eval.arcap);
+            if let (Some(figures), false) = (figures_of(&summary, start), is_known) {
+                let done = Done { score: score(run, start, figures)?, ..Done::default() };
+                self.rows.insert(name, Outcome::Done(Box::new(done)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows that failed, with the reasons.
+    pub fn failed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.rows.iter().filter_map(|(name, outcome)| match outcome {
+            Outcome::Failed { why } => Some((name.as_str(), why.as_str())),
+            Outcome::Done(_) => None,
+        })
+    }
+
+    /// As it is written: a row a line, so that two versions of the file can be compared.
+    pub fn to_json(&self) -> String {
+        let rows: Vec<String> = self.rows.iter().map(|(name, outcome)| format!("{}: {}", json!(name), json!(outcome))).collect();
+        format!("{{\n\"seed\": {},\n\"settings\": {},\n\"rows\": {{\n{}\n}}\n}}\n", self.seed, json!(self.settings), rows.join(",\n"))
+    }
+}
+
+fn has_arcap(score: &Score) -> bool {
+    score.datasets.values().any(|set| set.arcap.is_some())
+}
+
+/// Reads the figures of one of a run's models, with what became of each question.
+fn score(run: &RunDir, model: &str, figures: &Figures) -> Result<Score, ReproduceError> {
+    let played = |end: &str| -> Result<BTreeMap<String, String>, ReproduceError> {
+        let path = run.episodes_dir().join(format!("eval-{model}{end}.jsonl"));
+        Ok(answered(&if path.is_file() { read_episodes(&path)? } else { Vec::new() }))
+    };
+    let (ordinary, without, with) = (played("")?, played("-arcap-without-thinking")?, played("-arcap-with-thinking")?);
+    let marks = |of: &BTreeMap<String, String>, set: &str| of.get(set).cloned().unwrap_or_default();
+    let arcap = figures.arcap.as_ref();
+    let set = |(name, stats): (&String, &crate::rollout::EpisodeStats)| {
+        let capabilities = arcap.and_then(|arcap| arcap.datasets.get(name));
+        let arcap = capabilities.map(|row| set_arcap(row, marks(&without, name), marks(&with, name)));
+        (name.clone(), SetScore { em: stats.em, n_questions: stats.n_episodes, answered: marks(&ordinary, name), arcap })
+    };
+    let all = &figures.all;
+    Ok(Score {
+        average_em: figures.average_em,
+        interval: figures.intervals.as_ref().and_then(|intervals| intervals.average.get("em")).copied(),
+        datasets: figures.datasets.iter().map(set).collect(),
+        substring_em: all.substring_em,
+        searches: all.searches,
+        hit_ratio: all.hit_ratio,
+        invalid_actions: all.invalid_actions,
+        response_tokens: all.response_tokens,
+        n_questions: all.n_episodes,
+    })
+}
+
+fn set_arcap(row: &Capabilities, answered_without: String, answered_with: String) -> SetArcap {
+    SetArcap {
+        without_thinking: row.without_thinking.as_ref().map(|played| played.em.value),
+        with_thinking: row.with_thinking.as_ref().map(|played| played.em.value),
+        answered_without,
+        answered_with,
+        first_query_hit_ratio: row.query_rewriting.as_ref().map(|rewriting| rewriting.first_query_hit_ratio.value),
+        question_hit_ratio: row.query_rewriting.as_ref().and_then(|rewriting| rewriting.question_hit_ratio).map(|ratio| ratio.value),
+        hit_ratio: row.thinking.as_ref().map(|thinking| thinking.hit_ratio.value),
+        searches: row.thinking.as_ref().map(|thinking| thinking.searches.value),
+    }
+}
+
+/// A mark a question, in the order played, of each data set.
+fn answered(episodes: &[Episode]) -> BTreeMap<String, String> {
+    let mut marks: BTreeMap<String, String> = BTreeMap::new();
+    for episode in episodes {
+        marks.entry(episode.question.dataset.clone()).or_default().push(if episode.is_correct() { '1' } else { '0' });
+    }
+    marks
+}
+
+/// The courses of the last phase of the recipe in which the student plays.
+fn courses(lines: &[Map<String, Value>], recipe: &Recipe) -> BTreeMap<String, Course> {
+    let phase = recipe.stage.training_phases().filter(|phase| matches!(phase, Phase::Rl | Phase::Gkd)).last();
+    let lines: Vec<_> = lines.iter().filter(|line| line.get("phase") == Some(&json!(phase))).collect();
+    let course = |metric: &&str| {
+        let recorded = lines.iter().filter_map(|line| Some((line.get("step")?.as_u64()?, line.get(*metric)?.as_f64())));
+        let points: Vec<(u64, Option<f64>)> = recorded.collect();
+        (!points.is_empty()).then(|| ((*metric).to_owned(), thinned(&points)))
+    };
+    COURSES.iter().filter_map(course).collect()
+}
+
+fn thinned(points: &[(u64, Option<f64>)]) -> Course {
+    let steps_per_point = points.len().div_ceil(MAX_POINTS);
+    let mean = |stretch: &[(u64, Option<f64>)]| {
+        let known: Vec<f64> = stretch.iter().filter_map(|(_, value)| *value).collect();
+        (!known.is_empty()).then(|| rounded(known.iter().sum::<f64>() / known.len() as f64))
+    };
+    Course {
+        steps: points.chunks(steps_per_point).filter_map(|stretch| Some(stretch.last()?.0)).collect(),
+        values: points.chunks(steps_per_point).map(mean).collect(),
+        steps_per_point,
+    }
+}
+
+/// Five significant digits: more than a figure shows, and a file of a fifth of the size.
+fn rounded(x: f64) -> f64 {
+    format!("{x:.4e}").parse().unwrap_or(x)
+}
+
+/// Where a seed's results lie in the folder of results.
+pub fn path_of(folder: &Path, seed: u64) -> PathBuf {
+    folder.join(format!("seed-{seed}.json"))
+}
+
+/// Reads one file.
+/// # Errors
+/// If it cannot be read or is none of these files.
+pub fn read(path: &Path) -> Result<SeedResults, ReproduceError> {
+    let text = fs::read_to_string(path).map_err(|source| ReproduceError::Io { verb: "read", path: path.to_owned(), source })?;
+    serde_json::from_str(&text).map_err(|source| ReproduceError::Damaged { path: path.to_owned(), source })
+}
+
+/// The results of every seed in a folder, by seed; none where there is no such folder.
+/// # Errors
+/// As [`read`].
+pub fn read_all(folder: &Path) -> Result<Vec<SeedResults>, ReproduceError> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let failed = |source| ReproduceError::Io { verb: "read", path: folder.to_owned(), source };
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("seed-") && name.ends_with(".json") {
+            all.push(read(&path)?);
+        }
+    }
+    all.sort_by_key(|results| results.seed);
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_read_back_as_they_were_written() {
+        let set = SetScore {
+            em: 0.5,
+            n_questions: 2,
+            answered: "10".into(),
+            arcap: Some(SetArcap { with_thinking: Some(0.25), ..SetArcap::default() }),
+        };
+        let score = Score {
+            average_em: 0.5,
+            interval: Some(Interval { low: 0.25, high: 0.75 }),
+            datasets: [("a".to_owned(), set)].into(),
+            ..Score::default()
+        };
+        let course = Course { steps: vec![2, 4], values: vec![Some(0.125), None], steps_per_point: 2 };
+        let done = Done { recipe: "ab".into(), wall_s: 3.5, score, courses: [(REWARD.to_owned(), course)].into(), ..Done::default() };
+        let rows =
+            [("qwen-kd".to_owned(), Outcome::Done(Box::new(done))), ("qwen-ppo".to_owned(), Outcome::Failed { why: "a \"guard\"".into() })];
+        let results = SeedResults { seed: 3, settings: vec!["rl.steps=2".into()], rows: rows.into() };
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(path_of(folder.path(), 3), results.to_json()).unwrap();
+        assert_eq!(read_all(folder.path()).unwrap(), [results.clone()]);
+        assert_eq!(results.failed().collect::<Vec<_>>(), [("qwen-ppo", "a \"guard\"")]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(path_of(folder.path(), 1), "{\"seed\": 1").unwrap();
+        let error = read_all(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("seed-1.json is damaged") && error.contains("hint: "), "{error}");
+    }
+
+    #[test]
+    fn a_long_course_keeps_the_means_of_its_stretches_and_its_last_step() {
+        let n = 2 * MAX_POINTS as u64 + 1;
+        let points: Vec<_> = (1..=n).map(|step| (step, Some(step as f64))).collect();
+        let course = thinned(&points);
+        // Stretches of three, the last of two: 99 to 101 is 34 stretches.
+        assert_eq!((course.steps_per_point, course.steps.len(), course.steps.last()), (3, 34, Some(&n)));
+        assert_eq!((course.values[0], course.values[33]), (Some(2.0), Some(100.5)));
+        assert_eq!(thinned(&[(1, None), (2, Some(1.0 / 3.0))]).values, [None, Some(0.33333)]);
+    }
+
+    #[test]
+    fn the_course_is_that_of_the_phase_in_which_the_student_played() {
+        let line = |phase: &str, step: u64, reward: f64| json!({"phase": phase, "step": step, REWARD: reward}).as_object().unwrap().clone();
+        let lines = [line("demos", 1, 0.9), line("kd", 1, 0.8), line("rl", 1, 0.25), line("rl", 2, 0.5)];
+        let course = &courses(&lines, &Recipe::default())[REWARD];
+        assert_eq!((&course.steps, &course.values), (&vec![1, 2], &vec![Some(0.25), Some(0.5)]));
+    }
+
+    #[test]
+    fn a_recipe_has_the_same_fingerprint_whatever_its_name_and_seed() {
+        let mut other = Recipe::default();
+        (other.run.seed, other.run.name) = (4, "x".into());
+        assert_eq!(digest(&other), digest(&Recipe::default()));
+        other.rl.steps += 1;
+        assert_ne!(digest(&other), digest(&Recipe::default()));
+    }
+}

@@ -1,0 +1,283 @@
+//! The paper's tables with ours beside them: mean over seeds, ± the standard deviation over seeds where there are several.
+//!
+//! Our columns come first, the paper's follow and say so. The data sets of the tiny world stand in for the paper's: one hop for NQ, TriviaQA and PopQA,
+//! two hops for the others. Only the rows can be compared, never a number of ours with one of the paper's.
+use super::{
+    orderings::{Ordering, deviation, found, mean, set_of, verdict},
+    paper,
+    results::{Done, Score, SeedResults, SetArcap},
+    rows::{Pair, ROWS, Row, name},
+};
+use crate::report::facts::duration;
+
+/// A table for people, whatever it is written in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    pub title: &'static str,
+    pub note: String,
+    pub columns: Vec<Column>,
+    /// The first cell names the row.
+    pub rows: Vec<Vec<String>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    pub title: String,
+    /// Whether its numbers are the paper's.
+    pub is_paper: bool,
+}
+
+fn ours(title: &str) -> Column {
+    Column { title: title.to_owned(), is_paper: false }
+}
+
+fn papers(title: &str) -> Column {
+    Column { title: title.to_owned(), is_paper: true }
+}
+
+/// Where there is no number.
+const NOTHING: &str = "–";
+
+/// All tables of the page, in its order; the orderings are one of their own ([`of_orderings`]).
+pub fn all(seeds: &[&SeedResults]) -> Vec<Table> {
+    vec![table_2(seeds), table_3(seeds), table_5(seeds), capabilities(seeds), table_6(seeds), behaviour(seeds), cost(seeds)]
+}
+
+/// A figure of a row in each seed that has it.
+fn values(seeds: &[&SeedResults], row: &str, figure: impl Fn(&Done) -> Option<f64>) -> Vec<f64> {
+    seeds.iter().filter_map(|results| figure(results.rows.get(row)?.done()?)).collect()
+}
+
+/// `0.705 ± 0.053`
+fn spread(values: &[f64]) -> String {
+    match (values, deviation(values)) {
+        ([], _) => NOTHING.to_owned(),
+        (_, None) => format!("{:.3}", mean(values)),
+        (_, Some(deviation)) => format!("{:.3} ± {deviation:.3}", mean(values)),
+    }
+}
+
+fn average(seeds: &[&SeedResults], row: &str) -> String {
+    spread(&values(seeds, row, |done| Some(done.score.average_em)))
+}
+
+fn on_hops(seeds: &[&SeedResults], row: &str, hops: usize) -> String {
+    spread(&values(seeds, row, |done| Some(done.score.datasets.get(&set_of(&done.score, hops)?)?.em)))
+}
+
+/// Rows of exact match by data set; the paper's line where it has one.
+fn by_dataset(seeds: &[&SeedResults], rows: impl Iterator<Item = (&'static str, String)>) -> (Vec<Column>, Vec<Vec<String>>) {
+    let theirs = paper::DATASETS.iter().rev().take(1).chain(paper::DATASETS.iter().take(7)).map(|set| papers(set));
+    let columns = ["method", "1 hop", "2 hops", "average"].map(ours).into_iter().chain(theirs).collect();
+    let cells = |(row, title): (&'static str, String)| {
+        let of = name(Pair::Qwen, row);
+        let own = [title, on_hops(seeds, &of, 1), on_hops(seeds, &of, 2), average(seeds, &of)];
+        let number = |at: usize| paper::line_of(row).map_or(NOTHING.to_owned(), |line| format!("{:.3}", line.em[at]));
+        own.into_iter().chain([7, 0, 1, 2, 3, 4, 5, 6].map(number)).collect()
+    };
+    (columns, rows.map(cells).collect())
+}
+
+fn table_2(seeds: &[&SeedResults]) -> Table {
+    let title = |line: &paper::Line| match line.row {
+        "student" => "Student".to_owned(),
+        "teacher" => "Teacher".to_owned(),
+        _ => line.title.to_owned(),
+    };
+    let extra = [("sft", "SFT (the start of SFT → PPO)".to_owned()), ("grpo", "GRPO".to_owned())];
+    let (columns, rows) = by_dataset(seeds, paper::TABLE_2.iter().map(|line| (line.row, title(line))).chain(extra));
+    let note = "Exact match of every method, greedy. The paper's pair is Qwen2.5 3B → 0.5B, its averages are over its seven data sets. It leaves GRPO \
+                out of this table because its runs collapsed, and SFT because it is SeqKD by another name."
+        .to_owned();
+    Table { title: "Table 2: all methods", note, columns, rows }
+}
+
+fn table_3(seeds: &[&SeedResults]) -> Table {
+    let columns = ["model", "Qwen2.5-shaped student", "Llama-3-shaped student"]
+        .map(ours)
+        .into_iter()
+        .chain(paper::PAIRS.iter().map(|pair| papers(pair)));
+    let row = |(row, title, theirs): &(&'static str, &'static str, [f64; 3])| {
+        let own = [(*title).to_owned(), average(seeds, &name(Pair::Qwen, row)), average(seeds, &name(Pair::Llama, row))];
+        own.into_iter().chain(theirs.map(|em| format!("{em:.3}"))).collect()
+    };
+    let note =
+        "Average exact match. Both tiny students learn from the same teacher; the tiny world has no second teacher to stand in for the 7B."
+            .to_owned();
+    Table { title: "Table 3: other models", note, columns: columns.collect(), rows: paper::TABLE_3.iter().map(row).collect() }
+}
+
+/// A figure of ARCap of a row on the data set with so many hops.
+fn arcap(seeds: &[&SeedResults], row: &str, hops: usize, figure: impl Fn(&SetArcap) -> Option<f64>) -> String {
+    let of = |score: &Score| figure(score.datasets.get(&set_of(score, hops)?)?.arcap.as_ref()?);
+    spread(&values(seeds, &name(Pair::Qwen, row), |done| of(&done.score)))
+}
+
+fn table_5(seeds: &[&SeedResults]) -> Table {
+    let titles = ["w/o thinking", "w/ thinking"];
+    let own = ["1 hop", "2 hops"].into_iter().flat_map(|set| titles.map(|title| ours(&format!("{set}, {title}"))));
+    let theirs = ["NQ", "MuSiQue"].into_iter().flat_map(|set| titles.map(|title| papers(&format!("{set}, {title}"))));
+    let row = |line: &paper::Referencing| {
+        let figure = |hops, is_thinking: bool| match is_thinking {
+            false => arcap(seeds, line.row, hops, |set| set.without_thinking),
+            true => arcap(seeds, line.row, hops, |set| set.with_thinking),
+        };
+        let own = [figure(1, false), figure(1, true), figure(2, false), figure(2, true)];
+        [line.title.to_owned()].into_iter().chain(own).chain(line.em.map(|em| format!("{em:.3}"))).collect()
+    };
+    let columns = [ours("model")].into_iter().chain(own).chain(theirs).collect();
+    let note = "Source referencing (ARCap): exact match with the gold passages given. Without thinking the answer is forced; with thinking the model \
+                goes on as it likes, and may search again."
+        .to_owned();
+    Table { title: "Table 5: answering from given passages", note, columns, rows: paper::TABLE_5.iter().map(row).collect() }
+}
+
+fn capabilities(seeds: &[&SeedResults]) -> Table {
+    let figures: [(&str, fn(&SetArcap) -> Option<f64>); 4] = [
+        ("first query's hits", |set| set.first_query_hit_ratio),
+        ("question's hits", |set| set.question_hit_ratio),
+        ("hits of all searches", |set| set.hit_ratio),
+        ("searches", |set| set.searches),
+    ];
+    let sets = [(1, "1 hop"), (2, "2 hops")];
+    let columns = sets.iter().flat_map(|(_, set)| figures.map(|(title, _)| ours(&format!("{set}, {title}"))));
+    let row = |line: &paper::Referencing| {
+        let cells = sets.iter().flat_map(|&(hops, _)| figures.map(|(_, figure)| arcap(seeds, line.row, hops, figure)));
+        [line.title.to_owned()].into_iter().chain(cells).collect()
+    };
+    let note = "Query rewriting and thinking (ARCap): the share of episodes whose first query brings a passage with a gold answer, the same with the \
+                question itself as the query, of all searches together, and searches an episode. The paper shows these in its text."
+        .to_owned();
+    let columns = [ours("model")].into_iter().chain(columns).collect();
+    Table { title: "Asking and deciding", note, columns, rows: paper::TABLE_5.iter().map(row).collect() }
+}
+
+fn table_6(seeds: &[&SeedResults]) -> Table {
+    let extra = [("dgpo-grpo", "DGPO with GRPO (Fig. 6)".to_owned()), ("kd-gkd", "KD → GKD (Fig. 6)".to_owned())];
+    let (columns, rows) = by_dataset(seeds, paper::TABLE_6.iter().map(|line| (line.row, line.title.to_owned())).chain(extra));
+    let note = "What DGPO is without one of its parts. The last two rows are in the paper's Figure 6, without numbers.".to_owned();
+    Table { title: "Table 6: ablations", note, columns, rows }
+}
+
+/// Rows of the results in the order of the page: what every row starts from, then the runs.
+fn everything() -> impl Iterator<Item = String> {
+    let starts = [Pair::Qwen, Pair::Llama].into_iter().flat_map(|pair| ["student", "teacher"].map(|start| name(pair, start)));
+    starts.chain(ROWS.iter().map(Row::name))
+}
+
+fn behaviour(seeds: &[&SeedResults]) -> Table {
+    let figures: [(&str, fn(&Score) -> f64); 5] = [
+        ("substring EM", |score| score.substring_em),
+        ("hit ratio", |score| score.hit_ratio),
+        ("searches", |score| score.searches),
+        ("invalid actions", |score| score.invalid_actions),
+        ("response tokens", |score| score.response_tokens),
+    ];
+    let row = |row: String| {
+        let cells = figures.map(|(_, figure)| spread(&values(seeds, &row, |done| Some(figure(&done.score)))));
+        [row.clone()].into_iter().chain(cells).collect()
+    };
+    let columns = [ours("row")].into_iter().chain(figures.map(|(title, _)| ours(title))).collect();
+    let note = "How the evaluated models behave: means over all test questions.".to_owned();
+    Table { title: "Behaviour", note, columns, rows: everything().map(row).collect() }
+}
+
+fn cost(seeds: &[&SeedResults]) -> Table {
+    let columns = ["row", "begins with", "own work", "all its phases", "recipe"].map(ours).into_iter().collect();
+    let seconds = |values: &[f64]| if values.is_empty() { NOTHING.to_owned() } else { duration(mean(values)) };
+    let row = |row: &Row| {
+        let name = row.name();
+        let recipe = seeds.iter().find_map(|results| Some(results.rows.get(&name)?.done()?.recipe.clone()));
+        vec![
+            name.clone(),
+            row.source().map_or(NOTHING.to_owned(), Row::name),
+            seconds(&values(seeds, &name, |done| Some(done.own_wall_s))),
+            seconds(&values(seeds, &name, |done| Some(done.wall_s))),
+            recipe.unwrap_or(NOTHING.to_owned()),
+        ]
+    };
+    let note = "Time of work, mean over seeds, evaluation included, and the recipe's fingerprint. A row begins with the phases that another one has finished.".to_owned();
+    Table { title: "Cost", note, columns, rows: ROWS.iter().map(row).collect() }
+}
+
+/// Every ordering of the paper and what became of it.
+pub fn of_orderings(orderings: &[Ordering], seeds: &[&SeedResults]) -> Table {
+    let own = ["difference here", "sd over seeds", "seeds with that sign", "95 % over questions", "verdict"].map(ours);
+    let columns = [ours("ordering"), papers("table"), papers("difference")].into_iter().chain(own).collect();
+    let row = |ordering: &Ordering| {
+        let found = found(ordering, seeds);
+        let judged = verdict(found.as_ref()).as_str().to_owned();
+        let here = match &found {
+            None => [(); 4].map(|()| NOTHING.to_owned()),
+            Some(found) => [
+                format!("{:+.3}", found.mean),
+                found.deviation.map_or(NOTHING.to_owned(), |deviation| format!("{deviation:.3}")),
+                format!("{} of {}", found.n_holding(), found.differences.len()),
+                format!("[{:+.3}, {:+.3}]", found.interval.low, found.interval.high),
+            ],
+        };
+        let theirs = [ordering.text.clone(), ordering.source.to_owned(), format!("{:+.3}", ordering.paper)];
+        theirs.into_iter().chain(here).chain([judged]).collect()
+    };
+    let note = "A difference holds if its 95 % interval over the test questions lies above 0 (paired bootstrap; differences of a question averaged over \
+                seeds), is reversed if it lies below, and is within noise otherwise. How much another training would move it, the deviation over seeds \
+                tells; the interval does not."
+        .to_owned();
+    Table { title: "Which orderings hold", note, columns, rows: orderings.iter().map(row).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reproduce::{
+        orderings::{self, tests::*},
+        results::Outcome,
+    };
+
+    fn two_seeds() -> [SeedResults; 2] {
+        let rows = |dgpo: usize| [("dgpo", answering(dgpo, 20)), ("kd", answering(60, 20)), ("ppo", Outcome::Failed { why: "x".into() })];
+        [seed(0, &rows(80)), seed(1, &rows(90))]
+    }
+
+    fn row<'t>(table: &'t Table, title: &str) -> &'t [String] {
+        table.rows.iter().find(|row| row[0] == title).unwrap_or_else(|| panic!("no {title} in {}", table.title))
+    }
+
+    #[test]
+    fn ours_are_means_with_their_deviation_beside_the_papers_numbers() {
+        let seeds = two_seeds();
+        let table = table_2(&seeds.iter().collect::<Vec<_>>());
+        // (0.8 + 0.9) / 2, and their average with 0.4 on two hops; the deviations are 0.1 / sqrt(2) and half of it.
+        assert_eq!(row(&table, "DGPO")[..5], ["DGPO", "0.850 ± 0.071", "0.400 ± 0.000", "0.625 ± 0.035", "0.329"].map(str::to_owned));
+        assert!(row(&table, "GRPO")[1..].iter().all(|cell| cell == NOTHING));
+        let is_paper: Vec<bool> = table.columns.iter().map(|column| column.is_paper).collect();
+        assert_eq!(is_paper, [[false; 4].as_slice(), &[true; 8]].concat());
+        assert!(table.rows.iter().all(|row| row.len() == table.columns.len()));
+    }
+
+    #[test]
+    fn one_seed_has_no_deviation_and_a_failed_row_no_number() {
+        let [first, _] = two_seeds();
+        let table = table_2(&[&first]);
+        assert_eq!(row(&table, "DGPO")[3], "0.600");
+        assert_eq!((row(&table, "PPO")[3].as_str(), row(&table, "PPO")[4].as_str()), (NOTHING, "0.238"));
+    }
+
+    #[test]
+    fn every_table_is_rectangular() {
+        let seeds = two_seeds();
+        let seeds: Vec<&SeedResults> = seeds.iter().collect();
+        for table in all(&seeds).into_iter().chain([of_orderings(&orderings::all(), &seeds)]) {
+            assert!(table.rows.iter().all(|row| row.len() == table.columns.len()) && !table.rows.is_empty(), "{}", table.title);
+        }
+    }
+
+    #[test]
+    fn an_ordering_is_told_with_its_seeds_and_its_verdict() {
+        let seeds = two_seeds();
+        let table = of_orderings(&orderings::all(), &seeds.iter().collect::<Vec<_>>());
+        let told = row(&table, "DGPO > KD");
+        assert_eq!([&told[2], &told[3], &told[5], &told[7]], ["+0.031", "+0.125", "2 of 2", "holds"]);
+        assert_eq!(row(&table, "DGPO > PPO")[7], "not measured");
+    }
+}
