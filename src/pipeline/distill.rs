@@ -72,7 +72,6 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         };
         let state: PhaseState = checkpoint.read_state()?;
         task.source.restore(&state, &checkpoint.path)?;
-        self.guards.insert(task.phase, state.guards);
         let model = self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?);
         let optimizer = read_optimizer(&optim, state.n_updates, &model, &checkpoint.path, &self.setup.device)?;
         if let Some(distill) = &state.distill {
@@ -150,7 +149,6 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             n_skipped: student.n_skipped,
             guards: self.guards_of(task.phase),
             distill: Some(distill),
-            guards: self.guards_of(task.phase),
             wall_s: self.wall_s(),
             recipe: Some(self.setup.recipe.clone()),
         };
