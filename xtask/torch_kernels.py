@@ -120,7 +120,8 @@ result["rms_norm"] = figures(rms_norm, random(N, D), random(D))
 result["rotary"] = figures(rotary, random(N, H * HD))
 result["swiglu"] = figures(lambda gate, up: F.silu(gate) * up, random(N, 4 * D), random(N, 4 * D))
 result["erf_gelu"] = figures(F.gelu, random(N, 4 * D))
-result["attention"] = figures(attention, random(B, H, T, HD), random(B, 2, T, HD), random(B, 2, T, HD))
+for t in [T, 4 * T]:
+    result[f"attention {t}"] = figures(attention, random(B, H, t, HD), random(B, 2, t, HD), random(B, 2, t, HD))
 q, k, v = random(16, H, 1, HD), random(16, 2, 512, HD), random(16, 2, 512, HD)
 result["attention, decode"] = {"forward": measure(lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True))}
 name = torch.cuda.get_device_name() if device == "cuda" else "cpu"

@@ -56,13 +56,14 @@ pub fn operations(sizes: Sizes) -> Vec<Op> {
     shapes(sizes.n_rows, sizes.n_vocab, sizes.width)
 }
 
-/// What an operation is called in the script for PyTorch: its name, and the divergence's where it has one.
+/// What an operation is called in the script for PyTorch: its name, with the divergence's or the number of tokens.
 pub fn key(op: &Op) -> String {
     match op {
         Op::LogSoftmaxKl(_, divergence) => {
             let text = format!("{divergence:?}");
             format!("{} {}", op.name(), text.split(' ').next().unwrap_or_default())
         }
+        Op::Attention(shape) => format!("{} {}", op.name(), shape.n_queries),
         _ => op.name().to_owned(),
     }
 }

@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn a_figure_that_does_not_exist_is_refused() {
         let sizes = Sizes { n_rows: 4, n_vocab: 64, width: 8 };
-        let (op, body, pass) = what_to_measure("13:unfused:forward", sizes).unwrap();
+        let (op, body, pass) = what_to_measure("14:unfused:forward", sizes).unwrap();
         assert_eq!((op.name(), body, pass), ("sample", Body::Unfused, Pass::Forward));
         for wrong in ["99:fused:forward", "0:fast:forward", "0:fused:backward", "0:fused", "0:fused:forward:x", "x:fused:forward"] {
             assert!(what_to_measure(wrong, sizes).unwrap_err().to_string().contains("hint: "), "{wrong}");
