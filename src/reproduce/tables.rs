@@ -132,8 +132,11 @@ fn table_5(seeds: &[&SeedResults]) -> Table {
     Table { title: "Table 5: answering from given passages", note, columns, rows: paper::TABLE_5.iter().map(row).collect() }
 }
 
+/// A column: its title, and where its figure is found.
+type Figure<Of, Is> = (&'static str, fn(&Of) -> Is);
+
 fn capabilities(seeds: &[&SeedResults]) -> Table {
-    let figures: [(&str, fn(&SetArcap) -> Option<f64>); 4] = [
+    let figures: [Figure<SetArcap, Option<f64>>; 4] = [
         ("first query's hits", |set| set.first_query_hit_ratio),
         ("question's hits", |set| set.question_hit_ratio),
         ("hits of all searches", |set| set.hit_ratio),
@@ -166,7 +169,7 @@ fn everything() -> impl Iterator<Item = String> {
 }
 
 fn behaviour(seeds: &[&SeedResults]) -> Table {
-    let figures: [(&str, fn(&Score) -> f64); 5] = [
+    let figures: [Figure<Score, f64>; 5] = [
         ("substring EM", |score| score.substring_em),
         ("hit ratio", |score| score.hit_ratio),
         ("searches", |score| score.searches),
