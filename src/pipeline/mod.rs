@@ -2,6 +2,7 @@
 //!
 //! A run is a sequence of phases, and each phase first looks at what the run directory already holds: a finished phase is skipped, an
 //! interrupted one goes on behind its newest checkpoint, a missing one starts. So resuming is running again, and there is one code path for both.
+//! And so is beginning with what another run has finished: [`takeover`] puts its phases into the new run's directory.
 //!
 //! | phase | what it leaves |
 //! |---|---|

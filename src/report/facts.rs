@@ -151,8 +151,16 @@ fn described(provenance: &Value, summary: &Summary) -> Vec<(String, String)> {
         known("seed", "seed"),
         (summary.wall_s > 0.0).then(|| ("time of work".to_owned(), duration(summary.wall_s))),
         known("executable", "executable"),
+        taken_over(provenance),
     ];
     facts.into_iter().flatten().collect()
+}
+
+/// What another run did of this one.
+fn taken_over(provenance: &Value) -> Option<(String, String)> {
+    let taken = provenance.get("taken_over")?;
+    let phases: Vec<String> = taken.get("phases")?.as_array()?.iter().map(text).collect();
+    Some(("taken over".to_owned(), format!("{} from {}", phases.join(", "), text(taken.get("run")?))))
 }
 
 /// evaluation/NAME.json: the figures, and the weights they belong to.
@@ -246,13 +254,18 @@ mod tests {
     #[test]
     fn damaged_files_are_named_and_the_rest_is_there() {
         let root = tempfile::tempdir().expect("temporary folder");
-        let run = run_with_provenance(root.path(), &json!({"device": "cpu", "command_line": ["dgpo", "train"]}));
+        let run = run_with_provenance(
+            root.path(),
+            &json!({"device": "cpu", "command_line": ["dgpo", "train"], "taken_over": {"run": "runs/cold", "phases": ["demos", "kd"]}}),
+        );
         std::fs::write(run.path().join("summary.json"), "{").expect("written");
         let mut warnings = Vec::new();
         let facts = gather(&run, &mut warnings);
         assert!(warnings.len() == 1 && warnings[0].contains("summary.json"), "{warnings:?}");
         assert_eq!(facts.subtitle, "stage pipeline · seed 7 · on cpu");
-        assert!(facts.provenance.contains(&("command".to_owned(), "dgpo train".to_owned())), "{:?}", facts.provenance);
+        for (what, value) in [("command", "dgpo train"), ("taken over", "demos, kd from runs/cold")] {
+            assert!(facts.provenance.contains(&(what.to_owned(), value.to_owned())), "{:?}", facts.provenance);
+        }
         assert!(facts.changed.iter().any(|[key, _, value]| key == "run.seed" && value == "7"), "{:?}", facts.changed);
     }
 
