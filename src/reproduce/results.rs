@@ -338,7 +338,7 @@ mod tests {
         let results = SeedResults { seed: 3, settings: vec!["rl.steps=2".into()], rows: rows.into() };
         let folder = tempfile::tempdir().unwrap();
         fs::write(path_of(folder.path(), 3), results.to_json()).unwrap();
-        assert_eq!(read_all(folder.path()).unwrap(), [results.clone()]);
+        assert_eq!(read_all(folder.path()).unwrap(), std::slice::from_ref(&results));
         assert_eq!(results.failed().collect::<Vec<_>>(), [("qwen-ppo", "a \"guard\"")]);
     }
 
