@@ -120,7 +120,7 @@ fn hidden_gpu_tests(code: &str) -> Vec<(usize, String)> {
     let lines: Vec<&str> = code.lines().map(str::trim).collect();
     let mut found = Vec::new();
     for (i, pair) in lines.windows(2).enumerate() {
-        let has_tests = || lines[i..].iter().any(|line| *line == "#[test]");
+        let has_tests = || lines[i..].contains(&"#[test]");
         for backend in ["wgpu", "cuda"] {
             let is_for_backend = pair[0].starts_with("#[cfg(") && !pair[0].contains("not(") && pair[0].contains(&format!("\"{backend}\""));
             let name = pair[1].strip_prefix("mod ").and_then(|rest| rest.strip_suffix(" {"));
