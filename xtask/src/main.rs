@@ -29,7 +29,7 @@ Commands of dgpo (built in release, then run; `cargo xtask VERB --help` explains
   doctor       check the machine
   conformance  compare with recorded reference numbers
   portability  every operation and a training step on this machine's CPU or GPU: whether they work and how fast
-  bench        kernels | step: measured beside plain operations, matrix products and PyTorch
+  bench        kernels | step | rollout: measured beside plain operations, matrix products and PyTorch
 
 Commands of its own:
   test         tidy, then cargo test --release --workspace, then test-wgpu where a graphics driver is installed; more arguments go to cargo test,
@@ -160,16 +160,17 @@ fn dgpo(verb: String, mut arguments: Vec<String>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // Said to cargo as well: its configuration may name another folder.
+    let target = root().join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     let mut build = cargo();
-    build.args(["build", "--release", "--package", "dgpo"]);
+    build.args(["build", "--release", "--package", "dgpo", "--target-dir"]).arg(&target);
     if let Some(features) = &features {
         build.args(["--features", features]);
     }
     if !succeeds(&mut build) {
         return ExitCode::FAILURE;
     }
-    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    let mut program = Command::new(root().join(target).join("release").join(format!("dgpo{}", env::consts::EXE_SUFFIX)));
+    let mut program = Command::new(target.join("release").join(format!("dgpo{}", env::consts::EXE_SUFFIX)));
     take_over(program.arg(verb).args(arguments))
 }
 
