@@ -20,7 +20,10 @@ use crate::{
         results::{self, SeedResults, is_finished},
         rows::{ROWS, Row},
     },
-    trainer::{events::Stop, run_dir::RunDir},
+    trainer::{
+        events::Stop,
+        run_dir::{RunDir, RunDirError},
+    },
 };
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
@@ -83,8 +86,11 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         }
     }
     let path = results::path_of(&folder, args.seed);
+    // Beside it first: what an earlier call wrote stays whole until this is.
+    let unfinished = path.with_extension("json.part");
     std::fs::create_dir_all(&folder)
-        .and_then(|()| std::fs::write(&path, experiment.results.to_json()))
+        .and_then(|()| std::fs::write(&unfinished, experiment.results.to_json()))
+        .and_then(|()| std::fs::rename(&unfinished, &path))
         .with_context(|| format!("cannot write {}; hint: check free space and permissions", path.display()))?;
     let written = page::write(&args.out)?;
     match args.json {
@@ -173,6 +179,8 @@ impl Experiment<'_> {
                 Ok(Made::Entered)
             }
             Ok((_, None)) => Ok(Made::Stopped),
+            // Another process makes this row: that is no result of it.
+            Err(error) if matches!(error.downcast_ref(), Some(RunDirError::Busy { .. })) => Err(error),
             Err(error) => {
                 self.fail(row, place, output::without_hint(&format!("{error:#}")).to_owned());
                 Ok(Made::Entered)

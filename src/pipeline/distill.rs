@@ -131,8 +131,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
 
     /// A checkpoint out of turn, if there is anything to save that is not on disk.
     fn save_unless_done(&mut self, running: &Running<'_, B>) -> Result<(), PipelineError> {
-        let is_done = running.step == 0 || self.is_save_due(running.step, running.task.total);
-        if is_done { Ok(()) } else { self.save_distilled(running) }
+        if self.is_saved(running.task.phase, running.step)? { Ok(()) } else { self.save_distilled(running) }
     }
 
     fn save_distilled(&mut self, running: &Running<'_, B>) -> Result<(), PipelineError> {

@@ -273,6 +273,11 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         Summary { seed: self.setup.recipe.run.seed, wall_s: self.wall_s(), ..Summary::default() }
     }
 
+    /// Whether the networks behind `step` are on disk; before the first step there is nothing to save.
+    fn is_saved(&self, phase: Phase, step: usize) -> Result<bool, PipelineError> {
+        Ok(step == 0 || self.newest(phase)?.is_some_and(|newest| newest.step == step))
+    }
+
     /// Whether step `step` of `total` (counted from 1) is followed by a checkpoint.
     fn is_save_due(&self, step: usize, total: usize) -> bool {
         let every = self.setup.recipe.run.save_every;

@@ -49,7 +49,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         while step < total {
             if self.is_evaluation_due(Phase::Rl, step)? {
                 // What was learned must not depend on whether the evaluation comes to its end.
-                if !self.is_save_due(step, total) {
+                if !self.is_saved(Phase::Rl, step)? {
                     self.save_rl(step, total, &sampler, &networks, &side_files)?;
                 }
                 self.evaluate_step((Phase::Rl, step), tokenizer, retriever, &networks.actor)?;
@@ -66,7 +66,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             let episodes = player.play(&networks.actor, &drawn, sampling, key, &self.setup.device)?;
             let rollout_s = started.elapsed().as_secs_f64();
             if let Err(down) = check_retriever(&episodes, &format!("RL step {}", step + 1)) {
-                if step > 0 && !self.is_save_due(step, total) {
+                if !self.is_saved(Phase::Rl, step)? {
                     self.save_rl(step, total, &cursor, &networks, &side_files)?;
                 }
                 return Err(down);

@@ -31,7 +31,7 @@ pub struct Operation {
     pub passed: bool,
     /// The result or gradient that used most of its tolerance.
     pub quantity: &'static str,
-    /// |got - want| / (1 + |want|); absent where it is not finite.
+    /// |got - want| / (1 + |want|), for gradients over a vocabulary a share of what the entry may be off by; absent where it is not finite.
     pub worst_error: Option<f64>,
     pub tolerance: f64,
     /// Why there is no number, or what went wrong when it was timed.
