@@ -12,7 +12,7 @@ pub const DATASETS: [&str; 8] = ["NQ", "TriviaQA", "PopQA", "HotpotQA", "2wiki",
 pub struct Line {
     /// Name of our row: a method's recipe, "student" or "teacher".
     pub row: &'static str,
-    /// Its name in the paper.
+    /// Its name in the paper, without the sizes of its models.
     pub title: &'static str,
     /// By [`DATASETS`].
     pub em: [f64; 8],
@@ -30,8 +30,8 @@ const fn line(row: &'static str, title: &'static str, em: [f64; 8]) -> Line {
 
 /// Table 2: Qwen2.5, 3B -> 0.5B.
 pub const TABLE_2: [Line; 10] = [
-    line("student", "Student-0.5B", [0.004, 0.006, 0.007, 0.007, 0.015, 0.000, 0.000, 0.006]),
-    line("teacher", "Teacher-3B", [0.365, 0.569, 0.393, 0.340, 0.368, 0.135, 0.298, 0.353]),
+    line("student", "Student", [0.004, 0.006, 0.007, 0.007, 0.015, 0.000, 0.000, 0.006]),
+    line("teacher", "Teacher", [0.365, 0.569, 0.393, 0.340, 0.368, 0.135, 0.298, 0.353]),
     line("ppo", "PPO", [0.306, 0.444, 0.379, 0.205, 0.218, 0.041, 0.073, 0.238]),
     line("sft-ppo", "SFT → PPO", [0.338, 0.415, 0.359, 0.296, 0.275, 0.088, 0.250, 0.289]),
     line("gkd", "GKD", [0.266, 0.408, 0.358, 0.216, 0.217, 0.055, 0.161, 0.240]),
@@ -78,8 +78,8 @@ const fn referencing(row: &'static str, title: &'static str, em: [f64; 4]) -> Re
 
 /// Table 5: Qwen2.5, 3B -> 0.5B.
 pub const TABLE_5: [Referencing; 5] = [
-    referencing("student", "Student-0.5B", [0.386, 0.034, 0.166, 0.013]),
-    referencing("teacher", "Teacher-3B", [0.589, 0.560, 0.413, 0.357]),
+    referencing("student", "Student", [0.386, 0.034, 0.166, 0.013]),
+    referencing("teacher", "Teacher", [0.589, 0.560, 0.413, 0.357]),
     referencing("ppo", "PPO", [0.547, 0.581, 0.258, 0.242]),
     referencing("kd", "KD", [0.540, 0.544, 0.321, 0.256]),
     referencing("dgpo", "DGPO", [0.565, 0.593, 0.312, 0.287]),

@@ -79,13 +79,8 @@ fn by_dataset(seeds: &[&SeedResults], rows: impl Iterator<Item = (&'static str, 
 }
 
 fn table_2(seeds: &[&SeedResults]) -> Table {
-    let title = |line: &paper::Line| match line.row {
-        "student" => "Student".to_owned(),
-        "teacher" => "Teacher".to_owned(),
-        _ => line.title.to_owned(),
-    };
     let extra = [("sft", "SFT (the start of SFT → PPO)".to_owned()), ("grpo", "GRPO".to_owned())];
-    let (columns, rows) = by_dataset(seeds, paper::TABLE_2.iter().map(|line| (line.row, title(line))).chain(extra));
+    let (columns, rows) = by_dataset(seeds, paper::TABLE_2.iter().map(|line| (line.row, line.title.to_owned())).chain(extra));
     let note = "Exact match of every method, greedy. The paper's pair is Qwen2.5 3B → 0.5B, its averages are over its seven data sets. It leaves GRPO \
                 out of this table because its runs collapsed, and SFT because it is SeqKD by another name."
         .to_owned();
