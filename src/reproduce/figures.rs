@@ -61,14 +61,15 @@ fn curve(seeds: &[&SeedResults], row: &str, label: &str, metric: &str) -> Option
     let first = *courses.first()?;
     let alike: Vec<&Course> = courses.into_iter().filter(|course| course.steps == first.steps).collect();
     let mean = |at: usize| {
-        let known: Vec<f64> = alike.iter().filter_map(|course| course.values[at]).collect();
+        // A file of results may have been edited: what it lacks is unknown.
+        let known: Vec<f64> = alike.iter().filter_map(|course| course.values.get(at).copied().flatten()).collect();
         (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
     };
     Some(Curve {
         metric: metric.to_owned(),
         label: label.to_owned(),
         steps: first.steps.clone(),
-        values: (0..first.values.len()).map(mean).collect(),
+        values: (0..first.steps.len()).map(mean).collect(),
         steps_per_point: first.steps_per_point,
     })
 }
@@ -97,6 +98,14 @@ mod tests {
         assert_eq!((chart.curves.len(), chart.curves[0].label.as_str()), (1, "PPO"));
         assert_eq!(chart.curves[0].values, [Some(0.5), Some(0.75)]);
         assert!(sections[1].charts.is_empty());
+    }
+
+    #[test]
+    fn values_that_a_file_lacks_are_unknown() {
+        let mut one = with_course(0, "ppo", &[0.25, 0.5]);
+        let Some(Outcome::Done(done)) = one.rows.values_mut().next() else { unreachable!("made above") };
+        done.courses.get_mut(REWARD).unwrap().values.truncate(1);
+        assert_eq!(all(&[&one])[0].charts[0].curves[0].values, [Some(0.25), None]);
     }
 
     #[test]

@@ -77,8 +77,8 @@ impl Page {
         });
         let names: Vec<String> = seeds.iter().map(u64::to_string).collect();
         let mut short = vec![format!(
-            "Every row of the paper’s tables was trained from the same small models on the built-in tiny world: an invented encyclopaedia of 660 passages and 310 \
-             test questions of one and two hops, in minutes instead of days. Of the paper’s {} orderings {} \
+            "The rows of the paper’s tables, trained from the same small models on the built-in tiny world: an invented encyclopaedia of 660 passages, questions of \
+             one and two hops, minutes instead of days. How long the tiny recipe trains was chosen with its test questions in view. Of the paper’s {} orderings {} \
              hold here, {} are within noise, {} are reversed, and {} were not measured.",
             orderings.len(),
             verdicts[0].1.len(),
