@@ -44,47 +44,44 @@ pub struct KdWeights {
     pub temperature: f64,
 }
 
-/// The two terms of the KD loss, before their weights: cross-entropy (at temperature 1) and divergence of each row.
-/// # Shapes
-/// N rows of logits of student and teacher (the divergence runs over the shared prefix of their vocabularies), labels `[N]` -> `[N]` twice
-/// # Source
-/// `method §3, §5`
-pub fn kd_terms<B: Backend>(
-    student: Logits<B>,
-    teacher: Logits<B>,
-    labels: Tensor<B, 1, Int>,
-    divergence: Divergence,
-    temperature: f64,
-) -> (Tensor<B, 1>, Tensor<B, 1>) {
-    if temperature == 1.0 {
-        // One pass gives both.
-        let rows = token_divergence(student, teacher, labels, divergence, temperature);
-        return (rows.log_probs.neg(), rows.divergence);
-    }
-    (row_cross_entropy(student.clone(), labels), row_divergence(student, teacher, divergence, temperature))
+/// The KD loss of each row, `[N]`, and what it is made of.
+#[derive(Clone, Debug)]
+pub struct KdRows<B: Backend> {
+    /// ce_weight · CE + kl_weight · D
+    pub loss: Tensor<B, 1>,
+    /// -log p_s(label) at temperature 1.
+    pub cross_entropy: Tensor<B, 1>,
+    /// D(p_t, p_s); `None` where it has no weight, and the teacher is not looked at.
+    pub divergence: Option<Tensor<B, 1>>,
 }
 
-/// ce_weight · CE + kl_weight · D(p_t, p_s) of each row. A weight of 0 leaves its term out altogether.
+/// ce_weight · CE + kl_weight · D(p_t, p_s) of each row. A weight of 0 leaves its term out of the loss altogether.
 /// # Shapes
-/// N rows of logits, labels `[N]` -> `[N]`
+/// N rows of logits of student and teacher (the divergence runs over the shared prefix of their vocabularies), labels `[N]`
 /// # Panics
 /// If `kl_weight` is not 0 and there is no teacher.
 /// # Source
-/// `method §3`
-pub fn kd_rows<B: Backend>(student: Logits<B>, teacher: Option<Logits<B>>, labels: Tensor<B, 1, Int>, weights: KdWeights) -> Tensor<B, 1> {
+/// `method §3, §5`
+pub fn kd_rows<B: Backend>(student: Logits<B>, teacher: Option<Logits<B>>, labels: Tensor<B, 1, Int>, weights: KdWeights) -> KdRows<B> {
     let KdWeights { ce_weight, kl_weight, divergence, temperature } = weights;
     if kl_weight == 0.0 {
-        return row_cross_entropy(student, labels) * ce_weight;
+        let cross_entropy = row_cross_entropy(student, labels);
+        return KdRows { loss: cross_entropy.clone() * ce_weight, cross_entropy, divergence: None };
     }
     let teacher = teacher.expect("a KD loss with a divergence term is given the teacher's logits");
-    if ce_weight == 0.0 {
-        return row_divergence(student, teacher, divergence, temperature) * kl_weight;
-    }
-    let (ce, kl) = kd_terms(student, teacher, labels, divergence, temperature);
-    kl * kl_weight + ce * ce_weight
+    let (cross_entropy, divergence) = if temperature == 1.0 {
+        // One pass gives both.
+        let rows = token_divergence(student, teacher, labels, divergence, temperature);
+        (rows.log_probs.neg(), rows.divergence)
+    } else {
+        (row_cross_entropy(student.clone(), labels), row_divergence(student, teacher, divergence, temperature))
+    };
+    let kl = divergence.clone() * kl_weight;
+    let loss = if ce_weight == 0.0 { kl } else { kl + cross_entropy.clone() * ce_weight };
+    KdRows { loss, cross_entropy, divergence: Some(divergence) }
 }
 
-/// The masked mean of [`kd_rows`] over the step's token count.
+/// The masked mean of the loss of [`kd_rows`] over the step's token count.
 /// # Shapes
 /// mask `[N]` -> `[1]`
 pub fn kd_loss<B: Backend>(
@@ -95,7 +92,7 @@ pub fn kd_loss<B: Backend>(
     weights: KdWeights,
     normaliser: f64,
 ) -> Tensor<B, 1> {
-    masked_mean(kd_rows(student, teacher, labels, weights), mask, normaliser)
+    masked_mean(kd_rows(student, teacher, labels, weights).loss, mask, normaliser)
 }
 
 /// TAID's interpolation parameter t over training: never below a straight line from `t_start` to `t_end`, faster while the loss falls.

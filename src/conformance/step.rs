@@ -372,7 +372,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             let mut loss = 0.0;
             accumulate_decoder(&model, self.rows.ids(self.device), &index, ACTIVATIONS, &mut sums, |student| {
                 let teacher = LinearHead::from_inner(teacher.clone());
-                let rows = kd_rows(student.into(), Some(teacher.into()), index.labels_tensor(self.device), weights);
+                let rows = kd_rows(student.into(), Some(teacher.into()), index.labels_tensor(self.device), weights).loss;
                 let share = crate::algo::masked_mean(rows, mask_vector(&vec![true; index.len()], self.device), normaliser);
                 loss += to_vec(share.clone()).into_iter().map(f64::from).sum::<f64>();
                 share

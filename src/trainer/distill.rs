@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     algo::{
-        distill::{KdWeights, divergence_of, kd_terms, row_cross_entropy},
+        distill::{KdWeights, divergence_of, kd_rows},
         total,
     },
     config::DistillRecipe,
@@ -72,7 +72,7 @@ pub fn distill_step<B: TrainBackend>(
     lr: f64,
     device: &B::Device,
 ) -> DistillStep {
-    let KdWeights { ce_weight, kl_weight, divergence, temperature } = loss.weights;
+    let KdWeights { ce_weight, kl_weight, .. } = loss.weights;
     let model: Decoder<B> = with_gradients(student.model.clone());
     let mut sums = GradientsAccumulator::new();
     let rows: Vec<usize> = (0..batch.n_rows).collect();
@@ -89,17 +89,12 @@ pub fn distill_step<B: TrainBackend>(
             LinearHead::from_inner(teacher.head(tokens.gather(teacher.hidden(batch.ids_tensor(&rows, device), None, None))))
         });
         accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, loss.activations, &mut sums, |student| {
-            let labels = tokens.labels_tensor(device);
-            let share = |rows: Tensor<B, 1>| total(rows) / normaliser;
-            let Some(teacher) = teacher else {
-                let ce_rows = row_cross_entropy(student, labels);
-                tokens.scatter(&to_vec(ce_rows.clone().inner()), &mut cross_entropies);
-                return share(ce_rows) * ce_weight;
-            };
-            let (ce_rows, kl_rows) = kd_terms(student.into(), teacher.into(), labels, divergence, temperature);
-            tokens.scatter(&to_vec(ce_rows.clone().inner()), &mut cross_entropies);
-            tokens.scatter(&to_vec(kl_rows.clone().inner()), &mut divergences);
-            share(ce_rows) * ce_weight + share(kl_rows) * kl_weight
+            let rows = kd_rows(student.into(), teacher.map(Into::into), tokens.labels_tensor(device), loss.weights);
+            tokens.scatter(&to_vec(rows.cross_entropy.inner()), &mut cross_entropies);
+            if let Some(divergence) = rows.divergence {
+                tokens.scatter(&to_vec(divergence.inner()), &mut divergences);
+            }
+            total(rows.loss) / normaliser
         });
     }
     drop(model);
