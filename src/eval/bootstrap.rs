@@ -1,7 +1,8 @@
 //! How sure is a mean over questions? The percentile bootstrap: draw as many questions again, with replacement, take the mean, [`N_RESAMPLES`]
 //! times; the middle 95 % of those means is the interval.
 //!
-//! It says how much the figure would move with other questions of the same kind. It knows nothing of other seeds of the training.
+//! It says how much the figure would move with other questions of the same kind. It knows nothing of other seeds of the training, unless several were
+//! made: [`resampled_over_runs`] draws them again too.
 //!
 //! Data sets are resampled each for itself, and a draw is a function of (seed, data set, resample, place): an interval depends neither on which
 //! other data sets were evaluated nor on their order, and two models on the same questions are resampled alike. Metrics of one question are drawn
@@ -54,6 +55,28 @@ pub fn resampled_means<const M: usize>(rows: &[[f64; M]], key: Key) -> Vec<[f64;
             sums.iter_mut().zip(drawn).for_each(|(sum, value)| *sum += value);
         }
         sums.map(|sum| sum / rows.len() as f64)
+    };
+    (0..N_RESAMPLES).map(resample).collect()
+}
+
+/// Means over each of [`N_RESAMPLES`] resamples of runs and of questions: as many runs as there are, with replacement, and the same drawn questions of
+/// each. `of_runs` decides which runs, `of_questions` which questions: what shares a key is drawn together. None without runs or without questions.
+/// # Shapes
+/// runs [n_runs][n_questions] -> [N_RESAMPLES]
+/// # Panics
+/// If the runs have different numbers of questions.
+pub fn resampled_over_runs(runs: &[Vec<f64>], of_runs: Key, of_questions: Key) -> Vec<f64> {
+    let n_questions = runs.first().map_or(0, Vec::len);
+    assert!(runs.iter().all(|run| run.len() == n_questions), "every run has the same questions");
+    if n_questions == 0 {
+        return Vec::new();
+    }
+    let resample = |r: usize| {
+        let (of_runs, of_questions) = (of_runs.fold(r as u64), of_questions.fold(r as u64));
+        let drawn: Vec<&Vec<f64>> = (0..runs.len()).map(|place| &runs[of_runs.below(place as u64, runs.len())]).collect();
+        let question = |place: usize| of_questions.below(place as u64, n_questions);
+        let sum: f64 = (0..n_questions).map(question).map(|question| drawn.iter().map(|run| run[question]).sum::<f64>()).sum();
+        sum / (n_questions * runs.len()) as f64
     };
     (0..N_RESAMPLES).map(resample).collect()
 }
@@ -151,6 +174,27 @@ mod tests {
     fn metrics_of_one_question_are_drawn_together() {
         let rows: Vec<[f64; 2]> = (0..50).map(|i| [f64::from(i % 7), 3.0 * f64::from(i % 7)]).collect();
         assert!(resampled_means(&rows, key_of(0, "x")).iter().all(|[one, three]| (3.0 * one - three).abs() < 1e-9));
+    }
+
+    #[test]
+    fn over_runs_the_spread_is_that_of_runs_and_questions_together() {
+        let runs: Vec<Vec<f64>> = (0..8).map(|run| (0..200).map(|q| f64::from(run) + f64::from(q % 5)).collect()).collect();
+        let means = resampled_over_runs(&runs, key_of(0, "runs"), key_of(0, "x"));
+        let centre = means.iter().sum::<f64>() / means.len() as f64;
+        let variance = means.iter().map(|mean| (mean - centre).powi(2)).sum::<f64>() / means.len() as f64;
+        // Variances of 0..8 and of 0..5, each over the number of its draws.
+        let expected = (64.0 - 1.0) / 12.0 / 8.0 + (25.0 - 1.0) / 12.0 / 200.0;
+        assert!((variance / expected - 1.0).abs() < 0.16, "{variance} {expected}");
+        assert!((centre - 5.5).abs() < 0.112 * expected.sqrt(), "{centre}");
+    }
+
+    #[test]
+    fn of_one_run_only_the_questions_are_drawn() {
+        let rows = answers(60, 20);
+        let run: Vec<f64> = rows.iter().map(|row| row[0]).collect();
+        let means = resampled_over_runs(&[run], key_of(0, "runs"), key_of(0, "x"));
+        assert_eq!(means, resampled_means(&rows, key_of(0, "x")).iter().map(|mean| mean[0]).collect::<Vec<_>>());
+        assert!(resampled_over_runs(&[], key_of(0, "runs"), key_of(0, "x")).is_empty());
     }
 
     #[test]

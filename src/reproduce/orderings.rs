@@ -1,17 +1,17 @@
 //! Does what the paper found hold here? Each of its orderings, against our own figures.
 //!
 //! An ordering says that one figure is above another. Ours is the mean difference over seeds. Beside it stand in how many seeds it has the paper's sign,
-//! its standard deviation over seeds, and a 95 % interval over test questions: both sides answered the same questions, so the differences of each
-//! question, averaged over the seeds, are resampled (paired bootstrap, `crate::eval::bootstrap`).
+//! its standard deviation over seeds, and a 95 % interval: both sides answered the same questions from the same seeds, so their differences are
+//! resampled, seeds and questions (paired bootstrap on two levels, `crate::eval::bootstrap`).
 //!
-//! The verdict is the interval's: it holds above 0, is reversed below, and is within noise around 0. That says what other questions would most likely
-//! show of these models; how much another training would move them is what the deviation over seeds is for.
+//! The verdict is the interval's: it holds above 0, is reversed below, and is within noise around 0. Of one seed it says only what other questions would
+//! show of the same models. Of a few it is too narrow, as a bootstrap of a few draws is: the deviation and the signs say how far to trust it.
 use super::{
     paper,
     results::{Score, SeedResults},
     rows::{Pair, name},
 };
-use crate::eval::bootstrap::{Interval, interval, key_of, resampled_means};
+use crate::eval::bootstrap::{Interval, interval, key_of, resampled_over_runs};
 use std::collections::BTreeMap;
 
 /// Draws the resamples. Fixed: the page is a function of the results.
@@ -54,7 +54,7 @@ pub struct Found {
     pub mean: f64,
     /// Over seeds; `None` of one seed.
     pub deviation: Option<f64>,
-    /// Over questions.
+    /// Over seeds and questions.
     pub interval: Interval,
 }
 
@@ -159,33 +159,32 @@ fn thinking(line: &paper::Referencing, hops: usize) -> Ordering {
 /// Compares an ordering with the results of seeds; `None` where no seed has both sides, or has them on other questions.
 pub fn found(ordering: &Ordering, seeds: &[&SeedResults]) -> Option<Found> {
     let mut differences = Vec::new();
-    // Sum over seeds of each question's difference.
-    let mut by_question: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    // The difference of each question in each seed, by data set.
+    let mut by_question: BTreeMap<String, Vec<Vec<f64>>> = BTreeMap::new();
     for results in seeds {
         let (Some(above), Some(below)) = (answers(results, &ordering.above), answers(results, &ordering.below)) else { continue };
         let mut means = Vec::new();
         for (set, above) in &above {
             let below = below.get(set)?;
-            let summed = by_question.entry(set.clone()).or_insert_with(|| vec![0.0; above.len()]);
-            if above.len() != below.len() || above.len() != summed.len() {
+            let seeds = by_question.entry(set.clone()).or_default();
+            if above.len() != below.len() || seeds.first().is_some_and(|first| first.len() != above.len()) {
                 return None;
             }
             let difference: Vec<f64> = above.iter().zip(below).map(|(above, below)| above - below).collect();
             means.push(mean(&difference));
-            summed.iter_mut().zip(difference).for_each(|(sum, difference)| *sum += difference);
+            seeds.push(difference);
         }
         differences.push(mean(&means));
     }
-    let n_seeds = differences.len() as f64;
-    let resampled: Vec<Vec<[f64; 1]>> = by_question
-        .iter()
-        .map(|(set, sums)| {
-            let rows: Vec<[f64; 1]> = sums.iter().map(|sum| [sum / n_seeds]).collect();
-            resampled_means(&rows, key_of(BOOTSTRAP_SEED, set))
-        })
-        .collect();
+    // A seed that had another data set than the others cannot be averaged with them.
+    if by_question.values().any(|seeds| seeds.len() != differences.len()) {
+        return None;
+    }
+    let of_seeds = key_of(BOOTSTRAP_SEED, "seeds");
+    let resampled: Vec<Vec<f64>> =
+        by_question.iter().map(|(set, seeds)| resampled_over_runs(seeds, of_seeds, key_of(BOOTSTRAP_SEED, set))).collect();
     let n_resamples = resampled.iter().map(Vec::len).min()?;
-    let averages = (0..n_resamples).map(|at| mean(&resampled.iter().map(|means| means[at][0]).collect::<Vec<_>>()));
+    let averages = (0..n_resamples).map(|at| mean(&resampled.iter().map(|means| means[at]).collect::<Vec<_>>()));
     Some(Found { mean: mean(&differences), deviation: deviation(&differences), interval: interval(averages)?, differences })
 }
 
@@ -285,6 +284,18 @@ pub(super) mod tests {
         assert_eq!(judged(answering(60, 20)), Verdict::WithinNoise);
         assert_eq!(judged(answering(30, 5)), Verdict::Reversed);
         assert_eq!(judged(Outcome::Failed { why: "x".into() }), Verdict::NotMeasured);
+    }
+
+    #[test]
+    fn seeds_that_disagree_widen_the_interval() {
+        let of = |dgpo: [usize; 3]| {
+            let seeds: Vec<SeedResults> =
+                (0..).zip(dgpo).map(|(n, dgpo)| seed(n, &[("dgpo", answering(dgpo, 20)), ("kd", answering(60, 20))])).collect();
+            found(&ordering("DGPO > KD"), &seeds.iter().collect::<Vec<_>>()).unwrap()
+        };
+        let (agreed, torn) = (of([80, 80, 80]), of([100, 90, 50]));
+        assert!((agreed.mean - torn.mean).abs() < 1e-12, "{agreed:?} {torn:?}");
+        assert_eq!((verdict(Some(&agreed)), verdict(Some(&torn))), (Verdict::Holds, Verdict::WithinNoise));
     }
 
     #[test]
