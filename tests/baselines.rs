@@ -86,6 +86,8 @@ fn gkd_resumes_and_records_what_the_student_played() {
     let tokens = records.iter().filter_map(|record| record.tokens.as_ref());
     let kls: Vec<f64> = tokens.flat_map(|tokens| tokens.kl.clone().unwrap()).map(|kl| f64::from(kl.unwrap())).collect();
     assert!((kls.iter().sum::<f64>() / kls.len() as f64 - kl[3]).abs() < 1e-4, "{kls:?} for {kl:?}");
+    let differences = curve(&world, "gkd", "rollout/logprob_diff_max");
+    assert!(differences.len() == 4 && differences.iter().all(|&difference| difference < 1e-3), "{differences:?}");
     // At reverse KL and temperature 1, the sampler's log-probs are recomputed by the update.
     let record = records.iter().find(|record| record.tokens.is_some()).unwrap();
     let sampled: Vec<f32> = record
@@ -110,6 +112,8 @@ fn gkd_is_evaluated_between_its_steps_and_at_its_end() {
     let arguments = [&["train", "--config", "talker.toml", "--name", "whole", "--json"][..], &settings].concat();
     let summary = world.dgpo(&arguments).json();
     assert_eq!(curve(&world, "gkd", "eval/em").len(), 1);
+    let teacher_kl = curve(&world, "gkd", "eval/teacher_kl");
+    assert!(teacher_kl.len() == 1 && teacher_kl[0] > 0.0, "{teacher_kl:?}");
     let evaluated: Vec<&str> = ["student", "teacher", "kd", "gkd", "rl"].into_iter().filter(|model| summary.get(model).is_some()).collect();
     assert_eq!(evaluated, ["student", "teacher", "gkd"]);
     assert!(names_in(&world.path("runs/whole/episodes")).contains(&"eval-gkd.jsonl".to_owned()));
@@ -129,6 +133,19 @@ fn rl_then_distillation_resumes_in_either_phase() {
         let world = resumed(&[&["stage=\"rl_distill\""][..], &GIVEN].concat(), killed_behind);
         assert_eq!(phases(&world), [["rl"; 4], ["kd"; 4]].concat());
     }
+}
+
+#[test]
+fn a_phase_does_not_go_on_under_one_that_has_begun_from_it() {
+    let world = World::new();
+    world.write("talker.toml", TALKER);
+    let settings = GIVEN.iter().chain(&["stage=\"rl_distill\""]).flat_map(|setting| ["--set", *setting]);
+    world.dgpo(&["train", "--config", "talker.toml", "--name", "a"].into_iter().chain(settings).collect::<Vec<_>>()).done();
+    let recipe = std::fs::read_to_string(world.path("runs/a/recipe.toml")).unwrap();
+    let (before, rl) = recipe.split_once("[rl]").unwrap();
+    world.write("runs/a/recipe.toml", &format!("{before}[rl]{}", rl.replacen("steps = 4", "steps = 6", 1)));
+    let refused = world.dgpo(&["train", "--resume", "runs/a"]);
+    refused.failed(1, &["rl is to go on, but kd has begun from what it was before", "hint: set rl's steps back"]);
 }
 
 #[test]

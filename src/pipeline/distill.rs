@@ -10,6 +10,7 @@ use crate::{
         events::Event,
         metrics::{DISTILL_KL, LEARNING_RATE, SKIPPED_UPDATES, STEP_SECONDS, TAID_T, UPDATE_TOKENS_PER_SECOND},
         optimizer::AdamW,
+        score::record_log_prob_difference,
         state::{DistillState, PhaseState, read_model, read_optimizer, write_model, write_optimizer},
         update::Activations,
     },
@@ -50,7 +51,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             {
                 // What was learned must not depend on whether the evaluation comes to its end.
                 self.save_unless_done(&running)?;
-                self.evaluate_step((phase, running.step), tokenizer, retriever, &running.student.model)?;
+                self.evaluate_step((phase, running.step), tokenizer, retriever, &running.student.model, running.task.teacher.as_ref())?;
             }
             self.distil_step(&mut running)?;
             if self.is_save_due(running.step, total) {
@@ -113,6 +114,10 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             }
         }
         metrics.extend(learned);
+        // `log_probs` are those at temperature 1: of a policy played at another one they say nothing.
+        if drawn.is_played && self.setup.recipe.episode.temperature == 1.0 {
+            record_log_prob_difference(&batch, &log_probs, &mut metrics);
+        }
         running.step += 1;
         let seconds = started.elapsed().as_secs_f64();
         metrics.set(LEARNING_RATE, lr);

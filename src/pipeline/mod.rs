@@ -61,6 +61,11 @@ pub enum PipelineError {
         "{} holds no critic: it was written with rl.algorithm = \"grpo\"; hint: set it back, or begin a new run from this checkpoint's model", .0.display()
     )]
     NoCritic(PathBuf),
+    #[error(
+        "{phase} is to go on, but {later} has begun from what it was before and would not learn from it; \
+         hint: set {phase}'s steps back, or start a new run with the longer {phase}"
+    )]
+    BegunFromLess { phase: Phase, later: Phase },
     #[error("{phase} has nothing to train on: {why}; hint: {hint}")]
     NothingToTrain { phase: Phase, why: String, hint: &'static str },
     #[error(
@@ -176,6 +181,7 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         for phase in stage.training_phases() {
             let model = match (self.finished_model(phase)?, trained.last()) {
                 (Some(finished), _) => finished,
+                (None, _) if let Some(later) = self.begun_behind(phase)? => return Err(PipelineError::BegunFromLess { phase, later }),
                 (None, Some((_, start))) => self.train(phase, &tokenizer, retriever.as_deref(), start.clone())?,
                 (None, None) => {
                     let start = self.setup.load(&self.setup.recipe.model.student, &tokenizer)?;
@@ -221,6 +227,13 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         Ok(Some(self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?)))
     }
 
+    /// The first phase behind `phase` that has a checkpoint.
+    fn begun_behind(&self, phase: Phase) -> Result<Option<Phase>, PipelineError> {
+        let stage = self.setup.recipe.stage;
+        let behind = checkpoint::list_checkpoints(self.run.path(), stage)?.into_iter().map(|checkpoint| checkpoint.phase);
+        Ok(behind.filter(|&other| stage.place(other) > stage.place(phase)).min_by_key(|&other| stage.place(other)))
+    }
+
     fn open_retriever(&mut self) -> Result<Box<dyn Retriever>, PipelineError> {
         let retriever = self.setup.retriever(self.run.path(), &self.stop)?;
         self.say(&format!("retriever: {}", retriever.describe()));
@@ -243,7 +256,7 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         self.metrics.append(phase, step, &metrics.0)?;
         (self.observer)(Event::Step { phase, step, total, metrics: &metrics.0 });
         let recipe = &self.setup.recipe.guards;
-        let alarms = self.guards.entry(phase).or_default().observe(recipe, phase, step, metrics);
+        let alarms = self.guards.entry(phase).or_default().observe(recipe, phase, step, &|name| metrics.get(name));
         if recipe.action == GuardAction::Stop {
             self.alarms = alarms;
         } else {

@@ -14,8 +14,9 @@ use crate::{
     trainer::{
         checkpoint,
         events::{Event, Phase},
-        metrics::{EVAL_EM, Metrics, ROLLOUT_TOKENS_PER_SECOND, STEP_SECONDS, UPDATE_TOKENS_PER_SECOND, record_episodes},
+        metrics::{EVAL_EM, EVAL_TEACHER_KL, Metrics, ROLLOUT_TOKENS_PER_SECOND, STEP_SECONDS, UPDATE_TOKENS_PER_SECOND, record_episodes},
         rl::{ActorCritic, TrainedCritic, rl_step},
+        score::{Pass, mean_kl},
         state::{PhaseState, has_critic, read_critic, read_model, read_optimizer, write_critic, write_model, write_optimizer},
     },
 };
@@ -33,9 +34,13 @@ impl<B: TrainBackend> Pipeline<'_, B> {
     ) -> Result<Decoder<Inner<B>>, PipelineError> {
         let total = self.setup.recipe.rl.steps;
         let questions = self.setup.questions(&self.setup.recipe.data.train, self.setup.recipe.data.max_train)?;
+        let (kl, is_evaluated) = (&self.setup.recipe.kl, self.setup.recipe.eval.every > 0);
+        let has_teacher = kl.mode != KlMode::None && kl.reference == KlReference::Teacher;
+        // Evaluations between the steps measure how far from the teacher the student is, whatever it is trained by.
+        let teacher = if has_teacher || is_evaluated { self.setup.load_teacher(tokenizer)? } else { None };
         let reference = match self.setup.recipe.kl.reference {
             _ if self.setup.recipe.kl.mode == KlMode::None => None,
-            KlReference::Teacher => self.setup.load_teacher(tokenizer)?,
+            KlReference::Teacher => teacher.clone(),
             KlReference::Initial => Some(start.clone()),
         };
         let (mut step, mut sampler, mut networks) = self.rl_start(start, questions.len())?;
@@ -52,7 +57,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
                 if !self.is_saved(Phase::Rl, step)? {
                     self.save_rl(step, total, &sampler, &networks, &side_files)?;
                 }
-                self.evaluate_step((Phase::Rl, step), tokenizer, retriever, &networks.actor)?;
+                self.evaluate_step((Phase::Rl, step), tokenizer, retriever, &networks.actor, teacher.as_ref())?;
             }
             let started = Instant::now();
             let cursor = sampler.clone();
@@ -111,16 +116,25 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         Ok(!self.run.read_metrics()?.iter().any(is_done))
     }
 
-    /// The student behind a step of a phase on the test questions, recorded as a metrics line of its own.
+    /// The student behind a step of a phase on the test questions, and its KL from the teacher there, recorded as a metrics line of its own.
     pub(super) fn evaluate_step(
         &mut self,
         (phase, step): (Phase, usize),
         tokenizer: &Tokenizer,
         retriever: &dyn Retriever,
         student: &Decoder<Inner<B>>,
+        teacher: Option<&Decoder<Inner<B>>>,
     ) -> Result<(), PipelineError> {
-        let em = self.setup.play_test(tokenizer, retriever, student, &self.stop)?.1.average_em;
-        self.metrics.append(phase, step, &[(EVAL_EM, em)])?;
+        let (episodes, figures) = self.setup.play_test(tokenizer, retriever, student, &self.stop)?;
+        let em = figures.average_em;
+        let mut measured = vec![(EVAL_EM, em)];
+        if let Some(teacher) = teacher {
+            let episodes: Vec<&Episode> = episodes.iter().filter(|episode| episode.is_trainable()).collect();
+            let (recipe, device) = (&self.setup.recipe, &self.setup.device);
+            let pass = Pass { micro_batch_tokens: recipe.rl.micro_batch_tokens, temperature: recipe.episode.temperature, device };
+            measured.push((EVAL_TEACHER_KL, mean_kl(student, teacher, &episodes, &pass)));
+        }
+        self.metrics.append(phase, step, &measured)?;
         self.say(&format!("{phase} {step}: exact match on the test questions {em:.3}"));
         Ok(())
     }

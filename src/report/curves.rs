@@ -63,6 +63,7 @@ const fn plan(title: &'static str, note: &'static str, metrics: &'static [(&'sta
 
 const PLANS: &[Plan] = &[
     plan("Reward", "share of correct episodes (exact match)", &[(REWARD, "training questions"), (EVAL_EM, "test questions")]),
+    plan("KL to the teacher", "exact, nats a token, on the test questions", &[(EVAL_TEACHER_KL, "KL")]),
     plan("KL to the reference", "nats a token, mean over episodes where the penalty applies", &[(KL, "KL")]),
     plan("Entropy of the policy", "nats a token", &[(ENTROPY, "entropy")]),
     plan("Response length", "tokens an episode", &[(RESPONSE_TOKENS, "behind the prompt"), (AGENT_TOKENS, "the agent's own")]),
@@ -202,8 +203,19 @@ mod tests {
 
     #[test]
     fn what_the_papers_figures_plot_is_planned_and_a_run_without_a_critic_has_no_empty_charts() {
-        let plotted =
-            [REWARD, EVAL_EM, KL, ENTROPY, RESPONSE_TOKENS, SEARCHES, INVALID_ACTIONS, REPETITION, CLIP_FRACTION, ACTOR_GRAD_NORM];
+        let plotted = [
+            REWARD,
+            EVAL_EM,
+            EVAL_TEACHER_KL,
+            KL,
+            ENTROPY,
+            RESPONSE_TOKENS,
+            SEARCHES,
+            INVALID_ACTIONS,
+            REPETITION,
+            CLIP_FRACTION,
+            ACTOR_GRAD_NORM,
+        ];
         let of_the_critic = [EXPLAINED_VARIANCE, VALUE_LOSS, CRITIC_GRAD_NORM];
         let charts_of = |metrics: &[&str]| {
             let line = line("rl", 1, metrics.iter().map(|name| ((*name).to_owned(), json!(0.5))).collect::<Map<String, Value>>().into());

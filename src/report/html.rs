@@ -8,31 +8,78 @@ use super::{
     facts::{COLUMNS, Model, datasets},
 };
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-const TEMPLATE: &str = include_str!("page/page.html");
-pub const STYLE: &str = include_str!("page/style.css");
+const FRAME: &str = include_str!("page/frame.html");
+const STYLE: &str = include_str!("page/style.css");
 /// What every page with charts runs.
-pub const COMMON_SCRIPTS: [&str; 2] = [include_str!("page/common.js"), include_str!("page/charts.js")];
+const COMMON_SCRIPTS: [&str; 2] = [include_str!("page/common.js"), include_str!("page/charts.js")];
+const MAIN: &str = include_str!("page/page.html");
 const VIEWER: &str = include_str!("page/viewer.js");
 
-/// The whole file.
+/// A page but for what all pages have: style, theme switch, navigation, charts of the data's `sections`. Text is plain, `main` and `scripts` are code.
+#[derive(Debug)]
+pub struct Page<'a> {
+    /// Of the window.
+    pub name: &'a str,
+    /// Line over the title.
+    pub kind: &'a str,
+    pub title: &'a str,
+    pub subtitle: &'a str,
+    /// Sections by their ids; the first holds the results.
+    pub nav: &'a [(&'a str, &'a str)],
+    pub main: String,
+    /// What the page was made from.
+    pub source: &'a str,
+    pub data: Value,
+    /// Scripts of its own.
+    pub scripts: &'a str,
+}
+
+impl Page<'_> {
+    /// The whole file.
+    pub fn to_html(&self) -> String {
+        let link = |(id, name): &(&str, &str)| format!("<a href=\"#{id}\">{}</a>", escaped(name));
+        filled(FRAME, |slot| match slot {
+            "name" => escaped(self.name),
+            "style" => STYLE.to_owned(),
+            "first" => self.nav.first().map_or(String::new(), |(id, _)| (*id).to_owned()),
+            "kind" => escaped(self.kind),
+            "title" => escaped(self.title),
+            "subtitle" => escaped(self.subtitle),
+            "nav" => self.nav.iter().map(link).collect(),
+            "main" => self.main.clone(),
+            "version" => escaped(env!("CARGO_PKG_VERSION")),
+            "source" => escaped(self.source),
+            "data" => embedded(&self.data),
+            "script" => COMMON_SCRIPTS.concat() + self.scripts,
+            _ => unreachable!("the frame has a slot {slot}, which nothing fills"),
+        })
+    }
+}
+
+/// A run's page.
 pub fn page(report: &Report) -> String {
     let facts = &report.facts;
-    let slot = |name: &str| match name {
-        "name" => escaped(&facts.name),
-        "subtitle" => escaped(&facts.subtitle),
-        "style" => STYLE.to_owned(),
-        "warnings" => warnings(&report.warnings),
+    let main = filled(MAIN, |slot| match slot {
+        "notes" => note("What the guards saw", &report.alarms) + &note("Left out of this report", &report.warnings),
         "results" => results(&facts.models),
         "shown" => escaped(&what_is_shown(&report.episodes)),
         "run" => what_was_run(report),
-        "version" => escaped(env!("CARGO_PKG_VERSION")),
-        "data" => embedded(&json!({"sections": report.sections, "episodes": report.episodes})),
-        "script" => COMMON_SCRIPTS.concat() + VIEWER,
-        _ => unreachable!("the template has a slot {name}, which nothing fills"),
-    };
-    filled(TEMPLATE, slot)
+        _ => unreachable!("the page has a slot {slot}, which nothing fills"),
+    });
+    Page {
+        name: &facts.name,
+        kind: "dgpo run",
+        title: &facts.name,
+        subtitle: &facts.subtitle,
+        nav: &[("results", "Results"), ("curves", "Curves"), ("episodes", "Episodes"), ("run", "What was run")],
+        main,
+        source: "the files of the run",
+        data: json!({"sections": report.sections, "episodes": report.episodes}),
+        scripts: VIEWER,
+    }
+    .to_html()
 }
 
 /// The template with its `{{slots}}` filled. What is filled in is not searched for slots again.
@@ -84,12 +131,12 @@ pub fn number(x: f64) -> String {
     }
 }
 
-fn warnings(warnings: &[String]) -> String {
-    if warnings.is_empty() {
+fn note(title: &str, lines: &[String]) -> String {
+    if lines.is_empty() {
         return String::new();
     }
-    let items: String = warnings.iter().map(|warning| format!("<li>{}</li>", escaped(warning))).collect();
-    format!("<section class=\"note\" aria-label=\"Left out\"><strong>Left out of this report</strong><ul>{items}</ul></section>")
+    let items: String = lines.iter().map(|line| format!("<li>{}</li>", escaped(line))).collect();
+    format!("<section class=\"note\" aria-label=\"{0}\"><strong>{0}</strong><ul>{items}</ul></section>", escaped(title))
 }
 
 fn results(models: &[Model]) -> String {
@@ -248,7 +295,7 @@ mod tests {
         };
         let pieces = [(1, HOSTILE.to_owned())].into();
         let episodes = Episodes { sets: vec![set], pieces, n_files_left_out: 0 };
-        Report { facts, sections: Vec::new(), episodes, warnings: vec![HOSTILE.to_owned()] }
+        Report { facts, sections: Vec::new(), episodes, alarms: vec![HOSTILE.to_owned()], warnings: vec![HOSTILE.to_owned()] }
     }
 
     /// The JSON that the scripts will read: what stands between its tag and the first end of a script behind it.

@@ -15,10 +15,11 @@ const SPARKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█
 pub fn page(report: &Report) -> String {
     let facts = &report.facts;
     let mut text = format!("# Run {}\n\n{}\n\n", cell(&facts.name), facts.subtitle);
-    if !report.warnings.is_empty() {
-        text += "## Left out\n\n";
-        report.warnings.iter().for_each(|warning| text += &format!("- {}\n", cell(warning)));
-        text.push('\n');
+    for (title, lines) in [("What the guards saw", &report.alarms), ("Left out", &report.warnings)] {
+        if !lines.is_empty() {
+            let items: String = lines.iter().map(|line| format!("- {}\n", cell(line))).collect();
+            text += &format!("## {title}\n\n{items}\n");
+        }
     }
     text += "## What was run\n\n";
     let settings = facts.settings.iter().chain(&facts.provenance);

@@ -26,6 +26,7 @@ use crate::{
     tokenizer::Tokenizer,
     trainer::{
         checkpoint,
+        guards::{Alarm, replayed},
         models::load_tokenizer,
         run_dir::{RunDir, RunDirError},
         state::MODEL_DIR,
@@ -59,6 +60,8 @@ pub struct Report {
     pub facts: facts::Facts,
     pub sections: Vec<curves::Section>,
     pub episodes: episodes::Episodes,
+    /// What the guards saw, with the likely cause and what to change.
+    pub alarms: Vec<String>,
     /// What is missing, and why.
     pub warnings: Vec<String>,
 }
@@ -85,7 +88,9 @@ pub fn write(run: &RunDir) -> Result<Written, ReportError> {
     let facts = facts::gather(run, &mut warnings);
     let tokenizer = tokenizer(run, &mut warnings);
     let episodes = episodes::gather(&run.episodes_dir(), tokenizer.as_ref(), &mut warnings);
-    let report = Report { facts, sections: curves::sections(&lines), episodes, warnings };
+    // A recipe that does not load was named when the facts were gathered.
+    let alarms = run.recipe().map_or(Vec::new(), |recipe| replayed(&recipe.guards, &lines).iter().map(Alarm::to_string).collect());
+    let report = Report { facts, sections: curves::sections(&lines), episodes, alarms, warnings };
     let page = html::page(&report);
     let size_bytes = page.len();
     run.write(HTML_FILE, page)?;
@@ -137,5 +142,23 @@ mod tests {
         assert!(page.contains("young") && page.contains("losses/distill_loss"), "{page}");
         assert!(text.contains("# Run young") && text.contains("3.5"), "{text}");
         assert!(written.tensorboard.join("kd").is_dir());
+    }
+
+    #[test]
+    fn what_the_guards_saw_is_told_from_the_metrics_alone() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let mut recipe = Recipe::default();
+        (recipe.data.train, recipe.data.test) = (vec!["q.jsonl".into()], vec!["t.jsonl".into()]);
+        (recipe.data.corpus, recipe.guards.window) = ("c.jsonl".into(), 1);
+        let run = RunDir::create(root.path(), "sick", &recipe, &json!({})).expect("a run");
+        let mut log = run.metrics(None).expect("opened");
+        for (step, repetition) in [(1, 0.0), (2, 0.9)] {
+            log.append(Phase::Rl, step, &[("rollout/repetition", repetition)]).expect("appended");
+        }
+        let written = write(&run).expect("a report");
+        for path in [&written.html, &written.markdown] {
+            let page = std::fs::read_to_string(path).expect("written");
+            assert!(page.contains("What the guards saw") && page.contains("rl step 2: repetition"), "{page}");
+        }
     }
 }

@@ -32,14 +32,19 @@ const FIGURES: [Figure; 2] = [
 ];
 
 /// Metric, title, unit.
-const CHARTS: [(&str, &str, &str); 7] = [
+const CHARTS: [(&str, &str, &str); 12] = [
     (REWARD, "Training reward", "exact match of the sampled episodes"),
     (EVAL_EM, "Exact match", "greedy, on the test questions"),
-    (KL, "KL", "estimate a token where the penalty applies"),
+    (EVAL_TEACHER_KL, "KL to the teacher", "exact, nats a token, on the test questions"),
     (ENTROPY, "Entropy", "nats a token"),
     (RESPONSE_TOKENS, "Response length", "tokens"),
     (SEARCHES, "Searches", "an episode"),
     (INVALID_ACTIONS, "Invalid actions", "an episode"),
+    (CLIP_FRACTION, "Clip fraction", "share of tokens whose change was clipped"),
+    (EXPLAINED_VARIANCE, "Explained variance", "of the returns, by the critic"),
+    (ACTOR_GRAD_NORM, "Gradient norm of the policy", "before clipping"),
+    (DISTILL_LOSS, "Distillation loss", "nats a token"),
+    (DISTILL_GRAD_NORM, "Gradient norm of distillation", "before clipping"),
 ];
 
 /// Both figures, as the report's charts. A chart without a single course is left out.

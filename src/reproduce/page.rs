@@ -9,7 +9,7 @@ use super::{
 };
 use crate::report::{
     curves::Section,
-    html::{COMMON_SCRIPTS, STYLE, embedded, escaped, filled, number},
+    html::{self, escaped, filled, number},
     markdown::spark,
     table::{cell, table},
 };
@@ -20,7 +20,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const TEMPLATE: &str = include_str!("page.html");
+const MAIN: &str = include_str!("page.html");
+const TITLE: &str = "The paper’s experiment at tiny scale";
 
 /// Folder of the results inside the folder of the pages.
 pub const RESULTS_DIR: &str = "reproduction";
@@ -112,7 +113,7 @@ impl Page {
     }
 
     fn markdown(&self) -> String {
-        let mut text = format!("# The paper’s experiment at tiny scale\n\n{}.\n\n## In short\n\n", self.subtitle);
+        let mut text = format!("# {TITLE}\n\n{}.\n\n## In short\n\n", self.subtitle);
         self.short.iter().for_each(|paragraph| text += &format!("{}\n\n", cell(paragraph)));
         for (verdict, orderings) in self.verdicts.iter().filter(|(_, orderings)| !orderings.is_empty()) {
             text += &format!("- {}: {}\n", verdict.as_str(), cell(&orderings.join("; ")));
@@ -135,9 +136,7 @@ impl Page {
     fn html(&self) -> String {
         let paragraphs = |texts: &[String]| texts.iter().map(|text| format!("<p>{}</p>", escaped(text))).collect::<String>();
         let titled = |each: &Table| format!("<h3>{}</h3><p class=\"muted\">{}</p>{}", each.title, escaped(&each.note), html_table(each));
-        filled(TEMPLATE, |slot| match slot {
-            "style" => STYLE.to_owned(),
-            "subtitle" => escaped(&self.subtitle),
+        let main = filled(MAIN, |slot| match slot {
             "short" => {
                 let told = self.verdicts.iter().filter(|(_, orderings)| !orderings.is_empty());
                 let items = told.map(|(verdict, orderings)| {
@@ -156,11 +155,26 @@ impl Page {
                     escaped(&self.commands.join("\n"))
                 )
             }
-            "version" => escaped(env!("CARGO_PKG_VERSION")),
-            "data" => embedded(&json!({"sections": self.figures})),
-            "script" => COMMON_SCRIPTS.concat(),
-            _ => unreachable!("the template has a slot {slot}, which nothing fills"),
-        })
+            _ => unreachable!("the page has a slot {slot}, which nothing fills"),
+        });
+        html::Page {
+            name: "Reproduction",
+            kind: "dgpo reproduction",
+            title: TITLE,
+            subtitle: &self.subtitle,
+            nav: &[
+                ("short", "In short"),
+                ("tables", "Tables"),
+                ("figures", "Figures"),
+                ("orderings", "Orderings"),
+                ("made", "How it was made"),
+            ],
+            main,
+            source: "the results of the seeds alone",
+            data: json!({"sections": self.figures}),
+            scripts: "",
+        }
+        .to_html()
     }
 }
 

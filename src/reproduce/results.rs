@@ -10,7 +10,11 @@ use crate::{
     config::{Phase, Recipe, load::to_toml},
     eval::{Figures, Summary, arcap::Capabilities, bootstrap::Interval, models_of},
     rollout::{Episode, episode::read_episodes},
-    trainer::{metrics::*, run_dir::RunDir},
+    trainer::{
+        guards::{Alarm, replayed},
+        metrics::*,
+        run_dir::RunDir,
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -25,7 +29,20 @@ use std::{
 pub const MAX_POINTS: usize = 50;
 
 /// What the dynamics figures show.
-pub const COURSES: [&str; 8] = [REWARD, EVAL_EM, KL, ENTROPY, RESPONSE_TOKENS, SEARCHES, INVALID_ACTIONS, DISTILL_LOSS];
+pub const COURSES: [&str; 12] = [
+    REWARD,
+    EVAL_EM,
+    EVAL_TEACHER_KL,
+    ENTROPY,
+    RESPONSE_TOKENS,
+    SEARCHES,
+    INVALID_ACTIONS,
+    CLIP_FRACTION,
+    EXPLAINED_VARIANCE,
+    ACTOR_GRAD_NORM,
+    DISTILL_LOSS,
+    DISTILL_GRAD_NORM,
+];
 
 /// Everything of one seed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -70,6 +87,9 @@ pub struct Done {
     pub score: Score,
     /// Courses of the last phase in which the student played.
     pub courses: BTreeMap<String, Course>,
+    /// What the guards saw along the way; in a reproduction they only warn.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alarms: Vec<String>,
 }
 
 /// Figures of a model on the test questions.
@@ -160,14 +180,24 @@ impl SeedResults {
         let missing = || ReproduceError::NotEvaluated { run: run.path().to_owned(), model };
         let provenance = run.provenance()?;
         let taken_wall_s = provenance.pointer("/taken_over/wall_s").and_then(Value::as_f64).unwrap_or(0.0);
+        let lines = run.read_metrics()?;
         let kept = ["version", "executable", "device", "n_host_cores", "taken_over"];
+        let own = score(run, model, figures_of(&summary, model).ok_or_else(missing)?)?;
+        let mut courses = if row.extra.contains(&Extra::Course) { courses(&lines, recipe) } else { BTreeMap::new() };
+        // Behind the last step of the course the evaluation is that of the row itself.
+        let n_steps = [(Phase::Rl, recipe.rl.steps), (Phase::Gkd, recipe.gkd.steps)].into_iter().find(|(phase, _)| phase.as_str() == model);
+        if let (Some(course), Some((_, n_steps))) = (courses.get_mut(EVAL_EM), n_steps) {
+            course.steps.push(n_steps as u64);
+            course.values.push(Some(rounded(own.average_em)));
+        }
         let done = Done {
             recipe: digest(recipe),
             provenance: kept.iter().filter_map(|key| Some(((*key).to_owned(), provenance.get(*key)?.clone()))).collect(),
             wall_s: summary.wall_s,
             own_wall_s: (summary.wall_s - taken_wall_s).max(0.0),
-            score: score(run, model, figures_of(&summary, model).ok_or_else(missing)?)?,
-            courses: if row.extra.contains(&Extra::Course) { courses(&run.read_metrics()?, recipe) } else { BTreeMap::new() },
+            score: own,
+            courses,
+            alarms: replayed(&recipe.guards, &lines).iter().map(Alarm::what).collect(),
         };
         self.rows.insert(row.name(), Outcome::Done(Box::new(done)));
         for start in ["student", "teacher"] {

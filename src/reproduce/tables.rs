@@ -40,7 +40,10 @@ const NOTHING: &str = "–";
 
 /// All tables of the page, in its order; the orderings are one of their own ([`of_orderings`]).
 pub fn all(seeds: &[&SeedResults]) -> Vec<Table> {
-    vec![table_2(seeds), table_3(seeds), table_5(seeds), capabilities(seeds), table_6(seeds), behaviour(seeds), cost(seeds)]
+    let mut tables = vec![table_2(seeds), table_3(seeds), table_5(seeds), capabilities(seeds), table_6(seeds), behaviour(seeds)];
+    tables.extend(alarms(seeds));
+    tables.push(cost(seeds));
+    tables
 }
 
 /// A figure of a row in each seed that has it.
@@ -81,8 +84,9 @@ fn by_dataset(seeds: &[&SeedResults], rows: impl Iterator<Item = (&'static str, 
 fn table_2(seeds: &[&SeedResults]) -> Table {
     let extra = [("sft", "SFT (the start of SFT → PPO)".to_owned()), ("grpo", "GRPO".to_owned())];
     let (columns, rows) = by_dataset(seeds, paper::TABLE_2.iter().map(|line| (line.row, line.title.to_owned())).chain(extra));
-    let note = "Exact match of every method, greedy. The paper's pair is Qwen2.5 3B → 0.5B, its averages are over its seven data sets. It leaves GRPO \
-                out of this table because its runs collapsed, and SFT because it is SeqKD by another name."
+    let note = "Exact match of every method, greedy, behind the last step. The paper's pair is Qwen2.5 3B → 0.5B, its averages are over its seven data \
+                sets; its PPO is the checkpoint of step 200 of 1,000, before training collapsed. It leaves GRPO out of this table because its runs \
+                collapsed, and SFT because it is SeqKD by another name."
         .to_owned();
     Table { title: "Table 2: all methods", note, columns, rows }
 }
@@ -153,7 +157,9 @@ fn capabilities(seeds: &[&SeedResults]) -> Table {
 fn table_6(seeds: &[&SeedResults]) -> Table {
     let extra = [("dgpo-grpo", "DGPO with GRPO (Fig. 6)".to_owned()), ("kd-gkd", "KD → GKD (Fig. 6)".to_owned())];
     let (columns, rows) = by_dataset(seeds, paper::TABLE_6.iter().map(|line| (line.row, line.title.to_owned())).chain(extra));
-    let note = "What DGPO is without one of its parts. The last two rows are in the paper's Figure 6, without numbers.".to_owned();
+    let note = "What DGPO is without one of its parts, behind the last step. The paper's row (a) collapsed around step 800 of 1,000 and is from before. \
+                The last two rows are in the paper's Figure 6, without numbers."
+        .to_owned();
     Table { title: "Table 6: ablations", note, columns, rows }
 }
 
@@ -180,6 +186,21 @@ fn behaviour(seeds: &[&SeedResults]) -> Table {
     Table { title: "Behaviour", note, columns, rows: everything().map(row).collect() }
 }
 
+/// What the guards saw; `None` where they saw nothing.
+fn alarms(seeds: &[&SeedResults]) -> Option<Table> {
+    let of_seed = |results: &&SeedResults| {
+        let rows = ROWS.iter().filter_map(|row| Some((row.name(), results.rows.get(&row.name())?.done()?.alarms.clone())));
+        let seed = results.seed;
+        rows.flat_map(move |(row, alarms)| alarms.into_iter().map(move |alarm| vec![row.clone(), seed.to_string(), alarm]))
+            .collect::<Vec<_>>()
+    };
+    let rows: Vec<Vec<String>> = seeds.iter().flat_map(of_seed).collect();
+    let note = "Signs of a run that goes wrong. In a reproduction the guards only warn, so these rows were trained to their end all the same: where \
+                the paper reports a step before a collapse, ours is the last one."
+        .to_owned();
+    (!rows.is_empty()).then(|| Table { title: "What the guards saw", note, columns: ["row", "seed", "alarm"].map(ours).into(), rows })
+}
+
 fn cost(seeds: &[&SeedResults]) -> Table {
     let columns = ["row", "begins with", "own work", "all its phases", "recipe"].map(ours).into_iter().collect();
     let seconds = |values: &[f64]| if values.is_empty() { NOTHING.to_owned() } else { duration(mean(values)) };
@@ -200,7 +221,7 @@ fn cost(seeds: &[&SeedResults]) -> Table {
 
 /// Every ordering of the paper and what became of it.
 pub fn of_orderings(orderings: &[Ordering], seeds: &[&SeedResults]) -> Table {
-    let own = ["difference here", "sd over seeds", "seeds with that sign", "95 % over questions", "verdict"].map(ours);
+    let own = ["difference here", "sd over seeds", "seeds with that sign", "95 % over seeds and questions", "verdict"].map(ours);
     let columns = [ours("ordering"), papers("table"), papers("difference")].into_iter().chain(own).collect();
     let row = |ordering: &Ordering| {
         let found = found(ordering, seeds);
@@ -217,9 +238,9 @@ pub fn of_orderings(orderings: &[Ordering], seeds: &[&SeedResults]) -> Table {
         let theirs = [ordering.text.clone(), ordering.source.to_owned(), format!("{:+.3}", ordering.paper)];
         theirs.into_iter().chain(here).chain([judged]).collect()
     };
-    let note = "A difference holds if its 95 % interval over the test questions lies above 0 (paired bootstrap; differences of a question averaged over \
-                seeds), is reversed if it lies below, and is within noise otherwise. How much another training would move it, the deviation over seeds \
-                tells; the interval does not."
+    let note = "A difference holds if its 95 % interval lies above 0, is reversed if it lies below, and is within noise otherwise (paired bootstrap: seeds \
+                and test questions are drawn again, with replacement). Of a few seeds such an interval is too narrow, of one it says nothing of other \
+                trainings: read it with the deviation and the signs beside it."
         .to_owned();
     Table { title: "Which orderings hold", note, columns, rows: orderings.iter().map(row).collect() }
 }
@@ -268,6 +289,16 @@ mod tests {
         for table in all(&seeds).into_iter().chain([of_orderings(&orderings::all(), &seeds)]) {
             assert!(table.rows.iter().all(|row| row.len() == table.columns.len()) && !table.rows.is_empty(), "{}", table.title);
         }
+    }
+
+    #[test]
+    fn alarms_are_told_where_there_are_any() {
+        let [mut first, second] = two_seeds();
+        assert_eq!(alarms(&[&first, &second]), None);
+        let Some(Outcome::Done(done)) = first.rows.get_mut("qwen-kd") else { panic!("a finished row") };
+        done.alarms.push("kd step 9: repetition".to_owned());
+        let table = alarms(&[&first, &second]).expect("an alarm");
+        assert_eq!(table.rows, [["qwen-kd", "0", "kd step 9: repetition"].map(str::to_owned).to_vec()]);
     }
 
     #[test]

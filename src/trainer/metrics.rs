@@ -42,6 +42,8 @@ pub const UPDATE_TOKENS_PER_SECOND: &str = "perf/update_tokens_per_s";
 pub const STEP_SECONDS: &str = "perf/step_s";
 /// Greedy exact match on the test questions, unweighted over data sets.
 pub const EVAL_EM: &str = "eval/em";
+/// Exact KL(student || teacher) a token, nats, on the agent tokens of those episodes.
+pub const EVAL_TEACHER_KL: &str = "eval/teacher_kl";
 /// Mean outcome reward (= exact match) of the step's episodes.
 pub const REWARD: &str = "rollout/reward";
 pub const SUBSTRING_EM: &str = "rollout/substring_em";

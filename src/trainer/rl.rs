@@ -104,7 +104,7 @@ pub fn rl_step<B: TrainBackend>(
     if let Some(critic) = &networks.critic {
         batch.values = score::values(&critic.network, &batch, pass);
     }
-    record_log_prob_difference(&batch, &mut metrics);
+    score::record_log_prob_difference(&batch, &batch.old_log_probs, &mut metrics);
 
     let in_reward = if recipe.kl.placement == KlPlacement::Reward { networks.kl.coef } else { 0.0 };
     let rewards = token_rewards(&batch, &kl, recipe.kl.mode, in_reward);
@@ -366,16 +366,4 @@ fn explained_variance(batch: &RolloutBatch, advantages: &Advantages) -> f64 {
     let returns = |at: usize| f64::from(advantages.returns[at]);
     let total = variance(&returns);
     if total == 0.0 { 0.0 } else { 1.0 - variance(&|at| returns(at) - f64::from(batch.values[at])) / total }
-}
-
-/// How far the sampler's log-probs are from the recomputed ones.
-fn record_log_prob_difference(batch: &RolloutBatch, metrics: &mut Metrics) {
-    let (mut mean, mut max) = (Mean::default(), 0.0f64);
-    for at in (0..batch.loss_mask.len()).filter(|&at| batch.loss_mask[at]) {
-        let difference = f64::from((batch.sample_log_probs[at] - batch.old_log_probs[at]).abs());
-        mean.add(difference);
-        max = max.max(difference);
-    }
-    metrics.set(LOGPROB_DIFF_MEAN, mean.value());
-    metrics.set(LOGPROB_DIFF_MAX, max);
 }

@@ -1,5 +1,6 @@
 //! What the networks think of a finished batch: log-probs, values, exact divergences. No gradients.
-use crate::rollout::RolloutBatch;
+use super::metrics::{LOGPROB_DIFF_MAX, LOGPROB_DIFF_MEAN, Mean, Metrics};
+use crate::rollout::{Episode, RolloutBatch};
 use burn::tensor::Tensor;
 use dgpo_models::{
     Backend,
@@ -73,6 +74,28 @@ pub fn log_probs_and_divergence<B: Backend>(
         }
     }
     (log_probs, divergences)
+}
+
+/// How far the sampler's log-probs of a batch are from the trainer's `log_probs`, at agent tokens.
+/// # Shapes
+/// log_probs `[B, T]`
+pub fn record_log_prob_difference(batch: &RolloutBatch, log_probs: &[f32], metrics: &mut Metrics) {
+    let (mut mean, mut max) = (Mean::default(), 0.0f64);
+    for at in (0..batch.loss_mask.len()).filter(|&at| batch.loss_mask[at]) {
+        let difference = f64::from((batch.sample_log_probs[at] - log_probs[at]).abs());
+        mean.add(difference);
+        max = max.max(difference);
+    }
+    metrics.set(LOGPROB_DIFF_MEAN, mean.value());
+    metrics.set(LOGPROB_DIFF_MAX, max);
+}
+
+/// The exact KL of a model from a teacher, nats a token, on the agent tokens of episodes that the model played; 0 of none.
+pub fn mean_kl<B: Backend>(model: &Decoder<B>, teacher: &Decoder<B>, episodes: &[&Episode], pass: &Pass<'_, B>) -> f64 {
+    let batch = RolloutBatch::new(episodes);
+    let rows: Vec<usize> = (0..batch.n_rows).collect();
+    let (_, kl) = log_probs_and_divergence(model, teacher, Divergence::ReverseKl, &batch, &rows, pass);
+    kl.into_iter().map(f64::from).sum::<f64>() / batch.n_agent_tokens(&rows).max(1) as f64
 }
 
 /// One float a token, on the host.
