@@ -34,6 +34,7 @@ pub const BUILT_IN: &[(&str, &str)] = embedded![
     "paper/llama3-8b-1b",
     "tiny/grpo",
     "tiny/dgpo-grpo",
+    "tiny/distillm",
     "methods/sft",
     "methods/seqkd",
     "methods/kd",

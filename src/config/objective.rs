@@ -427,7 +427,7 @@ pub struct PretrainRecipe {
     pub steps: usize,
     /// Texts a step. Default: 32.
     pub batch: usize,
-    /// Use only this many trajectories; 0 = all. Default: 200: just enough of the format that RL from scratch has something to reward.
+    /// Use only this many trajectories of each file; 0 = all. Default: 200: just enough of the format that RL from scratch has something to reward.
     pub max_trajectories: usize,
 }
 

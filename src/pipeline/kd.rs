@@ -73,13 +73,12 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         }
     }
 
-    /// The first `limit` trajectories of the recipe's files as episodes.
+    /// The first `limit` trajectories of each of the recipe's files as episodes.
     fn trajectory_episodes(&self, tokenizer: &Tokenizer, limit: usize) -> Result<Vec<Episode>, PipelineError> {
         let mut trajectories: Vec<Trajectory> = Vec::new();
         for name in &self.setup.recipe.data.trajectories {
-            trajectories.extend(read_trajectories(&hub::resolve(name)?)?);
+            trajectories.extend(read_trajectories(&hub::resolve(name)?)?.into_iter().take(limit));
         }
-        trajectories.truncate(limit);
         let (instruction, template) = (&self.setup.recipe.episode.instruction, self.setup.recipe.model.chat_template);
         let prompt = |question: &Question| {
             let content = protocol::user_message(instruction, &question.question);

@@ -87,6 +87,10 @@ pub struct Done {
     pub score: Score,
     /// Courses of the last phase in which the student played.
     pub courses: BTreeMap<String, Course>,
+    /// Exact match of the sampled episodes on training questions, mean over the last tenth of the steps in which the student played, where that is
+    /// what the row ends with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_reward: Option<f64>,
     /// What the guards saw along the way; in a reproduction they only warn.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub alarms: Vec<String>,
@@ -197,6 +201,7 @@ impl SeedResults {
             own_wall_s: (summary.wall_s - taken_wall_s).max(0.0),
             score: own,
             courses,
+            train_reward: train_reward(&lines, model),
             alarms: replayed(&recipe.guards, &lines).iter().map(Alarm::what).collect(),
         };
         self.rows.insert(row.name(), Outcome::Done(Box::new(done)));
@@ -290,6 +295,15 @@ fn courses(lines: &[Map<String, Value>], recipe: &Recipe) -> BTreeMap<String, Co
         (!points.is_empty()).then(|| ((*metric).to_owned(), thinned(&points)))
     };
     COURSES.iter().filter_map(course).collect()
+}
+
+/// The mean reward over the last tenth of the steps of a phase, in which the student played.
+fn train_reward(lines: &[Map<String, Value>], phase: &str) -> Option<f64> {
+    let is_played = [Phase::Rl, Phase::Gkd].iter().any(|played| played.as_str() == phase);
+    let of_phase = lines.iter().filter(|line| is_played && line.get("phase").and_then(Value::as_str) == Some(phase));
+    let rewards: Vec<f64> = of_phase.filter_map(|line| line.get(REWARD)?.as_f64()).collect();
+    let last = &rewards[rewards.len() - rewards.len().div_ceil(10)..];
+    (!last.is_empty()).then(|| rounded(last.iter().sum::<f64>() / last.len() as f64))
 }
 
 fn thinned(points: &[(u64, Option<f64>)]) -> Course {
@@ -397,6 +411,15 @@ mod tests {
         let lines = [line("demos", 1, 0.9), line("kd", 1, 0.8), line("rl", 1, 0.25), line("rl", 2, 0.5)];
         let course = &courses(&lines, &Recipe::default())[REWARD];
         assert_eq!((&course.steps, &course.values), (&vec![1, 2], &vec![Some(0.25), Some(0.5)]));
+    }
+
+    #[test]
+    fn the_last_tenth_of_the_rewards_is_averaged_where_the_student_played_last() {
+        let line = |phase: &str, step: u64, reward: f64| json!({"phase": phase, "step": step, REWARD: reward}).as_object().unwrap().clone();
+        let mut lines: Vec<_> = (1..=20).map(|step| line("rl", step, if step > 18 { 0.5 + step as f64 / 100.0 } else { 0.0 })).collect();
+        lines.push(json!({"phase": "rl", "step": 20, EVAL_EM: 1.0}).as_object().unwrap().clone());
+        assert_eq!(train_reward(&lines, "rl"), Some(0.695));
+        assert_eq!((train_reward(&lines, "gkd"), train_reward(&[line("kd", 1, 1.0)], "kd")), (None, None));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use crate::{
     data::{
         DataError,
-        tiny::{Observation, World, questions::split, script},
+        tiny::{Observation, World, questions::split, reading, script},
         trajectories::Trajectory,
     },
     env::protocol::search_observation,
@@ -14,8 +14,9 @@ use crate::{
 use flate2::{Compression, GzBuilder};
 use std::{io::Write, path::Path};
 
-/// Files of demonstrations by number of hops. The base student sees a few of the first for their format; the teacher learns both.
-pub const DEMONSTRATION_FILES: [&str; 2] = ["demos-1hop.jsonl.gz", "demos-2hop.jsonl.gz"];
+/// Files of demonstrations: questions of one hop and of two played to their end, and questions answered from given gold passages, at once and with
+/// thinking. The base student sees a few of the first for their format and learns to read from the third; the teacher learns them all.
+const DEMONSTRATION_FILES: [&str; 4] = ["demos-1hop.jsonl.gz", "demos-2hop.jsonl.gz", "reading.jsonl.gz", "reading-thinking.jsonl.gz"];
 
 /// Why demonstrations could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +40,7 @@ pub struct Demonstrated {
 /// If a search fails or a file cannot be written.
 pub fn write_demonstrations(dir: &Path, seed: u64, retriever: &dyn Retriever, top_k: usize) -> Result<Demonstrated, DemonstrationError> {
     let demonstrations = demonstrations(seed, retriever, top_k)?;
-    for (name, rows) in DEMONSTRATION_FILES.iter().zip(&demonstrations.by_hops) {
+    for (name, rows) in DEMONSTRATION_FILES.iter().zip(&demonstrations.files) {
         let path = dir.join(name);
         let written = std::fs::create_dir_all(dir).and_then(|()| {
             // Neither name nor time in the header: the same rows give the same bytes.
@@ -55,13 +56,14 @@ pub fn write_demonstrations(dir: &Path, seed: u64, retriever: &dyn Retriever, to
 }
 
 struct Demonstrations {
-    /// One hop, two hops.
-    by_hops: [Vec<Trajectory>; 2],
+    /// By [`DEMONSTRATION_FILES`].
+    files: [Vec<Trajectory>; 4],
     counts: Demonstrated,
 }
 
 fn demonstrations(seed: u64, retriever: &dyn Retriever, top_k: usize) -> Result<Demonstrations, RetrieverError> {
-    let questions = split(&World::generate(seed), seed).train;
+    let world = World::generate(seed);
+    let questions = split(&world, seed).train;
     let mut look_up = |query: &str| {
         let results = retriever.search(&[query.to_owned()], top_k);
         let hits = results.into_iter().next().expect("a retriever gives one result a query")?;
@@ -69,14 +71,18 @@ fn demonstrations(seed: u64, retriever: &dyn Retriever, top_k: usize) -> Result<
         let passage_ids = passages.iter().map(|passage| passage.id.clone()).collect();
         Ok(Observation { passage_ids, text: search_observation(&passages) })
     };
-    let mut by_hops = [Vec::new(), Vec::new()];
+    let [mut one_hop, mut two_hops, mut read, mut read_thinking] = [const { Vec::new() }; 4];
     for question in &questions {
         if let Some(trajectory) = script(question, &mut look_up)? {
-            by_hops[question.hops.len() - 1].push(trajectory);
+            if question.hops.len() == 1 { one_hop.push(trajectory) } else { two_hops.push(trajectory) }
         }
+        let gold: Vec<_> = question.hops.iter().map(|hop| world.passages()[hop.passage_idx].clone()).collect();
+        let given = search_observation(&gold);
+        read.push(reading(question, &given, false));
+        read_thinking.push(reading(question, &given, true));
     }
-    let counts = Demonstrated { n_questions: questions.len(), n_scripts: by_hops.iter().map(Vec::len).sum() };
-    Ok(Demonstrations { by_hops, counts })
+    let counts = Demonstrated { n_questions: questions.len(), n_scripts: one_hop.len() + two_hops.len() };
+    Ok(Demonstrations { files: [one_hop, two_hops, read, read_thinking], counts })
 }
 
 #[cfg(test)]
@@ -108,7 +114,7 @@ mod tests {
         let retriever = ByTitle(World::generate(0).passages().to_vec());
         let demos = demonstrations(0, &retriever, 3).expect("searches succeed");
         assert_eq!(demos.counts, Demonstrated { n_questions: 1550, n_scripts: 1550 });
-        for trajectory in demos.by_hops.iter().flatten() {
+        for trajectory in demos.files.iter().flatten() {
             let pieces = trajectory.pieces().expect("well-formed");
             for (i, piece) in pieces.iter().enumerate() {
                 let Piece::Agent(text) = piece else { continue };

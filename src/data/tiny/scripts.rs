@@ -7,6 +7,9 @@
 //! The wording is short and regular, because a small model has to learn it, and it names a fact before it uses it: the second query copies a
 //! name from the thought beside it rather than from the passages further away.
 //!
+//! A second kind of script ([`reading`]) has nothing to find: the gold passages stand right behind the prompt, as in ARCap's source referencing. It is what
+//! gives the networks of the tiny world the reading that a pretrained model brings along.
+//!
 //! A one-hop script, with OBSERVATION for `\n\n<information>…</information>\n\n`:
 //! ```text
 //! <think> I need the director of Avel Kelimo. </think> <search> Avel Kelimo director </search>OBSERVATION<think> The director is Lani Voros. </think> <answer> Lani Voros </answer>
@@ -46,15 +49,27 @@ pub fn script<E>(question: &TinyQuestion, look_up: &mut dyn FnMut(&str) -> Resul
         }
         learned = format!("The {} is {}. ", hop.relation.noun(), hop.value);
     }
-    let answer = &question.question.golden_answers[0];
-    response.push_str(&format!("<think> {learned}</think> <answer> {answer} </answer>"));
-    Ok(Some(Trajectory {
-        id: question.question.id.clone(),
-        dataset: question.question.dataset.clone(),
-        question: question.question.question.clone(),
-        golden_answers: question.question.golden_answers.clone(),
+    response.push_str(&format!("<think> {learned}</think> <answer> {} </answer>", question.question.golden_answers[0]));
+    Ok(Some(trajectory(question, response)))
+}
+
+/// The question answered from its gold passages: `given` is the protocol's text around and of them. With thinking the facts are named first, as behind a
+/// search; without, the answer comes at once.
+pub fn reading(question: &TinyQuestion, given: &str, is_thinking: bool) -> Trajectory {
+    let answer = format!(" <answer> {} </answer>", question.question.golden_answers[0]);
+    let facts: String = question.hops.iter().map(|hop| format!("The {} is {}. ", hop.relation.noun(), hop.value)).collect();
+    let response = if is_thinking { format!("{given}<think> {facts}</think>{answer}") } else { format!("{given}{answer}") };
+    trajectory(question, response)
+}
+
+fn trajectory(TinyQuestion { question, .. }: &TinyQuestion, response: String) -> Trajectory {
+    Trajectory {
+        id: question.id.clone(),
+        dataset: question.dataset.clone(),
+        question: question.question.clone(),
+        golden_answers: question.golden_answers.clone(),
         response,
-    }))
+    }
 }
 
 /// What to search for, and what to try if that misses.
@@ -97,6 +112,16 @@ mod tests {
         assert!(queries[1].starts_with(&question.hops[0].value), "the second query starts from what the first one found");
         assert_eq!(response.matches("[OBS]<think> ").count(), 2);
         assert!(response.ends_with(&format!("<answer> {} </answer>", question.question.golden_answers[0])));
+    }
+
+    #[test]
+    fn a_reading_answers_from_what_is_given() {
+        let question = two_hop_question();
+        let [first, second] = [0, 1].map(|at| question.hops[at].value.clone());
+        let nouns = [0, 1].map(|at| question.hops[at].relation.noun());
+        assert_eq!(reading(&question, "[OBS]", false).response, format!("[OBS] <answer> {second} </answer>"));
+        let thought = format!("<think> The {} is {first}. The {} is {second}. </think>", nouns[0], nouns[1]);
+        assert_eq!(reading(&question, "[OBS]", true).response, format!("[OBS]{thought} <answer> {second} </answer>"));
     }
 
     #[test]
