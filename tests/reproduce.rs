@@ -2,7 +2,7 @@
 use crate::{
     browser::{Browser, keep_screenshot},
     recipes::{SHRUNK, settings},
-    support::{World, at_line, interrupt, names_in},
+    support::{World, at_line, interrupt, names_in, repository},
 };
 use serde_json::Value;
 use std::{fs, path::Path};
@@ -22,8 +22,8 @@ fn check_in_a_browser(page: &Path) {
     browser.screen(1280, 900, "light");
     browser.open(page);
     let count = |browser: &mut Browser, selector: &str| browser.evaluate(&format!("document.querySelectorAll({selector:?}).length"));
-    // Seven metrics of Figure 4 and of Figure 6, but for the exact match, which so short a run does not measure on its way.
-    assert_eq!(count(&mut browser, "figure.chart"), 12);
+    // Eight metrics of Figure 4, and of Figure 6 those and two of distillation; so short a run does not evaluate on its way.
+    assert_eq!(count(&mut browser, "figure.chart"), 18);
     assert_eq!(
         browser.evaluate("Math.max(...[...document.querySelectorAll('figure.chart')].map((f) => f.querySelectorAll('path.raw').length))"),
         5
@@ -90,6 +90,20 @@ fn the_whole_experiment_is_interrupted_resumed_and_told_on_a_page() {
     assert_eq!(pages.each_ref().map(|page| fs::read_to_string(page).unwrap()), first);
     assert_eq!(names_in(&world.path("pages")), ["reproduction", "reproduction.html", "reproduction.md"]);
     check_in_a_browser(&pages[1]);
+}
+
+#[test]
+fn the_page_in_the_repository_is_that_of_the_results_beside_it() {
+    let world = World::new();
+    let pages = world.path("pages/reproduction");
+    fs::create_dir_all(&pages).unwrap();
+    for name in names_in(&repository("docs/reproduction")) {
+        fs::copy(repository("docs/reproduction").join(&name), pages.join(&name)).unwrap();
+    }
+    world.dgpo(&["reproduce", "--render", "--out", "pages"]).done();
+    let [rendered, kept] =
+        [world.path("pages/reproduction.md"), repository("docs/reproduction.md")].map(|page| fs::read_to_string(page).unwrap());
+    assert!(rendered == kept, "docs/reproduction.md is of other results or of another program; hint: cargo xtask reproduce --render");
 }
 
 #[test]
