@@ -185,7 +185,8 @@ impl SeedResults {
         let provenance = run.provenance()?;
         let taken_wall_s = provenance.pointer("/taken_over/wall_s").and_then(Value::as_f64).unwrap_or(0.0);
         let lines = run.read_metrics()?;
-        let kept = ["version", "executable", "device", "n_host_cores", "taken_over"];
+        let kept = ["version", "executable", "device", "n_host_cores"];
+        let provenance_kept = kept.iter().filter_map(|key| Some(((*key).to_owned(), provenance.get(*key)?.clone())));
         let own = score(run, model, figures_of(&summary, model).ok_or_else(missing)?)?;
         let mut courses = if row.extra.contains(&Extra::Course) { courses(&lines, recipe) } else { BTreeMap::new() };
         // Behind the last step of the course the evaluation is that of the row itself.
@@ -196,7 +197,7 @@ impl SeedResults {
         }
         let done = Done {
             recipe: digest(recipe),
-            provenance: kept.iter().filter_map(|key| Some(((*key).to_owned(), provenance.get(*key)?.clone()))).collect(),
+            provenance: provenance_kept.chain(taken_over(&provenance)).collect(),
             wall_s: summary.wall_s,
             own_wall_s: (summary.wall_s - taken_wall_s).max(0.0),
             score: own,
@@ -229,6 +230,16 @@ impl SeedResults {
         let rows: Vec<String> = self.rows.iter().map(|(name, outcome)| format!("{}: {}", json!(name), json!(outcome))).collect();
         format!("{{\n\"seed\": {},\n\"settings\": {},\n\"rows\": {{\n{}\n}}\n}}\n", self.seed, json!(self.settings), rows.join(",\n"))
     }
+}
+
+/// Which phases a row took over and from which one: its name alone, the folder is the machine's own.
+fn taken_over(provenance: &Value) -> Option<(String, Value)> {
+    let taken = provenance.get("taken_over").filter(|taken| !taken.is_null())?;
+    let row = taken.get("run").and_then(Value::as_str).and_then(|run| Path::new(run).file_name());
+    Some((
+        "taken_over".to_owned(),
+        json!({"run": row.map(|row| row.to_string_lossy()), "phases": taken.get("phases"), "wall_s": taken.get("wall_s")}),
+    ))
 }
 
 fn has_arcap(score: &Score) -> bool {
