@@ -1,5 +1,7 @@
 //! Runs that go wrong: what was seen is said, everything is saved, and a changed recipe can go on.
 use crate::support::{Ended, World, metrics_of, names_in};
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// The talker at a learning rate at which it forgets everything it can in one update. A checkpoint only at the end, and one guard alone.
 const COLLAPSE: [&str; 20] = [
@@ -49,6 +51,10 @@ fn a_collapse_stops_the_run_with_a_checkpoint_and_a_changed_recipe_goes_on() {
     let resumed = world.dgpo(&["train", "--resume", "runs/a"]).done();
     assert!(resumed.stderr.contains("optim.actor.lr is 0.0001 (was 1.0)"), "{}", resumed.stderr);
     assert!(names_in(&world.path("runs/a/checkpoints")).contains(&"rl-step-000008".to_owned()));
+    // What was seen stays known, also under a recipe that would not have seen it.
+    let seen = format!("rl step {last}: reward collapse");
+    assert!(std::fs::read_to_string(world.path("runs/a/report.md")).unwrap().contains(&seen));
+    assert!(world.dgpo(&["runs", "show", "a"]).done().stdout.contains(&format!("the guards saw: {seen}")));
 }
 
 #[test]
@@ -58,7 +64,11 @@ fn a_warning_is_said_once_and_the_run_goes_on() {
     let ended = world.dgpo(&[&["train", "--name", "a", "--set", "guards.action=warn"], &arguments[..]].concat()).done();
     assert_eq!(ended.stderr.matches("warning: rl step ").count(), 1, "{}", ended.stderr);
     assert!(ended.stderr.contains("reward collapse"), "{}", ended.stderr);
-    assert_eq!(metrics_of(&world.path("runs/a")).len(), 8);
+    // Eight steps, and the alarm behind its own.
+    let lines = metrics_of(&world.path("runs/a"));
+    let alarms: Vec<&str> = lines.iter().filter_map(|line| line.get("alarm")?.as_str()).collect();
+    assert_eq!((lines.len(), alarms.len()), (9, 1));
+    assert!(ended.stderr.contains(alarms[0]), "{alarms:?}");
 }
 
 #[test]
@@ -69,8 +79,9 @@ fn a_loss_that_is_no_number_stops_the_run_before_it_wastes_its_steps() {
     let stopped = world.dgpo(&arguments).failed(3, &said);
     // One update a step: the fourth that is skipped is more than three.
     let metrics = metrics_of(&world.path("runs/a"));
-    assert_eq!(metrics.last().unwrap()["charts/skipped_updates"], 4.0, "{}", stopped.stderr);
-    let first = metrics.iter().find(|line| line["charts/skipped_updates"] == 1.0).unwrap()["step"].as_u64().unwrap();
+    let skipped = |line: &BTreeMap<String, Value>| line.get("charts/skipped_updates").and_then(Value::as_f64);
+    assert_eq!(metrics.iter().filter_map(skipped).last(), Some(4.0), "{}", stopped.stderr);
+    let first = metrics.iter().find(|line| skipped(line) == Some(1.0)).unwrap()["step"].as_u64().unwrap();
     assert!(stopped.stderr.contains(&format!("first bad step {first}")), "{}", stopped.stderr);
 }
 

@@ -288,6 +288,29 @@ fn kl_to(teacher: &Decoder<Cpu>, actor: &Decoder<Cpu>, episodes: &[Episode]) -> 
 }
 
 #[test]
+fn the_kl_of_an_evaluation_is_the_exact_one_of_a_step() {
+    let (episodes, teacher) = (episodes(3, |_| 0.0), network(3));
+    let device = Default::default();
+    let pass = Pass { micro_batch_tokens: SMALLEST, temperature: 1.0, device: &device };
+    let measured = |episodes: &[&Episode], teacher: &Decoder<Cpu>| score::mean_kl(&network(1), teacher, episodes, &pass);
+    let mut exact = recipe(LARGEST);
+    (exact.kl.mode, exact.kl.estimator) = (KlMode::Uniform, KlEstimator::Full);
+    let mut sum = 0.0;
+    for episode in &episodes {
+        let kl = measured(&[episode], &teacher);
+        let step = after_rl_step(std::slice::from_ref(episode), &teacher, &exact).1.get(KL).unwrap();
+        assert!((kl - step).abs() < 1e-5 * step, "{kl} {step}");
+        sum += kl * episode.n_agent_tokens() as f64;
+    }
+    // Of several episodes it is the mean over their tokens.
+    let n_tokens: usize = episodes.iter().map(Episode::n_agent_tokens).sum();
+    let all = measured(&episodes.iter().collect::<Vec<_>>(), &teacher);
+    assert!((all - sum / n_tokens as f64).abs() < 1e-6, "{all}");
+    assert!(measured(&[&episodes[0]], &network(1)).abs() < 1e-6);
+    assert_eq!(measured(&[], &teacher), 0.0);
+}
+
+#[test]
 fn a_penalty_in_the_loss_pulls_wrong_episodes_towards_the_teacher() {
     // The same reward everywhere and no entropy bonus: the policy's own loss gives (whitened advantages aside) the same push in all runs.
     let (episodes, teacher) = (episodes(8, every_other), network(3));

@@ -5,7 +5,7 @@ use crate::{
     eval::{MODELS, Summary},
     trainer::{
         checkpoint, metrics,
-        run_dir::{RUNS_DIR, RunDir, list_runs},
+        run_dir::{ALARM, RUNS_DIR, RunDir, alarms, list_runs},
     },
 };
 use clap::Subcommand;
@@ -158,6 +158,7 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
     let (summary, lines) = (run.summary::<Summary>()?, run.read_metrics()?);
     let newest = checkpoint::list_checkpoints(run.path(), recipe.stage)?.pop();
     let (last, last_eval) = (last_of_each_phase(&lines), lines.iter().rev().find(|line| is_evaluation(line)));
+    let alarms = alarms(&lines);
     if as_json {
         let changed: Map<String, Value> = changed.iter().map(|(key, _, value)| (key.clone(), json!(value))).collect();
         return output::json(&json!({
@@ -167,6 +168,7 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
             "summary": summary,
             "last_metrics": last,
             "last_eval": last_eval,
+            "alarms": alarms.iter().map(|(what, _)| what).collect::<Vec<_>>(),
             "checkpoint": newest.map(|checkpoint| checkpoint.path),
         }));
     }
@@ -183,6 +185,9 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
         for (key, value) in line.iter().filter(|(key, _)| *key != "phase") {
             text += &format!("  {key} {value}\n");
         }
+    }
+    for (what, advice) in alarms {
+        text += &format!("\nthe guards saw: {what}\n  {advice}\n");
     }
     if let Some(checkpoint) = newest {
         text += &format!("\nnewest checkpoint {}\n", checkpoint.path.display());
@@ -202,7 +207,7 @@ fn is_evaluation(line: &Map<String, Value>) -> bool {
 /// The last training line of each phase, in the order of the phases' first lines.
 fn last_of_each_phase(metrics: &[Map<String, Value>]) -> Vec<&Map<String, Value>> {
     let mut last: Vec<&Map<String, Value>> = Vec::new();
-    for line in metrics.iter().filter(|line| !is_evaluation(line)) {
+    for line in metrics.iter().filter(|line| !is_evaluation(line) && !line.contains_key(ALARM)) {
         match last.iter_mut().find(|known| known.get("phase") == line.get("phase")) {
             Some(known) => *known = line,
             None => last.push(line),
@@ -244,7 +249,9 @@ mod tests {
         let line = |phase: &str, step: u64| Map::from_iter([("phase".to_owned(), json!(phase)), ("step".to_owned(), json!(step))]);
         let mut evaluation = line("rl", 1);
         evaluation.insert(metrics::EVAL_EM.to_owned(), json!(0.5));
-        let lines = [line("kd", 1), line("kd", 2), line("rl", 1), evaluation];
+        let mut alarm = line("kd", 2);
+        alarm.insert(ALARM.to_owned(), json!("repetition"));
+        let lines = [line("kd", 1), line("kd", 2), alarm, line("rl", 1), evaluation];
         assert_eq!(last_of_each_phase(&lines), [&line("kd", 2), &line("rl", 1)]);
     }
 }

@@ -150,7 +150,7 @@ impl Default for StudentOutputsRecipe {
 pub struct GkdRecipe {
     /// Steps: each plays and learns once. Default: 1,000, as RL; the paper is silent.
     pub steps: usize,
-    /// Questions a step, one episode each. Default: 64, KD's batch; the paper is silent.
+    /// Questions a step, one episode each. Default: 512, as RL: the student plays in both; the paper is silent.
     pub questions_per_step: usize,
     /// Padded tokens of a micro-batch. Default: 16,384. Raising it costs memory and changes no result.
     pub micro_batch_tokens: usize,
@@ -162,7 +162,7 @@ pub struct GkdRecipe {
 
 impl Default for GkdRecipe {
     fn default() -> Self {
-        Self { steps: 1000, questions_per_step: 64, micro_batch_tokens: 16_384, jsd_beta: 1.0, temperature: 1.0 }
+        Self { steps: 1000, questions_per_step: 512, micro_batch_tokens: 16_384, jsd_beta: 1.0, temperature: 1.0 }
     }
 }
 

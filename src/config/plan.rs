@@ -240,6 +240,10 @@ fn reinforced(student: &DecoderConfig, teacher: Option<&DecoderConfig>, recipe: 
         (_, KlReference::Teacher, Some(teacher)) => Some(("teacher", teacher)),
     };
     items.extend(reference.iter().flat_map(|(role, shape)| frozen(role, shape, recipe)));
+    // Evaluations between the steps measure the KL to the teacher.
+    if let (true, Some(teacher)) = (recipe.eval.every > 0 && reference.is_none_or(|(role, _)| role != "teacher"), teacher) {
+        items.extend(frozen("teacher", teacher, recipe));
+    }
     let rows = recipe.episode.max_rows.min(recipe.rl.episodes_per_step());
     items.extend(kv_cache("student", student, rows, recipe));
     let is_full = matches!(recipe.kl.estimator, KlEstimator::Full | KlEstimator::FullReversed);
@@ -365,7 +369,7 @@ mod tests {
         let recipe = Recipe { stage: Stage::Gkd, ..Recipe::default() };
         let plan = plan(&recipe, &Shapes { student: Some(qwen_half_b()), teacher: Some(qwen_half_b()) });
         let gkd = phase(&plan, "gkd");
-        assert_eq!((gkd.steps, gkd.episodes, gkd.optimizer_steps), (1000, 64_000, 1000));
+        assert_eq!((gkd.steps, gkd.episodes, gkd.optimizer_steps), (1000, 512_000, 1000));
         assert_eq!((gkd.max_sampled_tokens, gkd.max_trained_tokens), (64_000 * 2500, 64_000 * 4096));
         let what: Vec<&str> = plan.memory[0].items.iter().map(|item| item.what.split(':').next().unwrap_or_default()).collect();
         assert!(what.contains(&"teacher") && !what.contains(&"critic"), "{what:?}");
@@ -419,5 +423,10 @@ mod tests {
         assert!(has_teacher(&recipe));
         recipe.kl.mode = KlMode::None;
         assert!(!has_teacher(&recipe));
+        // Evaluations between the steps measure how far from it the student is.
+        recipe.eval.every = 25;
+        assert!(has_teacher(&recipe));
+        recipe.kl.mode = KlMode::Selective;
+        assert_eq!(memory(&recipe, &shapes)[0].items.iter().filter(|item| item.what.starts_with("teacher: parameters")).count(), 1);
     }
 }

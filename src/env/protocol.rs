@@ -13,6 +13,8 @@ pub const STOP_STRINGS: [&str; 2] = ["</search>", "</answer>"];
 
 /// What an answer begins with.
 pub const ANSWER_OPEN: &str = "<answer>";
+/// And of a thought.
+pub const THINK_OPEN: &str = "<think>";
 
 /// The published instruction. "as your want" is how the published data has it: a checkpoint trained on it expects it.
 ///

@@ -3,7 +3,7 @@
 //! | capability | what is played | figure |
 //! |---|---|---|
 //! | source referencing, without thinking | gold passages as `<information>`, the turn begins with `<answer>`, one turn | EM |
-//! | source referencing, with thinking | gold passages as `<information>`, then the ordinary episode: think, search again, answer | EM |
+//! | source referencing, with thinking | gold passages as `<information>`, the turn begins with `<think>`, then the ordinary episode: search again, answer | EM |
 //! | query rewriting | the ordinary episodes | hit ratio of the first query |
 //! | thinking: when | the ordinary episodes | hit ratio over all retrieved passages, searches an episode |
 //!
@@ -28,10 +28,7 @@ use crate::{
         corpus::Passage,
         questions::{Question, Supporting},
     },
-    env::{
-        is_hit,
-        protocol::{ANSWER_OPEN, search_observation},
-    },
+    env::{is_hit, protocol::search_observation},
     retriever::{Hit, RetrieverError},
     rng::Key,
     rollout::{Episode, EpisodeStats, Status, play::Opening},
@@ -102,7 +99,7 @@ pub struct Played<'a> {
     pub ordinary: &'a [Episode],
     /// What the retriever returns for each of their questions as a query, in their order.
     pub searched: &'a [Result<Vec<Hit>, RetrieverError>],
-    /// The annotated questions from [`gold_opening`], with `<answer>` forced and without.
+    /// The annotated questions from [`gold_opening`], with `<answer>` forced and with `<think>`.
     pub without_thinking: &'a [Episode],
     pub with_thinking: &'a [Episode],
 }
@@ -120,14 +117,14 @@ pub fn gold_opening(question: &Question, forced_prefix: &str) -> Opening {
     Opening { information: search_observation(&passages), forced_prefix: forced_prefix.to_owned() }
 }
 
-/// `<answer>` as this tokenizer's models write it: with a blank in front where that is fewer tokens. A vocabulary made for the protocol may know
-/// ` <answer>` as one token, and its models have never seen the tag in pieces.
+/// A tag, `<answer>` or `<think>`, as this tokenizer's models write it: with a blank in front where that is fewer tokens. A vocabulary made for the
+/// protocol may know ` <answer>` as one token, and its models have never seen the tag in pieces.
 /// # Errors
 /// If the tokenizer fails.
-pub fn answer_prefix(tokenizer: &Tokenizer) -> Result<String, TokenizerError> {
-    let spaced = format!(" {ANSWER_OPEN}");
-    let is_shorter = tokenizer.encode(&spaced)?.len() < tokenizer.encode(ANSWER_OPEN)?.len();
-    Ok(if is_shorter { spaced } else { ANSWER_OPEN.to_owned() })
+pub fn tag_prefix(tokenizer: &Tokenizer, tag: &str) -> Result<String, TokenizerError> {
+    let spaced = format!(" {tag}");
+    let is_shorter = tokenizer.encode(&spaced)?.len() < tokenizer.encode(tag)?.len();
+    Ok(if is_shorter { spaced } else { tag.to_owned() })
 }
 
 impl Arcap {

@@ -3,8 +3,9 @@ use super::{PipelineError, setup::Setup, setup::check_retriever};
 use crate::{
     config::{EpisodeRecipe, Sampling},
     data::{DataError, questions::Question},
+    env::protocol::{ANSWER_OPEN, THINK_OPEN},
     eval::{
-        arcap::{Arcap, Played, answer_prefix, gold_opening, has_gold_passages},
+        arcap::{Arcap, Played, gold_opening, has_gold_passages, tag_prefix},
         intervals::by_dataset,
     },
     retriever::{Hit, Retriever, RetrieverError},
@@ -24,7 +25,7 @@ const SEARCH_BATCH: usize = 256;
 pub struct ArcapEpisodes {
     /// The gold passages given and `<answer>` forced.
     pub without_thinking: Vec<Episode>,
-    /// The gold passages given, then the ordinary episode.
+    /// The gold passages given and `<think>` forced, then the ordinary episode.
     pub with_thinking: Vec<Episode>,
 }
 
@@ -56,13 +57,14 @@ impl<I: Backend> Setup<I> {
         let annotated: Vec<Question> = questions.clone().filter(|question| has_gold_passages(question)).cloned().collect();
         let sampling = Sampling { temperature: self.recipe.eval.temperature, ..Sampling::GREEDY };
         let key = Key::new(self.recipe.run.seed, Purpose::Arcap);
-        let prefix = answer_prefix(tokenizer)?;
+        let [answer, think] = [ANSWER_OPEN, THINK_OPEN].map(|tag| tag_prefix(tokenizer, tag));
+        let (answer, think) = (answer?, think?);
         let one_turn = EpisodeRecipe { max_turns: 0, ..self.recipe.episode.clone() };
         let ordinary = self.player(tokenizer, retriever, Some(stop));
-        let with = Player { opening: &|question| gold_opening(question, ""), ..ordinary };
+        let with = Player { opening: &|question| gold_opening(question, &think), ..ordinary };
         let played = ArcapEpisodes {
             with_thinking: with.play(model, &annotated, sampling, key.fold(0), &self.device)?,
-            without_thinking: Player { opening: &|question| gold_opening(question, &prefix), limits: one_turn, ..with }.play(
+            without_thinking: Player { opening: &|question| gold_opening(question, &answer), limits: one_turn, ..with }.play(
                 model,
                 &annotated,
                 sampling,

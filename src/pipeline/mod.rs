@@ -63,7 +63,7 @@ pub enum PipelineError {
     NoCritic(PathBuf),
     #[error(
         "{phase} is to go on, but {later} has begun from what it was before and would not learn from it; \
-         hint: set {phase}'s steps back, or start a new run with the longer {phase}"
+         hint: give {phase} its steps or its last checkpoint back, or remove the checkpoints of {later}, which is then made again"
     )]
     BegunFromLess { phase: Phase, later: Phase },
     #[error("{phase} has nothing to train on: {why}; hint: {hint}")]
@@ -256,7 +256,10 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         self.metrics.append(phase, step, &metrics.0)?;
         (self.observer)(Event::Step { phase, step, total, metrics: &metrics.0 });
         let recipe = &self.setup.recipe.guards;
-        let alarms = self.guards.entry(phase).or_default().observe(recipe, phase, step, &|name| metrics.get(name));
+        let alarms = self.guards.entry(phase).or_default().observe(recipe, phase, step, metrics);
+        for alarm in &alarms {
+            self.metrics.append_alarm(alarm)?;
+        }
         if recipe.action == GuardAction::Stop {
             self.alarms = alarms;
         } else {

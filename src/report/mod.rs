@@ -26,9 +26,8 @@ use crate::{
     tokenizer::Tokenizer,
     trainer::{
         checkpoint,
-        guards::{Alarm, replayed},
         models::load_tokenizer,
-        run_dir::{RunDir, RunDirError},
+        run_dir::{RunDir, RunDirError, alarms},
         state::MODEL_DIR,
     },
 };
@@ -88,8 +87,7 @@ pub fn write(run: &RunDir) -> Result<Written, ReportError> {
     let facts = facts::gather(run, &mut warnings);
     let tokenizer = tokenizer(run, &mut warnings);
     let episodes = episodes::gather(&run.episodes_dir(), tokenizer.as_ref(), &mut warnings);
-    // A recipe that does not load was named when the facts were gathered.
-    let alarms = run.recipe().map_or(Vec::new(), |recipe| replayed(&recipe.guards, &lines).iter().map(Alarm::to_string).collect());
+    let alarms = alarms(&lines).into_iter().map(|(what, advice)| format!("{what}; {advice}")).collect();
     let report = Report { facts, sections: curves::sections(&lines), episodes, alarms, warnings };
     let page = html::page(&report);
     let size_bytes = page.len();
@@ -122,7 +120,13 @@ fn tokenizer(run: &RunDir, warnings: &mut Vec<String>) -> Option<Tokenizer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Recipe, trainer::events::Phase};
+    use crate::{
+        config::{GuardAction, Recipe},
+        trainer::{
+            events::Phase,
+            guards::{Alarm, Sign},
+        },
+    };
     use serde_json::json;
 
     #[test]
@@ -145,20 +149,22 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guards_saw_is_told_from_the_metrics_alone() {
+    fn what_the_guards_saw_is_told_whatever_the_recipe_says_now() {
         let root = tempfile::tempdir().expect("temporary folder");
         let mut recipe = Recipe::default();
         (recipe.data.train, recipe.data.test) = (vec!["q.jsonl".into()], vec!["t.jsonl".into()]);
-        (recipe.data.corpus, recipe.guards.window) = ("c.jsonl".into(), 1);
+        recipe.data.corpus = "c.jsonl".into();
+        recipe.guards.action = GuardAction::Off;
         let run = RunDir::create(root.path(), "sick", &recipe, &json!({})).expect("a run");
         let mut log = run.metrics(None).expect("opened");
-        for (step, repetition) in [(1, 0.0), (2, 0.9)] {
-            log.append(Phase::Rl, step, &[("rollout/repetition", repetition)]).expect("appended");
-        }
+        log.append(Phase::Rl, 2, &[("rollout/repetition", 0.9)]).expect("appended");
+        let seen = "it writes in loops".to_owned();
+        log.append_alarm(&Alarm { phase: Phase::Rl, step: 2, sign: Sign::Repetition, seen, first_bad_step: 2 }).expect("appended");
         let written = write(&run).expect("a report");
         for path in [&written.html, &written.markdown] {
             let page = std::fs::read_to_string(path).expect("written");
-            assert!(page.contains("What the guards saw") && page.contains("rl step 2: repetition"), "{page}");
+            assert!(page.contains("What the guards saw") && page.contains("rl step 2: repetition: it writes in loops"), "{page}");
+            assert!(page.contains("lower optim.actor.lr"), "{page}");
         }
     }
 }

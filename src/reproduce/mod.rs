@@ -37,6 +37,8 @@ pub enum ReproduceError {
     Io { verb: &'static str, path: PathBuf, source: io::Error },
     #[error("{} is damaged or of another version: {source}; hint: remove it, and make the seed's results again", path.display())]
     Damaged { path: PathBuf, source: serde_json::Error },
+    #[error("{} holds the results of seed {seed}; hint: a seed's results are counted once, under their own name: seed-{seed}.json", path.display())]
+    OtherSeed { path: PathBuf, seed: u64 },
     #[error("{} holds no results (seed-N.json); hint: `dgpo reproduce --seed 0` makes some", .0.display())]
     NoResults(PathBuf),
 }

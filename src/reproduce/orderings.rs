@@ -107,15 +107,19 @@ pub fn all() -> Vec<Ordering> {
         ("dgpo", "taid"),
         ("teacher", "dgpo"),
         ("kd", "seqkd"),
+        ("kd", "sft-ppo"),
+        ("kd", "gkd"),
+        ("kd", "ppo"),
         ("kd", "distillm"),
         ("kd", "taid"),
+        ("seqkd", "gkd"),
         ("seqkd", "ppo"),
         ("sft-ppo", "seqkd"),
         ("ppo", "student"),
     ];
     const TABLE_6: &[(&str, &str)] =
         &[("dgpo", "dgpo-no-kd"), ("dgpo", "dgpo-uniform-kl"), ("dgpo", "dgpo-no-teacher"), ("dgpo", "ppo-kd")];
-    const TABLE_3: &[(&str, &str)] = &[("teacher", "dgpo"), ("dgpo", "kd"), ("kd", "ppo"), ("ppo", "student")];
+    const TABLE_3: &[(&str, &str)] = &[("teacher", "dgpo"), ("dgpo", "kd"), ("dgpo", "ppo"), ("kd", "ppo"), ("ppo", "student")];
     let line = |row: &str| paper::line_of(row).expect("every row of the lists above stands in a table");
     let side = |pair, row: &str| Side { row: name(pair, row), of: Measure::Average };
     let mut orderings = Vec::new();

@@ -11,9 +11,8 @@ use crate::{
     eval::{Figures, Summary, arcap::Capabilities, bootstrap::Interval, models_of},
     rollout::{Episode, episode::read_episodes},
     trainer::{
-        guards::{Alarm, replayed},
         metrics::*,
-        run_dir::RunDir,
+        run_dir::{RunDir, alarms},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -203,7 +202,7 @@ impl SeedResults {
             score: own,
             courses,
             train_reward: train_reward(&lines, model),
-            alarms: replayed(&recipe.guards, &lines).iter().map(Alarm::what).collect(),
+            alarms: alarms(&lines).into_iter().map(|(what, _)| what).collect(),
         };
         self.rows.insert(row.name(), Outcome::Done(Box::new(done)));
         for start in ["student", "teacher"] {
@@ -350,7 +349,7 @@ pub fn read(path: &Path) -> Result<SeedResults, ReproduceError> {
 
 /// The results of every seed in a folder, by seed; none where there is no such folder.
 /// # Errors
-/// As [`read`].
+/// As [`read`]; if a file holds another seed than its name says.
 pub fn read_all(folder: &Path) -> Result<Vec<SeedResults>, ReproduceError> {
     if !folder.is_dir() {
         return Ok(Vec::new());
@@ -361,7 +360,11 @@ pub fn read_all(folder: &Path) -> Result<Vec<SeedResults>, ReproduceError> {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with("seed-") && name.ends_with(".json") {
-            all.push(read(&path)?);
+            let results = read(&path)?;
+            if path != path_of(folder, results.seed) {
+                return Err(ReproduceError::OtherSeed { path, seed: results.seed });
+            }
+            all.push(results);
         }
     }
     all.sort_by_key(|results| results.seed);
@@ -395,6 +398,22 @@ mod tests {
         fs::write(path_of(folder.path(), 3), results.to_json()).unwrap();
         assert_eq!(read_all(folder.path()).unwrap(), std::slice::from_ref(&results));
         assert_eq!(results.failed().collect::<Vec<_>>(), [("qwen-ppo", "a \"guard\"")]);
+    }
+
+    #[test]
+    fn a_copy_is_no_other_seed() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(path_of(folder.path(), 7), SeedResults::default().to_json()).unwrap();
+        let error = read_all(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("seed-7.json holds the results of seed 0") && error.contains("hint: "), "{error}");
+    }
+
+    #[test]
+    fn what_was_taken_over_is_told_without_the_machines_folders() {
+        let taken = json!({"taken_over": {"run": "/home/somebody/runs/seed-0/qwen-kd", "phases": ["demos", "kd"], "wall_s": 2.5}});
+        let told = json!({"run": "qwen-kd", "phases": ["demos", "kd"], "wall_s": 2.5});
+        assert_eq!(taken_over(&taken), Some(("taken_over".to_owned(), told)));
+        assert_eq!((taken_over(&json!({})), taken_over(&json!({"taken_over": null}))), (None, None));
     }
 
     #[test]

@@ -68,6 +68,37 @@ fn on_hops(seeds: &[&SeedResults], row: &str, hops: usize) -> String {
     spread(&values(seeds, row, |done| Some(done.score.datasets.get(&set_of(&done.score, hops)?)?.em)))
 }
 
+/// What a method is called: as the paper's tables call it or, where they have no row of it, its Figures 4 and 6.
+fn title(method: &str) -> &str {
+    match method {
+        "dgpo-grpo" => "DGPO with GRPO",
+        "kd-gkd" => "KD → GKD",
+        "grpo" => "GRPO",
+        _ => paper::line_of(method).map_or(method, |line| line.title),
+    }
+}
+
+/// Where DGPO stands among the students that were trained; `None` where it was not.
+pub fn standing(seeds: &[&SeedResults]) -> Option<String> {
+    // SFT is SeqKD by another name.
+    let methods = ROWS.iter().filter(|row| row.pair == Pair::Qwen && row.method != "sft").map(|row| row.method);
+    let mut students: Vec<(&str, f64)> = methods
+        .filter_map(|method| {
+            let averages = values(seeds, &name(Pair::Qwen, method), |done| Some(done.score.average_em));
+            (!averages.is_empty()).then(|| (method, mean(&averages)))
+        })
+        .collect();
+    students.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+    let at = students.iter().position(|(method, _)| *method == "dgpo")?;
+    let named: Vec<String> = students[..at].iter().map(|(method, em)| format!("{} ({em:.3})", title(method))).collect();
+    let above = if named.is_empty() { "none is above it".to_owned() } else { format!("above it: {}", named.join(", ")) };
+    let (place, n) = (at + 1, students.len());
+    Some(format!(
+        "By mean exact match DGPO ({:.3}) is number {place} of the {n} students trained from the Qwen2.5-shaped one; {above}.",
+        students[at].1
+    ))
+}
+
 /// Rows of exact match by data set; the paper's line where it has one.
 fn by_dataset(seeds: &[&SeedResults], rows: impl Iterator<Item = (&'static str, String)>) -> (Vec<Column>, Vec<Vec<String>>) {
     let theirs = paper::DATASETS.iter().rev().take(1).chain(paper::DATASETS.iter().take(7)).map(|set| papers(set));
@@ -83,10 +114,11 @@ fn by_dataset(seeds: &[&SeedResults], rows: impl Iterator<Item = (&'static str, 
 }
 
 fn table_2(seeds: &[&SeedResults]) -> Table {
-    let extra = [("sft", "SFT (the start of SFT → PPO)".to_owned()), ("grpo", "GRPO".to_owned())];
+    let extra = [("sft", "SFT (the start of SFT → PPO)".to_owned()), ("grpo", title("grpo").to_owned())];
     let (columns, rows) = by_dataset(seeds, paper::TABLE_2.iter().map(|line| (line.row, line.title.to_owned())).chain(extra));
-    let note = "Exact match of every method, greedy, behind the last step; where the student plays in training, also that of its sampled episodes on training \
-                questions, over the last tenth of the steps: it moves more and is known better. The paper's pair is Qwen2.5 3B → 0.5B, its averages are over its seven data \
+    let note = "Exact match of every method, greedy, behind the last step; where a row ends with RL or GKD, also that of its sampled episodes on training \
+                questions, over the last tenth of the steps. DistiLLM begins with a fifth of the student's own episodes, the published script with none. The \
+                paper's pair is Qwen2.5 3B → 0.5B, its averages are over its seven data \
                 sets; its PPO is the checkpoint of step 200 of 1,000, before training collapsed. It leaves GRPO out of this table because its runs \
                 collapsed, and SFT because it is SeqKD by another name."
         .to_owned();
@@ -127,8 +159,8 @@ fn table_5(seeds: &[&SeedResults]) -> Table {
         [line.title.to_owned()].into_iter().chain(own).chain(line.em.map(|em| format!("{em:.3}"))).collect()
     };
     let columns = [ours("model")].into_iter().chain(own).chain(theirs).collect();
-    let note = "Source referencing (ARCap): exact match with the gold passages given. Without thinking the answer is forced; with thinking the model \
-                goes on as it likes, and may search again."
+    let note = "Source referencing (ARCap): exact match with the gold passages given. Without thinking the turn is made to begin with <answer>; with \
+                thinking it is made to begin with <think>, and the model may search again."
         .to_owned();
     Table { title: "Table 5: answering from given passages", note, columns, rows: paper::TABLE_5.iter().map(row).collect() }
 }
@@ -157,7 +189,7 @@ fn capabilities(seeds: &[&SeedResults]) -> Table {
 }
 
 fn table_6(seeds: &[&SeedResults]) -> Table {
-    let extra = [("dgpo-grpo", "DGPO with GRPO (Fig. 6)".to_owned()), ("kd-gkd", "KD → GKD (Fig. 6)".to_owned())];
+    let extra = ["dgpo-grpo", "kd-gkd"].map(|method| (method, format!("{} (Fig. 6)", title(method))));
     let (columns, rows) = by_dataset(seeds, paper::TABLE_6.iter().map(|line| (line.row, line.title.to_owned())).chain(extra));
     let note = "What DGPO is without one of its parts, behind the last step. The paper's row (a) collapsed around step 800 of 1,000 and is from before. \
                 The last two rows are in the paper's Figure 6, without numbers."
@@ -292,6 +324,22 @@ mod tests {
         for table in all(&seeds).into_iter().chain([of_orderings(&orderings::all(), &seeds)]) {
             assert!(table.rows.iter().all(|row| row.len() == table.columns.len()) && !table.rows.is_empty(), "{}", table.title);
         }
+    }
+
+    #[test]
+    fn what_stands_above_dgpo_is_named() {
+        let [first, _] = two_seeds();
+        let told = standing(&[&first]).expect("it was trained");
+        assert!(told.contains("DGPO (0.600) is number 1 of the 2 students") && told.ends_with("none is above it."), "{told}");
+        let rows = [("dgpo", answering(10, 2)), ("gkd", answering(60, 20)), ("dgpo-grpo", answering(80, 20)), ("sft", answering(100, 50))];
+        let told = standing(&[&seed(0, &rows)]).expect("it was trained");
+        assert!(
+            told.ends_with(
+                "is number 3 of the 3 students trained from the Qwen2.5-shaped one; above it: DGPO with GRPO (0.600), GKD (0.500)."
+            ),
+            "{told}"
+        );
+        assert_eq!(standing(&[&seed(0, &[("kd", answering(1, 1))])]), None);
     }
 
     #[test]

@@ -13,11 +13,10 @@
 //! state is a part of the checkpoint, so that a run that was killed and resumed raises the same alarms at the same steps.
 use super::{
     events::Phase,
-    metrics::{ENTROPY, INVALID_ACTIONS, LOGPROB_DIFF_MEAN, REPETITION, REWARD, SKIPPED_UPDATES},
+    metrics::{ENTROPY, INVALID_ACTIONS, LOGPROB_DIFF_MEAN, Metrics, REPETITION, REWARD, SKIPPED_UPDATES},
 };
 use crate::config::{GuardAction, GuardsRecipe};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use std::{collections::VecDeque, fmt};
 
 /// Below this best reward there is nothing that could collapse: a few lucky answers come and go.
@@ -84,35 +83,40 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// What was seen and where, without what to do about it.
+    /// What was seen and where.
     pub fn what(&self) -> String {
         let Self { phase, step, sign, seen, first_bad_step } = self;
         format!("{phase} step {step}: {}: {seen}; first bad step {first_bad_step}", sign.name())
+    }
+
+    /// The likely cause, and what to change.
+    pub fn advice(&self) -> String {
+        let (cause, keys) = self.sign.cause_and_keys(self.phase);
+        format!("likely cause: {cause}; hint: {keys} ({} is the threshold)", self.sign.threshold_key())
     }
 }
 
 impl fmt::Display for Alarm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (cause, keys) = self.sign.cause_and_keys(self.phase);
-        write!(f, "{}; likely cause: {cause}; hint: {keys} ({} is the threshold)", self.what(), self.sign.threshold_key())
+        write!(f, "{}; {}", self.what(), self.advice())
     }
 }
 
 impl Guards {
-    /// Takes note of a finished step (counted from 1) by its `metric`s and returns the alarms it raises: each once, until its figure has recovered.
-    pub fn observe(&mut self, recipe: &GuardsRecipe, phase: Phase, step: usize, metric: &dyn Fn(&str) -> Option<f64>) -> Vec<Alarm> {
+    /// Takes note of a finished step (counted from 1) and returns the alarms it raises: each once, until its figure has recovered.
+    pub fn observe(&mut self, recipe: &GuardsRecipe, phase: Phase, step: usize, metrics: &Metrics) -> Vec<Alarm> {
         // The others play a teacher, train a retriever, or only measure.
         let is_guarded = !matches!(phase, Phase::Demos | Phase::Encoder | Phase::Eval);
         if recipe.action == GuardAction::Off || !is_guarded {
             return Vec::new();
         }
         let mut alarms = Vec::new();
-        if let Some(total) = metric(SKIPPED_UPDATES) {
+        if let Some(total) = metrics.get(SKIPPED_UPDATES) {
             let seen = self.skipped.look(recipe, step, total as usize);
             alarms.extend(seen.map(|(seen, first_bad_step)| Alarm { phase, step, sign: Sign::NotFinite, seen, first_bad_step }));
         }
         for sign in WINDOWED {
-            let value = metric(sign.metric()).filter(|value| value.is_finite());
+            let value = metrics.get(sign.metric()).filter(|value| value.is_finite());
             let seen = value.and_then(|value| self.watch(sign).look(sign, recipe, step, value as f32));
             alarms.extend(seen.map(|(seen, first_bad_step)| Alarm { phase, step, sign, seen, first_bad_step }));
         }
@@ -139,22 +143,6 @@ impl Guards {
             Sign::LogProbMismatch => &mut self.logprob_diff,
         }
     }
-}
-
-/// The alarms that a run raised, from the lines of its `metrics.jsonl`: a log tells what its guards told.
-pub fn replayed(recipe: &GuardsRecipe, lines: &[Map<String, Value>]) -> Vec<Alarm> {
-    let mut guards: Vec<(Phase, Guards)> = Vec::new();
-    let mut alarms = Vec::new();
-    for line in lines {
-        let phase = line.get("phase").and_then(|phase| Phase::deserialize(phase).ok());
-        let (Some(phase), Some(step)) = (phase, line.get("step").and_then(Value::as_u64)) else { continue };
-        let at = guards.iter().position(|(known, _)| *known == phase).unwrap_or_else(|| {
-            guards.push((phase, Guards::default()));
-            guards.len() - 1
-        });
-        alarms.extend(guards[at].1.observe(recipe, phase, step as usize, &|metric| line.get(metric)?.as_f64()));
-    }
-    alarms
 }
 
 impl SkippedRun {

@@ -6,8 +6,9 @@
 //! ```
 //! One process at a time writes into a run: it holds the operating system's lock on the file `lock`, which ends with the process however that ends.
 //! A metrics line is one flat object, `{"phase":"rl","step":3,"rollout/reward":0.41,...}`, flushed as it is written. The step is the number
-//! of finished steps, so a run resumed from step s cuts the file behind (phase, s) and goes on as if it had never stopped.
-use super::checkpoint::CHECKPOINTS_DIR;
+//! of finished steps, so a run resumed from step s cuts the file behind (phase, s) and goes on as if it had never stopped. What the guards saw at a step
+//! stands behind it in a line of its own, `{"phase":"rl","step":3,"alarm":"..","advice":".."}`: it stays whatever the recipe says later.
+use super::{checkpoint::CHECKPOINTS_DIR, guards::Alarm};
 use crate::config::{self, ConfigError, Phase, Recipe, Stage};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -278,10 +279,32 @@ impl MetricsLog {
     pub fn append(&mut self, phase: Phase, step: usize, metrics: &[(&'static str, f64)]) -> Result<(), RunDirError> {
         let mut line = Map::from_iter([("phase".to_owned(), json!(phase)), ("step".to_owned(), json!(step))]);
         line.extend(metrics.iter().map(|&(name, value)| (name.to_owned(), json!(value))));
+        self.write(line)
+    }
+
+    /// Records an alarm behind the line of its step.
+    /// # Errors
+    /// If the disk fails.
+    pub fn append_alarm(&mut self, alarm: &Alarm) -> Result<(), RunDirError> {
+        let line = json!({"phase": alarm.phase, "step": alarm.step, ALARM: alarm.what(), ADVICE: alarm.advice()});
+        self.write(line.as_object().cloned().unwrap_or_default())
+    }
+
+    fn write(&mut self, line: Map<String, Value>) -> Result<(), RunDirError> {
         let mut text = Value::Object(line).to_string();
         text.push('\n');
         self.file.write_all(text.as_bytes()).map_err(io_error("write", &self.path))
     }
+}
+
+/// Keys of an alarm's line.
+pub const ALARM: &str = "alarm";
+const ADVICE: &str = "advice";
+
+/// What the guards saw in a run, from its metrics lines: what and where, and the advice.
+pub fn alarms(lines: &[Map<String, Value>]) -> Vec<(String, String)> {
+    let text = |line: &Map<String, Value>, key: &str| Some(line.get(key)?.as_str()?.to_owned());
+    lines.iter().filter_map(|line| Some((text(line, ALARM)?, text(line, ADVICE).unwrap_or_default()))).collect()
 }
 
 /// Length of the file up to and including the lines of `done`.

@@ -1,7 +1,10 @@
 use super::*;
 use crate::{
     config::{ChatTemplate, EpisodeRecipe},
-    env::{Env, protocol::STOP_STRINGS},
+    env::{
+        Env,
+        protocol::{ANSWER_OPEN, STOP_STRINGS, THINK_OPEN},
+    },
     retriever::Retriever,
     rng::Purpose,
     rollout::{
@@ -203,9 +206,11 @@ fn data_sets_without_annotated_passages_are_named() {
 fn the_answer_tag_is_written_as_the_vocabulary_has_it() {
     // A vocabulary trained on text with the tag behind a blank knows it in fewer pieces with the blank.
     let tiny = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/tiny/student"));
-    assert_eq!(answer_prefix(&Tokenizer::from_path(tiny).expect("the built-in tokenizer")).expect("encodes"), " <answer>");
+    let tiny = Tokenizer::from_path(tiny).expect("the built-in tokenizer");
+    assert_eq!([ANSWER_OPEN, THINK_OPEN].map(|tag| tag_prefix(&tiny, tag).expect("encodes")), [" <answer>", "<think>"]);
     if let Some(qwen) = crate::data::test_data("tokenizers/qwen2.5") {
-        assert_eq!(answer_prefix(&Tokenizer::from_path(&qwen).expect("the tokenizer")).expect("encodes"), "<answer>");
+        let qwen = Tokenizer::from_path(&qwen).expect("the tokenizer");
+        assert_eq!([ANSWER_OPEN, THINK_OPEN].map(|tag| tag_prefix(&qwen, tag).expect("encodes")), ["<answer>", "<think>"]);
     }
 }
 

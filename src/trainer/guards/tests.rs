@@ -1,21 +1,15 @@
 use super::*;
-use crate::trainer::metrics::Metrics;
 
 /// A window of three steps.
 fn recipe() -> GuardsRecipe {
     GuardsRecipe { window: 3, ..GuardsRecipe::default() }
 }
 
-/// The metrics of a step, by name.
-fn of(metrics: &Metrics) -> impl Fn(&str) -> Option<f64> {
-    |name| metrics.get(name)
-}
-
 /// Every alarm of a series of one metric, the first value at step 1.
 fn alarms_of(metric: &'static str, values: &[f64], recipe: &GuardsRecipe) -> Vec<Alarm> {
     let mut guards = Guards::default();
     let steps = values.iter().zip(1..);
-    steps.flat_map(|(&value, step)| guards.observe(recipe, Phase::Rl, step, &of(&Metrics(vec![(metric, value)])))).collect()
+    steps.flat_map(|(&value, step)| guards.observe(recipe, Phase::Rl, step, &Metrics(vec![(metric, value)]))).collect()
 }
 
 /// (step, first bad step) of every alarm that a series raises in a run that is only warned.
@@ -40,8 +34,7 @@ fn all_updates_of_the_first_step_count() {
 #[test]
 fn updates_skipped_before_there_were_guards_do_not_count() {
     let mut guards = Guards::default();
-    let at =
-        |step, total: f64, guards: &mut Guards| guards.observe(&recipe(), Phase::Rl, step, &of(&Metrics(vec![(SKIPPED_UPDATES, total)])));
+    let at = |step, total: f64, guards: &mut Guards| guards.observe(&recipe(), Phase::Rl, step, &Metrics(vec![(SKIPPED_UPDATES, total)]));
     assert_eq!(at(51, 9.0, &mut guards), []);
     assert_eq!(at(52, 10.0, &mut guards), []);
 }
@@ -106,8 +99,7 @@ fn a_guard_that_stopped_a_run_starts_afresh() {
 #[test]
 fn a_stop_leaves_the_other_guards_as_they_were() {
     let mut guards = Guards::default();
-    let mut at =
-        |step, reward, entropy| guards.observe(&recipe(), Phase::Rl, step, &of(&Metrics(vec![(REWARD, reward), (ENTROPY, entropy)])));
+    let mut at = |step, reward, entropy| guards.observe(&recipe(), Phase::Rl, step, &Metrics(vec![(REWARD, reward), (ENTROPY, entropy)]));
     for step in 1..=3 {
         assert_eq!(at(step, 0.5, 0.6), []);
     }
@@ -126,7 +118,7 @@ fn a_threshold_of_zero_and_an_action_of_off_see_nothing() {
 #[test]
 fn a_teacher_that_plays_is_not_guarded() {
     let mut guards = Guards::default();
-    let observe = |step| guards.observe(&recipe(), Phase::Demos, step, &of(&Metrics(vec![(REPETITION, 1.0)])));
+    let observe = |step| guards.observe(&recipe(), Phase::Demos, step, &Metrics(vec![(REPETITION, 1.0)]));
     assert_eq!((1..9).flat_map(observe).collect::<Vec<_>>(), []);
 }
 
@@ -142,8 +134,8 @@ fn a_state_read_back_from_json_goes_on_bit_for_bit() {
     let mut restored = Guards::default();
     for step in 1..=40 {
         let metrics = Metrics(value(step).to_vec());
-        let alarms = whole.observe(&recipe(), Phase::Rl, step, &of(&metrics));
-        assert_eq!(restored.observe(&recipe(), Phase::Rl, step, &of(&metrics)), alarms);
+        let alarms = whole.observe(&recipe(), Phase::Rl, step, &metrics);
+        assert_eq!(restored.observe(&recipe(), Phase::Rl, step, &metrics), alarms);
         restored = serde_json::from_str(&serde_json::to_string(&restored).unwrap()).unwrap();
         assert_eq!(restored, whole);
     }
@@ -165,19 +157,4 @@ fn an_alarm_says_what_where_since_when_why_and_what_to_change() {
     }
     let in_kd = Alarm { phase: Phase::Kd, ..alarm }.to_string();
     assert!(in_kd.contains("optim.distill.lr") && !in_kd.contains("kl.coef") && !in_kd.contains("optim.actor"), "{in_kd}");
-}
-
-#[test]
-fn a_log_tells_what_its_guards_told_of_each_phase() {
-    let line = |phase: &str, step: usize, reward: f64| {
-        serde_json::json!({"phase": phase, "step": step, REWARD: reward}).as_object().unwrap().clone()
-    };
-    let falling =
-        |phase: &'static str| [0.4, 0.4, 0.4, 0.05, 0.05].into_iter().zip(1..).map(move |(reward, step)| line(phase, step, reward));
-    let mut lines: Vec<_> = falling("gkd").chain(falling("rl")).collect();
-    // An evaluation's line, and one that nobody writes.
-    lines.insert(3, serde_json::json!({"phase": "gkd", "step": 3, "eval/em": 0.0}).as_object().unwrap().clone());
-    lines.push(serde_json::Map::new());
-    let told: Vec<_> = replayed(&recipe(), &lines).iter().map(|alarm| (alarm.phase, alarm.step, alarm.first_bad_step)).collect();
-    assert_eq!(told, [(Phase::Gkd, 5, 4), (Phase::Rl, 5, 4)]);
 }
