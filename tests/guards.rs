@@ -80,7 +80,7 @@ fn a_loss_that_is_no_number_stops_the_run_before_it_wastes_its_steps() {
     // One update a step: the fourth that is skipped is more than three.
     let metrics = metrics_of(&world.path("runs/a"));
     let skipped = |line: &BTreeMap<String, Value>| line.get("charts/skipped_updates").and_then(Value::as_f64);
-    assert_eq!(metrics.iter().filter_map(skipped).last(), Some(4.0), "{}", stopped.stderr);
+    assert_eq!(metrics.iter().rev().find_map(skipped), Some(4.0), "{}", stopped.stderr);
     let first = metrics.iter().find(|line| skipped(line) == Some(1.0)).unwrap()["step"].as_u64().unwrap();
     assert!(stopped.stderr.contains(&format!("first bad step {first}")), "{}", stopped.stderr);
 }

@@ -370,10 +370,10 @@ mod tests {
         let plan = plan(&recipe, &Shapes { student: Some(qwen_half_b()), teacher: Some(qwen_half_b()) });
         let gkd = phase(&plan, "gkd");
         assert_eq!((gkd.steps, gkd.episodes, gkd.optimizer_steps), (1000, 512_000, 1000));
-        assert_eq!((gkd.max_sampled_tokens, gkd.max_trained_tokens), (64_000 * 2500, 64_000 * 4096));
+        assert_eq!((gkd.max_sampled_tokens, gkd.max_trained_tokens), (512_000 * 2500, 512_000 * 4096));
         let what: Vec<&str> = plan.memory[0].items.iter().map(|item| item.what.split(':').next().unwrap_or_default()).collect();
         assert!(what.contains(&"teacher") && !what.contains(&"critic"), "{what:?}");
-        assert!(plan.memory[0].items.iter().any(|item| item.what == "student: KV cache of 64 rows x 4096 positions"), "{plan:?}");
+        assert!(plan.memory[0].items.iter().any(|item| item.what == "student: KV cache of 256 rows x 4096 positions"), "{plan:?}");
     }
 
     #[test]
