@@ -110,6 +110,14 @@ fn episodes_go_to_a_new_file_that_is_named() {
 }
 
 #[test]
+fn no_question_is_counted_twice() {
+    let world = World::new();
+    let ended = world.dgpo(&["eval", "--config", "rl.toml", "--data", "questions.jsonl", "--data", "questions.jsonl"]);
+    ended.failed(1, &["is asked twice, by questions.jsonl and by questions.jsonl", "hint: name every test file once"]);
+    assert!(!world.path("evaluations").exists(), "nothing was played");
+}
+
+#[test]
 fn data_sets_without_gold_passages_are_said_to_be_left_out() {
     let world = World::new();
     let line = |id: usize| json!({ "id": id.to_string(), "question": "who?", "golden_answers": ["x"] }).to_string() + "\n";

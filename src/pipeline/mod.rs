@@ -78,6 +78,11 @@ pub enum PipelineError {
     )]
     TooLong { model: String, longest: usize, limit: usize },
     #[error(
+        "question {id:?} of data set {dataset:?} is asked twice, by {} and by {}; hint: name every test file once, and give each question of a data set an id of its own",
+        .files[0], .files[1]
+    )]
+    AskedTwice { id: String, dataset: String, files: [String; 2] },
+    #[error(
         "the checkpoint drew from {then} {what}, and now there are {now}; hint: restore the files named in the recipe, or start a new run"
     )]
     DataChanged { what: &'static str, then: usize, now: usize },
@@ -173,7 +178,7 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         }
         let tokenizer = self.setup.tokenizer()?;
         // Training may take days; what the evaluation behind it cannot read is found out now.
-        self.setup.questions(&self.setup.recipe.data.test, self.setup.recipe.data.max_test)?;
+        self.setup.test_questions()?;
         let is_evaluated = stage.phases().contains(&Phase::Eval);
         let asks = plays_episodes(&self.setup.recipe) || (is_evaluated && !self.setup.recipe.data.test.is_empty());
         let retriever = if asks { Some(self.open_retriever()?) } else { None };

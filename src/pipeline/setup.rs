@@ -23,6 +23,7 @@ use crate::{
 use burn::tensor::DType;
 use dgpo_models::{Backend, TrainBackend, config::DecoderConfig, decoder::Decoder};
 use std::{
+    collections::HashMap,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
@@ -169,6 +170,24 @@ impl<I: Backend> Setup<I> {
         Ok(questions)
     }
 
+    /// The test questions, each once: one that counts twice would pull the mean and narrow its interval.
+    /// # Errors
+    /// Those of [`Setup::questions`]; if two questions of one data set have the same id.
+    pub fn test_questions(&self) -> Result<Vec<Question>, PipelineError> {
+        let mut questions = Vec::new();
+        let mut asked_by = HashMap::new();
+        for file in &self.recipe.data.test {
+            for question in self.questions(std::slice::from_ref(file), self.recipe.data.max_test)? {
+                if let Some(first) = asked_by.insert((question.dataset.clone(), question.id.clone()), file) {
+                    let Question { id, dataset, .. } = question;
+                    return Err(PipelineError::AskedTwice { id, dataset, files: [first.clone(), file.clone()] });
+                }
+                questions.push(question);
+            }
+        }
+        Ok(questions)
+    }
+
     /// Plays the test questions with a model, greedily unless the recipe says otherwise.
     /// # Errors
     /// If questions cannot be read, the model breaks, the retriever failed every question of a data set, or a stop was requested.
@@ -179,7 +198,7 @@ impl<I: Backend> Setup<I> {
         model: &Decoder<I>,
         stop: &Stop,
     ) -> Result<(Vec<Episode>, Figures), PipelineError> {
-        let questions = self.questions(&self.recipe.data.test, self.recipe.data.max_test)?;
+        let questions = self.test_questions()?;
         let sampling = Sampling { temperature: self.recipe.eval.temperature, ..Sampling::GREEDY };
         let key = Key::new(self.recipe.run.seed, Purpose::Eval);
         let episodes = self.player(tokenizer, retriever, Some(stop)).play(model, &questions, sampling, key, &self.device)?;
