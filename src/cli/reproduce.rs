@@ -15,7 +15,7 @@ use crate::{
     pipeline::PipelineError,
     report::table::table,
     reproduce::{
-        forecast::remaining_s,
+        forecast::{Forecast, forecast},
         page,
         results::{self, SeedResults, is_finished},
         rows::{ROWS, Row},
@@ -79,8 +79,8 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     };
     for (at, (row, recipe)) in rows.iter().enumerate() {
         let place = format!("[{}/{}] {}", at + 1, rows.len(), row.name());
-        let left_s = remaining_s(&rows, at, &experiment.results, &earlier);
-        if experiment.stop.is_requested() || experiment.make(row, recipe, &place, left_s)? == Made::Stopped {
+        let left = forecast(&rows, at, &experiment.results, &earlier);
+        if experiment.stop.is_requested() || experiment.make(row, recipe, &place, left)? == Made::Stopped {
             output::insist(&format!("stopped; continue with: {}", resume_command(args)));
             return Ok(Outcome::Interrupted);
         }
@@ -154,7 +154,7 @@ impl Experiment<'_> {
     /// Makes a row, unless it is there. A failure is a result too: it must not cost the other rows.
     /// # Errors
     /// If the row's folder holds something else, or finished results cannot be read.
-    fn make(&mut self, row: &Row, recipe: &Recipe, place: &str, left_s: Option<f64>) -> anyhow::Result<Made> {
+    fn make(&mut self, row: &Row, recipe: &Recipe, place: &str, left: Forecast) -> anyhow::Result<Made> {
         let existing = existing(&self.folder.join(row.name()), recipe)?;
         if let Some(run) = &existing
             && is_finished(run, recipe)?
@@ -169,8 +169,7 @@ impl Experiment<'_> {
             return Ok(Made::Entered);
         }
         let verb = if existing.is_some() { "goes on" } else { "starts" };
-        let left = left_s.map_or(String::new(), |s| format!("; about {} left in all", output::duration(s)));
-        output::say(&format!("{place} {verb}{left}"));
+        output::say(&format!("{place} {verb}{}", told(left)));
         match self.work(row, recipe, existing) {
             Ok((run, Some(summary))) => {
                 self.results.enter(row, &run, recipe)?;
@@ -228,6 +227,16 @@ fn existing(path: &Path, recipe: &Recipe) -> anyhow::Result<Option<RunDir>> {
             let hint = "remove its folder, or choose another one for all with --runs and --out";
             Err(UsageError(format!("the run {} was made with {key} = {there}, and now it is {here}; hint: {hint}", path.display())).into())
         }
+    }
+}
+
+/// How long the rest takes, as far as anything is known of it.
+fn told(left: Forecast) -> String {
+    let known = output::duration(left.known_s);
+    match left.n_unknown {
+        0 => format!("; about {known} left in all"),
+        n if left.known_s > 0.0 => format!("; {known} left in all, and {n} rows of kinds that were not measured yet"),
+        _ => "; the first rows will show how long it takes".to_owned(),
     }
 }
 

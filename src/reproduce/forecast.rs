@@ -16,18 +16,26 @@ fn own_wall_s(results: &SeedResults, row: &Row) -> Option<f64> {
     results.rows.get(&row.name()).and_then(Outcome::done).map(|done| done.own_wall_s)
 }
 
-/// Seconds of work of the rows from number `next` on; `None` before anything was measured. `here` are the results of this seed so far, `earlier` those of
-/// other seeds.
-pub fn remaining_s(rows: &[(Row, Recipe)], next: usize, here: &SeedResults, earlier: &[SeedResults]) -> Option<f64> {
+/// How long the rows that are left will take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Forecast {
+    /// Seconds of work of those rows of which something is known.
+    pub known_s: f64,
+    /// Number of the others: no row of their kind was measured yet.
+    pub n_unknown: usize,
+}
+
+/// For the rows from number `next` on. `here` are the results of this seed so far, `earlier` those of other seeds.
+pub fn forecast(rows: &[(Row, Recipe)], next: usize, here: &SeedResults, earlier: &[SeedResults]) -> Forecast {
     let alike: Vec<&SeedResults> = earlier.iter().filter(|results| results.settings == here.settings).collect();
     let measured: Vec<(&Recipe, f64)> = rows[..next].iter().filter_map(|(row, recipe)| Some((recipe, own_wall_s(here, row)?))).collect();
     let of_row = |(row, recipe): &(Row, Recipe)| {
         let for_others: Vec<f64> = alike.iter().filter_map(|results| own_wall_s(results, row)).collect();
         let of_kind: Vec<f64> = measured.iter().filter(|(known, _)| kind(known) == kind(recipe)).map(|(_, s)| *s).collect();
-        let of_any: Vec<f64> = measured.iter().map(|(_, s)| *s).collect();
-        [for_others, of_kind, of_any].iter().find(|seconds| !seconds.is_empty()).map(|seconds| mean(seconds))
+        [for_others, of_kind].iter().find(|seconds| !seconds.is_empty()).map(|seconds| mean(seconds))
     };
-    rows[next..].iter().map(of_row).sum()
+    let left: Vec<Option<f64>> = rows[next..].iter().map(of_row).collect();
+    Forecast { known_s: left.iter().flatten().sum(), n_unknown: left.iter().filter(|seconds| seconds.is_none()).count() }
 }
 
 #[cfg(test)]
@@ -56,10 +64,14 @@ mod tests {
     fn a_row_takes_as_long_as_those_of_its_kind() {
         let here = measured(&[("kd", 10.0), ("dgpo", 50.0)]);
         // PPO ends with RL as DGPO does, SeqKD with distillation as KD.
-        assert_eq!(remaining_s(&rows(), 2, &here, &[]), Some(60.0));
-        assert_eq!(remaining_s(&rows(), 1, &here, &[]), Some(10.0 + 10.0 + 10.0));
-        assert_eq!(remaining_s(&rows(), 0, &SeedResults::default(), &[]), None);
-        assert_eq!(remaining_s(&rows(), 4, &here, &[]), Some(0.0));
+        assert_eq!(forecast(&rows(), 2, &here, &[]), Forecast { known_s: 60.0, n_unknown: 0 });
+        assert_eq!(forecast(&rows(), 4, &here, &[]), Forecast { known_s: 0.0, n_unknown: 0 });
+    }
+
+    #[test]
+    fn rows_of_a_kind_that_was_never_measured_are_counted_and_not_guessed() {
+        assert_eq!(forecast(&rows(), 1, &measured(&[("kd", 10.0)]), &[]), Forecast { known_s: 10.0, n_unknown: 2 });
+        assert_eq!(forecast(&rows(), 0, &SeedResults::default(), &[]), Forecast { known_s: 0.0, n_unknown: 4 });
     }
 
     #[test]
@@ -67,6 +79,6 @@ mod tests {
         let here = measured(&[("kd", 10.0), ("dgpo", 50.0)]);
         let earlier = measured(&[("ppo", 7.0), ("seqkd", 1.0)]);
         let shrunk = SeedResults { settings: vec!["rl.steps=1".into()], ..measured(&[("ppo", 1000.0)]) };
-        assert_eq!(remaining_s(&rows(), 2, &here, &[earlier, shrunk]), Some(8.0));
+        assert_eq!(forecast(&rows(), 2, &here, &[earlier, shrunk]), Forecast { known_s: 8.0, n_unknown: 0 });
     }
 }
