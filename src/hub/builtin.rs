@@ -12,6 +12,7 @@ pub fn builtin_files() -> &'static [(&'static str, &'static [u8])] {
     embedded![
         "tiny/corpus.jsonl",
         "tiny/train.jsonl",
+        "tiny/dev.jsonl",
         "tiny/tiny-1hop.jsonl",
         "tiny/tiny-2hop.jsonl",
         "tiny/encoder/config.json",

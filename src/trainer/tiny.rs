@@ -113,7 +113,7 @@ mod tests {
     fn a_demonstration_is_an_episode_of_the_protocol() {
         let retriever = ByTitle(World::generate(0).passages().to_vec());
         let demos = demonstrations(0, &retriever, 3).expect("searches succeed");
-        assert_eq!(demos.counts, Demonstrated { n_questions: 1550, n_scripts: 1550 });
+        assert_eq!(demos.counts, Demonstrated { n_questions: 1240, n_scripts: 1240 });
         for trajectory in demos.files.iter().flatten() {
             let pieces = trajectory.pieces().expect("well-formed");
             for (i, piece) in pieces.iter().enumerate() {

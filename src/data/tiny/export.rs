@@ -3,7 +3,8 @@
 //! | file | holds |
 //! |---|---|
 //! | `corpus.jsonl` | 660 passages |
-//! | `train.jsonl` | 1,550 questions, shuffled |
+//! | `train.jsonl` | 1,240 questions, shuffled |
+//! | `dev.jsonl` | 310 questions, shuffled: settings are chosen by these |
 //! | `tiny-1hop.jsonl`, `tiny-2hop.jsonl` | 160 and 150 test questions |
 //! | `queries.jsonl` | search queries with their gold passages, from training questions only: what the encoder trains on |
 //! | `encoder/`, `student/`, `student-llama/`, `teacher/` | `config.json` of the networks and their common `tokenizer.json` |
@@ -39,6 +40,7 @@ pub fn files(seed: u64) -> Result<Vec<(&'static str, String)>, DataError> {
     Ok(vec![
         ("corpus.jsonl", lines(world.passages())),
         ("train.jsonl", asked(&questions.train)),
+        ("dev.jsonl", asked(&questions.dev)),
         ("tiny-1hop.jsonl", asked(&questions.test_one_hop)),
         ("tiny-2hop.jsonl", asked(&questions.test_two_hops)),
         ("queries.jsonl", lines(encoder_queries(&world, &questions))),

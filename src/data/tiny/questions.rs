@@ -1,8 +1,9 @@
 //! Which questions does the tiny world allow, and which of them are held out?
 //!
 //! One hop: every fact (960). Two hops: birthplace and job of the director, author or founder of something, and the country in which a person
-//! was born (900). A sixth of every kind is the test set: 160 and 150 questions, 1,550 remain for training. The two hops of a test
-//! question may each occur in training questions, but never the pair: what is tested is finding, not remembering.
+//! was born (900). A sixth of every kind is the test set: 160 and 150 questions. Another sixth is for development, by which settings are chosen, so that
+//! the test set has no part in a choice; 1,240 questions remain for training. The two hops of a held-out question may each occur in training questions,
+//! but never the pair: what is tested is finding, not remembering.
 use super::world::{Fact, Relation, World};
 use crate::{
     data::questions::{Question, Supporting},
@@ -19,16 +20,17 @@ pub struct TinyQuestion {
     pub hops: Vec<Hop>,
 }
 
-/// Training questions are shuffled together; test questions are kept apart by hops.
+/// Training and development questions are shuffled together; test questions are kept apart by hops.
 #[derive(Clone, Debug)]
 pub struct Split {
     pub train: Vec<TinyQuestion>,
+    pub dev: Vec<TinyQuestion>,
     pub test_one_hop: Vec<TinyQuestion>,
     pub test_two_hops: Vec<TinyQuestion>,
 }
 
-/// One question in this many is held out.
-const TEST_SHARE: usize = 6;
+/// One question in this many is a test question, and one is for development.
+const HELD_OUT_SHARE: usize = 6;
 
 const ONE_HOP: [Relation; 6] =
     [Relation::Director, Relation::Author, Relation::Founder, Relation::Birthplace, Relation::Job, Relation::Country];
@@ -45,17 +47,22 @@ const TWO_HOPS: [(Relation, Relation); 7] = [
 /// All questions of a world, split by its seed.
 pub fn split(world: &World, seed: u64) -> Split {
     let key = Key::new(seed, Purpose::World).fold(100);
-    let mut train = Vec::new();
-    let mut tests = [Vec::new(), Vec::new()];
+    let [mut train, mut dev] = [const { Vec::new() }; 2];
+    let mut tests = [const { Vec::new() }; 2];
     let one_hop = ONE_HOP.iter().map(|relation| world.facts(*relation).into_iter().map(|fact| vec![fact]).collect::<Vec<_>>());
     let two_hops = TWO_HOPS.iter().map(|(first, second)| chains(world, *first, *second));
     for (kind, chains) in one_hop.chain(two_hops).enumerate() {
         let key = key.fold(kind as u64);
-        let n_test = (chains.len() + TEST_SHARE / 2) / TEST_SHARE;
+        let n_held_out = (chains.len() + HELD_OUT_SHARE / 2) / HELD_OUT_SHARE;
         for (rank, i) in key.fold(0).permutation(chains.len()).into_iter().enumerate() {
             let hops = &chains[i];
             let wording = wording(hops, key.fold(1).below(i as u64, 2));
-            if rank < n_test { tests[hops.len() - 1].push((wording, hops.clone())) } else { train.push((wording, hops.clone())) }
+            let set = match rank / n_held_out {
+                0 => &mut tests[hops.len() - 1],
+                1 => &mut dev,
+                _ => &mut train,
+            };
+            set.push((wording, hops.clone()));
         }
     }
     let finish = |name: &str, stream: u64, drafts: Vec<(String, Vec<Hop>)>| {
@@ -63,7 +70,12 @@ pub fn split(world: &World, seed: u64) -> Split {
         order.into_iter().enumerate().map(|(n, i)| tiny_question(world, name, n, drafts[i].clone())).collect()
     };
     let [one, two] = tests;
-    Split { train: finish("train", 1000, train), test_one_hop: finish("test", 1001, one), test_two_hops: finish("test", 1002, two) }
+    Split {
+        train: finish("train", 1000, train),
+        dev: finish("dev", 1003, dev),
+        test_one_hop: finish("test", 1001, one),
+        test_two_hops: finish("test", 1002, two),
+    }
 }
 
 /// Every first fact joined with the second relation's fact about its value.
@@ -127,24 +139,25 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn the_split_has_the_sizes_of_the_feasibility_study() {
+    fn a_sixth_of_each_kind_is_for_testing_and_a_sixth_for_development() {
         let split = split(&World::generate(0), 0);
-        assert_eq!((split.train.len(), split.test_one_hop.len(), split.test_two_hops.len()), (1550, 160, 150));
+        let n_dev = [1, 2].map(|n_hops| split.dev.iter().filter(|q| q.hops.len() == n_hops).count());
+        assert_eq!((split.train.len(), n_dev), (1240, [160, 150]));
+        assert_eq!([split.test_one_hop.len(), split.test_two_hops.len()], n_dev);
     }
 
     #[test]
-    fn no_test_question_asks_for_a_chain_of_facts_that_training_asks_for() {
+    fn no_two_sets_ask_for_the_same_chain_of_facts() {
         let split = split(&World::generate(3), 3);
         let chain = |q: &TinyQuestion| q.hops.iter().map(|hop| (hop.subject.clone(), hop.relation.noun())).collect::<Vec<_>>();
-        let train: HashSet<_> = split.train.iter().map(chain).collect();
-        assert_eq!(train.len(), split.train.len());
-        assert!(split.test_one_hop.iter().chain(&split.test_two_hops).all(|q| !train.contains(&chain(q))));
+        let all: Vec<_> = [&split.train, &split.dev, &split.test_one_hop, &split.test_two_hops].into_iter().flatten().map(chain).collect();
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
     }
 
     #[test]
     fn the_last_supporting_passage_holds_the_answer() {
         let split = split(&World::generate(1), 1);
-        for TinyQuestion { question, .. } in split.train.iter().chain(&split.test_one_hop).chain(&split.test_two_hops) {
+        for TinyQuestion { question, .. } in [&split.train, &split.dev, &split.test_one_hop, &split.test_two_hops].into_iter().flatten() {
             let last = question.supporting.last().map(|passage| passage.text.as_str()).unwrap_or_default();
             assert!(last.contains(&question.golden_answers[0]), "{question:?}");
             assert!(question.question.ends_with('?') && question.question.matches('?').count() == 1);
