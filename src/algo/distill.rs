@@ -53,6 +53,8 @@ pub struct KdRows<B: Backend> {
     pub cross_entropy: Tensor<B, 1>,
     /// D(p_t, p_s); `None` where it has no weight, and the teacher is not looked at.
     pub divergence: Option<Tensor<B, 1>>,
+    /// H(p_s) at temperature 1, where the pass for the divergence gives it: only if that is at 1, too.
+    pub entropy: Option<Tensor<B, 1>>,
 }
 
 /// ce_weight · CE + kl_weight · D(p_t, p_s) of each row. A weight of 0 leaves its term out of the loss altogether.
@@ -66,19 +68,19 @@ pub fn kd_rows<B: Backend>(student: Logits<B>, teacher: Option<Logits<B>>, label
     let KdWeights { ce_weight, kl_weight, divergence, temperature } = weights;
     if kl_weight == 0.0 {
         let cross_entropy = row_cross_entropy(student, labels);
-        return KdRows { loss: cross_entropy.clone() * ce_weight, cross_entropy, divergence: None };
+        return KdRows { loss: cross_entropy.clone() * ce_weight, cross_entropy, divergence: None, entropy: None };
     }
     let teacher = teacher.expect("a KD loss with a divergence term is given the teacher's logits");
-    let (cross_entropy, divergence) = if temperature == 1.0 {
-        // One pass gives both.
+    let (cross_entropy, divergence, entropy) = if temperature == 1.0 {
+        // One pass gives all.
         let rows = token_divergence(student, teacher, labels, divergence, temperature);
-        (rows.log_probs.neg(), rows.divergence)
+        (rows.log_probs.neg(), rows.divergence, Some(rows.entropy))
     } else {
-        (row_cross_entropy(student.clone(), labels), row_divergence(student, teacher, divergence, temperature))
+        (row_cross_entropy(student.clone(), labels), row_divergence(student, teacher, divergence, temperature), None)
     };
     let kl = divergence.clone() * kl_weight;
     let loss = if ce_weight == 0.0 { kl } else { kl + cross_entropy.clone() * ce_weight };
-    KdRows { loss, cross_entropy, divergence: Some(divergence) }
+    KdRows { loss, cross_entropy, divergence: Some(divergence), entropy }
 }
 
 /// The masked mean of the loss of [`kd_rows`] over the step's token count.

@@ -8,7 +8,7 @@ use crate::{
         checkpoint,
         distill::{DistillLoss, DistillStep, Student, distill_step},
         events::Event,
-        metrics::{DISTILL_KL, LEARNING_RATE, SKIPPED_UPDATES, STEP_SECONDS, TAID_T, UPDATE_TOKENS_PER_SECOND},
+        metrics::{DISTILL_KL, ENTROPY, LEARNING_RATE, SKIPPED_UPDATES, STEP_SECONDS, TAID_T, UPDATE_TOKENS_PER_SECOND},
         optimizer::AdamW,
         score::record_log_prob_difference,
         state::{DistillState, PhaseState, read_model, read_optimizer, write_model, write_optimizer},
@@ -103,7 +103,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let batch = RolloutBatch::new(&trainable);
         let loss = DistillLoss::of(recipe, running.taid.t, Activations::of(&self.setup.recipe.model));
         let lr = learning_rate(&self.setup.recipe.optim.distill, step, total);
-        let DistillStep { metrics: learned, log_probs, divergence } =
+        let DistillStep { metrics: learned, log_probs, divergence, entropy } =
             distill_step::<B>(&mut running.student, running.task.teacher.as_ref(), &batch, &loss, lr, &self.setup.device);
         let mut metrics = drawn.metrics;
         if recipe.divergence == DistillDivergence::Taid {
@@ -114,6 +114,10 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             }
         }
         metrics.extend(learned);
+        // Of what the student wrote itself: on the teacher's tokens it should fall.
+        if let (true, Some(entropy)) = (drawn.is_played, entropy) {
+            metrics.set(ENTROPY, entropy);
+        }
         // `log_probs` are those at temperature 1: of a policy played at another one they say nothing.
         if drawn.is_played && self.setup.recipe.episode.temperature == 1.0 {
             record_log_prob_difference(&batch, &log_probs, &mut metrics);

@@ -57,6 +57,8 @@ pub struct DistillStep {
     pub log_probs: Vec<f32>,
     /// `[B, T]` the divergence at agent tokens; 0 elsewhere, and where there is none in the loss.
     pub divergence: Vec<f32>,
+    /// Mean entropy of the student at the agent tokens before the update, nats; where [`crate::algo::distill::KdRows`] has it.
+    pub entropy: Option<f64>,
 }
 
 /// Updates the student on one batch of episodes at learning rate `lr`.
@@ -79,6 +81,7 @@ pub fn distill_step<B: TrainBackend>(
     let normaliser = batch.n_agent_tokens(&rows).max(1) as f64;
     let mut cross_entropies = vec![0.0; batch.n_rows * batch.n_cols];
     let mut divergences = cross_entropies.clone();
+    let mut entropies: Option<Vec<f32>> = None;
     for rows in batch.micro_batches(&rows, loss.micro_batch_tokens) {
         let tokens = batch.agent_tokens(&rows);
         if tokens.is_empty() {
@@ -93,6 +96,10 @@ pub fn distill_step<B: TrainBackend>(
             tokens.scatter(&to_vec(rows.cross_entropy.inner()), &mut cross_entropies);
             if let Some(divergence) = rows.divergence {
                 tokens.scatter(&to_vec(divergence.inner()), &mut divergences);
+            }
+            if let Some(entropy) = rows.entropy {
+                let entropies = entropies.get_or_insert_with(|| vec![0.0; batch.n_rows * batch.n_cols]);
+                tokens.scatter(&to_vec(entropy.inner()), entropies);
             }
             total(rows.loss) / normaliser
         });
@@ -109,7 +116,7 @@ pub fn distill_step<B: TrainBackend>(
     metrics.set(DISTILL_KL, kl);
     metrics.set(DISTILL_GRAD_NORM, stats.grad_norm);
     let log_probs = cross_entropies.into_iter().map(|x| -x).collect();
-    DistillStep { metrics, log_probs, divergence: divergences }
+    DistillStep { metrics, log_probs, divergence: divergences, entropy: entropies.map(|rows| mean(&rows)) }
 }
 
 /// The value of a one-element tensor.
