@@ -1,7 +1,7 @@
 //! The paper's other ways to distil, and its other orders of phases: what they record, and that a killed run ends as if nothing had happened.
 use crate::support::{World, at_line, files_below, metrics_of, names_in};
 use dgpo::rollout::{Segment, episode::read_episodes, record::read_records};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -258,4 +258,22 @@ fn wrong_teacher_episodes_are_kept_where_the_recipe_wants_them() {
     let (n_all, n_correct) = n_kept("all", "demos.only_correct=false");
     assert_eq!(n_kept("correct", "demos.only_correct=true"), (n_correct, n_correct));
     assert!(0 < n_correct && n_correct < n_all, "{n_correct} of {n_all}");
+}
+
+#[test]
+fn trajectories_with_a_wrong_answer_teach_nothing() {
+    let world = World::new();
+    let line = |id: usize, gold: &str| {
+        let response = "<think> it is known </think> <answer> Vex </answer>";
+        json!({ "id": id.to_string(), "dataset": "d", "question": "who?", "golden_answers": [gold], "response": response }).to_string()
+            + "\n"
+    };
+    world.write("mixed.jsonl", &[line(0, "Vex"), line(1, "Nolmar"), line(2, "Vex")].concat());
+    let kd = ["train", "--config", "kd.toml", "--set", "data.trajectories=[\"mixed.jsonl\"]", "--name"];
+    let kept = |name: &str, more: &[&str]| world.dgpo(&[&kd[..], &[name], more].concat()).done().stderr;
+    assert!(kept("correct", &[]).contains("trajectories: 2 of 3 kept (correct ones)"));
+    assert!(kept("all", &["--set", "demos.only_correct=false"]).contains("trajectories: 3 of 3 kept (right or wrong)"));
+    world.write("wrong.jsonl", &line(0, "Nolmar"));
+    let wrong = ["train", "--config", "kd.toml", "--set", "data.trajectories=[\"wrong.jsonl\"]", "-q"];
+    world.dgpo(&wrong).failed(1, &["none of the 1 trajectories ends in a gold answer", "demos.only_correct"]);
 }

@@ -10,7 +10,7 @@ pub struct DemosRecipe {
     /// Questions the teacher plays (sampled without replacement; epochs run on). Default: 169,615, the paper's training set once.
     /// Raising it gives KD more episodes and costs teacher time in proportion.
     pub n_episodes: usize,
-    /// Keep correct episodes only. Default: paper, true. DistiLLM learns from all of them.
+    /// Keep correct episodes only, the teacher's or those of `data.trajectories`. Default: paper, true. DistiLLM learns from all of them.
     pub only_correct: bool,
     /// Keep at most this many episodes; 0 = all. Default: 0. A small number makes a weak cold start.
     pub max_kept: usize,

@@ -5,7 +5,7 @@ use super::{
     source::{Given, Mixed, Source},
 };
 use crate::{
-    config::{DistillRecipe, Phase, plan::distill_steps},
+    config::{DemosRecipe, DistillRecipe, Phase, plan::distill_steps},
     data::{
         corpus::Corpus,
         questions::Question,
@@ -30,7 +30,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
     ) -> Result<Decoder<Inner<B>>, PipelineError> {
         let episodes = match retriever {
             Some(retriever) if self.setup.recipe.data.trajectories.is_empty() => self.demos_phase(tokenizer, retriever)?,
-            _ => some(Phase::Kd, self.trajectory_episodes(tokenizer, usize::MAX)?)?,
+            _ => self.given_episodes(tokenizer)?,
         };
         let (recipe, seed) = (self.setup.recipe.distill.clone(), self.setup.recipe.run.seed);
         let teacher = if recipe.kl_weight == 0.0 { None } else { self.setup.load_teacher(tokenizer)? };
@@ -48,6 +48,22 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         };
         let total = distill_steps(&recipe, n_episodes);
         self.distil(start, Distillation { phase: Phase::Kd, teacher, source, recipe, total })
+    }
+
+    /// The trajectories of the recipe's files of which `demos` says that they are kept: as if the teacher had played them here.
+    fn given_episodes(&mut self, tokenizer: &Tokenizer) -> Result<Vec<Episode>, PipelineError> {
+        let mut episodes = self.trajectory_episodes(tokenizer, usize::MAX)?;
+        let (n_all, DemosRecipe { only_correct, max_kept, .. }) = (episodes.len(), self.setup.recipe.demos.clone());
+        episodes.retain(|episode| episode.is_correct() || !only_correct);
+        episodes.truncate(if max_kept == 0 { usize::MAX } else { max_kept });
+        let which = if only_correct { "correct ones" } else { "right or wrong" };
+        self.say(&format!("trajectories: {} of {n_all} kept ({which})", episodes.len()));
+        if n_all > 0 && episodes.is_empty() {
+            let why = format!("none of the {n_all} trajectories ends in a gold answer");
+            let hint = "check golden_answers of data.trajectories, or set demos.only_correct to false";
+            return Err(PipelineError::NothingToTrain { phase: Phase::Kd, why, hint });
+        }
+        some(Phase::Kd, episodes)
     }
 
     /// Language modelling on passages as plain text and on some trajectories (for their format).

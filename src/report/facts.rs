@@ -1,6 +1,6 @@
 //! What was run, with what, and what came out: everything of a report that is neither a curve nor an episode.
 use crate::{
-    config::{Recipe, load::differences, load::to_toml},
+    config::{KlReference, Recipe, load::differences, load::to_toml},
     eval::{Figures, MODELS, Summary},
     rollout::EpisodeStats,
     trainer::run_dir::RunDir,
@@ -25,6 +25,8 @@ pub struct Facts {
     pub provenance: Vec<(String, String)>,
     /// (file, fingerprint) of every input.
     pub inputs: Vec<(String, String)>,
+    /// Whose log-probs stand beside the policy's: "teacher" or "start".
+    pub reference: &'static str,
     pub models: Vec<Model>,
 }
 
@@ -65,6 +67,10 @@ pub fn gather(run: &RunDir, warnings: &mut Vec<String>) -> Facts {
     let mut facts = Facts { name: run.name(), models: models(run, &summary, warnings), ..Facts::default() };
     if let Some(recipe) = &recipe {
         facts.settings = settings(recipe);
+        facts.reference = match recipe.kl.reference {
+            KlReference::Teacher => "teacher",
+            KlReference::Initial => "start",
+        };
         let text = |value: toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let changed = differences(&Recipe::default(), recipe).into_iter();
         facts.changed = changed.map(|(key, default, value)| [key, text(default), text(value)]).collect();
@@ -108,7 +114,8 @@ fn settings(recipe: &Recipe) -> Vec<(String, String)> {
         let divergence = value(serde_json::json!(distill.divergence));
         let weights = format!("{} · cross-entropy + {} · {divergence}", distill.ce_weight, distill.kl_weight);
         let from = match (recipe.data.trajectories.is_empty(), recipe.demos.only_correct) {
-            (false, _) => "episodes from files",
+            (false, true) => "the correct episodes of files",
+            (false, false) => "all episodes of files",
             (true, true) => "the teacher's correct episodes",
             (true, false) => "all of the teacher's episodes",
         };

@@ -66,6 +66,7 @@ pub fn page(report: &Report) -> String {
         "results" => results(&facts.models),
         "shown" => escaped(&what_is_shown(&report.episodes)),
         "run" => what_was_run(report),
+        "reference" => escaped(facts.reference),
         _ => unreachable!("the page has a slot {slot}, which nothing fills"),
     });
     Page {
@@ -76,7 +77,7 @@ pub fn page(report: &Report) -> String {
         nav: &[("results", "Results"), ("curves", "Curves"), ("episodes", "Episodes"), ("run", "What was run")],
         main,
         source: "the files of the run",
-        data: json!({"sections": report.sections, "episodes": report.episodes}),
+        data: json!({"sections": report.sections, "episodes": report.episodes, "reference": facts.reference}),
         scripts: VIEWER,
     }
     .to_html()
@@ -291,6 +292,7 @@ mod tests {
             recipe: HOSTILE.to_owned(),
             provenance: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
             inputs: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
+            reference: HOSTILE,
             models: vec![Model { name: HOSTILE.to_owned(), weights: HOSTILE.to_owned(), ..Model::default() }],
         };
         let pieces = [(1, HOSTILE.to_owned())].into();

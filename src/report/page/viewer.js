@@ -2,7 +2,7 @@
 {
   const KINDS = { training: "RL training", evaluation: "Evaluation", teacher: "Teacher", other: "Other files" };
   // [key of the numbers, name]; those of `AGENT_ONLY` exist for agent tokens alone.
-  const NUMBERS = [["sampled", "log π sampled"], ["old", "log π old"], ["ref", "log π teacher"], ["kl", "KL"], ["value", "value"], ["advantage", "advantage"]];
+  const NUMBERS = [["sampled", "log π sampled"], ["old", "log π old"], ["ref", `log π ${DATA.reference}`], ["kl", "KL"], ["value", "value"], ["advantage", "advantage"]];
   const AGENT_ONLY = ["old", "ref", "kl"];
   const get = (id) => document.getElementById(id);
   const { sets, pieces } = DATA.episodes;
@@ -161,7 +161,7 @@
     token.span.classList.add("now");
     const rows = [["token", pieces[token.id]], ["position, id", `${i}, ${token.id}`], ["author", token.author], ["loss mask", token.author === "agent" ? "1 (trained)" : "0"]];
     for (const [key, name] of NUMBERS) if (token[key] !== undefined) rows.push([name, token[key] === null ? "not finite" : token[key].toFixed(4)]);
-    if (token.author === "agent" && state.episode.tokens && token.ref === undefined && token.kl === undefined) rows.push(["log π teacher", "not computed: no penalty here"]);
+    if (token.author === "agent" && state.episode.tokens && token.ref === undefined && token.kl === undefined) rows.push([`log π ${DATA.reference}`, "not computed: no penalty here"]);
     const panel = get("token");
     panel.replaceChildren(...rows.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", { class: name === "token" ? "piece" : false, "data-of": name }, value))));
     panel.hidden = false;
