@@ -86,6 +86,28 @@ fn a_loss_that_is_no_number_stops_the_run_before_it_wastes_its_steps() {
 }
 
 #[test]
+fn a_student_that_an_update_broke_is_an_alarm_whoever_finds_out() {
+    let world = World::new();
+    // The rollout of step 2 cannot draw from it, long before more than three updates are skipped.
+    let rl = ["train", "--config", "rl.toml", "--name", "rl", "-q", "--set", "optim.actor.lr=1e30"];
+    let said =
+        ["rl step 1: numbers that are not finite: the student cannot play", "first bad step 1", "optim.actor.lr", "--resume runs/rl"];
+    world.dgpo(&rl).failed(3, &said);
+    assert!(std::fs::read_to_string(world.path("runs/rl/report.md")).unwrap().contains("the student cannot play"));
+    // Resumed as it is, the broken checkpoint says the same; without it, a changed recipe goes on.
+    world.dgpo(&["train", "--resume", "runs/rl"]).failed(3, &said);
+    std::fs::remove_dir_all(world.path("runs/rl/checkpoints/rl-step-000001")).unwrap();
+    let recipe = std::fs::read_to_string(world.path("runs/rl/recipe.toml")).unwrap();
+    let line = recipe.lines().find(|line| line.strip_prefix("lr = ").is_some_and(|lr| lr.parse() == Ok(1e30))).unwrap();
+    world.write("runs/rl/recipe.toml", &recipe.replace(line, "lr = 1e-4"));
+    world.dgpo(&["train", "--resume", "runs/rl"]).done();
+
+    // A phase too short for three skipped updates does not pass for finished.
+    let kd = ["train", "--config", "kd.toml", "--name", "kd", "-q", "--set", "optim.distill.lr=1e30", "--set", "distill.steps=3"];
+    world.dgpo(&kd).failed(3, &["kd step 3: numbers that are not finite", "optim.distill.lr"]);
+}
+
+#[test]
 fn guards_that_are_off_let_a_broken_run_go_on() {
     let world = World::new();
     let off = ["--set", "guards.action=off", "--set", "distill.steps=6", "--set", "optim.distill.lr=1e30"];

@@ -135,9 +135,11 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         }
         Err(error @ PipelineError::Guard(_)) => {
             let (next, recipe) = (resume_command(&path, args.device.device), path.join(RECIPE_FILE));
+            // With what the guard saw in its curves.
+            write_report(&finished);
             let context = format!(
-                "a guard stopped the run {}, and the checkpoint of this step is saved; change {}, then continue with: {next} (to go on from \
-                 before the first bad step, remove the checkpoints behind it)",
+                "a guard stopped the run {}; change {}, then continue from its newest checkpoint with: {next} (to go on from before the first bad \
+                 step, remove the checkpoints behind it)",
                 path.display(),
                 recipe.display()
             );

@@ -29,6 +29,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         };
         let total = 2 + trained.len();
         (self.observer)(Event::PhaseStarted { phase: Phase::Eval, done: 0, total });
+        self.student_of = None;
         let student = self.setup.load(&self.setup.recipe.model.student, tokenizer)?;
         let of = self.setup.recipe.model.student.clone();
         summary.set(MODELS[0], self.figures(tokenizer, retriever, Subject { name: MODELS[0], number: 1, total, of }, &student)?);
@@ -38,6 +39,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             summary.set(MODELS[1], self.figures(tokenizer, retriever, Subject { name: MODELS[1], number: 2, total, of }, &teacher)?);
         }
         for (at, (phase, model)) in trained.into_iter().enumerate() {
+            self.student_of = self.newest(phase)?.map(|checkpoint| (phase, checkpoint.step));
             let subject = Subject { name: phase.as_str(), number: 3 + at, total, of: self.checkpoint_name(phase)? };
             summary.set(phase.as_str(), self.figures(tokenizer, retriever, subject, &model)?);
         }

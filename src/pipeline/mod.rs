@@ -136,6 +136,8 @@ pub struct Pipeline<'a, B: TrainBackend> {
     guards: HashMap<Phase, Guards>,
     /// Seen in the last step, and to end the run behind its checkpoint.
     alarms: Vec<Alarm>,
+    /// The step that made the student what it is, if it was trained here.
+    student_of: Option<(Phase, usize)>,
     started: Instant,
     /// Seconds of work of earlier processes of this run.
     earlier_wall_s: f64,
@@ -162,8 +164,8 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
             }
         }
         let setup = setup::setup_of::<B>(recipe, device)?;
-        let (guards, alarms) = (HashMap::new(), Vec::new());
-        Ok(Self { setup, run, observer, stop, metrics, guards, alarms, started: Instant::now(), earlier_wall_s })
+        let (guards, alarms, student_of) = (HashMap::new(), Vec::new(), None);
+        Ok(Self { setup, run, observer, stop, metrics, guards, alarms, student_of, started: Instant::now(), earlier_wall_s })
     }
 
     /// Runs (or continues) every phase of the recipe's stage.
@@ -171,6 +173,30 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
     /// [`PipelineError::Stopped`] after a stop request and [`PipelineError::Guard`] after an alarm, both with a checkpoint written; otherwise what
     /// went wrong.
     pub fn run(mut self) -> Result<Summary, PipelineError> {
+        let ended = self.run_phases();
+        ended.or_else(|error| Err(self.guarded(error)?))
+    }
+
+    /// A student that was trained until its logits are no numbers is what the guards are for, whoever finds out; every other error is as it was.
+    /// # Errors
+    /// If the alarm cannot be recorded.
+    fn guarded(&mut self, error: PipelineError) -> Result<PipelineError, PipelineError> {
+        let broken = match &error {
+            PipelineError::Rollout(RolloutError::Engine(EngineError::NotFinite { row, position })) => Some((*row, *position)),
+            _ => None,
+        };
+        match (broken, self.student_of) {
+            (Some((row, position)), Some((phase, step))) if self.setup.recipe.guards.action == GuardAction::Stop => {
+                let why = format!("in row {row} of the batch the logits at position {position} hold NaN or no finite value");
+                let alarm = self.guards_of(phase).unplayable(phase, step, &why);
+                self.metrics.append_alarm(&alarm)?;
+                Ok(PipelineError::Guard(vec![alarm]))
+            }
+            _ => Ok(error),
+        }
+    }
+
+    fn run_phases(&mut self) -> Result<Summary, PipelineError> {
         let stage = self.setup.recipe.stage;
         if stage.phases().contains(&Phase::Encoder) {
             self.train_encoder()?;
@@ -184,6 +210,7 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         let retriever = if asks { Some(self.open_retriever()?) } else { None };
         let mut trained: Vec<(Phase, Decoder<Inner<B>>)> = Vec::new();
         for phase in stage.training_phases() {
+            self.student_of = self.newest(phase)?.map(|checkpoint| (phase, checkpoint.step)).or(self.student_of);
             let model = match (self.finished_model(phase)?, trained.last()) {
                 (Some(finished), _) => finished,
                 (None, _) if let Some(later) = self.begun_behind(phase)? => return Err(PipelineError::BegunFromLess { phase, later }),
@@ -260,8 +287,9 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         devices::check::<Inner<B>>(&self.setup.device)?;
         self.metrics.append(phase, step, &metrics.0)?;
         (self.observer)(Event::Step { phase, step, total, metrics: &metrics.0 });
+        self.student_of = Guards::watches(phase).then_some((phase, step));
         let recipe = &self.setup.recipe.guards;
-        let alarms = self.guards.entry(phase).or_default().observe(recipe, phase, step, metrics);
+        let alarms = self.guards.entry(phase).or_default().observe(recipe, phase, (step, total), metrics);
         for alarm in &alarms {
             self.metrics.append_alarm(alarm)?;
         }

@@ -2,13 +2,14 @@
 //!
 //! | sign | metric | beyond |
 //! |---|---|---|
-//! | numbers that are not finite | updates skipped | more than `max_skipped` in steps without a break |
+//! | numbers that are not finite | updates skipped | more than `max_skipped` in steps without a break, or any in the last step of a phase |
 //! | entropy collapse | entropy of the policy | below `min_entropy_share` of the first window's mean |
 //! | repetition | repeated 8-grams of a response | above `max_repetition` |
 //! | invalid actions | invalid actions an episode | `max_invalid_actions` above the first window's mean |
 //! | reward collapse | reward | below `min_reward_share` of the best window's mean, once that is above 0.1 |
 //! | log-prob mismatch | sampler's against trainer's log-probs | above `max_logprob_diff` |
 //!
+//! The first is also raised where the student cannot play on, because its logits are not finite ([`Guards::unplayable`]).
 //! All but the first compare the mean over the last `guards.window` steps; a phase is looked at by the metrics it has. Pure: no clock, no I/O. The
 //! state is a part of the checkpoint, so that a run that was killed and resumed raises the same alarms at the same steps.
 use super::{
@@ -92,7 +93,7 @@ impl Alarm {
     /// The likely cause, and what to change.
     pub fn advice(&self) -> String {
         let (cause, keys) = self.sign.cause_and_keys(self.phase);
-        format!("likely cause: {cause}; hint: {keys} ({} is the threshold)", self.sign.threshold_key())
+        format!("likely cause: {cause}; hint: {keys} ({} is the threshold{})", self.sign.threshold_key(), self.sign.of_what())
     }
 }
 
@@ -103,16 +104,19 @@ impl fmt::Display for Alarm {
 }
 
 impl Guards {
-    /// Takes note of a finished step (counted from 1) and returns the alarms it raises: each once, until its figure has recovered.
-    pub fn observe(&mut self, recipe: &GuardsRecipe, phase: Phase, step: usize, metrics: &Metrics) -> Vec<Alarm> {
-        // The others play a teacher, train a retriever, or only measure.
-        let is_guarded = !matches!(phase, Phase::Demos | Phase::Encoder | Phase::Eval);
-        if recipe.action == GuardAction::Off || !is_guarded {
+    /// Whether there is a student in training in this phase: the others play a teacher, train a retriever, or only measure.
+    pub fn watches(phase: Phase) -> bool {
+        !matches!(phase, Phase::Demos | Phase::Encoder | Phase::Eval)
+    }
+
+    /// Takes note of a finished step (`step` of `total`, counted from 1) and returns the alarms it raises: each once, until its figure has recovered.
+    pub fn observe(&mut self, recipe: &GuardsRecipe, phase: Phase, (step, total): (usize, usize), metrics: &Metrics) -> Vec<Alarm> {
+        if recipe.action == GuardAction::Off || !Self::watches(phase) {
             return Vec::new();
         }
         let mut alarms = Vec::new();
-        if let Some(total) = metrics.get(SKIPPED_UPDATES) {
-            let seen = self.skipped.look(recipe, step, total as usize);
+        if let Some(n_skipped) = metrics.get(SKIPPED_UPDATES) {
+            let seen = self.skipped.look(recipe, (step, total), n_skipped as usize);
             alarms.extend(seen.map(|(seen, first_bad_step)| Alarm { phase, step, sign: Sign::NotFinite, seen, first_bad_step }));
         }
         for sign in WINDOWED {
@@ -133,6 +137,13 @@ impl Guards {
         alarms
     }
 
+    /// The student behind `step` cannot play: `why` says which logits are not finite. That is past every threshold.
+    pub fn unplayable(&self, phase: Phase, step: usize, why: &str) -> Alarm {
+        // Skipped updates change no weight, so the first of them came behind the one that did the damage; without any it was the last.
+        let first_bad_step = if self.skipped.n_updates > 0 { self.skipped.since } else { step };
+        Alarm { phase, step, sign: Sign::NotFinite, seen: format!("the student cannot play: {why}"), first_bad_step }
+    }
+
     fn watch(&mut self, sign: Sign) -> &mut Watch {
         match sign {
             Sign::NotFinite => unreachable!("counted, not a mean over a window"),
@@ -146,11 +157,11 @@ impl Guards {
 }
 
 impl SkippedRun {
-    /// What was seen and since when, where it is news. `total` counts from the phase's begin.
-    fn look(&mut self, recipe: &GuardsRecipe, step: usize, total: usize) -> Option<(String, usize)> {
+    /// What was seen and since when, where it is news. `n_skipped` counts from the phase's begin.
+    fn look(&mut self, recipe: &GuardsRecipe, (step, total): (usize, usize), n_skipped: usize) -> Option<(String, usize)> {
         // A checkpoint from before there were guards does not say how many of these are old: all of them.
-        let before = self.total.replace(total).unwrap_or(if step == 1 { 0 } else { total });
-        let n_new = total.saturating_sub(before);
+        let before = self.total.replace(n_skipped).unwrap_or(if step == 1 { 0 } else { n_skipped });
+        let n_new = n_skipped.saturating_sub(before);
         if n_new == 0 {
             (self.n_updates, self.is_alarmed) = (0, false);
             return None;
@@ -159,11 +170,12 @@ impl SkippedRun {
             self.since = step;
         }
         self.n_updates += n_new;
-        let is_news = recipe.max_skipped > 0 && self.n_updates > recipe.max_skipped && !std::mem::replace(&mut self.is_alarmed, true);
+        // Behind the last step none will come that learns.
+        let is_beyond = self.n_updates > recipe.max_skipped || step == total;
+        let is_news = recipe.max_skipped > 0 && is_beyond && !std::mem::replace(&mut self.is_alarmed, true);
         let Self { n_updates, since, .. } = *self;
         is_news.then(|| {
-            let seen =
-                format!("{n_updates} updates were skipped without a step between them that learned (more than {})", recipe.max_skipped);
+            let seen = format!("{n_updates} updates were skipped without a step behind them that learned");
             (format!("{seen}, because a loss or a gradient was not a finite number"), since)
         })
     }
@@ -288,6 +300,11 @@ impl Sign {
         }
     }
 
+    /// What the threshold is of, where that is not the sign itself.
+    fn of_what(self) -> &'static str {
+        if self == Self::NotFinite { " of skipped updates" } else { "" }
+    }
+
     /// What usually brings the sign about, and which keys of the recipe change it.
     fn cause_and_keys(self, phase: Phase) -> (&'static str, String) {
         let is_rl = phase == Phase::Rl;
@@ -295,9 +312,10 @@ impl Sign {
         // What holds the policy in RL; the other phases have nothing but their teacher.
         let hold = if is_rl { ", or raise kl.coef (with kl.mode selective or uniform)" } else { "" };
         match self {
+            // Actor and critic skip their updates each for itself, and are counted together.
             Self::NotFinite => (
                 "a learning rate too large for this model, or a float type too narrow for it",
-                format!("lower {lr}, or set model.dtype to \"f32\""),
+                format!("lower {lr}{}, or set model.dtype to \"f32\"", if is_rl { " or optim.critic.lr" } else { "" }),
             ),
             Self::EntropyCollapse => (
                 "the policy writes the same whatever the question is, and explores nothing",

@@ -5,11 +5,14 @@ fn recipe() -> GuardsRecipe {
     GuardsRecipe { window: 3, ..GuardsRecipe::default() }
 }
 
+/// More steps than any series here has.
+const TOTAL: usize = 100;
+
 /// Every alarm of a series of one metric, the first value at step 1.
 fn alarms_of(metric: &'static str, values: &[f64], recipe: &GuardsRecipe) -> Vec<Alarm> {
     let mut guards = Guards::default();
     let steps = values.iter().zip(1..);
-    steps.flat_map(|(&value, step)| guards.observe(recipe, Phase::Rl, step, &Metrics(vec![(metric, value)]))).collect()
+    steps.flat_map(|(&value, step)| guards.observe(recipe, Phase::Rl, (step, TOTAL), &Metrics(vec![(metric, value)]))).collect()
 }
 
 /// (step, first bad step) of every alarm that a series raises in a run that is only warned.
@@ -32,9 +35,31 @@ fn all_updates_of_the_first_step_count() {
 }
 
 #[test]
+fn behind_the_last_step_no_update_is_left_that_could_learn() {
+    let mut guards = Guards::default();
+    let mut at = |step, n_skipped| guards.observe(&recipe(), Phase::Kd, (step, 3), &Metrics(vec![(SKIPPED_UPDATES, n_skipped)]));
+    assert_eq!((at(1, 0.0), at(2, 1.0)), (Vec::new(), Vec::new()));
+    assert_eq!(at(3, 2.0).iter().map(|alarm| (alarm.sign, alarm.first_bad_step)).collect::<Vec<_>>(), [(Sign::NotFinite, 2)]);
+}
+
+#[test]
+fn a_student_that_cannot_play_is_traced_to_the_first_update_that_was_skipped() {
+    let mut guards = Guards::default();
+    assert_eq!(guards.unplayable(Phase::Rl, 4, "NaN").first_bad_step, 4);
+    for (step, n_skipped) in [(4, 0.0), (5, 1.0), (6, 2.0)] {
+        assert_eq!(guards.observe(&recipe(), Phase::Rl, (step, TOTAL), &Metrics(vec![(SKIPPED_UPDATES, n_skipped)])), []);
+    }
+    let told = guards.unplayable(Phase::Rl, 6, "NaN").to_string();
+    assert!(told.starts_with("rl step 6: numbers that are not finite: the student cannot play: NaN; first bad step 5"), "{told}");
+    assert!(told.contains("lower optim.actor.lr or optim.critic.lr"), "{told}");
+}
+
+#[test]
 fn updates_skipped_before_there_were_guards_do_not_count() {
     let mut guards = Guards::default();
-    let at = |step, total: f64, guards: &mut Guards| guards.observe(&recipe(), Phase::Rl, step, &Metrics(vec![(SKIPPED_UPDATES, total)]));
+    let at = |step, total: f64, guards: &mut Guards| {
+        guards.observe(&recipe(), Phase::Rl, (step, TOTAL), &Metrics(vec![(SKIPPED_UPDATES, total)]))
+    };
     assert_eq!(at(51, 9.0, &mut guards), []);
     assert_eq!(at(52, 10.0, &mut guards), []);
 }
@@ -99,7 +124,8 @@ fn a_guard_that_stopped_a_run_starts_afresh() {
 #[test]
 fn a_stop_leaves_the_other_guards_as_they_were() {
     let mut guards = Guards::default();
-    let mut at = |step, reward, entropy| guards.observe(&recipe(), Phase::Rl, step, &Metrics(vec![(REWARD, reward), (ENTROPY, entropy)]));
+    let mut at =
+        |step, reward, entropy| guards.observe(&recipe(), Phase::Rl, (step, TOTAL), &Metrics(vec![(REWARD, reward), (ENTROPY, entropy)]));
     for step in 1..=3 {
         assert_eq!(at(step, 0.5, 0.6), []);
     }
@@ -118,7 +144,7 @@ fn a_threshold_of_zero_and_an_action_of_off_see_nothing() {
 #[test]
 fn a_teacher_that_plays_is_not_guarded() {
     let mut guards = Guards::default();
-    let observe = |step| guards.observe(&recipe(), Phase::Demos, step, &Metrics(vec![(REPETITION, 1.0)]));
+    let observe = |step| guards.observe(&recipe(), Phase::Demos, (step, TOTAL), &Metrics(vec![(REPETITION, 1.0)]));
     assert_eq!((1..9).flat_map(observe).collect::<Vec<_>>(), []);
 }
 
@@ -134,8 +160,8 @@ fn a_state_read_back_from_json_goes_on_bit_for_bit() {
     let mut restored = Guards::default();
     for step in 1..=40 {
         let metrics = Metrics(value(step).to_vec());
-        let alarms = whole.observe(&recipe(), Phase::Rl, step, &metrics);
-        assert_eq!(restored.observe(&recipe(), Phase::Rl, step, &metrics), alarms);
+        let alarms = whole.observe(&recipe(), Phase::Rl, (step, TOTAL), &metrics);
+        assert_eq!(restored.observe(&recipe(), Phase::Rl, (step, TOTAL), &metrics), alarms);
         restored = serde_json::from_str(&serde_json::to_string(&restored).unwrap()).unwrap();
         assert_eq!(restored, whole);
     }
