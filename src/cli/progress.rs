@@ -22,11 +22,12 @@ type Figure = (&'static str, &'static [&'static str]);
 /// What a step's line shows in front of the time left: with it and the step, what fits beside the bar on a terminal of 80 columns.
 const SHOWN_FIRST: [Figure; 3] = [
     ("reward", &[metrics::REWARD]),
-    ("kl", &[metrics::KL, metrics::DISTILL_KL]),
+    ("kl", &[metrics::KL]),
     ("tok/s", &[metrics::ROLLOUT_TOKENS_PER_SECOND, metrics::UPDATE_TOKENS_PER_SECOND]),
 ];
 /// What it shows behind; under the bar these have a line of their own, with memory.
-const SHOWN_THEN: [Figure; 2] = [("loss", &[metrics::DISTILL_LOSS]), ("entropy", &[metrics::ENTROPY])];
+const SHOWN_THEN: [Figure; 3] =
+    [("loss", &[metrics::DISTILL_LOSS]), ("divergence", &[metrics::DISTILL_KL]), ("entropy", &[metrics::ENTROPY])];
 
 /// Width of the bar alone.
 const BAR_COLUMNS: usize = 12;

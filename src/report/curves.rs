@@ -64,7 +64,7 @@ const fn plan(title: &'static str, note: &'static str, metrics: &'static [(&'sta
 const PLANS: &[Plan] = &[
     plan("Reward", "share of correct episodes (exact match)", &[(REWARD, "training questions"), (EVAL_EM, "test questions")]),
     plan("KL to the teacher", "exact, nats a token, on the test questions", &[(EVAL_TEACHER_KL, "KL")]),
-    plan("KL to the reference", "nats a token, mean over episodes where the penalty applies", &[(KL, "KL")]),
+    plan("KL to the reference", "nats a token, mean over all episodes; those without the penalty count 0", &[(KL, "KL")]),
     plan("Entropy of the policy", "nats a token", &[(ENTROPY, "entropy")]),
     plan("Response length", "tokens an episode", &[(RESPONSE_TOKENS, "behind the prompt"), (AGENT_TOKENS, "the agent's own")]),
     plan("Searches", "executed searches an episode", &[(SEARCHES, "searches")]),
@@ -81,7 +81,11 @@ const PLANS: &[Plan] = &[
     plan(
         "Distillation loss",
         "nats a token",
-        &[(DISTILL_LOSS, "weighted sum"), (DISTILL_CE, "cross-entropy"), (DISTILL_KL, "divergence from the teacher")],
+        &[
+            (DISTILL_LOSS, "weighted sum"),
+            (DISTILL_CE, "cross-entropy"),
+            (DISTILL_KL, "divergence from the teacher (skew KL and TAID: cross-entropy to the target)"),
+        ],
     ),
     plan("Held-out teacher episodes", "cross-entropy, nats a token", &[(VALIDATION_LOSS, "loss")]),
     plan("Share of the student's own episodes", "probability that a step learns from them", &[(STUDENT_SHARE, "φ")]),

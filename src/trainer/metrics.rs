@@ -64,7 +64,7 @@ pub const RETRIEVER_FAILED: &str = "rollout/retriever_failed";
 /// |sampler's log-prob - recomputed log-prob| over agent tokens. Must stay tiny, or the rollout and the update run different models.
 pub const LOGPROB_DIFF_MEAN: &str = "rollout/logprob_diff_mean";
 pub const LOGPROB_DIFF_MAX: &str = "rollout/logprob_diff_max";
-/// Mean over episodes of the KL estimate where the penalty applies, and beta.
+/// Mean over all episodes of the KL estimate, those without the penalty counting 0, and beta.
 pub const KL: &str = "kl/mean";
 pub const KL_COEF: &str = "kl/coef";
 /// Share of episodes that carry the penalty.
