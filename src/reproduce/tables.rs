@@ -89,13 +89,13 @@ pub fn standing(seeds: &[&SeedResults]) -> Option<String> {
         })
         .collect();
     students.sort_by(|(_, one), (_, other)| other.total_cmp(one));
-    let at = students.iter().position(|(method, _)| *method == "dgpo")?;
-    let named: Vec<String> = students[..at].iter().map(|(method, em)| format!("{} ({em:.3})", title(method))).collect();
+    let (_, dgpo) = students.iter().find(|(method, _)| *method == "dgpo")?;
+    let better = students.iter().take_while(|(_, em)| em > dgpo);
+    let named: Vec<String> = better.map(|(method, em)| format!("{} ({em:.3})", title(method))).collect();
     let above = if named.is_empty() { "none is above it".to_owned() } else { format!("above it: {}", named.join(", ")) };
-    let (place, n) = (at + 1, students.len());
+    let (place, n) = (named.len() + 1, students.len());
     Some(format!(
-        "By mean exact match DGPO ({:.3}) is number {place} of the {n} students trained from the Qwen2.5-shaped one; {above}.",
-        students[at].1
+        "By mean exact match DGPO ({dgpo:.3}) is number {place} of the {n} students trained from the Qwen2.5-shaped one; {above}."
     ))
 }
 
@@ -339,6 +339,8 @@ mod tests {
             ),
             "{told}"
         );
+        let tied = standing(&[&seed(0, &[("kd", answering(10, 2)), ("dgpo", answering(10, 2))])]).expect("it was trained");
+        assert!(tied.contains("is number 1 of the 2 students") && tied.ends_with("none is above it."), "{tied}");
         assert_eq!(standing(&[&seed(0, &[("kd", answering(1, 1))])]), None);
     }
 
