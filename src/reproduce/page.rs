@@ -80,8 +80,9 @@ impl Page {
         let mut short = vec![format!(
             "The rows of the paper’s tables, trained from the same small models on the built-in tiny world: an invented encyclopaedia of 660 passages, questions of \
              one and two hops, minutes instead of days. The paper trains each model once; here a seed is another training from the same models, on the same \
-             questions. The models, how long they train and the weight of the KL were chosen so that the paper’s orderings might show, by runs of seed 0 \
-             and these very test questions (docs/benchmarks.md says which runs): no figure on this page is of questions that had no part in that. Of the \
+             questions. The world was arranged so that the paper’s orderings might show: the teacher’s training and the weight of the KL were chosen by runs of seed 0 on \
+             development questions, which are neither trained on nor asked here; sizes and lengths come from an earlier world of this kind, whose choices \
+             were made on these test questions (docs/benchmarks.md says which runs). Of the \
              paper’s {} orderings in tables 2, 3, 5 and 6, {} hold here, {} are within noise, {} are reversed, and {} were not measured.",
             orderings.len(),
             verdicts[0].1.len(),
