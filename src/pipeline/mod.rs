@@ -54,7 +54,7 @@ pub enum PipelineError {
     /// Somebody asked; everything is saved.
     #[error("stopped as asked; everything done so far is saved")]
     Stopped,
-    /// The run goes wrong; everything up to the step that showed it is saved.
+    /// The run goes wrong; what is worth keeping is saved.
     #[error("{}", .0.iter().map(Alarm::to_string).collect::<Vec<_>>().join("\n  also: "))]
     Guard(Vec<Alarm>),
     #[error(
@@ -170,8 +170,8 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
 
     /// Runs (or continues) every phase of the recipe's stage.
     /// # Errors
-    /// [`PipelineError::Stopped`] after a stop request and [`PipelineError::Guard`] after an alarm, both with a checkpoint written; otherwise what
-    /// went wrong.
+    /// [`PipelineError::Stopped`] after a stop request and [`PipelineError::Guard`] after an alarm, with a checkpoint of the last step written (but of a
+    /// student that cannot play, where the earlier ones are better); otherwise what went wrong.
     pub fn run(mut self) -> Result<Summary, PipelineError> {
         let ended = self.run_phases();
         ended.or_else(|error| Err(self.guarded(error)?))
