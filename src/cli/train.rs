@@ -139,7 +139,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             write_report(&finished);
             let context = format!(
                 "a guard stopped the run {}; change {}, then continue from its newest checkpoint with: {next} (to go on from before the first bad \
-                 step, remove the checkpoints behind it)",
+                 step, remove the checkpoints from that step on)",
                 path.display(),
                 recipe.display()
             );

@@ -112,13 +112,23 @@ pub fn all() -> Vec<Ordering> {
         ("kd", "ppo"),
         ("kd", "distillm"),
         ("kd", "taid"),
+        ("distillm", "taid"),
         ("seqkd", "gkd"),
         ("seqkd", "ppo"),
         ("sft-ppo", "seqkd"),
         ("ppo", "student"),
     ];
-    const TABLE_6: &[(&str, &str)] =
-        &[("dgpo", "dgpo-no-kd"), ("dgpo", "dgpo-uniform-kl"), ("dgpo", "dgpo-no-teacher"), ("dgpo", "ppo-kd")];
+    const TABLE_6: &[(&str, &str)] = &[
+        ("dgpo", "dgpo-no-kd"),
+        ("dgpo", "dgpo-uniform-kl"),
+        ("dgpo", "dgpo-no-teacher"),
+        ("dgpo", "ppo-kd"),
+        ("dgpo-no-kd", "dgpo-uniform-kl"),
+        ("dgpo-uniform-kl", "dgpo-no-teacher"),
+        ("dgpo-no-teacher", "ppo-kd"),
+    ];
+    const TABLE_5: &[(&str, &str)] =
+        &[("dgpo", "student"), ("dgpo", "ppo"), ("dgpo", "kd"), ("teacher", "dgpo"), ("kd", "student"), ("ppo", "student")];
     const TABLE_3: &[(&str, &str)] = &[("teacher", "dgpo"), ("dgpo", "kd"), ("dgpo", "ppo"), ("kd", "ppo"), ("ppo", "student")];
     let line = |row: &str| paper::line_of(row).expect("every row of the lists above stands in a table");
     let side = |pair, row: &str| Side { row: name(pair, row), of: Measure::Average };
@@ -143,8 +153,32 @@ pub fn all() -> Vec<Ordering> {
             below: side(Pair::Llama, below),
         }
     }));
+    orderings.extend(TABLE_5.iter().flat_map(|pair| [(pair, 1), (pair, 2)]).map(|(&(one, other), hops)| referencing([one, other], hops)));
     orderings.extend(paper::TABLE_5.iter().flat_map(|line| [(line, 1), (line, 2)]).map(|(line, hops)| thinking(line, hops)));
     orderings
+}
+
+/// The paper's data set and ours.
+fn set_title(hops: usize) -> &'static str {
+    if hops == 1 { "NQ / 1 hop" } else { "MuSiQue / 2 hops" }
+}
+
+/// Which of two models answers better from given passages, without thinking.
+fn referencing(rows: [&str; 2], hops: usize) -> Ordering {
+    let line = |row: &str| paper::TABLE_5.iter().find(|line| line.row == row).expect("a row of Table 5");
+    let em = |line: &paper::Referencing| line.em[2 * hops - 2];
+    let [mut above, mut below] = rows.map(line);
+    if em(above) < em(below) {
+        (above, below) = (below, above);
+    }
+    let side = |line: &paper::Referencing| Side { row: name(Pair::Qwen, line.row), of: Measure::WithoutThinking(hops) };
+    Ordering {
+        text: format!("{} answers given passages better than {}, {}", above.title, below.title, set_title(hops)),
+        source: "Table 5",
+        paper: em(above) - em(below),
+        above: side(above),
+        below: side(below),
+    }
 }
 
 /// Whether thinking helps a model to answer from given passages.
@@ -152,7 +186,7 @@ fn thinking(line: &paper::Referencing, hops: usize) -> Ordering {
     let [without, with] = [line.em[2 * hops - 2], line.em[2 * hops - 1]];
     let side = |of| Side { row: name(Pair::Qwen, line.row), of };
     let (with_side, without_side) = (side(Measure::WithThinking(hops)), side(Measure::WithoutThinking(hops)));
-    let set = if hops == 1 { "NQ / 1 hop" } else { "MuSiQue / 2 hops" };
+    let set = set_title(hops);
     let (word, paper, above, below) = match with > without {
         true => ("better", with - without, with_side, without_side),
         false => ("worse", without - with, without_side, with_side),

@@ -221,7 +221,7 @@ fn behaviour(seeds: &[&SeedResults]) -> Table {
 }
 
 /// What the guards saw; `None` where they saw nothing.
-fn alarms(seeds: &[&SeedResults]) -> Option<Table> {
+pub fn alarms(seeds: &[&SeedResults]) -> Option<Table> {
     let of_seed = |results: &&SeedResults| {
         let rows = ROWS.iter().filter_map(|row| Some((row.name(), results.rows.get(&row.name())?.done()?.alarms.clone())));
         let seed = results.seed;

@@ -141,7 +141,13 @@ impl Guards {
     pub fn unplayable(&self, phase: Phase, step: usize, why: &str) -> Alarm {
         // Skipped updates change no weight, so the first of them came behind the one that did the damage; without any it was the last.
         let first_bad_step = if self.skipped.n_updates > 0 { self.skipped.since } else { step };
-        Alarm { phase, step, sign: Sign::NotFinite, seen: format!("the student cannot play: {why}"), first_bad_step }
+        Alarm {
+            phase,
+            step,
+            sign: Sign::NotFinite,
+            seen: format!("the student cannot play: {why} (nor can any checkpoint from the first bad step on)"),
+            first_bad_step,
+        }
     }
 
     fn watch(&mut self, sign: Sign) -> &mut Watch {

@@ -50,7 +50,7 @@ fn a_student_that_cannot_play_is_traced_to_the_first_update_that_was_skipped() {
         assert_eq!(guards.observe(&recipe(), Phase::Rl, (step, TOTAL), &Metrics(vec![(SKIPPED_UPDATES, n_skipped)])), []);
     }
     let told = guards.unplayable(Phase::Rl, 6, "NaN").to_string();
-    assert!(told.starts_with("rl step 6: numbers that are not finite: the student cannot play: NaN; first bad step 5"), "{told}");
+    assert!(told.starts_with("rl step 6: numbers that are not finite: the student cannot play: NaN (nor can any checkpoint from the first bad step on); first bad step 5"), "{told}");
     assert!(told.contains("lower optim.actor.lr or optim.critic.lr"), "{told}");
 }
 
