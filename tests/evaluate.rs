@@ -112,8 +112,12 @@ fn episodes_go_to_a_new_file_that_is_named() {
 #[test]
 fn no_question_is_counted_twice() {
     let world = World::new();
-    let ended = world.dgpo(&["eval", "--config", "rl.toml", "--data", "questions.jsonl", "--data", "questions.jsonl"]);
-    ended.failed(1, &["is asked twice, by questions.jsonl and by questions.jsonl", "hint: name every test file once"]);
+    let recipe = ["train", "--config", "rl.toml", "--set", "data.test=[\"questions.jsonl\", \"questions.jsonl\"]"];
+    world.dgpo(&recipe).failed(2, &["data.test", "names questions.jsonl twice"]);
+    assert!(!world.path("runs").exists(), "found out before anything is written");
+    // By another name it is found out by its questions.
+    let ended = world.dgpo(&["eval", "--config", "rl.toml", "--data", "questions.jsonl", "--data", "./questions.jsonl"]);
+    ended.failed(1, &["is asked twice, by questions.jsonl and by ./questions.jsonl", "hint: name every test file once"]);
     assert!(!world.path("evaluations").exists(), "nothing was played");
 }
 

@@ -228,6 +228,13 @@ fn check_data(recipe: &Recipe, found: &mut Findings) {
     found.not_empty("data.train", plays_episodes(recipe) && data.train.is_empty(), "list question files: [\"nq/train.jsonl\"]");
     let is_untested = recipe.stage == Stage::Pipeline && data.test.is_empty();
     found.not_empty("data.test", is_untested, "the pipeline ends with an evaluation; list question files");
+    let twice = (1..data.test.len()).find(|&at| data.test[..at].contains(&data.test[at]));
+    found.error(
+        twice.is_some(),
+        "data.test",
+        || format!("names {} twice, and its questions would count twice", twice.map_or("", |at| &data.test[at])),
+        || "name every file once".into(),
+    );
     found.warn(
         recipe.eval.arcap && data.test.is_empty(),
         "eval.arcap",

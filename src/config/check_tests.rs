@@ -137,6 +137,7 @@ fn each_retriever_needs_its_own_input() {
 fn a_run_needs_questions() {
     assert_eq!(problem(|r| r.data.train.clear()).key, "data.train");
     assert_eq!(problem(|r| r.data.test.clear()).key, "data.test");
+    assert_eq!(problem(|r| r.data.test = ["a", "b", "a"].map(String::from).into()).key, "data.test");
 }
 
 #[test]
