@@ -8,7 +8,7 @@
 //! | 0 | done |
 //! | 1 | failed |
 //! | 2 | the command or the recipe is wrong; nothing was started |
-//! | 3 | stopped by a guard of training; the checkpoint is saved |
+//! | 3 | stopped by a guard of training; checkpoints and report are there |
 //! | 130 | interrupted; the checkpoint is saved |
 pub mod args;
 pub mod ask;

@@ -26,8 +26,8 @@ use std::path::{Path, PathBuf};
 ///
 /// Example: dgpo train --config configs/tiny.toml --name first --set run.seed=1
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong recipe or flags, 3 stopped by a guard (`guards` in the recipe), 130 interrupted; after 3 and 130 the
-/// checkpoint is saved.
+/// Exit codes: 0 done, 1 failed, 2 wrong recipe or flags, 3 stopped by a guard (`guards` in the recipe), 130 interrupted; after 3 and 130
+/// `--resume` goes on from the newest checkpoint.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]

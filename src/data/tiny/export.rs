@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `corpus.jsonl` | 660 passages |
 //! | `train.jsonl` | 1,240 questions, shuffled |
-//! | `dev.jsonl` | 310 questions, shuffled: settings are chosen by these |
+//! | `dev.jsonl` | 310 questions, shuffled, to choose settings by |
 //! | `tiny-1hop.jsonl`, `tiny-2hop.jsonl` | 160 and 150 test questions |
 //! | `queries.jsonl` | search queries with their gold passages, from training questions only: what the encoder trains on |
 //! | `encoder/`, `student/`, `student-llama/`, `teacher/` | `config.json` of the networks and their common `tokenizer.json` |

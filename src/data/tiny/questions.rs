@@ -1,8 +1,8 @@
 //! Which questions does the tiny world allow, and which of them are held out?
 //!
 //! One hop: every fact (960). Two hops: birthplace and job of the director, author or founder of something, and the country in which a person
-//! was born (900). A sixth of every kind is the test set: 160 and 150 questions. Another sixth is for development, by which settings are chosen, so that
-//! the test set has no part in a choice; 1,240 questions remain for training. The two hops of a held-out question may each occur in training questions,
+//! was born (900). A sixth of every kind is the test set: 160 and 150 questions. Another sixth is for development: settings
+//! can be chosen by it, and the test set need not be looked at for that; 1,240 questions remain for training. The two hops of a held-out question may each occur in training questions,
 //! but never the pair: what is tested is finding, not remembering.
 use super::world::{Fact, Relation, World};
 use crate::{
