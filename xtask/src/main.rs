@@ -3,62 +3,39 @@
 //! Verbs of its own check the source; every other verb is a `dgpo` command: `dgpo` is built in release and takes the process over, so Ctrl-C and the
 //! exit code are its own. Tests run in release as well: they share every compiled dependency with `cargo xtask train`.
 mod driver;
+mod launcher;
 mod tidy;
 
+use launcher::{HELP, Own, Task};
 use std::{
     env,
     path::Path,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
-const HELP: &str = "\
-Usage: cargo xtask VERB [ARGUMENTS]
-
-Commands of dgpo (built in release, then run; `cargo xtask VERB --help` explains one):
-  train        teacher episodes, KD, DGPO and evaluation; without arguments the built-in tiny recipe on the CPU
-  eval         evaluate a model on question files
-  ask          one question, played step by step
-  demos        episodes of the teacher
-  index        build | search | info: passages made searchable
-  data         tiny: make the files of the built-in world anew
-  model        info | export: look into a model folder, or write it in another dtype
-  runs         list | show | compare: what was run, what came out, and what two runs differ in
-  report       a run as report.html, report.md and TensorBoard events
-  reproduce    every row of the paper's tables on the tiny world, and a page with the paper's numbers beside them; --seed N, --render
-  plan         the resolved recipe, its steps, tokens and memory; starts nothing
-  doctor       check the machine
-  conformance  compare with recorded reference numbers
-  portability  every operation and a training step on this machine's CPU or GPU: whether they work and how fast
-  bench        kernels | step | rollout: measured beside plain operations, matrix products and PyTorch
-
-Commands of its own:
-  test         tidy, then cargo test --release --workspace, then test-wgpu where a graphics driver is installed; more arguments go to cargo test,
-               and then the tests on wgpu are left out
-  test-wgpu    the kernels, the recorded references and a small run through wgpu; arguments are names of tests
-               (a software driver will do, Debian: mesa-vulkan-drivers; DGPO_REQUIRE_WGPU=1 makes its absence a failure)
-  test-cuda    the same on a CUDA device, where there is one (DGPO_REQUIRE_CUDA=1 makes its absence a failure)
-  tidy         layers, file lengths, printing, names of tests on a GPU
-  check-gpu    clippy with the backends wgpu and cuda built in; needs neither GPU nor toolkit
-  ci           format, clippy, tidy, tests, check-gpu
-
-  --features F  build dgpo with backends: wgpu, cuda
-";
-
 fn main() -> ExitCode {
-    let mut arguments: Vec<String> = env::args().skip(1).collect();
-    if arguments.is_empty() || matches!(arguments[0].as_str(), "-h" | "--help" | "help") {
-        print!("{HELP}");
-        return ExitCode::SUCCESS;
-    }
-    let verb = arguments.remove(0);
-    let is_sound = match verb.as_str() {
-        "tidy" => tidy(),
-        "test" => test(&arguments),
-        "test-wgpu" => test_wgpu(&arguments),
-        "test-cuda" => test_gpu("cuda", &arguments),
-        "check-gpu" => check_gpu(),
-        "ci" => format() && clippy() && test(&arguments) && check_gpu(),
-        _ => return dgpo(verb, arguments),
+    let is_sound = match launcher::task(env::args().skip(1).collect()) {
+        Err(why) => {
+            eprintln!("error: {}", why.replace("; hint: ", "\nhint: "));
+            return ExitCode::from(2);
+        }
+        Ok(Task::Help) => {
+            print!("{HELP}");
+            true
+        }
+        Ok(Task::Explain(own)) => {
+            print!("{}", own.help());
+            true
+        }
+        Ok(Task::Dgpo { features, arguments }) => return dgpo(features, arguments),
+        Ok(Task::Run(own, arguments)) => match own {
+            Own::Tidy => tidy(),
+            Own::Test => test(&arguments),
+            Own::TestWgpu => test_wgpu(&arguments),
+            Own::TestCuda => test_gpu("cuda", &arguments),
+            Own::CheckGpu => check_gpu(),
+            Own::Ci => format() && clippy() && test(&arguments) && check_gpu(),
+        },
     };
     if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -71,7 +48,23 @@ fn root() -> &'static Path {
 fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    // `dgpo --version` says it. Read by `src/main.rs` alone, so another commit costs no more than that file and the linker.
+    if let Some(commit) = commit() {
+        command.env("DGPO_COMMIT", commit);
+    }
     command
+}
+
+/// The commit of the source, with `-changed` where a file that git knows differs from it. Nothing without git.
+fn commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let told = Command::new("git").current_dir(root()).args(arguments).stderr(Stdio::null()).output().ok()?;
+        told.status.success().then(|| String::from_utf8_lossy(&told.stdout).trim().to_owned())
+    };
+    // Inside another repository, that one's commit says nothing about this source.
+    let commit = git(&["rev-parse", "--show-prefix"])?.is_empty().then(|| git(&["rev-parse", "--short=12", "HEAD"]))??;
+    let is_changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
+    Some(if is_changed { commit + "-changed" } else { commit })
 }
 
 fn tidy() -> bool {
@@ -151,15 +144,8 @@ fn succeeds(command: &mut Command) -> bool {
     }
 }
 
-/// Builds `dgpo` and runs `dgpo verb arguments`.
-fn dgpo(verb: String, mut arguments: Vec<String>) -> ExitCode {
-    let features = match take_features(&mut arguments) {
-        Ok(features) => features,
-        Err(why) => {
-            eprintln!("error: {why}");
-            return ExitCode::from(2);
-        }
-    };
+/// Builds `dgpo` and runs `dgpo arguments`.
+fn dgpo(features: Option<String>, arguments: Vec<String>) -> ExitCode {
     // Said to cargo as well: its configuration may name another folder.
     let target = root().join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     let mut build = cargo();
@@ -171,21 +157,7 @@ fn dgpo(verb: String, mut arguments: Vec<String>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let mut program = Command::new(target.join("release").join(format!("dgpo{}", env::consts::EXE_SUFFIX)));
-    take_over(program.arg(verb).args(arguments))
-}
-
-/// Removes `--features F` (or `--features=F`), which is for the build; what stands behind `--` is left alone.
-fn take_features(arguments: &mut Vec<String>) -> Result<Option<String>, String> {
-    let end = arguments.iter().position(|a| a == "--").unwrap_or(arguments.len());
-    let Some(at) = arguments[..end].iter().position(|a| a == "--features" || a.starts_with("--features=")) else { return Ok(None) };
-    let first = arguments.remove(at);
-    if let Some((_, features)) = first.split_once('=') {
-        return Ok(Some(features.to_owned()));
-    }
-    match arguments.get(at) {
-        Some(features) if !features.starts_with('-') => Ok(Some(arguments.remove(at))),
-        _ => Err("--features needs a value; hint: --features wgpu or --features cuda".to_owned()),
-    }
+    take_over(program.args(arguments))
 }
 
 /// Becomes the program where the system can do that.
@@ -205,34 +177,5 @@ fn take_over(program: &mut Command) -> ExitCode {
             eprintln!("error: cannot run {}: {error}", program.get_program().display());
             ExitCode::FAILURE
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn features_of(arguments: &[&str]) -> (Result<Option<String>, String>, Vec<String>) {
-        let mut arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
-        (take_features(&mut arguments), arguments)
-    }
-
-    #[test]
-    fn features_are_for_the_build_and_the_rest_for_dgpo() {
-        let (features, rest) = features_of(&["--set", "a=1", "--features", "wgpu,cuda", "--json"]);
-        assert_eq!((features, rest), (Ok(Some("wgpu,cuda".into())), vec!["--set".into(), "a=1".into(), "--json".into()]));
-        assert_eq!(features_of(&["--features=cuda"]), (Ok(Some("cuda".into())), vec![]));
-        assert_eq!(features_of(&["--json"]), (Ok(None), vec!["--json".into()]));
-    }
-
-    #[test]
-    fn features_without_a_value_are_an_error() {
-        assert!(features_of(&["--features"]).0.is_err());
-        assert!(features_of(&["--features", "--json"]).0.is_err());
-    }
-
-    #[test]
-    fn what_stands_behind_two_dashes_is_left_alone() {
-        assert_eq!(features_of(&["--", "--features", "x"]).0, Ok(None));
     }
 }
