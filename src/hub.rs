@@ -17,7 +17,6 @@ pub use builtin::builtin_files;
 use sha2::{Digest, Sha256};
 use std::{
     ffi::OsString,
-    io::Write,
     path::{Component, Path, PathBuf},
 };
 
@@ -178,10 +177,7 @@ fn write_once(path: &Path, contents: &[u8]) -> std::io::Result<()> {
     }
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
-    let mut unfinished = tempfile::NamedTempFile::new_in(folder)?;
-    unfinished.write_all(contents)?;
-    unfinished.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    dgpo_models::files::write_file(path, contents)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! | [`bad_input`] | broken files, recipes and disks: a clear error with a hint, and nothing lost |
 //! | [`cli`], [`index`] | every command, its help and its JSON |
 //! | [`evaluate`] | evaluations, capabilities, comparisons |
+//! | [`files`] | modes of files, and links that are not written through |
 //! | [`grpo`] | groups of episodes, and runs without a critic |
 //! | [`guards`] | runs that go wrong are stopped, or warned about |
 //! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
@@ -26,6 +27,7 @@ mod browser;
 mod cli;
 mod conformance;
 mod evaluate;
+mod files;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
 mod grpo;

@@ -8,6 +8,7 @@ pub mod cache;
 pub mod config;
 pub mod decoder;
 mod error;
+pub mod files;
 pub mod heads;
 pub mod init;
 pub mod norm;

@@ -19,7 +19,7 @@ use crate::{
     },
 };
 use anyhow::Context as _;
-use dgpo_models::TrainBackend;
+use dgpo_models::{TrainBackend, files::write_file};
 use std::path::{Path, PathBuf};
 
 /// Where episodes go unless `--out` says otherwise.
@@ -130,7 +130,7 @@ fn write(out: &Path, evaluated: &Evaluated, recipe: &Recipe) -> anyhow::Result<V
         written.extend(names.iter().map(|name| dir.join(name).display().to_string()));
     }
     let path = dir.join(stem(out) + ".toml");
-    std::fs::write(&path, to_toml(recipe))
+    write_file(&path, to_toml(recipe))
         .with_context(|| format!("cannot write {}; hint: check free space and permissions", path.display()))?;
     Ok(written)
 }

@@ -26,6 +26,7 @@ use crate::{
     },
 };
 use anyhow::Context as _;
+use dgpo_models::files::write_file;
 use std::path::{Path, PathBuf};
 
 /// Train every row of the paper's tables on the tiny world, and set the results beside the paper's in docs/reproduction.md and .html.
@@ -86,11 +87,8 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         }
     }
     let path = results::path_of(&folder, args.seed);
-    // Beside it first: what an earlier call wrote stays whole until this is.
-    let unfinished = path.with_extension("json.part");
     std::fs::create_dir_all(&folder)
-        .and_then(|()| std::fs::write(&unfinished, experiment.results.to_json()))
-        .and_then(|()| std::fs::rename(&unfinished, &path))
+        .and_then(|()| write_file(&path, experiment.results.to_json()))
         .with_context(|| format!("cannot write {}; hint: check free space and permissions", path.display()))?;
     let written = page::write(&args.out)?;
     match args.json {

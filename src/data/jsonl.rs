@@ -3,10 +3,10 @@
 //! For files that fit into memory (questions, episodes). Lines of white space alone are skipped; unknown keys are ignored.
 
 use super::DataError;
+use dgpo_models::files::replace_file;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::{
-    fs::File,
     io::{BufWriter, ErrorKind, Read, Write},
     path::Path,
 };
@@ -142,23 +142,18 @@ pub(crate) fn write_rows<T: Serialize>(path: &Path, rows: &[T]) -> Result<(), Da
     let io = |source| DataError::Write { path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(io)?;
-    let unfinished = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
-    if path.extension().is_some_and(|extension| extension == "gz") {
-        let mut packer = flate2::write::GzEncoder::new(BufWriter::new(unfinished.as_file()), flate2::Compression::default());
-        write_lines(&mut packer, rows).map_err(io)?;
-        packer.finish().and_then(|mut inner| inner.flush()).map_err(io)?;
-    } else {
+    let is_packed = path.extension().is_some_and(|extension| extension == "gz");
+    let written = replace_file(path, |unfinished| {
         let mut plain = BufWriter::new(unfinished.as_file());
-        write_lines(&mut plain, rows).and_then(|()| plain.flush()).map_err(io)?;
-    }
-    // Temporary files are private to their owner; data files are not.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        unfinished.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
-    }
-    let _: File = unfinished.persist(path).map_err(|error| io(error.error))?;
-    Ok(())
+        if is_packed {
+            let mut packer = flate2::write::GzEncoder::new(plain, flate2::Compression::default());
+            write_lines(&mut packer, rows)?;
+            return packer.finish()?.flush();
+        }
+        write_lines(&mut plain, rows)?;
+        plain.flush()
+    });
+    written.map_err(io)
 }
 
 fn write_lines<T: Serialize>(mut out: impl Write, rows: &[T]) -> std::io::Result<()> {

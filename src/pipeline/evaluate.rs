@@ -10,7 +10,7 @@ use crate::{
         metrics::{EVAL_EM, Metrics},
     },
 };
-use dgpo_models::{TrainBackend, decoder::Decoder};
+use dgpo_models::{TrainBackend, decoder::Decoder, files::write_file};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -100,7 +100,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
                     std::fs::create_dir_all(&dir).map_err(io(&dir))?;
                     let evaluation = Evaluation { of, test, max_test, figures };
                     let text = serde_json::to_vec_pretty(&evaluation).expect("figures are plain numbers");
-                    std::fs::write(&path, text).map_err(io(&path))?;
+                    write_file(&path, text).map_err(io(&path))?;
                     evaluation.figures
                 }
             }

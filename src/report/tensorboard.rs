@@ -16,6 +16,7 @@
 //! tensorflow/tensorflow:tensorflow/core/util/event.proto, framework/summary.proto, lib/io/record_writer.cc
 use super::{ReportError, io_error};
 use crate::trainer::{metrics::STEP_SECONDS, run_dir::RunDir};
+use dgpo_models::files::write_file;
 use serde_json::{Map, Value};
 use std::{
     fs,
@@ -58,7 +59,7 @@ pub fn write(run: &RunDir, lines: &[Map<String, Value>]) -> Result<PathBuf, Repo
         let folder = folder.join(name);
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         let path = folder.join(EVENTS_FILE);
-        fs::write(&path, events(lines.iter().filter(|line| phase_of(line) == phase))).map_err(io_error("write", &path))?;
+        write_file(&path, events(lines.iter().filter(|line| phase_of(line) == phase))).map_err(io_error("write", &path))?;
     }
     Ok(folder)
 }

@@ -13,10 +13,10 @@ use crate::report::{
     markdown::spark,
     table::{cell, table},
 };
+use dgpo_models::files::write_file;
 use serde_json::json;
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -46,7 +46,7 @@ pub fn write(out: &Path) -> Result<Written, ReproduceError> {
     let page = Page::of(&all);
     let [markdown, html] = ["reproduction.md", "reproduction.html"].map(|name| out.join(name));
     for (path, text) in [(&markdown, page.markdown()), (&html, page.html())] {
-        fs::write(path, text).map_err(|source| ReproduceError::Io { verb: "write", path: path.clone(), source })?;
+        write_file(path, text).map_err(|source| ReproduceError::Io { verb: "write", path: path.clone(), source })?;
     }
     Ok(Written { markdown, html, seeds: page.seeds })
 }
@@ -297,6 +297,7 @@ mod tests {
         orderings::tests::{answering, seed},
         results::Outcome,
     };
+    use std::fs;
 
     fn two_seeds() -> Vec<SeedResults> {
         let rows = |dgpo: usize| {

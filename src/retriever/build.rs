@@ -16,9 +16,10 @@ use super::{
     vectors::Vectors,
 };
 use crate::data::corpus::Corpus;
+use dgpo_models::files::write_file;
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io::{Seek, Write},
     ops::ControlFlow,
     path::Path,
@@ -196,6 +197,10 @@ fn encode(
         return Ok(());
     }
     let io = |source| RetrieverError::io(&part, "write", source);
+    // A part is ours if it is a plain file; a link that somebody put there is not written through.
+    if std::fs::symlink_metadata(&part).is_ok_and(|found| !found.is_file()) {
+        return Err(RetrieverError::damaged(&part, "it is no plain file".to_owned()));
+    }
     let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(&part).map_err(io)?;
     // Bytes behind the last counted block are of a block that was cut short.
     file.set_len(row_bytes(encoder) * state.n_encoded as u64).map_err(io)?;
@@ -247,14 +252,11 @@ fn link(
     Ok(GraphMeta { params: options.hnsw, insertion, build_s: started.elapsed().as_secs_f64(), files })
 }
 
-/// Writes a JSON file beside its place, syncs it, and renames it into place.
 fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), RetrieverError> {
-    let (path, temporary) = (dir.join(name), dir.join(format!("{name}.tmp")));
+    let path = dir.join(name);
     let io = |source| RetrieverError::io(&path, "write", source);
     let text = serde_json::to_vec_pretty(value).map_err(|error| io(error.into()))?;
-    let mut file = File::create(&temporary).map_err(io)?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(io)?;
-    std::fs::rename(&temporary, &path).map_err(io)
+    write_file(&path, text).map_err(io)
 }
 
 fn remove(dir: &Path, name: &str) -> Result<(), RetrieverError> {

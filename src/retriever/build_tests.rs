@@ -64,7 +64,7 @@ fn an_interrupted_build_resumed_has_the_bytes_of_an_uninterrupted_one() {
         assert!(matches!(IndexMeta::read(resumed.path()), Err(RetrieverError::NoIndex { .. })));
     }
     // What a process killed between two writes leaves behind does no harm either.
-    std::fs::write(resumed.path().join("index.json.tmp"), "{").expect("written");
+    std::fs::write(resumed.path().join(".tmp-killed"), "{").expect("written");
     let report = build(resumed.path(), &options(Search::Hnsw), &encoder, &corpus, &mut embed, &mut go_on).expect("built");
 
     assert_eq!(report.n_reused, corpus.len());

@@ -7,6 +7,7 @@
 //! What lies inside is the caller's: a `state.json` (see [`write_state`]) and folders of weights. Knows no models and no optimizers. A process may
 //! die at any instruction: a reader sees complete folders only, and leftovers with the prefix `.tmp-` are removed by [`latest`].
 use crate::config::{Phase, Stage};
+use dgpo_models::files::{TEMPORARY_PREFIX, sync_folder};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File},
@@ -17,7 +18,6 @@ use std::{
 /// Folder of the checkpoints inside a run directory.
 pub const CHECKPOINTS_DIR: &str = "checkpoints";
 pub(crate) const STATE_FILE: &str = "state.json";
-const TEMPORARY_PREFIX: &str = ".tmp-";
 
 /// What goes wrong inside the caller's own writing.
 pub type WriteError = Box<dyn std::error::Error + Send + Sync>;
@@ -118,7 +118,7 @@ pub fn save(
         write(&temporary)?;
         sync_tree(&temporary)?;
         fs::rename(&temporary, &path)?;
-        Ok(sync_dir(&parent)?)
+        Ok(sync_folder(&parent)?)
     })();
     if let Err(source) = written {
         // The error that matters is the one above; a leftover would be removed by the next `latest`.
@@ -210,12 +210,7 @@ fn sync_tree(dir: &Path) -> io::Result<()> {
             File::open(&path)?.sync_all()?;
         }
     }
-    sync_dir(dir)
-}
-
-/// Makes names in a folder durable. Only Unix lets a folder be opened and synced; elsewhere the file system has to be trusted.
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+    sync_folder(dir)
 }
 
 #[cfg(test)]

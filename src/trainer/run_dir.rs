@@ -10,6 +10,7 @@
 //! stands behind it in a line of its own, `{"phase":"rl","step":3,"alarm":"..","advice":".."}`: it stays whatever the recipe says later.
 use super::{checkpoint::CHECKPOINTS_DIR, guards::Alarm};
 use crate::config::{self, ConfigError, Phase, Recipe, Stage};
+use dgpo_models::files::write_file;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use std::{
@@ -234,13 +235,12 @@ impl RunDir {
         serde_json::from_str(&text).map(Some).map_err(damaged)
     }
 
-    /// Replaces a small file as a whole: written beside and renamed, so that a reader never sees half of it.
+    /// Replaces a small file as a whole: a reader never sees half of it, not even after a power cut.
     /// # Errors
     /// If the disk fails.
     pub fn write(&self, name: &str, text: String) -> Result<(), RunDirError> {
-        let (path, temporary) = (self.path.join(name), self.path.join(format!(".tmp-{name}")));
-        let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path));
-        written.map_err(io_error("write", &path))
+        let path = self.path.join(name);
+        write_file(&path, text).map_err(io_error("write", &path))
     }
 }
 
@@ -451,5 +451,17 @@ mod tests {
         let summary = json!({"kd": {"em": 0.5}, "seed": 3});
         run.write_summary(&summary).unwrap();
         assert_eq!(run.summary::<Value>().unwrap(), Some(summary));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_beside_a_file_is_not_written_through() {
+        let root = tempfile::tempdir().unwrap();
+        let run = create(root.path());
+        let precious = root.path().join("precious");
+        fs::write(&precious, "mine").unwrap();
+        std::os::unix::fs::symlink(&precious, run.path().join(".tmp-summary.json")).unwrap();
+        run.write_summary(&json!({})).unwrap();
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "mine");
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     env::protocol::search_observation,
     retriever::{Retriever, RetrieverError},
 };
+use dgpo_models::files::replace_file;
 use flate2::{Compression, GzBuilder};
 use std::{io::Write, path::Path};
 
@@ -43,12 +44,14 @@ pub fn write_demonstrations(dir: &Path, seed: u64, retriever: &dyn Retriever, to
     for (name, rows) in DEMONSTRATION_FILES.iter().zip(&demonstrations.files) {
         let path = dir.join(name);
         let written = std::fs::create_dir_all(dir).and_then(|()| {
-            // Neither name nor time in the header: the same rows give the same bytes.
-            let mut file = GzBuilder::new().write(std::fs::File::create(&path)?, Compression::best());
-            for row in rows {
-                writeln!(file, "{}", serde_json::to_string(row)?)?;
-            }
-            file.finish().map(drop)
+            replace_file(&path, |unfinished| {
+                // Neither name nor time in the header: the same rows give the same bytes.
+                let mut file = GzBuilder::new().write(unfinished, Compression::best());
+                for row in rows {
+                    writeln!(file, "{}", serde_json::to_string(row)?)?;
+                }
+                file.finish().map(drop)
+            })
         });
         written.map_err(|source| DataError::Write { path, source })?;
     }

@@ -9,7 +9,7 @@ use super::{
     load::Rules,
     names::ParameterPath,
 };
-use crate::{Backend, ModelError};
+use crate::{Backend, ModelError, files};
 use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{DType, Tensor},
@@ -74,13 +74,13 @@ pub(super) fn write_named(path: &Path, tensors: &[NamedTensor]) -> Result<(), Mo
 }
 
 pub(super) fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
-    replace_file(path, |aside| fs::write(aside, text))
+    files::write_file(path, text).map_err(|source| ModelError::write(path, source))
 }
 
 pub(super) fn copy_file(from: &Path, to: &Path) -> Result<PathBuf, ModelError> {
     let hint = "check its permissions";
     let bytes = fs::read(from).map_err(|source| ModelError::Read { path: from.to_owned(), source, hint })?;
-    replace_file(to, |aside| fs::write(aside, bytes))?;
+    files::write_file(to, bytes).map_err(|source| ModelError::write(to, source))?;
     Ok(to.to_owned())
 }
 
@@ -217,40 +217,11 @@ fn write_safetensors<'a, V: View>(
     metadata: Option<HashMap<String, String>>,
 ) -> Result<(), ModelError> {
     let tensors: Vec<(&String, V)> = tensors.collect();
-    replace_file(path, |aside| {
-        safetensors::serialize_to_file(tensors, metadata, aside).map_err(|error| match error {
+    let written = files::replace_file(path, |unfinished| {
+        safetensors::serialize_to_file(tensors, metadata, unfinished.path()).map_err(|error| match error {
             SafeTensorError::IoError(error) => error,
             other => io::Error::other(other.to_string()),
         })
-    })
-}
-
-/// Writes beside `path`, syncs, renames onto `path`, syncs the folder. On failure `path` is as it was.
-fn replace_file(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), ModelError> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("file");
-    let aside = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let result = write(&aside).and_then(|()| {
-        fs::OpenOptions::new().write(true).open(&aside)?.sync_all()?;
-        fs::rename(&aside, path)?;
-        sync_parent(path)
     });
-    result.map_err(|source| {
-        // The write's own error is the one to report; a left-over file is only untidy.
-        _ = fs::remove_file(&aside);
-        ModelError::write(path, source)
-    })
-}
-
-/// Makes the rename itself durable. Only Unix lets a folder be opened for that.
-#[cfg(unix)]
-fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => fs::File::open(parent)?.sync_all(),
-        _ => Ok(()),
-    }
-}
-
-#[cfg(not(unix))]
-fn sync_parent(_path: &Path) -> io::Result<()> {
-    Ok(())
+    written.map_err(|source| ModelError::write(path, source))
 }

@@ -61,7 +61,7 @@ pub fn files(seed: u64) -> Result<Vec<(&'static str, String)>, DataError> {
 pub fn write(dir: &Path, seed: u64) -> Result<(), DataError> {
     for (name, contents) in files(seed)? {
         let path = dir.join(name);
-        let written = std::fs::create_dir_all(path.parent().unwrap_or(dir)).and_then(|()| std::fs::write(&path, contents));
+        let written = std::fs::create_dir_all(path.parent().unwrap_or(dir)).and_then(|()| dgpo_models::files::write_file(&path, contents));
         written.map_err(|source| DataError::Write { path, source })?;
     }
     Ok(())
