@@ -9,10 +9,12 @@
 //! answer of the wrong shape is not asked for again: it is an error with the place that is wrong. An empty list of passages is such an
 //! error, because an agent trained on empty observations learns not to search.
 //! Only `http://` is compiled in.
-use super::{Hit, Retriever, RetrieverError};
-use crate::data::corpus::Passage;
-use serde_json::{Value, json};
-use std::time::Duration;
+use super::{
+    Hit, Retriever, RetrieverError,
+    answer::{self, quote},
+};
+use serde_json::json;
+use std::{borrow::Cow, io::Read, time::Duration};
 use ureq::Agent;
 
 /// A `/retrieve` server.
@@ -27,16 +29,19 @@ pub struct RemoteRetriever {
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// No pause is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// An answer is no larger: 512 queries with ten passages of 1 kB are 5 MB.
-const MAX_ANSWER_BYTES: u64 = 256 << 20;
-/// How much of a wrong answer an error quotes.
-const QUOTED_CHARS: usize = 120;
+/// What is read of an answer that reports a failure.
+const MAX_FAILURE_BYTES: u64 = 64 << 10;
+/// What a message shows of an address a server redirects to.
+const SHOWN_ADDRESS_CHARS: usize = 200;
+
+/// The passages of each query, or what is wrong with them.
+type Answer = Vec<Result<Vec<Hit>, String>>;
 
 /// Why one attempt failed.
 struct Failure {
     status: Option<u16>,
     why: String,
-    hint: &'static str,
+    hint: Cow<'static, str>,
     may_pass: bool,
 }
 
@@ -72,8 +77,8 @@ impl RemoteRetriever {
         Ok(Self { url: url.to_owned(), agent: config.into(), max_retries, first_pause })
     }
 
-    /// The answer's `result` list, after as many attempts as it takes and is allowed.
-    fn ask(&self, queries: &[String], top_k: usize) -> Result<Vec<Value>, RetrieverError> {
+    /// The answer, after as many attempts as it takes and is allowed.
+    fn ask(&self, queries: &[String], top_k: usize) -> Result<Answer, RetrieverError> {
         let mut pause = self.first_pause;
         let mut attempts = 0;
         loop {
@@ -83,7 +88,7 @@ impl RemoteRetriever {
                 Err(failure) => failure,
             };
             if !failure.may_pass || attempts > self.max_retries {
-                return Err(self.error(failure.status, failure.why, attempts, failure.hint));
+                return Err(self.error(failure.status, failure.why, attempts, &failure.hint));
             }
             tracing::warn!("{}: {}; retry {attempts} of {} in {pause:?}", self.url, failure.why, self.max_retries);
             std::thread::sleep(pause);
@@ -91,31 +96,55 @@ impl RemoteRetriever {
         }
     }
 
-    fn ask_once(&self, queries: &[String], top_k: usize) -> Result<Vec<Value>, Failure> {
+    fn ask_once(&self, queries: &[String], top_k: usize) -> Result<Answer, Failure> {
         let request = json!({ "queries": queries, "topk": top_k, "return_scores": true });
         let unreachable = |error: ureq::Error| Failure {
             status: None,
             why: error.to_string(),
-            hint: "is the server running and the address right? retriever.timeout_s and retriever.max_retries say how long to wait",
+            hint: "is the server running and the address right? retriever.timeout_s and retriever.max_retries say how long to wait".into(),
             may_pass: !matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::RequireHttpsOnly(_)),
         };
         let mut response = self.agent.post(&self.url).send_json(&request).map_err(unreachable)?;
         let status = response.status().as_u16();
-        let body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec().map_err(unreachable)?;
-        let text = String::from_utf8_lossy(&body);
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let (location, encoding) = (header("location"), header("content-encoding"));
+        if (300..400).contains(&status) {
+            return Err(redirected(&self.url, status, location.as_deref()));
+        }
         if !(200..300).contains(&status) {
+            let mut body = Vec::new();
+            // What cannot be read of a failure's explanation is not explained.
+            let _ = response.body_mut().as_reader().take(MAX_FAILURE_BYTES).read_to_end(&mut body);
+            let hint = match status {
+                404 | 405 => "the address must be that of the /retrieve route",
+                429 | 500.. => "the server is overloaded or broken; see its log",
+                _ => "the server must accept {\"queries\", \"topk\", \"return_scores\"} by POST",
+            };
             return Err(Failure {
                 status: Some(status),
-                why: format!("status {status}: {}", quote(&text)),
-                hint: match status {
-                    404 | 405 => "the address must be that of the /retrieve route",
-                    429 | 500.. => "the server is overloaded or broken; see its log",
-                    _ => "the server must accept {\"queries\", \"topk\", \"return_scores\"} by POST",
-                },
+                why: format!("status {status}: {}", quote(&String::from_utf8_lossy(&body))),
+                hint: hint.into(),
                 may_pass: status == 429 || status >= 500,
             });
         }
-        result_list(&text, queries.len()).map_err(|why| Failure { status: Some(status), why, hint: SHAPE_HINT, may_pass: false })
+        let wrong = |why, hint: &'static str| Failure { status: Some(status), why, hint: hint.into(), may_pass: false };
+        if let Some(encoding) = encoding.filter(|encoding| !encoding.trim().eq_ignore_ascii_case("identity")) {
+            let why = format!("the answer is compressed ({}), which was not asked for", quote(&encoding));
+            return Err(wrong(why, "the server must honour a request without Accept-Encoding"));
+        }
+        let limit = answer::max_bytes(queries.len(), top_k);
+        let too_large = || {
+            let why = format!("the answer is larger than {limit} bytes for {} queries with {top_k} passages each", queries.len());
+            wrong(why, "the server must return passages, not whole documents, and no more of them than topk asks for")
+        };
+        if response.body().content_length().is_some_and(|n| n > limit) {
+            return Err(too_large());
+        }
+        let body = response.body_mut().with_config().limit(limit).read_to_vec().map_err(|error| match error {
+            ureq::Error::BodyExceedsLimit(_) => too_large(),
+            other => unreachable(other),
+        })?;
+        answer::read(&String::from_utf8_lossy(&body), queries.len(), top_k).map_err(|why| wrong(why, SHAPE_HINT))
     }
 
     fn error(&self, status: Option<u16>, why: String, attempts: usize, hint: &str) -> RetrieverError {
@@ -125,51 +154,41 @@ impl RemoteRetriever {
 
 const SHAPE_HINT: &str = "the answer must be {\"result\": [[{\"document\": {\"id\", \"contents\"}, \"score\"}, ..], ..]}, one list a query";
 
-fn quote(text: &str) -> String {
-    let start: String = text.trim().chars().take(QUOTED_CHARS).collect();
-    format!("\"{start}{}\"", if text.trim().chars().nth(QUOTED_CHARS).is_some() { "…" } else { "" })
-}
-
-/// The list under `result`, one entry a query.
-fn result_list(text: &str, n_queries: usize) -> Result<Vec<Value>, String> {
-    let answer: Value = serde_json::from_str(text).map_err(|error| format!("the answer is not JSON ({error}): {}", quote(text)))?;
-    match answer {
-        Value::Object(mut fields) => match fields.remove("result") {
-            Some(Value::Array(result)) if result.len() == n_queries => Ok(result),
-            Some(Value::Array(result)) => Err(format!("{} results for {n_queries} queries", result.len())),
-            Some(_) => Err("`result` is not a list".to_owned()),
-            None => Err(format!("the answer has no `result`: {}", quote(text))),
-        },
-        _ => Err(format!("the answer is not an object: {}", quote(text))),
-    }
-}
-
-/// The passages of one query, at most `top_k`.
-fn hits(result: &Value, top_k: usize) -> Result<Vec<Hit>, String> {
-    let list = result.as_array().ok_or("the result of a query is not a list")?;
-    if list.is_empty() {
-        return Err("no passages for a query".to_owned());
-    }
-    list.iter().take(top_k).enumerate().map(|(rank, entry)| hit(entry).map_err(|why| format!("passage {rank}: {why}"))).collect()
-}
-
-fn hit(entry: &Value) -> Result<Hit, String> {
-    let (document, score) = match entry.get("document") {
-        // An episode never sees the score, so one that is missing or no number is no reason to lose the passage.
-        Some(document) => (document, entry.get("score").and_then(Value::as_f64).unwrap_or(0.0) as f32),
-        None => (entry, 0.0),
+/// A redirect is an address to be corrected: following it would turn the POST into a GET or ask a server nobody named.
+fn redirected(url: &str, status: u16, location: Option<&str>) -> Failure {
+    let failure = |why, hint| Failure { status: Some(status), why, hint, may_pass: false };
+    let Some(target) = location.map(|location| absolute(url, location)) else {
+        return failure(
+            format!("status {status}, a redirect that does not say where to"),
+            "the address must be that of the /retrieve route itself".into(),
+        );
     };
-    let contents = document.get("contents").and_then(Value::as_str).ok_or("`contents` is missing or not a text")?;
-    if contents.trim().is_empty() {
-        return Err("`contents` is empty".to_owned());
-    }
-    // Servers disagree whether an id is a number or a text.
-    let id = match document.get("id") {
-        Some(Value::String(id)) => id.clone(),
-        Some(Value::Number(id)) => id.to_string(),
-        _ => return Err("`id` is missing or neither text nor number".to_owned()),
+    let hint = match target.starts_with("http://") {
+        true => format!("set retriever.url = \"{target}\" if that is the server you mean; redirects are not followed"),
+        false => "redirects are not followed, and only http:// is spoken; use a local proxy or tunnel that ends TLS".to_owned(),
     };
-    Ok(Hit { passage: Passage { id, contents: contents.to_owned() }, score })
+    failure(format!("status {status}, a redirect to {target}"), hint.into())
+}
+
+/// The address a `Location` means, without user, password and what follows a `?`: they may be secrets.
+fn absolute(url: &str, location: &str) -> String {
+    let location = location.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let target = match location.split_once("://") {
+        Some(_) => location.to_owned(),
+        None if location.starts_with("//") => format!("{scheme}:{location}"),
+        None if location.starts_with('/') => format!("{scheme}://{host}{location}"),
+        None => format!("{scheme}://{host}/{location}"),
+    };
+    let without_user = match target.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            format!("{scheme}://{}{path}", host.rsplit('@').next().unwrap_or_default())
+        }
+        None => target,
+    };
+    without_user.chars().take(SHOWN_ADDRESS_CHARS).collect()
 }
 
 impl Retriever for RemoteRetriever {
@@ -180,7 +199,7 @@ impl Retriever for RemoteRetriever {
         match self.ask(queries, top_k) {
             Ok(results) => {
                 let wrong = |why| self.error(Some(200), why, 1, SHAPE_HINT);
-                results.iter().map(|result| hits(result, top_k).map_err(wrong)).collect()
+                results.into_iter().map(|result| result.map_err(wrong)).collect()
             }
             Err(error) => vec![Err(error); queries.len()],
         }

@@ -1,4 +1,6 @@
 use super::*;
+use crate::data::corpus::Passage;
+use serde_json::Value;
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
@@ -8,7 +10,7 @@ use std::{
 
 /// What the server does with one connection.
 enum Reply {
-    /// Status line and body.
+    /// Status line, further header lines if there are any, and body.
     Answer(&'static str, String),
     /// Reads the request and keeps the connection open without a word until the client leaves.
     Silence,
@@ -198,4 +200,39 @@ fn addresses_and_timeouts_are_checked_before_anything_is_sent() {
         let message = RemoteRetriever::new(url, timeout_s, 0).err().expect(url).to_string();
         assert!(message.contains(expected) && message.contains("hint: "), "{message}");
     }
+}
+
+#[test]
+fn a_redirect_says_where_to_and_is_not_repeated() {
+    for (location, expected) in [
+        ("Location: http://127.0.0.1:9/retrieve", "retriever.url = \"http://127.0.0.1:9/retrieve\""),
+        ("Location: http://me:pass@10.0.0.1/r/?token=pass", "retriever.url = \"http://10.0.0.1/r/\""),
+        ("Location: https://example.org/retrieve", "a redirect to https://example.org/retrieve"),
+        ("X: y", "does not say where to"),
+    ] {
+        let status = format!("307 Temporary Redirect\r\n{location}").leak();
+        let (url, _bodies) = serve(vec![Reply::Answer(status, String::new())]);
+        let error = client(&url, 5.0, 3).search(&queries(&["q"]), 1).remove(0).expect_err("307");
+        assert!(matches!(error, RetrieverError::Remote { status: Some(307), attempts: 1, .. }), "{error}");
+        let message = error.to_string();
+        assert!(message.contains(expected) && message.contains("status 307") && !message.contains("pass@"), "{message}");
+        assert!(!message.contains("token"), "{message}");
+    }
+    assert_eq!(absolute("http://a:1/retrieve/", "/retrieve"), "http://a:1/retrieve");
+}
+
+#[test]
+fn an_answer_larger_than_what_was_asked_for_is_refused_without_being_asked_for_again() {
+    let body = format!(r#"{{"result": [[{{"id": "7", "contents": "{}"}}]]}}"#, "x".repeat(2 << 20));
+    let (url, _bodies) = serve(vec![ok(&body)]);
+    let error = client(&url, 5.0, 3).search(&queries(&["q"]), 3).remove(0).expect_err("2 MiB for three passages");
+    assert!(matches!(error, RetrieverError::Remote { status: Some(200), attempts: 1, .. }), "{error}");
+    assert!(error.to_string().contains("larger than 1245184 bytes for 1 queries with 3 passages each"), "{error}");
+}
+
+#[test]
+fn a_compressed_answer_is_named_as_such() {
+    let (url, _bodies) = serve(vec![Reply::Answer("200 OK\r\nContent-Encoding: gzip", "\u{1f}noise".to_owned())]);
+    let message = client(&url, 5.0, 3).search(&queries(&["q"]), 3).remove(0).expect_err("gzip").to_string();
+    assert!(message.contains("compressed (\"gzip\")") && message.contains("attempts: 1"), "{message}");
 }
