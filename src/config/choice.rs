@@ -17,6 +17,17 @@ impl Sampling {
     pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0 };
 }
 
+/// What of an observation is cut where it has more than `episode.max_obs_length` tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObservationCut {
+    /// The passages: `</information>` stays behind what is left of them.
+    #[default]
+    Passages,
+    /// Whatever stands last, the closing tag first.
+    Reference,
+}
+
 /// A model family's chat format; rendered by `crate::tokenizer::chat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

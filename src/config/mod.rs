@@ -21,7 +21,7 @@ pub mod phase;
 pub mod plan;
 pub mod recipe;
 
-pub use choice::{ChatTemplate, Sampling};
+pub use choice::{ChatTemplate, ObservationCut, Sampling};
 pub use guards::*;
 pub use load::{Loaded, load};
 pub use objective::*;

@@ -5,7 +5,7 @@
 //! fields, [`super::plan`] computes what a run with it will do. What a run learns from its data lies in [`super::objective`].
 //!
 //! No field changes meaning with another one, and no environment variable changes a result (`${NAME}` in paths says where files lie, nothing else).
-use super::choice::{ChatTemplate, Sampling};
+use super::choice::{ChatTemplate, ObservationCut, Sampling};
 use super::guards::GuardsRecipe;
 use super::objective::{DemosRecipe, DistillRecipe, EncoderRecipe, GaeRecipe, GkdRecipe, KlRecipe, OptimRecipe, PretrainRecipe, RlRecipe};
 use super::phase::Stage;
@@ -164,6 +164,11 @@ pub struct EpisodeRecipe {
     pub max_response_length: usize,
     /// Tokens of an observation; the rest is cut. Default: 500, the published script's.
     pub max_obs_length: usize,
+    /// What is cut of a longer one: `passages` (the closing tag stays) or `reference` (the tag goes first). Default: own choice, `passages`.
+    pub cut_observations: ObservationCut,
+    /// Special tokens that are spelled in passages, questions or trajectories (`<|im_end|>`) are control tokens there too, as in the published code.
+    /// Default: own choice, `false`: they are ordinary text, so that no passage can end the user's turn.
+    pub special_tokens_in_text: bool,
     /// Tokens of the prompt; a longer one ends the episode as `prompt_too_long`. Default: 2,048, the published script's.
     pub max_start_length: usize,
     /// Tokens of prompt and response together; an episode that would pass it is closed as `truncated_length`. Default: paper, 4,096.
@@ -199,6 +204,8 @@ impl Default for EpisodeRecipe {
             max_turns: 4,
             max_response_length: 500,
             max_obs_length: 500,
+            cut_observations: ObservationCut::Passages,
+            special_tokens_in_text: false,
             max_start_length: 2048,
             max_prompt_length: 4096,
             temperature: 1.0,

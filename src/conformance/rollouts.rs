@@ -7,7 +7,7 @@ use super::{
     fixtures::{count, list, member, object, strings, text},
 };
 use crate::{
-    config::{ChatTemplate, EpisodeRecipe},
+    config::{ChatTemplate, EpisodeRecipe, ObservationCut},
     data::{corpus::Passage, questions::Question},
     engine::{Completion, EngineError, Request},
     env::{
@@ -133,6 +133,7 @@ fn one_rollout(rollout: &Value, retriever: &RuleRetriever, tensors: &Tensors, ca
         max_prompt_length: count(config, "max_prompt_length")?,
         max_response_length: count(config, "max_response_length")?,
         max_obs_length: count(config, "max_obs_length")?,
+        cut_observations: ObservationCut::Reference,
         max_rows: prompts.len().max(1),
         ..EpisodeRecipe::default()
     };
@@ -149,7 +150,7 @@ fn one_rollout(rollout: &Value, retriever: &RuleRetriever, tensors: &Tensors, ca
     let questions: Vec<Question> = prompts.iter().map(|prompt| question(prompt)).collect();
     let root = Key::new(0, Purpose::Rollout);
     let keys: Vec<Key> = (0..prompts.len()).map(|row| root.fold(row as u64)).collect();
-    let episodes = match play(&mut recorder, Rules { env: &env, encode: &encode, limits: &limits }, &questions, &keys) {
+    let episodes = match play(&mut recorder, Rules { env: &env, encode: &|text, _| encode(text), limits: &limits }, &questions, &keys) {
         Ok(episodes) => episodes,
         Err(error) => {
             case.fail(name, error.to_string());

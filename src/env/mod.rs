@@ -3,14 +3,16 @@
 //! The environment is stateless: who is in which turn is the rollout's business. All searches that become due together go to the retriever
 //! in one call. A failed search ends its episode as failed; it never becomes an empty list of passages.
 
+pub mod prompt;
 pub mod protocol;
 pub mod reward;
 
 use crate::{
     data::{corpus::Passage, questions::Question, text::normalise_answer},
     retriever::{Hit, Retriever},
-    tokenizer::chat::{ChatTemplate, Message},
+    tokenizer::chat::ChatTemplate,
 };
+use prompt::Prompt;
 use protocol::Action;
 
 /// What an agent plays against.
@@ -65,9 +67,8 @@ impl Observation {
 
 impl Env<'_> {
     /// The rendered chat that an episode starts with: everything up to the agent's first token.
-    pub fn prompt(&self, question: &Question) -> String {
-        let content = protocol::user_message(&self.instruction, &question.question);
-        self.template.render(&[Message { role: "user".to_owned(), content }], true, &self.date)
+    pub fn prompt(&self, question: &Question) -> Prompt {
+        prompt::prompt(&self.instruction, self.template, &self.date, &question.question)
     }
 
     /// Answers the turns of several rows, in their order, with at most one call of the retriever.
@@ -167,7 +168,7 @@ mod tests {
             supporting_kind: String::new(),
         };
         let expected = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nQ: who?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n";
-        assert_eq!(env(&Scripted::default()).prompt(&question), expected);
+        assert_eq!(env(&Scripted::default()).prompt(&question).text, expected);
     }
 
     #[test]

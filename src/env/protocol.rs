@@ -83,6 +83,38 @@ pub fn search_observation(passages: &[Passage]) -> String {
     information_block(&format_documents(passages))
 }
 
+/// What stands between the tags of an [`information_block`]; `None` of any other text.
+pub fn information_documents(observation: &str) -> Option<&str> {
+    let inner = observation.strip_prefix(INFORMATION_MARGIN)?.strip_prefix(INFORMATION_OPEN)?;
+    inner.strip_suffix(INFORMATION_MARGIN)?.strip_suffix(INFORMATION_CLOSE)
+}
+
+/// The passages as far as the first `n_bytes` of [`format_documents`] hold their titles and texts; those of which nothing is left are missing.
+pub fn shown_passages(passages: &[Passage], n_bytes: usize) -> Vec<Passage> {
+    let mut room = n_bytes;
+    let mut take = |text: &str| {
+        let taken = text.floor_char_boundary(room.min(text.len()));
+        room -= taken;
+        if taken < text.len() {
+            room = 0;
+        }
+        text[..taken].to_owned()
+    };
+    let mut shown = Vec::new();
+    for (passage, i) in passages.iter().zip(1..) {
+        take(&format!("Doc {i}(Title: "));
+        let title = take(passage.title());
+        take(") ");
+        let text = take(passage.text());
+        take("\n");
+        if title.is_empty() && text.is_empty() {
+            break;
+        }
+        shown.push(Passage { id: passage.id.clone(), contents: format!("{title}\n{text}") });
+    }
+    shown
+}
+
 /// The user message: `instruction` with its `{question}` replaced.
 pub fn user_message(instruction: &str, question: &str) -> String {
     instruction.replace(QUESTION_PLACEHOLDER, question)
@@ -151,6 +183,24 @@ mod tests {
                 .map(|hit| Passage { id: String::new(), contents: hit["document"]["contents"].as_str().unwrap().to_owned() })
                 .collect();
             assert_eq!(format_documents(&passages), case["text"].as_str().unwrap());
+        }
+    }
+
+    #[test]
+    fn shown_passages_end_where_their_text_was_cut() {
+        let passage = |id: &str, contents: &str| Passage { id: id.to_owned(), contents: contents.to_owned() };
+        let all = [passage("a", "\"A\"\nfirst é"), passage("b", "\"Bé\"\nsecond")];
+        let documents = format_documents(&all);
+        assert_eq!(information_documents(&search_observation(&all)), Some(strip(&documents)));
+        assert_eq!(information_documents(INVALID_ACTION), None);
+        assert_eq!(shown_passages(&all, documents.len()), all);
+        for n_bytes in 0..documents.len() {
+            let kept = &documents[..documents.floor_char_boundary(n_bytes)];
+            let shown = shown_passages(&all, n_bytes);
+            assert!(shown.iter().flat_map(|passage| passage.contents.split('\n')).all(|part| kept.contains(part)), "{n_bytes}: {shown:?}");
+            for word in ["first", "é", "Bé", "second"] {
+                assert_eq!(shown.iter().any(|passage| passage.contents.contains(word)), kept.contains(word), "{word} of {kept:?}");
+            }
         }
     }
 

@@ -12,11 +12,11 @@ use crate::{
         trajectories::{Trajectory, read_trajectories},
     },
     engine::StopReason,
-    env::protocol,
+    env::prompt,
     hub,
     retriever::Retriever,
     rollout::{Episode, Segment, Status, trajectory::episode_from_trajectory},
-    tokenizer::{Tokenizer, chat::Message},
+    tokenizer::Tokenizer,
 };
 use dgpo_models::{TrainBackend, decoder::Decoder};
 
@@ -96,10 +96,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             trajectories.extend(read_trajectories(&hub::resolve(name)?)?.into_iter().take(limit));
         }
         let (instruction, template) = (&self.setup.recipe.episode.instruction, self.setup.recipe.model.chat_template);
-        let prompt = |question: &Question| {
-            let content = protocol::user_message(instruction, &question.question);
-            template.render(&[Message { role: "user".to_owned(), content }], true, super::setup::TEMPLATE_DATE)
-        };
+        let prompt = |question: &Question| prompt::prompt(instruction, template, super::setup::TEMPLATE_DATE, &question.question);
         let mut episodes = Vec::with_capacity(trajectories.len());
         for trajectory in &trajectories {
             let episode = episode_from_trajectory(tokenizer, &prompt, trajectory)?;
@@ -125,7 +122,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         (0..corpus.len())
             .map(|i| {
                 let passage = corpus.passage(i)?;
-                let mut ids = tokenizer.encode(&passage.contents)?;
+                let mut ids = tokenizer.encode_text(&passage.contents)?;
                 ids.truncate(self.setup.recipe.episode.max_prompt_length.saturating_sub(2).max(1));
                 ids.push(boundary);
                 let question = Question {

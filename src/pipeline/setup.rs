@@ -75,7 +75,7 @@ impl<I: Backend> Setup<I> {
     pub fn tokenizer(&self) -> Result<Tokenizer, PipelineError> {
         let tokenizer = models::load_tokenizer(&self.recipe.model.tokenizer, &self.recipe.model.student)?;
         tokenizer.check_template(self.recipe.model.chat_template)?;
-        Ok(tokenizer)
+        Ok(tokenizer.with_special_tokens_in_text(self.recipe.episode.special_tokens_in_text))
     }
 
     /// Loads a model and checks that tokenizer and recipe fit it. Its logits are cut to the vocabulary that student and teacher share.

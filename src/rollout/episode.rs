@@ -95,8 +95,11 @@ pub enum Status {
 pub struct SearchRecord {
     pub query: String,
     pub passage_ids: Vec<String>,
-    /// A gold answer occurs in one of the passages.
+    /// A gold answer occurs in what was shown of the passages.
     pub is_hit: bool,
+    /// The passages were longer than `episode.max_obs_length`. Records written before it was kept read as false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_cut: bool,
 }
 
 /// One question played to its end.
@@ -208,7 +211,7 @@ pub(crate) mod tests {
             status: Status::Answered,
             prediction: Some("Vex".to_owned()),
             reward: 1.0,
-            searches: vec![SearchRecord { query: "Nolmar".to_owned(), passage_ids: vec!["17".to_owned()], is_hit: true }],
+            searches: vec![SearchRecord { query: "Nolmar".to_owned(), passage_ids: vec!["17".to_owned()], is_hit: true, is_cut: false }],
             n_invalid_actions: 0,
         }
     }

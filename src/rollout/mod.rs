@@ -6,6 +6,7 @@ pub mod episode;
 pub mod play;
 pub mod record;
 pub mod scripted;
+pub mod shown;
 pub mod stats;
 pub mod trajectory;
 pub use batch::{RolloutBatch, TokenIndex};

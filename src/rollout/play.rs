@@ -13,8 +13,8 @@
 //! more token, ends as `TruncatedLength`; a failed search ends the episode as `RetrieverFailed`.
 //!
 //! # Tokens
-//! Sampled ids are appended as they were sampled, EOS included. The prompt (its last `max_start_length` tokens) and each observation (its
-//! first `max_obs_length` tokens) are encoded on their own and concatenated. Nothing the agent wrote is ever encoded again.
+//! Sampled ids are appended as they were sampled, EOS included. The prompt (its last `max_start_length` tokens) and each observation (at most
+//! `max_obs_length` tokens, see [`shown`](super::shown)) are encoded on their own and concatenated. Nothing the agent wrote is ever encoded again.
 //!
 //! # Openings
 //! An evaluation may put something between the prompt and the agent's first token ([`Opening`], method §8): passages nobody searched for, and
@@ -31,20 +31,25 @@
 //! search do not hold up the others. The waiting searches run in one batched call, in the order of their rows, as soon as they are at least
 //! one in [`SEARCH_SHARE`] of the open rows the generator can hold, or nobody is generating. That rule looks at counts alone, never at a
 //! clock, so a run is reproducible; and since draws are counter-based, it decides about speed, not about tokens.
-use super::{Episode, ObservationKind, Segment, Status, episode::SearchRecord};
+use super::{
+    Episode, ObservationKind, Segment, Status,
+    episode::SearchRecord,
+    shown::{Shown, fit},
+};
 use crate::{
     config::EpisodeRecipe,
-    data::questions::Question,
+    data::{corpus::Passage, questions::Question},
     engine::{Completion, Engine, EngineError, Request, StopReason},
     env::{
         Env, Observation, Outcome, Turn, is_hit,
-        protocol::{Action, parse_action},
+        protocol::{Action, parse_action, shown_passages},
         reward::outcome_reward,
     },
     rng::Key,
     tokenizer::TokenizerError,
 };
 use dgpo_models::Backend;
+use std::ops::Range;
 
 /// Searches run when one in this many open rows waits for one: large enough batches for the retriever's encoder, and most rows still decoding.
 const SEARCH_SHARE: usize = 4;
@@ -76,12 +81,15 @@ impl<B: Backend> Generator for Engine<'_, B> {
     }
 }
 
+/// Text and its bytes from outside to ids.
+pub type Encode<'a> = &'a dyn Fn(&str, Range<usize>) -> Result<Vec<u32>, TokenizerError>;
+
 /// Everything an episode is played by, besides the generator.
 #[derive(Clone, Copy)]
 pub struct Rules<'a> {
     pub env: &'a Env<'a>,
-    /// Text to ids, without special tokens of its own: `&|text| tokenizer.encode(text)`.
-    pub encode: &'a dyn Fn(&str) -> Result<Vec<u32>, TokenizerError>,
+    /// Text to ids; the bytes that somebody outside wrote hold no special tokens: `&|text, outside| tokenizer.encode_outside(text, outside)`.
+    pub encode: Encode<'a>,
     pub limits: &'a EpisodeRecipe,
 }
 
@@ -188,7 +196,8 @@ impl Table<'_> {
     /// Encodes the prompt and the opening, and submits the first turn.
     fn open(&mut self, generator: &mut impl Generator, question: &Question, opening: Opening) -> Result<(), RolloutError> {
         let limits = self.rules.limits;
-        let mut ids = self.encode(question, &self.rules.env.prompt(question))?;
+        let prompt = self.rules.env.prompt(question);
+        let mut ids = self.encode(question, &prompt.text, prompt.outside)?;
         if ids.is_empty() {
             return Err(RolloutError::EmptyPrompt { question_id: question.id.clone() });
         }
@@ -201,7 +210,7 @@ impl Table<'_> {
         for (kind, text) in [(ObservationKind::Information, &opening.information), (ObservationKind::ForcedPrefix, &opening.forced_prefix)]
         {
             if status == Status::TruncatedLength && !text.is_empty() {
-                let given = self.encode(question, text)?;
+                let given = self.encode(question, text, 0..text.len())?;
                 ids.extend(&given);
                 segments.push(Segment::Observation { ids: given, kind });
             }
@@ -278,19 +287,25 @@ impl Table<'_> {
     /// Appends an observation and submits the next turn, if there is room for one more token behind it.
     fn append(&mut self, generator: &mut impl Generator, row: usize, observation: Observation) -> Result<(), RolloutError> {
         let limits = self.rules.limits;
-        let mut ids = self.encode(&self.games[row].episode.question, observation.text())?;
-        ids.truncate(limits.max_obs_length);
+        let encode = |text: &str| self.encode(&self.games[row].episode.question, text, 0..text.len());
+        let Shown { ids, n_document_bytes } = fit(observation.text(), limits.max_obs_length, limits.cut_observations, &encode)?;
         let game = &mut self.games[row];
+        let has_room = game.n_tokens + ids.len() < limits.max_prompt_length;
         let kind = match observation {
             Observation::InvalidAction { .. } => ObservationKind::InvalidAction,
             Observation::Information { query, hits, .. } => {
                 let passage_ids = hits.iter().map(|hit| hit.passage.id.clone()).collect();
-                let is_hit = is_hit(hits.iter().map(|hit| &hit.passage), &game.episode.question.golden_answers);
-                game.episode.searches.push(SearchRecord { query, passage_ids, is_hit });
+                let mut passages: Vec<Passage> = hits.into_iter().map(|hit| hit.passage).collect();
+                if let Some(n_bytes) = n_document_bytes {
+                    passages = shown_passages(&passages, n_bytes);
+                }
+                // Of an observation that finds no room the agent sees nothing.
+                let is_hit = has_room && is_hit(&passages, &game.episode.question.golden_answers);
+                game.episode.searches.push(SearchRecord { query, passage_ids, is_hit, is_cut: n_document_bytes.is_some() });
                 ObservationKind::Information
             }
         };
-        if game.n_tokens + ids.len() >= limits.max_prompt_length {
+        if !has_room {
             // Differs from the reference, which drops the oldest tokens and plays on: training would then see a context the agent never saw.
             self.close(generator, row, Status::TruncatedLength);
             return Ok(());
@@ -308,8 +323,8 @@ impl Table<'_> {
         generator.release(row);
     }
 
-    fn encode(&self, question: &Question, text: &str) -> Result<Vec<u32>, RolloutError> {
-        (self.rules.encode)(text).map_err(|source| RolloutError::Encode { question_id: question.id.clone(), source })
+    fn encode(&self, question: &Question, text: &str, outside: Range<usize>) -> Result<Vec<u32>, RolloutError> {
+        (self.rules.encode)(text, outside).map_err(|source| RolloutError::Encode { question_id: question.id.clone(), source })
     }
 }
 

@@ -20,6 +20,9 @@ pub struct EpisodeStats {
     pub searches: f64,
     /// Share of episodes one of whose searches brought a passage with a gold answer.
     pub hit_ratio: f64,
+    /// Share of executed searches whose passages were cut to `episode.max_obs_length`. Evaluations written before it was measured read as 0.
+    #[serde(default)]
+    pub observations_cut: f64,
     /// Invalid actions an episode.
     pub invalid_actions: f64,
     /// Share of a response's agent-token 8-grams that occurred in it before. Evaluations written before it was measured read as 0.
@@ -39,6 +42,7 @@ impl EpisodeStats {
     pub fn of<'e>(episodes: impl IntoIterator<Item = &'e Episode>) -> Self {
         let mut stats = Self::default();
         let mut n_failed = 0usize;
+        let (mut n_searches, mut n_cut) = (0usize, 0usize);
         for episode in episodes {
             stats.n_episodes += 1;
             if matches!(episode.status, Status::RetrieverFailed(_)) {
@@ -50,6 +54,8 @@ impl EpisodeStats {
             stats.em += f64::from(episode.reward);
             stats.substring_em += share(prediction.is_some_and(|p| substring_match(p, &episode.question.golden_answers)));
             stats.searches += episode.searches.len() as f64;
+            n_searches += episode.searches.len();
+            n_cut += episode.searches.iter().filter(|search| search.is_cut).count();
             stats.hit_ratio += share(episode.searches.iter().any(|search| search.is_hit));
             stats.invalid_actions += episode.n_invalid_actions as f64;
             stats.repetition += repetition(episode);
@@ -73,6 +79,7 @@ impl EpisodeStats {
         ] {
             *mean /= n_played;
         }
+        stats.observations_cut = n_cut as f64 / n_searches.max(1) as f64;
         stats.retriever_failed = n_failed as f64 / stats.n_episodes.max(1) as f64;
         stats
     }
@@ -91,7 +98,10 @@ mod tests {
     use super::*;
     use crate::{
         engine::StopReason,
-        rollout::{ObservationKind, Segment, episode::tests::drawn_episode},
+        rollout::{
+            ObservationKind, Segment,
+            episode::{SearchRecord, tests::drawn_episode},
+        },
     };
 
     fn of_turns(turns: &[&[u32]]) -> Episode {
@@ -122,6 +132,15 @@ mod tests {
     #[test]
     fn turns_below_eight_tokens_have_no_runs() {
         assert_eq!(repetition(&of_turns(&[&[3; 7], &[3; 7]])), 0.0);
+    }
+
+    #[test]
+    fn the_share_of_cut_observations_is_of_searches_not_of_episodes() {
+        let search = |is_cut: bool| SearchRecord { query: String::new(), passage_ids: Vec::new(), is_hit: false, is_cut };
+        let of = |searches: Vec<SearchRecord>| Episode { searches, ..drawn_episode() };
+        let stats = EpisodeStats::of([&of(vec![search(true)]), &of(vec![search(false), search(true), search(false)]), &of(Vec::new())]);
+        assert_eq!(stats.observations_cut, 0.5);
+        assert_eq!(EpisodeStats::of([&of(Vec::new())]).observations_cut, 0.0);
     }
 
     #[test]

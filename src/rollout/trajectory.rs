@@ -11,6 +11,7 @@ use crate::{
     },
     engine::StopReason,
     env::{
+        prompt::Prompt,
         protocol::{Action, INVALID_ACTION, STOP_STRINGS, parse_action},
         reward::outcome_reward,
     },
@@ -38,11 +39,13 @@ pub enum TrajectoryError {
 /// If the tokenizer fails or loses text, or there is nothing to train on.
 pub fn episode_from_trajectory(
     tokenizer: &Tokenizer,
-    prompt: &dyn Fn(&Question) -> String,
+    prompt: &dyn Fn(&Question) -> Prompt,
     trajectory: &Trajectory,
 ) -> Result<Episode, TrajectoryError> {
     let id = || trajectory.id.clone();
-    let encode = |text: &str| tokenizer.encode(text).map_err(|source| TrajectoryError::Encode { id: id(), source });
+    let failed = |source| TrajectoryError::Encode { id: id(), source };
+    // The letters of a special token in a passage are letters.
+    let encode = |text: &str| tokenizer.encode_text(text).map_err(failed);
     let question = Question {
         id: id(),
         dataset: trajectory.dataset.clone(),
@@ -51,14 +54,15 @@ pub fn episode_from_trajectory(
         supporting: Vec::new(),
         supporting_kind: String::new(),
     };
-    let mut segments = vec![Segment::Prompt { ids: encode(&prompt(&question))? }];
+    let Prompt { text, outside } = prompt(&question);
+    let mut segments = vec![Segment::Prompt { ids: tokenizer.encode_outside(&text, outside).map_err(failed)? }];
     let mut searches: Vec<SearchRecord> = Vec::new();
     let mut n_invalid_actions = 0;
     let mut last_action = Action::Invalid;
     for piece in trajectory.pieces()? {
         match piece {
             Piece::Agent(text) => {
-                let ids = encode(&text)?;
+                let ids = tokenizer.encode_turn(&text).map_err(failed)?;
                 if tokenizer.decode(&ids) != text {
                     return Err(TrajectoryError::NotLossless { id: id() });
                 }
@@ -75,7 +79,7 @@ pub fn episode_from_trajectory(
                 let kind = if text == INVALID_ACTION { ObservationKind::InvalidAction } else { ObservationKind::Information };
                 if let (ObservationKind::Information, Action::Search(query)) = (kind, &last_action) {
                     let is_hit = question.golden_answers.iter().any(|gold| text.contains(gold.as_str()));
-                    searches.push(SearchRecord { query: query.clone(), passage_ids: Vec::new(), is_hit });
+                    searches.push(SearchRecord { query: query.clone(), passage_ids: Vec::new(), is_hit, is_cut: false });
                 }
                 segments.push(Segment::Observation { ids: encode(&text)?, kind });
             }
@@ -102,13 +106,14 @@ fn stop_at(stop_string: &str) -> StopReason {
 mod tests {
     use super::*;
     use crate::{
+        config::ChatTemplate,
         data::{test_data, trajectories::read_trajectories},
         rollout::RolloutBatch,
         tokenizer::tests::byte_level_tokenizer,
     };
 
-    fn prompt(question: &Question) -> String {
-        format!("Question: {}\n", question.question)
+    fn prompt(question: &Question) -> Prompt {
+        crate::env::prompt::prompt("Question: {question}\n", ChatTemplate::Plain, "", &question.question)
     }
 
     fn trajectory(response: &str) -> Trajectory {
@@ -146,7 +151,7 @@ mod tests {
         let episode = |response: &str| episode_from_trajectory(&tokenizer, &prompt, &trajectory(response)).expect("an episode");
         let right = episode("<search> q </search>\n\n<information>by Vex</information>\n\n<answer> vex. </answer>");
         assert_eq!((&right.status, right.reward, right.prediction.as_deref()), (&Status::Answered, 1.0, Some("vex.")));
-        assert_eq!(right.searches, [SearchRecord { query: "q".to_owned(), passage_ids: Vec::new(), is_hit: true }]);
+        assert_eq!(right.searches, [SearchRecord { query: "q".to_owned(), passage_ids: Vec::new(), is_hit: true, is_cut: false }]);
         let stops: Vec<_> =
             right.segments.iter().filter_map(|s| if let Segment::Agent { stop, .. } = s { Some(*stop) } else { None }).collect();
         assert_eq!(stops, [StopReason::StopString(0), StopReason::StopString(1)]);

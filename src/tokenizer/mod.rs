@@ -5,11 +5,16 @@
 //! others (Metaspace, WordPiece, byte fallback) a token's text depends on its neighbours and the crate decodes.
 
 pub mod chat;
+mod declared;
+mod outside;
 pub mod piece;
 pub mod stream;
 
 use chat::ChatTemplate;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 use tokenizers::DecoderWrapper;
 
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +35,13 @@ pub enum TokenizerError {
         path.display()
     )]
     Template { path: PathBuf, token: &'static str, template: ChatTemplate },
+    #[error(
+        "{} declares id {declared} for the token {token:?}, which would get {}; hint: take the files that the model was published with: added tokens must \
+         continue the vocabulary without a hole, in the order of their ids",
+        path.display(),
+        given.map_or("none".to_owned(), |id| id.to_string())
+    )]
+    DeclaredId { token: String, declared: u32, given: Option<u32>, path: PathBuf },
     #[error("cannot encode: {0}")]
     Encode(String),
 }
@@ -43,17 +55,27 @@ pub struct Tokenizer {
     n_tokens: usize,
     /// Present where every token stands for fixed bytes.
     token_bytes: Option<TokenBytes>,
+    /// Ids of the special tokens, ascending.
+    special_ids: Vec<u32>,
+    /// Text from outside is searched for special tokens.
+    special_tokens_in_text: bool,
+    /// The same tokenizer with special tokens off.
+    plain: OnceLock<Box<tokenizers::Tokenizer>>,
 }
 
 impl Tokenizer {
     /// `path`: a tokenizer.json or a folder that holds one. Padding and truncation stored in the file are switched off.
     ///
     /// # Errors
-    /// No such file, or one that is not a Hugging Face tokenizer.
+    /// No such file, or one that is not a Hugging Face tokenizer; added tokens that would get other ids than the files declare.
     pub fn from_path(path: &Path) -> Result<Self, TokenizerError> {
         let path = if path.is_dir() { path.join(TOKENIZER_FILE) } else { path.to_owned() };
         match tokenizers::Tokenizer::from_file(&path) {
-            Ok(inner) => Self::new(inner, path),
+            Ok(inner) => {
+                let tokenizer = Self::new(inner, path)?;
+                tokenizer.check_declared_ids()?;
+                Ok(tokenizer)
+            }
             Err(error) => Err(TokenizerError::Load { path, why: error.to_string() }),
         }
     }
@@ -66,7 +88,8 @@ impl Tokenizer {
         let n_tokens = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
         let is_byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let token_bytes = is_byte_level.then(|| TokenBytes::new(&inner, n_tokens));
-        Ok(Self { inner, path, n_tokens, token_bytes })
+        let special_ids = outside::special_ids(&inner);
+        Ok(Self { inner, path, n_tokens, token_bytes, special_ids, special_tokens_in_text: false, plain: OnceLock::new() })
     }
 
     /// The tokenizer.json.

@@ -53,6 +53,8 @@ pub const AGENT_TOKENS: &str = "rollout/agent_tokens";
 pub const SEARCHES: &str = "rollout/searches";
 /// Share of episodes one of whose searches brought a gold answer.
 pub const HIT_RATIO: &str = "rollout/hit_ratio";
+/// Share of executed searches whose passages were cut to episode.max_obs_length.
+pub const OBSERVATIONS_CUT: &str = "rollout/observations_cut";
 /// Invalid actions an episode.
 pub const INVALID_ACTIONS: &str = "rollout/invalid_actions";
 /// Share of a response's agent-token 8-grams that occurred in it before: does the agent write in loops?
@@ -117,6 +119,7 @@ pub fn record_episodes(stats: &crate::rollout::EpisodeStats, metrics: &mut Metri
     metrics.set(AGENT_TOKENS, stats.agent_tokens);
     metrics.set(SEARCHES, stats.searches);
     metrics.set(HIT_RATIO, stats.hit_ratio);
+    metrics.set(OBSERVATIONS_CUT, stats.observations_cut);
     metrics.set(INVALID_ACTIONS, stats.invalid_actions);
     metrics.set(REPETITION, stats.repetition);
     metrics.set(ANSWERED, stats.answered);

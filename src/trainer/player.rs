@@ -46,7 +46,7 @@ impl Player<'_> {
         };
         let Sampling { temperature, top_p, top_k } = sampling;
         let limits = EpisodeRecipe { temperature, top_p, top_k, ..self.limits.clone() };
-        let rules = Rules { env: &self.env, encode: &|text| self.tokenizer.encode(text), limits: &limits };
+        let rules = Rules { env: &self.env, encode: &|text, outside| self.tokenizer.encode_outside(text, outside), limits: &limits };
         let keys: Vec<Key> = (0..questions.len()).map(|i| key.fold(i as u64)).collect();
         let engine = Engine::new(model, self.tokenizer, options, device);
         play_from(&mut Interruptible { engine, stop: self.stop }, rules, self.opening, questions, &keys)

@@ -57,7 +57,7 @@ fn limits() -> EpisodeRecipe {
     EpisodeRecipe {
         max_turns: 3,
         max_response_length: 60,
-        max_obs_length: 20,
+        max_obs_length: 200,
         max_start_length: 64,
         max_prompt_length: 600,
         ..EpisodeRecipe::default()
@@ -70,7 +70,7 @@ fn recite(questions: &[Question], scripts: &[&[&str]], opening: &dyn Fn(&Questio
     let mut generator = ScriptedGenerator::new(scripts, &STOP_STRINGS, &encode, &decode);
     let env =
         Env { instruction: "{question}".to_owned(), template: ChatTemplate::Plain, date: String::new(), retriever: &Searcher, top_k: 3 };
-    let rules = Rules { env: &env, encode: &encode, limits };
+    let rules = Rules { env: &env, encode: &|text, _| encode(text), limits };
     let keys: Vec<Key> = (0..questions.len() as u64).map(|i| Key::new(0, Purpose::Arcap).fold(i)).collect();
     play_from(&mut generator, rules, opening, questions, &keys).expect("plays")
 }
