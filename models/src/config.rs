@@ -4,6 +4,7 @@
 //! Both key styles are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5 (`rope_parameters`, `dtype`);
 //! transformers 4 keys are written, which every version loads.
 
+pub(crate) mod dtype;
 pub(crate) mod fields;
 #[cfg(test)]
 mod tests;

@@ -244,6 +244,8 @@ mod tests {
         export(&oracle("qwen2_tied").to_string_lossy(), &out, Some("bf16"), CPU).unwrap();
         let (before, after) = (Info::read(&oracle("qwen2_tied")).unwrap(), Info::read(&out).unwrap());
         assert_eq!((after.size_bytes * 2, after.n_parameters), (before.size_bytes, before.n_parameters));
+        let config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["torch_dtype"], "bfloat16");
     }
 
     /// A copy of an oracle model with one field of its config.json changed.

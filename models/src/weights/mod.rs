@@ -154,16 +154,20 @@ pub fn save_critic<B: Backend>(model: &Critic<B>, dir: &Path, dtype: Option<DTyp
 }
 
 /// Makes a saved folder as complete as the one the model came from: copies the tokenizer and generation files of `source` that exist, and its
-/// config.json, unchanged, where it describes the same architecture and shape as the one in `dir`. Returns what was copied.
+/// config.json where it describes the same architecture and shape as the one in `dir`: with the
+/// float type that the weights in `dir` are stored in, and otherwise unchanged. Returns what was
+/// copied.
 /// # Errors
 /// If a file that exists cannot be read or written.
 pub fn copy_side_files(source: &Path, dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let mut names: Vec<&str> = SIDE_FILES.iter().copied().filter(|name| source.join(name).is_file()).collect();
+    let names = SIDE_FILES.iter().filter(|name| source.join(name).is_file());
+    let mut copied = names.map(|name| save::copy_file(&source.join(name), &dir.join(name))).collect::<Result<Vec<_>, _>>()?;
     let (original, written) = (source.join("config.json"), dir.join("config.json"));
     if config::describe_the_same_model(&original, &written) {
-        names.push("config.json");
+        save::write_text(&written, &config::dtype::text_for_stored(&original, &written)?)?;
+        copied.push(written);
     }
-    names.into_iter().map(|name| save::copy_file(&source.join(name), &dir.join(name))).collect()
+    Ok(copied)
 }
 
 /// The Hugging Face name of every float parameter of a module, in visiting order ("model.layers.0.self_attn.q_proj.weight", ...), with its ParamId.

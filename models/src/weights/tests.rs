@@ -423,6 +423,27 @@ fn side_files_are_copied_and_the_original_config_only_onto_its_own_model() {
 }
 
 #[test]
+fn a_copied_config_names_the_type_of_the_weights_beside_it_and_is_otherwise_the_original() {
+    for (name, key, dtype, stored) in [
+        ("qwen2_tied_bf16", "torch_dtype", DType::F32, "float32"),
+        ("qwen2_tied", "torch_dtype", DType::BF16, "bfloat16"),
+        ("llama3_untied_v5cfg", "dtype", DType::F16, "float16"),
+    ] {
+        let model = load_decoder::<Flex>(&oracle(name), DType::F32, &Default::default()).unwrap();
+        let saved = tempfile::tempdir().unwrap();
+        save_decoder(&model, saved.path(), Some(dtype)).unwrap();
+        copy_side_files(&oracle(name), saved.path()).unwrap();
+        let read = |dir: &Path| fs::read_to_string(dir.join("config.json")).unwrap();
+        let original: serde_json::Value = serde_json::from_str(&read(&oracle(name))).unwrap();
+        let named = original[key].as_str().unwrap();
+        let expected = read(&oracle(name)).replace(&format!("\"{key}\": \"{named}\""), &format!("\"{key}\": \"{stored}\""));
+        assert_ne!(named, stored, "{name}");
+        assert_eq!(read(saved.path()), expected, "{name}");
+        assert_eq!(DecoderConfig::from_file(&saved.path().join("config.json")).unwrap(), model.config(), "{name}");
+    }
+}
+
+#[test]
 fn a_bert_checkpoint_survives_with_or_without_its_prefix() {
     let oracle = oracle("bert_e5");
     let model = load_bert::<Flex>(&oracle, DType::F32, &Default::default()).unwrap();
