@@ -7,6 +7,7 @@ use crate::{
     cache_write::CacheSpan,
     divergence::Divergence,
     linear_log_probs::{HeadLayout, Linear},
+    rows,
     sample::RowSampling,
 };
 use burn::{
@@ -200,6 +201,13 @@ impl<B: KernelOps, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
         Self::from_inner(B::sample(logits.primitive, rows))
     }
 
+    fn expand_rows(row: FloatTensor<Self>, n_rows: usize) -> FloatTensor<Self> {
+        match RowsNode.prepare::<C>([row.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(node) => node.finish((), B::expand_rows(row.primitive, n_rows)),
+            OpsKind::UnTracked(node) => node.finish(B::expand_rows(row.primitive, n_rows)),
+        }
+    }
+
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         match SwigluNode.prepare::<C>([gate.node.clone(), up.node.clone()]).compute_bound().stateful() {
             OpsKind::Tracked(mut node) => {
@@ -334,6 +342,18 @@ impl<B: KernelOps> Backward<B, 1> for RotaryNode {
         let grad = grads.consume::<B>(&ops.node);
         let (cos, sin) = ops.state;
         register::<B, 1>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), [B::rotary(grad, cos, B::float_neg(sin))]);
+    }
+}
+
+#[derive(Debug)]
+struct RowsNode;
+
+impl<B: KernelOps> Backward<B, 1> for RowsNode {
+    type State = ();
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        register::<B, 1>(grads, ops.parents.map(|parent| parent.map(|node| node.id)), [rows::sum::<B>(grad)]);
     }
 }
 

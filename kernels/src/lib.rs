@@ -17,6 +17,7 @@
 //! | [`log_softmax_kl`] | the same for two models, and twice as often |
 //! | [`rms_norm`] | eight passes over the hidden states in the forward, more in the backward pass |
 //! | [`rotary`] | splitting, copying and joining every query and key |
+//! | [`rows`] | digits of sums over many rows, and loops that a driver would cut |
 //! | [`sample`] | the way of the [R, V] logits to the host; and the same draw everywhere |
 //! | [`swiglu`] | the sigmoid and product kept for the backward pass |
 //!
@@ -41,6 +42,7 @@ pub mod log_softmax_kl;
 mod portable_tests;
 pub mod rms_norm;
 pub mod rotary;
+pub mod rows;
 pub mod sample;
 mod select;
 pub mod suite;
@@ -215,6 +217,11 @@ pub trait KernelOps: Backend {
     /// See [`rotary::rotary`]. Its gradient is the same turn with the sine negated.
     fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
         rotary::reference::forward::<Self>(x, cos, sin)
+    }
+
+    /// See [`rows::expand_rows`].
+    fn expand_rows(row: FloatTensor<Self>, n_rows: usize) -> FloatTensor<Self> {
+        rows::expand::<Self>(row, n_rows)
     }
 
     /// See [`sample::sample`]: [R, 2] f32.

@@ -8,7 +8,12 @@
 //!
 //! Measured speeds, with their commands, are in `docs/benchmarks.md`.
 
-use crate::{Backend, config::BertConfig, init::NewParameters};
+use crate::{
+    Backend,
+    config::BertConfig,
+    init::NewParameters,
+    linear::{embedding, layer_norm, linear},
+};
 use burn::{
     module::Module,
     nn::{Embedding, LayerNorm, LayerNormConfig, Linear},
@@ -143,8 +148,10 @@ impl<B: Backend> BertEncoder<B> {
             state = layer.forward(state, &rows, self.config.num_attention_heads);
         }
         let mean = mean_pooled(state.reshape([n_rows, n_tokens, self.config.hidden_size]), mask);
-        let norm = mean.clone().square().sum_dim(1).sqrt().clamp_min(NORM_EPS);
-        mean / norm
+        let norm = mean.clone().square().sum_dim(1).sqrt();
+        // Not `clamp_min`, which some backends let turn NaN into the bound.
+        let is_nan = norm.clone().is_nan();
+        mean / norm.clamp_min(NORM_EPS).mask_fill(is_nan, f32::NAN)
     }
 
     pub fn config(&self) -> BertConfig {
@@ -181,8 +188,9 @@ impl<B: Backend> BertEmbeddings<B> {
         assert!(n_tokens <= max_tokens, "{n_tokens} tokens, but the encoder has {max_tokens} positions");
         let position = self.position_embeddings.weight.val().narrow(0, 0, n_tokens);
         let token_type = self.token_type_embeddings.weight.val().narrow(0, 0, 1);
-        let sum = self.word_embeddings.forward(ids) + (position + token_type).unsqueeze_dim::<3>(0);
-        self.layer_norm.forward(sum.reshape([n_rows * n_tokens, d]))
+        let words = embedding(&self.word_embeddings, ids).reshape([n_rows, n_tokens, d]);
+        let sum = words + (position + token_type).unsqueeze_dim::<3>(0);
+        layer_norm(&self.layer_norm, sum.reshape([n_rows * n_tokens, d]))
     }
 }
 
@@ -191,7 +199,7 @@ impl<B: Backend> BertLayer<B> {
     fn forward(&self, x: Tensor<B, 2>, rows: &CausalRows, n_heads: usize) -> Tensor<B, 2> {
         let context = self.attention.self_attention.forward(x.clone(), rows, n_heads);
         let x = self.attention.output.forward(context, x);
-        let hidden = erf_gelu(self.intermediate.dense.forward(x.clone()));
+        let hidden = erf_gelu(linear(&self.intermediate.dense, x.clone()));
         self.output.forward(hidden, x)
     }
 }
@@ -203,7 +211,7 @@ impl<B: Backend> BertSelfAttention<B> {
         let n_rows = rows.starts.len();
         // [B T, D] -> [B, H, T, head_dim]
         let heads = |y: Tensor<B, 2>| y.reshape([n_rows, n / n_rows, n_heads, d / n_heads]).swap_dims(1, 2);
-        let (q, k, v) = (self.query.forward(x.clone()), self.key.forward(x.clone()), self.value.forward(x));
+        let (q, k, v) = (linear(&self.query, x.clone()), linear(&self.key, x.clone()), linear(&self.value, x));
         causal_attention(heads(q), heads(k), heads(v), rows).swap_dims(1, 2).reshape([n, d])
     }
 }
@@ -211,7 +219,7 @@ impl<B: Backend> BertSelfAttention<B> {
 impl<B: Backend> BertOutput<B> {
     /// LayerNorm(W x + b + residual). x [B T, D_in], residual [B T, D] -> [B T, D]
     fn forward(&self, x: Tensor<B, 2>, residual: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.layer_norm.forward(self.dense.forward(x) + residual)
+        layer_norm(&self.layer_norm, linear(&self.dense, x) + residual)
     }
 }
 
@@ -264,7 +272,8 @@ mod tests {
 
     fn max_difference(a: &[f32], b: &[f32]) -> f32 {
         assert_eq!(a.len(), b.len());
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        // NaN is the largest of all in this order; `f32::max` would pass over it.
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp).expect("not empty")
     }
 
     /// Hidden states are compared on real tokens: what padding computes for itself reaches nobody.

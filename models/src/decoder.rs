@@ -11,7 +11,15 @@
 //! parameters have one dtype, in which the pass runs; norms, rotations and softmax are computed in f32 inside, logits are f32.
 //!
 //! Inside, tokens of all rows are one matrix [N, D], N = B T: one product a projection instead of one a row, which is what a decode step's time is.
-use crate::{Backend, cache::CacheRows, config::DecoderConfig, init::NewParameters, norm::RmsNorm, rope::Rotation};
+use crate::{
+    Backend,
+    cache::CacheRows,
+    config::DecoderConfig,
+    init::NewParameters,
+    linear::{embedding, linear},
+    norm::RmsNorm,
+    rope::Rotation,
+};
 use burn::{
     module::Module,
     nn::{Embedding, Linear},
@@ -171,8 +179,7 @@ impl<B: Backend> Decoder<B> {
 
     /// ids [B, T] -> [N, D]
     fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        let n_tokens = ids.shape().num_elements();
-        self.model.embed_tokens.forward(ids.reshape([1, n_tokens])).reshape([n_tokens, self.config.hidden_size])
+        embedding(&self.model.embed_tokens, ids)
     }
 }
 
@@ -212,9 +219,9 @@ impl<B: Backend> DecoderLayer<B> {
 impl<B: Backend> SelfAttention<B> {
     /// h [N, D] -> [N, D]
     fn forward(&self, h: Tensor<B, 2>, pass: &mut Pass<'_, '_, B>) -> Tensor<B, 2> {
-        let q = pass.rotation.apply(self.q_proj.forward(h.clone()));
-        let k = pass.rotation.apply(self.k_proj.forward(h.clone()));
-        let v = self.v_proj.forward(h);
+        let q = pass.rotation.apply(linear(&self.q_proj, h.clone()));
+        let k = pass.rotation.apply(linear(&self.k_proj, h.clone()));
+        let v = linear(&self.v_proj, h);
         let out = pass.attend(q, k, v);
         self.o_proj.forward(out)
     }

@@ -3,7 +3,7 @@
 //! With z = logits / temperature: log p(y) = z_y - lse(z), H = lse(z) - sum_v p_v z_v. Everything in f32. A NaN anywhere in a row of logits is a NaN in
 //! that row's results. The head is computed on the rows it is given only, so gather the positions that count first. Logits that are only made to be
 //! reduced are never whole ([`Decoder::head`] instead of [`Decoder::logits`]): `dgpo_kernels::linear_log_probs` says how much of them exists at once.
-use crate::{Backend, config::DecoderConfig, decoder::Decoder, init::NewParameters};
+use crate::{Backend, config::DecoderConfig, decoder::Decoder, init::NewParameters, linear::linear};
 use burn::{
     module::{Module, ModuleMapper, Param},
     nn::Linear,
@@ -126,7 +126,7 @@ impl<B: Backend> Critic<B> {
     /// hidden [N, D] of the trunk -> values [N] f32.
     pub fn values(&self, hidden: Tensor<B, 2>) -> Tensor<B, 1> {
         let n_rows = hidden.dims()[0];
-        self.score.forward(hidden).reshape([n_rows]).cast(DType::F32)
+        linear(&self.score, hidden).reshape([n_rows]).cast(DType::F32)
     }
 }
 

@@ -11,6 +11,7 @@ mod error;
 pub mod files;
 pub mod heads;
 pub mod init;
+mod linear;
 pub mod norm;
 pub mod rope;
 pub mod weights;

@@ -7,6 +7,7 @@
 //! Padding is known from `lengths` alone. It holds id 0, which may be a real token elsewhere; nothing ever looks at it.
 use super::{Episode, Segment};
 use burn::tensor::{Int, Tensor, TensorData};
+use dgpo_kernels::rows::select_rows;
 use dgpo_models::Backend;
 
 /// [B, T] arrays, row-major, right-padded with 0. Column t of `ids` is the token y_t itself; every other array is aligned with the token it belongs to:
@@ -191,7 +192,7 @@ impl TokenIndex {
         let [n_rows, n_cols, width] = hidden.dims();
         let index: Vec<i32> = self.hidden.iter().map(|&i| i as i32).collect();
         let index = Tensor::from_data(TensorData::new(index, [self.len()]), &hidden.device());
-        hidden.reshape([n_rows * n_cols, width]).select(0, index)
+        select_rows(hidden.reshape([n_rows * n_cols, width]), index)
     }
 
     /// The tokens. -> [N]

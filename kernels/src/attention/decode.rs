@@ -16,7 +16,7 @@ use super::{
     softmax::{ROW_NUMBERS, SLOT, n_visible},
 };
 use crate::{
-    cube::{ElementCubes, addresses, empty, row_cubes},
+    cube::{ElementCubes, MAX_ROUNDS, addresses, empty, row_cubes},
     vocabulary::{
         LOG_ZERO,
         kernel::{finite, is_bad, poison},
@@ -36,6 +36,8 @@ const MAX_REGISTERS: usize = 64;
 const MIN_LOAD_BYTES: usize = 4;
 /// Cubes that fill a large GPU: positions are split and tiles are made smaller until there are so many.
 const WANTED_CUBES: usize = 1024;
+/// Rounds of a unit's loops before the first tile and behind the last one, at most.
+const ROUNDS_AROUND: usize = 4096;
 
 /// What a decode kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +48,15 @@ struct Sizes {
     n_queries: usize,
     head_dim: usize,
     units: usize,
+}
+
+impl Sizes {
+    /// Rounds of a unit's loops at one tile: elements of a key, then its share of the positions,
+    /// the meeting between them, and the tile's own.
+    fn rounds_of_tile(&self, vector_size: usize) -> usize {
+        let strips = self.units * vector_size / self.head_dim;
+        self.head_dim + (self.units * vector_size).div_ceil(strips) + self.units.ilog2() as usize + 2
+    }
 }
 
 /// Attention over positions part * part_len.. of each row's slot, one cube a (row, kv head, part).
@@ -327,9 +338,12 @@ impl Plan {
         Some(Self::cut(sizes, vector_size, n_live, n_parts))
     }
 
-    /// About `n_parts` parts of whole tiles.
+    /// About `n_parts` parts of whole tiles; more where a unit would walk further than
+    /// [`MAX_ROUNDS`] in one.
     fn cut(sizes: Sizes, vector_size: usize, n_live: usize, n_parts: usize) -> Self {
-        let part_len = n_live.div_ceil(n_parts).next_multiple_of(sizes.units * vector_size);
+        let tile = sizes.units * vector_size;
+        let longest = (MAX_ROUNDS - ROUNDS_AROUND) / sizes.rounds_of_tile(vector_size) * tile;
+        let part_len = n_live.div_ceil(n_parts).next_multiple_of(tile).min(longest);
         Self { sizes, vector_size, n_parts: n_live.div_ceil(part_len), part_len }
     }
 }
@@ -402,6 +416,41 @@ mod on_wgpu {
     };
 
     type Plain = CubeBackend<WgpuRuntime, f32, i32, u32>;
+
+    #[test]
+    fn a_cut_into_one_part_is_one_of_several_where_a_unit_would_walk_too_far() {
+        let sizes = Sizes { n_kv_heads: 1, group: 1, n_queries: 1, head_dim: 32, units: UNITS };
+        for vector_size in [1, 2, 4] {
+            let plan = Plan::cut(sizes, vector_size, 1_000_000, 1);
+            let rounds = plan.part_len / (UNITS * vector_size) * sizes.rounds_of_tile(vector_size) + ROUNDS_AROUND;
+            assert!(rounds <= MAX_ROUNDS && plan.n_parts * plan.part_len >= 1_000_000, "{} x {}", plan.n_parts, plan.part_len);
+        }
+        assert_eq!(Plan::cut(sizes, 1, 700, 1).n_parts, 1);
+    }
+
+    #[test]
+    fn more_positions_than_a_unit_may_walk_are_the_definition() {
+        if !has_adapter() {
+            return;
+        }
+        // Tiles of 64 positions in 72 rounds each: 78,000 rounds if one unit took them all.
+        let n_keys = 70_016;
+        let case = Case::new([1, 1, 1, n_keys, 32], CausalRows { starts: vec![n_keys - 1], slots: None, lengths: None }, DType::F32);
+        let span = [CacheSpan { slot: 0, start: 0, n: n_keys }];
+        let cache = |x: &[f64], shape: [usize; 4], position_dim| {
+            let empty = Tensor::<Plain, 4>::zeros(shape, &Default::default());
+            cache_write(empty, tensor(x, case.k_shape(), DType::F32), &span, position_dim)
+        };
+        let keys = cache(&case.k, [1, 1, 32, n_keys], 3).swap_dims(2, 3);
+        let vals = cache(&case.v, [1, 1, n_keys, 32], 2);
+        let q = tensor::<Plain, 4>(&case.q, case.q_shape(), DType::F32);
+        let [q, keys, vals] = [q, keys, vals].map(|x| x.into_primitive().tensor());
+        let plan = Plan::cut(Sizes { n_kv_heads: 1, group: 1, n_queries: 1, head_dim: 32, units: UNITS }, 1, n_keys, 1);
+        assert!(plan.n_parts > 1);
+        let rows = CausalRows { slots: Some(vec![0]), ..case.rows.clone() };
+        let out = Tensor::<Plain, 4>::from_primitive(TensorPrimitive::Float(forward(&plan, q, keys, vals, &rows)));
+        assert_close(&values(out), &case.forward(), tolerance(DType::F32), "one part");
+    }
 
     #[test]
     fn every_cut_into_vectors_tiles_and_parts_is_the_definition() {

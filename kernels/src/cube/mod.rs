@@ -13,6 +13,10 @@ const MAX_UNITS: usize = 256;
 /// Cubes along one axis of a launch that every runtime allows.
 const MAX_CUBES: usize = 65_535;
 
+/// Rounds of all its loops together that a unit may make. A software Vulkan driver (Mesa 22.3.6)
+/// ends every loop of a unit that has made so many, and the results are wrong without a word.
+pub(crate) const MAX_ROUNDS: usize = 65_535;
+
 /// A row-major tensor of this runtime with undefined elements.
 pub(crate) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape, dtype: DType) -> CubeTensor<R> {
     let buffer = like.client.empty(shape.num_elements() * dtype.size());

@@ -1,10 +1,15 @@
 //! RMSNorm on the CPU backend: rows in parallel.
 use super::reference;
-use crate::cpu::{CpuTensor, LANES, for_each_piece, from_vec, row_major, simd};
+use crate::{
+    cpu::{CpuTensor, LANES, for_each_piece, from_vec, row_major, simd},
+    rows::WHOLE_ROWS,
+};
 use burn::{backend::Flex, tensor::DType};
 
 /// Rows of one task of the CPU loops. dw is summed task by task, so this is part of the result's last bit.
 pub const ROWS_PER_TASK: usize = 256;
+/// Up to so many tasks are added up in f32: more would lose digits.
+const TASKS_IN_F32: usize = WHOLE_ROWS / ROWS_PER_TASK;
 
 pub fn forward(x: CpuTensor, weight: CpuTensor, eps: f64) -> CpuTensor {
     if x.dtype() != DType::F32 {
@@ -55,13 +60,22 @@ pub fn backward(x: CpuTensor, weight: CpuTensor, grad: CpuTensor, eps: f64) -> [
             }
         })
     });
-    let mut dw = vec![0.0f32; d_model];
-    for part in partial_dw.chunks_exact(d_model) {
-        for i in 0..d_model {
-            dw[i] += part[i];
-        }
-    }
+    let dw = sum_of_tasks(&partial_dw, d_model);
     [from_vec(dx, x.layout().shape().dims::<2>(), DType::F32), from_vec(dw, [d_model], DType::F32)]
+}
+
+/// The sum of the rows [D] of the tasks: in f32 where they are few, in f64 where that would lose
+/// digits.
+fn sum_of_tasks(rows: &[f32], d_model: usize) -> Vec<f32> {
+    let rows = rows.chunks_exact(d_model);
+    if rows.len() <= TASKS_IN_F32 {
+        let mut sums = vec![0.0f32; d_model];
+        rows.for_each(|row| sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x));
+        return sums;
+    }
+    let mut sums = vec![0.0f64; d_model];
+    rows.for_each(|row| sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x)));
+    sums.into_iter().map(|sum| sum as f32).collect()
 }
 
 #[inline(always)]

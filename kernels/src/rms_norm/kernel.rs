@@ -4,8 +4,15 @@ use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-/// Rows whose share of the weight's gradient one unit adds up; part of the result's last bit.
+/// Rows whose share of the weight's gradient one unit adds up; part of the result's last bit. More
+/// where there would be more blocks than [`MAX_BLOCKS`], over which a unit walks as well
+/// ([`crate::cube::MAX_ROUNDS`]).
 const ROWS_PER_BLOCK: usize = 64;
+const MAX_BLOCKS: usize = 4096;
+
+fn rows_per_block(n_rows: usize) -> usize {
+    n_rows.div_ceil(MAX_BLOCKS).next_power_of_two().max(ROWS_PER_BLOCK)
+}
 
 /// Sum of entry 0..units of `shared` from `at` on, left in `shared[at]`.
 #[cube]
@@ -172,7 +179,8 @@ pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, e
 pub(crate) fn backward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, grad: CubeTensor<R>, eps: f64) -> [CubeTensor<R>; 2] {
     let (x, weight, grad) = (into_contiguous(x), into_contiguous(weight), into_contiguous(grad));
     let [n_rows, width] = x.shape().dims();
-    let n_blocks = n_rows.div_ceil(ROWS_PER_BLOCK).max(1);
+    let rows_per_block = rows_per_block(n_rows);
+    let n_blocks = n_rows.div_ceil(rows_per_block).max(1);
     let dx = empty(&x, x.shape(), x.dtype);
     let dw = empty(&x, weight.shape(), weight.dtype);
     let inverse_rms = empty(&x, Shape::new([n_rows.max(1)]), DType::F32);
@@ -210,7 +218,7 @@ pub(crate) fn backward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, 
         n_rows,
         width,
         n_blocks * width,
-        ROWS_PER_BLOCK,
+        rows_per_block,
         dtype,
     );
     let columns = ElementCubes::new(&x, width);
@@ -227,4 +235,19 @@ pub(crate) fn backward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, 
         dtype,
     );
     [dx, dw]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cube::MAX_ROUNDS;
+
+    #[test]
+    fn no_unit_walks_further_than_a_driver_lets_it() {
+        for n_rows in [1, 70_000, 1 << 22, 200_000_000] {
+            let rows = rows_per_block(n_rows);
+            assert!(rows <= MAX_ROUNDS && n_rows.div_ceil(rows) <= MAX_ROUNDS, "{n_rows}");
+        }
+        assert_eq!(rows_per_block(1 << 18), ROWS_PER_BLOCK);
+    }
 }

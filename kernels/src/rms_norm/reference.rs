@@ -1,4 +1,5 @@
 //! RMSNorm in plain tensor operations, f32 inside.
+use crate::rows::sum_rows;
 use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
 pub fn forward<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, eps: f64) -> FloatTensor<B> {
@@ -13,7 +14,7 @@ pub fn backward<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, grad: Flo
     let grad = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(grad)).cast(DType::F32);
     let (dtype, weight_dtype) = (x.dtype(), weight.dtype());
     let (n, r) = normalised(x, eps);
-    let dw = (grad.clone() * n.clone()).sum_dim(0).squeeze_dim::<1>(0).cast(weight_dtype);
+    let dw = sum_rows(grad.clone() * n.clone()).squeeze_dim::<1>(0).cast(weight_dtype);
     let g = grad * weight.cast(DType::F32).unsqueeze();
     let dx = (g.clone() - n.clone() * (g * n).mean_dim(1)) * r;
     [dx.cast(dtype).into_primitive().tensor(), dw.into_primitive().tensor()]

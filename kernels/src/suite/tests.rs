@@ -14,6 +14,7 @@ on_every_backend!(
     any_shape_of_hidden_states,
     any_shape_of_attention,
     any_shape_of_a_cache,
+    no_unit_walks_further_than_a_software_driver_lets_it,
 );
 
 const N_ROWS: [usize; 12] = [1, 2, 3, 63, 64, 65, 255, 256, 257, 1000, 4096, 4097];
@@ -192,4 +193,22 @@ fn any_shape_of_a_cache<B: KernelOps>() {
             check::<B>(Op::CacheWrite(shape), dtype, Fill::Ordinary, Upstream::Every);
         }
     }
+}
+
+/// A software Vulkan driver ends all loops of a unit behind 65,535 rounds, without a word: more
+/// rows, positions and tokens than that.
+fn no_unit_walks_further_than_a_software_driver_lets_it<B: KernelOps>() {
+    const MANY: usize = 70_000;
+    let (rows, matrix) = (Rows::new(MANY, 7), Matrix { n_rows: MANY, width: 6 });
+    let hidden = [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix)];
+    let turns = Op::Rotary(Turns { n_rows: MANY, n_positions: MANY, n_heads: 1, half: 3 });
+    let many_rows = Op::Attention(AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim: 8, ..causal(MANY, 1) });
+    let far =
+        AttentionShape { starts: vec![MANY - 20], n_heads: 2, n_kv_heads: 1, n_queries: 20, n_keys: MANY, head_dim: 8, lengths: None };
+    let one = AttentionShape { starts: vec![MANY - 1], n_queries: 1, ..far.clone() };
+    let positions = AttentionShape { starts: vec![0], n_queries: MANY, ..far.clone() };
+    let attention = [many_rows, Op::Attention(far), Op::Decode(one), Op::CacheWrite(positions)];
+    let samples = [Op::Sample(rows), Op::Sample(Rows::new(4, 151_936))];
+    let all = vocabulary_ops(rows, SKEW).into_iter().chain(hidden).chain([turns]).chain(attention).chain(samples);
+    all.for_each(|op| check::<B>(op, DType::F32, Fill::Ordinary, Upstream::Every));
 }
