@@ -9,7 +9,10 @@ use dgpo::{
     rollout::{Episode, EpisodeRecord, Status, TokenRecord, record::read_records},
     trainer::{
         devices::CpuTrain,
-        metrics::{CRITIC_GRAD_NORM, CRITIC_LEARNING_RATE, EXPLAINED_VARIANCE, FLAT_GROUPS, Metrics, VALUE_CLIP_FRACTION, VALUE_LOSS},
+        metrics::{
+            ACTOR_GRAD_NORM, CRITIC_GRAD_NORM, CRITIC_LEARNING_RATE, EXPLAINED_VARIANCE, FLAT_GROUPS, Metrics, VALUE_CLIP_FRACTION,
+            VALUE_LOSS,
+        },
         rl::{ActorCritic, Step, rl_step},
     },
 };
@@ -154,28 +157,38 @@ fn questions_whose_episodes_all_score_the_same_move_nothing() {
 }
 
 #[test]
-fn a_penalty_in_the_reward_is_a_part_of_the_score_and_one_in_the_loss_is_not() {
+fn a_penalty_in_the_loss_moves_the_policy_and_no_advantage() {
     let episodes = episodes(4, every_other);
-    let with = |placement, mode| {
+    let with = |mode| {
         let mut recipe = grpo(4);
-        (recipe.kl.mode, recipe.kl.placement, recipe.kl.coef) = (mode, placement, 0.05);
+        (recipe.kl.mode, recipe.kl.placement, recipe.kl.coef) = (mode, KlPlacement::Loss, 0.05);
         after(&episodes, &recipe)
     };
-    let (free_weights, free) = with(KlPlacement::Reward, KlMode::None);
-    let (in_loss_weights, in_loss) = with(KlPlacement::Loss, KlMode::Selective);
+    let (free_weights, free) = with(KlMode::None);
+    let (in_loss_weights, in_loss) = with(KlMode::Selective);
     assert_eq!(advantages(&episodes, &in_loss), advantages(&episodes, &free));
     assert_ne!(in_loss_weights, free_weights);
+}
 
-    let (_, in_reward) = with(KlPlacement::Reward, KlMode::Selective);
-    let penalty = |tokens: &TokenRecord| tokens.kl.iter().flatten().map(|kl| f64::from(kl.unwrap())).sum::<f64>() * 0.05;
-    let scores: Vec<f64> = episodes.iter().zip(&in_reward.tokens).map(|(e, tokens)| f64::from(e.reward) - penalty(tokens)).collect();
-    let mean = scores.iter().sum::<f64>() / 4.0;
-    let std = (scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / 3.0).sqrt();
-    for (found, score) in advantages(&episodes, &in_reward).into_iter().zip(&scores) {
-        // Records keep five decimals of some twenty tokens' KL.
-        assert!((f64::from(found) - (score - mean) / std).abs() < 1e-3, "{found}: {scores:?}");
-    }
-    assert_ne!(scores[0], scores[2], "both wrong, one further from the teacher");
+#[test]
+fn the_coefficient_decides_how_far_groups_of_one_outcome_are_moved() {
+    // All wrong: nothing but the penalty moves the policy, and its gradient is proportional to the
+    // coefficient.
+    let episodes = episodes(8, |_| 0.0);
+    let grad_norm = |coef| {
+        let mut recipe = grpo(4);
+        (recipe.kl.mode, recipe.kl.placement, recipe.kl.coef) = (KlMode::Selective, KlPlacement::Loss, coef);
+        after(&episodes, &recipe).1.metrics.get(ACTOR_GRAD_NORM).unwrap()
+    };
+    let (small, large) = (grad_norm(1e-4), grad_norm(1e-1));
+    assert!(small > 0.0 && (large / small / 1e3 - 1.0).abs() < 1e-3, "{small:e} and {large:e}");
+}
+
+#[test]
+fn a_recipe_with_the_penalty_in_the_reward_is_refused_with_the_way_out() {
+    let world = World::new();
+    world.write("grpo.toml", &SELECTIVE.replace("in = \"loss\"", "in = \"reward\""));
+    world.dgpo(&["train", "--config", "grpo.toml"]).failed(2, &["kl.in", "kl.coef has no effect", "hint: kl.in = \"loss\""]);
 }
 
 #[test]

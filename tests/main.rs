@@ -11,6 +11,7 @@
 //! | [`files`] | modes of files, and links that are not written through |
 //! | [`grpo`] | groups of episodes, and runs without a critic |
 //! | [`guards`] | runs that go wrong are stopped, or warned about |
+//! | [`nan`] | a number that is none in a model, and what a step makes of it |
 //! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
 //! | `gpu`, `on_wgpu`, `on_cuda` | the same things on a graphics device, in builds with the features `wgpu` and `cuda` |
 //! | [`portability`] | what `dgpo portability` and `dgpo bench` say of this machine |
@@ -33,6 +34,7 @@ mod gpu;
 mod grpo;
 mod guards;
 mod index;
+mod nan;
 #[cfg(feature = "cuda")]
 mod on_cuda;
 #[cfg(feature = "wgpu")]

@@ -164,8 +164,17 @@ fn by_group<'g, G: Ord>(scores: &[f32], groups: &'g [G]) -> BTreeMap<&'g G, Vec<
 }
 
 /// GRPO's advantages of a batch: the row's group-relative score on each of its agent tokens. There is no critic, so returns equal advantages.
+///
+/// A = (r - mean r) / (std r + 1e-6) takes its unit from r, so r should be the outcome alone. With
+/// the penalty in it, r = r_EM - beta KL, a group of equal outcomes has std r = beta std KL, and
+/// beta cancels: A = -(KL - mean KL) / std KL however small it is. That is why a recipe with
+/// `rl.algorithm = "grpo"` and `kl.in = "reward"` is refused (`config/check/rl.rs`), and why GRPO's
+/// penalty is in the loss elsewhere. Dividing the penalty by the outcome's std instead would divide
+/// by 1e-6 in just those groups. Recorded references that do mix the two can still be computed.
 /// # Shapes
 /// rewards `[B, T]` (summed over a row they are its score), groups: B
+/// # Source
+/// `method §4`; `PeterGriffinJin/Search-R1:train_grpo.sh` (`use_kl_loss=true`)
 pub fn grpo<G: Ord>(batch: &RolloutBatch, rewards: &[f32], groups: &[G]) -> Advantages {
     let row_of = |row: usize| batch.at(row, 0)..batch.at(row + 1, 0);
     let scores: Vec<f32> = (0..batch.n_rows).map(|row| rewards[row_of(row)].iter().sum()).collect();

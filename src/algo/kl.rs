@@ -3,7 +3,7 @@
 //! With d = log pi_old(y_t) - log pi_ref(y_t), sampled under pi_old, the estimators of KL(pi_old || pi_ref) are k1 = d (unbiased, signed), |d|,
 //! d^2/2 and k3 = e^{-d} + d - 1 (unbiased, never negative, low variance). `full` sums over the vocabulary instead of using the sampled token.
 //! The host functions work on rows of any layout; `token_rewards` applies them to a `RolloutBatch`.
-use super::distill::Divergence;
+use super::{distill::Divergence, nan_of};
 use crate::{
     config::{ADAPTIVE_ERROR_LIMIT, KlEstimator, KlMode, KlRecipe},
     rollout::RolloutBatch,
@@ -36,25 +36,28 @@ pub fn estimate(estimator: KlEstimator, old_log_prob: f32, ref_log_prob: f32) ->
     Some(kl as f32)
 }
 
-/// [`estimate`] as a differentiable tensor, for `kl.in = "loss"`. Gradients flow into `log_probs`; the reference is a constant.
+/// [`estimate`] as a differentiable tensor, for `kl.in = "loss"`. Gradients flow into `log_probs`;
+/// the reference is a constant. NaN in either is NaN in the estimate.
 /// # Shapes
 /// log_probs, ref_log_probs `[N]` -> `[N]`
 pub fn estimate_tensor<B: Backend>(estimator: KlEstimator, log_probs: Tensor<B, 1>, ref_log_probs: Tensor<B, 1>) -> Option<Tensor<B, 1>> {
     let d = log_probs - ref_log_probs.detach();
+    let nan = nan_of([&d]);
     // Beyond d = -11, e^{-d} - |d| - 1 is far above the clamp: bounding d there keeps e^{-d} (and 0 · inf in its gradient) finite.
     let k3 = |d: Tensor<B, 1>| {
         let d = d.clamp_min(-2.0 * K3_LIMIT);
         (d.clone().neg().exp() + d - 1.0).clamp(-K3_LIMIT, K3_LIMIT)
     };
-    match estimator {
-        KlEstimator::K1 => Some(d),
-        KlEstimator::K1Reversed => Some(d.neg()),
-        KlEstimator::Abs => Some(d.abs()),
-        KlEstimator::Mse => Some(d.clone() * d * 0.5),
-        KlEstimator::K3 => Some(k3(d)),
-        KlEstimator::K3Reversed => Some(k3(d.neg())),
-        KlEstimator::Full | KlEstimator::FullReversed => None,
-    }
+    let kl = match estimator {
+        KlEstimator::K1 => d,
+        KlEstimator::K1Reversed => d.neg(),
+        KlEstimator::Abs => d.abs(),
+        KlEstimator::Mse => d.clone() * d * 0.5,
+        KlEstimator::K3 => k3(d),
+        KlEstimator::K3Reversed => k3(d.neg()),
+        KlEstimator::Full | KlEstimator::FullReversed => return None,
+    };
+    Some(kl + nan)
 }
 
 /// The exact KL over the vocabulary as a divergence of the policy (student) from the reference (teacher): KL(pi || pi_ref), reversed

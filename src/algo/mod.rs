@@ -11,6 +11,7 @@ pub mod schedule;
 pub mod student_outputs;
 
 use burn::tensor::Tensor;
+use dgpo_kernels::rows::{WHOLE_ROWS, sum_rows};
 use dgpo_models::Backend;
 
 /// Sum of `values` where `mask` is 1, divided by `normaliser`.
@@ -24,11 +25,25 @@ pub fn masked_mean<B: Backend>(values: Tensor<B, 1>, mask: Tensor<B, 1>, normali
 }
 
 /// The sum of all values, always in the same order: `Tensor::sum` adds up with atomics where a GPU has them, in the order in which its blocks finish,
-/// and two runs of one seed would report losses that differ in the last digits.
+/// and two runs of one seed would report losses that differ in the last digits. Long ones in blocks
+/// ([`sum_rows`]).
 /// # Shapes
 /// `[N]` -> `[1]`
 pub fn total<B: Backend>(values: Tensor<B, 1>) -> Tensor<B, 1> {
-    values.sum_dim(0)
+    let n = values.dims()[0];
+    if n <= WHOLE_ROWS { values.sum_dim(0) } else { sum_rows(values.reshape([n, 1])).reshape([1]) }
+}
+
+/// NaN where an input is NaN and 0 elsewhere; a constant, to be added to each token's loss.
+///
+/// A clamp, a maximum or a comparison may turn NaN into a number: which ones do depends on the
+/// backend (burn-flex keeps the bound in `clamp_min` and `clamp_max`, `max_pair` drops a NaN on its
+/// right, shading languages promise nothing). So NaN is asked for before any of them.
+/// # Shapes
+/// at least one input, each `[N]` -> `[N]`
+fn nan_of<B: Backend, const N: usize>(inputs: [&Tensor<B, 1>; N]) -> Tensor<B, 1> {
+    let zeros = Tensor::zeros_like(&inputs[0].clone().detach());
+    inputs.into_iter().fold(zeros, |nan, input| nan.mask_fill(input.clone().detach().is_nan(), f32::NAN))
 }
 
 /// Detached scalars `[1]` read from the device in one transfer.

@@ -3,8 +3,9 @@
 //! rho_t = exp(log pi_theta - log pi_old);  policy = mean over m of max(-A rho, -A clip(rho, 1-eps, 1+eps));
 //! value = 1/2 mean of max((V - R)^2, (clip(V, V_old ± c) - R)^2).
 //! Every mean is a masked sum over the caller's normaliser (the token count of the optimizer step), statistics included: what micro-batches return
-//! adds up. Tensors are flat: `[N]` = the tokens of a micro-batch, in any order, either all of them with a mask or only the trained ones.
-use super::{masked_mean, read_scalars};
+//! adds up. NaN in any input of a counted token is NaN in the loss. Tensors are flat: `[N]` = the
+//! tokens of a micro-batch, in any order, either all of them with a mask or only the trained ones.
+use super::{masked_mean, nan_of, read_scalars};
 use burn::tensor::Tensor;
 use dgpo_models::Backend;
 
@@ -28,34 +29,42 @@ pub struct PolicyStats {
     pub loss: f64,
     /// Share of tokens whose clipped term is the larger one (no gradient there).
     pub clip_fraction: f64,
-    /// Mean of log pi_old - log pi_theta.
+    /// Mean of log pi_old - log pi_theta: KL(pi_old || pi_theta) by k1, which is signed.
+    pub old_approx_kl: f64,
+    /// Mean of (rho - 1) - log rho: the same by k3, which is never negative and varies less.
     pub approx_kl: f64,
 }
 impl std::ops::AddAssign for PolicyStats {
     fn add_assign(&mut self, other: Self) {
         self.loss += other.loss;
         self.clip_fraction += other.clip_fraction;
+        self.old_approx_kl += other.old_approx_kl;
         self.approx_kl += other.approx_kl;
     }
 }
 
 /// The clipped surrogate loss `[1]` and its statistics.
 /// # Source
-/// `method §4`
+/// `method §4`; the two estimates of the KL are `old_approx_kl` and `approx_kl` of
+/// `vwxyzjn/cleanrl:cleanrl/ppo.py`.
 pub fn policy_loss<B: Backend>(tokens: PolicyTokens<B>, clip_ratio: f64, normaliser: f64) -> (Tensor<B, 1>, PolicyStats) {
     let PolicyTokens { log_probs, old_log_probs, advantages, mask } = tokens;
     // Masked-out tokens leave before exp, so that whatever stands there has exactly zero gradient.
     let log_ratio = (log_probs - old_log_probs.detach()).mask_fill(mask.clone().equal_elem(0.0), 0.0);
+    let nan = nan_of([&log_ratio, &advantages]);
     let ratio = log_ratio.clone().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp();
+    let k1 = log_ratio.detach().neg();
+    let k3 = ratio.clone().detach() - 1.0 + k1.clone();
     let minus_advantages = advantages.detach().neg();
     let unclipped = minus_advantages.clone() * ratio.clone();
     let clipped = minus_advantages * ratio.clamp(1.0 - clip_ratio, 1.0 + clip_ratio);
     let is_clipped = clipped.clone().detach().greater(unclipped.clone().detach()).float();
-    let loss = masked_mean(unclipped.max_pair(clipped), mask.clone(), normaliser);
+    let loss = masked_mean(unclipped.max_pair(clipped) + nan, mask.clone(), normaliser);
     let clip_fraction = masked_mean(is_clipped, mask.clone(), normaliser);
-    let approx_kl = masked_mean(log_ratio.detach().neg(), mask, normaliser);
-    let read = read_scalars(vec![loss.clone().detach(), clip_fraction, approx_kl]);
-    (loss, PolicyStats { loss: read[0], clip_fraction: read[1], approx_kl: read[2] })
+    let old_approx_kl = masked_mean(k1, mask.clone(), normaliser);
+    let approx_kl = masked_mean(k3, mask, normaliser);
+    let read = read_scalars(vec![loss.clone().detach(), clip_fraction, old_approx_kl, approx_kl]);
+    (loss, PolicyStats { loss: read[0], clip_fraction: read[1], old_approx_kl: read[2], approx_kl: read[3] })
 }
 
 /// Inputs of the value loss, `[N]` each. Only `values` carries gradients.
@@ -91,12 +100,13 @@ impl std::ops::AddAssign for ValueStats {
 pub fn value_loss<B: Backend>(tokens: ValueTokens<B>, clip_value: f64, normaliser: f64) -> (Tensor<B, 1>, ValueStats) {
     let ValueTokens { values, old_values, returns, mask } = tokens;
     let (old_values, returns) = (old_values.detach(), returns.detach());
+    let nan = nan_of([&values, &old_values, &returns]);
     let clipped = values.clone().max_pair(old_values.clone() - clip_value).min_pair(old_values + clip_value);
     let square = |x: Tensor<B, 1>| x.clone() * x;
     let unclipped_error = square(values.clone() - returns.clone());
     let clipped_error = square(clipped - returns);
     let is_clipped = clipped_error.clone().detach().greater(unclipped_error.clone().detach()).float();
-    let loss = masked_mean(unclipped_error.max_pair(clipped_error), mask.clone(), normaliser) * 0.5;
+    let loss = masked_mean(unclipped_error.max_pair(clipped_error) + nan, mask.clone(), normaliser) * 0.5;
     let clip_fraction = masked_mean(is_clipped, mask.clone(), normaliser);
     let mean_value = masked_mean(values.detach(), mask, normaliser);
     let read = read_scalars(vec![loss.clone().detach(), clip_fraction, mean_value]);

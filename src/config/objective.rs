@@ -299,7 +299,7 @@ pub struct KlRecipe {
     pub reference: KlReference,
     /// `k1`, `abs`, `mse`, `k3`, `full`, `k1_reversed`, `k3_reversed` or `full_reversed`. Default: paper, `k1`.
     pub estimator: KlEstimator,
-    /// `reward` or `loss`. Default: paper, `reward`.
+    /// `reward` or `loss`; GRPO has it in the loss alone. Default: paper, `reward`.
     #[serde(rename = "in")]
     pub placement: KlPlacement,
     /// β. Default: paper, 0.001. Raising it holds the student closer to the reference.

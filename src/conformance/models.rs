@@ -352,7 +352,7 @@ fn training<B: TrainBackend>(fixture: &Fixture<'_, B::InnerBackend>, case: &mut 
         let (mut losses, mut grad_norms) = (Vec::new(), Vec::new());
         for _ in 0..numbers(json, "adamw.losses")?.len() {
             let (loss, grads) = cross_entropy::<B>(&trained, &rows, &index, device);
-            let (stepped, stats) = optimizer.step(trained, grads, ADAMW_LR);
+            let (stepped, stats) = optimizer.step(trained, grads, ADAMW_LR, loss);
             trained = stepped;
             losses.push(loss);
             grad_norms.push(stats.grad_norm);

@@ -247,7 +247,7 @@ fn policy<B: TrainBackend>(episode: &Episode, advantages: &[f32], mask: &[bool],
         mask: mask_vector(mask, device),
     };
     let (loss, stats) = ppo::policy_loss(tokens, clip_ratio, n_true(mask));
-    let scalars = vec![("pg_loss", stats.loss), ("pg_clipfrac", stats.clip_fraction), ("ppo_kl", stats.approx_kl)];
+    let scalars = vec![("pg_loss", stats.loss), ("pg_clipfrac", stats.clip_fraction), ("ppo_kl", stats.old_approx_kl)];
     (gradient(loss, log_probs), "grad_log_prob", scalars)
 }
 

@@ -279,10 +279,14 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             });
             let grads = sums.grads();
             let norms = gradients(&actor, &grads).into_iter().map(|(name, grad)| (name, norm(&grad.data))).collect::<Vec<_>>();
-            let (stepped, applied) = optimizer.step(actor, grads, lr);
+            let (stepped, applied) = optimizer.step(actor, grads, lr, stats.loss);
             actor = stepped;
-            let scalars =
-                [("loss", stats.loss), ("clipfrac", stats.clip_fraction), ("ppo_kl", stats.approx_kl), ("grad_norm", applied.grad_norm)];
+            let scalars = [
+                ("loss", stats.loss),
+                ("clipfrac", stats.clip_fraction),
+                ("ppo_kl", stats.old_approx_kl),
+                ("grad_norm", applied.grad_norm),
+            ];
             self.compare_minibatch("actor", step, &scalars, &norms, case)?;
         }
         Ok(actor)
@@ -316,7 +320,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             });
             let grads = sums.grads();
             let norms = gradients(&critic, &grads).into_iter().map(|(name, grad)| (name, norm(&grad.data))).collect::<Vec<_>>();
-            let (stepped, applied) = optimizer.step(critic, grads, lr);
+            let (stepped, applied) = optimizer.step(critic, grads, lr, stats.loss);
             critic = stepped;
             let scalars = [("loss", stats.loss), ("clipfrac", stats.clip_fraction), ("grad_norm", applied.grad_norm)];
             self.compare_minibatch("critic", step, &scalars, &norms, case)?;

@@ -96,7 +96,11 @@ const PLANS: &[Plan] = &[
     plan("Gradient norms", "before clipping", &[(ACTOR_GRAD_NORM, "actor"), (CRITIC_GRAD_NORM, "critic"), (DISTILL_GRAD_NORM, "student")]),
     plan("Policy loss", "clipped surrogate, as minimised", &[(POLICY_LOSS, "policy loss")]),
     plan("Value loss", "clipped squared error", &[(VALUE_LOSS, "value loss")]),
-    plan("Movement of the policy", "mean of log π_old − log π_θ, nats a token", &[(APPROX_KL, "approximate KL")]),
+    plan(
+        "Movement of the policy",
+        "estimates of KL(π_old ‖ π_θ), nats a token",
+        &[(APPROX_KL, "mean of (ρ − 1) − log ρ"), (OLD_APPROX_KL, "mean of log π_old − log π_θ")],
+    ),
     plan("Penalised episodes", "share of episodes that carry the KL penalty", &[(KL_SELECTED, "penalised")]),
     plan("KL coefficient", "β", &[(KL_COEF, "β")]),
     plan("Contrastive loss", "nats a pair", &[(ENCODER_LOSS, "loss")]),

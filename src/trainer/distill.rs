@@ -105,13 +105,14 @@ pub fn distill_step<B: TrainBackend>(
         });
     }
     drop(model);
-    let (model, stats) = student.optimizer.step(student.model.clone(), sums.grads(), lr);
-    student.model = model;
-    student.n_skipped += usize::from(!stats.is_applied);
     let mean = |rows: &[f32]| rows.iter().map(|&x| f64::from(x)).sum::<f64>() / normaliser;
     let (ce, kl) = (mean(&cross_entropies), mean(&divergences));
+    let loss = ce_weight * ce + kl_weight * kl;
+    let (model, stats) = student.optimizer.step(student.model.clone(), sums.grads(), lr, loss);
+    student.model = model;
+    student.n_skipped += usize::from(!stats.is_applied);
     let mut metrics = Metrics::default();
-    metrics.set(DISTILL_LOSS, ce_weight * ce + kl_weight * kl);
+    metrics.set(DISTILL_LOSS, loss);
     metrics.set(DISTILL_CE, ce);
     metrics.set(DISTILL_KL, kl);
     metrics.set(DISTILL_GRAD_NORM, stats.grad_norm);

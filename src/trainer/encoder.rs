@@ -140,7 +140,7 @@ pub fn train_encoder<B: TrainBackend>(
         }
         let grads = GradientsParams::from_grads(loss.backward(), &trained);
         drop(trained);
-        model = optimizer.step(model, grads, learning_rate(optim, step, recipe.steps)).0;
+        model = optimizer.step(model, grads, learning_rate(optim, step, recipe.steps), value).0;
         if on_step(step, value).is_break() {
             return Err(EncoderTrainingError::Stopped);
         }

@@ -2,6 +2,8 @@
 //!
 //! One line of `metrics.jsonl` a step: `{"phase", "step", NAME: value, ...}`. Names follow CleanRL's PPO where it has one.
 
+use serde_json::{Map, Value};
+
 /// Contrastive loss of a retrieval encoder, and the share of pairs whose passage is found.
 pub const ENCODER_LOSS: &str = "losses/encoder_loss";
 pub const ENCODER_RECALL: &str = "encoder/recall";
@@ -22,7 +24,10 @@ pub const POLICY_LOSS: &str = "losses/policy_loss";
 pub const VALUE_LOSS: &str = "losses/value_loss";
 /// Mean entropy of the policy over agent tokens, nats.
 pub const ENTROPY: &str = "losses/entropy";
-/// Mean of log pi_old - log pi_theta over agent tokens: how far the update has moved.
+/// How far the update has moved, over agent tokens: mean of log pi_old - log pi_theta (k1, signed),
+/// and of (rho - 1) - log rho (k3, never negative). Runs from before the second existed have the
+/// first one under its name ([`rename_old`]).
+pub const OLD_APPROX_KL: &str = "losses/old_approx_kl";
 pub const APPROX_KL: &str = "losses/approx_kl";
 /// Share of agent tokens whose ratio was clipped.
 pub const CLIP_FRACTION: &str = "losses/clipfrac";
@@ -90,6 +95,16 @@ impl Metrics {
 
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.iter().find(|(known, _)| *known == name).map(|&(_, value)| value)
+    }
+}
+
+/// Gives a line of `metrics.jsonl` the names of today: a line with `losses/approx_kl` alone is from
+/// before that was k3, and its figure is k1.
+pub fn rename_old(line: &mut Map<String, Value>) {
+    if !line.contains_key(OLD_APPROX_KL)
+        && let Some(k1) = line.remove(APPROX_KL)
+    {
+        line.insert(OLD_APPROX_KL.to_owned(), k1);
     }
 }
 

@@ -17,6 +17,7 @@ use burn::{
     optim::GradientsParams,
     tensor::{DType, Tensor, TensorData},
 };
+use dgpo_kernels::rows::{WHOLE_ROWS, block_sums};
 use dgpo_models::{
     Backend, TrainBackend,
     weights::{NamedTensor, parameter_names},
@@ -49,7 +50,7 @@ pub struct AdamW<B: Backend> {
 pub struct StepStats {
     /// Global L2 norm of the gradients before clipping.
     pub grad_norm: f64,
-    /// False if the norm was NaN or infinite: nothing was changed.
+    /// False if the loss or the norm was NaN or infinite: nothing was changed.
     pub is_applied: bool,
 }
 
@@ -74,12 +75,15 @@ impl<B: Backend> AdamW<B> {
         self.n_updates
     }
 
-    /// Clips the gradients to the recipe's global norm and updates every parameter that has one, at learning rate `lr`.
+    /// Clips the gradients of `loss` to the recipe's global norm and updates every parameter that
+    /// has one, at learning rate `lr`.
     ///
-    /// A norm that is not finite leaves the module and the moments untouched; the caller counts it.
-    pub fn step<M: Module<B>>(&mut self, module: M, mut grads: GradientsParams, lr: f64) -> (M, StepStats) {
+    /// A loss or a norm that is not finite leaves the module and the moments untouched; the caller
+    /// counts it. The loss says more than its gradient: a NaN that is added to it, such as the
+    /// log-prob of a broken reference, has no gradient at all.
+    pub fn step<M: Module<B>>(&mut self, module: M, mut grads: GradientsParams, lr: f64, loss: f64) -> (M, StepStats) {
         let grad_norm = grad_norm::<B, M>(&module, &grads);
-        if !grad_norm.is_finite() {
+        if !loss.is_finite() || !grad_norm.is_finite() {
             return (module, StepStats { grad_norm, is_applied: false });
         }
         let max_norm = self.recipe.max_grad_norm;
@@ -221,7 +225,13 @@ impl<B: Backend> ModuleVisitor<B> for SquaredNorms<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let Some(grad) = self.grads.get::<B, D>(param.id) else { return };
         let grad = grad.cast(DType::F32);
-        let rows: Vec<f32> = (grad.clone() * grad).sum_dim(D - 1).into_data().to_vec().expect("cast to f32 above");
+        let squares = grad.clone() * grad;
+        let rows = match squares.dims()[D - 1] <= WHOLE_ROWS {
+            true => squares.sum_dim(D - 1).into_data(),
+            // Such a row is a vocabulary: a sum of its own a few thousand at a time.
+            false => block_sums(squares.flatten(0, D - 1)).into_data(),
+        };
+        let rows: Vec<f32> = rows.to_vec().expect("cast to f32 above");
         self.norms.push((param.id, rows.iter().map(|&x| f64::from(x)).sum()));
     }
 }
@@ -278,7 +288,7 @@ mod tests {
         let (mut module, mut optimizer) = (linear(), AdamW::new(recipe(0.0)));
         for _ in 0..3 {
             let grads = gradients(&module, 1.0);
-            module = optimizer.step(module, grads, 0.1).0;
+            module = optimizer.step(module, grads, 0.1, 0.0).0;
         }
         let weight: Vec<f32> = module.weight.val().into_data().to_vec().unwrap();
         assert!((f64::from(weight[0]) - literal(0.5, 1.0, 3, 0.1)).abs() < 1e-6);
@@ -288,7 +298,7 @@ mod tests {
     #[test]
     fn the_norm_is_global_and_clipping_scales_all_gradients_alike() {
         let module = linear();
-        let (_, stats) = AdamW::new(recipe(1.0)).step(module.clone(), gradients(&module, 3.0), 0.1);
+        let (_, stats) = AdamW::new(recipe(1.0)).step(module.clone(), gradients(&module, 3.0), 0.1, 0.0);
         assert!((stats.grad_norm - (9.0f64 + 36.0).sqrt()).abs() < 1e-5);
         assert!(stats.is_applied);
     }
@@ -298,21 +308,33 @@ mod tests {
         let (module, mut optimizer) = (linear(), AdamW::new(recipe(1.0)));
         let before = module.weight.val().into_data();
         let grads = gradients(&module, f32::NAN);
-        let (module, stats) = optimizer.step(module, grads, 0.1);
+        let (module, stats) = optimizer.step(module, grads, 0.1, 0.0);
         assert!(!stats.is_applied);
         assert_eq!(module.weight.val().into_data(), before);
         assert_eq!(optimizer.n_updates(), 0);
     }
 
     #[test]
+    fn a_loss_that_is_not_finite_changes_nothing_though_its_gradient_is() {
+        for loss in [f64::NAN, f64::INFINITY] {
+            let (module, mut optimizer) = (linear(), AdamW::new(recipe(1.0)));
+            let before = module.weight.val().into_data();
+            let grads = gradients(&module, 1.0);
+            let (module, stats) = optimizer.step(module, grads, 0.1, loss);
+            assert!(!stats.is_applied && stats.grad_norm.is_finite());
+            assert_eq!(module.weight.val().into_data(), before);
+        }
+    }
+
+    #[test]
     fn a_restored_optimizer_continues_bit_for_bit() {
         let (mut module, mut optimizer) = (linear(), AdamW::new(recipe(1.0)));
         let grads = gradients(&module, 1.0);
-        module = optimizer.step(module, grads, 0.1).0;
+        module = optimizer.step(module, grads, 0.1, 0.0).0;
         let state = optimizer.state(&module);
         let mut restored = AdamW::restore(recipe(1.0), optimizer.n_updates(), state, &module, &Default::default()).unwrap();
-        let (a, _) = optimizer.step(module.clone(), gradients(&module, 0.3), 0.05);
-        let (b, _) = restored.step(module.clone(), gradients(&module, 0.3), 0.05);
+        let (a, _) = optimizer.step(module.clone(), gradients(&module, 0.3), 0.05, 0.0);
+        let (b, _) = restored.step(module.clone(), gradients(&module, 0.3), 0.05, 0.0);
         assert_eq!(a.weight.val().into_data(), b.weight.val().into_data());
     }
 
@@ -320,7 +342,7 @@ mod tests {
     fn a_parameter_that_never_had_a_gradient_needs_no_state() {
         let module: Linear<Cpu> = LinearConfig::new(2, 1).init(&Default::default());
         let mut optimizer = AdamW::new(recipe(1.0));
-        let module = optimizer.step(module.clone(), gradients(&module, 1.0), 0.1).0;
+        let module = optimizer.step(module.clone(), gradients(&module, 1.0), 0.1, 0.0).0;
         let mut state = optimizer.state(&module);
         let restore = |state: &[NamedTensor]| AdamW::<Cpu>::restore(recipe(1.0), 1, state.to_vec(), &module, &Default::default());
         state.retain(|tensor| !tensor.name.starts_with("bias"));
@@ -338,7 +360,7 @@ mod tests {
         for _ in 0..40 {
             let mut grads = GradientsParams::new();
             grads.register::<Cpu, 2>(module.weight.id, Tensor::from_data([[1.0], [1.0]], &Default::default()));
-            module = optimizer.step(module, grads, 1e-4).0;
+            module = optimizer.step(module, grads, 1e-4, 0.0).0;
         }
         let weight: Vec<f32> = module.weight.val().cast(DType::F32).into_data().to_vec().unwrap();
         assert!((weight[0] - (0.5 - 40.0 * 1e-4)).abs() < 2e-3, "{weight:?}");

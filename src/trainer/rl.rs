@@ -4,7 +4,8 @@
 //! batch      = RolloutBatch::new(episodes)
 //! old, ref   = log-probs under the actor and, where the penalty applies, under the reference;  values = critic (PPO)
 //! r_t        = [t=T] · r_EM − β · m_t · 1[r_EM = 0] · KL_t
-//! PPO:  A, R = GAE(r, values), A whitened               GRPO:  A = (Σ r_t − mean of the question's) / (std of the question's + 1e-6)
+//! PPO:  A, R = GAE(r, values), A whitened
+//! GRPO: A = (r_EM − mean of the question's) / (std of the question's + 1e-6)
 //! for each mini-batch:  actor  ← clipped surrogate − entropy_coef · entropy (+ β · KL where kl.in = "loss")
 //!                       critic ← clipped squared error (PPO)
 //! ```
@@ -82,7 +83,8 @@ pub struct Step {
 /// `episodes` are in the order of their questions, `recipe.rl.episodes_per_question` of each one after the other: their place says which belong
 /// together, whatever the questions' texts. A group that lost episodes to the retriever is judged by the others.
 /// # Panics
-/// If the recipe wants a reference policy and `reference` is `None` (the recipe check refuses that), or PPO and there is no critic.
+/// If the recipe wants a reference policy and `reference` is `None`, or GRPO with the penalty in
+/// the reward (the recipe check refuses both), or PPO and there is no critic.
 pub fn rl_step<B: TrainBackend>(
     networks: &mut ActorCritic<B>,
     reference: Option<&Decoder<B::InnerBackend>>,
@@ -114,6 +116,7 @@ pub fn rl_step<B: TrainBackend>(
             gae(&batch, &rewards.rewards, &recipe.gae)
         }
         Algorithm::Grpo => {
+            assert!(recipe.kl.mode == KlMode::None || in_reward == 0.0, "the recipe check puts GRPO's penalty in the loss");
             metrics.set(FLAT_GROUPS, flat_groups(&batch.scores, &groups));
             grpo(&batch, &rewards.rewards, &groups)
         }
@@ -134,6 +137,7 @@ pub fn rl_step<B: TrainBackend>(
     let actor_mean = |value: fn(&ActorStats) -> f64| mean(actor_stats.iter().map(value));
     metrics.set(POLICY_LOSS, actor_mean(|s| s.policy.loss));
     metrics.set(ENTROPY, actor_mean(|s| s.entropy));
+    metrics.set(OLD_APPROX_KL, actor_mean(|s| s.policy.old_approx_kl));
     metrics.set(APPROX_KL, actor_mean(|s| s.policy.approx_kl));
     metrics.set(CLIP_FRACTION, actor_mean(|s| s.policy.clip_fraction));
     metrics.set(ACTOR_GRAD_NORM, actor_mean(|s| s.grad_norm));
@@ -223,6 +227,8 @@ fn log_probs_and_penalty<I: Backend>(
 struct ActorStats {
     policy: PolicyStats,
     entropy: f64,
+    /// The penalty in the loss (`kl.in = "loss"`), weighted.
+    penalty: f64,
     grad_norm: f64,
 }
 
@@ -297,13 +303,18 @@ impl<B: TrainBackend> Update<'_, B> {
                 stats.entropy += scalar(&entropy);
                 loss = loss - entropy * recipe.rl.entropy_coef;
                 match kl {
-                    Some(kl) => loss + total(kl) * (kl_weight / normaliser),
+                    Some(kl) => {
+                        let penalty = total(kl) * (kl_weight / normaliser);
+                        stats.penalty += scalar(&penalty);
+                        loss + penalty
+                    }
                     None => loss,
                 }
             });
         }
         drop(model);
-        let (actor, applied) = self.networks.actor_optimizer.step(self.networks.actor.clone(), sums.grads(), lr);
+        let loss = stats.policy.loss - recipe.rl.entropy_coef * stats.entropy + stats.penalty;
+        let (actor, applied) = self.networks.actor_optimizer.step(self.networks.actor.clone(), sums.grads(), lr, loss);
         self.networks.actor = actor;
         self.networks.n_skipped += usize::from(!applied.is_applied);
         stats.grad_norm = applied.grad_norm;
@@ -341,7 +352,7 @@ impl<B: TrainBackend> Update<'_, B> {
             });
         }
         drop(model);
-        let (network, applied) = critic.optimizer.step(critic.network.clone(), sums.grads(), lr);
+        let (network, applied) = critic.optimizer.step(critic.network.clone(), sums.grads(), lr, stats.value.loss);
         critic.network = network;
         self.networks.n_skipped += usize::from(!applied.is_applied);
         stats.grad_norm = applied.grad_norm;

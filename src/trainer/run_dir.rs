@@ -8,7 +8,7 @@
 //! A metrics line is one flat object, `{"phase":"rl","step":3,"rollout/reward":0.41,...}`, flushed as it is written. The step is the number
 //! of finished steps, so a run resumed from step s cuts the file behind (phase, s) and goes on as if it had never stopped. What the guards saw at a step
 //! stands behind it in a line of its own, `{"phase":"rl","step":3,"alarm":"..","advice":".."}`: it stays whatever the recipe says later.
-use super::{checkpoint::CHECKPOINTS_DIR, guards::Alarm};
+use super::{checkpoint::CHECKPOINTS_DIR, guards::Alarm, metrics::rename_old};
 use crate::config::{self, ConfigError, Phase, Recipe, Stage};
 use dgpo_models::files::write_file;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -181,7 +181,8 @@ impl RunDir {
         Ok(MetricsLog { file: opened.map_err(io_error("open", &path))?, path })
     }
 
-    /// Every metrics line, oldest first; a torn last line is left out.
+    /// Every metrics line, oldest first, under the names of today ([`rename_old`]); a torn last
+    /// line is left out.
     /// # Errors
     /// If the file cannot be read.
     pub fn read_metrics(&self) -> Result<Vec<Map<String, Value>>, RunDirError> {
@@ -190,7 +191,9 @@ impl RunDir {
             return Ok(Vec::new());
         }
         let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
-        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+        let mut lines: Vec<Map<String, Value>> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        lines.iter_mut().for_each(rename_old);
+        Ok(lines)
     }
 
     /// Begins the metrics with those of some phases of another run; the order of its lines stays.
@@ -441,6 +444,18 @@ mod tests {
         let run = create(root.path());
         run.metrics(None).unwrap().append(Phase::Rl, 1, &[("kl", f64::NAN)]).unwrap();
         assert_eq!(run.read_metrics().unwrap()[0]["kl"], Value::Null);
+    }
+
+    #[test]
+    fn the_approximate_kl_of_an_older_run_gets_the_name_of_what_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let run = create(root.path());
+        let mut log = run.metrics(None).unwrap();
+        log.append(Phase::Rl, 1, &[("losses/approx_kl", -0.25)]).unwrap();
+        log.append(Phase::Rl, 2, &[("losses/old_approx_kl", -0.5), ("losses/approx_kl", 0.125)]).unwrap();
+        let lines = run.read_metrics().unwrap();
+        assert_eq!((lines[0].get("losses/approx_kl"), &lines[0]["losses/old_approx_kl"]), (None, &json!(-0.25)));
+        assert_eq!((&lines[1]["losses/approx_kl"], &lines[1]["losses/old_approx_kl"]), (&json!(0.125), &json!(-0.5)));
     }
 
     #[test]

@@ -84,7 +84,8 @@ pub fn record_log_prob_difference(batch: &RolloutBatch, log_probs: &[f32], metri
     for at in (0..batch.loss_mask.len()).filter(|&at| batch.loss_mask[at]) {
         let difference = f64::from((batch.sample_log_probs[at] - log_probs[at]).abs());
         mean.add(difference);
-        max = max.max(difference);
+        // Not `f64::max`, which passes over NaN.
+        max = if difference > max || difference.is_nan() { difference } else { max };
     }
     metrics.set(LOGPROB_DIFF_MEAN, mean.value());
     metrics.set(LOGPROB_DIFF_MAX, max);

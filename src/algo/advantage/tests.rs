@@ -140,3 +140,24 @@ fn grpo_puts_the_group_score_on_agent_tokens_only() {
     let a = (0.5 / (0.5f64.sqrt() + GROUP_EPS)) as f32;
     assert_eq!(result.advantages, [0.0, a, 0.0, a, 0.0, 0.0, 0.0, -a, 0.0, 0.0]);
 }
+
+#[test]
+fn a_nan_reward_or_value_is_nan_in_the_advantages_before_it() {
+    for (reward, value) in [(f32::NAN, 0.5), (0.0, f32::NAN)] {
+        let got = gae_row(&[0.0, reward, 1.0], &[0.5, value, 0.5], 1.0, 0.95);
+        assert!(got[0].is_nan() && got[1].is_nan() && got[2].is_finite(), "{got:?}");
+    }
+}
+
+#[test]
+fn a_nan_advantage_makes_all_that_are_whitened_with_it_nan() {
+    let mut values = [1.0, f32::NAN, 3.0];
+    whiten(&mut values, &[true; 3]);
+    assert!(values.iter().all(|x| x.is_nan()), "{values:?}");
+}
+
+#[test]
+fn a_nan_score_is_nan_in_its_group_and_nowhere_else() {
+    let got = group_advantages(&[1.0, f32::NAN, 1.0, 0.0], &[0, 0, 1, 1]);
+    assert!(got[..2].iter().all(|x| x.is_nan()) && got[2..].iter().all(|x| x.is_finite()), "{got:?}");
+}

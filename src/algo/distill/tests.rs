@@ -229,3 +229,22 @@ fn the_taid_schedule_follows_the_line_when_the_loss_is_flat_and_survives_a_round
     let restored: TaidSchedule = serde_json::from_str(&serde_json::to_string(&schedule).unwrap()).unwrap();
     assert_eq!(restored, schedule);
 }
+
+#[test]
+fn a_nan_logit_of_either_model_is_nan_in_the_loss_of_its_row_alone() {
+    for divergence in ALL {
+        for is_teacher in [false, true] {
+            let (mut student, mut teacher) = (logits(1, 3 * 17, 3.0), logits(2, 3 * 17, 3.0));
+            if is_teacher {
+                teacher[17 + 4] = f64::NAN
+            } else {
+                student[17 + 4] = f64::NAN
+            }
+            let weights = KdWeights { ce_weight: 1.0, kl_weight: 1.0, divergence, temperature: 1.0 };
+            let labels = Tensor::<B, 1, Int>::from_data([0, 1, 2], &Default::default());
+            let rows = kd_rows(tensor(&student, 3).into(), Some(tensor(&teacher, 3).into()), labels, weights);
+            let loss = host(rows.loss);
+            assert!(loss[1].is_nan() && loss[0].is_finite() && loss[2].is_finite(), "{divergence:?}, teacher {is_teacher}: {loss:?}");
+        }
+    }
+}

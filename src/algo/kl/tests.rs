@@ -1,6 +1,9 @@
 //! Estimators against the exact KL, their gradients against finite differences, and who is penalised.
 use super::*;
-use crate::{algo::distill::row_divergence, trainer::devices::CpuTrain};
+use crate::{
+    algo::distill::row_divergence,
+    trainer::devices::{Cpu, CpuTrain},
+};
 use burn::tensor::TensorData;
 
 type B = CpuTrain;
@@ -67,6 +70,28 @@ fn tensor_estimates_equal_host_estimates_and_finite_differences() {
             assert!((f64::from(grad[i]) - expected).abs() < 2e-4, "{estimator:?}[{i}]: {} vs {expected}", grad[i]);
         }
     }
+}
+
+#[test]
+fn a_nan_log_prob_of_either_policy_is_nan_in_every_estimate() {
+    for estimator in SAMPLED {
+        for (policy, reference) in [(f32::NAN, -1.0), (-1.0, f32::NAN)] {
+            assert!(estimate(estimator, policy, reference).unwrap().is_nan(), "{estimator:?}");
+            let y = estimate_tensor(estimator, vector(&[policy, -1.0]), vector(&[reference, -1.5])).unwrap();
+            let plain = estimate_tensor::<Cpu>(estimator, vector(&[policy, -1.0]).inner(), vector(&[reference, -1.5]).inner()).unwrap();
+            for values in [host(y), plain.into_data().to_vec().unwrap()] {
+                assert!(values[0].is_nan() && values[1].is_finite(), "{estimator:?}: {values:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_nan_estimate_is_nan_in_the_reward_and_in_the_mean() {
+    let mut kl = KL;
+    kl[5] = f32::NAN;
+    let got = token_rewards(&batch(), &kl, KlMode::Selective, 0.5);
+    assert!(got.rewards[5].is_nan() && got.mean_kl.is_nan(), "{got:?}");
 }
 
 /// A correct row and a wrong one, each prompt, agent, observation, agent.

@@ -59,7 +59,9 @@ fn policy_loss_and_gradient_equal_the_literal_form() {
     // Clipped: token 0 (ratio 1.28, A > 0) and token 2 (ratio 0.61, A < 0).
     assert!((stats.clip_fraction - 0.5).abs() < 1e-6);
     let expected_kl = (0..5).map(|t| MASK[t] * (OLD[t] - NEW[t])).sum::<f64>() / 4.0;
-    assert!((stats.approx_kl - expected_kl).abs() < 1e-6);
+    assert!((stats.old_approx_kl - expected_kl).abs() < 1e-6);
+    let k3 = |t: usize| MASK[t] * ((NEW[t] - OLD[t]).exp() - 1.0 - (NEW[t] - OLD[t]));
+    assert!((stats.approx_kl - (0..5).map(k3).sum::<f64>() / 4.0).abs() < 1e-6);
 }
 
 #[test]
@@ -142,4 +144,58 @@ fn value_loss_and_gradient_equal_the_literal_form() {
 fn the_entropy_bonus_is_the_masked_mean() {
     let got = entropy_bonus(vector(&[1.0, 2.0, f64::INFINITY]), vector(&[1.0, 1.0, 0.0]), 4.0);
     assert_eq!(got.into_data().to_vec::<f32>().unwrap(), [0.75]);
+}
+
+/// The vector with NaN at one place.
+fn with_nan<const N: usize>(mut values: [f64; N], at: usize) -> [f64; N] {
+    values[at] = f64::NAN;
+    values
+}
+
+#[test]
+fn a_nan_in_any_input_of_a_trained_token_is_nan_in_the_policy_loss_and_one_elsewhere_is_not() {
+    for (at, is_trained) in [(2, true), (3, false)] {
+        let inputs = [[with_nan(NEW, at), OLD, ADVANTAGES], [NEW, with_nan(OLD, at), ADVANTAGES], [NEW, OLD, with_nan(ADVANTAGES, at)]];
+        for (i, [new, old, advantages]) in inputs.into_iter().enumerate() {
+            let tokens =
+                PolicyTokens { log_probs: vector(&new), old_log_probs: vector(&old), advantages: vector(&advantages), mask: vector(&MASK) };
+            let (loss, stats) = policy_loss(tokens, 0.2, 4.0);
+            assert_eq!((loss.into_scalar().is_nan(), stats.loss.is_nan()), (is_trained, is_trained), "input {i}, token {at}");
+            let is_of_ratio = is_trained && i < 2;
+            assert_eq!((stats.approx_kl.is_nan(), stats.old_approx_kl.is_nan()), (is_of_ratio, is_of_ratio), "input {i}, token {at}");
+        }
+    }
+}
+
+#[test]
+fn a_nan_in_any_input_of_a_counted_token_is_nan_in_the_value_loss_and_one_elsewhere_is_not() {
+    for (at, is_counted) in [(1, true), (3, false)] {
+        let inputs = [
+            [with_nan(VALUES, at), OLD_VALUES, RETURNS],
+            [VALUES, with_nan(OLD_VALUES, at), RETURNS],
+            [VALUES, OLD_VALUES, with_nan(RETURNS, at)],
+        ];
+        for (i, [values, old_values, returns]) in inputs.into_iter().enumerate() {
+            let tokens = ValueTokens {
+                values: vector(&values),
+                old_values: vector(&old_values),
+                returns: vector(&returns),
+                mask: vector(&[1.0, 1.0, 1.0, 0.0]),
+            };
+            let (loss, stats) = value_loss(tokens, 0.5, 3.0);
+            assert_eq!((loss.into_scalar().is_nan(), stats.loss.is_nan()), (is_counted, is_counted), "input {i}, token {at}");
+        }
+    }
+}
+
+#[test]
+fn a_nan_entropy_is_nan_in_the_bonus() {
+    assert!(entropy_bonus(vector(&[1.0, f64::NAN]), vector(&[1.0, 1.0]), 2.0).into_scalar().is_nan());
+}
+
+#[test]
+fn the_approximate_kl_is_never_negative_where_the_mean_log_ratio_is() {
+    let (stats, _) = policy(&[-0.5, -0.25], &[1.0, 1.0], &[1.0, 1.0], 2.0);
+    // The new log-probs are above the old ones: k1 says the policies came nearer than equal.
+    assert!(stats.old_approx_kl < 0.0 && stats.approx_kl > 0.0, "{stats:?}");
 }

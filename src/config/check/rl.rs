@@ -2,7 +2,7 @@
 use super::{
     ACTOR_KEYS, CRITIC_KEYS, Findings, IN_UNIT_INTERVAL, NOT_NEGATIVE, POSITIVE, check_adamw, in_unit_interval, not_negative, positive,
 };
-use crate::config::{ADAPTIVE_ERROR_LIMIT, Algorithm, KlMode, KlReference, Recipe, RlRecipe};
+use crate::config::{ADAPTIVE_ERROR_LIMIT, Algorithm, KlMode, KlPlacement, KlReference, Recipe, RlRecipe};
 
 pub(super) fn check_rl(recipe: &Recipe, found: &mut Findings) {
     let rl = &recipe.rl;
@@ -107,6 +107,16 @@ pub(super) fn check_kl(recipe: &Recipe, found: &mut Findings) {
         || "is \"teacher\", and model.teacher is empty".into(),
         || "name a teacher, or set kl.reference = \"initial\" or kl.mode = \"none\"".into(),
     );
+    found.error(
+        recipe.rl.algorithm == Algorithm::Grpo && kl.mode != KlMode::None && kl.coef != 0.0 && kl.placement == KlPlacement::Reward,
+        "kl.in",
+        || {
+            "is \"reward\" with rl.algorithm = \"grpo\", which divides rewards by their spread within a group: where all episodes of a question \
+             have the same outcome, that spread is the penalty's own, and kl.coef has no effect"
+                .into()
+        },
+        || "kl.in = \"loss\", as the paper's GRPO has it, or kl.mode = \"none\"".into(),
+    );
     found.warn(
         kl.mode == KlMode::Selective && kl.reference == KlReference::Initial,
         "kl.reference",
@@ -121,7 +131,7 @@ mod tests {
     use crate::config::check::tests::{n_problems, problem};
 
     fn grpo(recipe: &mut Recipe, n_questions: usize, n_episodes: usize, mini_batch: usize) {
-        recipe.rl.algorithm = Algorithm::Grpo;
+        (recipe.rl.algorithm, recipe.kl.placement) = (Algorithm::Grpo, KlPlacement::Loss);
         (recipe.rl.questions_per_step, recipe.rl.episodes_per_question, recipe.rl.mini_batch) = (n_questions, n_episodes, mini_batch);
     }
 
@@ -151,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_group_of_one_episode_compares_nothing() {
-        assert_eq!(problem(|r| r.rl.algorithm = Algorithm::Grpo).key, "rl.episodes_per_question");
+        assert_eq!(problem(|r| grpo(r, 512, 1, 256)).key, "rl.episodes_per_question");
         assert_eq!(n_problems(|r| grpo(r, 512, 2, 256)), 0);
         assert_eq!(problem(|r| r.rl.episodes_per_question = 0).key, "rl.episodes_per_question");
         assert_eq!(n_problems(|r| r.rl.episodes_per_question = 3), 0, "PPO may play a question more than once");
@@ -168,6 +178,24 @@ mod tests {
             }),
             0
         );
+    }
+
+    #[test]
+    fn a_penalty_in_the_reward_is_refused_where_groups_set_the_unit() {
+        let in_reward = |r: &mut Recipe| {
+            grpo(r, 512, 5, 256);
+            r.kl.placement = KlPlacement::Reward;
+        };
+        let found = problem(in_reward);
+        assert!(
+            found.key == "kl.in" && found.message.contains("kl.coef has no effect") && found.hint.starts_with("kl.in = \"loss\""),
+            "{found}"
+        );
+        let without = |r: &mut Recipe| {
+            in_reward(r);
+            r.kl.mode = KlMode::None;
+        };
+        assert_eq!(n_problems(without), 0, "there is no penalty to place");
     }
 
     #[test]
