@@ -11,7 +11,7 @@ use crate::{
         arcap::{Arcap, Capabilities, SourceReferencing},
         bootstrap::{Estimate, Interval},
     },
-    pipeline::{PipelineError, arcap::ArcapEpisodes, setup::setup_of},
+    pipeline::{PipelineError, arcap::ArcapEpisodes, overlap::overlap_of, setup::setup_of},
     rollout::{Episode, EpisodeStats, episode::write_episodes},
     trainer::{
         devices::{Job, with_device},
@@ -95,6 +95,9 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     recipe.eval.arcap |= args.arcap;
     if !context.is_quiet {
         output::say(&format!("evaluating {} on {}", recipe.model.student, recipe.data.test.join(", ")));
+    }
+    if let Some(overlap) = overlap_of(&recipe) {
+        output::warn(&overlap.to_string());
     }
     let stop = stop_on_interrupt("stopping at the end of the work under way")?;
     let evaluated = match with_device(args.device.device, Evaluate { recipe: recipe.clone(), stop })? {

@@ -2,10 +2,13 @@
 //!
 //! The text output is a valid recipe: the arithmetic stands in comments below it.
 use super::{Outcome, args::RecipeArgs, output};
-use crate::config::{
-    Loaded,
-    load::to_toml,
-    plan::{Plan, Shapes, plan},
+use crate::{
+    config::{
+        Loaded,
+        load::to_toml,
+        plan::{Plan, Shapes, plan},
+    },
+    pipeline::overlap::overlap_of,
 };
 use serde_json::json;
 
@@ -33,6 +36,7 @@ pub fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
     let (shapes, notes) = Shapes::resolve(&loaded.recipe);
     let mut plan = plan(&loaded.recipe, &shapes);
     plan.notes.extend(notes);
+    plan.notes.extend(overlap_of(&loaded.recipe).map(|overlap| overlap.to_string()));
     if as_json {
         return output::json(&json!({
             "name": loaded.run_name(),

@@ -82,9 +82,10 @@ pub struct DataRecipe {
     pub train: Vec<String>,
     /// Question files of the evaluation; each file is one data set of the report. Default: none; the paper evaluates on seven.
     pub test: Vec<String>,
-    /// Agent episodes made elsewhere (JSON Lines with `response`), used by the distill and pretrain stages instead of a teacher's. Default: none.
+    /// Agent episodes made elsewhere (JSON Lines with `response`, or as `dgpo demos` writes them), used by the distill and pretrain stages instead
+    /// of a teacher's. Default: none.
     pub trajectories: Vec<String>,
-    /// Passages (JSON Lines with `id` and `contents`). Default: none; the paper searches Wikipedia 2018.
+    /// Passages (JSON Lines with `id` and `contents`, or `id`, `title` and `text`). Default: none; the paper searches Wikipedia 2018.
     pub corpus: String,
     /// At most this many training questions a file; 0 = all. Default: 0. Raising it brings more variety.
     pub max_train: usize,

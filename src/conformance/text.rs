@@ -15,7 +15,7 @@ use crate::{
         reward::{
             exact_match,
             format::{FormatWeights, check_sequence, format_score, information_blocks},
-            normalise_answer, outcome_reward, reference_extract_answer, reference_score, substring_match,
+            normalise_answer, reference_exact_match, reference_extract_answer, reference_score, reference_substring_match, substring_match,
         },
     },
     tokenizer::chat::Message,
@@ -105,11 +105,15 @@ fn matches(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<boo
         _ => strings(record, "golden")?,
     };
     let prediction = text(record, "prediction")?;
-    match key {
-        "prediction" | "golden" => {}
-        "em" => score_equal(case, name, outcome_reward(Some(prediction), &golds), &record[key]),
-        "subem" => score_equal(case, name, f32::from(u8::from(substring_match(prediction, &golds))), &record[key]),
+    let (theirs, ours) = match key {
+        "prediction" | "golden" => return Ok(true),
+        "em" => (reference_exact_match(prediction, &golds), exact_match(prediction, &golds)),
+        "subem" => (reference_substring_match(prediction, &golds), substring_match(prediction, &golds)),
         _ => return Ok(false),
+    };
+    score_equal(case, name, f32::from(u8::from(theirs)), &record[key]);
+    if ours != theirs {
+        case.differs_on_purpose(name, "a gold answer that normalises to nothing is compared as it is written");
     }
     Ok(true)
 }
@@ -125,11 +129,11 @@ fn extraction(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<
         _ => {}
     }
     let score = if let Some(gold) = key.strip_prefix("em_score_vs_") {
-        reference_score(whole, &[gold.to_owned()], 0.0, exact_match)
+        reference_score(whole, &[gold.to_owned()], 0.0, reference_exact_match)
     } else if let Some(gold) = key.strip_prefix("subem_score_vs_") {
-        reference_score(whole, &[gold.to_owned()], 0.0, substring_match)
+        reference_score(whole, &[gold.to_owned()], 0.0, reference_substring_match)
     } else if let Some(format_score) = key.strip_prefix("em_format_score_").and_then(|score| score.parse().ok()) {
-        reference_score(whole, &[FORMAT_GOLD.to_owned()], format_score, exact_match)
+        reference_score(whole, &[FORMAT_GOLD.to_owned()], format_score, reference_exact_match)
     } else {
         return Ok(false);
     };

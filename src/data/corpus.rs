@@ -1,48 +1,30 @@
-//! Passages: JSON Lines {"id", "contents"}, memory-mapped with an offset table.
+//! Passages: JSON Lines, memory-mapped with an offset table.
 //!
-//! A plain file stays on disk: opening it checks every line once, in parallel, and keeps 8 bytes a passage (Wikipedia 2018: 21 M
-//! passages, 168 MB of offsets for 14 GB of text). A gzip file is unpacked into memory as a whole. Extra keys are ignored; two passages
-//! with one id are an error.
+//! What a line may be says [`passage`](super::passage). A plain file stays on disk: opening it checks every line once, in parallel, and keeps 8 bytes a
+//! passage (Wikipedia 2018: 21 M passages, 168 MB of offsets for 14 GB of text). A gzip file is unpacked into memory as a whole. Extra keys
+//! are ignored; two passages with one id are an error.
 
 use super::{
     DataError,
-    jsonl::{Fields, GZIP_MAGIC, read_bytes, without_mark},
-    text::strip,
+    jsonl::{GZIP_MAGIC, HalfPairs, check_encoding, read_bytes, without_mark},
+    passage::parse,
 };
 use memmap2::Mmap;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
-    borrow::Cow,
     fs::File,
     hash::{DefaultHasher, Hash, Hasher},
     io::Read,
     path::{Path, PathBuf},
 };
 
+pub use super::passage::Passage;
+
 /// Text is checked in pieces of about this size, one a thread. Nothing that can be seen depends on it.
 const CHUNK_BYTES: usize = 4 << 20;
 /// Pieces in flight: bounds the memory that the check takes beside the offset table.
 const CHUNKS_AT_ONCE: usize = 64;
-
-/// `contents` is `"TITLE"\nTEXT`: the title line keeps its quotation marks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Passage {
-    pub id: String,
-    pub contents: String,
-}
-
-impl Passage {
-    /// First line of `contents`, quotation marks kept.
-    pub fn title(&self) -> &str {
-        self.contents.split('\n').next().unwrap_or_default()
-    }
-    /// Everything behind the first line.
-    pub fn text(&self) -> &str {
-        self.contents.split_once('\n').map_or("", |(_, text)| text)
-    }
-}
 
 /// An opened corpus. Passages are numbered in line order.
 pub struct Corpus {
@@ -69,15 +51,6 @@ impl Text {
     }
 }
 
-/// A line as it lies in the file; strings without escapes are borrowed from it.
-#[derive(Deserialize)]
-struct RawPassage<'a> {
-    #[serde(borrow)]
-    id: Cow<'a, str>,
-    #[serde(borrow)]
-    contents: Cow<'a, str>,
-}
-
 impl Corpus {
     /// Checks every line and builds the offset table.
     ///
@@ -98,12 +71,18 @@ impl Corpus {
             let map = unsafe { Mmap::map(&file) }.map_err(io)?;
             Text::Mapped(map)
         };
+        check_encoding(path, text.bytes())?;
         let scan = Scan::run(path, text.bytes())?;
+        scan.half_pairs.tell(path);
         if scan.offsets.is_empty() {
-            return Err(DataError::Empty { path: path.to_owned(), what: "passages", hint: "one {\"id\", \"contents\"} a line" });
+            return Err(DataError::Empty {
+                path: path.to_owned(),
+                what: "passages",
+                hint: "one {\"id\", \"contents\"} or {\"id\", \"title\", \"text\"} a line",
+            });
         }
         if let Some((first, second)) = duplicate(text.bytes(), &scan) {
-            let id = parse(line_at(text.bytes(), scan.offsets[second])).map(|raw| raw.id.into_owned()).unwrap_or_default();
+            let id = parse(line_at(text.bytes(), scan.offsets[second])).map(|parsed| parsed.id.into_owned()).unwrap_or_default();
             let line = |row: usize| line_number(text.bytes(), scan.offsets[row]);
             let why = format!("field `id`: \"{id}\" is already the id of line {}; hint: ids must be unique", line(first));
             return Err(DataError::Line { path: path.to_owned(), line: line(second), why });
@@ -152,12 +131,12 @@ impl Corpus {
             Store::Passages(passages) => passages.get(idx).cloned().ok_or_else(|| out_of_range(Path::new("(passages in memory)"))),
             Store::Lines { path, text, offsets } => {
                 let &offset = offsets.get(idx).ok_or_else(|| out_of_range(path))?;
-                let raw = parse(line_at(text.bytes(), offset)).map_err(|why| DataError::Line {
+                let parsed = parse(line_at(text.bytes(), offset)).map_err(|why| DataError::Line {
                     path: path.clone(),
                     line: line_number(text.bytes(), offset),
                     why: format!("{why} (the file changed while it was open)"),
                 })?;
-                Ok(Passage { id: raw.id.into_owned(), contents: raw.contents.into_owned() })
+                Ok(Passage { id: parsed.id.into_owned(), contents: parsed.contents.into_owned() })
             }
         }
     }
@@ -174,6 +153,7 @@ struct Scan {
     offsets: Vec<u64>,
     id_hashes: Vec<u64>,
     fingerprint: String,
+    half_pairs: HalfPairs,
 }
 
 #[derive(Default)]
@@ -182,11 +162,13 @@ struct Chunk {
     id_hashes: Vec<u64>,
     digests: Vec<[u8; 32]>,
     n_lines: usize,
+    /// (number, line within the piece)
+    half_pairs: Vec<(usize, usize)>,
 }
 
 impl Scan {
     fn run(path: &Path, text: &[u8]) -> Result<Self, DataError> {
-        let mut scan = Self { offsets: Vec::new(), id_hashes: Vec::new(), fingerprint: String::new() };
+        let mut scan = Self { offsets: Vec::new(), id_hashes: Vec::new(), fingerprint: String::new(), half_pairs: HalfPairs::default() };
         let mut outer = Sha256::new();
         let mut n_lines = 0;
         for batch in chunk_ranges(text).chunks(CHUNKS_AT_ONCE) {
@@ -197,6 +179,7 @@ impl Scan {
                 scan.offsets.extend(chunk.offsets);
                 scan.id_hashes.extend(chunk.id_hashes);
                 chunk.digests.iter().for_each(|digest| outer.update(digest));
+                chunk.half_pairs.iter().for_each(|&(n, line)| scan.half_pairs.add(n, n_lines + line));
                 n_lines += chunk.n_lines;
             }
         }
@@ -225,42 +208,17 @@ fn scan_chunk(text: &[u8], start: u64) -> Result<Chunk, (usize, String)> {
     for line in text.split_inclusive(|&byte| byte == b'\n') {
         chunk.n_lines += 1;
         if !line.trim_ascii().is_empty() {
-            let raw = parse(line).map_err(|why| (chunk.n_lines, why))?;
+            let parsed = parse(line).map_err(|why| (chunk.n_lines, why))?;
             chunk.offsets.push(offset);
-            chunk.id_hashes.push(id_hash(&raw.id));
-            chunk.digests.push(passage_digest(&raw.id, &raw.contents));
+            chunk.id_hashes.push(id_hash(&parsed.id));
+            chunk.digests.push(passage_digest(&parsed.id, &parsed.contents));
+            if parsed.n_half_pairs > 0 {
+                chunk.half_pairs.push((parsed.n_half_pairs, chunk.n_lines));
+            }
         }
         offset += line.len() as u64;
     }
     Ok(chunk)
-}
-
-fn parse(line: &[u8]) -> Result<RawPassage<'_>, String> {
-    match serde_json::from_slice::<RawPassage<'_>>(line) {
-        Ok(raw) if raw.id.is_empty() => Err("field `id` is empty; hint: every passage needs an id of its own".to_owned()),
-        Ok(raw) if strip(&raw.contents).is_empty() => {
-            Err("field `contents` is blank; hint: it holds \"TITLE\"\\nTEXT; remove passages without text".to_owned())
-        }
-        Ok(raw) => Ok(raw),
-        Err(error) => Err(explain(line, &error)),
-    }
-}
-
-/// Names the field that the fast parser tripped over.
-fn explain(line: &[u8], error: &serde_json::Error) -> String {
-    let fields = match Fields::parse(line) {
-        Ok(fields) => fields,
-        Err(why) => return why,
-    };
-    for key in ["id", "contents"] {
-        if let Err(why) = fields.string(key) {
-            return why;
-        }
-        if !fields.get(key).is_some_and(serde_json::Value::is_string) {
-            return format!("field `{key}` must be a string, found a number; hint: put it in quotation marks");
-        }
-    }
-    format!("{}; hint: {{\"id\": \"..\", \"contents\": \"..\"}} is expected", super::jsonl::json_error(error))
 }
 
 fn line_at(text: &[u8], offset: u64) -> &[u8] {
@@ -277,7 +235,7 @@ fn line_number(text: &[u8], offset: u64) -> usize {
 fn duplicate(text: &[u8], scan: &Scan) -> Option<(usize, usize)> {
     let mut by_hash: Vec<(u64, usize)> = scan.id_hashes.iter().copied().zip(0..).collect();
     by_hash.par_sort_unstable();
-    let id = |row: usize| parse(line_at(text, scan.offsets[row])).map(|raw| raw.id).ok();
+    let id = |row: usize| parse(line_at(text, scan.offsets[row])).map(|parsed| parsed.id).ok();
     let mut found: Option<(usize, usize)> = None;
     for run in by_hash.chunk_by(|a, b| a.0 == b.0).filter(|run| run.len() > 1) {
         // Rows are ascending within a run. Equal hashes are nearly always equal ids: the first repetition ends the search in it.
@@ -330,14 +288,6 @@ mod tests {
         let path = folder.path().join("wiki.jsonl");
         std::fs::write(&path, bytes).unwrap();
         Corpus::open(&path).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn title_is_the_first_line_and_text_the_rest() {
-        let passage = |contents: &str| Passage { id: "0".into(), contents: contents.into() };
-        assert_eq!(passage("\"A\"\nb\nc").title(), "\"A\"");
-        assert_eq!(passage("\"A\"\nb\nc").text(), "b\nc");
-        assert_eq!(passage("only").text(), "");
     }
 
     #[test]
@@ -398,21 +348,26 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_reported_with_its_number_and_field() {
-        for (bad, what) in [
-            (r#"{"id": "x"}"#, "field `contents` is missing"),
-            (r#"{"contents": "x"}"#, "field `id` is missing"),
-            (r#"{"id": 3, "contents": "x"}"#, "field `id` must be a string"),
-            (r#"{"id": "3", "contents": ["x"]}"#, "field `contents` must be a string"),
-            (r#"{"id": "3", "contents": ""}"#, "field `contents` is blank"),
-            (r#"{"id": "3", "contents": " \n\t\u00a0"}"#, "field `contents` is blank"),
-            (r#"{"id": "3", "#, "not JSON"),
-        ] {
-            let error = open(format!("{}\n{bad}\n", lines(&passages(2))).as_bytes()).err().unwrap();
-            assert!(error.contains("wiki.jsonl:4: ") && error.contains(what) && error.contains("hint: "), "{error}");
-        }
+    fn a_bad_line_is_reported_with_its_number() {
+        let error = open(format!("{}\n{{\"id\": \"x\"}}\n", lines(&passages(2))).as_bytes()).err().unwrap();
+        assert!(error.contains("wiki.jsonl:4: field `contents` is missing; hint: "), "{error}");
         let invalid_utf8 = [br#"{"id": "3", "contents": ""#.as_slice(), b"\xff\"}"].concat();
         assert!(open(&invalid_utf8).err().unwrap().contains("wiki.jsonl:1: "));
+    }
+
+    #[test]
+    fn halves_of_surrogate_pairs_are_counted_with_the_first_line() {
+        let line = |i: usize| format!("{{\"id\": {i}, \"contents\": \"x\\ud83d \\ud83d\"}}\n");
+        let text = format!("\n{}{}", line(0), line(1));
+        let mut expected = HalfPairs::default();
+        (0..2).for_each(|i| expected.add(2, i + 2));
+        assert_eq!(Scan::run(Path::new("x"), text.as_bytes()).unwrap().half_pairs, expected);
+    }
+
+    #[test]
+    fn utf_16_is_named() {
+        let error = open(b"\xff\xfe{\0").err().unwrap();
+        assert!(error.contains("UTF-16") && error.contains("hint: iconv"), "{error}");
     }
 
     #[test]

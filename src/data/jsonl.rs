@@ -1,14 +1,22 @@
 //! JSON Lines, plain or gzip, with errors that name file, line, field and remedy.
 //!
-//! For files that fit into memory (questions, episodes). Lines of white space alone are skipped; unknown keys are ignored.
+//! For files that fit into memory (questions, episodes). Lines of white space alone are skipped; unknown keys are ignored. Every reader of JSON
+//! Lines goes through [`Fields::parse`], the corpus where its own faster parser gives up.
 
-use super::DataError;
+use super::{DataError, lenient};
 use dgpo_models::files::replace_file;
-use serde::Serialize;
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, Unexpected, Visitor},
+};
 use serde_json::{Map, Value};
 use std::{
+    borrow::Cow,
+    collections::BTreeSet,
+    fmt,
     io::{BufWriter, ErrorKind, Read, Write},
     path::Path,
+    sync::{Mutex, PoisonError},
 };
 
 /// The first bytes of a gzip member.
@@ -42,28 +50,65 @@ pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
 }
 
 /// The object of one line. Accessors return what is wrong as text; the caller adds file and line.
-pub(crate) struct Fields(pub Map<String, Value>);
+pub(crate) struct Fields {
+    pub object: Map<String, Value>,
+    /// Of the file, from 1.
+    pub line: usize,
+    /// Numbers that are none (`NaN`), read as null.
+    n_not_numbers: usize,
+    /// Halves of surrogate pairs, read as U+FFFD.
+    pub n_half_pairs: usize,
+}
 
 impl Fields {
+    pub fn new(object: Map<String, Value>, line: usize) -> Self {
+        Self { object, line, n_not_numbers: 0, n_half_pairs: 0 }
+    }
+
+    /// Strictly, and where that fails as [`lenient`] mends it.
     pub fn parse(line: &[u8]) -> Result<Self, String> {
-        match serde_json::from_slice(line) {
-            Ok(Value::Object(map)) => Ok(Self(map)),
-            Ok(other) => Err(format!("expected a JSON object, found {}; hint: one object a line", kind(&other))),
-            Err(error) => Err(format!("not JSON ({}); hint: one whole object a line, UTF-8", json_error(&error))),
+        let strict = match serde_json::from_slice(line) {
+            Ok(value) => return Self::of(value),
+            Err(error) => error,
+        };
+        if let Some(lenient::Mended { text, n_not_numbers, n_half_pairs }) = lenient::mended(line)
+            && let Ok(value) = serde_json::from_slice(&text)
+        {
+            return Ok(Self { n_not_numbers, n_half_pairs, ..Self::of(value)? });
+        }
+        Err(format!("not JSON ({}); hint: one whole object a line, UTF-8", json_error(&strict)))
+    }
+
+    fn of(value: Value) -> Result<Self, String> {
+        match value {
+            Value::Object(object) => Ok(Self::new(object, 0)),
+            other => Err(format!("expected a JSON object, found {}; hint: one object a line", kind(&other))),
         }
     }
 
+    /// The value of a field that may be left out; null is as good as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.0.get(key).filter(|value| !value.is_null())
+        self.object.get(key).filter(|value| !value.is_null())
     }
 
-    /// A string; a number is taken as its digits (ids are written both ways).
-    pub fn string(&self, key: &str) -> Result<String, String> {
-        match self.get(key) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(Value::Number(number)) => Ok(number.to_string()),
-            Some(other) => Err(format!("field `{key}` must be a string, found {}; hint: put it in quotation marks", kind(other))),
+    /// The value of a field that must be there.
+    pub fn value(&self, key: &str) -> Result<&Value, String> {
+        match self.object.get(key) {
+            Some(Value::Null) => Err(format!("field `{key}` is {}; hint: write its value, or remove the row", self.null())),
+            Some(value) => Ok(value),
             None => Err(format!("field `{key}` is missing; hint: the line has {}", self.keys())),
+        }
+    }
+
+    /// A string; a whole number is taken as its digits (ids are written both ways).
+    pub fn string(&self, key: &str) -> Result<String, String> {
+        match self.value(key)? {
+            Value::String(text) => Ok(text.clone()),
+            Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
+            // Its digits are gone: two of them may have become one.
+            Value::Number(_) => Err(format!("field `{key}` must be a string or a whole number of at most 64 bits; hint: {QUOTE}")),
+            Value::Bool(_) => Err(format!("field `{key}` must be a string, found a boolean; hint: {QUOTE}")),
+            other => Err(format!("field `{key}` must be a string, found {}; hint: write one text", kind(other))),
         }
     }
 
@@ -71,37 +116,58 @@ impl Fields {
         self.get(key).map(|_| self.string(key)).transpose()
     }
 
-    /// A list of at least one string, none of them blank.
+    /// At least one string, none of them blank.
     pub fn answers(&self, key: &str) -> Result<Vec<String>, String> {
-        match self.get(key) {
-            Some(value) => answers(value, key),
-            None => Err(format!("field `{key}` is missing; hint: the line has {}", self.keys())),
-        }
+        self.value(key).and_then(|value| answers(value, key)).map_err(|why| match self.n_not_numbers {
+            0 => why,
+            _ => why.replace("holds null", "holds null or NaN"),
+        })
+    }
+
+    fn null(&self) -> &'static str {
+        if self.n_not_numbers > 0 { "null or NaN" } else { "null" }
     }
 
     fn keys(&self) -> String {
-        if self.0.is_empty() { "no fields".to_owned() } else { self.0.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ") }
+        if self.object.is_empty() {
+            return "no fields".to_owned();
+        }
+        self.object.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")
     }
 }
 
-/// `value` as gold answers.
+/// What to do with a value that lacks them.
+const QUOTE: &str = "put it in quotation marks";
+
+/// `value` as gold answers: a list of strings, or one string alone.
 pub(crate) fn answers(value: &Value, key: &str) -> Result<Vec<String>, String> {
-    let Value::Array(items) = value else {
-        return Err(format!("field `{key}` must be a list of strings, found {}; hint: write [\"answer\"]", kind(value)));
+    let items = match value {
+        Value::Array(items) => items.as_slice(),
+        // Files that went through pandas hold lists as text, which no prediction would ever equal.
+        Value::String(text) if text.trim_start().starts_with('[') && text.trim_end().ends_with(']') => {
+            return Err(format!(
+                "field `{key}` is a list written as text, {text:?}; hint: write [\"answer\"] without quotation marks around it"
+            ));
+        }
+        Value::String(_) => std::slice::from_ref(value),
+        Value::Null => return Err(format!("field `{key}` is null; hint: write its value, or remove the row")),
+        other => return Err(format!("field `{key}` must be a list of strings, found {}; hint: write [\"answer\"]", kind(other))),
     };
     if items.is_empty() {
         return Err(format!("field `{key}` is empty; hint: a question needs at least one gold answer, or leave the row out"));
     }
-    items
-        .iter()
-        .map(|item| match item {
-            Value::String(text) if super::text::strip(text).is_empty() => {
-                Err(format!("field `{key}` holds a blank answer; hint: it would match nothing or everything, remove it"))
-            }
-            Value::String(text) => Ok(text.clone()),
-            other => Err(format!("field `{key}` must hold strings only, found {}; hint: put it in quotation marks", kind(other))),
-        })
-        .collect()
+    let answer = |(item, place): (&Value, usize)| match item {
+        Value::String(text) if super::text::strip(text).is_empty() => {
+            Err(format!("field `{key}` holds a blank answer; hint: it would match nothing or everything, remove it"))
+        }
+        Value::String(text) => Ok(text.clone()),
+        Value::Null => Err(format!("field `{key}` holds null in place {place}; hint: remove it, or leave the row out")),
+        Value::Number(_) | Value::Bool(_) => {
+            Err(format!("field `{key}` must hold strings only, found {} in place {place}; hint: {QUOTE}", kind(item)))
+        }
+        other => Err(format!("field `{key}` must hold strings only, found {} in place {place}; hint: write [\"answer\"]", kind(other))),
+    };
+    items.iter().zip(1..).map(answer).collect()
 }
 
 pub(crate) fn kind(value: &Value) -> &'static str {
@@ -122,19 +188,110 @@ pub(crate) fn json_error(error: &serde_json::Error) -> String {
     format!("{what}, column {}", error.column())
 }
 
-/// Calls `row` with every object of the file, in order; what it rejects becomes an error with the line number.
+/// A string borrowed from its line where it has no escapes. With `OR_NUMBER` a whole number is taken as its digits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Text<'a, const OR_NUMBER: bool>(pub Cow<'a, str>);
+
+impl<'de: 'a, 'a, const OR_NUMBER: bool> Deserialize<'de> for Text<'a, OR_NUMBER> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader<const OR_NUMBER: bool>;
+        impl<'de, const OR_NUMBER: bool> Visitor<'de> for Reader<OR_NUMBER> {
+            type Value = Text<'de, OR_NUMBER>;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(if OR_NUMBER { "a string or a whole number" } else { "a string" })
+            }
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+            fn visit_string<E: de::Error>(self, text: String) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text)))
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+                if OR_NUMBER { Ok(Text(Cow::Owned(number.to_string()))) } else { Err(E::invalid_type(Unexpected::Unsigned(number), &self)) }
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
+                if OR_NUMBER { Ok(Text(Cow::Owned(number.to_string()))) } else { Err(E::invalid_type(Unexpected::Signed(number), &self)) }
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// An id that may be absent, null, a string or a whole number.
+pub(crate) fn optional_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let id = Option::<Text<'_, true>>::deserialize(deserializer)?;
+    Ok(id.map(|Text(id)| id.into_owned()))
+}
+
+/// Calls `row` with every object of the file, in order; what it rejects becomes an error with the line number. Text that had to be replaced is
+/// said once.
 pub(crate) fn for_each_row(path: &Path, mut row: impl FnMut(&Fields) -> Result<(), String>) -> Result<(), DataError> {
-    for (line_idx, line) in without_mark(&read_bytes(path)?).split(|&byte| byte == b'\n').enumerate() {
+    let bytes = read_bytes(path)?;
+    check_encoding(path, &bytes)?;
+    let mut half_pairs = HalfPairs::default();
+    for (line_idx, line) in without_mark(&bytes).split(|&byte| byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
         }
-        Fields::parse(line).and_then(|fields| row(&fields)).map_err(|why| DataError::Line {
-            path: path.to_owned(),
-            line: line_idx + 1,
-            why,
-        })?;
+        let parsed = Fields::parse(line).and_then(|fields| {
+            let fields = Fields { line: line_idx + 1, ..fields };
+            half_pairs.add(fields.n_half_pairs, fields.line);
+            row(&fields)
+        });
+        parsed.map_err(|why| DataError::Line { path: path.to_owned(), line: line_idx + 1, why })?;
     }
+    half_pairs.tell(path);
     Ok(())
+}
+
+/// Halves of surrogate pairs in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct HalfPairs {
+    n: usize,
+    first_line: usize,
+}
+
+impl HalfPairs {
+    /// Counts those of a line.
+    pub fn add(&mut self, n: usize, line: usize) {
+        if n > 0 && self.n == 0 {
+            self.first_line = line;
+        }
+        self.n += n;
+    }
+
+    /// Says so once.
+    pub fn tell(self, path: &Path) {
+        let Self { n, first_line } = self;
+        if n > 0 {
+            let what = "read as U+FFFD; hint: the text was cut within a character when it was made";
+            warn_once(format!("{}: {n} halves of surrogate pairs, the first in line {first_line}, are {what}", path.display()));
+        }
+    }
+}
+
+/// Logs a warning about a file the first time it is due: a file is read again for every evaluation of a run.
+pub(crate) fn warn_once(text: String) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let is_new = SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone());
+    if is_new {
+        tracing::warn!("{text}");
+    }
+}
+
+/// # Errors
+/// If the text is UTF-16, whose first two bytes say so.
+pub(super) fn check_encoding(path: &Path, text: &[u8]) -> Result<(), DataError> {
+    match text {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err(DataError::Format {
+            path: path.to_owned(),
+            why: format!("the text is UTF-16; hint: iconv -f UTF-16 -t UTF-8 {0} > {0}.utf8", path.display()),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Writes one object a line (gzip where the name ends in `.gz`); the file appears whole or not at all.

@@ -4,6 +4,9 @@
 //! Knows no tokens.
 pub mod corpus;
 pub(crate) mod jsonl;
+mod lenient;
+pub mod overlap;
+mod passage;
 pub mod questions;
 pub mod sampler;
 mod search_r1;

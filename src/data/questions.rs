@@ -1,7 +1,8 @@
 //! Questions with gold answers: JSON Lines (plain or gzip) and the Parquet form of Search-R1.
 //!
 //! JSON Lines is the FlashRAG form, `{"id", "question", "golden_answers": [..], "metadata"?}`, with the optional fields of [`Question`]
-//! beside it; unknown keys are ignored. A file is Parquet when it begins with Parquet's magic, whatever its name.
+//! beside it; unknown keys are ignored, ids may be whole numbers, and one gold answer may stand alone as a string. A file is Parquet when it
+//! begins with Parquet's magic, whatever its name.
 //!
 //! # Source
 //! method §7
@@ -34,7 +35,7 @@ pub struct Supporting {
     pub title: String,
     pub text: String,
     /// The passage's id in the corpus, where it is there.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "jsonl::optional_id")]
     pub pid: Option<String>,
 }
 
@@ -44,27 +45,70 @@ pub struct Supporting {
 /// A row without id, question or gold answers (file, line, field, hint); a file without rows.
 pub fn read_questions(path: &Path) -> Result<Vec<Question>, DataError> {
     let dataset = dataset_name(path);
+    let mut unstripped = UnstrippedGolds::default();
     let questions = if is_parquet(path)? {
-        search_r1::read_questions(path, &dataset)?
+        let questions = search_r1::read_questions(path, &dataset)?;
+        questions.iter().zip(1..).for_each(|(question, row)| unstripped.add(&question.id, &question.golden_answers, row));
+        questions
     } else {
         let mut questions = Vec::new();
         jsonl::for_each_row(path, |row| {
-            questions.push(Question {
+            let question = Question {
                 id: row.string("id")?,
                 dataset: row.optional_string("dataset")?.unwrap_or_else(|| dataset.clone()),
                 question: normalise_question(&row.string("question")?)?,
                 golden_answers: row.answers("golden_answers")?,
                 supporting: supporting(row)?,
                 supporting_kind: row.optional_string("supporting_kind")?.unwrap_or_default(),
-            });
+            };
+            unstripped.add(&question.id, &question.golden_answers, row.line);
+            questions.push(question);
             Ok(())
         })?;
         questions
     };
+    unstripped.tell(path);
     if questions.is_empty() {
         return Err(DataError::Empty { path: path.to_owned(), what: "questions", hint: "one JSON object a line" });
     }
     Ok(questions)
+}
+
+/// Gold answers of a file that normalise to nothing, which scores compare as they are written
+/// ([`GoldAnswer`](crate::env::reward::GoldAnswer)).
+#[derive(Debug, Default)]
+pub(crate) struct UnstrippedGolds {
+    n: usize,
+    n_questions: usize,
+    /// Answer, id and line.
+    first: Option<(String, String, usize)>,
+}
+
+impl UnstrippedGolds {
+    /// Looks at the gold answers of one question.
+    pub fn add(&mut self, id: &str, golden_answers: &[String], line: usize) {
+        self.n_questions += 1;
+        for gold in golden_answers.iter().filter(|gold| text::normalise_answer(gold).is_empty()) {
+            self.n += 1;
+            self.first.get_or_insert_with(|| (gold.clone(), id.to_owned(), line));
+        }
+    }
+
+    fn told(&self) -> Option<String> {
+        let (gold, id, line) = self.first.as_ref()?;
+        Some(format!(
+            "{} gold answers of {} questions are nothing but articles and punctuation, so they are compared as they are written \
+             (first: {gold:?} of question {id:?}, line {line}); hint: remove them if they are mistakes",
+            self.n, self.n_questions
+        ))
+    }
+
+    /// Says once what was found.
+    pub fn tell(&self, path: &Path) {
+        if let Some(told) = self.told() {
+            jsonl::warn_once(format!("{}: {told}", path.display()));
+        }
+    }
 }
 
 /// Writes JSON Lines (gzip where the name ends in `.gz`); the file appears whole or not at all.
@@ -147,8 +191,17 @@ mod tests {
             (r#"{"id": "1", "question": " ? ", "golden_answers": ["A"]}"#, "field `question` is blank"),
             (r#"{"id": "1", "question": "who?"}"#, "field `golden_answers` is missing"),
             (r#"{"id": "1", "question": "who?", "golden_answers": []}"#, "field `golden_answers` is empty"),
-            (r#"{"id": "1", "question": "who?", "golden_answers": "A"}"#, "field `golden_answers` must be a list"),
-            (r#"{"id": "1", "question": "who?", "golden_answers": ["A", 3]}"#, "field `golden_answers` must hold strings"),
+            (r#"{"id": "1", "question": "who?", "golden_answers": 3}"#, "field `golden_answers` must be a list"),
+            (r#"{"id": "1", "question": "who?", "golden_answers": "['A' 'B']"}"#, "field `golden_answers` is a list written as text"),
+            (
+                r#"{"id": "1", "question": "who?", "golden_answers": ["A", 3]}"#,
+                "found a number in place 2; hint: put it in quotation marks",
+            ),
+            (r#"{"id": "1", "question": "who?", "golden_answers": ["A", null]}"#, "holds null in place 2; hint: remove it"),
+            (r#"{"id": "1", "question": "who?", "golden_answers": ["A", NaN]}"#, "holds null or NaN in place 2; hint: remove it"),
+            (r#"{"id": "1", "question": "who?", "golden_answers": [["A"]]}"#, "found a list in place 1; hint: write [\"answer\"]"),
+            (r#"{"id": "1", "question": "who?", "golden_answers": null}"#, "field `golden_answers` is null; hint: write its value"),
+            (r#"{"id": "1", "question": NaN, "golden_answers": ["A"]}"#, "field `question` is null or NaN; hint: write its value"),
             (r#"{"id": "1", "question": "who?", "golden_answers": [" "]}"#, "field `golden_answers` holds a blank answer"),
             (r#"{"id": "1", "question": "who?", "golden_answers": ["A"], "supporting": [{"title": "T"}]}"#, "field `supporting`"),
             (r#"{"id": "1", "question": "#, "not JSON"),
@@ -158,6 +211,29 @@ mod tests {
             assert!(error.contains("nq.jsonl:3: ") && error.contains(field) && error.contains("hint: "), "{error}");
         }
         assert!(read(" \n").unwrap_err().contains("holds no questions"));
+    }
+
+    #[test]
+    fn what_python_writes_and_json_has_not_is_read_where_nobody_reads_it() {
+        let questions = read(concat!(
+            r#"{"id": 1, "question": "who?", "golden_answers": ["A b"], "metadata": {"popularity": NaN, "max": 1e999}}"#,
+            "\n",
+            r#"{"id": 2, "question": "half \ud83d?", "golden_answers": "A b", "supporting": [{"title": "T", "text": "t", "pid": 7}]}"#,
+        ))
+        .unwrap();
+        assert_eq!((questions[0].id.as_str(), questions[1].question.as_str()), ("1", "half \u{fffd}?"));
+        assert_eq!(questions[1].golden_answers, ["A b"]);
+        assert_eq!(questions[1].supporting[0].pid.as_deref(), Some("7"));
+    }
+
+    #[test]
+    fn gold_answers_that_normalise_to_nothing_are_counted_with_the_first() {
+        let mut found = UnstrippedGolds::default();
+        found.add("q0", &["Vex".to_owned()], 1);
+        assert_eq!(found.told(), None);
+        found.add("q1", &["!!!".to_owned(), "x".to_owned(), "A".to_owned()], 4);
+        let told = found.told().unwrap();
+        assert!(told.starts_with("2 gold answers of 2 questions ") && told.contains("first: \"!!!\" of question \"q1\", line 4"), "{told}");
     }
 
     #[test]

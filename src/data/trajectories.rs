@@ -12,12 +12,12 @@
 //! method §1, §3
 
 use super::{
-    DataError, jsonl,
+    DataError,
+    jsonl::Fields,
     questions::normalise_question,
     text::{is_space, strip},
 };
 use serde::{Deserialize, Serialize};
-use std::path::Path;
 
 /// What the environment answers to a turn without a search or an answer.
 pub const INVALID_ACTION: &str = "\nMy previous action is invalid. If I want to search, I should put the query between <search> and </search>. If I want to give the final answer, I should put the answer between <answer> and </answer>. Let me try again.\n";
@@ -74,14 +74,13 @@ impl Trajectory {
     }
 }
 
-/// Reads all episodes of a file, in order; each can be split into pieces.
-///
-/// # Errors
-/// A row without one of the fields, a blank question, no gold answers, a response that `pieces` rejects: with file and line.
-pub fn read_trajectories(path: &Path) -> Result<Vec<Trajectory>, DataError> {
-    let mut trajectories = Vec::new();
-    jsonl::for_each_row(path, |row| {
-        let trajectory = Trajectory {
+impl Trajectory {
+    /// The trajectory of a row; it can be split into pieces.
+    ///
+    /// # Errors
+    /// A row without one of the fields, a blank question, no gold answers, a response that `pieces` rejects.
+    pub(crate) fn of_row(row: &Fields) -> Result<Self, String> {
+        let trajectory = Self {
             id: row.string("id")?,
             dataset: row.optional_string("dataset")?.unwrap_or_default(),
             question: normalise_question(&row.string("question")?)?,
@@ -92,13 +91,8 @@ pub fn read_trajectories(path: &Path) -> Result<Vec<Trajectory>, DataError> {
             return Err("field `response` is blank; hint: leave episodes without text out".to_owned());
         }
         trajectory.pieces().map_err(|error| error.to_string())?;
-        trajectories.push(trajectory);
-        Ok(())
-    })?;
-    if trajectories.is_empty() {
-        return Err(DataError::Empty { path: path.to_owned(), what: "episodes", hint: "one JSON object a line" });
+        Ok(trajectory)
     }
-    Ok(trajectories)
 }
 
 /// Byte range of the first observation in `text`.
@@ -204,20 +198,29 @@ mod tests {
         }
     }
 
+    fn read(path: &std::path::Path) -> Result<Vec<Trajectory>, DataError> {
+        let mut trajectories = Vec::new();
+        crate::data::jsonl::for_each_row(path, |row| {
+            trajectories.push(Trajectory::of_row(row)?);
+            Ok(())
+        })?;
+        Ok(trajectories)
+    }
+
     #[test]
     fn a_bad_row_is_reported_with_file_and_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tgo.jsonl");
         let row = |response: &str| serde_json::to_string(&trajectory(response)).unwrap();
         std::fs::write(&path, format!("{}\n{}\n", row("<answer>a</answer>"), row("<information>"))).unwrap();
-        let error = read_trajectories(&path).unwrap_err().to_string();
+        let error = read(&path).unwrap_err().to_string();
         assert!(error.contains("tgo.jsonl:2: episode ep7: ") && error.contains("never closed"), "{error}");
     }
 
     #[test]
     fn all_real_episodes_split_by_author() {
         let Some(path) = crate::data::test_data("trajectories/r1_searcher_tgo.jsonl.gz") else { return };
-        let trajectories = read_trajectories(&path).unwrap();
+        let trajectories = read(&path).unwrap();
         assert_eq!(trajectories.len(), 1750);
         let mut n_observations = 0;
         for trajectory in &trajectories {

@@ -8,7 +8,7 @@ pub mod protocol;
 pub mod reward;
 
 use crate::{
-    data::{corpus::Passage, questions::Question, text::normalise_answer},
+    data::{corpus::Passage, questions::Question},
     retriever::{Hit, Retriever},
     tokenizer::chat::ChatTemplate,
 };
@@ -103,23 +103,17 @@ impl Env<'_> {
     }
 }
 
-/// Whether a gold answer occurs, letter by letter, in one of the passages. An empty gold answer occurs in none.
+/// Whether a gold answer occurs, letter by letter, in one of the passages; one that normalises to nothing, as [`reward::GoldAnswer`] says.
 ///
 /// # Source
 /// method §8
 pub fn is_hit<'p>(passages: impl IntoIterator<Item = &'p Passage>, golden_answers: &[String]) -> bool {
-    let golds: Vec<&String> = golden_answers.iter().filter(|gold| !gold.is_empty()).collect();
-    passages.into_iter().any(|passage| golds.iter().any(|gold| passage.contents.contains(gold.as_str())))
+    passages.into_iter().any(|passage| reward::contains_answer_verbatim(&passage.contents, golden_answers))
 }
 
-/// As [`is_hit`], both sides normalised as for the score: "the U.S.A." is found in "USA". A gold answer of articles and punctuation alone
-/// occurs in no passage.
+/// As [`is_hit`], both sides normalised as for the score: "the U.S.A." is found in "USA".
 pub fn is_hit_normalised<'p>(passages: impl IntoIterator<Item = &'p Passage>, golden_answers: &[String]) -> bool {
-    let golds: Vec<String> = golden_answers.iter().map(|gold| normalise_answer(gold)).filter(|gold| !gold.is_empty()).collect();
-    passages.into_iter().any(|passage| {
-        let contents = normalise_answer(&passage.contents);
-        golds.iter().any(|gold| contents.contains(gold.as_str()))
-    })
+    passages.into_iter().any(|passage| reward::contains_answer(&passage.contents, golden_answers))
 }
 
 #[cfg(test)]
@@ -219,6 +213,9 @@ mod tests {
         let golds = |gold: &str| vec!["nowhere".to_owned(), gold.to_owned()];
         assert!(is_hit(&passages, &golds("USA, 1")) && !is_hit(&passages, &golds("usa")) && !is_hit(&passages, &golds("")));
         assert!(is_hit_normalised(&passages, &golds("the U.S.A.")) && is_hit_normalised(&passages, &golds("1802")));
-        assert!(!is_hit_normalised(&passages, &golds("the")) && !is_hit_normalised(&passages, &golds("France")));
+        assert!(!is_hit_normalised(&passages, &golds("France")));
+        // Normalised, these two would be part of every passage: they are looked for as words.
+        assert!(is_hit(&passages, &golds("the")) && is_hit_normalised(&passages, &golds("The")));
+        assert!(!is_hit(&passages, &golds("A")) && !is_hit_normalised(&passages, &golds("A")));
     }
 }

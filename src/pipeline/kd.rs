@@ -6,16 +6,15 @@ use super::{
 };
 use crate::{
     config::{DemosRecipe, DistillRecipe, Phase, plan::distill_steps},
-    data::{
-        corpus::Corpus,
-        questions::Question,
-        trajectories::{Trajectory, read_trajectories},
-    },
+    data::{corpus::Corpus, questions::Question},
     engine::StopReason,
     env::prompt,
     hub,
     retriever::Retriever,
-    rollout::{Episode, Segment, Status, trajectory::episode_from_trajectory},
+    rollout::{
+        Episode, Segment, Status,
+        trajectory::{Given as GivenEpisode, episode_from_given, read_given},
+    },
     tokenizer::Tokenizer,
 };
 use dgpo_models::{TrainBackend, decoder::Decoder};
@@ -54,7 +53,8 @@ impl<B: TrainBackend> Pipeline<'_, B> {
     fn given_episodes(&mut self, tokenizer: &Tokenizer) -> Result<Vec<Episode>, PipelineError> {
         let mut episodes = self.trajectory_episodes(tokenizer, usize::MAX)?;
         let (n_all, DemosRecipe { only_correct, max_kept, .. }) = (episodes.len(), self.setup.recipe.demos.clone());
-        episodes.retain(|episode| episode.is_correct() || !only_correct);
+        // Records hold episodes that the retriever failed, too.
+        episodes.retain(|episode| episode.is_trainable() && (episode.is_correct() || !only_correct));
         episodes.truncate(if max_kept == 0 { usize::MAX } else { max_kept });
         let which = if only_correct { "correct ones" } else { "right or wrong" };
         self.say(&format!("trajectories: {} of {n_all} kept ({which})", episodes.len()));
@@ -91,22 +91,36 @@ impl<B: TrainBackend> Pipeline<'_, B> {
 
     /// The first `limit` trajectories of each of the recipe's files as episodes.
     fn trajectory_episodes(&self, tokenizer: &Tokenizer, limit: usize) -> Result<Vec<Episode>, PipelineError> {
-        let mut trajectories: Vec<Trajectory> = Vec::new();
+        let mut given: Vec<GivenEpisode> = Vec::new();
         for name in &self.setup.recipe.data.trajectories {
-            trajectories.extend(read_trajectories(&hub::resolve(name)?)?.into_iter().take(limit));
+            given.extend(read_given(&hub::resolve(name)?)?.into_iter().take(limit));
         }
         let (instruction, template) = (&self.setup.recipe.episode.instruction, self.setup.recipe.model.chat_template);
         let prompt = |question: &Question| prompt::prompt(instruction, template, super::setup::TEMPLATE_DATE, &question.question);
-        let mut episodes = Vec::with_capacity(trajectories.len());
-        for trajectory in &trajectories {
-            let episode = episode_from_trajectory(tokenizer, &prompt, trajectory)?;
+        let mut episodes = Vec::with_capacity(given.len());
+        let mut cut: Vec<String> = Vec::new();
+        for one in &given {
+            let imported = episode_from_given(tokenizer, &prompt, one)?;
+            let episode = imported.episode;
+            if imported.is_cut {
+                cut.push(episode.question.id.clone());
+            }
             if episode.prompt_len() + episode.response_len() <= self.setup.recipe.episode.max_prompt_length {
                 episodes.push(episode);
             }
         }
-        let n_long = trajectories.len() - episodes.len();
+        let n_long = given.len() - episodes.len();
         if n_long > 0 {
             tracing::warn!("{n_long} trajectories are longer than episode.max_prompt_length and were left out");
+        }
+        if let Some(first) = cut.first() {
+            tracing::warn!(
+                "{} of {} trajectories hold text behind the first </search> or </answer> of a turn, where generation stops; it is left out, \
+                 and an answer there is the episode's answer (first: {first:?}); hint: in data.trajectories, end every turn with its action, \
+                 and write no tags inside thoughts",
+                cut.len(),
+                given.len()
+            );
         }
         Ok(episodes)
     }

@@ -18,6 +18,7 @@ mod encoder;
 mod evaluate;
 mod gkd;
 mod kd;
+pub mod overlap;
 mod rl;
 pub mod setup;
 mod source;
@@ -205,6 +206,9 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         let tokenizer = self.setup.tokenizer()?;
         // Training may take days; what the evaluation behind it cannot read is found out now.
         self.setup.test_questions()?;
+        if let Some(overlap) = overlap::overlap_of(&self.setup.recipe) {
+            tracing::warn!("{overlap}");
+        }
         let is_evaluated = stage.phases().contains(&Phase::Eval);
         let asks = plays_episodes(&self.setup.recipe) || (is_evaluated && !self.setup.recipe.data.test.is_empty());
         let retriever = if asks { Some(self.open_retriever()?) } else { None };

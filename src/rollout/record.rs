@@ -143,7 +143,7 @@ pub fn write_records(path: &Path, records: &[EpisodeRecord]) -> Result<(), DataE
 pub fn read_records(path: &Path) -> Result<Vec<EpisodeRecord>, DataError> {
     let mut records = Vec::new();
     jsonl::for_each_row(path, |row| {
-        let episode = Episode::deserialize(&row.0).map_err(|e| format!("not an episode record: {e}"))?;
+        let episode = Episode::deserialize(&row.object).map_err(|e| format!("not an episode record: {e}"))?;
         check_record(&episode)?;
         let tokens = row.get("tokens").map(TokenRecord::deserialize).transpose().map_err(|e| format!("not a record of tokens: {e}"))?;
         let tokens = tokens.filter(|tokens| tokens.version == TOKEN_RECORD_VERSION);

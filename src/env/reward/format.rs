@@ -16,7 +16,7 @@
 //! # Source
 //! PeterGriffinJin/Search-R1:verl/utils/reward_score/qa_em_format.py; tests/oracles/text/format_reward.json
 
-use super::{blocks, exact_match, substring_match};
+use super::{blocks, reference_exact_match, reference_substring_match};
 use crate::data::text::{is_space, strip};
 
 /// Weights of the format reward.
@@ -43,7 +43,7 @@ pub fn format_score(text: &str, golden_answers: &[String], weights: FormatWeight
     // Differs from `reference_extract_answer`: the reference's format score takes a single match.
     let answer = blocks(text, "<answer>", "</answer>").last().copied().map(strip);
     match answer {
-        Some(answer) if exact_match(answer, golden_answers) => {
+        Some(answer) if reference_exact_match(answer, golden_answers) => {
             if is_valid {
                 1.0
             } else {
@@ -51,7 +51,7 @@ pub fn format_score(text: &str, golden_answers: &[String], weights: FormatWeight
             }
         }
         _ if is_valid => {
-            let is_retrieved = information_blocks(text).iter().any(|block| substring_match(block, golden_answers));
+            let is_retrieved = information_blocks(text).iter().any(|block| reference_substring_match(block, golden_answers));
             weights.structure + if is_retrieved { weights.retrieval } else { 0.0 }
         }
         Some(_) => weights.final_answer,
