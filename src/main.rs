@@ -1,7 +1,8 @@
 //! The `dgpo` binary: everything lives in the library.
 fn main() -> std::process::ExitCode {
     keep_freed_memory();
-    dgpo::cli::main()
+    // Here and not in the library: cargo builds anew what reads it, and the library takes minutes.
+    dgpo::cli::main(option_env!("DGPO_COMMIT"))
 }
 
 /// Makes glibc's allocator keep freed blocks of up to 32 MiB for the next allocation; no effect elsewhere.

@@ -1,8 +1,9 @@
 //! Every command: its help, its JSON, what it writes.
 use crate::support::{ANSWER, Ended, World, repository, tensors};
+use std::process::Command;
 
 /// Names listed under "Commands:" of a help text.
-fn commands_in(help: &str) -> Vec<String> {
+pub fn commands_in(help: &str) -> Vec<String> {
     let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     // Wrapped descriptions are indented further.
     let names = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
@@ -32,6 +33,8 @@ fn help_lists_exactly_the_commands_that_exist() {
         "conformance",
         "portability",
         "bench",
+        "completions",
+        "help",
     ];
     assert_eq!(commands_in(&help(&world, &[]).stdout), expected);
     let groups: [(&str, &[&str]); 5] = [
@@ -41,7 +44,7 @@ fn help_lists_exactly_the_commands_that_exist() {
         ("runs", &["list", "show", "compare"]),
         ("bench", &["kernels", "step", "rollout"]),
     ];
-    for command in expected {
+    for command in expected.into_iter().filter(|command| *command != "help") {
         let ended = help(&world, &[command]);
         assert!(ended.stdout.contains("Usage: dgpo ") && ended.stderr.is_empty(), "{command}: {ended:?}");
         let inner = groups.iter().find(|(group, _)| *group == command).map_or(&[][..], |(_, inner)| inner);
@@ -54,8 +57,49 @@ fn help_lists_exactly_the_commands_that_exist() {
 }
 
 #[test]
-fn version_is_the_packages() {
-    assert_eq!(World::new().dgpo(&["--version"]).done().stdout, concat!("dgpo ", env!("CARGO_PKG_VERSION"), "\n"));
+fn help_of_a_command_is_its_own_help() {
+    let world = World::new();
+    for command in [&["train"][..], &["runs", "show"]] {
+        assert_eq!(world.dgpo(&[&["help"][..], command].concat()).done().stdout, help(&world, command).stdout);
+    }
+}
+
+#[test]
+fn version_tells_commit_features_and_backends() {
+    let world = World::new();
+    // This file is built by the same command as the program.
+    let commit = option_env!("DGPO_COMMIT").unwrap_or("unknown");
+    let expected = format!("dgpo {}\ncommit {commit}\nfeatures ", env!("CARGO_PKG_VERSION"));
+    let told = world.dgpo(&["--version"]).done().stdout;
+    assert!(told.starts_with(&expected) && told.contains("\nbackends cpu"), "{told}");
+    assert_eq!(world.dgpo(&["-V"]).done().stdout, format!("dgpo {} (commit {commit})\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn completions_of_every_shell_know_the_commands_and_their_flags() {
+    let world = World::new();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = world.dgpo(&["completions", shell]).done().stdout;
+        for word in ["reproduce", "compare", "temperature"] {
+            assert!(script.contains(word), "{shell}: no {word}");
+        }
+    }
+    assert_eq!(world.dgpo(&["completions", "cmd"]).code, Some(2));
+}
+
+#[test]
+fn control_characters_of_passages_do_not_reach_the_terminal() {
+    let world = World::new();
+    let question = "Who\u{1b}[2J \u{9b}31m\u{202e}?";
+    let asked = world.dgpo(&["ask", question, "--config", "rl.toml"]).done().stdout;
+    assert!(asked.contains("Who␛[2J"), "{asked:?}");
+    let json = world.dgpo(&["ask", question, "--config", "rl.toml", "--json"]).done().stdout;
+    // Errors quote what they were given too.
+    let refused = world.dgpo(&["runs", "show", "a\u{1b}[31mb"]).stderr;
+    assert!(refused.contains("a␛[31mb"), "{refused:?}");
+    for text in [asked, json, refused] {
+        assert!(!text.contains(|c: char| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text:?}");
+    }
 }
 
 #[test]
@@ -137,6 +181,43 @@ fn model_info_counts_the_parameters_of_the_shape() {
     let n_parameters = 2 * 976 * 32 + (32 * 32 + 32) + 2 * (16 * 32 + 16) + 32 * 32 + 3 * 64 * 32 + 3 * 32;
     assert_eq!(info["n_parameters"], n_parameters);
     assert_eq!(info["size_bytes"], 4 * n_parameters);
+}
+
+#[test]
+fn a_run_ends_with_a_command_that_can_be_pasted() {
+    let world = World::new();
+    let settings = ["--set", "rl.steps=1", "--set", "data.test=[\"questions.jsonl\"]", "--set", "data.max_test=3"];
+    let trained = world.dgpo(&[&["train", "--config", "rl.toml", "--name", "mine"][..], &settings].concat()).done();
+    let last = trained.stderr.lines().last().unwrap();
+    let command = last.strip_prefix("next: ").unwrap_or_else(|| panic!("{}", trained.stderr));
+    // The shell reads it, with dgpo in the place of its launcher.
+    let asked = command.strip_prefix("cargo xtask ask ").unwrap_or_else(|| panic!("{command}"));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("exec \"$0\" ask {asked} --json"), env!("CARGO_BIN_EXE_dgpo")]);
+    world.at_home(&mut shell);
+    let asked = Ended::of(&mut shell).json();
+    assert!(asked["texts"][0].as_str().unwrap().contains(asked["episode"]["question"]["question"].as_str().unwrap()));
+}
+
+#[test]
+fn without_a_backend_the_hint_is_the_same_command_with_it() {
+    if cfg!(any(feature = "wgpu", feature = "cuda")) {
+        return;
+    }
+    let refused = World::new().dgpo(&["train", "--config", "rl.toml", "--device", "cuda", "--set", "data.test=[\"q.jsonl\"]"]);
+    let command = "cargo xtask --features cuda train --config rl.toml --device cuda --set 'data.test=[\"q.jsonl\"]'";
+    refused.failed(2, &["built without cuda", command]);
+}
+
+#[test]
+fn a_run_says_how_far_all_of_it_is() {
+    let world = World::new();
+    let settings = ["--set", "stage=rl_distill", "--set", "rl.steps=2", "--set", "distill.steps=2", "--set", "distill.batch=8"];
+    let trajectories = ["--set", "data.trajectories=[\"demos.jsonl.gz\"]", "--set", "data.max_train=48"];
+    let trained = world.dgpo(&[&["train", "--config", "rl.toml", "--name", "a"][..], &settings, &trajectories].concat()).done();
+    for part in ["rl: 2 steps (phase 1 of 2)", "phase 1 of 2, run eta ", "kd: 2 steps (phase 2 of 2)", "phase 2 of 2, run eta 0.0s"] {
+        assert!(trained.stderr.contains(part), "no {part:?}: {}", trained.stderr);
+    }
 }
 
 #[test]

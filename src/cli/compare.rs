@@ -111,7 +111,7 @@ impl Source {
             return Ok(Self { name: name.to_owned(), recipe: recipe_of(path)?, models, is_file: true });
         }
         if [".jsonl", ".jsonl.gz"].iter().any(|ending| name.ends_with(ending)) {
-            let hint = "dgpo eval writes one, and a run holds episodes/eval-MODEL.jsonl";
+            let hint = "`dgpo eval` writes one, and a run holds episodes/eval-MODEL.jsonl";
             return Err(UsageError(format!("there is no file {name}; hint: {hint}")).into());
         }
         let run = runs::find(name)?;

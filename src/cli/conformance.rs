@@ -33,7 +33,7 @@ impl Job for Compare<'_> {
 pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
     let report = with_device(args.device.device, Compare(&args.dir))??;
     if args.json {
-        output::data(&serde_json::to_string(&report)?)?;
+        output::json_line(&report)?;
     } else {
         output::data(&describe(&report))?;
     }

@@ -1,5 +1,5 @@
 //! `dgpo doctor`: is everything there that a run needs? Each line is a check with what was found.
-use super::{Outcome, args::DeviceArgs, machine, output};
+use super::{Outcome, args::DeviceArgs, machine, output, version::Version};
 use crate::{
     hub,
     trainer::{
@@ -60,13 +60,14 @@ fn note(name: &str, found: impl Into<String>) -> Check {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let version = Version::of_this_program();
     let mut checks =
-        vec![check("backends", Ok(backends().join(", "))), kernels(), processor(), memory(), hugging_face_cache(), built_in_assets()];
+        vec![check("backends", Ok(version.backends.join(", "))), kernels(), processor(), memory(), hugging_face_cache(), built_in_assets()];
     checks.extend(adapters(args.device.device));
     checks.push(check("forward pass", forward_pass(args.device)));
     checks.push(check("runs folder", writable(Path::new("."))));
     if args.json {
-        output::json(&json!({ "version": env!("CARGO_PKG_VERSION"), "checks": checks }))?;
+        output::json(&json!({ "version": version.version, "commit": version.commit, "features": version.features, "checks": checks }))?;
     } else {
         let line = |check: &Check| {
             let status = match check.status {
@@ -76,22 +77,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
             };
             format!("{status:<7} {:<16} {}\n", check.name, check.found)
         };
-        output::data(&format!("dgpo {}\n{}", env!("CARGO_PKG_VERSION"), checks.iter().map(line).collect::<String>()))?;
+        output::data(&format!("dgpo {}\n{}", version.in_short(), checks.iter().map(line).collect::<String>()))?;
     }
     let is_sound = checks.iter().all(|check| check.status != Status::Failed);
     Ok(if is_sound { Outcome::Done } else { Outcome::Failed })
-}
-
-/// The devices this binary was built for.
-fn backends() -> Vec<&'static str> {
-    let mut built = vec!["cpu"];
-    if cfg!(feature = "wgpu") {
-        built.push("wgpu");
-    }
-    if cfg!(feature = "cuda") {
-        built.push("cuda");
-    }
-    built
 }
 
 /// A variable that a test left behind would make every run slow, and its sums end in other digits.

@@ -14,8 +14,10 @@ pub mod args;
 pub mod ask;
 pub mod bench;
 pub mod compare;
+pub mod completions;
 pub mod conformance;
 pub mod counter;
+pub mod course;
 pub mod data;
 pub mod demos;
 pub mod doctor;
@@ -23,6 +25,7 @@ pub mod eval;
 pub mod index;
 pub mod machine;
 pub mod model;
+pub mod next;
 pub mod output;
 pub mod plan;
 pub mod portability;
@@ -32,15 +35,22 @@ pub mod reproduce;
 pub mod runs;
 pub mod table;
 pub mod train;
+pub mod version;
 
 use crate::{
     config::ConfigError,
     pipeline::{PipelineError, takeover::TakeoverError},
     trainer::{devices::DeviceError, run_dir::RunDirError},
 };
-use clap::{Parser, Subcommand};
-use std::process::ExitCode;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::{process::ExitCode, sync::OnceLock};
 use tracing::level_filters::LevelFilter;
+use version::Version;
+
+/// What the program is called, on the command line and in completions.
+const NAME: &str = "dgpo";
+/// Set to 1, the program reads its command line and ends: a test of every command line in the documents must not train anything.
+pub const PARSE_ONLY: &str = "DGPO_PARSE_ONLY";
 
 pub const EXIT_FAILED: u8 = 1;
 pub const EXIT_USAGE: u8 = 2;
@@ -49,7 +59,7 @@ pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// Train compact language models to search like agents: distillation from a teacher, then DGPO.
 #[derive(Parser, Debug)]
-#[command(name = "dgpo", bin_name = "dgpo", version, max_term_width = 110, disable_help_subcommand = true)]
+#[command(name = NAME, bin_name = NAME, version, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -67,17 +77,23 @@ enum Command {
     Eval(eval::Args),
     Ask(ask::Args),
     Demos(demos::Args),
+    #[command(disable_help_subcommand = true)]
     Data(data::Args),
     Plan(plan::Args),
+    #[command(disable_help_subcommand = true)]
     Index(index::Args),
+    #[command(disable_help_subcommand = true)]
     Model(model::Args),
+    #[command(disable_help_subcommand = true)]
     Runs(runs::Args),
     Report(report::Args),
     Reproduce(reproduce::Args),
     Doctor(doctor::Args),
     Conformance(conformance::Args),
     Portability(portability::Args),
+    #[command(disable_help_subcommand = true)]
     Bench(bench::Args),
+    Completions(completions::Args),
 }
 
 /// How a command that ran ended.
@@ -101,10 +117,22 @@ pub struct Context {
 #[error("{0}")]
 pub struct UsageError(pub String);
 
-/// Runs the command given on the command line.
-pub fn main() -> ExitCode {
+/// All commands with their flags, and the version in full.
+fn command() -> clap::Command {
+    static TEXTS: OnceLock<[String; 2]> = OnceLock::new();
+    let version = Version::of_this_program();
+    let [short, long] = TEXTS.get_or_init(|| [version.in_short(), version.in_full()]);
+    Cli::command().version(short.as_str()).long_version(long.as_str())
+}
+
+/// Runs the command given on the command line. `commit` is that of the program's source, where the build knew it.
+pub fn main(commit: Option<&'static str>) -> ExitCode {
+    version::tell_commit(commit);
     // clap prints help, version and usage errors (exit code 2) itself.
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
+    if std::env::var_os(PARSE_ONLY).is_some_and(|value| value == "1") {
+        return ExitCode::SUCCESS;
+    }
     start_log(cli.quiet, cli.verbose);
     if cli.quiet {
         output::be_quiet();
@@ -126,6 +154,7 @@ pub fn main() -> ExitCode {
         Command::Conformance(args) => conformance::run(args),
         Command::Portability(args) => portability::run(&args),
         Command::Bench(args) => bench::run(&args, context),
+        Command::Completions(args) => completions::run(&args),
     };
     ExitCode::from(match result {
         Ok(Outcome::Done) => 0,
@@ -133,10 +162,23 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Interrupted) => EXIT_INTERRUPTED,
         Err(error) if output::is_closed_pipe(&error) => 0,
         Err(error) => {
+            let error = with_the_feature(error);
             output::error(&error);
             exit_code(&error)
         }
     })
+}
+
+/// A binary without a backend can be built with it: says how, with the words of this command.
+fn with_the_feature(error: anyhow::Error) -> anyhow::Error {
+    let missing = error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(DeviceError::NotBuilt(backend)) => Some(*backend),
+        _ => None,
+    });
+    let Some(backend) = missing else { return error };
+    let words = std::env::args_os().skip(1).map(|word| output::shell_quoted(&word.to_string_lossy()));
+    let command = ["cargo", "xtask", "--features", backend].map(str::to_owned).into_iter().chain(words).collect::<Vec<_>>().join(" ");
+    error.context(format!("this binary was built without {backend}; hint: `{command}`"))
 }
 
 /// 3 where a guard ended a run, 2 where the command or the recipe has to be changed before anything can start, else 1.
@@ -169,7 +211,8 @@ fn start_log(is_quiet: bool, verbose: u8) {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(progress::LogWriter::default)
-        .with_ansi(output::has_colour())
+        // What is logged may quote files: colour would have to be told from what they hold.
+        .with_ansi(false)
         .with_target(false)
         .without_time()
         .init();
@@ -178,11 +221,10 @@ fn start_log(is_quiet: bool, verbose: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_flags_of_all_commands_are_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
@@ -194,7 +236,28 @@ mod tests {
             }
             command.get_subcommands().for_each(check);
         }
-        check(&Cli::command());
+        check(&command());
+    }
+
+    /// The example of a flag's help text, as words behind its command; what else the command needs may be missing.
+    #[test]
+    fn the_example_of_every_flag_is_understood_by_its_command() {
+        fn check(command: &clap::Command, path: &[String], n_checked: &mut usize) {
+            let path = [path, &[command.get_name().to_owned()]].concat();
+            for argument in command.get_arguments() {
+                let help = argument.get_long_help().or(argument.get_help()).map_or(String::new(), ToString::to_string);
+                let Some((_, example)) = help.split_once("Example: ") else { continue };
+                let words = path.iter().cloned().chain(example.split_whitespace().map(str::to_owned));
+                match super::command().try_get_matches_from(words) {
+                    Err(error) if error.kind() != clap::error::ErrorKind::MissingRequiredArgument => panic!("{path:?}: {example}: {error}"),
+                    _ => *n_checked += 1,
+                }
+            }
+            command.get_subcommands().for_each(|inner| check(inner, &path, n_checked));
+        }
+        let mut n_checked = 0;
+        check(&command(), &[], &mut n_checked);
+        assert!(n_checked >= 20, "{n_checked} examples of flags");
     }
 
     #[test]

@@ -1,9 +1,14 @@
 //! stdout is data, stderr is talk. Everything the program says goes through here or through `progress`.
 //!
+//! Questions, passages, answers, and names of files come from outside and may hold anything: what acts on a terminal instead of being shown is shown
+//! ([`visible`]), and in JSON it is escaped. Colour is added behind that.
+//!
 //! Messages of the library end in `hint: …`; the hint gets a line of its own. `NO_COLOR` and a stderr that is no terminal switch colour off,
 //! and no meaning hangs on colour alone.
+use crate::report::table::acts_on_display;
 use serde::Serialize;
 use std::{
+    borrow::Cow,
     io::{self, IsTerminal, Write},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -21,7 +26,7 @@ pub fn be_quiet() {
 /// If stdout cannot be written, e.g. because the reader of a pipe has gone; see [`is_closed_pipe`].
 pub fn data(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(visible(text).as_bytes())?;
     if !text.ends_with('\n') {
         stdout.write_all(b"\n")?;
     }
@@ -32,7 +37,37 @@ pub fn data(text: &str) -> anyhow::Result<()> {
 /// # Errors
 /// As [`data`].
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    data(&serde_json::to_string_pretty(value)?)
+    data(&escaped(&serde_json::to_string_pretty(value)?))
+}
+
+/// Writes one JSON value to stdout, in one line.
+/// # Errors
+/// As [`data`].
+pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    data(&escaped(&serde_json::to_string(value)?))
+}
+
+/// Text in which nothing acts on a terminal but the end of a line and the tabulator: a control picture stands for each character of C0, the
+/// number for what has no picture.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| acts_on_display(c) && !matches!(c, '\n' | '\t');
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let shown = |c: char| match c {
+        c if !acts(c) => c.to_string(),
+        '\0'..' ' => char::from_u32(0x2400 + u32::from(c)).map_or(String::new(), |picture| picture.to_string()),
+        '\u{7f}' => '\u{2421}'.to_string(),
+        c => c.escape_unicode().to_string(),
+    };
+    Cow::Owned(text.chars().map(shown).collect())
+}
+
+/// JSON in which the characters that serde_json leaves alone (DEL, C1, directions) are escaped too. They occur inside strings alone, and none is
+/// beyond the first plane.
+fn escaped(json: &str) -> String {
+    let shown = |c: char| if acts_on_display(c) && c != '\n' { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    json.chars().map(shown).collect()
 }
 
 /// Says something to the person in front of it, unless `-q` forbids.
@@ -44,13 +79,20 @@ pub fn say(text: &str) {
 
 /// Says what `-q` does not silence: errors, and how work that was broken off goes on.
 pub fn insist(text: &str) {
-    // A closed stderr leaves nobody to tell.
-    let _ = writeln!(io::stderr(), "{}", hints_on_own_lines(text));
+    tell("", text);
 }
 
 /// A problem that does not stop the program.
 pub fn warn(message: &str) {
-    say(&format!("{} {message}", painted("33", "warning:")));
+    if !IS_QUIET.load(Ordering::Relaxed) {
+        tell(&painted("33", "warning: "), message);
+    }
+}
+
+/// `mark` is the program's own and may be coloured, `text` may hold anything.
+fn tell(mark: &str, text: &str) {
+    // A closed stderr leaves nobody to tell.
+    let _ = writeln!(io::stderr(), "{mark}{}", hints_on_own_lines(&visible(text)));
 }
 
 /// The reader of stdout has had enough (`dgpo runs list | head -1`): not a failure.
@@ -60,7 +102,7 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 /// Prints an error as `error: …`, its causes, and its hints.
 pub fn error(error: &anyhow::Error) {
-    insist(&format!("{} {}", painted("1;31", "error:"), describe(error)));
+    tell(&painted("1;31", "error: "), &describe(error));
 }
 
 /// The text of an error: message, causes that the message does not already quote, hints on their own lines.
@@ -168,6 +210,24 @@ mod tests {
     #[test]
     fn every_hint_has_a_line_of_its_own() {
         assert_eq!(hints_on_own_lines("  a; hint: b; hint: c"), "  a\n  hint: b\n  hint: c");
+    }
+
+    #[test]
+    fn what_acts_on_a_terminal_is_shown_instead() {
+        assert_eq!(visible("plain\n\ttext, Zürich"), "plain\n\ttext, Zürich");
+        assert_eq!(visible("\u{1b}[2J\u{7}\r\u{7f}"), "␛[2J␇␍␡");
+        assert_eq!(visible("\u{9b}31m \u{202e}txt"), "\\u{9b}31m \\u{202e}txt");
+        for c in (0..=0x2069).filter_map(char::from_u32) {
+            assert!(!visible(&c.to_string()).contains(|shown| acts_on_display(shown) && !matches!(shown, '\n' | '\t')), "{c:?}");
+        }
+    }
+
+    #[test]
+    fn json_means_the_same_with_everything_escaped() {
+        let text = "a\u{1b}[31m\u{7f}\u{9b}\u{202e}\n\"\\ü";
+        let json = escaped(&serde_json::to_string_pretty(&[text]).unwrap());
+        assert!(!json.contains(|c| acts_on_display(c) && c != '\n'), "{json:?}");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&json).unwrap(), [text]);
     }
 
     #[test]

@@ -1,10 +1,16 @@
 //! Shows the events of a run: a bar on a terminal, one line a step otherwise, nothing with `-q`.
 //!
 //! Log lines of `tracing` go through [`LogWriter`], which lifts the bar out of the way.
-use super::{machine, output};
-use crate::trainer::{
-    events::{Event, Phase},
-    metrics,
+use super::{
+    course::{Course, UnderWay},
+    machine, output,
+};
+use crate::{
+    config::Recipe,
+    trainer::{
+        events::{Event, Phase},
+        metrics,
+    },
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
@@ -36,6 +42,7 @@ const BAR_COLUMNS: usize = 12;
 pub struct Progress {
     is_quiet: bool,
     is_terminal: bool,
+    course: Course,
     running: Option<Running>,
 }
 
@@ -44,13 +51,33 @@ struct Running {
     phase: Phase,
     /// Steps that an earlier process did: they say nothing about this one's speed.
     done_before: usize,
+    /// The last step reported, and the number of all; 0 = unknown.
+    step: usize,
+    total: usize,
     started: Instant,
     bar: Option<ProgressBar>,
 }
 
+impl Running {
+    fn elapsed_s(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    /// Share of the phase's steps that this process did.
+    fn share(&self) -> f64 {
+        if self.total == 0 { 0.0 } else { self.step.saturating_sub(self.done_before) as f64 / self.total as f64 }
+    }
+}
+
 impl Progress {
     pub fn new(is_quiet: bool) -> Self {
-        Self { is_quiet, is_terminal: io::stderr().is_terminal(), running: None }
+        Self { is_quiet, is_terminal: io::stderr().is_terminal(), course: Course::default(), running: None }
+    }
+
+    /// A run begins: from here on its phases are counted.
+    pub fn follow(&mut self, recipe: &Recipe) {
+        self.finish();
+        self.course = Course::of(recipe);
     }
 
     /// The observer to hand to a run: `&mut |event| progress.on(event)`.
@@ -64,7 +91,10 @@ impl Progress {
             Event::Message(text) => above_the_bar(text),
             Event::CheckpointSaved { path } => above_the_bar(&format!("checkpoint {}", path.display())),
             Event::PhaseDone { phase } => {
-                let seconds = self.running.as_ref().map_or(0.0, |running| running.started.elapsed().as_secs_f64());
+                let seconds = self.running.as_ref().map_or(0.0, Running::elapsed_s);
+                if let Some(running) = &self.running {
+                    self.course.end(running.phase, running.share(), seconds);
+                }
                 self.finish();
                 output::say(&format!("{phase}: done in {}", output::duration(seconds)));
             }
@@ -83,7 +113,7 @@ impl Progress {
         self.finish();
         let of = if total > 0 { format!(": {} steps", output::grouped(total as u64)) } else { String::new() };
         let from = if done > 0 { format!(", continuing behind step {done}") } else { String::new() };
-        output::say(&format!("{phase}{of}{from}"));
+        output::say(&format!("{phase}{of}{from}{}", self.course.told_place(phase)));
         let bar = self.is_terminal.then(|| {
             let bar = if total > 0 { ProgressBar::new(total as u64) } else { ProgressBar::no_length() };
             bar.set_draw_target(ProgressDrawTarget::stderr());
@@ -95,16 +125,19 @@ impl Progress {
             bar
         });
         bar_slot().clone_from(&bar);
-        self.running = Some(Running { phase, done_before: done, started: Instant::now(), bar });
+        self.running = Some(Running { phase, done_before: done, step: done, total, started: Instant::now(), bar });
     }
 
     fn step(&mut self, phase: Phase, step: usize, total: usize, metrics: &[(&'static str, f64)]) {
         if self.running.as_ref().is_none_or(|running| running.phase != phase) {
             self.start(phase, step.saturating_sub(1), total);
         }
-        let Some(running) = &self.running else { return };
-        let eta_s = remaining_s(running.started.elapsed().as_secs_f64(), running.done_before, step, total);
-        let (first, then) = step_text(metrics, machine::resident_bytes(), eta_s);
+        let Some(running) = &mut self.running else { return };
+        (running.step, running.total) = (step, total);
+        let elapsed_s = running.elapsed_s();
+        let eta_s = remaining_s(elapsed_s, running.done_before, step, total);
+        let of_run = eta_s.and_then(|eta_s| self.course.told(UnderWay { phase, share: running.share(), elapsed_s, eta_s }));
+        let (first, then) = step_text(metrics, machine::resident_bytes(), eta_s, of_run);
         match &running.bar {
             Some(bar) => {
                 bar.set_position(step as u64);
@@ -128,14 +161,16 @@ fn remaining_s(elapsed_s: f64, done_before: usize, step: usize, total: usize) ->
     (total > 0).then(|| elapsed_s / n_done as f64 * total.saturating_sub(step) as f64)
 }
 
-/// `reward 0.410  kl 0.0123  tok/s 1520  eta 3m12s` and `entropy 0.512  mem 1.2 GB`.
-fn step_text(metrics: &[(&'static str, f64)], resident_bytes: Option<u64>, eta_s: Option<f64>) -> (String, String) {
+/// `reward 0.410  kl 0.0123  tok/s 1520  eta 3m12s` and `entropy 0.512  mem 1.2 GB  phase 3 of 4, run eta 4m2s`.
+fn step_text(metrics: &[(&'static str, f64)], resident_bytes: Option<u64>, eta_s: Option<f64>, of_run: Option<String>) -> (String, String) {
     let value = |names: &[&str]| names.iter().find_map(|name| metrics.iter().find(|(known, _)| known == name).map(|(_, value)| *value));
     let figure = |(label, names): &Figure| value(names).map(|value| format!("{label} {}", short(value)));
     let eta = eta_s.map(|seconds| format!("eta {}", output::duration(seconds)));
     let memory = resident_bytes.map(|n| format!("mem {}", output::bytes(n)));
-    let joined = |figures: &[Figure], last: Option<String>| figures.iter().filter_map(figure).chain(last).collect::<Vec<_>>().join("  ");
-    (joined(&SHOWN_FIRST, eta), joined(&SHOWN_THEN, memory))
+    let joined = |figures: &[Figure], last: [Option<String>; 2]| {
+        figures.iter().filter_map(figure).chain(last.into_iter().flatten()).collect::<Vec<_>>().join("  ")
+    };
+    (joined(&SHOWN_FIRST, [eta, None]), joined(&SHOWN_THEN, [memory, of_run]))
 }
 
 /// Three significant digits, or a whole number from 100 on.
@@ -168,10 +203,13 @@ pub struct LogWriter;
 impl Write for LogWriter {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         let bar = bar_slot().clone();
+        let line = String::from_utf8_lossy(text);
+        let shown = output::visible(&line);
         match bar {
-            Some(bar) => bar.suspend(|| io::stderr().write(text)),
-            None => io::stderr().write(text),
+            Some(bar) => bar.suspend(|| io::stderr().write_all(shown.as_bytes())),
+            None => io::stderr().write_all(shown.as_bytes()),
         }
+        .map(|()| text.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -187,8 +225,8 @@ mod tests {
     fn a_step_shows_reward_kl_speed_memory_and_time_left() {
         let metrics =
             [(metrics::KL, 0.0123), (metrics::REWARD, 0.41), (metrics::ROLLOUT_TOKENS_PER_SECOND, 1520.4), (metrics::SEARCHES, 2.0)];
-        let (first, then) = step_text(&metrics, Some(1_200_000_000), Some(192.0));
-        assert_eq!([first, then], ["reward 0.410  kl 0.01230  tok/s 1520  eta 3m12s", "mem 1.2 GB"]);
+        let (first, then) = step_text(&metrics, Some(1_200_000_000), Some(192.0), Some("phase 3 of 4, run eta 4m02s".to_owned()));
+        assert_eq!([first, then], ["reward 0.410  kl 0.01230  tok/s 1520  eta 3m12s", "mem 1.2 GB  phase 3 of 4, run eta 4m02s"]);
     }
 
     #[test]
@@ -201,7 +239,7 @@ mod tests {
             (metrics::DISTILL_LOSS, 0.5),
             (metrics::ROLLOUT_TOKENS_PER_SECOND, 152_000.0),
         ];
-        let (first, _) = step_text(&metrics, Some(1_200_000_000), Some(3599.0));
+        let (first, _) = step_text(&metrics, Some(1_200_000_000), Some(3599.0), None);
         let line = format!("{} {} 1000/1000  {first}", Phase::Rl, "#".repeat(BAR_COLUMNS));
         for figure in ["1000/1000  ", "reward 0.410  ", "kl -0.00012  ", "tok/s 152000  ", "eta 59m59s"] {
             assert!(line.contains(figure), "{figure} is missing: {line}");

@@ -146,7 +146,7 @@ pub(super) fn find(name: &str) -> anyhow::Result<RunDir> {
     let known: Vec<String> = list_runs(Path::new(RUNS_DIR))?.iter().map(RunDir::name).collect();
     let hint = match crate::config::load::did_you_mean(name, known.iter().map(String::as_str)) {
         Some(guess) => format!("did you mean {guess}?"),
-        None => "dgpo runs list shows the runs there are".to_owned(),
+        None => "`dgpo runs list` shows the runs there are".to_owned(),
     };
     Err(UsageError(format!("there is no run {name}; hint: {hint}")).into())
 }

@@ -2,7 +2,7 @@
 use super::{
     Context, Outcome, UsageError,
     args::{DeviceArgs, RecipeArgs, stop_on_interrupt},
-    output, plan,
+    next, output, plan,
     progress::Progress,
     report, runs, table,
 };
@@ -75,6 +75,7 @@ pub(super) fn work(
     progress: &mut Progress,
     stop: Stop,
 ) -> Result<Result<Summary, PipelineError>, DeviceError> {
+    progress.follow(&recipe);
     with_device(device, Train { recipe, run, progress, stop })
 }
 
@@ -110,7 +111,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             create(loaded, args.device.device, from.as_ref())?
         }
     };
-    let (path, finished, stage) = (run.path().to_owned(), run.clone(), recipe.stage);
+    let (path, finished, made_from) = (run.path().to_owned(), run.clone(), recipe.clone());
     // Held until the process ends: a second one would write into the same files.
     let _lock = run.lock()?;
     output::say(&format!("run {} (seed {}, {})", path.display(), recipe.run.seed, args.device.device));
@@ -127,6 +128,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             }
             write_report(&finished);
             output::say(&format!("{}; everything is in {}", output::duration(summary.wall_s), path.display()));
+            output::say(&format!("next: {}", next::command(&finished, &made_from, args.device.device)));
             Ok(Outcome::Done)
         }
         Err(PipelineError::Stopped) => {
@@ -147,7 +149,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         }
         Err(error) => {
             let next = resume_command(&path, args.device.device);
-            Err(with_advice(error, &path, stage).context(format!("the run {} failed; continue with: {next}", path.display())))
+            Err(with_advice(error, &path, made_from.stage).context(format!("the run {} failed; continue with: {next}", path.display())))
         }
     }
 }
@@ -159,9 +161,10 @@ fn write_report(run: &RunDir) {
             report::warn(&written);
             output::say(&format!("report: {}", written.html.display()));
         }
-        Err(error) => {
-            output::warn(&format!("the report was not written: {error}; hint: dgpo report {} writes it again", run.path().display()))
-        }
+        Err(error) => output::warn(&format!(
+            "the report was not written: {error}; hint: `dgpo report {}` writes it again",
+            output::shell_quoted(&run.path().display().to_string())
+        )),
     }
 }
 

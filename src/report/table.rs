@@ -27,13 +27,19 @@ pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Whether a character acts on what shows it instead of being shown: control characters (C0, DEL, C1), and those that order the text around them
+/// anew, so that it reads otherwise than it is written.
+pub fn acts_on_display(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Text that stays inside its cell, and is text there: Markdown would read `|`, a line's end, `<` and emphasis as its own.
 pub fn cell(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '|' | '*' | '`' | '\\' | '<' | '[' | ']' => safe.extend(['\\', c]),
-            c if c.is_control() => safe.push(' '),
+            c if acts_on_display(c) => safe.push(' '),
             c => safe.push(c),
         }
     }
@@ -60,5 +66,6 @@ mod tests {
     fn a_cell_is_text_whatever_it_says() {
         assert_eq!(cell("a|b\n<script>"), "a\\|b \\<script>");
         assert_eq!(cell("plain 1-2.x"), "plain 1-2.x");
+        assert_eq!(cell("a\u{1b}[31mb\u{9b}c\u{202e}d"), "a \\[31mb c d");
     }
 }

@@ -177,7 +177,7 @@ impl Index {
             }
             (None, true) if search == Search::Hnsw => {
                 let hint = format!(
-                    "{} has no graph; add one with `dgpo index build --set retriever.search=hnsw` (the vectors are kept)",
+                    "{0} has no graph; add one with `dgpo index build --corpus CORPUS --out {0} --set retriever.search=hnsw` (the vectors are kept)",
                     dir.display()
                 );
                 return Err(RetrieverError::option("retriever.search", "\"hnsw\"", &hint));

@@ -73,24 +73,27 @@ pub enum RetrieverError {
     #[error("cannot {doing} {}: {why}; hint: check that the path exists, that you may write there, and that the disk is not full", path.display())]
     Io { path: PathBuf, doing: &'static str, why: String },
     /// A file of an index that is not what index.json says.
-    #[error("{} is damaged: {why}; hint: rebuild the index with `dgpo index build`", path.display())]
+    #[error("{} is damaged: {why}; hint: rebuild the index with `dgpo index build --corpus CORPUS --out {}`", path.display(), path.parent().unwrap_or(path).display())]
     Damaged { path: PathBuf, why: String },
-    #[error("{} holds no finished index (no index.json); hint: build it, or continue an interrupted build, with `dgpo index build`", dir.display())]
+    #[error(
+        "{0} holds no finished index (no index.json); hint: build it, or continue an interrupted build, with `dgpo index build --corpus CORPUS --out {0}`",
+        dir.display()
+    )]
     NoIndex { dir: PathBuf },
     #[error(
-        "{} already holds an index of {found}; hint: give another folder, or replace it with `dgpo index build --force`",
+        "{0} already holds an index of {found}; hint: give another folder, or replace it with `dgpo index build --corpus CORPUS --out {0} --force`",
         dir.display()
     )]
     IndexExists { dir: PathBuf, found: String },
     #[error(
-        "the index {} was built with encoder {built_with} ({built_fingerprint}), not with {asked} ({asked_fingerprint}); \
-         hint: rebuild it with `dgpo index build`, or set retriever.encoder, its prefixes and max_tokens to those of the index",
+        "the index {0} was built with encoder {built_with} ({built_fingerprint}), not with {asked} ({asked_fingerprint}); \
+         hint: rebuild it with `dgpo index build --corpus CORPUS --out {0} --force`, or set retriever.encoder, its prefixes and max_tokens to those of the index",
         dir.display()
     )]
     WrongEncoder { dir: PathBuf, built_with: String, built_fingerprint: String, asked: String, asked_fingerprint: String },
     #[error(
-        "the index {} was built from corpus {built_from} ({built_fingerprint}), not from the one given ({asked_fingerprint}); \
-         hint: rebuild it with `dgpo index build`, or set data.corpus to the corpus of the index",
+        "the index {0} was built from corpus {built_from} ({built_fingerprint}), not from the one given ({asked_fingerprint}); \
+         hint: rebuild it with `dgpo index build --corpus CORPUS --out {0} --force`, or set data.corpus to the corpus of the index",
         dir.display()
     )]
     WrongCorpus { dir: PathBuf, built_from: String, built_fingerprint: String, asked_fingerprint: String },

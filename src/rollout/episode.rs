@@ -160,7 +160,7 @@ pub fn read_episodes(path: &Path) -> Result<Vec<Episode>, DataError> {
     let mut episodes = Vec::new();
     jsonl::for_each_row(path, |row| {
         let episode = Episode::deserialize(&row.object)
-            .map_err(|e| format!("not an episode record: {e}; hint: episodes are what dgpo eval and a run write"))?;
+            .map_err(|e| format!("not an episode record: {e}; hint: episodes are what `dgpo eval` and a run write"))?;
         check_record(&episode)?;
         episodes.push(episode);
         Ok(())

@@ -23,7 +23,7 @@ pub enum DeviceChoice {
 pub enum DeviceError {
     #[error("unknown device \"{0}\"; hint: cpu, wgpu, wgpu:N, cuda or cuda:N")]
     Unknown(String),
-    #[error("this binary was built without {0}; hint: cargo xtask --features {0} …")]
+    #[error("this binary was built without {0}")]
     NotBuilt(&'static str),
     #[error(
         "wgpu finds no adapter on this machine; hint: install the graphics card's Vulkan driver; without a card, a software driver (Debian: \

@@ -144,7 +144,7 @@ fn succeeds(command: &mut Command) -> bool {
     }
 }
 
-/// Builds `dgpo` and runs `dgpo arguments`.
+/// Builds `dgpo` and runs it with these arguments.
 fn dgpo(features: Option<String>, arguments: Vec<String>) -> ExitCode {
     // Said to cargo as well: its configuration may name another folder.
     let target = root().join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
