@@ -242,6 +242,59 @@ fn the_page_works_in_a_browser() {
 }
 
 #[test]
+fn the_page_opens_on_the_tokens_that_the_kl_acts_on() {
+    let Some(mut browser) = Browser::start() else { return };
+    let world = finished_run();
+    browser.screen(1280, 900, "light");
+    browser.open(&world.path("runs/a/report.html"));
+    assert_eq!(
+        browser.evaluate("[...document.querySelectorAll('main > section[id]')].map((section) => section.id)"),
+        json!(["results", "episodes", "curves", "run"])
+    );
+    assert_eq!(browser.evaluate("document.querySelectorAll('.card .sure').length"), 3);
+    let legend = |browser: &mut Browser| browser.evaluate("document.querySelector('#legend').textContent").as_str().unwrap().to_owned();
+    let n_shaded = |browser: &mut Browser| browser.evaluate("document.querySelectorAll('#tokens .t[style]').length").as_u64().unwrap();
+    assert_eq!(browser.evaluate("document.querySelectorAll('#list [aria-selected=\"true\"] .wrong').length"), 1);
+    let told = legend(&mut browser);
+    assert!(told.contains("pulled towards the teacher") && told.contains("KL, nats a token"), "{told}");
+    let n_agent = browser.evaluate("document.querySelectorAll('#tokens .agent .t').length").as_u64().unwrap();
+    assert_eq!(n_shaded(&mut browser), n_agent);
+    choose(&mut browser, "filter", "correct");
+    let told = legend(&mut browser);
+    assert!(told.contains("this episode is correct, and the selective KL acts on wrong ones alone"), "{told}");
+    assert_eq!(n_shaded(&mut browser), 0);
+    choose(&mut browser, "filter", "all");
+    choose(&mut browser, "kind", "evaluation");
+    assert!(legend(&mut browser).contains("not trained on"));
+    assert_eq!(browser.errors(), Vec::<&Value>::new());
+}
+
+#[test]
+fn labels_of_axes_are_whole_and_a_constant_has_no_range() {
+    let Some(mut browser) = Browser::start() else { return };
+    let world = finished_run();
+    // Small and negative numbers have the longest labels.
+    let metrics = world.path("runs/a/metrics.jsonl");
+    let lines =
+        (1..=2).map(|step| format!("{{\"phase\":\"rl\",\"step\":{step},\"mine/negative\":-0.000{step}25,\"mine/constant\":-0.1}}\n"));
+    std::fs::write(&metrics, lines.collect::<String>()).unwrap();
+    world.dgpo(&["report", "a"]).done();
+    browser.screen(1280, 900, "light");
+    browser.open(&world.path("runs/a/report.html"));
+    let labels = |browser: &mut Browser, metric: &str| {
+        browser.evaluate(&format!(
+            "[...document.querySelectorAll('figure[data-metric=\"{metric}\"] svg text[text-anchor=\"end\"]')].map((text) => \
+             [text.textContent, text.getBoundingClientRect().left >= text.ownerSVGElement.getBoundingClientRect().left])"
+        ))
+    };
+    let negative = labels(&mut browser, "mine/negative");
+    let negative = negative.as_array().unwrap();
+    assert!(negative.len() > 1 && negative.iter().all(|label| label[1] == true), "{negative:?}");
+    assert!(negative[0][0].as_str().unwrap().starts_with('−'), "{negative:?}");
+    assert_eq!(labels(&mut browser, "mine/constant"), json!([["−0.1000", true]]));
+}
+
+#[test]
 fn the_page_fits_a_phone_and_follows_the_colours_of_the_system() {
     let Some(mut browser) = Browser::start() else { return };
     let world = finished_run();

@@ -101,9 +101,43 @@ fn the_page_in_the_repository_is_that_of_the_results_beside_it() {
         fs::copy(repository("docs/reproduction").join(&name), pages.join(&name)).unwrap();
     }
     world.dgpo(&["reproduce", "--render", "--out", "pages"]).done();
-    let [rendered, kept] =
-        [world.path("pages/reproduction.md"), repository("docs/reproduction.md")].map(|page| fs::read_to_string(page).unwrap());
-    assert!(rendered == kept, "docs/reproduction.md is of other results or of another program; hint: cargo xtask reproduce --render");
+    for name in ["reproduction.md", "reproduction.html"] {
+        let [rendered, kept] =
+            [world.path("pages").join(name), repository("docs").join(name)].map(|page| fs::read_to_string(page).unwrap_or_default());
+        assert!(rendered == kept, "docs/{name} is of other results or of another program; hint: cargo xtask reproduce --render");
+    }
+}
+
+#[test]
+fn the_page_in_the_repository_shows_orderings_seeds_and_that_tables_scroll() {
+    let Some(mut browser) = Browser::start() else { return };
+    let count = |browser: &mut Browser, selector: &str| browser.evaluate(&format!("document.querySelectorAll({selector:?}).length"));
+    browser.screen(1280, 900, "light");
+    browser.open(&repository("docs/reproduction.html"));
+    let n_orderings = count(&mut browser, "#orderings tbody tr");
+    assert_eq!(count(&mut browser, ".forest .theirs"), n_orderings);
+    assert_eq!(count(&mut browser, ".forest .dot"), n_orderings);
+    // Behind the words, in front of the list.
+    assert_eq!(browser.evaluate("document.querySelector('.forest').closest('section').id"), "short");
+    // Every curve of three seeds has its band.
+    assert_eq!(count(&mut browser, "path.band"), count(&mut browser, "path.raw"));
+    for (width, scheme) in [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")] {
+        browser.screen(width, 900, scheme);
+        assert_eq!(browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), true);
+        for part in ["short", "tables", "figures", "orderings"] {
+            browser.evaluate(&format!("document.querySelector('#{part}').scrollIntoView({{behavior: 'instant'}})"));
+            keep_screenshot(&format!("reproduction-{width}-{scheme}-{part}.png"), &browser.screenshot());
+        }
+        let hints = browser.evaluate(
+            "[...document.querySelectorAll('.scroll')].map((place) => [place.scrollWidth > place.clientWidth + 1, !place.previousElementSibling.hidden, \
+             place.classList.contains('more-right')])",
+        );
+        for hint in hints.as_array().unwrap() {
+            assert!(hint[0] == hint[1] && hint[0] == hint[2], "{width}: {hints}");
+        }
+        assert!(width > 390 || hints.as_array().unwrap().iter().any(|hint| hint[0] == true), "{hints}");
+    }
+    assert!(browser.errors().is_empty(), "{:?}", browser.errors());
 }
 
 #[test]

@@ -11,6 +11,8 @@ pub const METRICS: [&str; 7] = ["em", "substring_em", "searches", "hit_ratio", "
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Intervals {
+    /// Of the mean over all questions together.
+    pub all: BTreeMap<String, Interval>,
     /// Of the unweighted mean over data sets.
     pub average: BTreeMap<String, Interval>,
     /// Of each data set by its name. One whose episodes were all lost to the retriever has none.
@@ -48,29 +50,35 @@ impl Intervals {
     /// Resamples the questions of each data set for itself; the average over data sets goes over these resamples.
     pub fn of(episodes: &[Episode], seed: u64) -> Self {
         let mut intervals = Self::default();
-        let mut means_of_datasets = Vec::new();
+        let (mut means_of_datasets, mut sizes) = (Vec::new(), Vec::new());
         for (dataset, episodes) in by_dataset(episodes) {
             let rows: Vec<_> = episodes.into_iter().filter_map(row).collect();
             let means = resampled_means(&rows, key_of(seed, dataset));
             if !means.is_empty() {
                 intervals.datasets.insert(dataset.to_owned(), of_means(&means));
                 means_of_datasets.push(means);
+                sizes.push(rows.len() as f64);
             }
         }
         intervals.average = of_means(&average(&means_of_datasets));
+        intervals.all = of_means(&weighted(&means_of_datasets, &sizes));
         intervals
     }
 }
 
 /// The unweighted mean over data sets, resample by resample. -> [N_RESAMPLES][M], or nothing without data sets
 pub fn average<const M: usize>(means_of_datasets: &[Vec<[f64; M]>]) -> Vec<[f64; M]> {
+    weighted(means_of_datasets, &vec![1.0; means_of_datasets.len()])
+}
+
+fn weighted<const M: usize>(means_of_datasets: &[Vec<[f64; M]>], weights: &[f64]) -> Vec<[f64; M]> {
     let n_resamples = means_of_datasets.first().map_or(0, Vec::len);
     let of_resample = |r: usize| {
         let mut sums = [0.0; M];
-        for means in means_of_datasets {
-            sums.iter_mut().zip(means[r]).for_each(|(sum, mean)| *sum += mean);
+        for (means, weight) in means_of_datasets.iter().zip(weights) {
+            sums.iter_mut().zip(means[r]).for_each(|(sum, mean)| *sum += weight * mean);
         }
-        sums.map(|sum| sum / means_of_datasets.len() as f64)
+        sums.map(|sum| sum / weights.iter().sum::<f64>())
     };
     (0..n_resamples).map(of_resample).collect()
 }
@@ -119,6 +127,15 @@ mod tests {
         let error = ((0.3 * 0.7 / 400.0 + 0.25 / 100.0) / 4.0f64).sqrt();
         // Each end is known to 0.06 of the error (see `bootstrap`); five of them.
         assert!(((0.4 - low) / error - 1.96).abs() < 0.3 && ((high - 0.4) / error - 1.96).abs() < 0.3, "{low} {high} {error}");
+    }
+
+    #[test]
+    fn the_mean_over_all_questions_has_the_closed_forms_error() {
+        let episodes = [played("a", 400, 120), played("b", 100, 50)].concat();
+        let Interval { low, high } = Intervals::of(&episodes, 5).all["em"];
+        // 170 of 500; Var of a sum of shares weighted 4 to 1.
+        let error = (0.64 * 0.3 * 0.7 / 400.0 + 0.04 * 0.25 / 100.0f64).sqrt();
+        assert!(((0.34 - low) / error - 1.96).abs() < 0.3 && ((high - 0.34) / error - 1.96).abs() < 0.3, "{low} {high} {error}");
     }
 
     #[test]

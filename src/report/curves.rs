@@ -36,6 +36,16 @@ pub struct Curve {
     pub values: Vec<Option<f64>>,
     /// Steps whose mean a point is.
     pub steps_per_point: usize,
+    /// Where the curve is a mean of several: the smallest and the largest of each point.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub band: Option<Band>,
+}
+
+/// Between which values the curves lie whose mean is drawn.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Band {
+    pub low: Vec<Option<f64>>,
+    pub high: Vec<Option<f64>>,
 }
 
 impl Curve {
@@ -178,6 +188,7 @@ fn curve(metric: &str, label: &str, (steps, values): Points) -> Curve {
         steps: steps.chunks(steps_per_point).filter_map(|chunk| chunk.last().copied()).collect(),
         values: values.chunks(steps_per_point).map(mean).collect(),
         steps_per_point,
+        band: None,
     }
 }
 

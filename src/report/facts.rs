@@ -1,7 +1,7 @@
 //! What was run, with what, and what came out: everything of a report that is neither a curve nor an episode.
 use crate::{
-    config::{KlReference, Recipe, load::differences, load::to_toml},
-    eval::{Figures, MODELS, Summary},
+    config::{KlMode, KlReference, Recipe, load::differences, load::to_toml},
+    eval::{Figures, MODELS, Summary, bootstrap::Interval},
     rollout::EpisodeStats,
     trainer::run_dir::RunDir,
 };
@@ -27,6 +27,8 @@ pub struct Facts {
     pub inputs: Vec<(String, String)>,
     /// Whose log-probs stand beside the policy's: "teacher" or "start".
     pub reference: &'static str,
+    /// Which episodes carry the KL penalty; `None` without RL.
+    pub kl: Option<KlMode>,
     pub models: Vec<Model>,
 }
 
@@ -39,15 +41,41 @@ pub struct Model {
     pub figures: Figures,
 }
 
+impl Model {
+    /// `[0.790, 0.865]`: the 95 % interval of its EM over the questions of a data set, over all questions, or of the mean over data sets.
+    pub fn em_interval(&self, of: Of<'_>) -> Option<String> {
+        let intervals = self.figures.intervals.as_ref()?;
+        let figures = match of {
+            Of::Dataset(name) => intervals.datasets.get(name)?,
+            Of::All => &intervals.all,
+            Of::Average => &intervals.average,
+        };
+        figures.get("em").map(|Interval { low, high }| format!("[{low:.3}, {high:.3}]"))
+    }
+}
+
+/// What a mean goes over.
+#[derive(Clone, Copy, Debug)]
+pub enum Of<'n> {
+    Dataset(&'n str),
+    /// All questions together.
+    All,
+    /// Data sets, each counting the same.
+    Average,
+}
+
 /// A column of the table of all figures.
 pub struct Column {
     pub title: &'static str,
     pub value: fn(&EpisodeStats) -> String,
 }
 
+/// Title of the column that has intervals beside its figures.
+pub const EM: &str = "EM";
+
 /// Every figure of an evaluation, in the order of the tables.
 pub const COLUMNS: [Column; 10] = [
-    Column { title: "EM", value: |s| format!("{:.3}", s.em) },
+    Column { title: EM, value: |s| format!("{:.3}", s.em) },
     Column { title: "substring EM", value: |s| format!("{:.3}", s.substring_em) },
     Column { title: "hit ratio", value: |s| format!("{:.3}", s.hit_ratio) },
     Column { title: "searches", value: |s| format!("{:.2}", s.searches) },
@@ -73,6 +101,7 @@ pub fn gather(run: &RunDir, warnings: &mut Vec<String>) -> Facts {
         };
         let text = |value: toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let changed = differences(&Recipe::default(), recipe).into_iter();
+        facts.kl = recipe.stage.has_rl().then_some(recipe.kl.mode);
         facts.changed = changed.map(|(key, default, value)| [key, text(default), text(value)]).collect();
         facts.recipe = to_toml(recipe);
     }

@@ -5,8 +5,9 @@
 use super::{
     Report,
     episodes::Episodes,
-    facts::{COLUMNS, Model, datasets},
+    facts::{COLUMNS, Column, EM, Model, Of, datasets},
 };
+use crate::config::KlMode;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -64,6 +65,7 @@ pub fn page(report: &Report) -> String {
     let main = filled(MAIN, |slot| match slot {
         "notes" => note("What the guards saw", &report.alarms) + &note("Left out of this report", &report.warnings),
         "results" => results(&facts.models),
+        "episodes" => escaped(title_of_episodes(report)),
         "shown" => escaped(&what_is_shown(&report.episodes)),
         "run" => what_was_run(report),
         "reference" => escaped(facts.reference),
@@ -74,13 +76,21 @@ pub fn page(report: &Report) -> String {
         kind: "dgpo run",
         title: &facts.name,
         subtitle: &facts.subtitle,
-        nav: &[("results", "Results"), ("curves", "Curves"), ("episodes", "Episodes"), ("run", "What was run")],
+        nav: &[("results", "Results"), ("episodes", title_of_episodes(report)), ("curves", "Curves"), ("run", "What was run")],
         main,
         source: "the files of the run",
-        data: json!({"sections": report.sections, "episodes": report.episodes, "reference": facts.reference}),
+        data: json!({"sections": report.sections, "episodes": report.episodes, "reference": facts.reference, "kl": facts.kl}),
         scripts: VIEWER,
     }
     .to_html()
+}
+
+/// What the viewer opens with: where the penalty lies, in a run that has one.
+fn title_of_episodes(report: &Report) -> &'static str {
+    match report.facts.kl {
+        Some(KlMode::Selective | KlMode::Uniform) => "Which tokens the KL acts on",
+        Some(KlMode::None) | None => "Episodes",
+    }
 }
 
 /// The template with its `{{slots}}` filled. What is filled in is not searched for slots again.
@@ -146,15 +156,16 @@ fn results(models: &[Model]) -> String {
     }
     let card = |model: &Model| {
         let em = model.figures.average_em;
+        let sure = model.em_interval(Of::Average).map_or(String::new(), |sure| format!(" <span class=\"sure\">{sure}</span>"));
         format!(
-            "<li class=\"card\"><span class=\"what\">{}</span><strong>{em:.3}</strong><span class=\"meter\" style=\"--share:{:.1}%\"></span></li>",
+            "<li class=\"card\"><span class=\"what\">{}</span><strong>{em:.3}</strong>{sure}<span class=\"meter\" style=\"--share:{:.1}%\"></span></li>",
             escaped(&model.name),
             100.0 * em.clamp(0.0, 1.0)
         )
     };
     let cards: String = models.iter().map(card).collect();
     let mut html = format!(
-        "<p class=\"muted\">Exact match on the test questions, unweighted mean over data sets.</p><ul class=\"cards\">{cards}</ul>"
+        "<p class=\"muted\">Exact match on the test questions, unweighted mean over data sets; in brackets 95 % intervals over the questions.</p><ul class=\"cards\">{cards}</ul>"
     );
     html += "<h3>Exact match by data set</h3>";
     html += &exact_match(models);
@@ -169,10 +180,10 @@ fn exact_match(models: &[Model]) -> String {
     let figures = names.iter().copied().chain(["average"]).map(Head::Figure);
     let heads = [Head::Text("model")].into_iter().chain(figures).chain([Head::Text("weights")]);
     let row = |model: &Model| {
-        let em = |em: Option<f64>| em.map_or("<td>–</td>".to_owned(), |em| format!("<td>{em:.3}</td>"));
+        let em = |em: Option<f64>, of: Of<'_>| em.map_or("<td>–</td>".to_owned(), |em| format!("<td>{em:.3}{}</td>", sure(model, of)));
         let figures = &model.figures;
-        let cells: String = names.iter().map(|name| em(figures.datasets.get(*name).map(|stats| stats.em))).collect();
-        let average = em(Some(figures.average_em));
+        let cells: String = names.iter().map(|name| em(figures.datasets.get(*name).map(|stats| stats.em), Of::Dataset(name))).collect();
+        let average = em(Some(figures.average_em), Of::Average);
         format!("<th scope=\"row\">{}</th>{cells}{average}<td class=\"text\">{}</td>", escaped(&model.name), escaped(&model.weights))
     };
     table(heads, models.iter().map(row))
@@ -182,13 +193,22 @@ fn all_figures(models: &[Model]) -> String {
     let figures = COLUMNS.iter().map(|column| Head::Figure(column.title));
     let heads = ["model", "questions of"].map(Head::Text).into_iter().chain(figures);
     let rows = models.iter().flat_map(|model| {
-        let of_sets = model.figures.datasets.iter().map(|(name, stats)| (name.as_str(), stats));
-        [("all", &model.figures.all)].into_iter().chain(of_sets).map(move |(set, stats)| {
-            let cells: String = COLUMNS.iter().map(|column| format!("<td>{}</td>", escaped(&(column.value)(stats)))).collect();
+        let of_sets = model.figures.datasets.iter().map(|(name, stats)| (name.as_str(), Of::Dataset(name), stats));
+        [("all", Of::All, &model.figures.all)].into_iter().chain(of_sets).map(move |(set, of, stats)| {
+            let cell = |column: &Column| {
+                let sure = if column.title == EM { sure(model, of) } else { String::new() };
+                format!("<td>{}{sure}</td>", escaped(&(column.value)(stats)))
+            };
+            let cells: String = COLUMNS.iter().map(cell).collect();
             format!("<th scope=\"row\">{}</th><td class=\"text\">{}</td>{cells}", escaped(&model.name), escaped(set))
         })
     });
     table(heads, rows)
+}
+
+/// The interval beside an EM in a cell.
+fn sure(model: &Model, of: Of<'_>) -> String {
+    model.em_interval(of).map_or(String::new(), |sure| format!(" <span class=\"sure\">{sure}</span>"))
 }
 
 /// The head of a column, aligned as its cells are.
@@ -268,10 +288,15 @@ fn what_was_run(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{
-        episodes::{Kind, Set},
-        facts::Facts,
+    use crate::{
+        eval::{Figures, bootstrap::Interval, intervals::Intervals},
+        report::{
+            episodes::{Kind, Set},
+            facts::Facts,
+        },
+        rollout::EpisodeStats,
     };
+    use std::collections::BTreeMap;
 
     /// Text that breaks out of everything that forgets to escape.
     const HOSTILE: &str = "</script><script>alert(1)</script><!--<img src=x onerror='alert(2)'>\"&{{data}}";
@@ -293,6 +318,7 @@ mod tests {
             provenance: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
             inputs: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
             reference: HOSTILE,
+            kl: Some(KlMode::Selective),
             models: vec![Model { name: HOSTILE.to_owned(), weights: HOSTILE.to_owned(), ..Model::default() }],
         };
         let pieces = [(1, HOSTILE.to_owned())].into();
@@ -324,6 +350,22 @@ mod tests {
     #[test]
     fn slots_in_the_data_stay_text() {
         assert_eq!(filled("a{{x}}b{{y}}", |name| if name == "x" { "{{y}}".to_owned() } else { "1".to_owned() }), "a{{y}}b1");
+    }
+
+    #[test]
+    fn every_em_has_its_interval_beside_it() {
+        let of = |low, high| BTreeMap::from([("em".to_owned(), Interval { low, high })]);
+        let datasets = BTreeMap::from([("tiny".to_owned(), of(0.25, 0.75))]);
+        let intervals = Intervals { all: of(0.125, 0.875), average: of(0.375, 0.625), datasets };
+        let stats = EpisodeStats { em: 0.5, ..EpisodeStats::default() };
+        let datasets = BTreeMap::from([("tiny".to_owned(), stats)]);
+        let figures = Figures { all: stats, average_em: 0.5, datasets, intervals: Some(intervals), arcap: None };
+        let html = results(&[Model { name: "kd".to_owned(), figures, ..Model::default() }]);
+        // Card, average, the data set in two tables, all questions.
+        for (interval, n) in [("[0.375, 0.625]", 2), ("[0.250, 0.750]", 2), ("[0.125, 0.875]", 1)] {
+            assert_eq!(html.matches(interval).count(), n, "{interval} in {html}");
+        }
+        assert_eq!(html.matches("0.500").count() - html.matches("0.500 <span").count() - html.matches("0.500</strong> <span").count(), 0);
     }
 
     #[test]

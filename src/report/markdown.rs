@@ -2,7 +2,7 @@
 use super::{
     Report,
     curves::{Curve, Section},
-    facts::{COLUMNS, Model, datasets},
+    facts::{COLUMNS, EM, Model, Of, datasets},
     html::number,
     table::{cell, table},
 };
@@ -25,7 +25,8 @@ pub fn page(report: &Report) -> String {
     let settings = facts.settings.iter().chain(&facts.provenance);
     settings.for_each(|(what, value)| text += &format!("- {what}: {}\n", cell(value)));
     if !facts.models.is_empty() {
-        text += &format!("\n## Exact match on the test questions\n\n{}", exact_match(&facts.models));
+        let note = "In brackets 95 % intervals over the questions.";
+        text += &format!("\n## Exact match on the test questions\n\n{note}\n\n{}", exact_match(&facts.models));
         text += &format!("\n## All figures\n\n{}", all_figures(&facts.models));
     }
     for section in &report.sections {
@@ -48,9 +49,10 @@ fn exact_match(models: &[Model]) -> String {
     let headers: Vec<String> =
         ["model"].into_iter().chain(names.iter().copied()).map(cell).chain(["average".to_owned(), "weights".to_owned()]).collect();
     let row = |model: &Model| -> Vec<String> {
-        let em = |name: &&str| model.figures.datasets.get(*name).map_or("–".to_owned(), |stats| format!("{:.3}", stats.em));
-        let ends = [format!("{:.3}", model.figures.average_em), cell(&model.weights)];
-        [cell(&model.name)].into_iter().chain(names.iter().map(em)).chain(ends).collect()
+        let em = |em: f64, of: Of<'_>| with_interval(format!("{em:.3}"), model, of);
+        let of_set = |name: &&str| model.figures.datasets.get(*name).map_or("–".to_owned(), |stats| em(stats.em, Of::Dataset(name)));
+        let ends = [em(model.figures.average_em, Of::Average), cell(&model.weights)];
+        [cell(&model.name)].into_iter().chain(names.iter().map(of_set)).chain(ends).collect()
     };
     table(&headers.iter().map(String::as_str).collect::<Vec<_>>(), &models.iter().map(row).collect::<Vec<_>>())
 }
@@ -59,13 +61,21 @@ fn exact_match(models: &[Model]) -> String {
 fn all_figures(models: &[Model]) -> String {
     let headers: Vec<&str> = ["model", "questions of"].into_iter().chain(COLUMNS.iter().map(|column| column.title)).collect();
     let rows = models.iter().flat_map(|model| {
-        let of_sets = model.figures.datasets.iter().map(|(name, stats)| (name.as_str(), stats));
-        [("all", &model.figures.all)].into_iter().chain(of_sets).map(move |(set, stats)| {
-            let figures = COLUMNS.iter().map(|column| (column.value)(stats));
+        let of_sets = model.figures.datasets.iter().map(|(name, stats)| (name.as_str(), Of::Dataset(name), stats));
+        [("all", Of::All, &model.figures.all)].into_iter().chain(of_sets).map(move |(set, of, stats)| {
+            let figures = COLUMNS.iter().map(|column| match (column.value)(stats) {
+                em if column.title == EM => with_interval(em, model, of),
+                other => other,
+            });
             [cell(&model.name), cell(set)].into_iter().chain(figures).collect()
         })
     });
     table(&headers, &rows.collect::<Vec<Vec<String>>>())
+}
+
+/// An EM with its interval, where there is one.
+fn with_interval(em: String, model: &Model, of: Of<'_>) -> String {
+    model.em_interval(of).map_or(em.clone(), |interval| cell(&format!("{em} {interval}")))
 }
 
 /// One line a curve.
@@ -90,7 +100,11 @@ pub fn spark(curve: &Curve) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{eval::Figures, report::facts::Facts, rollout::EpisodeStats};
+    use crate::{
+        eval::{Figures, bootstrap::Interval, intervals::Intervals},
+        report::facts::Facts,
+        rollout::EpisodeStats,
+    };
     use std::collections::BTreeMap;
 
     fn model(name: &str, em: f64) -> Model {
@@ -108,6 +122,19 @@ mod tests {
     }
 
     #[test]
+    fn every_em_has_its_interval_beside_it() {
+        let of = |low, high| BTreeMap::from([("em".to_owned(), Interval { low, high })]);
+        let datasets = BTreeMap::from([("a|b".to_owned(), of(0.25, 0.75))]);
+        let mut kd = model("kd", 0.5);
+        kd.figures.intervals = Some(Intervals { all: of(0.125, 0.875), average: of(0.375, 0.625), datasets });
+        let text = page(&Report { facts: Facts { models: vec![kd], ..Facts::default() }, ..Report::default() });
+        for (interval, n) in [("0.375, 0.625", 1), ("0.250, 0.750", 2), ("0.125, 0.875", 1)] {
+            assert_eq!(text.matches(&format!("0.500 \\[{interval}\\]")).count(), n, "{interval} in {text}");
+        }
+        assert_eq!(text.matches("0.500").count(), 4, "{text}");
+    }
+
+    #[test]
     fn a_curve_in_one_line_rises_where_its_values_do() {
         let curve = |values: &[f64]| Curve {
             metric: String::new(),
@@ -115,6 +142,7 @@ mod tests {
             steps: (0..values.len() as u64).collect(),
             values: values.iter().copied().map(Some).collect(),
             steps_per_point: 1,
+            band: None,
         };
         assert_eq!(spark(&curve(&[0.0, 1.0, 2.0, 7.0])), "▁▂▃█");
         assert_eq!(spark(&curve(&[3.0, 3.0])), "▁▁");

@@ -4,7 +4,7 @@ use super::{
     rows::{Pair, name},
 };
 use crate::{
-    report::curves::{Chart, Curve, Section},
+    report::curves::{Band, Chart, Curve, Section},
     trainer::metrics::*,
 };
 
@@ -59,23 +59,30 @@ pub fn all(seeds: &[&SeedResults]) -> Vec<Section> {
     FIGURES.iter().map(section).collect()
 }
 
-/// The mean over the seeds that recorded the metric at the same steps as the first one.
+/// The mean over the seeds that recorded the metric at the same steps as the first one, and between which values they lie.
 fn curve(seeds: &[&SeedResults], row: &str, label: &str, metric: &str) -> Option<Curve> {
     let courses: Vec<&Course> =
         seeds.iter().filter_map(|results| results.rows.get(&name(Pair::Qwen, row))?.done()?.courses.get(metric)).collect();
     let first = *courses.first()?;
     let alike: Vec<&Course> = courses.into_iter().filter(|course| course.steps == first.steps).collect();
+    // A file of results may have been edited: what it lacks is unknown.
+    let known = |at: usize| alike.iter().filter_map(|course| course.values.get(at).copied().flatten()).collect::<Vec<f64>>();
     let mean = |at: usize| {
-        // A file of results may have been edited: what it lacks is unknown.
-        let known: Vec<f64> = alike.iter().filter_map(|course| course.values.get(at).copied().flatten()).collect();
+        let known = known(at);
         (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
     };
+    let points = 0..first.steps.len();
+    let band = (alike.len() > 1).then(|| Band {
+        low: points.clone().map(|at| known(at).into_iter().reduce(f64::min)).collect(),
+        high: points.clone().map(|at| known(at).into_iter().reduce(f64::max)).collect(),
+    });
     Some(Curve {
         metric: metric.to_owned(),
         label: label.to_owned(),
         steps: first.steps.clone(),
-        values: (0..first.steps.len()).map(mean).collect(),
+        values: points.map(mean).collect(),
         steps_per_point: first.steps_per_point,
+        band,
     })
 }
 
@@ -102,6 +109,8 @@ mod tests {
         let chart = &sections[0].charts[0];
         assert_eq!((chart.curves.len(), chart.curves[0].label.as_str()), (1, "PPO"));
         assert_eq!(chart.curves[0].values, [Some(0.5), Some(0.75)]);
+        let band = chart.curves[0].band.as_ref().unwrap();
+        assert_eq!((&band.low[..], &band.high[..]), (&[Some(0.25), Some(0.5)][..], &[Some(0.75), Some(1.0)][..]));
         assert!(sections[1].charts.is_empty());
     }
 

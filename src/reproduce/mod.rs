@@ -7,6 +7,7 @@
 //! | [`paper`] | the paper's numbers, typed from its tables |
 //! | [`tables`] | ours beside the paper's |
 //! | [`orderings`] | which of the paper's orderings hold here, which do not, and which are within noise |
+//! | [`forest`] | those orderings as a picture |
 //! | [`figures`] | courses of training |
 //! | [`forecast`] | how long the rest will take |
 //! | [`page`] | reproduction.md and reproduction.html |
@@ -14,6 +15,7 @@
 //! Nothing here trains: the command line makes the runs, each an ordinary one that `dgpo train --resume` and `dgpo report` know.
 pub mod figures;
 pub mod forecast;
+pub mod forest;
 pub mod orderings;
 pub mod page;
 pub mod paper;

@@ -2,8 +2,8 @@
 //!
 //! Seeds are put together only where every row was made in the same way: results made with other settings or recipes are left out and named.
 use super::{
-    ReproduceError, figures,
-    orderings::{self, Verdict, found, verdict},
+    ReproduceError, figures, forest,
+    orderings::{self, Verdict, verdict},
     results::{self, SeedResults},
     tables::{self, Column, Table},
 };
@@ -61,6 +61,8 @@ struct Page {
     tables: Vec<Table>,
     figures: Vec<Section>,
     orderings: Table,
+    /// The same as a picture, in HTML.
+    forest: String,
     /// (what, value)
     made: Vec<(String, String)>,
     commands: Vec<String>,
@@ -71,10 +73,10 @@ impl Page {
         let chosen = alike(all);
         let seeds: Vec<u64> = chosen.iter().map(|results| results.seed).collect();
         let settings = chosen.first().map_or(Vec::new(), |results| results.settings.clone());
-        let orderings = orderings::all();
+        let judged = forest::judged(orderings::all(), &chosen);
         let verdicts = Verdict::ALL.map(|wanted| {
-            let judged = orderings.iter().filter(|ordering| verdict(found(ordering, &chosen).as_ref()) == wanted);
-            (wanted, judged.map(|ordering| ordering.text.clone()).collect::<Vec<_>>())
+            let found = judged.iter().filter(|(_, found)| verdict(found.as_ref()) == wanted);
+            (wanted, found.map(|(ordering, _)| ordering.text.clone()).collect::<Vec<_>>())
         });
         let names: Vec<String> = seeds.iter().map(u64::to_string).collect();
         let mut short = vec![format!(
@@ -84,7 +86,7 @@ impl Page {
              development questions, which are neither trained on nor asked here; sizes and lengths come from an earlier world of this kind, whose choices \
              were made on these test questions (docs/benchmarks.md says which runs). Of {} \
              orderings taken from the paper’s tables 2, 3, 5 and 6, {} hold here, {} are within noise, {} are reversed, and {} were not measured.",
-            orderings.len(),
+            judged.len(),
             verdicts[0].1.len(),
             verdicts[1].1.len(),
             verdicts[2].1.len(),
@@ -116,7 +118,8 @@ impl Page {
             verdicts: verdicts.into(),
             tables: tables::all(&chosen),
             figures: figures::all(&chosen).into_iter().filter(|section| !section.charts.is_empty()).collect(),
-            orderings: tables::of_orderings(&orderings, &chosen),
+            orderings: tables::of_orderings(&judged),
+            forest: forest::html(&judged),
             made: made(&chosen),
             commands: commands(&seeds, &settings),
             seeds,
@@ -148,13 +151,8 @@ impl Page {
         let paragraphs = |texts: &[String]| texts.iter().map(|text| format!("<p>{}</p>", escaped(text))).collect::<String>();
         let titled = |each: &Table| format!("<h3>{}</h3><p class=\"muted\">{}</p>{}", each.title, escaped(&each.note), html_table(each));
         let main = filled(MAIN, |slot| match slot {
-            "short" => {
-                let told = self.verdicts.iter().filter(|(_, orderings)| !orderings.is_empty());
-                let items = told.map(|(verdict, orderings)| {
-                    format!("<li><strong>{}</strong>: {}</li>", verdict.as_str(), escaped(&orderings.join("; ")))
-                });
-                format!("{}<ul class=\"plain\">{}</ul>", paragraphs(&self.short), items.collect::<String>())
-            }
+            "short" => paragraphs(&self.short),
+            "forest" => self.forest.clone(),
             "tables" => self.tables.iter().map(titled).collect(),
             "orderings" => format!("<p class=\"muted\">{}</p>{}", escaped(&self.orderings.note), html_table(&self.orderings)),
             "made" => {

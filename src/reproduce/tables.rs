@@ -3,7 +3,8 @@
 //! Our columns come first, the paper's follow and say so. The data sets of the tiny world stand in for the paper's: one hop for NQ, TriviaQA and PopQA,
 //! two hops for the others. Only the rows can be compared, never a number of ours with one of the paper's.
 use super::{
-    orderings::{Ordering, deviation, found, mean, set_of, verdict},
+    forest::Judged,
+    orderings::{deviation, mean, set_of, verdict},
     paper,
     results::{Done, Score, SeedResults, SetArcap},
     rows::{Pair, ROWS, Row, name},
@@ -254,13 +255,12 @@ fn cost(seeds: &[&SeedResults]) -> Table {
 }
 
 /// Every ordering of the paper and what became of it.
-pub fn of_orderings(orderings: &[Ordering], seeds: &[&SeedResults]) -> Table {
+pub fn of_orderings(judged: &[Judged]) -> Table {
     let own = ["difference here", "sd over seeds", "seeds with that sign", "95 % over seeds and questions", "verdict"].map(ours);
     let columns = [ours("ordering"), papers("table"), papers("difference")].into_iter().chain(own).collect();
-    let row = |ordering: &Ordering| {
-        let found = found(ordering, seeds);
+    let row = |(ordering, found): &Judged| {
         let judged = verdict(found.as_ref()).as_str().to_owned();
-        let here = match &found {
+        let here = match found {
             None => [(); 4].map(|()| NOTHING.to_owned()),
             Some(found) => [
                 format!("{:+.3}", found.mean),
@@ -276,13 +276,14 @@ pub fn of_orderings(orderings: &[Ordering], seeds: &[&SeedResults]) -> Table {
                 and test questions are drawn again, with replacement). Of a few seeds such an interval is too narrow, of one it says nothing of other \
                 trainings: read it with the deviation and the signs beside it."
         .to_owned();
-    Table { title: "Which orderings hold", note, columns, rows: orderings.iter().map(row).collect() }
+    Table { title: "Which orderings hold", note, columns, rows: judged.iter().map(row).collect() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::reproduce::{
+        forest::judged,
         orderings::{self, tests::*},
         results::Outcome,
     };
@@ -321,7 +322,7 @@ mod tests {
     fn every_table_is_rectangular() {
         let seeds = two_seeds();
         let seeds: Vec<&SeedResults> = seeds.iter().collect();
-        for table in all(&seeds).into_iter().chain([of_orderings(&orderings::all(), &seeds)]) {
+        for table in all(&seeds).into_iter().chain([of_orderings(&judged(orderings::all(), &seeds))]) {
             assert!(table.rows.iter().all(|row| row.len() == table.columns.len()) && !table.rows.is_empty(), "{}", table.title);
         }
     }
@@ -357,7 +358,7 @@ mod tests {
     #[test]
     fn an_ordering_is_told_with_its_seeds_and_its_verdict() {
         let seeds = two_seeds();
-        let table = of_orderings(&orderings::all(), &seeds.iter().collect::<Vec<_>>());
+        let table = of_orderings(&judged(orderings::all(), &seeds.iter().collect::<Vec<_>>()));
         let told = row(&table, "DGPO > KD");
         assert_eq!([&told[2], &told[3], &told[5], &told[7]], ["+0.031", "+0.125", "2 of 2", "holds"]);
         assert_eq!(row(&table, "DGPO > PPO")[7], "not measured");

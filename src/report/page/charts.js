@@ -1,24 +1,32 @@
 // Curves as SVG, drawn for the width there is; the pointer or the arrow keys read their values.
 {
-  const LEFT = 46, RIGHT = 10, TOP = 8, BOTTOM = 24;
+  const RIGHT = 10, TOP = 8, BOTTOM = 24;
   // Classes c0, c1, ... of the style sheet: a colour and a dash each.
   const N_COLOURS = 5;
+  // Between the labels and the axis, and what they take at least.
+  const GAP = 7, LEAST = 28;
   // Shorter curves are shown as recorded.
   const MIN_SMOOTHED = 40;
 
-  /** Ends and step of an axis with about `n` round numbers. */
+  /** Ends and labels of an axis with about `n` round numbers. A constant has its own value and no range that nobody measured. */
   function axis(min, max, n) {
-    if (min === max) { const pad = Math.abs(min) * 0.1 || 1; min -= pad; max += pad; }
+    if (max - min <= 1e-9 * Math.max(Math.abs(min), Math.abs(max))) {
+      const pad = Math.abs(min) || 1;
+      return { min: min - pad, max: max + pad, ticks: [min], text: (value) => minus(shown(value)) };
+    }
     const rough = (max - min) / n, power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
     const ticks = [];
     for (let i = Math.floor(min / step + 1e-9); i <= Math.ceil(max / step - 1e-9); i += 1) ticks.push(i * step);
-    return { min: ticks[0], max: ticks[ticks.length - 1], step, ticks };
+    return { min: ticks[0], max: ticks[ticks.length - 1], ticks, text: (value) => minus(tickText(value, step)) };
   }
+
+  const minus = (text) => text.replaceAll("-", "−");
 
   function tickText(value, step) {
     if (Math.abs(value) < step / 1e6) return "0";
-    if (step >= 1e4 || step < 1e-4) return value.toExponential(Math.abs(value) / step >= 10 ? 1 : 0);
+    const magnitude = (x) => Math.floor(Math.log10(Math.abs(x)) + 1e-9);
+    if (step >= 1e4 || step < 1e-4) return value.toExponential(Math.max(0, magnitude(value) - magnitude(step)));
     return value.toFixed(Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
   }
 
@@ -45,10 +53,23 @@
     return d;
   }
 
+  /** The area between the lowest and the highest value of each point; gaps stay gaps. */
+  function between(steps, { low, high }, x, y) {
+    let d = "", from = 0;
+    for (let i = 0; i <= steps.length; i += 1) {
+      if (i < steps.length && low[i] !== null) continue;
+      const run = [...Array(i - from).keys()].map((k) => from + k);
+      const point = (values) => (k) => `${x(steps[k]).toFixed(1)} ${y(values[k]).toFixed(1)}`;
+      if (run.length) d += `M${[...run.map(point(high)), ...run.reverse().map(point(low))].join("L")}Z`;
+      from = i + 1;
+    }
+    return d;
+  }
+
   function chartOf(chart, height) {
     const curves = chart.curves;
     const steps = [...new Set(curves.flatMap((c) => c.steps))].sort((a, b) => a - b);
-    const known = curves.flatMap((c) => c.values).filter((v) => v !== null);
+    const known = curves.flatMap((c) => [...c.values, ...(c.band ? [...c.band.low, ...c.band.high] : [])]).filter((v) => v !== null);
     const at = curves.map((c) => new Map(c.steps.map((step, i) => [step, c.values[i]])));
     const caption = make("figcaption", {}, chart.title);
     const perPoint = Math.max(...curves.map((c) => c.steps_per_point));
@@ -63,25 +84,28 @@
     const figure = make("figure", { class: "chart", "data-metric": curves[0].metric }, caption, svg, tip);
     if (!known.length) { caption.append(make("small", {}, "no finite value was recorded")); return figure; }
 
-    let x, y, width, now = -1;
+    let x, y, width, left, now = -1;
     const cursor = make("svg:g", {});
     function draw() {
       width = svg.clientWidth || 400;
-      const horizontal = axis(steps[0], steps[steps.length - 1], Math.max(2, Math.floor(width / 90)));
       const vertical = axis(Math.min(...known), Math.max(...known), 4);
+      const horizontal = axis(steps[0], steps[steps.length - 1], Math.max(2, Math.floor(width / 90)));
       const xMin = steps[0], xMax = Math.max(steps[steps.length - 1], xMin + 1);
-      x = (step) => LEFT + ((step - xMin) / (xMax - xMin)) * (width - LEFT - RIGHT);
+      x = (step) => left + ((step - xMin) / (xMax - xMin)) * (width - left - RIGHT);
       y = (value) => TOP + ((vertical.max - value) / (vertical.max - vertical.min)) * (height - TOP - BOTTOM);
       svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       svg.style.height = `${height}px`;
-      svg.replaceChildren();
-      for (const tick of vertical.ticks) {
-        svg.append(make("svg:path", { class: "axis", d: `M${LEFT} ${y(tick)}H${width - RIGHT}` }));
-        svg.append(make("svg:text", { class: "tick", x: LEFT - 7, y: y(tick) + 4, "text-anchor": "end" }, tickText(tick, vertical.step)));
-      }
+      const labels = vertical.ticks.map((tick) => make("svg:text", { class: "tick", y: y(tick) + 4, "text-anchor": "end" }, vertical.text(tick)));
+      svg.replaceChildren(...labels);
+      left = GAP + Math.max(LEAST, ...labels.map((label) => Math.ceil(label.getComputedTextLength())));
+      for (const label of labels) label.setAttribute("x", left - GAP);
+      for (const tick of vertical.ticks) svg.append(make("svg:path", { class: "axis", d: `M${left} ${y(tick)}H${width - RIGHT}` }));
       for (const tick of horizontal.ticks.filter((t) => t >= xMin && t <= xMax && Number.isInteger(t))) {
-        svg.append(make("svg:text", { class: "tick", x: x(tick), y: height - 6, "text-anchor": "middle" }, tickText(tick, horizontal.step)));
+        svg.append(make("svg:text", { class: "tick", x: x(tick), y: height - 6, "text-anchor": "middle" }, horizontal.text(tick)));
       }
+      curves.forEach((c, i) => {
+        if (c.band) svg.append(make("svg:path", { class: `band f${i % N_COLOURS}`, d: between(c.steps, c.band, x, y) }));
+      });
       curves.forEach((c, i) => {
         const isLong = c.values.length >= MIN_SMOOTHED;
         if (c.values.length === 1) svg.append(make("svg:circle", { class: `f${i % N_COLOURS}`, cx: x(c.steps[0]), cy: y(c.values[0]), r: 3.5 }));
@@ -99,16 +123,18 @@
       curves.forEach((c, k) => {
         const value = at[k].get(step);
         if (value === undefined) return;
-        lines.push(curves.length > 1 ? `${c.label}: ${shown(value)}` : shown(value));
+        const point = c.steps.indexOf(step);
+        const spread = c.band && c.band.low[point] !== null ? ` (${shown(c.band.low[point])} to ${shown(c.band.high[point])})` : "";
+        lines.push(curves.length > 1 ? `${c.label}: ${shown(value)}${spread}` : `${shown(value)}${spread}`);
         if (value !== null) cursor.append(make("svg:circle", { class: `f${k % N_COLOURS}`, cx: x(step), cy: y(value), r: 3.5 }));
       });
       tip.replaceChildren(...lines.map((line) => make("div", {}, line)));
       tip.hidden = false;
       // Relative to the figure, whose border lies outside of what `left` counts from.
       const [inner, outer] = [svg.getBoundingClientRect(), figure.getBoundingClientRect()];
-      const left = inner.left - outer.left - figure.clientLeft + x(step);
+      const middle = inner.left - outer.left - figure.clientLeft + x(step);
       tip.style.top = `${inner.bottom - outer.top - figure.clientTop - height + TOP}px`;
-      tip.style.left = left + tip.offsetWidth + 14 > figure.clientWidth ? `${Math.max(4, left - tip.offsetWidth - 10)}px` : `${left + 10}px`;
+      tip.style.left = middle + tip.offsetWidth + 14 > figure.clientWidth ? `${Math.max(4, middle - tip.offsetWidth - 10)}px` : `${middle + 10}px`;
     }
     function leave() { now = -1; tip.hidden = true; cursor.replaceChildren(); }
     function nearest(clientX) {

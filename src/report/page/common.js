@@ -42,3 +42,17 @@ function shown(x) {
   }
   apply(stored);
 }
+
+// A table that is wider than its place says so: its edge fades, and a line stands above it.
+for (const place of document.querySelectorAll(".scroll")) {
+  const hint = make("p", { class: "muted scrolls", hidden: true }, "Wider than this window: scrolls sideways ⇄");
+  place.before(hint);
+  const update = () => {
+    const hidden = place.scrollWidth - place.clientWidth;
+    hint.hidden = hidden < 2;
+    place.classList.toggle("more-left", place.scrollLeft > 1);
+    place.classList.toggle("more-right", hidden - place.scrollLeft > 1);
+  };
+  place.addEventListener("scroll", update, { passive: true });
+  new ResizeObserver(() => requestAnimationFrame(update)).observe(place);
+}

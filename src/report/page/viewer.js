@@ -8,6 +8,8 @@
   const { sets, pieces } = DATA.episodes;
   const state = { kind: null, sets: [], set: null, rows: [], episode: null, tokens: [], now: -1 };
 
+  /** Whether an episode is wrong and carries the penalty: what a selective KL does is seen there. */
+  const isPulled = (episode) => !episode.is_correct && Boolean(episode.tokens && episode.tokens.kl);
   const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
 
   function radio(name, value, label, isChecked) {
@@ -43,8 +45,9 @@
     const slider = get("step");
     slider.max = state.sets.length - 1;
     slider.disabled = state.sets.length < 2;
-    // Training is most telling at its end, an evaluation of what was trained last.
-    slider.value = state.sets.length - 1;
+    // Training is most telling at its end, an evaluation of what was trained last; with the penalty shaded, where there is one.
+    const last = get("shade").value === "kl" ? state.sets.findLastIndex((set) => set.episodes.some(isPulled)) : -1;
+    slider.value = last < 0 ? state.sets.length - 1 : last;
     chooseSet();
   }
 
@@ -72,7 +75,11 @@
       return make("div", { role: "option", id: `row-${i}`, tabindex: "-1", "data-line": episode.line, "aria-selected": "false" },
         episode.question, make("small", {}, verdict, ` · ${episode.n_response} tokens, ${episode.searches.length} ${plural}${invalid}`));
     }));
-    showEpisode(0, false);
+    // What the shades show is seen on an episode that has them: a wrong one, where the penalty is selective.
+    const telling = get("shade").value === "kl" ? state.rows.findIndex(isPulled) : 0;
+    showEpisode(Math.max(0, telling), false);
+    const list = get("list"), row = list.querySelector('[aria-selected="true"]');
+    if (row) list.scrollTop = row.offsetTop - list.offsetTop;
   }
 
   function showEpisode(i, isFocused) {
@@ -83,6 +90,7 @@
     state.now = -1;
     if (!row) {
       state.tokens = [];
+      get("legend").hidden = true;
       get("about").replaceChildren(make("p", { class: "note" }, "No episode of this file fits the filter."));
       get("tokens").replaceChildren();
       return;
@@ -104,14 +112,19 @@
     drawTokens();
   }
 
+  // Control characters, and those that order the text around them anew.
+  const ACTING = /([\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069])/;
+
   /** A token's text: what cannot be seen gets a mark, and line ends still end lines. */
   function visible(piece) {
-    if (piece === "") return [make("span", { class: "mark" }, "∅")];
-    return piece.split(/(\n|\t|\r)/).filter(Boolean).flatMap((part) => {
-      if (part === "\n") return [make("span", { class: "mark" }, "↵"), "\n"];
-      if (part === "\t") return [make("span", { class: "mark" }, "⇥"), "\t"];
-      if (part === "\r") return [make("span", { class: "mark" }, "␍")];
-      return [part];
+    const mark = (text) => make("span", { class: "mark" }, text);
+    if (piece === "") return [mark("∅")];
+    return piece.split(ACTING).filter(Boolean).flatMap((part) => {
+      if (!ACTING.test(part)) return [part];
+      if (part === "\n") return [mark("↵"), "\n"];
+      if (part === "\t") return [mark("⇥"), "\t"];
+      const code = part.charCodeAt(0);
+      return [mark(code < 0x20 ? String.fromCharCode(0x2400 + code) : `U+${code.toString(16).toUpperCase().padStart(4, "0")}`)];
     });
   }
 
@@ -139,7 +152,9 @@
     const key = get("shade").value;
     get("tokens").classList.toggle("shaded", key !== "");
     const of = (token) => (key === "old" ? token.old ?? token.sampled : token[key]);
-    const largest = Math.max(1e-9, ...state.tokens.map((token) => Math.abs(of(token) ?? 0)));
+    const numbers = key ? state.tokens.map(of).filter((value) => value !== undefined && value !== null) : [];
+    const largest = Math.max(1e-9, ...numbers.map(Math.abs));
+    explain(key, numbers);
     for (const token of state.tokens) {
       const value = of(token);
       token.span.removeAttribute("style");
@@ -148,6 +163,34 @@
         token.span.style.setProperty("--amount", `${Math.round((75 * Math.abs(value)) / largest)}%`);
       }
     }
+  }
+
+  /** What the shades mean, or why there are none. */
+  function explain(key, numbers) {
+    const legend = get("legend");
+    legend.hidden = key === "" || !state.episode;
+    if (legend.hidden) return;
+    const [, name] = NUMBERS.find(([known]) => known === key);
+    if (!numbers.length) { legend.replaceChildren(key === "kl" ? whyNoPenalty() : `No ${name} was recorded for this episode.`); return; }
+    const [least, most] = [Math.min(0, ...numbers), Math.max(0, ...numbers)];
+    const end = (value, colour) => (value === 0 ? "var(--grey-soft)" : `color-mix(in srgb, ${colour} 75%, var(--grey-soft))`);
+    const colours = [end(least, "var(--accent)"), ...(least < 0 && most > 0 ? [`var(--grey-soft) ${(100 * -least) / (most - least)}%`] : []), end(most, "var(--warm)")];
+    const bar = make("span", { class: "ramp", style: `background: linear-gradient(to right, ${colours.join(", ")})`, "aria-hidden": "true" });
+    const unit = ["old", "ref", "kl"].includes(key) ? ", nats a token" : "";
+    const whose = key === "kl" && DATA.kl === "selective" && !state.episode.is_correct
+      ? "This episode is wrong: every token of the agent is pulled towards the " + DATA.reference + ". " : "";
+    legend.replaceChildren(`${whose}${name}${unit}: `, make("b", {}, shown(least).replace("-", "−")), bar, make("b", {}, shown(most)),
+      " · warm above 0, cool below, the stronger the further; tokens without a number are grey.");
+  }
+
+  /** Why no token of the episode carries the penalty. */
+  function whyNoPenalty() {
+    if (DATA.kl === null || DATA.kl === "none") return "No shades: this run has no KL penalty.";
+    if (state.set.kind !== "training") return "No shades: episodes of this kind are not trained on, so they carry no penalty.";
+    if (state.episode.is_correct && DATA.kl === "selective") {
+      return `No shades: this episode is correct, and the selective KL acts on wrong ones alone. The ${DATA.reference} has not read it, and nothing of it is pulled.`;
+    }
+    return "No shades: no KL was recorded for this episode.";
   }
 
   /** Shows the numbers of a token, and lets the tab key come back to it. */
@@ -188,6 +231,7 @@
     for (const id of ["filter", "order"]) get(id).addEventListener("change", fillList);
     get("find").addEventListener("input", fillList);
     get("shade").addEventListener("change", shade);
+    if (sets.some((set) => set.episodes.some(isPulled))) get("shade").value = "kl";
     const list = get("list"), tokens = get("tokens");
     const indexOf = (event) => [...list.children].indexOf(event.target.closest('[role="option"]'));
     list.addEventListener("click", (event) => { if (indexOf(event) >= 0) showEpisode(indexOf(event), true); });
