@@ -200,7 +200,7 @@ impl<B: TrainBackend> Step<'_, B> {
         let mut networks = self.networks()?;
         let metrics = rl_step(&mut networks, Some(&chain.teacher), episodes, &self.recipe, 0, chain.device).metrics;
         let steps = list(chain.json, "actor")?;
-        let recorded = [(POLICY_LOSS, "loss"), (CLIP_FRACTION, "clipfrac"), (APPROX_KL, "ppo_kl"), (ACTOR_GRAD_NORM, "grad_norm")];
+        let recorded = [(POLICY_LOSS, "loss"), (CLIP_FRACTION, "clipfrac"), (OLD_APPROX_KL, "ppo_kl"), (ACTOR_GRAD_NORM, "grad_norm")];
         for (name, key) in recorded.into_iter().filter(|(_, key)| steps.iter().all(|step| step.get(key).is_some())) {
             let values = steps.iter().map(|step| number(step, key)).collect::<Result<Vec<f64>, _>>()?;
             let n = values.len().max(1) as f64;
