@@ -181,9 +181,9 @@ impl DecoderConfig {
             eos_token_ids: fields.token_ids("eos_token_id")?,
         };
         config.check(&fields)?;
-        check_layer_types(&mut fields, config.num_hidden_layers)?;
-        // Without `use_sliding_window` (refused above when true) the two sliding fields have no effect.
-        let harmless: Vec<&str> = HARMLESS.iter().copied().chain(["sliding_window", "max_window_layers", "is_llama_config"]).collect();
+        let is_full = check_layer_types(&mut fields, config.num_hidden_layers)?;
+        check_window(&mut fields, family, is_full, config.num_hidden_layers)?;
+        let harmless: Vec<&str> = HARMLESS.iter().copied().chain(["is_llama_config"]).collect();
         fields.finish(&harmless)?;
         Ok(config)
     }
@@ -374,7 +374,6 @@ fn refuse_other_architectures(fields: &mut Fields) -> Result<(), ModelError> {
 fn refuse_other_decoders(fields: &mut Fields, family: Family) -> Result<(), ModelError> {
     refuse_other_architectures(fields)?;
     fields.only("hidden_act", &[json!("silu"), json!("swish")], "the feed-forward layer is SwiGLU: silu")?;
-    fields.only("use_sliding_window", &[json!(false)], "attention here always sees the whole context")?;
     fields.only("use_mrope", &[json!(false)], "multimodal rotary positions are not implemented")?;
     fields.only("rope_interleaved", &[json!(false)], "rotary embedding turns the two halves of a head, not neighbours")?;
     fields.only("partial_rotary_factor", &[json!(1), json!(1.0)], "every dimension of a head is turned")?;
@@ -385,14 +384,33 @@ fn refuse_other_decoders(fields: &mut Fields, family: Family) -> Result<(), Mode
     }
 }
 
-/// `layer_types` names the attention of each layer; only full attention is implemented.
-fn check_layer_types(fields: &mut Fields, n_layers: usize) -> Result<(), ModelError> {
-    let Some(value) = fields.take("layer_types") else { return Ok(()) };
+/// Refuses a window that some layer would use.
+///
+/// # Source
+/// huggingface/transformers:src/transformers/models/qwen2/configuration_qwen2.py: unless `layer_types` says otherwise, the layers from
+/// `max_window_layers` on use `sliding_window`, if `use_sliding_window` is set and the window is not null.
+fn check_window(fields: &mut Fields, family: Family, is_full: bool, n_layers: usize) -> Result<(), ModelError> {
+    // transformers' default.
+    const FIRST_WINDOWED_LAYER: u64 = 28;
+    let has_no_window = fields.is_null("sliding_window");
+    let first = fields.take("max_window_layers").and_then(|value| value.as_u64()).unwrap_or(FIRST_WINDOWED_LAYER);
+    _ = fields.take("sliding_window");
+    let Some(value) = fields.take("use_sliding_window").filter(|value| *value != json!(false)) else { return Ok(()) };
+    let is_unused = is_full || has_no_window || first >= n_layers as u64;
+    if family == Family::Qwen2 && value == json!(true) && is_unused {
+        return Ok(());
+    }
+    Err(fields.unsupported("use_sliding_window", &value, "attention here always sees the whole context"))
+}
+
+/// `layer_types` names the attention of each layer; only full attention is implemented. True if it says so of every layer.
+fn check_layer_types(fields: &mut Fields, n_layers: usize) -> Result<bool, ModelError> {
+    let Some(value) = fields.take("layer_types") else { return Ok(false) };
     match value.as_array() {
         Some(types) if types.iter().any(|kind| kind != "full_attention") => {
             Err(fields.unsupported("layer_types", &value, "every layer must be \"full_attention\""))
         }
-        Some(types) if types.len() == n_layers => Ok(()),
+        Some(types) if types.len() == n_layers => Ok(true),
         _ => Err(fields.inconsistent(format!("layer_types does not list num_hidden_layers ({n_layers}) entries"))),
     }
 }

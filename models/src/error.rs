@@ -40,8 +40,8 @@ pub enum ModelError {
 
     /// Every difference between the tensors of a checkpoint and the parameters of the model, at once.
     #[error(
-        "{}: the tensors do not fit the model ({} problems):{}\nhint: config.json and the weights must come from the same model",
-        path.display(), problems.len(), Lines(problems)
+        "{}: the tensors do not fit the model ({} problems):{}\nhint: {}",
+        path.display(), problems.len(), Lines(problems), hint_of(problems)
     )]
     Tensors { path: PathBuf, problems: Vec<TensorProblem> },
 
@@ -98,6 +98,34 @@ pub enum TensorProblem {
         name: String,
         embedding: String,
     },
+    /// `tie_word_embeddings` is false or absent, yet the file holds no output head.
+    HeadMissing {
+        name: String,
+        shape: Vec<usize>,
+    },
+    /// Every tensor of the file would be known without this in front of its name; nothing else is worth comparing.
+    Prefix {
+        prefix: String,
+        n_tensors: usize,
+    },
+}
+
+/// What to do about a list of problems: one piece of advice, that of the first problem which has its own.
+fn hint_of(problems: &[TensorProblem]) -> String {
+    let own = problems.iter().find_map(|problem| match problem {
+        TensorProblem::Dtype { .. } => Some("F32, F16 and BF16 are read".to_owned()),
+        TensorProblem::HeadNotTied { .. } => Some(
+            "set \"tie_word_embeddings\" to false in config.json if the model was trained untied".to_owned(),
+        ),
+        TensorProblem::HeadMissing { .. } => Some(
+            "set \"tie_word_embeddings\" to true in config.json if the output head is the embedding matrix".to_owned(),
+        ),
+        TensorProblem::Prefix { prefix, .. } => Some(format!(
+            "a wrapper was saved with the model (DDP, torch.compile, an adapter); save the model inside it, or take {prefix:?} off every name"
+        )),
+        _ => None,
+    });
+    own.unwrap_or_else(|| "config.json and the weights must come from the same model".to_owned())
 }
 
 impl fmt::Display for TensorProblem {
@@ -106,12 +134,16 @@ impl fmt::Display for TensorProblem {
             Self::Missing { name, shape } => write!(f, "missing: {name} {shape:?}"),
             Self::Extra { name, shape } => write!(f, "not part of the model: {name} {shape:?}"),
             Self::Shape { name, found, expected } => write!(f, "wrong shape: {name} is {found:?}, the config asks for {expected:?}"),
-            Self::Dtype { name, dtype } => write!(f, "unreadable dtype: {name} is {dtype}; hint: F32, F16 and BF16 are read"),
+            Self::Dtype { name, dtype } => write!(f, "unreadable dtype: {name} is {dtype}"),
             Self::Layers { found, expected } => write!(f, "too few layers: the file has {found}, num_hidden_layers is {expected}"),
-            Self::HeadNotTied { name, embedding } => write!(
+            Self::HeadNotTied { name, embedding } => {
+                write!(f, "{name} differs from {embedding}, but the config says \"tie_word_embeddings\": true")
+            }
+            Self::HeadMissing { name, shape } => write!(
                 f,
-                "{name} differs from {embedding}, but the config says \"tie_word_embeddings\": true; hint: set it to false if the model was trained untied"
+                "missing: {name} {shape:?}, which only a model with \"tie_word_embeddings\": true does without; where config.json does not say, it is false"
             ),
+            Self::Prefix { prefix, n_tensors } => write!(f, "all {n_tensors} names carry `{prefix}`"),
         }
     }
 }

@@ -12,6 +12,9 @@ pub(crate) const BYTE_ORDER_MARK: char = '\u{feff}';
 /// Edits (insertions, deletions, swaps, replacements) up to which a name counts as a misspelling.
 const MAX_TYPO_EDITS: usize = 3;
 
+/// More than any config.json; what is larger is another file, and is not read into memory to find out.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
 pub(super) struct Fields {
     path: PathBuf,
     /// "rope_scaling." inside that object, else empty; it makes errors name the whole path.
@@ -23,7 +26,13 @@ pub(super) struct Fields {
 impl Fields {
     pub(super) fn read(path: &Path) -> Result<Self, ModelError> {
         const HINT: &str = "a model folder in Hugging Face layout has a config.json";
-        let text = std::fs::read_to_string(path).map_err(|source| ModelError::Read { path: path.to_owned(), source, hint: HINT })?;
+        let unreadable = |source| not_a_folder(path).unwrap_or(ModelError::Read { path: path.to_owned(), source, hint: HINT });
+        let n_bytes = std::fs::metadata(path).map_err(unreadable)?.len();
+        if n_bytes > MAX_CONFIG_BYTES {
+            let message = format!("the file has {n_bytes} bytes, a config.json has a few thousand");
+            return Err(ModelError::Corrupt { path: path.to_owned(), message, hint: HINT });
+        }
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
         // Editors on Windows put a byte-order mark in front, which is no part of the JSON.
         let map = serde_json::from_str(text.trim_start_matches(BYTE_ORDER_MARK)).map_err(|error| ModelError::json(path, &error))?;
         Ok(Self { path: path.to_owned(), prefix: String::new(), map, known: Vec::new() })
@@ -90,6 +99,11 @@ impl Fields {
         }
     }
 
+    /// True if the field is there and says null: for the few whose default is not null.
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(Value::is_null)
+    }
+
     pub(super) fn take(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
         self.map.remove(key).filter(|value| !value.is_null())
@@ -125,6 +139,24 @@ impl Fields {
     fn missing(&self, key: &str) -> ModelError {
         ModelError::MissingField { path: self.path.clone(), field: format!("{}{key}", self.prefix) }
     }
+}
+
+/// Why the folder of `config` cannot be a model folder, where that says more than that config.json is not there.
+fn not_a_folder(config: &Path) -> Option<ModelError> {
+    const GGUF: &str = "GGUF is not read; give the folder with config.json and model.safetensors that it was made from";
+    let folder = config.parent().filter(|folder| !folder.as_os_str().is_empty())?;
+    let is_gguf = |path: &Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let (message, hint) = if folder.is_file() {
+        match is_gguf(folder) {
+            true => ("it is a GGUF file, not a model folder", GGUF),
+            false => ("it is a file, not a model folder", "give the folder that holds config.json and model.safetensors"),
+        }
+    } else if std::fs::read_dir(folder).ok()?.flatten().any(|entry| is_gguf(&entry.path())) {
+        ("it holds GGUF files and no config.json", GGUF)
+    } else {
+        return None;
+    };
+    Some(ModelError::Corrupt { path: folder.to_owned(), message: message.to_owned(), hint })
 }
 
 fn as_token_id(value: &Value) -> Option<u32> {

@@ -234,3 +234,23 @@ fn a_missing_file_is_named_with_a_hint() {
     let message = DecoderConfig::from_file(Path::new("nowhere/config.json")).unwrap_err().to_string();
     assert!(message.contains("nowhere/config.json") && message.contains("hint:"), "{message}");
 }
+
+#[test]
+fn a_window_is_refused_only_where_a_layer_would_use_it() {
+    let with = |changes: Value| decoder_with(QWEN2_5_0_5B, changes);
+    let plain = with(json!({})).unwrap();
+    // 24 layers: the first windowed one is behind the last.
+    for max_window_layers in [24, 28] {
+        let config = with(json!({"use_sliding_window": true, "max_window_layers": max_window_layers})).unwrap();
+        assert_eq!(config, plain);
+    }
+    // Absent, it is 28.
+    assert_eq!(with(json!({"use_sliding_window": true, "max_window_layers": null})).unwrap(), plain);
+    let all_full = json!({"use_sliding_window": true, "layer_types": vec!["full_attention"; 24]});
+    assert_eq!(with(all_full).unwrap(), plain);
+    let without_window = QWEN2_5_0_5B.replace("\"sliding_window\": 32768", "\"sliding_window\": null");
+    assert_eq!(decoder_with(&without_window, json!({"use_sliding_window": true})).unwrap(), plain);
+    let error = with(json!({"use_sliding_window": true, "max_window_layers": 23})).unwrap_err().to_string();
+    assert!(error.contains("\"use_sliding_window\": true is not supported"), "{error}");
+    assert!(with(json!({"use_sliding_window": 1})).is_err());
+}

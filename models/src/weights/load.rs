@@ -95,6 +95,9 @@ pub(super) fn read_named(path: &Path) -> Result<Vec<NamedTensor>, ModelError> {
 /// The entry of each parameter, or every reason why there is none.
 fn match_tensors<'a>(expected: &[Parameter], checkpoint: &'a Checkpoint, rules: &Rules) -> Result<BTreeMap<String, &'a Entry>, ModelError> {
     let wanted: BTreeSet<&str> = expected.iter().map(|parameter| parameter.name.as_str()).collect();
+    if let Some(problem) = common_prefix(&wanted, checkpoint, rules) {
+        return Err(ModelError::Tensors { path: checkpoint.path.clone(), problems: vec![problem] });
+    }
     let mut found: BTreeMap<String, &Entry> = BTreeMap::new();
     let mut rest: Vec<(&String, &Entry)> = Vec::new();
     for (name, entry) in &checkpoint.entries {
@@ -108,6 +111,7 @@ fn match_tensors<'a>(expected: &[Parameter], checkpoint: &'a Checkpoint, rules: 
     for parameter in expected {
         let name = parameter.name.clone();
         match found.get(&name) {
+            None if name == LM_HEAD => problems.push(TensorProblem::HeadMissing { name, shape: parameter.shape.clone() }),
             None => problems.push(TensorProblem::Missing { name, shape: parameter.shape.clone() }),
             Some(entry) if entry.shape != parameter.shape => {
                 problems.push(TensorProblem::Shape { name, found: entry.shape.clone(), expected: parameter.shape.clone() });
@@ -123,6 +127,26 @@ fn match_tensors<'a>(expected: &[Parameter], checkpoint: &'a Checkpoint, rules: 
         }
     }
     if problems.is_empty() { Ok(found) } else { Err(ModelError::Tensors { path: checkpoint.path.clone(), problems }) }
+}
+
+/// What stands in front of every name of a file none of whose names are known, if most are known without it.
+fn common_prefix(wanted: &BTreeSet<&str>, checkpoint: &Checkpoint, rules: &Rules) -> Option<TensorProblem> {
+    let is_known = |name: &str| {
+        wanted.contains(name)
+            || name.strip_prefix(rules.prefix).is_some_and(|rest| wanted.contains(rest))
+            || wanted.contains(format!("{}{name}", rules.prefix).as_str())
+    };
+    let names = || checkpoint.entries.keys();
+    if names().any(|name| is_known(name)) {
+        return None;
+    }
+    let first = names().next()?;
+    let candidates = first.match_indices('.').map(|(dot, _)| &first[..=dot]);
+    let prefix = candidates.take_while(|prefix| names().all(|name| name.starts_with(prefix))).find(|prefix| {
+        let n_known = names().filter(|name| is_known(&name[prefix.len()..])).count();
+        2 * n_known > checkpoint.entries.len()
+    })?;
+    Some(TensorProblem::Prefix { prefix: prefix.to_owned(), n_tensors: checkpoint.entries.len() })
 }
 
 fn dtype_problem(name: &str, entry: &Entry) -> Option<TensorProblem> {

@@ -101,3 +101,41 @@ fn an_index_must_agree_with_its_shards_in_both_directions() {
     assert!(error.contains("model.extra.weight is placed in") && error.contains("which has no such tensor"), "{error}");
     assert!(error.contains("model.norm.weight lies in") && error.contains("not in the index"), "{error}");
 }
+
+#[test]
+fn a_missing_head_is_explained_by_the_tying_that_config_json_does_not_state() {
+    let unsaid = with_config("qwen2_tied", |config| _ = config.as_object_mut().unwrap().remove("tie_word_embeddings"));
+    let error = load_error(unsaid.path());
+    assert!(error.contains("missing: lm_head.weight") && error.contains("where config.json does not say, it is false"), "{error}");
+    assert!(error.contains("hint: set \"tie_word_embeddings\" to true in config.json"), "{error}");
+    assert_eq!(error.matches("hint: ").count(), 1, "{error}");
+}
+
+#[test]
+fn a_prefix_of_all_names_is_one_problem() {
+    for prefix in ["module.", "base_model.model."] {
+        let renamed = tied_tensors().into_iter().map(|(name, shape, values)| {
+            let name: &'static str = format!("{prefix}{name}").leak();
+            (name, shape, values)
+        });
+        let tensors: Tensors = renamed.collect();
+        let error = load::<Flex>(folder(&tensors).path(), true, DType::F32).unwrap_err().to_string();
+        assert!(error.contains(&format!("(1 problems):\n  all {} names carry `{prefix}`", tensors.len())), "{error}");
+        assert_eq!(error.matches("hint: ").count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn a_gguf_file_or_a_folder_of_them_is_told_from_a_model_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("Model-Q4_K_M.gguf");
+    fs::write(&file, "GGUF").unwrap();
+    for (path, what) in [(&*file, "it is a GGUF file, not a model folder"), (dir.path(), "it holds GGUF files and no config.json")] {
+        let error = check_folder::<Flex>(path, &Default::default()).unwrap_err().to_string();
+        assert!(error.contains(what) && error.contains("hint: GGUF is not read"), "{error}");
+    }
+    let weights = dir.path().join("model.safetensors");
+    fs::write(&weights, "").unwrap();
+    let error = check_folder::<Flex>(&weights, &Default::default()).unwrap_err().to_string();
+    assert!(error.contains("it is a file, not a model folder"), "{error}");
+}
