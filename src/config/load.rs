@@ -5,9 +5,10 @@
 //! the default recipe, whose own keys are the list of what exists. So one mechanism serves inheritance, overrides, did-you-mean and messages that
 //! name file and line, and a partial `[optim.actor]` keeps the actor's other defaults.
 use super::{
-    ConfigError, Origin, Problem, Recipe, check,
+    ConfigError, Origin, Problem, Recipe, bounds, check,
     library::{Place, described},
 };
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use toml::{Table, Value, de::DeTable};
 
@@ -73,6 +74,15 @@ pub fn load_part(source: &str, overrides: &[String]) -> Result<Loaded, ConfigErr
 /// The recipe as a complete TOML file, which loads back to an equal recipe.
 pub fn to_toml(recipe: &Recipe) -> String {
     toml::to_string_pretty(recipe).expect("a recipe holds only tables, numbers, text and lists of text")
+}
+
+/// The recipe in a record, such as a checkpoint's state, with the numbers that a recipe file may have: those beyond TOML's are damage.
+/// # Errors
+/// If it is not one.
+pub fn recorded_recipe<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Recipe>, D::Error> {
+    let recipe = Option::<Recipe>::deserialize(deserializer)?;
+    recipe.as_ref().map_or(Ok(()), |recipe| Table::try_from(recipe).map(drop)).map_err(serde::de::Error::custom)?;
+    Ok(recipe)
 }
 
 /// The keys in which two recipes differ, with the values of both: (key, left, right).
@@ -226,11 +236,15 @@ fn typed(settings: Settings) -> Result<Recipe, ConfigError> {
             return Err(ConfigError::UnknownKey { origin: Box::new(origin), key, hint });
         };
         set(&mut whole, &key, value.clone());
+        let bounded = bounds::check(&key, &value);
         // Alone over the defaults, a value that has the wrong type betrays itself with its place.
         let mut alone = defaults.clone();
         set(&mut alone, &key, value);
         if let Err(error) = alone.try_into::<Recipe>() {
             let (hint, why) = (type_hint(default, error.message()), error.message().to_owned());
+            return Err(ConfigError::WrongType { origin: Box::new(origin), key, why, hint });
+        }
+        if let Err((why, hint)) = bounded {
             return Err(ConfigError::WrongType { origin: Box::new(origin), key, why, hint });
         }
     }
@@ -294,4 +308,4 @@ fn type_hint(default: &Value, why: &str) -> String {
 
 #[cfg(test)]
 #[path = "load_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -27,7 +27,7 @@ fn recipe_of(text: &str, overrides: &[&str]) -> Recipe {
     Recipes::new(&[("r.toml", &format!("{RUNNABLE}{text}"))]).load("r.toml", overrides).unwrap().recipe
 }
 
-fn error_of(text: &str, overrides: &[&str]) -> String {
+pub(in crate::config) fn error_of(text: &str, overrides: &[&str]) -> String {
     Recipes::new(&[("r.toml", &format!("{RUNNABLE}{text}"))]).load("r.toml", overrides).unwrap_err().to_string()
 }
 
@@ -53,6 +53,21 @@ fn every_recipe_of_the_repository_passes_its_checks() {
         }
     }
     assert!(n_recipes > 0);
+}
+
+#[test]
+fn a_recorded_recipe_has_the_numbers_that_a_recipe_file_may_have() {
+    #[derive(serde::Deserialize)]
+    struct Record {
+        #[serde(deserialize_with = "recorded_recipe")]
+        recipe: Option<Recipe>,
+    }
+    let read = |seed: u64| {
+        let recipe = Recipe { run: crate::config::RunRecipe { seed, ..Default::default() }, ..Recipe::default() };
+        serde_json::from_value::<Record>(serde_json::json!({ "recipe": recipe })).map(|record| record.recipe.unwrap())
+    };
+    assert!(differences(&Recipe::default(), &read(3).unwrap()).len() == 1);
+    assert!(read(u64::MAX).is_err(), "TOML has no such number, and a comparison of recipes writes them as TOML");
 }
 
 #[test]

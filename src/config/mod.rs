@@ -7,9 +7,11 @@
 //! | [`phase`] | the parts of a run, and their order in each stage |
 //! | [`load`] | recipe file -> `extends` -> `--set` -> typed [`Recipe`]; every mistake with file, line and a hint |
 //! | [`check`], `check_distill` | the rules between fields |
+//! | `bounds` | how large each number may be |
 //! | [`plan`] | steps, tokens and memory of a run, computed before it starts |
 //!
 //! [`choice`] holds what a recipe names and a layer further right implements.
+mod bounds;
 pub mod check;
 mod check_distill;
 pub mod choice;

@@ -25,7 +25,11 @@ mod source;
 pub mod takeover;
 
 use crate::{
-    config::{GuardAction, Phase, Recipe, check::plays_episodes, load::differences},
+    config::{
+        GuardAction, Phase, Recipe,
+        check::plays_episodes,
+        load::{differences, recorded_recipe},
+    },
     data::{DataError, sampler::Sampler},
     engine::EngineError,
     eval::Summary,
@@ -342,7 +346,7 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
 #[derive(serde::Deserialize)]
 struct Earlier {
     wall_s: f64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "recorded_recipe")]
     recipe: Option<Recipe>,
 }
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     algo::{distill::TaidSchedule, kl::KlController, student_outputs::StudentShare},
-    config::{AdamWRecipe, Recipe},
+    config::{AdamWRecipe, Recipe, load::recorded_recipe},
     data::sampler::Sampler,
 };
 use burn::{module::Module, tensor::DType};
@@ -51,7 +51,7 @@ pub struct PhaseState {
     /// Seconds of work of the whole run so far.
     pub wall_s: f64,
     /// What the run was then told to do, to compare with what it is told now.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "recorded_recipe")]
     pub recipe: Option<Recipe>,
 }
 
