@@ -38,3 +38,36 @@ fn a_link_at_the_name_of_an_unfinished_file_is_not_written_through() {
     let _ = world.dgpo(&arguments);
     assert_eq!(fs::read_to_string(world.path("precious")).unwrap(), "mine");
 }
+
+#[test]
+fn a_link_at_the_name_of_a_graph_is_replaced() {
+    let world = World::new();
+    world.write("precious", "mine");
+    fs::create_dir_all(world.path("index")).unwrap();
+    for name in ["links.hnsw.graph", "links.hnsw.data"] {
+        symlink(world.path("precious"), world.path("index").join(name)).unwrap();
+    }
+    let arguments = ["index", "build", "--corpus", "corpus.jsonl", "--encoder", "builtin:tiny/encoder", "--out", "index"];
+    world.dgpo(&[&arguments[..], &["--set", "retriever.search=hnsw"]].concat()).done();
+    assert_eq!(fs::read_to_string(world.path("precious")).unwrap(), "mine");
+    assert!(fs::symlink_metadata(world.path("index/links.hnsw.graph")).unwrap().is_file());
+}
+
+#[test]
+fn a_link_at_the_names_that_a_run_appends_to_is_refused() {
+    let world = World::new();
+    world.write("precious", "mine");
+    let short = ["--set", "rl.steps=1", "--set", "rl.questions_per_step=8", "--set", "rl.mini_batch=8"];
+    world.dgpo(&[&["train", "--config", "rl.toml", "--name", "new"], &short[..]].concat()).done();
+    for name in ["lock", "metrics.jsonl"] {
+        let path = world.path("runs/new").join(name);
+        let kept = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        symlink(world.path("precious"), &path).unwrap();
+        let ended = world.dgpo(&["train", "--resume", "runs/new"]);
+        assert!(ended.code != Some(0) && ended.stderr.contains(name) && ended.stderr.contains("is a link"), "{ended:?}");
+        assert_eq!(fs::read_to_string(world.path("precious")).unwrap(), "mine");
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, kept).unwrap();
+    }
+}

@@ -156,9 +156,9 @@ impl HnswIndex {
     /// If the files cannot be written.
     pub fn save(&self, dir: &Path, basename: &str) -> Result<GraphFiles, RetrieverError> {
         let paths = file_paths(dir, basename);
-        // hnsw_rs panics if it cannot create its files.
+        // hnsw_rs panics if it cannot create its files, and writes through a link that lies at their names.
         for path in &paths {
-            std::fs::File::create(path).map_err(|source| RetrieverError::io(path, "create", source))?;
+            new_file(path).map_err(|source| RetrieverError::io(path, "create", source))?;
         }
         let written = self.graph.file_dump(dir, basename).map_err(|error| RetrieverError::damaged(&paths[0], error.to_string()))?;
         if written != basename {
@@ -212,6 +212,15 @@ impl HnswIndex {
         };
         queries.par_chunks_exact(dim).map(search_one).collect()
     }
+}
+
+/// Makes an empty file where nothing, an old one or a link may lie.
+fn new_file(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::OpenOptions::new().write(true).create_new(true).open(path).map(drop)
 }
 
 fn file_paths(dir: &Path, basename: &str) -> [PathBuf; 2] {

@@ -118,7 +118,7 @@ impl RunDir {
     /// [`RunDirError::Busy`] while another process has it. What a killed process leaves behind is a file without a lock.
     pub fn lock(&self) -> Result<RunLock, RunDirError> {
         let path = self.path.join(LOCK_FILE);
-        let opened = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
+        let opened = refuse_link(&path).and_then(|()| OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path));
         let mut file = opened.map_err(io_error("open", &path))?;
         match file.try_lock() {
             Ok(()) => {}
@@ -174,7 +174,7 @@ impl RunDir {
             Some(done) if path.is_file() => bytes_until(&path, done)?,
             _ => 0,
         };
-        let opened = OpenOptions::new().create(true).append(true).open(&path).and_then(|file| {
+        let opened = refuse_link(&path).and_then(|()| OpenOptions::new().create(true).append(true).open(&path)).and_then(|file| {
             file.set_len(n_bytes)?;
             Ok(file)
         });
@@ -244,6 +244,14 @@ impl RunDir {
     pub fn write(&self, name: &str, text: String) -> Result<(), RunDirError> {
         let path = self.path.join(name);
         write_file(&path, text).map_err(io_error("write", &path))
+    }
+}
+
+/// Files that are appended to are not replaced as a whole, so a link at their name would be written through.
+fn refuse_link(path: &Path) -> io::Result<()> {
+    match path.is_symlink() {
+        true => Err(io::Error::other("it is a link, which may lead anywhere")),
+        false => Ok(()),
     }
 }
 

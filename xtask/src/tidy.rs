@@ -8,8 +8,9 @@ use std::{
 };
 
 /// The modules of `src/`, left to right: each imports from itself and from those before it.
-const LAYERS: [&str; 19] = [
+const LAYERS: [&str; 21] = [
     "rng",
+    "contained",
     "hub",
     "config",
     "data",
@@ -26,6 +27,7 @@ const LAYERS: [&str; 19] = [
     "reproduce",
     "conformance",
     "portability",
+    "fuzz",
     "bench",
     "cli",
 ];
@@ -35,6 +37,17 @@ const SOURCES: [&str; 5] = ["src", "models", "kernels", "xtask", "tests"];
 /// Macros that write to the terminal.
 const PRINTING: [&str; 5] = ["println!", "eprintln!", "print!", "eprint!", "dbg!"];
 /// Where they belong: the command line, and what only tests and measures.
+const WRITING: [&str; 2] = ["fs::write(", "File::create("];
+/// Where files are written that nobody else relies on, or in the way that others have to use. Test code may do as it likes.
+const MAY_WRITE: [&str; 7] = [
+    "models/src/files.rs",
+    "src/bench/memory.rs",
+    "src/conformance/generation.rs",
+    "src/fuzz/",
+    "src/retriever/hnsw.rs",
+    "src/trainer/checkpoint.rs",
+    "xtask/",
+];
 const MAY_PRINT: [&str; 5] = ["src/cli/", "src/main.rs", "xtask/", "tests/", "kernels/src/testing.rs"];
 
 /// A line that breaks a rule.
@@ -94,6 +107,15 @@ fn check_file(path: &str, text: &str) -> Vec<Problem> {
         for (line_idx, line) in code.lines().enumerate() {
             if let Some(name) = PRINTING.iter().find(|name| is_called(line, name)) {
                 report(line_idx + 1, format!("{name} outside src/cli; use tracing, or return the text"));
+            }
+        }
+    }
+    let is_library = ["src/", "models/src/", "kernels/src/"].iter().any(|place| path.starts_with(place)) && !path.contains("tests");
+    if is_library && !MAY_WRITE.iter().any(|place| path.starts_with(place)) {
+        let own = code.split("#[cfg(test)]").next().unwrap_or_default();
+        for (line_idx, line) in own.lines().enumerate() {
+            if let Some(name) = WRITING.iter().find(|name| line.contains(**name)) {
+                report(line_idx + 1, format!("{name}..) follows links and is not synced; use dgpo_models::files"));
             }
         }
     }
@@ -266,6 +288,14 @@ mod tests {
     fn a_long_file_is_reported() {
         assert_eq!(messages("models/src/a.rs", &"\n".repeat(500)), [""; 0]);
         assert!(messages("models/src/a.rs", &"\n".repeat(501))[0].starts_with("models/src/a.rs:501: 501 lines"));
+    }
+
+    #[test]
+    fn files_are_written_in_one_way() {
+        let text = "fn f() {\n    std::fs::write(path, text)\n}\n";
+        assert!(messages("src/report/mod.rs", text)[0].starts_with("src/report/mod.rs:2: fs::write(..) follows links"));
+        assert_eq!(messages("models/src/files.rs", text), [""; 0]);
+        assert_eq!(messages("src/report/mod.rs", &format!("#[cfg(test)]\nmod tests {{\n{text}}}\n")), [""; 0]);
     }
 
     #[test]
