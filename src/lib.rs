@@ -34,7 +34,7 @@
 //! A module imports only from modules to its left:
 //! ```text
 //! kernels ─▶ models ─▶ engine ─┐
-//! rng, hub, config ─▶ data ─▶ tokenizer ─▶ retriever ─▶ env ─▶ rollout ─▶ algo ─▶ trainer ─▶ eval ─▶ pipeline ─▶ report ─▶ reproduce ─▶ conformance ─▶ portability ─▶ bench ─▶ cli
+//! rng, contained, hub, config ─▶ data ─▶ tokenizer ─▶ retriever ─▶ env ─▶ rollout ─▶ algo ─▶ trainer ─▶ eval ─▶ pipeline ─▶ report ─▶ reproduce ─▶ conformance ─▶ portability ─▶ fuzz ─▶ bench ─▶ cli
 //! ```
 //!
 //! ## Invariants
@@ -51,10 +51,12 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod conformance;
+pub mod contained;
 pub mod data;
 pub mod engine;
 pub mod env;
 pub mod eval;
+pub mod fuzz;
 pub mod hub;
 pub mod pipeline;
 pub mod portability;

@@ -18,13 +18,13 @@ mod rollouts;
 mod step;
 mod text;
 
+use crate::contained::caught;
 use dgpo_models::TrainBackend;
 use fixtures::{FixtureError, Tensors};
 use formula::Formula;
 pub use report::{Case, Check, Report, Tolerance};
 use std::{
     collections::BTreeSet,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
@@ -163,13 +163,10 @@ fn stem(name: &str) -> &str {
 fn one_case(name: &str, compare: impl FnOnce(&mut Case) -> Result<(), FixtureError>) -> Case {
     let mut case = Case::new(name);
     // A panic is a bug of the code under test (or a shape no check foresaw): it fails this case, and the other cases still run.
-    match catch_unwind(AssertUnwindSafe(|| compare(&mut case))) {
+    match caught(|| compare(&mut case)) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => case.fail("fixture", error.to_string()),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            case.fail("panic", text.unwrap_or_else(|| "the code under test panicked".to_owned()));
-        }
+        Err(panic) => case.fail("panic", panic),
     }
     if case.checks.is_empty() {
         case.fail("case", "nothing in it was compared");

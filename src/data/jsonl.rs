@@ -22,6 +22,25 @@ use std::{
 /// The first bytes of a gzip member.
 pub(crate) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
+/// A longer line is no question or episode but a file of another kind; nothing is parsed to find that out. A tree of JSON values takes up to thirty times
+/// the bytes of its text.
+const MAX_LINE_BYTES: usize = 16 << 20;
+/// The same of a passage, of which no more is kept than its text.
+pub(super) const MAX_PASSAGE_BYTES: usize = 256 << 20;
+
+/// A gzip file may always unpack to this many bytes.
+const SMALL_UNPACKED_BYTES: u64 = 256 << 20;
+/// Beyond that to this many times its own size. Text shrinks to a third or a tenth, very repetitive records to a fiftieth; the format's own limit, of a
+/// file made to fill somebody's memory, is 1,032.
+const MAX_GZIP_RATIO: u64 = 200;
+/// And never to more than this, as it is unpacked into memory. Wikipedia 2018, the largest corpus in use, has 14 GB.
+const MAX_UNPACKED_BYTES: u64 = 32 << 30;
+
+/// Bytes that a gzip file of `packed` bytes may unpack to.
+pub(super) fn unpacked_limit(packed: u64) -> u64 {
+    packed.saturating_mul(MAX_GZIP_RATIO).clamp(SMALL_UNPACKED_BYTES, MAX_UNPACKED_BYTES)
+}
+
 /// What some editors put in front of UTF-8 text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -37,16 +56,36 @@ pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
     if !packed.starts_with(&GZIP_MAGIC) {
         return Ok(packed);
     }
+    unpacked(path, &packed, unpacked_limit(packed.len() as u64))
+}
+
+fn unpacked(path: &Path, packed: &[u8], limit: u64) -> Result<Vec<u8>, DataError> {
+    let format = |why: String| DataError::Format { path: path.to_owned(), why };
     let mut plain = Vec::with_capacity(packed.len() * 4);
     // The packed bytes are in memory: what fails here is what they say, not the disk.
-    flate2::read::MultiGzDecoder::new(packed.as_slice()).read_to_end(&mut plain).map_err(|error| DataError::Format {
-        path: path.to_owned(),
-        why: match error.kind() {
+    flate2::read::MultiGzDecoder::new(packed).take(limit + 1).read_to_end(&mut plain).map_err(|error| {
+        format(match error.kind() {
             ErrorKind::UnexpectedEof => "the gzip file is cut off; hint: download or copy it again".to_owned(),
             _ => format!("the gzip file is damaged ({error}); hint: download or copy it again"),
-        },
+        })
     })?;
+    if plain.len() as u64 > limit {
+        return Err(format(format!(
+            "the gzip file of {} bytes unpacks to more than {limit}, which is not what text does; hint: if that is right, unpack it to disk: \
+             gunzip --keep {}",
+            packed.len(),
+            path.display()
+        )));
+    }
     Ok(plain)
+}
+
+/// Refuses what is too long for a line of its kind.
+pub(super) fn check_length(n_bytes: usize, most: usize) -> Result<(), String> {
+    match n_bytes <= most {
+        true => Ok(()),
+        false => Err(format!("the line has {n_bytes} bytes, more than {most}; hint: one JSON object a line, not one list of all")),
+    }
 }
 
 /// The object of one line. Accessors return what is wrong as text; the caller adds file and line.
@@ -67,6 +106,7 @@ impl Fields {
 
     /// Strictly, and where that fails as [`lenient`] mends it.
     pub fn parse(line: &[u8]) -> Result<Self, String> {
+        check_length(line.len(), MAX_LINE_BYTES)?;
         let strict = match serde_json::from_slice(line) {
             Ok(value) => return Self::of(value),
             Err(error) => error,
@@ -324,6 +364,34 @@ fn write_lines<T: Serialize>(mut out: impl Write, rows: &[T]) -> std::io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gzip_file_that_unpacks_to_far_more_than_text_does_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl.gz");
+        write_rows(&path, &vec!["the same words again and again, ".repeat(100); 100]).unwrap();
+        let packed = std::fs::read(&path).unwrap();
+        let plain = read_bytes(&path).unwrap();
+        assert!(plain.len() > 100 * packed.len(), "{} of {}", packed.len(), plain.len());
+        assert_eq!(unpacked(&path, &packed, plain.len() as u64).unwrap(), plain);
+        let error = unpacked(&path, &packed, plain.len() as u64 - 1).unwrap_err().to_string();
+        assert!(error.contains("rows.jsonl.gz") && error.contains("unpacks to more than"), "{error}");
+        assert!(error.contains(&format!("hint: if that is right, unpack it to disk: gunzip --keep {}", path.display())), "{error}");
+    }
+
+    #[test]
+    fn the_limit_of_a_gzip_file_grows_with_it_up_to_what_memory_holds() {
+        assert_eq!(unpacked_limit(1), 256 << 20);
+        assert_eq!(unpacked_limit(10 << 20), 2000 << 20);
+        assert_eq!(unpacked_limit(u64::MAX), 32 << 30);
+    }
+
+    #[test]
+    fn a_line_beyond_all_measure_is_refused_with_its_length() {
+        let line = vec![b' '; MAX_LINE_BYTES + 1];
+        let error = Fields::parse(&line).err().unwrap();
+        assert!(error.contains("the line has 16777217 bytes") && error.contains("hint: "), "{error}");
+    }
 
     #[test]
     fn a_file_that_cannot_be_written_says_so() {

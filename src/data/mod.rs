@@ -6,6 +6,7 @@ pub mod corpus;
 pub(crate) mod jsonl;
 mod lenient;
 pub mod overlap;
+mod parquet_check;
 mod passage;
 pub mod questions;
 pub mod sampler;

@@ -7,7 +7,7 @@
 //!
 //! An id is a string or a whole number. All other keys are ignored, whatever they hold.
 use super::{
-    jsonl::{Fields, Text},
+    jsonl::{Fields, MAX_PASSAGE_BYTES, Text, check_length},
     text::strip,
 };
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,7 @@ struct RawPassage<'a> {
 
 /// A line as a passage: the fast way, and where that fails field by field, which reads more and names what is wrong.
 pub(super) fn parse(line: &[u8]) -> Result<Parsed<'_>, String> {
+    check_length(line.len(), MAX_PASSAGE_BYTES)?;
     let fast = serde_json::from_slice::<RawPassage<'_>>(line).ok().and_then(|RawPassage { id, contents, title, text }| {
         let contents = match (contents, title, text) {
             (Some(contents), ..) => contents.0,

@@ -39,6 +39,9 @@ pub struct Supporting {
     pub pid: Option<String>,
 }
 
+/// Longer text is no question; the longest of the usual data sets have some 2,000 bytes.
+const MAX_QUESTION_BYTES: usize = 64 << 10;
+
 /// Reads all questions of a file, in order.
 ///
 /// # Errors
@@ -121,6 +124,10 @@ pub fn write_questions(path: &Path, questions: &[Question]) -> Result<(), DataEr
 /// # Errors
 /// A question without any text.
 pub fn normalise_question(question: &str) -> Result<String, String> {
+    if question.len() > MAX_QUESTION_BYTES {
+        let n_bytes = question.len();
+        return Err(format!("field `question` has {n_bytes} bytes, more than {MAX_QUESTION_BYTES}; hint: is it a passage?"));
+    }
     let question = text::strip(question);
     let body = question.trim_end_matches('?');
     if text::strip(body).is_empty() {

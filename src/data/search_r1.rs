@@ -10,9 +10,14 @@
 use super::{
     DataError,
     jsonl::{self, Fields},
+    parquet_check,
     questions::{Question, normalise_question},
 };
+use crate::contained::contained;
 use parquet::{
+    basic::Type as PhysicalType,
+    column::page::Page,
+    errors::ParquetError,
     file::reader::{FileReader, SerializedFileReader},
     record::{Field, Row},
     schema::types::Type,
@@ -24,12 +29,12 @@ const COLUMNS: [&str; 7] = ["id", "question", "golden_answers", "data_source", "
 
 /// Reads every row; `dataset` names the data set where the rows do not.
 pub(super) fn read_questions(path: &Path, dataset: &str) -> Result<Vec<Question>, DataError> {
-    let format = |error: parquet::errors::ParquetError| DataError::Format {
-        path: path.to_owned(),
-        why: format!("cannot read as Parquet: {error}; hint: write it again with snappy, gzip, zstd, lz4, brotli or no compression"),
-    };
+    const HINT: &str = "hint: download or copy it again; pages may be uncompressed, snappy, gzip, zstd, lz4 or brotli";
+    let format = |why: String| DataError::Format { path: path.to_owned(), why: format!("cannot read as Parquet: {why}; {HINT}") };
+    let bytes = std::fs::read(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    parquet_check::check_footer(&bytes).map_err(format)?;
     let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
-    let reader = SerializedFileReader::new(file).map_err(format)?;
+    let reader = contained(|| SerializedFileReader::new(file)).map_err(format)?.map_err(|error| format(error.to_string()))?;
     let schema = reader.metadata().file_metadata().schema();
     let wanted: Vec<Arc<Type>> = schema.get_fields().iter().filter(|column| COLUMNS.contains(&column.name())).cloned().collect();
     if wanted.is_empty() {
@@ -37,15 +42,62 @@ pub(super) fn read_questions(path: &Path, dataset: &str) -> Result<Vec<Question>
         let why = format!("none of the columns {} is there, found {found}; hint: Search-R1's form is expected", COLUMNS.join(", "));
         return Err(DataError::Format { path: path.to_owned(), why });
     }
-    let projection = Type::group_type_builder(schema.name()).with_fields(wanted).build().map_err(format)?;
-    let mut questions = Vec::new();
-    for (row_idx, row) in reader.get_row_iter(Some(projection)).map_err(format)?.enumerate() {
-        let fields = Fields::new(object(&row.map_err(format)?), row_idx + 1);
+    parquet_check::check_columns(&bytes, reader.metadata(), &|name| COLUMNS.contains(&name)).map_err(format)?;
+    let n_bytes = bytes.len();
+    drop(bytes);
+    // What the checks cannot know, encodings and levels, the crate answers with a panic in places.
+    contained(|| check_dictionaries(n_bytes, &reader)).map_err(format)?.map_err(format)?;
+    contained(|| read_rows(path, &reader, wanted, dataset, &format)).map_err(format)?
+}
+
+/// The texts that values refer to by number.
+fn check_dictionaries(n_bytes: usize, reader: &SerializedFileReader<File>) -> Result<(), String> {
+    let said = |error: ParquetError| error.to_string();
+    for (number, group) in reader.metadata().row_groups().iter().enumerate() {
+        let pages = reader.get_row_group(number).map_err(said)?;
+        for (at, column) in group.columns().iter().enumerate() {
+            let is_wanted = column.column_path().parts().first().is_some_and(|name| COLUMNS.contains(&name.as_str()));
+            let has_texts = column.column_type() == PhysicalType::BYTE_ARRAY && column.dictionary_page_offset().is_some();
+            if is_wanted
+                && has_texts
+                && let Some(Page::DictionaryPage { buf, .. }) =
+                    pages.get_column_page_reader(at).map_err(said)?.get_next_page().map_err(said)?
+            {
+                parquet_check::check_dictionary(n_bytes, column, &buf)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_rows(
+    path: &Path,
+    reader: &SerializedFileReader<File>,
+    wanted: Vec<Arc<Type>>,
+    dataset: &str,
+    format: &dyn Fn(String) -> DataError,
+) -> Result<Vec<Question>, DataError> {
+    let failed = |error: ParquetError| format(error.to_string());
+    let schema = reader.metadata().file_metadata().schema();
+    let projection = Type::group_type_builder(schema.name()).with_fields(wanted).build().map_err(failed)?;
+    let (mut questions, mut n_kept) = (Vec::new(), 0);
+    let n_bytes = path.metadata().map_or(0, |file| file.len());
+    for (row_idx, row) in reader.get_row_iter(Some(projection)).map_err(failed)?.enumerate() {
+        let fields = Fields::new(object(&row.map_err(failed)?), row_idx + 1);
         let question =
             question(&fields, dataset, row_idx).map_err(|why| DataError::Line { path: path.to_owned(), line: row_idx + 1, why })?;
+        n_kept += n_bytes_of(&question);
+        if n_kept > jsonl::unpacked_limit(n_bytes) {
+            return Err(format(format!("its {n_bytes} bytes hold more than {n_kept} bytes of questions, which is not what text does")));
+        }
         questions.push(question);
     }
     Ok(questions)
+}
+
+fn n_bytes_of(question: &Question) -> u64 {
+    let Question { id, dataset, question, golden_answers, .. } = question;
+    [id, dataset, question].into_iter().chain(golden_answers).map(|text| text.len() as u64).sum()
 }
 
 fn question(row: &Fields, dataset: &str, row_idx: usize) -> Result<Question, String> {
@@ -301,5 +353,70 @@ mod tests {
         let path = folder.path().join("nq.parquet");
         std::fs::write(&path, b"PAR1 and nothing else").unwrap();
         assert!(read_questions(&path).unwrap_err().to_string().contains("cannot read as Parquet"));
+    }
+
+    #[test]
+    fn every_byte_of_a_file_may_be_any_other_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("damaged.parquet");
+        let (mut n_read, mut n_refused) = (0, 0);
+        for name in ["snappy.parquet", "prompts-gzip-v2.parquet"] {
+            let bytes = std::fs::read(by_pyarrow(name)).unwrap();
+            for (at, &byte) in bytes.iter().enumerate() {
+                let mut damaged = bytes.clone();
+                // Another value at each place, all bits of it over the file.
+                damaged[at] = byte.wrapping_add([1, 0x80, 0xff, 0x3c][at % 4]);
+                std::fs::write(&path, damaged).unwrap();
+                match read_questions(&path) {
+                    Ok(_) => n_read += 1,
+                    Err(error) => {
+                        assert!(error.to_string().contains("damaged.parquet"), "{name} {at}: {error}");
+                        n_refused += 1;
+                    }
+                }
+            }
+        }
+        assert!(n_read > 100 && n_refused > 100, "{n_read} read, {n_refused} refused");
+    }
+
+    #[test]
+    fn sizes_that_a_file_does_not_have_are_found_before_they_are_used() {
+        use super::super::parquet_check::check_footer;
+        let bytes = std::fs::read(by_pyarrow("snappy.parquet")).unwrap();
+        check_footer(&bytes).unwrap();
+        let tail = bytes.len() - 8;
+        let length = u32::from_le_bytes(bytes[tail..tail + 4].try_into().unwrap()) as usize;
+        for (footer, what) in [
+            // Field 2, a list of 2^28 structures.
+            (vec![0x29, 0xfc, 0x80, 0x80, 0x80, 0x80, 0x01, 0], "a list of 268435456 elements"),
+            // Field 2, a list of one structure whose field 5 says that it has 2^20 members.
+            (vec![0x29, 0x1c, 0x55, 0x80, 0x80, 0x80, 0x01, 0, 0], "should have 1048576 members, 0 follow"),
+            // Field 1, a text of 2^20 bytes.
+            (vec![0x18, 0x80, 0x80, 0x40, 0], "1048576 bytes are announced"),
+            // Structures in structures.
+            (vec![0x1c; 60], "nested more than 24 deep"),
+        ] {
+            let mut file = bytes[..tail - length].to_vec();
+            file.extend(&footer);
+            file.extend((footer.len() as u32).to_le_bytes());
+            file.extend(b"PAR1");
+            let why = check_footer(&file).unwrap_err();
+            assert!(why.contains(what), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_many_values_refer_to_is_counted_for_each() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nq.parquet");
+        // 3,000 answers, a list of one a row, all the same text of 512 kB: 1.5 GB out of some kilobytes.
+        const N: usize = 3000;
+        let long = "a".repeat(512 << 10);
+        let (ids, answers) = (vec!["q"; N], vec![long.as_str(); N]);
+        let columns =
+            [Column::Text(&ids, &[0; N], &[0; N]), Column::Text(&ids, &[0; N], &[0; N]), Column::Text(&answers, &[3; N], &[0; N])];
+        write_with(&path, PLAIN, &columns, Compression::ZSTD(Default::default()));
+        let error = read_questions(&path).unwrap_err().to_string();
+        assert!(error.contains("3000 texts of up to 524288 bytes") && error.contains("nq.parquet"), "{error}");
     }
 }

@@ -19,6 +19,9 @@ use super::{
 };
 use serde::{Deserialize, Serialize};
 
+/// A longer response is no episode: the published context of 4,096 tokens is about 20,000 bytes.
+const MAX_RESPONSE_BYTES: usize = 4 << 20;
+
 /// What the environment answers to a turn without a search or an answer.
 pub const INVALID_ACTION: &str = "\nMy previous action is invalid. If I want to search, I should put the query between <search> and </search>. If I want to give the final answer, I should put the answer between <answer> and </answer>. Let me try again.\n";
 /// What stands around the retrieved passages.
@@ -62,14 +65,14 @@ impl Trajectory {
     /// A block that is not closed, or closed without having been opened.
     pub fn pieces(&self) -> Result<Vec<Piece>, DataError> {
         let broken = |why: String| DataError::Episode { id: self.id.clone(), why };
+        let (text, mut marks, mut done) = (self.response.as_str(), Marks::default(), 0);
         let mut pieces = Vec::new();
-        let mut rest = self.response.as_str();
-        while let Some((start, end)) = next_observation(rest).map_err(broken)? {
-            push(&mut pieces, Piece::Agent(rest[..start].to_owned()));
-            push(&mut pieces, Piece::Observation(rest[start..end].to_owned()));
-            rest = &rest[end..];
+        while let Some((start, end)) = next_observation(text, done, &mut marks).map_err(broken)? {
+            push(&mut pieces, Piece::Agent(text[done..start].to_owned()));
+            push(&mut pieces, Piece::Observation(text[start..end].to_owned()));
+            done = end;
         }
-        push(&mut pieces, Piece::Agent(rest.to_owned()));
+        push(&mut pieces, Piece::Agent(text[done..].to_owned()));
         Ok(pieces)
     }
 }
@@ -87,6 +90,10 @@ impl Trajectory {
             golden_answers: row.answers("golden_answers")?,
             response: row.string("response")?,
         };
+        if trajectory.response.len() > MAX_RESPONSE_BYTES {
+            let n_bytes = trajectory.response.len();
+            return Err(format!("field `response` has {n_bytes} bytes, more than {MAX_RESPONSE_BYTES}; hint: one episode a line"));
+        }
         if strip(&trajectory.response).is_empty() {
             return Err("field `response` is blank; hint: leave episodes without text out".to_owned());
         }
@@ -95,23 +102,37 @@ impl Trajectory {
     }
 }
 
-/// Byte range of the first observation in `text`.
-fn next_observation(text: &str) -> Result<Option<(usize, usize)>, String> {
-    let open = text.find(INFORMATION_OPEN);
-    let close = text.find(INFORMATION_CLOSE);
-    let invalid = text.find(INVALID_ACTION);
+/// Where each mark stands next, so that a text of many blocks is searched once and not once a block.
+#[derive(Default)]
+struct Marks {
+    open: Option<Option<usize>>,
+    close: Option<Option<usize>>,
+    invalid: Option<Option<usize>>,
+}
+
+/// Where `mark` stands first in `text[from..]`; `known` is what an earlier search, with a smaller `from`, found.
+fn find_from(text: &str, mark: &str, from: usize, known: &mut Option<Option<usize>>) -> Option<usize> {
+    match *known {
+        Some(found) if found.is_none_or(|at| at >= from) => found,
+        _ => *known.insert(text[from..].find(mark).map(|at| from + at)),
+    }
+}
+
+/// Byte range of the first observation in `text[from..]`.
+fn next_observation(text: &str, from: usize, marks: &mut Marks) -> Result<Option<(usize, usize)>, String> {
+    let open = find_from(text, INFORMATION_OPEN, from, &mut marks.open);
+    let close = find_from(text, INFORMATION_CLOSE, from, &mut marks.close);
+    let invalid = find_from(text, INVALID_ACTION, from, &mut marks.invalid);
     if let Some(start) = invalid.filter(|&start| open.is_none_or(|open| start < open) && close.is_none_or(|close| start < close)) {
         return Ok(Some((start, start + INVALID_ACTION.len())));
     }
     let open = match (open, close) {
         (None, None) => return Ok(None),
         (Some(open), Some(close)) if open < close => open,
-        (Some(open), None) => return Err(format!("the <information> at byte {open} of the remaining {} is never closed", text.len())),
-        (_, Some(close)) => {
-            return Err(format!("the </information> at byte {close} of the remaining {} closes nothing", text.len()));
-        }
+        (Some(open), None) => return Err(format!("the <information> at byte {open} of {} is never closed", text.len())),
+        (_, Some(close)) => return Err(format!("the </information> at byte {close} of {} closes nothing", text.len())),
     };
-    let start = text[..open].trim_end_matches(is_space).len();
+    let start = from + text[from..open].trim_end_matches(is_space).len();
     let block_end = close.map_or(text.len(), |close| close + INFORMATION_CLOSE.len());
     let margin = text[block_end..].bytes().take(INFORMATION_MARGIN.len()).take_while(|&byte| byte == b'\n').count();
     Ok(Some((start, block_end + margin)))
@@ -205,6 +226,20 @@ mod tests {
             Ok(())
         })?;
         Ok(trajectories)
+    }
+
+    #[test]
+    fn a_response_beyond_all_measure_is_refused_and_one_of_many_blocks_is_split() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tgo.jsonl");
+        let block = "a<information>b</information>";
+        let write = |n: usize| std::fs::write(&path, serde_json::to_string(&trajectory(&block.repeat(n))).unwrap()).unwrap();
+        let n_most = MAX_RESPONSE_BYTES / block.len();
+        write(n_most);
+        assert_eq!(read(&path).unwrap()[0].pieces().unwrap().len(), 2 * n_most);
+        write(n_most + 1);
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("tgo.jsonl:1: field `response` has") && error.contains("hint: "), "{error}");
     }
 
     #[test]

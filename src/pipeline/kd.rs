@@ -15,7 +15,7 @@ use crate::{
         Episode, Segment, Status,
         trajectory::{Given as GivenEpisode, episode_from_given, read_given},
     },
-    tokenizer::Tokenizer,
+    tokenizer::{Tokenizer, first_tokens},
 };
 use dgpo_models::{TrainBackend, decoder::Decoder};
 
@@ -136,8 +136,9 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         (0..corpus.len())
             .map(|i| {
                 let passage = corpus.passage(i)?;
-                let mut ids = tokenizer.encode_text(&passage.contents)?;
-                ids.truncate(self.setup.recipe.episode.max_prompt_length.saturating_sub(2).max(1));
+                let n_kept = self.setup.recipe.episode.max_prompt_length.saturating_sub(2).max(1);
+                let mut ids = first_tokens(&passage.contents, n_kept, |text| tokenizer.encode_text(text))?;
+                ids.truncate(n_kept);
                 ids.push(boundary);
                 let question = Question {
                     id: passage.id,

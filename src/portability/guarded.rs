@@ -2,13 +2,12 @@
 //!
 //! A GPU is given work and computes it later; what it could not do is said at the next wait, whoever waits. So everything that is reported on its own is
 //! waited for on its own.
-use crate::trainer::devices::{self, DeviceError};
+use crate::{
+    contained::caught,
+    trainer::devices::{self, DeviceError},
+};
 use burn::tensor::Device;
 use dgpo_models::Backend;
-use std::{
-    any::Any,
-    panic::{AssertUnwindSafe, catch_unwind},
-};
 
 /// Does the work and waits for the device.
 /// # Errors
@@ -29,16 +28,6 @@ fn work_and_wait<R>(work: impl FnOnce() -> R, wait: impl FnOnce() -> Result<(), 
     let result = caught(work);
     let late = caught(wait).and_then(|waited| waited);
     result.and_then(|value| late.map(|()| value))
-}
-
-fn caught<R>(work: impl FnOnce() -> R) -> Result<R, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| message(&*panic))
-}
-
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-    text.unwrap_or_else(|| "the code under test panicked".to_owned())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! - Queries: padded to fixed shapes ([`QUERY_ROWS`] rows, lengths in steps of [`QUERY_STEP`]), so that a query's embedding depends on its own
 //!   length alone: an episode's passages must not depend on which episodes share its batch, not even by rounding.
 use super::{RetrieverError, Tick};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, first_tokens};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use dgpo_models::{Backend, bert::BertEncoder, weights::load_bert};
 use rayon::prelude::*;
@@ -142,7 +142,9 @@ impl<B: Backend> Encoder<B> {
 
     fn tokenise(&self, prefix: &str, texts: &[String]) -> Result<Vec<Vec<u32>>, RetrieverError> {
         let tokenise_one = |text: &String| {
-            let mut ids = self.tokenizer.encode_with_special(&format!("{prefix}{text}")).map_err(RetrieverError::passed_on)?;
+            let encode = |text: &str| self.tokenizer.encode_with_special(text);
+            let ids = first_tokens(&format!("{prefix}{text}"), self.identity.max_tokens, encode);
+            let mut ids = ids.map_err(RetrieverError::passed_on)?;
             truncate(&mut ids, self.identity.max_tokens, self.closing);
             if ids.is_empty() {
                 // Without prefix and special tokens an empty query has no tokens, and no mean; it gets a neutral one.

@@ -36,8 +36,8 @@ impl Vectors {
         }
         let file = File::open(path).map_err(io)?;
         let size_bytes = file.metadata().map_err(io)?.len();
-        let expected_bytes = (n * dim * size_of::<f32>()) as u64;
-        if size_bytes != expected_bytes {
+        let expected_bytes = (n as u64).saturating_mul(dim as u64).saturating_mul(size_of::<f32>() as u64);
+        if size_bytes != expected_bytes || dim == 0 {
             let why = format!("{size_bytes} bytes instead of {expected_bytes} ({n} vectors of {dim} numbers)");
             return Err(RetrieverError::damaged(path, why));
         }
@@ -90,6 +90,16 @@ mod tests {
         std::fs::write(&path, bytemuck::cast_slice(&numbers)).expect("written");
         let vectors = Vectors::map(&path, 4, 3).expect("four rows of three");
         assert_eq!((vectors.len(), vectors.row(2)), (4, &numbers[6..9]));
+    }
+
+    #[test]
+    fn a_shape_beyond_all_measure_is_refused_and_not_multiplied_past_the_end() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("vectors.f32");
+        std::fs::write(&path, [0u8; 16]).expect("written");
+        for (n, dim) in [(usize::MAX, 8), (1 << 62, 1 << 62), (4, 0)] {
+            assert!(Vectors::map(&path, n, dim).is_err(), "{n} vectors of {dim}");
+        }
     }
 
     #[test]

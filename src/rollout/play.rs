@@ -46,7 +46,7 @@ use crate::{
         reward::outcome_reward,
     },
     rng::Key,
-    tokenizer::TokenizerError,
+    tokenizer::{TokenizerError, first_tokens},
 };
 use dgpo_models::Backend;
 use std::ops::Range;
@@ -210,7 +210,8 @@ impl Table<'_> {
         for (kind, text) in [(ObservationKind::Information, &opening.information), (ObservationKind::ForcedPrefix, &opening.forced_prefix)]
         {
             if status == Status::TruncatedLength && !text.is_empty() {
-                let given = self.encode(question, text, 0..text.len())?;
+                // More than fit into the context need not be known: the episode is too long either way.
+                let given = first_tokens(text, limits.max_prompt_length, |text| self.encode(question, text, 0..text.len()))?;
                 ids.extend(&given);
                 segments.push(Segment::Observation { ids: given, kind });
             }

@@ -7,6 +7,7 @@ use crate::{
     config::ObservationCut,
     data::text::is_space,
     env::protocol::{information_block, information_documents},
+    tokenizer::first_tokens,
 };
 
 /// A cut inside a word goes back to the word's begin if that is no more bytes away: text without spaces (Chinese) is cut between characters.
@@ -27,11 +28,19 @@ pub struct Shown {
 /// # Errors
 /// Those of `encode`.
 pub fn fit<E>(text: &str, max: usize, cut: ObservationCut, encode: &dyn Fn(&str) -> Result<Vec<u32>, E>) -> Result<Shown, E> {
-    let mut ids = encode(text)?;
+    // Of a very long observation no more is looked at than its first tokens need.
+    let mut read = text;
+    let mut ids = first_tokens(text, max, |beginning| {
+        read = &text[..beginning.len()];
+        encode(beginning)
+    })?;
     if ids.len() <= max {
         return Ok(Shown { ids, n_document_bytes: None });
     }
     let documents = information_documents(text);
+    let before = documents.and_then(|documents| text.find(documents)).unwrap_or(0);
+    let documents = documents.map(|documents| &documents[..documents.len().min(read.len().saturating_sub(before))]);
+    let text = read;
     if let (ObservationCut::Passages, Some(documents)) = (cut, documents)
         && let Some(at) = longest(documents, max, &|kept| encode(&information_block(kept)))?
     {
@@ -46,7 +55,6 @@ pub fn fit<E>(text: &str, max: usize, cut: ObservationCut, encode: &dyn Fn(&str)
         }
     }
     let n_bytes = longest(text, max, encode)?.unwrap_or(0);
-    let before = documents.and_then(|documents| text.find(documents)).unwrap_or(0);
     ids.truncate(max);
     Ok(Shown { ids, n_document_bytes: Some(n_bytes.saturating_sub(before)) })
 }
@@ -107,6 +115,21 @@ mod tests {
     }
 
     const TEXT: &str = "\n\n<information>Doc 1(Title: \"T\") one two three</information>\n\n";
+
+    #[test]
+    fn a_very_long_observation_is_shown_as_if_it_ended_early_and_hardly_read() {
+        let block = |n: usize| information_block(&format!("Doc 1(Title: \"T\") {}", "some words ".repeat(n)));
+        for cut in [ObservationCut::Passages, ObservationCut::Reference] {
+            let longest = std::cell::Cell::new(0);
+            let counted = |text: &str| {
+                longest.set(longest.get().max(text.len()));
+                bytes(text)
+            };
+            let shown = fit(&block(1_000_000), 200, cut, &counted).expect("never fails");
+            assert_eq!(shown, fit(&block(100), 200, cut, &bytes).expect("never fails"));
+            assert!(longest.get() < 10_000, "{}", longest.get());
+        }
+    }
 
     #[test]
     fn the_passages_are_cut_at_a_word_and_the_closing_tag_stays() {

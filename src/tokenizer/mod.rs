@@ -5,11 +5,16 @@
 //! others (Metaspace, WordPiece, byte fallback) a token's text depends on its neighbours and the crate decodes.
 
 pub mod chat;
+pub(crate) mod checked;
 mod declared;
 mod outside;
 pub mod piece;
+mod prefix;
 pub mod stream;
 
+pub use prefix::first_tokens;
+
+use crate::contained::contained;
 use chat::ChatTemplate;
 use std::{
     path::{Path, PathBuf},
@@ -70,14 +75,9 @@ impl Tokenizer {
     /// No such file, or one that is not a Hugging Face tokenizer; added tokens that would get other ids than the files declare.
     pub fn from_path(path: &Path) -> Result<Self, TokenizerError> {
         let path = if path.is_dir() { path.join(TOKENIZER_FILE) } else { path.to_owned() };
-        match tokenizers::Tokenizer::from_file(&path) {
-            Ok(inner) => {
-                let tokenizer = Self::new(inner, path)?;
-                tokenizer.check_declared_ids()?;
-                Ok(tokenizer)
-            }
-            Err(error) => Err(TokenizerError::Load { path, why: error.to_string() }),
-        }
+        let tokenizer = Self::new(checked::load(&path)?, path)?;
+        tokenizer.check_declared_ids()?;
+        Ok(tokenizer)
     }
 
     fn new(mut inner: tokenizers::Tokenizer, path: PathBuf) -> Result<Self, TokenizerError> {
@@ -108,8 +108,7 @@ impl Tokenizer {
     }
 
     fn encode_any(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(|error| TokenizerError::Encode(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        ids_of(&self.inner, text, add_special_tokens)
     }
 
     /// The text of `ids`. Special tokens are kept in it; ids outside the vocabulary (a padded embedding table has some) stand for nothing;
@@ -120,8 +119,8 @@ impl Tokenizer {
                 let bytes: Vec<u8> = ids.iter().flat_map(|&id| table.of(id)).copied().collect();
                 String::from_utf8_lossy(&bytes).into_owned()
             }
-            // The crate's decoders report no errors of their own for any list of tokens.
-            None => self.inner.decode(ids, false).unwrap_or_default(),
+            // The crate's decoders report no errors of their own for any list of tokens, and loading tried them on every token.
+            None => contained(|| self.inner.decode(ids, false).unwrap_or_default()).unwrap_or_default(),
         }
     }
 
@@ -159,6 +158,16 @@ impl Tokenizer {
             Some(&token) => Err(TokenizerError::Template { path: self.path.clone(), token, template }),
             None => Ok(()),
         }
+    }
+}
+
+/// What the crate makes of a text. It fails, or panics, on what its file declares wrongly.
+fn ids_of(tokenizer: &tokenizers::Tokenizer, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
+    let encoded = contained(|| tokenizer.encode_fast(text, add_special_tokens).map(|encoding| encoding.get_ids().to_vec()));
+    match encoded {
+        Ok(Ok(ids)) => Ok(ids),
+        Ok(Err(error)) => Err(TokenizerError::Encode(error.to_string())),
+        Err(why) => Err(TokenizerError::Encode(format!("tokenizer.json is damaged ({why})"))),
     }
 }
 

@@ -4,7 +4,8 @@
 //! passage end the user's turn and open another. So outside text is encoded with special tokens off: `<|im_end|>` in it is seven ordinary letters
 //! and signs. Other added tokens (Qwen's `<tool_call>`) are text of its own kind and stay what they are, as with transformers'
 //! `split_special_tokens=True`.
-use super::{Tokenizer, TokenizerError};
+use super::{Tokenizer, TokenizerError, ids_of};
+use crate::contained::contained;
 use std::ops::Range;
 
 impl Tokenizer {
@@ -60,7 +61,8 @@ impl Tokenizer {
 
     /// Where the special tokens of `text` stand, in bytes.
     fn special_ranges(&self, text: &str) -> Result<Vec<Range<usize>>, TokenizerError> {
-        let encoding = self.inner.encode(text, false).map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        let failed = |why: String| TokenizerError::Encode(why);
+        let encoding = contained(|| self.inner.encode(text, false)).map_err(failed)?.map_err(|error| failed(error.to_string()))?;
         let with_ranges = encoding.get_ids().iter().zip(encoding.get_offsets());
         Ok(with_ranges.filter(|(id, _)| self.has_special(&[**id])).map(|(_, &(start, end))| start..end).collect())
     }
@@ -72,8 +74,7 @@ impl Tokenizer {
             plain.set_encode_special_tokens(true);
             Box::new(plain)
         });
-        let encoding = plain.encode_fast(text, false).map_err(|error| TokenizerError::Encode(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        ids_of(plain, text, false)
     }
 }
 
