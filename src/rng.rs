@@ -30,6 +30,8 @@ pub enum Purpose {
     Arcap = 9,
     /// DistiLLM: whose episodes a step learns from, which ones of the replay buffer, the held-out ones; sampling tokens of new ones.
     StudentOutputs = 10,
+    /// Changes to valid files, for `dgpo fuzz`.
+    Fuzz = 11,
 }
 
 /// A position in the tree of random decisions.

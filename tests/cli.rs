@@ -31,6 +31,7 @@ fn help_lists_exactly_the_commands_that_exist() {
         "reproduce",
         "doctor",
         "conformance",
+        "fuzz",
         "portability",
         "bench",
         "completions",

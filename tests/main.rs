@@ -10,6 +10,7 @@
 //! | [`cli`], [`index`] | every command, its help and its JSON |
 //! | [`evaluate`] | evaluations, capabilities, comparisons |
 //! | [`files`] | modes of files, and links that are not written through |
+//! | [`fuzz`] | damaged files for every reader |
 //! | [`grpo`] | groups of episodes, and runs without a critic |
 //! | [`guards`] | runs that go wrong are stopped, or warned about |
 //! | [`nan`] | a number that is none in a model, and what a step makes of it |
@@ -31,6 +32,7 @@ mod conformance;
 mod documents;
 mod evaluate;
 mod files;
+mod fuzz;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
 mod grpo;

@@ -22,6 +22,7 @@ pub mod data;
 pub mod demos;
 pub mod doctor;
 pub mod eval;
+pub mod fuzz;
 pub mod index;
 pub mod machine;
 pub mod model;
@@ -90,6 +91,7 @@ enum Command {
     Reproduce(reproduce::Args),
     Doctor(doctor::Args),
     Conformance(conformance::Args),
+    Fuzz(fuzz::Args),
     Portability(portability::Args),
     #[command(disable_help_subcommand = true)]
     Bench(bench::Args),
@@ -152,6 +154,7 @@ pub fn main(commit: Option<&'static str>) -> ExitCode {
         Command::Reproduce(args) => reproduce::run(&args, context),
         Command::Doctor(args) => doctor::run(&args),
         Command::Conformance(args) => conformance::run(args),
+        Command::Fuzz(args) => fuzz::run(&args, context),
         Command::Portability(args) => portability::run(&args),
         Command::Bench(args) => bench::run(&args, context),
         Command::Completions(args) => completions::run(&args),

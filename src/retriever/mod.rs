@@ -8,7 +8,7 @@
 //!
 //! Contract: a query gets at least one passage or an error, never an empty list; the same query gets the same passages whatever else is
 //! in the batch; ties go to the passage that comes first in the corpus.
-mod answer;
+pub(crate) mod answer;
 pub mod bm25;
 pub mod build;
 pub mod commands;

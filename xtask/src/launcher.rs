@@ -1,7 +1,7 @@
 //! What the words behind `cargo xtask` mean. Nothing is started here, so that a test can ask about every command line that the documents show.
 
 /// Commands of dgpo. Known here because a mistyped one should not cost a build.
-pub const COMMANDS: [&str; 17] = [
+pub const COMMANDS: [&str; 18] = [
     "train",
     "eval",
     "ask",
@@ -15,6 +15,7 @@ pub const COMMANDS: [&str; 17] = [
     "reproduce",
     "doctor",
     "conformance",
+    "fuzz",
     "portability",
     "bench",
     "completions",
@@ -41,6 +42,7 @@ Commands of dgpo (built in release, then run; `cargo xtask help train` explains 
   reproduce    every row of the paper's tables on the tiny world, and a page with the paper's numbers beside them; --seed N, --render
   doctor       check the machine
   conformance  compare with recorded reference numbers
+  fuzz         damaged files for every reader: nothing may panic, abort, hang or eat memory
   portability  every operation and a training step on this machine's CPU or GPU: whether they work and how fast
   bench        kernels | step | rollout: measured beside plain operations, matrix products and PyTorch
   completions  completions of dgpo for a shell
