@@ -5,7 +5,7 @@
 use crate::support::{Ended, World, repository};
 use dgpo::{cli::PARSE_ONLY, config};
 use extract::CommandLine;
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, path::Path};
 
 mod extract;
 #[allow(dead_code)]
@@ -94,23 +94,48 @@ fn every_command_line_of_documents_help_and_hints_is_understood() {
     assert!(wrong.is_empty(), "{} command lines are not understood:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// Whether a command needs neither a file that the reader has to bring nor more than seconds.
+fn is_quick(arguments: &[String]) -> bool {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let has = |text: &str| words.iter().any(|word| word.contains(text));
+    match words[..] {
+        ["doctor"] | ["runs", "list"] | ["help" | "completions", ..] | ["--version" | "--help"] => true,
+        ["plan", ..] => !has(".toml") && !has("paper/") || has("configs/tiny"),
+        ["ask", ..] => has("builtin:tiny/"),
+        _ => false,
+    }
+}
+
 #[test]
 fn the_quick_command_lines_of_the_documents_do_what_they_say() {
-    let is_quick = |arguments: &[String]| {
-        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        matches!(words[..], ["doctor"] | ["runs", "list"] | ["help" | "completions", ..] | ["--version" | "--help"])
-            || (words.starts_with(&["plan"]) && words.iter().any(|word| word.starts_with("configs/tiny")))
-    };
+    let world = World::new();
+    // Where the recipes lie.
+    fs::create_dir(world.path("configs")).unwrap();
+    fs::copy(repository("configs/tiny.toml"), world.path("configs/tiny.toml")).unwrap();
     let lines = command_lines();
     let arguments =
         lines.iter().flat_map(|line| extract::alternatives(&extract::words(&line.text))).filter_map(|words| arguments(&words).ok()?);
     let quick: BTreeSet<Vec<String>> = arguments.filter(|arguments| is_quick(arguments)).collect();
-    assert!(quick.len() >= 4, "{quick:?}");
+    for verb in ["doctor", "runs", "help", "completions", "--version", "plan", "ask"] {
+        assert!(quick.iter().any(|arguments| arguments[0] == verb), "no {verb} in {quick:?}");
+    }
     for arguments in quick {
-        // Where the recipes lie.
-        let ended = Ended::of(Command::new(env!("CARGO_BIN_EXE_dgpo")).args(&arguments).current_dir(repository("")));
+        let ended = world.dgpo(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
         assert!(ended.code == Some(0) && !ended.stdout.is_empty() | (arguments[0] == "runs"), "{arguments:?}: {ended:?}");
     }
+}
+
+#[test]
+fn the_episode_of_the_readme_is_what_its_command_shows() {
+    let readme = fs::read_to_string(repository("README.md")).unwrap();
+    let (_, block) = readme.split_once("$ cargo xtask ask ").unwrap();
+    let (command, shown) = block.split_once("```").unwrap().0.split_once("\n...\n").unwrap();
+    let words = extract::words(&format!("ask {command}"));
+    let asked = World::new().dgpo(&words.iter().map(String::as_str).collect::<Vec<_>>()).done();
+    // Empty lines aside, which the README leaves out.
+    let text =
+        |text: &str| text.lines().filter(|line| !line.trim().is_empty()).map(|line| line.trim_end().to_owned() + "\n").collect::<String>();
+    assert!(text(&asked.stdout).contains(&text(shown)), "{}\nis not in\n{}", shown, asked.stdout);
 }
 
 #[test]

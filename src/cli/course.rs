@@ -1,12 +1,17 @@
 //! How far a whole run is: which of its phases is under way, and about how long the phases behind it will take.
 //!
 //! The phase under way is measured. A later one is forecast from its share of the work, in tokens as the plan counts them, at the speed of what this
-//! process has done so far; the evaluation, whose questions are counted when it begins, is named and not forecast.
+//! process has done so far. What cannot be counted beforehand (an evaluation of capabilities, or of files that cannot be read) is named, not forecast.
 use super::output;
-use crate::config::{
-    Phase, Recipe,
-    plan::{PhasePlan, Shapes, plan},
+use crate::{
+    config::{
+        Phase, Recipe,
+        plan::{PhasePlan, Shapes, max_sampled, plan},
+    },
+    data::questions::read_questions,
+    hub,
 };
+use tracing::subscriber::{NoSubscriber, with_default};
 
 /// What a token costs, in units of a token that KD trains on: 8 µs in KD, 16 in an update of PPO with its critic, 12 to 18 when it is sampled
 /// (docs/benchmarks.md, the tiny world on two cores of an EPYC).
@@ -39,7 +44,10 @@ impl Course {
     /// Of a recipe: phases that have nothing to do are left out.
     pub fn of(recipe: &Recipe) -> Self {
         let planned = plan(recipe, &Shapes::default()).phases;
-        let work = |phase: Phase| planned.iter().find(|planned| planned.phase == phase.as_str()).map(work).filter(|&work| work > 0.0);
+        let work = |phase: Phase| match phase {
+            Phase::Eval => evaluation(recipe),
+            _ => planned.iter().find(|planned| planned.phase == phase.as_str()).map(work).filter(|&work| work > 0.0),
+        };
         let has_work = |phase: &Phase| match phase {
             Phase::Demos => recipe.data.trajectories.is_empty(),
             Phase::Eval => !recipe.data.test.is_empty(),
@@ -92,6 +100,21 @@ fn work(planned: &PhasePlan) -> f64 {
     SAMPLED_COST * planned.max_sampled_tokens as f64 + trained * planned.max_trained_tokens as f64
 }
 
+/// The work of the evaluation at the end: student, teacher and what each phase trained, on every test question.
+fn evaluation(recipe: &Recipe) -> Option<f64> {
+    // What there is to say of the files is said when they are read for use.
+    let n_questions = with_default(NoSubscriber::default(), || n_test_questions(recipe)).filter(|_| !recipe.eval.arcap)?;
+    let n_models = 1 + usize::from(!recipe.model.teacher.is_empty()) + recipe.stage.training_phases().count();
+    Some(SAMPLED_COST * max_sampled(recipe, n_models * n_questions) as f64).filter(|&work| work > 0.0)
+}
+
+/// `None` where a file cannot be read.
+fn n_test_questions(recipe: &Recipe) -> Option<usize> {
+    let max = if recipe.data.max_test == 0 { usize::MAX } else { recipe.data.max_test };
+    let of_file = |name: &String| Some(read_questions(&hub::resolve(name).ok()?).ok()?.len().min(max));
+    recipe.data.test.iter().map(of_file).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,6 +138,22 @@ mod tests {
     fn the_last_phase_is_measured_alone() {
         let now = UnderWay { phase: Phase::Eval, share: 0.5, elapsed_s: 3.0, eta_s: 3.0 };
         assert_eq!(course().told(now).as_deref(), Some("phase 4 of 4, run eta 3.0s"));
+    }
+
+    #[test]
+    fn the_evaluation_is_counted_from_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("q.jsonl");
+        let line = |i: usize| format!("{{\"id\": \"{i}\", \"question\": \"Who?\", \"golden_answers\": [\"A. B.\"]}}\n");
+        std::fs::write(&path, (0..7).map(line).collect::<String>()).unwrap();
+        let mut recipe = Recipe::default();
+        recipe.data.test = vec![path.display().to_string()];
+        recipe.model.teacher = "t".to_owned();
+        (recipe.data.max_test, recipe.episode.max_turns, recipe.episode.max_response_length) = (5, 3, 10);
+        // Student, teacher, KD and RL; four turns of 10 tokens on five questions, each token twice the cost of a trained one.
+        assert_eq!(evaluation(&recipe), Some(4.0 * 5.0 * 40.0 * 2.0));
+        recipe.data.test.push("nowhere.jsonl".to_owned());
+        assert_eq!(evaluation(&recipe), None);
     }
 
     #[test]

@@ -117,7 +117,7 @@ pub fn plan(recipe: &Recipe, shapes: &Shapes) -> Plan {
 }
 
 /// Tokens an episode may sample: every turn at its limit, and never more than prompt and response together may have.
-fn max_sampled(recipe: &Recipe, episodes: usize) -> u64 {
+pub fn max_sampled(recipe: &Recipe, episodes: usize) -> u64 {
     let turns = (recipe.episode.max_turns + 1) * recipe.episode.max_response_length;
     (episodes * turns.min(recipe.episode.max_prompt_length)) as u64
 }

@@ -169,9 +169,8 @@ fn results(models: &[Model]) -> String {
     );
     html += "<h3>Exact match by data set</h3>";
     html += &exact_match(models);
-    html += "<h3>All figures</h3>";
-    html += &all_figures(models);
-    html
+    // Closed, so that what the KL does is on the first screens.
+    html + "<details><summary>All figures</summary>" + &all_figures(models) + "</details>"
 }
 
 /// EM of every model on every data set.

@@ -179,8 +179,8 @@
     const unit = ["old", "ref", "kl"].includes(key) ? ", nats a token" : "";
     const whose = key === "kl" && DATA.kl === "selective" && !state.episode.is_correct
       ? "This episode is wrong: every token of the agent is pulled towards the " + DATA.reference + ". " : "";
-    legend.replaceChildren(`${whose}${name}${unit}: `, make("b", {}, shown(least).replace("-", "−")), bar, make("b", {}, shown(most)),
-      " · warm above 0, cool below, the stronger the further; tokens without a number are grey.");
+    const scale = make("span", { class: "scale" }, make("b", {}, shown(least).replace("-", "−")), bar, make("b", {}, shown(most)));
+    legend.replaceChildren(`${whose}${name}${unit}: `, scale, " · warm above 0, cool below, the stronger the further; tokens without a number are grey.");
   }
 
   /** Why no token of the episode carries the penalty. */
