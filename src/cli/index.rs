@@ -10,6 +10,7 @@ use crate::{
     data::questions::read_questions,
     eval::retrieval::{HitRatios, annotated_ids, hit_ratios, keep_annotated},
     hub,
+    pipeline::cut_share::{CutShare, cut_share_in},
     retriever::{
         Hit, RetrieverError,
         build::BuildReport,
@@ -148,6 +149,10 @@ struct InfoArgs {
     /// Passages a question, for the hit ratios.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=10))]
     top_k: u16,
+    /// Recipe with whose tokenizer, top_k and episode.max_obs_length is measured how many observations would be cut: a file, or the name of a
+    /// built-in one.
+    #[arg(long, value_name = "FILE|NAME")]
+    config: Option<String>,
     /// Seed of the sampled passages.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -276,6 +281,8 @@ struct InfoReport {
     info: IndexInfo,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     hit_ratios: Vec<HitRatios>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    observations: Option<CutShare>,
 }
 
 fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
@@ -297,13 +304,26 @@ fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
         texts => Queries::Questions { texts, top_k: args.top_k.into() },
     };
     let (info, found) = with_device(args.index.device.device, InfoJob(args.index.request()?, queries))??;
-    let report = InfoReport { info, hit_ratios: hit_ratios(&questions, &found) };
+    let report = InfoReport { hit_ratios: hit_ratios(&questions, &found), observations: observations(args, &info)?, info };
     if args.index.json {
         output::json(&report)?
     } else {
-        output::data(&(describe(&report.info) + &describe_hits(&report.hit_ratios)))?
+        output::data(&(describe(&report.info) + &describe_observations(report.observations.as_ref()) + &describe_hits(&report.hit_ratios)))?
     }
     Ok(Outcome::Done)
+}
+
+/// How many observations of the index's passages a recipe would cut.
+fn observations(args: &InfoArgs, info: &IndexInfo) -> anyhow::Result<Option<CutShare>> {
+    let Some(config) = &args.config else { return Ok(None) };
+    let recipe = load::load_part(config, &[])?.recipe;
+    Ok(cut_share_in(&recipe, &info.corpus, 0)?)
+}
+
+fn describe_observations(observations: Option<&CutShare>) -> String {
+    let said = observations
+        .map_or_else(|| "--config RECIPE says how many are cut, with its tokenizer and lengths".to_owned(), ToString::to_string);
+    format!("{:<20} {said}\n", "observations")
 }
 
 fn describe_hits(ratios: &[HitRatios]) -> String {

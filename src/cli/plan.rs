@@ -8,7 +8,7 @@ use crate::{
         load::to_toml,
         plan::{Plan, Shapes, plan},
     },
-    pipeline::overlap::overlap_of,
+    pipeline::{cut_share::cut_share_of, overlap::overlap_of},
 };
 use serde_json::json;
 
@@ -36,6 +36,8 @@ pub fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
     let (shapes, notes) = Shapes::resolve(&loaded.recipe);
     let mut plan = plan(&loaded.recipe, &shapes);
     plan.notes.extend(notes);
+    let observations = cut_share_of(&loaded.recipe);
+    plan.notes.extend(observations.iter().map(ToString::to_string));
     plan.notes.extend(overlap_of(&loaded.recipe).map(|overlap| overlap.to_string()));
     if as_json {
         return output::json(&json!({
@@ -43,6 +45,7 @@ pub fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
             "sources": loaded.sources,
             "recipe": loaded.recipe,
             "plan": plan,
+            "observations": observations,
             "warnings": loaded.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
         }));
     }

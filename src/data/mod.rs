@@ -9,6 +9,7 @@ pub mod overlap;
 mod parquet_check;
 mod passage;
 pub mod questions;
+pub mod sample;
 pub mod sampler;
 mod search_r1;
 pub mod text;

@@ -12,6 +12,7 @@
 //! | eval | `evaluation/NAME.json` and `episodes/eval-NAME.jsonl` for student, teacher and what each phase left; then `summary.json` |
 //! | eval, with `eval.arcap` | beside them `episodes/eval-NAME-arcap-with(out)-thinking.jsonl`: the answers to given gold passages |
 pub mod arcap;
+pub mod cut_share;
 mod demos;
 mod distill;
 mod encoder;
