@@ -7,6 +7,7 @@
 //! | [`baselines`] | the other ways to distil and the other orders of phases: what they record, and that they resume |
 //! | [`bad_input`] | broken files, recipes and disks: a clear error with a hint, and nothing lost |
 //! | [`documents`] | what documents, help texts and hints tell somebody to type is understood; links lead somewhere |
+//! | [`chat`] | chat templates of model folders; what the Python package transformers reads, where `DGPO_TRANSFORMERS` names it |
 //! | [`cli`], [`index`] | every command, its help and its JSON |
 //! | [`evaluate`] | evaluations, capabilities, comparisons |
 //! | [`files`] | modes of files, and links that are not written through |
@@ -27,6 +28,7 @@
 mod bad_input;
 mod baselines;
 mod browser;
+mod chat;
 mod cli;
 mod conformance;
 mod documents;

@@ -41,7 +41,9 @@ impl World {
         for network in ["student", "teacher", "talker"] {
             let dir = world.path(network);
             fs::create_dir(&dir).unwrap();
-            fs::copy(repository("configs/tiny/student/tokenizer.json"), dir.join("tokenizer.json")).unwrap();
+            for file in ["tokenizer.json", "tokenizer_config.json"] {
+                fs::copy(repository("configs/tiny/student").join(file), dir.join(file)).unwrap();
+            }
             let n_layers = if network == "teacher" { 2 } else { 1 };
             world.write(&format!("{network}/config.json"), &config_json(n_layers, VOCAB_SIZE, network != "talker").to_string());
         }

@@ -8,6 +8,7 @@ mod rl;
 use super::{
     AdamWRecipe, Problem, Recipe, Stage,
     check_distill::{check_distill, check_gkd},
+    date::Date,
 };
 
 /// Parameter types a model can be computed in.
@@ -139,6 +140,12 @@ fn check_run(recipe: &Recipe, found: &mut Findings) {
 fn check_model(recipe: &Recipe, found: &mut Findings) {
     let model = &recipe.model;
     found.one_of("model.dtype", &model.dtype, &DTYPES);
+    found.error(
+        Date::parse(&model.template_date).is_none(),
+        "model.template_date",
+        || format!("\"{}\" is no date", model.template_date),
+        || "write it as \"26 Jul 2024\"".into(),
+    );
     if recipe.stage != Stage::Encoder {
         found.not_empty("model.student", model.student.is_empty(), "a folder, owner/name, or builtin:tiny/student");
     }

@@ -27,22 +27,3 @@ pub enum ObservationCut {
     /// Whatever stands last, the closing tag first.
     Reference,
 }
-
-/// A model family's chat format; rendered by `crate::tokenizer::chat`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ChatTemplate {
-    /// `<|im_start|>` blocks; the default system prompt is inserted.
-    #[serde(rename = "qwen2_5")]
-    Qwen25,
-    /// Plain Llama 3: no system header of its own.
-    #[serde(rename = "llama3")]
-    Llama3,
-    /// Llama 3.1 / 3.2 with the dated system header.
-    #[serde(rename = "llama3_1")]
-    Llama31,
-    #[serde(rename = "llama3_2")]
-    Llama32,
-    /// The text as it is (models without a chat format); several messages are separated by one line feed.
-    Plain,
-}

@@ -12,9 +12,11 @@
 //!
 //! [`choice`] holds what a recipe names and a layer further right implements.
 mod bounds;
+pub mod chat;
 pub mod check;
 mod check_distill;
 pub mod choice;
+pub mod date;
 pub mod guards;
 pub mod library;
 pub mod load;
@@ -23,7 +25,8 @@ pub mod phase;
 pub mod plan;
 pub mod recipe;
 
-pub use choice::{ChatTemplate, ObservationCut, Sampling};
+pub use chat::ChatTemplate;
+pub use choice::{ObservationCut, Sampling};
 pub use guards::*;
 pub use load::{Loaded, load};
 pub use objective::*;

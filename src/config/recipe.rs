@@ -5,7 +5,8 @@
 //! fields, [`super::plan`] computes what a run with it will do. What a run learns from its data lies in [`super::objective`].
 //!
 //! No field changes meaning with another one, and no environment variable changes a result (`${NAME}` in paths says where files lie, nothing else).
-use super::choice::{ChatTemplate, ObservationCut, Sampling};
+use super::chat::ChatTemplate;
+use super::choice::{ObservationCut, Sampling};
 use super::guards::GuardsRecipe;
 use super::objective::{DemosRecipe, DistillRecipe, EncoderRecipe, GaeRecipe, GkdRecipe, KlRecipe, OptimRecipe, PretrainRecipe, RlRecipe};
 use super::phase::Stage;
@@ -50,8 +51,12 @@ pub struct ModelRecipe {
     pub teacher: String,
     /// Folder with tokenizer.json; empty = the student's folder. Default: empty.
     pub tokenizer: String,
-    /// How a question becomes a prompt: `qwen2_5`, `llama3`, `llama3_1`, `llama3_2` or `plain`. Default: `qwen2_5`, as the default student.
+    /// How a question becomes a prompt: `auto` (the template in the folder of the tokenizer or of the student), or a built-in format: `qwen2_5`,
+    /// `llama3`, `llama3_1`, `llama3_2`, `plain`. Default: `auto`, which for the default student is what `qwen2_5` writes.
     pub chat_template: ChatTemplate,
+    /// The day that templates with a date are told, so that prompts do not change with the calendar. Default: `26 Jul 2024`, as Llama 3.1's
+    /// template has it where it is told none.
+    pub template_date: String,
     /// `f32`, `bf16` or `f16`: the parameters in forward and backward; master weights and optimizer state are f32 whatever this says.
     /// Default: paper, `bf16`. `f32` doubles the memory of parameters and is no slower on a CPU.
     pub dtype: String,
@@ -66,7 +71,8 @@ impl Default for ModelRecipe {
             student: "Qwen/Qwen2.5-0.5B-Instruct".into(),
             teacher: "omron-sinicx/SearchR1-ppo-qwen2.5-3b-instruct".into(),
             tokenizer: String::new(),
-            chat_template: ChatTemplate::Qwen25,
+            chat_template: ChatTemplate::Auto,
+            template_date: "26 Jul 2024".into(),
             dtype: "bf16".into(),
             recompute: false,
         }

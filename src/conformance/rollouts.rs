@@ -7,7 +7,7 @@ use super::{
     fixtures::{count, list, member, object, strings, text},
 };
 use crate::{
-    config::{ChatTemplate, EpisodeRecipe, ObservationCut},
+    config::{EpisodeRecipe, ObservationCut},
     data::{corpus::Passage, questions::Question},
     engine::{Completion, EngineError, Request},
     env::{
@@ -21,7 +21,7 @@ use crate::{
         play::{Generator, Rules, play},
         scripted::ScriptedGenerator,
     },
-    tokenizer::TokenizerError,
+    tokenizer::{TokenizerError, chat::Chat},
 };
 use serde_json::Value;
 use std::path::Path;
@@ -137,13 +137,7 @@ fn one_rollout(rollout: &Value, retriever: &RuleRetriever, tensors: &Tensors, ca
         max_rows: prompts.len().max(1),
         ..EpisodeRecipe::default()
     };
-    let env = Env {
-        instruction: limits.instruction.clone(),
-        template: ChatTemplate::Plain,
-        date: String::new(),
-        retriever,
-        top_k: count(config, "topk")?,
-    };
+    let env = Env { instruction: limits.instruction.clone(), chat: Chat::plain(), retriever, top_k: count(config, "topk")? };
     let scripts = scripts_of(&prompts, member(rollout, "scripts")?)?;
     let script = ScriptedGenerator::new(scripts.clone(), &STOP_STRINGS, &encode, &decode);
     let mut recorder = Recorder { script, rows: vec![Default::default(); prompts.len()] };

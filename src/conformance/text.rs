@@ -18,7 +18,7 @@ use crate::{
             normalise_answer, reference_exact_match, reference_extract_answer, reference_score, reference_substring_match, substring_match,
         },
     },
-    tokenizer::chat::Message,
+    tokenizer::chat::{Chat, Message},
 };
 use serde_json::Value;
 use std::path::Path;
@@ -242,9 +242,13 @@ fn chat_templates(json: &Value, case: &mut Case) -> Result<(), FixtureError> {
             Ok(Message { role: text(message, "role")?.to_owned(), content: text(message, "content")?.to_owned() })
         };
         let messages = list(record, "messages")?.iter().map(message).collect::<Result<Vec<_>, _>>()?;
-        let date = record.get("date_string").map_or(Ok(None), |_| optional_text(record, "date_string"))?.unwrap_or_default();
+        let date = record.get("date_string").map_or(Ok(None), |_| optional_text(record, "date_string"))?.unwrap_or("26 Jul 2024");
         let add_generation_prompt = fixtures::flag(record, "add_generation_prompt")?;
-        case.equal(&key, template.render(&messages, add_generation_prompt, date).as_str(), text(record, "text")?);
+        let rendered = Chat::built_in(template, date).and_then(|chat| chat.render(&messages, add_generation_prompt));
+        match rendered {
+            Ok(rendered) => case.equal(&key, rendered.as_str(), text(record, "text")?),
+            Err(error) => case.fail(&key, error.to_string()),
+        }
     }
     Ok(())
 }

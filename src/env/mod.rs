@@ -10,7 +10,7 @@ pub mod reward;
 use crate::{
     data::{corpus::Passage, questions::Question},
     retriever::{Hit, Retriever},
-    tokenizer::chat::ChatTemplate,
+    tokenizer::chat::{Chat, ChatError},
 };
 use prompt::Prompt;
 use protocol::Action;
@@ -19,9 +19,7 @@ use protocol::Action;
 pub struct Env<'a> {
     /// With `{question}` in it (`protocol::DEFAULT_INSTRUCTION`).
     pub instruction: String,
-    pub template: ChatTemplate,
-    /// "Today Date" of the dated templates.
-    pub date: String,
+    pub chat: Chat,
     pub retriever: &'a dyn Retriever,
     /// Passages a search returns.
     pub top_k: usize,
@@ -67,8 +65,10 @@ impl Observation {
 
 impl Env<'_> {
     /// The rendered chat that an episode starts with: everything up to the agent's first token.
-    pub fn prompt(&self, question: &Question) -> Prompt {
-        prompt::prompt(&self.instruction, self.template, &self.date, &question.question)
+    /// # Errors
+    /// If the chat template refuses it.
+    pub fn prompt(&self, question: &Question) -> Result<Prompt, ChatError> {
+        prompt::prompt(&self.instruction, &self.chat, &question.question)
     }
 
     /// Answers the turns of several rows, in their order, with at most one call of the retriever.
@@ -119,7 +119,7 @@ pub fn is_hit_normalised<'p>(passages: impl IntoIterator<Item = &'p Passage>, go
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::retriever::RetrieverError;
+    use crate::{config::ChatTemplate, retriever::RetrieverError};
     use std::cell::RefCell;
 
     /// Answers with the query as a passage; fails on "down"; remembers the calls.
@@ -145,7 +145,8 @@ mod tests {
     }
 
     fn env(retriever: &Scripted) -> Env<'_> {
-        Env { instruction: "Q: {question}\n".into(), template: ChatTemplate::Llama3, date: String::new(), retriever, top_k: 1 }
+        let chat = Chat::built_in(ChatTemplate::Llama3, "26 Jul 2024").expect("a built-in format");
+        Env { instruction: "Q: {question}\n".into(), chat, retriever, top_k: 1 }
     }
     fn search(query: &str, is_last: bool) -> Turn {
         Turn { action: Action::Search(query.into()), is_last }
@@ -162,7 +163,7 @@ mod tests {
             supporting_kind: String::new(),
         };
         let expected = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nQ: who?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n";
-        assert_eq!(env(&Scripted::default()).prompt(&question).text, expected);
+        assert_eq!(env(&Scripted::default()).prompt(&question).expect("renders").text, expected);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A question as the text that an episode starts with, and which part of that text somebody outside wrote.
 use super::protocol::user_message;
-use crate::tokenizer::chat::{ChatTemplate, Message};
+use crate::tokenizer::chat::{Chat, ChatError, Message};
 use std::ops::Range;
 
 /// The rendered chat up to the agent's first token.
@@ -12,17 +12,16 @@ pub struct Prompt {
 }
 
 /// The chat of one user message: `instruction` with the question in it.
-pub fn prompt(instruction: &str, template: ChatTemplate, date: &str, question: &str) -> Prompt {
-    let render = |question: &str| {
-        let content = user_message(instruction, question);
-        template.render(&[Message { role: "user".to_owned(), content }], true, date)
-    };
-    let text = render(question);
+/// # Errors
+/// If the chat template refuses it.
+pub fn prompt(instruction: &str, chat: &Chat, question: &str) -> Result<Prompt, ChatError> {
+    let render = |question: &str| chat.render(&[Message::user(&user_message(instruction, question))], true);
+    let text = render(question)?;
     // A template may trim or change what it is given, so the question is found by what does not depend on it: the text around another one.
-    let other = render(&unlike(question));
+    let other = render(&unlike(question))?;
     let start = common_len(text.chars(), other.chars());
     let end = text.len() - common_len(text[start..].chars().rev(), other.chars().rev());
-    Prompt { outside: start..end, text }
+    Ok(Prompt { outside: start..end, text })
 }
 
 /// One character of the private use area that does not occur in `text`: letters and white space may be changed by a template.
@@ -39,9 +38,11 @@ fn common_len(a: impl Iterator<Item = char>, b: impl Iterator<Item = char>) -> u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ChatTemplate;
 
     fn outside(instruction: &str, template: ChatTemplate, question: &str) -> String {
-        let Prompt { text, outside } = prompt(instruction, template, "", question);
+        let chat = Chat::built_in(template, "26 Jul 2024").expect("a built-in format");
+        let Prompt { text, outside } = prompt(instruction, &chat, question).expect("renders");
         text[outside].to_owned()
     }
 

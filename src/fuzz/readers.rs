@@ -1,7 +1,7 @@
 //! Every reader of files from outside, as the commands use it: opened, and what was read used once.
 use super::{Sample, samples};
 use crate::{
-    config::{self, AdamWRecipe, Phase, load::differences, plan::plan},
+    config::{self, AdamWRecipe, ChatTemplate, Phase, load::differences, plan::plan},
     conformance,
     data::{corpus::Corpus, questions::read_questions},
     env::prompt::Prompt,
@@ -18,7 +18,11 @@ use crate::{
         stats::EpisodeStats,
         trajectory::{episode_from_given, read_given},
     },
-    tokenizer::{Tokenizer, stream::TextStream},
+    tokenizer::{
+        Tokenizer,
+        chat::{Chat, Message},
+        stream::TextStream,
+    },
     trainer::{
         checkpoint::Checkpoint,
         devices::{Cpu, CpuTrain},
@@ -63,10 +67,11 @@ pub fn named(name: &str) -> Option<&'static Reader> {
     READERS.iter().chain([&WRONG_ON_PURPOSE]).find(|reader| reader.name == name)
 }
 
-const READERS: [Reader; 16] = [
+const READERS: [Reader; 17] = [
     reader("weights", "safetensors, single and in shards", samples::weights, models),
     reader("configs", "config.json of decoders, critics and encoders", samples::configs, models),
     reader("tokenizer", "tokenizer.json, tokenizer_config.json", samples::tokenizers, tokenizer),
+    reader("chat", "chat templates and what lies beside them", samples::chats, chat),
     reader("recipe", "recipes and what they extend", samples::recipes, recipe),
     reader("questions", "questions in JSON Lines", samples::questions, questions),
     reader("passages", "passages in JSON Lines, and BM25 over them", samples::passages, passages),
@@ -147,6 +152,19 @@ fn tokenizer(folder: &Path) -> Result<(), String> {
     first.map_or(Ok(()), Err)
 }
 
+/// Rendered with one message, and with the template's own idea of a system prompt.
+fn chat(folder: &Path) -> Result<(), String> {
+    let tokenizer = Tokenizer::from_path(folder).map_err(said)?;
+    let chat = Chat::open(ChatTemplate::Auto, "26 Jul 2024", &[folder.to_owned()], &tokenizer).map_err(said)?;
+    let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+    let chats =
+        [vec![message("user", "who? \u{e000}")], vec![message("system", "Search."), message("user", ""), message("assistant", "a\n")]];
+    // A template may refuse the second one.
+    let rendered = chats.map(|messages| chat.render(&messages, true).map_err(said));
+    let [first, _] = rendered;
+    tokenizer.encode(&first?).map(drop).map_err(said)
+}
+
 fn recipe(folder: &Path) -> Result<(), String> {
     let loaded = config::load(&folder.join("recipe.toml").to_string_lossy(), &[]).map_err(said)?;
     _ = loaded.run_name();
@@ -188,7 +206,7 @@ fn trajectories(folder: &Path) -> Result<(), String> {
     for one in given {
         let prompt = |question: &crate::data::questions::Question| {
             let text = format!("Question: {}", question.question);
-            Prompt { outside: 10..text.len(), text }
+            Ok(Prompt { outside: 10..text.len(), text })
         };
         if let Err(error) = episode_from_given(&tokenizer, &prompt, &one) {
             // The records of the sample were played with another tokenizer.

@@ -28,7 +28,7 @@ use crate::{
         metrics::{REWARD, SEARCHES},
         optimizer::AdamW,
         run_dir::RunDir,
-        state::{DistillState, PhaseState, write_critic, write_model, write_optimizer},
+        state::{DistillState, PhaseState, SideFiles, write_critic, write_model, write_optimizer},
     },
 };
 use dgpo_models::{
@@ -137,6 +137,24 @@ pub(super) fn tokenizers() -> Samples {
         ]),
         Sample::changing_all(vec![file(include_bytes!("tokenizers/bpe-bytes.json"))]),
         Sample::changing_all(vec![file(&builtin("tiny/encoder/tokenizer.json"))]),
+    ])
+}
+
+pub(super) fn chats() -> Samples {
+    let tokenizer = || ("tokenizer.json".to_owned(), builtin("tiny/student/tokenizer.json"));
+    let changing = |name: &str, bytes: Vec<u8>| Sample { files: vec![tokenizer(), (name.to_owned(), bytes)], changed: vec![1] };
+    let generation = json!({"eos_token_id": [974, 972]}).to_string().into_bytes();
+    Ok(vec![
+        changing("tokenizer_config.json", builtin("tiny/student/tokenizer_config.json")),
+        changing("chat_template.jinja", include_bytes!("templates/macros.jinja").to_vec()),
+        Sample {
+            files: vec![
+                tokenizer(),
+                ("tokenizer_config.json".to_owned(), builtin("tiny/student/tokenizer_config.json")),
+                ("generation_config.json".to_owned(), generation),
+            ],
+            changed: vec![2],
+        },
     ])
 }
 
@@ -292,7 +310,7 @@ pub(super) fn checkpoints() -> Samples {
     for phase in [Phase::Rl, Phase::Kd] {
         let dir = folder.path().join(format!("{phase}-step-000003"));
         fs::create_dir(&dir)?;
-        write_model(&decoder, &[], &dir)?;
+        write_model(&decoder, &SideFiles::default(), &dir)?;
         write_optimizer(&optimizer, &decoder, &dir)?;
         match phase {
             Phase::Rl => write_critic(&critic, &optimizer, &dir)?,

@@ -18,14 +18,18 @@ pub fn builtin_files() -> &'static [(&'static str, &'static [u8])] {
         "tiny/encoder/config.json",
         "tiny/encoder/model.safetensors",
         "tiny/encoder/tokenizer.json",
+        "tiny/encoder/tokenizer_config.json",
         "tiny/student/config.json",
         "tiny/student/model.safetensors",
         "tiny/student/tokenizer.json",
+        "tiny/student/tokenizer_config.json",
         "tiny/student-llama/config.json",
         "tiny/student-llama/model.safetensors",
         "tiny/student-llama/tokenizer.json",
+        "tiny/student-llama/tokenizer_config.json",
         "tiny/teacher/config.json",
         "tiny/teacher/model.safetensors",
         "tiny/teacher/tokenizer.json",
+        "tiny/teacher/tokenizer_config.json",
     ]
 }

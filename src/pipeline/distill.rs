@@ -11,12 +11,12 @@ use crate::{
         metrics::{DISTILL_KL, ENTROPY, LEARNING_RATE, SKIPPED_UPDATES, STEP_SECONDS, TAID_T, UPDATE_TOKENS_PER_SECOND},
         optimizer::AdamW,
         score::record_log_prob_difference,
-        state::{DistillState, PhaseState, read_model, read_optimizer, write_model, write_optimizer},
+        state::{DistillState, PhaseState, SideFiles, read_model, read_optimizer, write_model, write_optimizer},
         update::Activations,
     },
 };
 use dgpo_models::{TrainBackend, decoder::Decoder};
-use std::{path::PathBuf, time::Instant};
+use std::time::Instant;
 
 /// A phase of distillation, before its first step.
 pub(super) struct Distillation<'s, B: TrainBackend> {
@@ -35,7 +35,7 @@ struct Running<'s, B: TrainBackend> {
     taid: TaidSchedule,
     /// Steps done.
     step: usize,
-    side_files: Vec<PathBuf>,
+    side_files: SideFiles,
 }
 
 impl<B: TrainBackend> Pipeline<'_, B> {

@@ -95,8 +95,8 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         for name in &self.setup.recipe.data.trajectories {
             given.extend(read_given(&hub::resolve(name)?)?.into_iter().take(limit));
         }
-        let (instruction, template) = (&self.setup.recipe.episode.instruction, self.setup.recipe.model.chat_template);
-        let prompt = |question: &Question| prompt::prompt(instruction, template, super::setup::TEMPLATE_DATE, &question.question);
+        let instruction = &self.setup.recipe.episode.instruction;
+        let prompt = |question: &Question| prompt::prompt(instruction, tokenizer.chat(), &question.question);
         let mut episodes = Vec::with_capacity(given.len());
         let mut cut: Vec<String> = Vec::new();
         for one in &given {

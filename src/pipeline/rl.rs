@@ -17,7 +17,7 @@ use crate::{
         metrics::{EVAL_EM, EVAL_TEACHER_KL, Metrics, ROLLOUT_TOKENS_PER_SECOND, STEP_SECONDS, UPDATE_TOKENS_PER_SECOND, record_episodes},
         rl::{ActorCritic, TrainedCritic, rl_step},
         score::{Pass, mean_kl},
-        state::{PhaseState, has_critic, read_critic, read_model, read_optimizer, write_critic, write_model, write_optimizer},
+        state::{PhaseState, SideFiles, has_critic, read_critic, read_model, read_optimizer, write_critic, write_model, write_optimizer},
     },
 };
 use dgpo_models::{TrainBackend, decoder::Decoder};
@@ -173,7 +173,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         total: usize,
         sampler: &Sampler,
         networks: &ActorCritic<B>,
-        side_files: &[std::path::PathBuf],
+        side_files: &SideFiles,
     ) -> Result<(), PipelineError> {
         let state = PhaseState {
             step,

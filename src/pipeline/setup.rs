@@ -1,7 +1,7 @@
 //! What every command that plays episodes needs, made from a recipe: models, retriever, questions, the player.
 use super::{Inner, PipelineError};
 use crate::{
-    config::{Recipe, Sampling},
+    config::{ModelRecipe, Recipe, Sampling},
     data::{
         corpus::Corpus,
         questions::{Question, read_questions},
@@ -12,12 +12,13 @@ use crate::{
     retriever::{self, Retriever, RetrieverError},
     rng::{Key, Purpose},
     rollout::{Episode, Status, play::Opening},
-    tokenizer::{TOKENIZER_FILE, Tokenizer},
+    tokenizer::{TOKENIZER_FILE, Tokenizer, chat::Chat},
     trainer::{
         devices,
         events::Stop,
         models::{self, RANDOM_PREFIX, SetupError},
         player::Player,
+        state::SideFiles,
     },
 };
 use burn::tensor::DType;
@@ -28,9 +29,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-
-/// "Today Date" in Llama 3.1's system header. Fixed, so that a run does not depend on the day it is started.
-pub const TEMPLATE_DATE: &str = "26 Jul 2024";
 
 /// A recipe on a device (`I` records no gradients).
 #[derive(Clone, Debug)]
@@ -69,13 +67,16 @@ impl<I: Backend> Setup<I> {
         Ok(Self { recipe, device: device.clone(), dtype })
     }
 
-    /// The tokenizer that student and teacher share.
+    /// The tokenizer that student and teacher share, with the chat format of its prompts.
     /// # Errors
-    /// If it is not found, does not load, or does not know the tokens of the chat template.
+    /// If it is not found or does not load; if there is no chat template, or one that cannot be rendered or has tokens it does not know.
     pub fn tokenizer(&self) -> Result<Tokenizer, PipelineError> {
         let tokenizer = models::load_tokenizer(&self.recipe.model.tokenizer, &self.recipe.model.student)?;
-        tokenizer.check_template(self.recipe.model.chat_template)?;
-        Ok(tokenizer.with_special_tokens_in_text(self.recipe.episode.special_tokens_in_text))
+        let ModelRecipe { chat_template, template_date, .. } = &self.recipe.model;
+        // The tokenizer's own folder before the student's.
+        let folders: Vec<PathBuf> = self.side_files()?.folders.into_iter().rev().collect();
+        let chat = Chat::open(*chat_template, template_date, &folders, &tokenizer)?;
+        Ok(tokenizer.with_chat(chat).with_special_tokens_in_text(self.recipe.episode.special_tokens_in_text))
     }
 
     /// Loads a model and checks that tokenizer and recipe fit it. Its logits are cut to the vocabulary that student and teacher share.
@@ -149,8 +150,7 @@ impl<I: Backend> Setup<I> {
     pub fn player<'p>(&self, tokenizer: &'p Tokenizer, retriever: &'p dyn Retriever, stop: Option<&'p Stop>) -> Player<'p> {
         let env = Env {
             instruction: self.recipe.episode.instruction.clone(),
-            template: self.recipe.model.chat_template,
-            date: TEMPLATE_DATE.to_owned(),
+            chat: tokenizer.chat().clone(),
             retriever,
             top_k: self.recipe.retriever.top_k,
         };
@@ -210,15 +210,15 @@ impl<I: Backend> Setup<I> {
         Ok((episodes, figures))
     }
 
-    /// Folders whose tokenizer and generation files belong to a saved student.
+    /// What belongs to a saved student beside its weights.
     /// # Errors
     /// If they are not found.
-    pub fn side_files(&self) -> Result<Vec<PathBuf>, SetupError> {
+    pub fn side_files(&self) -> Result<SideFiles, SetupError> {
         let mut folders = vec![models::model_dir(&self.recipe.model.student)?];
         if !self.recipe.model.tokenizer.is_empty() {
             folders.push(hub::resolve(&self.recipe.model.tokenizer)?);
         }
-        Ok(folders)
+        Ok(SideFiles { folders, chat_template: self.recipe.model.chat_template })
     }
 }
 

@@ -46,7 +46,7 @@ use crate::{
         reward::outcome_reward,
     },
     rng::Key,
-    tokenizer::{TokenizerError, first_tokens},
+    tokenizer::{TokenizerError, chat::ChatError, first_tokens},
 };
 use dgpo_models::Backend;
 use std::ops::Range;
@@ -196,7 +196,8 @@ impl Table<'_> {
     /// Encodes the prompt and the opening, and submits the first turn.
     fn open(&mut self, generator: &mut impl Generator, question: &Question, opening: Opening) -> Result<(), RolloutError> {
         let limits = self.rules.limits;
-        let prompt = self.rules.env.prompt(question);
+        let failed = |error: ChatError| RolloutError::Encode { question_id: question.id.clone(), source: error.into() };
+        let prompt = self.rules.env.prompt(question).map_err(failed)?;
         let mut ids = self.encode(question, &prompt.text, prompt.outside)?;
         if ids.is_empty() {
             return Err(RolloutError::EmptyPrompt { question_id: question.id.clone() });

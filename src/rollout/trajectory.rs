@@ -33,7 +33,7 @@ use crate::{
         protocol::{Action, INVALID_ACTION, STOP_STRINGS, cut_at_first_stop, parse_action},
         reward::{contains_answer_verbatim, outcome_reward},
     },
-    tokenizer::{Tokenizer, TokenizerError},
+    tokenizer::{Tokenizer, TokenizerError, chat::ChatError},
 };
 use serde::Deserialize;
 use std::path::Path;
@@ -121,7 +121,11 @@ pub struct Imported {
 ///
 /// # Errors
 /// As [`episode_from_trajectory`]; a record whose ids say something else here than where they were sampled.
-pub fn episode_from_given(tokenizer: &Tokenizer, prompt: &dyn Fn(&Question) -> Prompt, given: &Given) -> Result<Imported, TrajectoryError> {
+pub fn episode_from_given(
+    tokenizer: &Tokenizer,
+    prompt: &dyn Fn(&Question) -> Result<Prompt, ChatError>,
+    given: &Given,
+) -> Result<Imported, TrajectoryError> {
     match given {
         Given::Text(trajectory) => episode_from_trajectory(tokenizer, prompt, trajectory),
         Given::Record(episode) => Ok(Imported { episode: episode_from_record(tokenizer, prompt, episode)?, is_cut: false }),
@@ -136,7 +140,7 @@ pub fn episode_from_given(tokenizer: &Tokenizer, prompt: &dyn Fn(&Question) -> P
 /// If the tokenizer fails or loses text, or there is nothing to train on.
 pub fn episode_from_trajectory(
     tokenizer: &Tokenizer,
-    prompt: &dyn Fn(&Question) -> Prompt,
+    prompt: &dyn Fn(&Question) -> Result<Prompt, ChatError>,
     trajectory: &Trajectory,
 ) -> Result<Imported, TrajectoryError> {
     let id = || trajectory.id.clone();
@@ -144,7 +148,7 @@ pub fn episode_from_trajectory(
     // The letters of a special token in a passage are letters.
     let encode = |text: &str| tokenizer.encode_text(text).map_err(failed);
     let question = Given::Text(trajectory.clone()).question();
-    let mut segments = vec![Segment::Prompt { ids: encoded(tokenizer, &prompt(&question)).map_err(failed)? }];
+    let mut segments = vec![Segment::Prompt { ids: encoded(tokenizer, prompt(&question)).map_err(failed)? }];
     let mut searches: Vec<SearchRecord> = Vec::new();
     let (mut n_invalid_actions, mut is_cut) = (0, false);
     let mut last_action = Action::Invalid;
@@ -194,14 +198,18 @@ pub fn episode_from_trajectory(
 }
 
 /// A recorded episode behind this recipe's prompt, judged anew. Its log-probs belong to the prompt it had and are dropped.
-fn episode_from_record(tokenizer: &Tokenizer, prompt: &dyn Fn(&Question) -> Prompt, record: &Episode) -> Result<Episode, TrajectoryError> {
+fn episode_from_record(
+    tokenizer: &Tokenizer,
+    prompt: &dyn Fn(&Question) -> Result<Prompt, ChatError>,
+    record: &Episode,
+) -> Result<Episode, TrajectoryError> {
     let id = || record.question.id.clone();
     check_tokenizer(tokenizer, record).map_err(|why| TrajectoryError::OtherTokenizer { id: id(), why })?;
     let mut episode = record.clone();
     for segment in &mut episode.segments {
         match segment {
             Segment::Prompt { ids } => {
-                *ids = encoded(tokenizer, &prompt(&record.question)).map_err(|source| TrajectoryError::Encode { id: id(), source })?;
+                *ids = encoded(tokenizer, prompt(&record.question)).map_err(|source| TrajectoryError::Encode { id: id(), source })?;
             }
             Segment::Agent { sample_log_probs, .. } => sample_log_probs.clear(),
             Segment::Observation { .. } => {}
@@ -212,8 +220,9 @@ fn episode_from_record(tokenizer: &Tokenizer, prompt: &dyn Fn(&Question) -> Prom
 }
 
 /// A prompt's ids.
-fn encoded(tokenizer: &Tokenizer, Prompt { text, outside }: &Prompt) -> Result<Vec<u32>, TokenizerError> {
-    tokenizer.encode_outside(text, outside.clone())
+fn encoded(tokenizer: &Tokenizer, prompt: Result<Prompt, ChatError>) -> Result<Vec<u32>, TokenizerError> {
+    let Prompt { text, outside } = prompt?;
+    tokenizer.encode_outside(&text, outside)
 }
 
 /// The agent's ids read as the recorded searches and the recorded answer.
@@ -260,10 +269,14 @@ fn stop_at(stop_string: &str) -> StopReason {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::ChatTemplate, data::test_data, rollout::RolloutBatch, tokenizer::tests::byte_level_tokenizer};
+    use crate::{
+        data::test_data,
+        rollout::RolloutBatch,
+        tokenizer::{chat::Chat, tests::byte_level_tokenizer},
+    };
 
-    fn prompt(question: &Question) -> Prompt {
-        crate::env::prompt::prompt("Question: {question}\n", ChatTemplate::Plain, "", &question.question)
+    fn prompt(question: &Question) -> Result<Prompt, ChatError> {
+        crate::env::prompt::prompt("Question: {question}\n", &Chat::plain(), &question.question)
     }
 
     fn trajectory(response: &str) -> Trajectory {
@@ -358,7 +371,7 @@ mod tests {
     fn record(tokenizer: &Tokenizer) -> Episode {
         let response = "<search> q </search>\n\n<information>by Vex</information>\n\n<answer> Vex </answer>";
         let mut episode =
-            episode_from_trajectory(tokenizer, &|_| Prompt { text: "other".to_owned(), outside: 0..0 }, &trajectory(response))
+            episode_from_trajectory(tokenizer, &|_| Ok(Prompt { text: "other".to_owned(), outside: 0..0 }), &trajectory(response))
                 .expect("an episode")
                 .episode;
         for segment in &mut episode.segments {

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Beside the tokenizer's own file; declares the added tokens a second time.
-pub(super) const CONFIG_FILE: &str = "tokenizer_config.json";
+pub const CONFIG_FILE: &str = "tokenizer_config.json";
 
 #[derive(Deserialize)]
 struct TokenizerFile {

@@ -7,15 +7,19 @@
 pub mod chat;
 pub(crate) mod checked;
 mod declared;
+mod folder;
 mod outside;
 pub mod piece;
 mod prefix;
 pub mod stream;
+mod template;
 
+pub use declared::CONFIG_FILE;
+pub use folder::JINJA_FILE;
 pub use prefix::first_tokens;
 
 use crate::contained::contained;
-use chat::ChatTemplate;
+use chat::{Chat, ChatError};
 use std::{
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -36,10 +40,13 @@ pub enum TokenizerError {
     )]
     Differs { token: String, id: u32, other_id: Option<u32>, path: PathBuf, other: PathBuf },
     #[error(
-        "tokenizer {} does not know {token:?} of the chat template {template:?}; hint: set model.chat_template to the model's family, or to \"plain\"",
+        "tokenizer {} does not know {token:?} of the chat template {template}; hint: --set model.chat_template= with the model's family (qwen2_5, llama3, \
+         llama3_1, llama3_2), or with plain",
         path.display()
     )]
-    Template { path: PathBuf, token: &'static str, template: ChatTemplate },
+    Template { path: PathBuf, token: String, template: String },
+    #[error(transparent)]
+    Chat(#[from] ChatError),
     #[error(
         "{} declares id {declared} for the token {token:?}, which would get {}; hint: take the files that the model was published with: added tokens must \
          continue the vocabulary without a hole, in the order of their ids",
@@ -62,6 +69,7 @@ pub struct Tokenizer {
     token_bytes: Option<TokenBytes>,
     /// Ids of the special tokens, ascending.
     special_ids: Vec<u32>,
+    chat: Chat,
     /// Text from outside is searched for special tokens.
     special_tokens_in_text: bool,
     /// The same tokenizer with special tokens off.
@@ -89,7 +97,16 @@ impl Tokenizer {
         let is_byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let token_bytes = is_byte_level.then(|| TokenBytes::new(&inner, n_tokens));
         let special_ids = outside::special_ids(&inner);
-        Ok(Self { inner, path, n_tokens, token_bytes, special_ids, special_tokens_in_text: false, plain: OnceLock::new() })
+        Ok(Self {
+            inner,
+            path,
+            n_tokens,
+            token_bytes,
+            special_ids,
+            chat: Chat::plain(),
+            special_tokens_in_text: false,
+            plain: OnceLock::new(),
+        })
     }
 
     /// The tokenizer.json.
@@ -152,12 +169,14 @@ impl Tokenizer {
         })
     }
 
-    /// Fails if a special token of the template is not one token here: the model would read it as text.
-    pub fn check_template(&self, template: ChatTemplate) -> Result<(), TokenizerError> {
-        match template.special_tokens().iter().find(|token| self.token_id(token).is_none()) {
-            Some(&token) => Err(TokenizerError::Template { path: self.path.clone(), token, template }),
-            None => Ok(()),
-        }
+    /// The chat format that its prompts are written in: [`Chat::plain`] until [`Tokenizer::with_chat`] says another.
+    pub fn chat(&self) -> &Chat {
+        &self.chat
+    }
+
+    #[must_use]
+    pub fn with_chat(self, chat: Chat) -> Self {
+        Self { chat, ..self }
     }
 }
 
@@ -300,14 +319,6 @@ pub(crate) mod tests {
         let tokenizer = byte_level_tokenizer();
         assert!(tokenizer.check_fits(tokenizer.n_tokens()).is_ok());
         assert!(tokenizer.check_fits(tokenizer.n_tokens() - 1).unwrap_err().to_string().contains("hint: "));
-    }
-
-    #[test]
-    fn the_tokens_of_another_template_are_missing() {
-        let tokenizer = byte_level_tokenizer();
-        tokenizer.check_template(ChatTemplate::Plain).expect("no special tokens");
-        let error = tokenizer.check_template(ChatTemplate::Llama3).unwrap_err().to_string();
-        assert!(error.contains("<|begin_of_text|>") && error.contains("hint: set model.chat_template"), "{error}");
     }
 
     #[test]

@@ -52,10 +52,10 @@ impl Player<'_> {
         play_from(&mut Interruptible { engine, stop: self.stop }, rules, self.opening, questions, &keys)
     }
 
-    /// The model's own end-of-sequence tokens and the template's end of turn.
+    /// The model's own end-of-sequence tokens and the chat's ends of a turn.
     pub fn eos_ids<B: Backend>(&self, model: &Decoder<B>) -> Vec<u32> {
         let mut ids = model.config().eos_token_ids;
-        ids.extend(self.env.template.end_of_turn().and_then(|token| self.tokenizer.token_id(token)));
+        ids.extend(self.env.chat.eos_ids());
         ids.sort_unstable();
         ids.dedup();
         ids

@@ -11,13 +11,15 @@ use super::{
 };
 use crate::{
     algo::{distill::TaidSchedule, kl::KlController, student_outputs::StudentShare},
-    config::{AdamWRecipe, Recipe, load::recorded_recipe},
+    config::{AdamWRecipe, ChatTemplate, Recipe, load::recorded_recipe},
     data::sampler::Sampler,
+    tokenizer::{CONFIG_FILE, JINJA_FILE},
 };
 use burn::{module::Module, tensor::DType};
 use dgpo_models::{
     Backend, ModelError,
     decoder::Decoder,
+    files::write_file,
     heads::Critic,
     weights::{copy_side_files, load_critic, load_decoder, load_tensors, save_critic, save_decoder, save_tensors},
 };
@@ -75,15 +77,32 @@ pub enum StateError {
     Optimizer { path: PathBuf, source: OptimizerError },
 }
 
-/// Writes a decoder as a complete Hugging Face folder: tokenizer and generation files come from `side_files` (later folders win).
+/// What makes a saved model a complete Hugging Face folder.
+#[derive(Clone, Debug, Default)]
+pub struct SideFiles {
+    /// Folders that tokenizer and generation files are copied from; later ones win.
+    pub folders: Vec<PathBuf>,
+    /// The chat format that the recipe names; the folders' own under `auto`.
+    pub chat_template: ChatTemplate,
+}
+
+/// Writes a decoder as a complete Hugging Face folder, whose chat template is the one that it was trained with.
 /// # Errors
 /// If the disk fails.
-pub fn write_model<B: Backend>(model: &Decoder<B>, side_files: &[PathBuf], dir: &Path) -> Result<(), WriteError> {
+pub fn write_model<B: Backend>(model: &Decoder<B>, side_files: &SideFiles, dir: &Path) -> Result<(), WriteError> {
     let dir = dir.join(MODEL_DIR);
     std::fs::create_dir_all(&dir)?;
     save_decoder(model, &dir, None)?;
-    for source in side_files {
+    for source in &side_files.folders {
         copy_side_files(source, &dir)?;
+    }
+    if let Some(source) = side_files.chat_template.source() {
+        // This file wins over all others that hold a template.
+        write_file(&dir.join(JINJA_FILE), source)?;
+        let config = dir.join(CONFIG_FILE);
+        if !config.exists() {
+            write_file(&config, side_files.chat_template.tokenizer_config())?;
+        }
     }
     Ok(())
 }

@@ -54,6 +54,7 @@ const SIDE_FILES: &[&str] = &[
     "merges.txt",
     "vocab.txt",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 ];
 

@@ -7,7 +7,7 @@
 //! | `dev.jsonl` | 310 questions, shuffled, to choose settings by |
 //! | `tiny-1hop.jsonl`, `tiny-2hop.jsonl` | 160 and 150 test questions |
 //! | `queries.jsonl` | search queries with their gold passages, from training questions only: what the encoder trains on |
-//! | `encoder/`, `student/`, `student-llama/`, `teacher/` | `config.json` of the networks and their common `tokenizer.json` |
+//! | `encoder/`, `student/`, `student-llama/`, `teacher/` | `config.json` of the networks and their common `tokenizer.json`; `tokenizer_config.json`: chat format and end of turn |
 //!
 //! Weights (`encoder/model.safetensors` and so on) are made by the recipes beside the files, and the demonstrations by
 //! [`crate::trainer::tiny`], because they need the retriever.
@@ -18,12 +18,15 @@ use super::{
     networks,
     questions::{Split, TinyQuestion, split},
     scripts::queries,
-    vocabulary,
+    vocabulary::{self, SPECIAL_TOKENS},
     world::World,
 };
-use crate::data::{
-    DataError,
-    questions::{Question, Supporting},
+use crate::{
+    config::ChatTemplate,
+    data::{
+        DataError,
+        questions::{Question, Supporting},
+    },
 };
 use std::path::Path;
 
@@ -36,6 +39,7 @@ pub fn files(seed: u64) -> Result<Vec<(&'static str, String)>, DataError> {
     let failed = |error: tokenizers::Error| DataError::Format { path: "tokenizer.json".into(), why: error.to_string() };
     let vocabulary = vocabulary::train(&world, &questions).map_err(failed)?;
     let tokenizer = vocabulary.to_string(true).map_err(failed)? + "\n";
+    let tokenizer_config = ChatTemplate::Qwen25.tokenizer_config();
     let asked = |tiny: &[TinyQuestion]| lines(tiny.iter().map(|tiny| &tiny.question));
     Ok(vec![
         ("corpus.jsonl", lines(world.passages())),
@@ -46,12 +50,16 @@ pub fn files(seed: u64) -> Result<Vec<(&'static str, String)>, DataError> {
         ("queries.jsonl", lines(encoder_queries(&world, &questions))),
         ("encoder/config.json", networks::encoder(&vocabulary).to_json()),
         ("encoder/tokenizer.json", tokenizer.clone()),
+        ("encoder/tokenizer_config.json", encoder_tokenizer_config()),
         ("student/config.json", networks::student(&vocabulary).to_json()),
         ("student/tokenizer.json", tokenizer.clone()),
+        ("student/tokenizer_config.json", tokenizer_config.clone()),
         ("student-llama/config.json", networks::student_llama(&vocabulary).to_json()),
         ("student-llama/tokenizer.json", tokenizer.clone()),
+        ("student-llama/tokenizer_config.json", tokenizer_config.clone()),
         ("teacher/config.json", networks::teacher(&vocabulary).to_json()),
         ("teacher/tokenizer.json", tokenizer),
+        ("teacher/tokenizer_config.json", tokenizer_config),
     ])
 }
 
@@ -65,6 +73,16 @@ pub fn write(dir: &Path, seed: u64) -> Result<(), DataError> {
         written.map_err(|source| DataError::Write { path, source })?;
     }
     Ok(())
+}
+
+/// An encoder has no chats; other tools pad its batches.
+fn encoder_tokenizer_config() -> String {
+    let config = serde_json::json!({
+        "clean_up_tokenization_spaces": false,
+        "pad_token": SPECIAL_TOKENS[0],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    });
+    format!("{config:#}\n")
 }
 
 /// One row a query: the gold passage is its only supporting one. Facts that several questions need occur once.

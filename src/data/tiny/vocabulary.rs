@@ -8,6 +8,9 @@
 //! encodes, into more and smaller pieces.
 //!
 //! Layout of ids: 256 bytes, merges, phrases, Qwen2.5's three special tokens.
+//!
+//! The words are found with a pattern of their own; the text is then split and normalised as Qwen2.5 does it. To the world's own text both are the
+//! same, and other tools read the tokenizer of a qwen2 model in Qwen's way whatever the file says (transformers 5: `Qwen2Tokenizer`).
 use super::{
     questions::{Split, TinyQuestion},
     scripts::{Observation, queries, script},
@@ -21,6 +24,7 @@ use tokenizers::{
         TrainerWrapper,
         bpe::{BPE, BpeTrainer},
     },
+    normalizers::NFC,
     pre_tokenizers::{
         byte_level::ByteLevel,
         sequence::Sequence,
@@ -52,8 +56,15 @@ pub const PHRASES: [&str; 16] = [
 /// Qwen2.5's special tokens, in its order.
 pub const SPECIAL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
-/// Words with their leading space, single digits, runs of punctuation: GPT-2's pattern without contractions.
-const PATTERN: &str = r"\n+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// What is trained on: words with their leading space, single digits, runs of punctuation, GPT-2's pattern without contractions. (Qwen's would learn
+/// a quotation mark with the word behind it.)
+const WORDS: &str = r"\n+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// What text is split by.
+/// # Source
+/// tokenizer.json of Qwen2.5; huggingface/transformers:src/transformers/models/qwen2/tokenization_qwen2.py `PRETOKENIZE_REGEX`
+const QWEN_PATTERN: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// More than the merges the world's words need: training ends when every word that occurs twice is one token.
 const MAX_BPE_TOKENS: usize = 1200;
@@ -62,10 +73,13 @@ const MAX_BPE_TOKENS: usize = 1200;
 /// # Errors
 /// Those of the `tokenizers` crate.
 pub fn train(world: &World, split: &Split) -> tokenizers::Result<Tokenizer> {
-    let words = SplitBy::new(SplitPattern::Regex(PATTERN.to_owned()), SplitDelimiterBehavior::Isolated, false)?;
     let bytes = ByteLevel::new(false, false, false);
+    let split_by = |pattern: &str| -> tokenizers::Result<Sequence> {
+        let pieces = SplitBy::new(SplitPattern::Regex(pattern.to_owned()), SplitDelimiterBehavior::Isolated, false)?;
+        Ok(Sequence::new(vec![pieces.into(), bytes.into()]))
+    };
     let mut tokenizer = Tokenizer::new(BPE::default());
-    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])));
+    tokenizer.with_pre_tokenizer(Some(split_by(WORDS)?));
     tokenizer.with_decoder(Some(bytes));
     let trainer = BpeTrainer::builder()
         .vocab_size(MAX_BPE_TOKENS)
@@ -74,6 +88,7 @@ pub fn train(world: &World, split: &Split) -> tokenizers::Result<Tokenizer> {
         .show_progress(false)
         .build();
     tokenizer.train(&mut TrainerWrapper::from(trainer), training_texts(world, split).into_iter())?;
+    tokenizer.with_normalizer(Some(NFC)).with_pre_tokenizer(Some(split_by(QWEN_PATTERN)?));
     tokenizer.add_tokens(&PHRASES.map(|phrase| AddedToken::from(phrase, false).normalized(false)));
     tokenizer.add_special_tokens(&SPECIAL_TOKENS.map(|token| AddedToken::from(token, true).normalized(false)));
     Ok(tokenizer)
@@ -153,6 +168,19 @@ mod tests {
         // Four tags, four words.
         assert_eq!(tokens(&tokenizer, "<think> The job </think> <search> the job </search>").len(), 8);
         assert_eq!(tokens(&tokenizer, INVALID_ACTION).len(), 1);
+    }
+
+    #[test]
+    fn qwens_splitting_takes_the_worlds_own_words_apart_as_the_one_trained_with() {
+        let (world, tokenizer) = trained();
+        let mut as_trained = tokenizer.clone();
+        let pieces = SplitBy::new(SplitPattern::Regex(WORDS.to_owned()), SplitDelimiterBehavior::Isolated, false).expect("compiles");
+        as_trained.with_pre_tokenizer(Some(Sequence::new(vec![pieces.into(), ByteLevel::new(false, false, false).into()])));
+        for text in training_texts(&world, &split(&world, 0)) {
+            // As it stands in an observation.
+            let text = text.replace("Doc 1(Title: \"", "\n\n<information>Doc 1(Title: \"");
+            assert_eq!(tokens(&tokenizer, &text), tokens(&as_trained, &text), "{text}");
+        }
     }
 
     #[test]

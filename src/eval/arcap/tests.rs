@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    config::{ChatTemplate, EpisodeRecipe},
+    config::EpisodeRecipe,
     env::{
         Env,
         protocol::{ANSWER_OPEN, STOP_STRINGS, THINK_OPEN},
@@ -68,8 +68,7 @@ fn limits() -> EpisodeRecipe {
 fn recite(questions: &[Question], scripts: &[&[&str]], opening: &dyn Fn(&Question) -> Opening, limits: &EpisodeRecipe) -> Vec<Episode> {
     let scripts = scripts.iter().map(|turns| turns.iter().map(|&turn| turn.to_owned()).collect()).collect();
     let mut generator = ScriptedGenerator::new(scripts, &STOP_STRINGS, &encode, &decode);
-    let env =
-        Env { instruction: "{question}".to_owned(), template: ChatTemplate::Plain, date: String::new(), retriever: &Searcher, top_k: 3 };
+    let env = Env { instruction: "{question}".to_owned(), chat: crate::tokenizer::chat::Chat::plain(), retriever: &Searcher, top_k: 3 };
     let rules = Rules { env: &env, encode: &|text, _| encode(text), limits };
     let keys: Vec<Key> = (0..questions.len() as u64).map(|i| Key::new(0, Purpose::Arcap).fold(i)).collect();
     play_from(&mut generator, rules, opening, questions, &keys).expect("plays")
