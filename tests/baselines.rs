@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The talker learns from a random teacher over bm25, four steps of each phase.
-const TALKER: &str = r#"
+pub const TALKER: &str = r#"
 extends = "tiny"
 model = { student = "talker", teacher = "random:teacher" }
 data = { train = ["questions.jsonl"], test = [], corpus = "corpus.jsonl" }
@@ -46,7 +46,7 @@ fn resumed(settings: &[&str], killed_behind: &str) -> World {
 }
 
 /// Every file of the checkpoints and the episodes; of a state what does not tell the time or the run's name.
-fn what_was_learned(run: &Path) -> BTreeMap<String, Vec<u8>> {
+pub fn what_was_learned(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for folder in ["checkpoints", "episodes"] {
         for (name, mut bytes) in files_below(&run.join(folder)) {

@@ -19,6 +19,7 @@
 //! | `gpu`, `on_wgpu`, `on_cuda` | the same things on a graphics device, in builds with the features `wgpu` and `cuda` |
 //! | [`portability`] | what `dgpo portability` and `dgpo bench` say of this machine |
 //! | [`outage`] | a retrieval server that goes away and comes back |
+//! | [`secrets`] | passwords in addresses reach the server and nothing else |
 //! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
 //! | [`real`] | real weights, questions, passages and episodes, where `DGPO_DATA_DIR` names them |
 //! | [`recipes`] | every method of the paper on the tiny world, interrupted and resumed; what one run takes over from another |
@@ -54,4 +55,5 @@ mod report;
 mod reproduce;
 mod resume;
 mod runs;
+mod secrets;
 mod support;

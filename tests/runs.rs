@@ -66,7 +66,7 @@ fn a_run_shows_its_last_step_and_its_last_evaluation() {
     assert!(text.contains("\nlast of rl\n") && text.contains("\nlast evaluation in rl\n"), "{text}");
 }
 
-/// A `/retrieve` server on loopback that has a passage for the query "lawyer", and none for any other. It lives as long as the tests.
+/// A `/retrieve` server on loopback that has a passage for the query "lawyer", and a damaged one for any other. It lives as long as the tests.
 fn serve_one_query() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -81,7 +81,7 @@ fn serve_one_query() -> String {
 fn answer(stream: &mut TcpStream) {
     let request = read_json(stream);
     let passage = json!({ "document": { "id": "7", "contents": "\"Title\"\nA lawyer." }, "score": 0.5 });
-    let result_of = |query: &Value| if query == ANSWER { json!([passage]) } else { json!([]) };
+    let result_of = |query: &Value| if query == ANSWER { json!([passage]) } else { json!([{ "id": "8" }]) };
     let results: Vec<Value> = request["queries"].as_array().unwrap().iter().map(result_of).collect();
     let body = json!({ "result": results }).to_string();
     let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
@@ -107,8 +107,9 @@ fn read_json(stream: &mut TcpStream) -> Value {
 fn episodes_whose_search_failed_are_counted_and_not_trained_on() {
     let world = World::new();
     let url = format!("retriever.url={}", serve_one_query());
-    let settings = ["--set", "retriever.kind=remote", "--set", &url, "--set", "rl.steps=1"];
-    world.dgpo(&[&["train", "--config", "rl.toml", "--name", "a"][..], &settings].concat()).done();
+    let settings = ["retriever.kind=remote", &url, "rl.steps=1", "retriever.max_lost_share=1"];
+    let settings = settings.map(|setting| ["--set", setting]).concat();
+    let ended = world.dgpo(&[&["train", "--config", "rl.toml", "--name", "a"][..], &settings].concat()).done();
     let episodes = read_episodes(&world.path("runs/a/episodes/rl-step-000001.jsonl")).unwrap();
     let failed = episodes.iter().filter(|episode| matches!(episode.status, Status::RetrieverFailed(_)));
     let trained: Vec<_> = episodes.iter().filter(|episode| episode.is_trainable()).collect();
@@ -117,9 +118,23 @@ fn episodes_whose_search_failed_are_counted_and_not_trained_on() {
     let metrics = &metrics_of(&world.path("runs/a"))[0];
     let value = |name: &str| metrics[name].as_f64().unwrap();
     assert_eq!(value("rollout/retriever_failed"), n_failed as f64 / episodes.len() as f64);
+    let n_searched = episodes.iter().filter(|episode| episode.has_searched()).count();
+    assert_eq!(value("rollout/lost_share"), n_failed as f64 / n_searched as f64);
+    assert!(n_failed < n_searched && ended.stderr.contains("  lost 0."), "{}", ended.stderr);
     // The penalty falls on the wrong episodes among those in the batch: failed ones are in neither count.
     assert_eq!(value("kl/selected_episodes"), n_wrong as f64 / trained.len() as f64);
     assert_eq!(value("charts/skipped_updates"), 0.0);
+}
+
+#[test]
+fn a_guard_stops_a_run_that_goes_on_losing_searches() {
+    let world = World::new();
+    let url = format!("retriever.url={}", serve_one_query());
+    let settings =
+        ["retriever.kind=remote", &url, "retriever.max_lost_share=1", "guards.window=2"].map(|setting| ["--set", setting]).concat();
+    let arguments = [&["train", "--config", "rl.toml", "--name", "a"][..], &settings].concat();
+    let told = ["rl step 2: lost searches", "retriever.max_lost_share", "guards.max_lost_share is the threshold"];
+    world.dgpo(&arguments).failed(3, &told);
 }
 
 #[test]
@@ -128,7 +143,8 @@ fn a_server_that_is_away_leaves_no_episode_with_an_empty_observation() {
     // A port that was free a moment ago: nobody listens.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("retriever.url=http://{address}/retrieve");
-    let settings = ["--set", "retriever.kind=remote", "--set", &url, "--set", "retriever.max_retries=0", "--set", "rl.steps=1"];
+    let settings = ["retriever.kind=remote", &url, "retriever.max_retries=0", "rl.steps=1", "retriever.max_lost_share=1"];
+    let settings = settings.map(|setting| ["--set", setting]).concat();
     world.dgpo(&[&["train", "--config", "rl.toml", "--name", "a"][..], &settings].concat()).done();
     let episodes = read_episodes(&world.path("runs/a/episodes/rl-step-000001.jsonl")).unwrap();
     assert!(episodes.iter().all(|episode| episode.searches.is_empty()));

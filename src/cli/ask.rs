@@ -64,7 +64,7 @@ impl Job for Ask {
         };
         let sampling = Sampling { temperature: self.temperature, ..Sampling::GREEDY };
         let key = Key::new(setup.recipe.run.seed, Purpose::Eval);
-        let player = setup.player(&tokenizer, retriever.as_ref(), None);
+        let player = setup.player(&tokenizer, retriever.as_ref(), &|| false);
         let mut episodes = player.play(&model, &[question], sampling, key, &setup.device)?;
         let episode = episodes.remove(0);
         let texts = episode.segments.iter().map(|segment| tokenizer.decode(segment.ids())).collect();

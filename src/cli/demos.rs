@@ -9,7 +9,8 @@ use crate::{
     data::sampler::Sampler,
     pipeline::{
         PipelineError,
-        setup::{check_retriever, setup_of},
+        served::Waiting,
+        setup::{Play, setup_of},
     },
     rng::{Key, Purpose},
     rollout::{Episode, EpisodeStats, episode::write_episodes},
@@ -62,10 +63,9 @@ impl Job for Demos {
         let drawn: Vec<_> = drawn.into_iter().map(|i| questions[i].clone()).collect();
         let sampling = Sampling { temperature: recipe.demos.temperature, ..Sampling::GREEDY };
         let key = Key::new(recipe.run.seed, Purpose::Teacher);
-        let player = setup.player(&tokenizer, retriever.as_ref(), Some(&self.stop));
-        let episodes = player.play(&teacher, &drawn, sampling, key, &setup.device)?;
-        check_retriever(&episodes, "the teacher")?;
-        Ok(episodes)
+        let mut waiting = Waiting { recipe: &recipe.retriever, stop: &self.stop, say: &mut output::say };
+        let play = Play { model: &teacher, questions: &drawn, sampling, key, is_interruptible: true };
+        Ok(setup.play_until_served("the teacher's episodes", (&tokenizer, retriever.as_ref()), play, &mut waiting)?.value)
     }
 }
 

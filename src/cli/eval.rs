@@ -11,7 +11,7 @@ use crate::{
         arcap::{Arcap, Capabilities, SourceReferencing},
         bootstrap::{Estimate, Interval},
     },
-    pipeline::{PipelineError, arcap::ArcapEpisodes, overlap::overlap_of, setup::setup_of},
+    pipeline::{PipelineError, arcap::ArcapEpisodes, overlap::overlap_of, served::Waiting, setup::setup_of},
     rollout::{Episode, EpisodeStats, episode::write_episodes},
     trainer::{
         devices::{Job, with_device},
@@ -73,10 +73,11 @@ impl Job for Evaluate {
         let tokenizer = setup.tokenizer()?;
         let model = setup.load(&setup.recipe.model.student, &tokenizer)?;
         let retriever = setup.retriever(Path::new("."), &self.stop)?;
-        let (episodes, mut figures) = setup.play_test(&tokenizer, retriever.as_ref(), &model, &self.stop)?;
+        let mut waiting = Waiting { recipe: &setup.recipe.retriever, stop: &self.stop, say: &mut output::say };
+        let (episodes, mut figures) = setup.play_test(&tokenizer, retriever.as_ref(), &model, &mut waiting)?;
         let mut arcap = None;
         if setup.recipe.eval.arcap {
-            let (played, capabilities) = setup.play_arcap(&tokenizer, retriever.as_ref(), &model, &episodes, &self.stop)?;
+            let (played, capabilities) = setup.play_arcap(&tokenizer, retriever.as_ref(), &model, &episodes, &mut waiting)?;
             (arcap, figures.arcap) = (Some(played), Some(capabilities));
         }
         Ok(Evaluated { episodes, arcap, figures })
@@ -150,15 +151,25 @@ fn describe(figures: &Figures) -> String {
     let interval = |dataset: &str, metric: &str| figures.intervals.as_ref()?.datasets.get(dataset)?.get(metric);
     let row = |name: &str, s: &EpisodeStats| {
         let sure = [("em", s.em), ("substring_em", s.substring_em)].map(|(metric, value)| with_interval(value, interval(name, metric)));
-        let means = [s.searches, s.hit_ratio, s.invalid_actions].map(|x| format!("{x:.3}"));
+        let means = [s.searches, s.nothing_found, s.hit_ratio, s.invalid_actions].map(|x| format!("{x:.3}"));
         let n_lost = (s.retriever_failed * s.n_episodes as f64).round();
         let counts = vec![format!("{:.1}", s.response_tokens), s.n_episodes.to_string(), format!("{n_lost}")];
         [vec![name.to_owned()], sure.to_vec(), means.to_vec(), counts].concat()
     };
     let mut rows: Vec<_> = figures.datasets.iter().map(|(name, stats)| row(name, stats)).collect();
     rows.push(row("all questions", &figures.all));
-    let headers =
-        ["data set", "EM", "substring EM", "searches", "hit ratio", "invalid actions", "response tokens", "questions", "lost to retriever"];
+    let headers = [
+        "data set",
+        "EM",
+        "substring EM",
+        "searches",
+        "found nothing",
+        "hit ratio",
+        "invalid actions",
+        "response tokens",
+        "questions",
+        "lost to retriever",
+    ];
     let average = with_interval(figures.average_em, figures.intervals.as_ref().and_then(|intervals| intervals.average.get("em")));
     let table = table::table(&headers, &rows);
     let text = format!("{table}\nunweighted average EM over {} data sets: {average}", rows.len() - 1);

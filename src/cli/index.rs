@@ -1,6 +1,6 @@
 //! `dgpo index build|search|info`: passages made searchable, on their own.
 use super::{
-    Context, Outcome,
+    Context, Outcome, UsageError,
     args::{DeviceArgs, at_least_one, stop_on_interrupt},
     counter::Counter,
     output,
@@ -244,6 +244,9 @@ impl Job for SearchJob<'_> {
 }
 
 fn search(args: &SearchArgs) -> anyhow::Result<Outcome> {
+    if args.queries.iter().any(|query| query.trim().is_empty()) {
+        return Err(UsageError("a query is blank; hint: write what to look for in quotation marks".to_owned()).into());
+    }
     let job = SearchJob(args.index.request()?, &args.queries, args.top_k);
     let found = with_device(args.index.device.device, job)??;
     let mut text = String::new();
@@ -251,6 +254,9 @@ fn search(args: &SearchArgs) -> anyhow::Result<Outcome> {
     for (query, hits) in args.queries.iter().zip(found) {
         let hits = hits?;
         text += &format!("{query}\n");
+        if hits.is_empty() {
+            text += "  nothing found\n";
+        }
         for (rank, hit) in hits.iter().enumerate() {
             text +=
                 &format!("  {}. {:.3}  {}  {}\n     {}\n", rank + 1, hit.score, hit.passage.id, hit.passage.title(), hit.passage.text());

@@ -32,8 +32,10 @@ const SHOWN_FIRST: [Figure; 3] = [
     ("tok/s", &[metrics::ROLLOUT_TOKENS_PER_SECOND, metrics::UPDATE_TOKENS_PER_SECOND]),
 ];
 /// What it shows behind; under the bar these have a line of their own, with memory.
-const SHOWN_THEN: [Figure; 3] =
-    [("loss", &[metrics::DISTILL_LOSS]), ("divergence", &[metrics::DISTILL_KL]), ("entropy", &[metrics::ENTROPY])];
+const SHOWN_THEN: [Figure; 4] =
+    [LOST, ("loss", &[metrics::DISTILL_LOSS]), ("divergence", &[metrics::DISTILL_KL]), ("entropy", &[metrics::ENTROPY])];
+/// Shown where it is not 0: share of the searching episodes that the retriever lost.
+const LOST: Figure = ("lost", &[metrics::LOST_SHARE]);
 
 /// Width of the bar alone.
 const BAR_COLUMNS: usize = 12;
@@ -164,7 +166,11 @@ fn remaining_s(elapsed_s: f64, done_before: usize, step: usize, total: usize) ->
 /// `reward 0.410  kl 0.0123  tok/s 1520  eta 3m12s` and `entropy 0.512  mem 1.2 GB  phase 3 of 4, run eta 4m2s`.
 fn step_text(metrics: &[(&'static str, f64)], resident_bytes: Option<u64>, eta_s: Option<f64>, of_run: Option<String>) -> (String, String) {
     let value = |names: &[&str]| names.iter().find_map(|name| metrics.iter().find(|(known, _)| known == name).map(|(_, value)| *value));
-    let figure = |(label, names): &Figure| value(names).map(|value| format!("{label} {}", short(value)));
+    let is_shown = |label: &str, value: f64| label != LOST.0 || value != 0.0;
+    let figure = |(label, names): &Figure| {
+        let value = value(names).filter(|&value| is_shown(label, value));
+        value.map(|value| format!("{label} {}", short(value)))
+    };
     let eta = eta_s.map(|seconds| format!("eta {}", output::duration(seconds)));
     let memory = resident_bytes.map(|n| format!("mem {}", output::bytes(n)));
     let joined = |figures: &[Figure], last: [Option<String>; 2]| {
@@ -227,6 +233,12 @@ mod tests {
             [(metrics::KL, 0.0123), (metrics::REWARD, 0.41), (metrics::ROLLOUT_TOKENS_PER_SECOND, 1520.4), (metrics::SEARCHES, 2.0)];
         let (first, then) = step_text(&metrics, Some(1_200_000_000), Some(192.0), Some("phase 3 of 4, run eta 4m02s".to_owned()));
         assert_eq!([first, then], ["reward 0.410  kl 0.01230  tok/s 1520  eta 3m12s", "mem 1.2 GB  phase 3 of 4, run eta 4m02s"]);
+    }
+
+    #[test]
+    fn a_step_that_lost_searches_shows_their_share_and_others_show_none() {
+        let then = |lost: f64| step_text(&[(metrics::LOST_SHARE, lost), (metrics::ENTROPY, 0.5)], None, None, None).1;
+        assert_eq!([then(0.25), then(0.0)], ["lost 0.250  entropy 0.500", "entropy 0.500"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{
     AdamWRecipe, Problem, Recipe, Stage,
     check_distill::{check_distill, check_gkd},
     date::Date,
+    secrets::{SECRET_HINT, may_hold_user},
 };
 
 /// Parameter types a model can be computed in.
@@ -80,6 +81,11 @@ pub(super) fn in_unit_interval(x: f64) -> bool {
 pub(super) const NOT_NEGATIVE: &str = "from 0 on";
 pub(super) fn not_negative(x: f64) -> bool {
     x >= 0.0
+}
+/// No wait is longer than a year, and no pause overflows.
+const SECONDS: &str = "of seconds from 0 to 31536000";
+fn is_seconds(x: f64) -> bool {
+    (0.0..=31_536_000.0).contains(&x)
 }
 pub(super) const POSITIVE: &str = "above 0";
 pub(super) fn positive(x: f64) -> bool {
@@ -193,6 +199,9 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
     found.one_of("retriever.kind", &retriever.kind, &RETRIEVER_KINDS);
     found.one_of("retriever.search", &retriever.search, &SEARCH_KINDS);
     found.positive("retriever.top_k", retriever.top_k);
+    found.number("retriever.max_lost_share", retriever.max_lost_share, in_unit_interval, IN_UNIT_INTERVAL);
+    found.number("retriever.max_outage_s", retriever.max_outage_s, is_seconds, SECONDS);
+    found.number("retriever.first_pause_s", retriever.first_pause_s, is_seconds, SECONDS);
     let no_passages = recipe.data.corpus.is_empty();
     match retriever.kind.as_str() {
         "dense" => {
@@ -217,14 +226,18 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
         }
         "bm25" => found.not_empty("data.corpus", no_passages, "bm25 searches the passages of this file"),
         "remote" => {
-            let is_address = retriever.url.starts_with("http://");
+            // What a variable holds is seen when the retriever is opened.
+            let is_address = retriever.url.starts_with("http://") || retriever.url.starts_with("${");
+            let is_secret = may_hold_user(&retriever.url);
+            found.error(is_secret, "retriever.url", || "is an address with a user or a password".into(), || SECRET_HINT.into());
             found.error(
-                !is_address,
+                !is_address && !is_secret,
                 "retriever.url",
                 || format!("\"{}\" is no http:// address (https is not spoken), and kind = \"remote\" needs one", retriever.url),
                 || "e.g. \"http://127.0.0.1:8000/retrieve\"".into(),
             );
-            found.number("retriever.timeout_s", retriever.timeout_s, positive, POSITIVE);
+            found.number("retriever.timeout_s", retriever.timeout_s, |s| positive(s) && is_seconds(s), SECONDS);
+            found.positive("retriever.batch_queries", retriever.batch_queries);
         }
         _ => {}
     }

@@ -35,6 +35,9 @@ pub struct GuardsRecipe {
     pub min_reward_share: f64,
     /// Largest mean difference in nats between the sampler's and the trainer's log-probs of a token. Default: 0.1.
     pub max_logprob_diff: f64,
+    /// Largest mean share of the episodes that searched which the retriever lost. Default: 0.1. It can only be passed where
+    /// `retriever.max_lost_share` allows a step to lose some.
+    pub max_lost_share: f64,
 }
 
 impl Default for GuardsRecipe {
@@ -48,6 +51,7 @@ impl Default for GuardsRecipe {
             max_invalid_actions: 1.0,
             min_reward_share: 0.5,
             max_logprob_diff: 0.1,
+            max_lost_share: 0.1,
         }
     }
 }

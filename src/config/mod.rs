@@ -10,7 +10,7 @@
 //! | `bounds` | how large each number may be |
 //! | [`plan`] | steps, tokens and memory of a run, computed before it starts |
 //!
-//! [`choice`] holds what a recipe names and a layer further right implements.
+//! [`secrets`] keeps passwords out of all of them. [`choice`] holds what a recipe names and a layer further right implements.
 mod bounds;
 pub mod chat;
 pub mod check;
@@ -24,6 +24,7 @@ pub mod objective;
 pub mod phase;
 pub mod plan;
 pub mod recipe;
+pub mod secrets;
 
 pub use chat::ChatTemplate;
 pub use choice::{ObservationCut, Sampling};
@@ -50,7 +51,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
             Some(line) => write!(f, "{}:{line}", self.source),
-            None => write!(f, "{}", self.source),
+            None => write!(f, "{}", secrets::without_users(&self.source)),
         }
     }
 }
@@ -60,7 +61,7 @@ struct Excerpt<'a>(&'a Origin);
 impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.line {
-            Some(line) => writeln!(f, "\n{line:>5} | {}", self.0.excerpt),
+            Some(line) => writeln!(f, "\n{line:>5} | {}", secrets::without_users(&self.0.excerpt)),
             None => write!(f, "; "),
         }
     }
@@ -94,7 +95,7 @@ pub enum ConfigError {
     Syntax { origin: Box<Origin>, why: String },
     #[error("recipes extend each other in a circle: {}; hint: remove one of these `extends` lines", chain.join(" -> "))]
     Cycle { chain: Vec<String> },
-    #[error("--set {argument}: {why}; hint: write --set table.key=value, e.g. --set rl.steps=10")]
+    #[error("--set {}: {why}; hint: write --set table.key=value, e.g. --set rl.steps=10", secrets::without_users(argument))]
     Override { argument: String, why: String },
     #[error("{origin}: unknown key {key}{}hint: {hint}", Excerpt(origin))]
     UnknownKey { origin: Box<Origin>, key: String, hint: String },

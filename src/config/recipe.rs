@@ -113,12 +113,22 @@ pub struct RetrieverRecipe {
     pub encoder: String,
     /// Folder of a built index; empty = built under the run directory. Default: empty.
     pub index: String,
-    /// Address for `remote`, e.g. `http://127.0.0.1:8000/retrieve`. Default: empty.
+    /// Address for `remote`, e.g. `http://127.0.0.1:8000/retrieve`. One with a user and a password is given by an environment variable alone,
+    /// `${RETRIEVER_URL}`, which stays as it is here. Default: empty.
     pub url: String,
     /// `remote`: seconds until a request counts as failed. Default: 30. Raising it tolerates slower servers and delays the error.
     pub timeout_s: f64,
-    /// `remote`: attempts after the first, with growing pauses, before the episode ends as `retriever_failed`. Default: 3.
+    /// `remote`: attempts after the first, with growing pauses, before a request counts as failed. Default: 3.
     pub max_retries: usize,
+    /// Seconds before a failed request, and then a step that lost searches, is tried again; each pause is twice the one before. Default: 0.5.
+    pub first_pause_s: f64,
+    /// `remote`: queries of one request at most. One that the server refuses is halved until only the refused queries are lost. Default: 512.
+    pub batch_queries: usize,
+    /// Largest share of the episodes that searched which a step, a block of the teacher's episodes or an evaluation may lose to the retriever.
+    /// Beyond it they are played again. Default: 0. Raising it trains on what is left, which searches less: the student learns not to.
+    pub max_lost_share: f64,
+    /// Seconds for which that is tried before the run ends with its checkpoint. Default: 3,600. Raising it outlasts longer outages.
+    pub max_outage_s: f64,
     /// Passages a search returns. Default: paper, 3. Raising it finds more and lengthens every observation.
     pub top_k: usize,
     /// HNSW: links a node (M). Default: 32. Raising it improves recall; memory is about 8·M bytes a passage.
@@ -147,6 +157,10 @@ impl Default for RetrieverRecipe {
             url: String::new(),
             timeout_s: 30.0,
             max_retries: 3,
+            first_pause_s: 0.5,
+            batch_queries: 512,
+            max_lost_share: 0.0,
+            max_outage_s: 3600.0,
             top_k: 3,
             hnsw_m: 32,
             hnsw_ef_construction: 200,

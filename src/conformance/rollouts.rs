@@ -5,6 +5,7 @@
 use super::{
     Case, FixtureError, Tensors,
     fixtures::{count, list, member, object, strings, text},
+    text::BLANK_SEARCH,
 };
 use crate::{
     config::{EpisodeRecipe, ObservationCut},
@@ -12,7 +13,7 @@ use crate::{
     engine::{Completion, EngineError, Request},
     env::{
         Env,
-        protocol::{Action, QUESTION_PLACEHOLDER, STOP_STRINGS, cut_at_first_stop, parse_action, reference_cut},
+        protocol::{Action, QUESTION_PLACEHOLDER, STOP_STRINGS, cut_at_first_stop, parse_action, reference_action, reference_cut},
     },
     retriever::{Hit, Retriever, RetrieverError},
     rng::{Key, Purpose},
@@ -158,7 +159,7 @@ fn one_rollout(rollout: &Value, retriever: &RuleRetriever, tensors: &Tensors, ca
         .enumerate()
         .map(|(row, ((episode, (_, contexts)), script))| {
             let recorded = Recorded::read(rollout, tensors, name, row, limits.max_prompt_length)?;
-            Ok(Row { episode, contexts, difference: difference(episode, script, &recorded) })
+            Ok(Row { episode, contexts, difference: difference(episode, script, &recorded, limits.max_turns) })
         })
         .collect::<Result<_, FixtureError>>()?;
     for (row, difference) in rows.iter().enumerate().filter_map(|(row, r)| Some((row, r.difference?))) {
@@ -286,7 +287,7 @@ impl Recorded {
 }
 
 /// Where an episode leaves the reference's on purpose. A limit excuses only a row whose own recording shows that the reference met that limit.
-fn difference(episode: &Episode, script: &[String], recorded: &Recorded) -> Option<Difference> {
+fn difference(episode: &Episode, script: &[String], recorded: &Recorded, max_turns: usize) -> Option<Difference> {
     let mut n_shared = 0;
     let mut turn = 0;
     for segment in episode.segments.iter().filter(|segment| !segment.is_prompt()) {
@@ -295,6 +296,11 @@ fn difference(episode: &Episode, script: &[String], recorded: &Recorded) -> Opti
             let is_cut_elsewhere = script.get(turn).is_some_and(|text| cut_at_first_stop(text) != reference_cut(text));
             if is_cut_elsewhere {
                 return Some(Difference { what: "a turn ends at whichever stop string is complete first", turn, n_shared });
+            }
+            // In its own last turn the reference executes no search either.
+            let text = decode(segment.ids());
+            if turn < max_turns && parse_action(&text) != reference_action(&text) {
+                return Some(Difference { what: BLANK_SEARCH, turn, n_shared });
             }
             turn += 1;
         }
@@ -417,7 +423,7 @@ fn compare_turns(name: &str, rollout: &Value, rows: &[Row<'_>], max_turns: usize
     let meta = member(rollout, "meta")?;
     for key in object(meta, "meta")?.keys() {
         let n_turns_where = |row: &Row<'_>, wanted: &dyn Fn(&Action) -> bool| -> Value {
-            row.turns().filter(|turn| wanted(&parse_action(turn))).count().into()
+            row.turns().filter(|turn| wanted(&reference_action(turn))).count().into()
         };
         let of_row = |row: &Row<'_>| -> Option<Value> {
             Some(match key.as_str() {

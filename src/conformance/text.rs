@@ -10,7 +10,7 @@ use crate::{
     env::{
         protocol::{
             Action, DEFAULT_INSTRUCTION, INVALID_ACTION, cut_at_first_stop, format_documents, information_block, parse_action,
-            reference_cut,
+            reference_action, reference_cut,
         },
         reward::{
             exact_match,
@@ -23,6 +23,8 @@ use crate::{
 use serde_json::Value;
 use std::path::Path;
 
+/// Why an action differs from the reference's.
+pub(super) const BLANK_SEARCH: &str = "a search without a query is no action";
 /// What the reference says of a valid tag sequence.
 const VALID_SEQUENCE: &str = "Valid sequence format";
 /// The gold answer of the format fixtures, which do not name it.
@@ -153,8 +155,8 @@ fn parts(action: &Action) -> (Option<&str>, &str) {
 fn action(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<bool, FixtureError> {
     let raw = text(record, "raw")?;
     let cut = reference_cut(raw);
-    let action = parse_action(cut);
-    let untruncated = parse_action(raw);
+    let action = reference_action(cut);
+    let untruncated = reference_action(raw);
     let flag_equal = |case: &mut Case, got: bool| case.equal(name, &f64::from(u8::from(got)), &flag(&record[key]));
     match key {
         "raw" => {}
@@ -164,7 +166,12 @@ fn action(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<bool
                 case.differs_on_purpose(name, "generation ends at whichever stop string is complete first");
             }
         }
-        "action" => case.equal(name, &parts(&action).0, &optional_text(record, key)?),
+        "action" => {
+            case.equal(name, &parts(&action).0, &optional_text(record, key)?);
+            if parse_action(cut) != action {
+                case.differs_on_purpose(name, BLANK_SEARCH);
+            }
+        }
         "content" => case.equal(name, parts(&action).1, text(record, key)?),
         "untruncated_action" => case.equal(name, &parts(&untruncated).0, &optional_text(record, key)?),
         "untruncated_content" => case.equal(name, parts(&untruncated).1, text(record, key)?),

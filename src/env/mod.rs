@@ -48,7 +48,7 @@ pub enum Outcome {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Observation {
-    /// Passages for a query, best first.
+    /// Passages for a query, best first; without any the text says so.
     Information { text: String, query: String, hits: Vec<Hit> },
     /// The turn held no action.
     InvalidAction { text: String },
@@ -192,6 +192,14 @@ mod tests {
         assert_eq!((&outcomes[4], &outcomes[5]), (&Outcome::OutOfTurns, &Outcome::OutOfTurns));
         assert_eq!(text(6), "\n\n<information>Doc 1(Title: \"T\") two</information>\n\n");
         assert_eq!(outcomes[7], Outcome::Done { prediction: "B".into() });
+    }
+
+    #[test]
+    fn a_search_that_finds_nothing_is_an_observation_in_words() {
+        let retriever = Scripted::default();
+        let outcomes = Env { top_k: 0, ..env(&retriever) }.observe(&[search("one", false)]);
+        let [Outcome::Observation(Observation::Information { text, hits, .. })] = &outcomes[..] else { panic!("{outcomes:?}") };
+        assert!(hits.is_empty() && text.contains(protocol::NOTHING_FOUND), "{text}");
     }
 
     #[test]

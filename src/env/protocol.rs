@@ -33,8 +33,19 @@ pub enum Action {
     Invalid,
 }
 
-/// First match of `<(search|answer)>(.*?)</\1>` (dot matches newlines), inner text trimmed (Python's str.strip).
+/// The turn's first `<search>…</search>` or `<answer>…</answer>`, inner text trimmed.
+///
+/// Differs from the reference, which asks the retriever for the empty text: a search without a query
+/// is no action. What came back would have nothing to do with the question.
 pub fn parse_action(turn: &str) -> Action {
+    match reference_action(turn) {
+        Action::Search(query) if query.is_empty() => Action::Invalid,
+        action => action,
+    }
+}
+
+/// First match of `<(search|answer)>(.*?)</\1>` (dot matches newlines), inner text trimmed (Python's str.strip).
+pub fn reference_action(turn: &str) -> Action {
     let search = first_match(turn, "<search>", "</search>");
     let answer = first_match(turn, ANSWER_OPEN, "</answer>");
     match (search, answer) {
@@ -78,9 +89,15 @@ pub fn information_block(documents: &str) -> String {
     format!("{INFORMATION_MARGIN}{INFORMATION_OPEN}{}{INFORMATION_CLOSE}{INFORMATION_MARGIN}", strip(documents))
 }
 
-/// `\n\n<information>PASSAGES</information>\n\n`, PASSAGES as by [`format_documents`].
+/// What an agent reads where a search found nothing.
+pub const NOTHING_FOUND: &str = "No passage was found for this query.";
+
+/// `\n\n<information>PASSAGES</information>\n\n`, PASSAGES as by [`format_documents`], or [`NOTHING_FOUND`] where there are none.
 pub fn search_observation(passages: &[Passage]) -> String {
-    information_block(&format_documents(passages))
+    match passages {
+        [] => information_block(NOTHING_FOUND),
+        passages => information_block(&format_documents(passages)),
+    }
 }
 
 /// What stands between the tags of an [`information_block`]; `None` of any other text.
@@ -146,9 +163,9 @@ mod tests {
             let raw = case["raw"].as_str().unwrap();
             let truncated = reference_cut(raw);
             assert_eq!(truncated, case["truncated"].as_str().unwrap());
-            let action = parse_action(truncated);
+            let action = reference_action(truncated);
             assert_eq!(parts(&action), (case["action"].clone(), case["content"].as_str().unwrap()), "{raw}");
-            let untruncated = parse_action(raw);
+            let untruncated = reference_action(raw);
             assert_eq!(parts(&untruncated), (case["untruncated_action"].clone(), case["untruncated_content"].as_str().unwrap()), "{raw}");
             let observation = match &action {
                 Action::Search(query) => information_block(&format!(" R[{query}] ")),
@@ -160,6 +177,23 @@ mod tests {
             assert_eq!(u64::from(action != Action::Invalid), case["valid_action"].as_u64().unwrap());
             assert_eq!(u64::from(matches!(action, Action::Search(_))), case["is_search"].as_u64().unwrap());
         }
+    }
+
+    #[test]
+    fn a_search_without_a_query_is_no_action_and_everything_else_is_the_references() {
+        let cases = oracle(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracles/text/actions.json")));
+        let raws = cases.iter().map(|case| case["raw"].as_str().unwrap());
+        let differing: Vec<&str> = raws.filter(|raw| parse_action(raw) != reference_action(raw)).collect();
+        assert_eq!(differing, ["<search></search>"]);
+        for blank in ["<search></search>", "<search> \n\u{3000}</search>", "<think>x</think><search>\t</search>"] {
+            assert_eq!(parse_action(blank), Action::Invalid, "{blank:?}");
+        }
+        assert_eq!(parse_action("<search> ? </search>"), Action::Search("?".into()));
+    }
+
+    #[test]
+    fn where_nothing_was_found_the_agent_reads_so() {
+        assert_eq!(search_observation(&[]), format!("\n\n<information>{NOTHING_FOUND}</information>\n\n"));
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! The episodes behind ARCap: each annotated question twice with its gold passages given, each question once as a query.
-use super::{PipelineError, setup::Setup, setup::check_retriever};
+use super::{
+    PipelineError,
+    served::{Losses, Waiting},
+    setup::Setup,
+};
 use crate::{
     config::{EpisodeRecipe, Sampling},
     data::{DataError, questions::Question},
     env::protocol::{ANSWER_OPEN, THINK_OPEN},
-    eval::{
-        arcap::{Arcap, Played, gold_opening, has_gold_passages, tag_prefix},
-        intervals::by_dataset,
-    },
+    eval::arcap::{Arcap, Played, gold_opening, has_gold_passages, tag_prefix},
     retriever::{Hit, Retriever, RetrieverError},
     rng::{Key, Purpose},
     rollout::{Episode, episode::write_episodes},
     tokenizer::Tokenizer,
-    trainer::{devices, events::Stop, player::Player},
+    trainer::{devices, player::Player},
 };
 use dgpo_models::{Backend, decoder::Decoder};
 use std::path::Path;
@@ -51,7 +52,7 @@ impl<I: Backend> Setup<I> {
         retriever: &dyn Retriever,
         model: &Decoder<I>,
         episodes: &[Episode],
-        stop: &Stop,
+        waiting: &mut Waiting<'_>,
     ) -> Result<(ArcapEpisodes, Arcap), PipelineError> {
         let questions = episodes.iter().map(|episode| &episode.question);
         let annotated: Vec<Question> = questions.clone().filter(|question| has_gold_passages(question)).cloned().collect();
@@ -60,23 +61,24 @@ impl<I: Backend> Setup<I> {
         let [answer, think] = [ANSWER_OPEN, THINK_OPEN].map(|tag| tag_prefix(tokenizer, tag));
         let (answer, think) = (answer?, think?);
         let one_turn = EpisodeRecipe { max_turns: 0, ..self.recipe.episode.clone() };
-        let ordinary = self.player(tokenizer, retriever, Some(stop));
-        let with = Player { opening: &|question| gold_opening(question, &think), ..ordinary };
+        let stop = waiting.stop;
+        let mut play = |what: &str, opening: &str, limits: &EpisodeRecipe, key: Key| {
+            let served = waiting.until_served(what, retriever, annotated.len(), |watched| {
+                let is_over = || watched.has_lost_too_much() || stop.is_requested();
+                let ordinary = self.player(tokenizer, watched, &is_over);
+                let player = Player { opening: &|question| gold_opening(question, opening), limits: limits.clone(), ..ordinary };
+                let episodes = player.play(model, &annotated, sampling, key, &self.device)?;
+                let losses = Losses::of_episodes(&episodes);
+                Ok((episodes, losses))
+            });
+            served.map(|served| served.value)
+        };
         let played = ArcapEpisodes {
-            with_thinking: with.play(model, &annotated, sampling, key.fold(0), &self.device)?,
-            without_thinking: Player { opening: &|question| gold_opening(question, &answer), limits: one_turn, ..with }.play(
-                model,
-                &annotated,
-                sampling,
-                key.fold(1),
-                &self.device,
-            )?,
+            with_thinking: play("source referencing with thinking", &think, &self.recipe.episode, key.fold(0))?,
+            without_thinking: play("source referencing without thinking", &answer, &one_turn, key.fold(1))?,
         };
         devices::check::<I>(&self.device)?;
-        for (dataset, episodes) in by_dataset(&played.with_thinking) {
-            check_retriever(episodes, &format!("{dataset} with gold passages"))?;
-        }
-        let searched = search_all(questions, retriever, self.recipe.retriever.top_k, stop)?;
+        let searched = search_all(questions, retriever, self.recipe.retriever.top_k, waiting)?;
         let ArcapEpisodes { without_thinking, with_thinking } = &played;
         let arcap = Arcap::of(Played { ordinary: episodes, searched: &searched, without_thinking, with_thinking }, self.recipe.run.seed);
         Ok((played, arcap))
@@ -88,20 +90,20 @@ fn search_all<'q>(
     questions: impl Iterator<Item = &'q Question>,
     retriever: &dyn Retriever,
     top_k: usize,
-    stop: &Stop,
+    waiting: &mut Waiting<'_>,
 ) -> Result<Vec<Result<Vec<Hit>, RetrieverError>>, PipelineError> {
     let queries: Vec<String> = questions.map(|question| question.question.clone()).collect();
-    let mut found = Vec::with_capacity(queries.len());
-    for batch in queries.chunks(SEARCH_BATCH) {
-        if stop.is_requested() {
-            return Err(PipelineError::Stopped);
+    let stop = waiting.stop;
+    let served = waiting.until_served("the questions as queries", retriever, queries.len(), |watched| {
+        let mut found = Vec::with_capacity(queries.len());
+        for batch in queries.chunks(SEARCH_BATCH) {
+            if stop.is_requested() {
+                return Err(PipelineError::Stopped);
+            }
+            found.extend(watched.search(batch, top_k));
         }
-        let results = retriever.search(batch, top_k);
-        if results.len() != batch.len() {
-            let why = format!("{} results for {} queries", results.len(), batch.len());
-            return Err(PipelineError::RetrieverDown { what: "the questions as queries".to_owned(), n: batch.len(), why });
-        }
-        found.extend(results);
-    }
-    Ok(found)
+        let losses = Losses::of_results(&found);
+        Ok((found, losses))
+    });
+    served.map(|served| served.value)
 }

@@ -1,5 +1,10 @@
 //! A distillation phase of any kind: draw episodes, learn from them, save; `trainer::distill` is one of its steps, [`Source`] says whose they are.
-use super::{Inner, Pipeline, PipelineError, setup::describe_model, source::Source};
+use super::{
+    Inner, Pipeline, PipelineError,
+    served::Waiting,
+    setup::describe_model,
+    source::{Batch, Source},
+};
 use crate::{
     algo::{distill::TaidSchedule, schedule::learning_rate},
     config::{DistillDivergence, DistillRecipe, Phase},
@@ -89,16 +94,18 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let started = Instant::now();
         let (phase, total, step) = (running.task.phase, running.task.total, running.step);
         let recipe = &running.task.recipe;
-        let drawn = match running.task.source.draw(&self.setup, &running.student.model, (step, total), recipe.batch) {
-            Ok(drawn) => drawn,
-            Err(error) => {
-                // The steps done so far are worth more than a retriever that is down for now.
-                if let PipelineError::RetrieverDown { .. } = error {
-                    self.save_unless_done(running)?;
-                }
-                return Err(error);
+        let mut say = |text: &str| (self.observer)(Event::Message(text));
+        let mut waiting = Waiting { recipe: &self.setup.recipe.retriever, stop: &self.stop, say: &mut say };
+        let of = Batch { step, total, n: recipe.batch };
+        let drawn = match running.task.source.draw(&self.setup, &running.student.model, of, &mut waiting) {
+            // The steps done so far are worth more than a retriever that is down for now.
+            Err(unserved @ (PipelineError::RetrieverDown { .. } | PipelineError::Stopped)) => {
+                self.save_unless_done(running)?;
+                return Err(unserved);
             }
+            drawn => drawn?,
         };
+        let updating = Instant::now();
         let trainable: Vec<&Episode> = drawn.episodes.iter().filter(|episode| episode.is_trainable()).collect();
         let batch = RolloutBatch::new(&trainable);
         let loss = DistillLoss::of(recipe, running.taid.t, Activations::of(&self.setup.recipe.model));
@@ -123,10 +130,10 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             record_log_prob_difference(&batch, &log_probs, &mut metrics);
         }
         running.step += 1;
-        let seconds = started.elapsed().as_secs_f64();
+        let (seconds, update_s) = (started.elapsed().as_secs_f64(), updating.elapsed().as_secs_f64());
         metrics.set(LEARNING_RATE, lr);
         metrics.set(SKIPPED_UPDATES, running.student.n_skipped as f64);
-        metrics.set(UPDATE_TOKENS_PER_SECOND, batch.lengths.iter().sum::<usize>() as f64 / (seconds - drawn.seconds));
+        metrics.set(UPDATE_TOKENS_PER_SECOND, batch.lengths.iter().sum::<usize>() as f64 / update_s);
         metrics.set(STEP_SECONDS, seconds);
         // Before the checkpoint: a run resumed from it has the metrics of every step it stands for.
         self.report(phase, running.step, total, &metrics)?;

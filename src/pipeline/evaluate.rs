@@ -1,5 +1,5 @@
 //! The last phase: greedy episodes of every model on the test questions, the figures, the summary.
-use super::{Inner, Pipeline, PipelineError};
+use super::{Inner, Pipeline, PipelineError, served::Waiting};
 use crate::{
     eval::{Figures, MODELS, Summary},
     retriever::Retriever,
@@ -78,10 +78,12 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let figures = match known {
             Some(known) => known.figures,
             None => {
-                let (episodes, mut figures) = self.setup.play_test(tokenizer, retriever, model, &self.stop)?;
+                let mut say = |text: &str| (self.observer)(Event::Message(text));
+                let mut waiting = Waiting { recipe: &self.setup.recipe.retriever, stop: &self.stop, say: &mut say };
+                let (episodes, mut figures) = self.setup.play_test(tokenizer, retriever, model, &mut waiting)?;
                 write_episodes(&self.run.episodes_dir().join(format!("eval-{name}.jsonl")), &episodes)?;
                 if needs_arcap {
-                    let (played, arcap) = self.setup.play_arcap(tokenizer, retriever, model, &episodes, &self.stop)?;
+                    let (played, arcap) = self.setup.play_arcap(tokenizer, retriever, model, &episodes, &mut waiting)?;
                     played.write(&self.run.episodes_dir(), &format!("eval-{name}"))?;
                     if number == 1 && !arcap.left_out().is_empty() {
                         let left_out = arcap.left_out().join(", ");

@@ -6,12 +6,13 @@
 //!
 //! | phase | what it leaves |
 //! |---|---|
-//! | demos | `episodes/demos-NNNNNN.jsonl`: what is kept of each block of questions the teacher played |
+//! | demos | `episodes/demos-NNNNNN.jsonl`: what is kept of each block of questions the teacher played; `.json`: its counts |
 //! | kd, pretrain | `checkpoints/kd-step-NNNNNN/` |
 //! | gkd, rl | `checkpoints/rl-step-NNNNNN/`, and `episodes/rl-step-NNNNNN.jsonl` with the numbers of every token |
 //! | eval | `evaluation/NAME.json` and `episodes/eval-NAME.jsonl` for student, teacher and what each phase left; then `summary.json` |
 //! | eval, with `eval.arcap` | beside them `episodes/eval-NAME-arcap-with(out)-thinking.jsonl`: the answers to given gold passages |
 pub mod arcap;
+mod blocks;
 pub mod cut_share;
 mod demos;
 mod distill;
@@ -21,6 +22,7 @@ mod gkd;
 mod kd;
 pub mod overlap;
 mod rl;
+pub mod served;
 pub mod setup;
 mod source;
 pub mod takeover;
@@ -75,9 +77,11 @@ pub enum PipelineError {
     #[error("{phase} has nothing to train on: {why}; hint: {hint}")]
     NothingToTrain { phase: Phase, why: String, hint: &'static str },
     #[error(
-        "all {n} episodes of {what} were lost to the retriever: {why}; hint: is the retrieval server up? A run continues with --resume"
+        "{what}: {n_lost} of {n_asked} that searched were lost to the retriever, more than retriever.max_lost_share = {max_lost_share} allows, \
+         and for longer than retriever.max_outage_s = {max_outage_s}: {}",
+        with_hint(why)
     )]
-    RetrieverDown { what: String, n: usize, why: String },
+    RetrieverDown { what: String, n_lost: usize, n_asked: usize, max_lost_share: f64, max_outage_s: f64, why: String },
     #[error(
         "episode.max_prompt_length is {longest}, but {model} was made for {limit} positions (max_position_embeddings); \
          hint: set episode.max_prompt_length to {limit} or less"
@@ -122,6 +126,15 @@ pub enum PipelineError {
     Io { path: PathBuf, source: std::io::Error },
 }
 
+/// The retriever's words, with advice where they bring none.
+fn with_hint(why: &str) -> String {
+    if why.contains("hint: ") {
+        why.to_owned()
+    } else {
+        format!("{why}; hint: is the retriever as the recipe says? A run continues with --resume")
+    }
+}
+
 impl From<RolloutError> for PipelineError {
     fn from(error: RolloutError) -> Self {
         match error {
@@ -157,7 +170,7 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         let stage = recipe.stage;
         let newest = checkpoint::latest(run.path(), stage)?;
         // The teacher's episodes leave no checkpoint: where they came last, the lines of their blocks are kept.
-        let n_blocks = demos::n_blocks_done(&run.episodes_dir());
+        let n_blocks = blocks::n_blocks_done(&run, recipe.retriever.max_lost_share)?;
         let reached = [newest.as_ref().map(|c| (c.phase, c.step)), (n_blocks > 0).then_some((Phase::Demos, n_blocks))];
         let furthest = reached.into_iter().flatten().max_by_key(|&(phase, _)| stage.place(phase));
         let metrics = run.metrics(furthest.map(|(phase, step)| (stage, phase, step)))?;

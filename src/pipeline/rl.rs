@@ -1,7 +1,8 @@
 //! The RL phase: play, score, learn, save; `trainer::rl` is one of its steps.
 use super::{
     Inner, Pipeline, PipelineError, same_items,
-    setup::{check_retriever, describe_model},
+    served::{Served, Waiting},
+    setup::{Play, describe_model},
 };
 use crate::{
     algo::kl::KlController,
@@ -66,28 +67,34 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             let rows = sampler.next(rl.questions_per_step).into_iter().flat_map(|i| std::iter::repeat_n(i, rl.episodes_per_question));
             let drawn: Vec<Question> = rows.map(|i| questions[i].clone()).collect();
             let key = Key::new(self.setup.recipe.run.seed, Purpose::Rollout).fold(step as u64);
-            // Not interruptible: half a rollout is worth nothing, a stop request waits for the step.
-            let player = self.setup.player(tokenizer, retriever, None);
-            let episodes = player.play(&networks.actor, &drawn, sampling, key, &self.setup.device)?;
-            let rollout_s = started.elapsed().as_secs_f64();
-            if let Err(down) = check_retriever(&episodes, &format!("RL step {}", step + 1)) {
-                if !self.is_saved(Phase::Rl, step)? {
-                    self.save_rl(step, total, &cursor, &networks, &side_files)?;
-                }
-                return Err(down);
-            }
+            let mut say = |text: &str| (self.observer)(Event::Message(text));
+            let mut waiting = Waiting { recipe: &self.setup.recipe.retriever, stop: &self.stop, say: &mut say };
+            let play = Play { model: &networks.actor, questions: &drawn, sampling, key, is_interruptible: false };
+            let what = format!("RL step {}", step + 1);
+            let Served { value: episodes, seconds: rollout_s } =
+                match self.setup.play_until_served(&what, (tokenizer, retriever), play, &mut waiting) {
+                    // The steps done so far are worth more than a retriever that is down for now.
+                    Err(unserved @ (PipelineError::RetrieverDown { .. } | PipelineError::Stopped)) => {
+                        if !self.is_saved(Phase::Rl, step)? {
+                            self.save_rl(step, total, &cursor, &networks, &side_files)?;
+                        }
+                        return Err(unserved);
+                    }
+                    served => served?,
+                };
 
+            let updating = Instant::now();
             let mut metrics = Metrics::default();
             record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
             let learned = rl_step::<B>(&mut networks, reference.as_ref(), &episodes, &self.setup.recipe, step, &self.setup.device);
             metrics.extend(learned.metrics);
             step += 1;
-            let seconds = started.elapsed().as_secs_f64();
+            let (seconds, update_s) = (started.elapsed().as_secs_f64(), updating.elapsed().as_secs_f64());
             let n_agent: usize = episodes.iter().map(Episode::n_agent_tokens).sum();
             let trained = episodes.iter().filter(|episode| episode.is_trainable());
             let n_all: usize = trained.map(|episode| episode.prompt_len() + episode.response_len()).sum();
             metrics.set(ROLLOUT_TOKENS_PER_SECOND, n_agent as f64 / rollout_s);
-            metrics.set(UPDATE_TOKENS_PER_SECOND, n_all as f64 / (seconds - rollout_s));
+            metrics.set(UPDATE_TOKENS_PER_SECOND, n_all as f64 / update_s);
             metrics.set(STEP_SECONDS, seconds);
 
             // Before the checkpoint: a run resumed from it has the metrics of every step it stands for.
@@ -125,7 +132,9 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         student: &Decoder<Inner<B>>,
         teacher: Option<&Decoder<Inner<B>>>,
     ) -> Result<(), PipelineError> {
-        let (episodes, figures) = self.setup.play_test(tokenizer, retriever, student, &self.stop)?;
+        let mut say = |text: &str| (self.observer)(Event::Message(text));
+        let mut waiting = Waiting { recipe: &self.setup.recipe.retriever, stop: &self.stop, say: &mut say };
+        let (episodes, figures) = self.setup.play_test(tokenizer, retriever, student, &mut waiting)?;
         let em = figures.average_em;
         let mut measured = vec![(EVAL_EM, em)];
         if let Some(teacher) = teacher {

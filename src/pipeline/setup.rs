@@ -1,5 +1,8 @@
 //! What every command that plays episodes needs, made from a recipe: models, retriever, questions, the player.
-use super::{Inner, PipelineError};
+use super::{
+    Inner, PipelineError,
+    served::{Losses, Served, Waiting},
+};
 use crate::{
     config::{ModelRecipe, Recipe, Sampling},
     data::{
@@ -11,7 +14,7 @@ use crate::{
     hub,
     retriever::{self, Retriever, RetrieverError},
     rng::{Key, Purpose},
-    rollout::{Episode, Status, play::Opening},
+    rollout::{Episode, play::Opening},
     tokenizer::{TOKENIZER_FILE, Tokenizer, chat::Chat},
     trainer::{
         devices,
@@ -38,21 +41,16 @@ pub struct Setup<I: Backend> {
     pub dtype: DType,
 }
 
-/// Some searches may fail and cost their episodes; if all did, the figures of `what` would mean nothing.
-/// # Errors
-/// [`PipelineError::RetrieverDown`] if the retriever failed every one of these episodes.
-pub fn check_retriever<'e>(episodes: impl IntoIterator<Item = &'e Episode>, what: &str) -> Result<(), PipelineError> {
-    let (mut n, mut failures) = (0, Vec::new());
-    for episode in episodes {
-        n += 1;
-        if let Status::RetrieverFailed(why) = &episode.status {
-            failures.push(why);
-        }
-    }
-    match failures.first() {
-        Some(&why) if failures.len() == n => Err(PipelineError::RetrieverDown { what: what.to_owned(), n, why: why.clone() }),
-        _ => Ok(()),
-    }
+/// Questions to play, and how.
+#[derive(Clone, Copy)]
+pub struct Play<'p, I: Backend> {
+    pub model: &'p Decoder<I>,
+    pub questions: &'p [Question],
+    pub sampling: Sampling,
+    /// Question i draws from this folded by i.
+    pub key: Key,
+    /// Whether a stop request ends the play. Half a rollout of a training step is worth nothing: there it waits for the step.
+    pub is_interruptible: bool,
 }
 
 /// The setup of a backend that trains.
@@ -146,15 +144,35 @@ impl<I: Backend> Setup<I> {
         }
     }
 
-    /// Tokenizer, environment and limits for playing episodes.
-    pub fn player<'p>(&self, tokenizer: &'p Tokenizer, retriever: &'p dyn Retriever, stop: Option<&'p Stop>) -> Player<'p> {
+    /// Plays every question once, again and again until the retriever has served them ([`super::served`]).
+    /// # Errors
+    /// If the model breaks, the retriever is away for too long, or a stop was requested.
+    pub fn play_until_served(
+        &self,
+        what: &str,
+        (tokenizer, retriever): (&Tokenizer, &dyn Retriever),
+        play: Play<'_, I>,
+        waiting: &mut Waiting<'_>,
+    ) -> Result<Served<Vec<Episode>>, PipelineError> {
+        let Play { model, questions, sampling, key, is_interruptible } = play;
+        let stop = waiting.stop;
+        waiting.until_served(what, retriever, questions.len(), |watched| {
+            let is_over = || watched.has_lost_too_much() || (is_interruptible && stop.is_requested());
+            let episodes = self.player(tokenizer, watched, &is_over).play(model, questions, sampling, key, &self.device)?;
+            let losses = Losses::of_episodes(&episodes);
+            Ok((episodes, losses))
+        })
+    }
+
+    /// Tokenizer, environment and limits for playing episodes; the play ends where `is_over`.
+    pub fn player<'p>(&self, tokenizer: &'p Tokenizer, retriever: &'p dyn Retriever, is_over: &'p dyn Fn() -> bool) -> Player<'p> {
         let env = Env {
             instruction: self.recipe.episode.instruction.clone(),
             chat: tokenizer.chat().clone(),
             retriever,
             top_k: self.recipe.retriever.top_k,
         };
-        Player { tokenizer, env, limits: self.recipe.episode.clone(), opening: &Opening::none, stop }
+        Player { tokenizer, env, limits: self.recipe.episode.clone(), opening: &Opening::none, is_over }
     }
 
     /// All questions of some files, at most `max` a file (0 = all).
@@ -190,23 +208,21 @@ impl<I: Backend> Setup<I> {
 
     /// Plays the test questions with a model, greedily unless the recipe says otherwise.
     /// # Errors
-    /// If questions cannot be read, the model breaks, the retriever failed every question of a data set, or a stop was requested.
+    /// If questions cannot be read, the model breaks, the retriever is away for too long, or a stop was requested.
     pub fn play_test(
         &self,
         tokenizer: &Tokenizer,
         retriever: &dyn Retriever,
         model: &Decoder<I>,
-        stop: &Stop,
+        waiting: &mut Waiting<'_>,
     ) -> Result<(Vec<Episode>, Figures), PipelineError> {
         let questions = self.test_questions()?;
         let sampling = Sampling { temperature: self.recipe.eval.temperature, ..Sampling::GREEDY };
         let key = Key::new(self.recipe.run.seed, Purpose::Eval);
-        let episodes = self.player(tokenizer, retriever, Some(stop)).play(model, &questions, sampling, key, &self.device)?;
+        let play = Play { model, questions: &questions, sampling, key, is_interruptible: true };
+        let episodes = self.play_until_served("the evaluation", (tokenizer, retriever), play, waiting)?.value;
         devices::check::<I>(&self.device)?;
         let figures = Figures { intervals: Some(Intervals::of(&episodes, self.recipe.run.seed)), ..Figures::of(&episodes) };
-        for dataset in figures.datasets.keys() {
-            check_retriever(episodes.iter().filter(|episode| &episode.question.dataset == dataset), dataset)?;
-        }
         Ok((episodes, figures))
     }
 

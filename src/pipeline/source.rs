@@ -1,7 +1,8 @@
 //! Where the episodes of a distillation step come from: given ones, the student's own, or now these and now those.
 use super::{
     PipelineError, same_items,
-    setup::{Setup, check_retriever},
+    served::{Served, Waiting},
+    setup::{Play, Setup},
 };
 use crate::{
     algo::student_outputs::{Author, StudentShare},
@@ -22,7 +23,7 @@ use crate::{
     },
 };
 use dgpo_models::{Backend, decoder::Decoder};
-use std::{path::Path, time::Instant};
+use std::path::Path;
 
 /// Inside a checkpoint.
 const REPLAY_FILE: &str = "replay.jsonl";
@@ -43,13 +44,19 @@ pub(super) enum Source<'s> {
     Mixed(Box<Mixed<'s>>),
 }
 
+/// Which episodes are drawn: `n` for step `step` (from 0) of `total`.
+#[derive(Clone, Copy)]
+pub(super) struct Batch {
+    pub step: usize,
+    pub total: usize,
+    pub n: usize,
+}
+
 /// What a step learns from.
 pub(super) struct Drawn {
     pub episodes: Vec<Episode>,
     /// Whether the student played them for this step.
     pub is_played: bool,
-    /// Seconds it took to have them.
-    pub seconds: f64,
     pub metrics: Metrics,
 }
 
@@ -115,28 +122,30 @@ impl<'s> Source<'s> {
         }
     }
 
-    /// The `n` episodes of step `step` (from 0) of `total`. Where the retriever failed, the source is left as it was.
+    /// The episodes of a step. Where the retriever did not serve them, the source is left as it was.
     /// # Errors
-    /// If the student breaks, or the retriever failed every episode.
+    /// If the student breaks, the retriever is away for too long, or a stop was requested while it was.
     pub fn draw<I: Backend>(
         &mut self,
         setup: &Setup<I>,
         student: &Decoder<I>,
-        (step, total): (usize, usize),
-        n: usize,
+        of: Batch,
+        waiting: &mut Waiting<'_>,
     ) -> Result<Drawn, PipelineError> {
-        let started = Instant::now();
-        let (episodes, is_played, mut metrics) = match self {
-            Self::Given(given) => (given.draw(n), false, Metrics::default()),
-            Self::Played(played) => (played.play(setup, student, step, n)?, true, Metrics::default()),
-            Self::Mixed(mixed) => mixed.draw(setup, student, (step, total), n)?,
+        let mut metrics = Metrics::default();
+        let (episodes, played_s) = match self {
+            Self::Given(given) => (given.draw(of.n), None),
+            Self::Played(played) => {
+                let Served { value, seconds } = played.play(setup, student, of, waiting)?;
+                (value, Some(seconds))
+            }
+            Self::Mixed(mixed) => mixed.draw(setup, student, of, waiting, &mut metrics)?,
         };
-        let seconds = started.elapsed().as_secs_f64();
-        if is_played {
+        if let Some(seconds) = played_s {
             record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
             metrics.set(ROLLOUT_TOKENS_PER_SECOND, episodes.iter().map(Episode::n_agent_tokens).sum::<usize>() as f64 / seconds);
         }
-        Ok(Drawn { episodes, is_played, seconds, metrics })
+        Ok(Drawn { episodes, is_played: played_s.is_some(), metrics })
     }
 }
 
@@ -168,15 +177,21 @@ pub(super) struct Played<'s> {
 }
 
 impl Played<'_> {
-    fn play<I: Backend>(&mut self, setup: &Setup<I>, student: &Decoder<I>, step: usize, n: usize) -> Result<Vec<Episode>, PipelineError> {
+    fn play<I: Backend>(
+        &mut self,
+        setup: &Setup<I>,
+        student: &Decoder<I>,
+        Batch { step, n, .. }: Batch,
+        waiting: &mut Waiting<'_>,
+    ) -> Result<Served<Vec<Episode>>, PipelineError> {
         let mut sampler = self.sampler.clone();
         let drawn: Vec<Question> = sampler.next(n).into_iter().map(|i| self.questions[i].clone()).collect();
-        // Not interruptible: half a rollout is worth nothing, a stop request waits for the step.
-        let player = setup.player(self.tokenizer, self.retriever, None);
-        let episodes = player.play(student, &drawn, setup.recipe.episode.sampling(), self.key.fold(step as u64), &setup.device)?;
-        check_retriever(&episodes, &format!("{} step {}", self.phase, step + 1))?;
+        let (sampling, key) = (setup.recipe.episode.sampling(), self.key.fold(step as u64));
+        let play = Play { model: student, questions: &drawn, sampling, key, is_interruptible: false };
+        let what = format!("{} step {}", self.phase, step + 1);
+        let served = setup.play_until_served(&what, (self.tokenizer, self.retriever), play, waiting)?;
         self.sampler = sampler;
-        Ok(episodes)
+        Ok(served)
     }
 }
 
@@ -241,10 +256,12 @@ impl<'s> Mixed<'s> {
         &mut self,
         setup: &Setup<I>,
         student: &Decoder<I>,
-        (step, total): (usize, usize),
-        n: usize,
-    ) -> Result<(Vec<Episode>, bool, Metrics), PipelineError> {
-        let mut metrics = Metrics::default();
+        of: Batch,
+        waiting: &mut Waiting<'_>,
+        metrics: &mut Metrics,
+    ) -> Result<(Vec<Episode>, Option<f64>), PipelineError> {
+        let Batch { step, total, n } = of;
+        let mut played_s = None;
         let mut share = self.share;
         if step.is_multiple_of(self.recipe.validate_every) {
             let loss = self.held_out_loss(setup, student);
@@ -256,7 +273,8 @@ impl<'s> Mixed<'s> {
         let episodes = match author {
             Author::Teacher => self.given.draw(n),
             Author::Student => {
-                let episodes = self.played.play(setup, student, step, n)?;
+                let Served { value: episodes, seconds } = self.played.play(setup, student, of, waiting)?;
+                played_s = Some(seconds);
                 self.replay.extend(episodes.iter().filter(|episode| episode.is_trainable()).cloned());
                 let n_old = self.replay.len().saturating_sub(self.recipe.capacity);
                 self.replay.drain(..n_old);
@@ -267,7 +285,7 @@ impl<'s> Mixed<'s> {
         self.share = share;
         metrics.set(STUDENT_SHARE, share.share);
         metrics.set(EPISODE_SOURCE, author.number());
-        Ok((episodes, author == Author::Student, metrics))
+        Ok((episodes, played_s))
     }
 
     /// Cross-entropy a token on the held-out episodes, as the published script has it: no teacher is needed.

@@ -13,7 +13,7 @@
 //!
 //! Files are linked, or copied where the file system has no links; nothing in a run directory is changed in place, so both runs stay whole whatever
 //! becomes of the other. Checkpoints come last: a process that dies on the way leaves a run that does the rest itself.
-use super::demos::{block_path, n_blocks_done};
+use super::blocks::{block_path, counts_path, n_blocks_done};
 use crate::{
     config::{Phase, Recipe, load::differences},
     trainer::{
@@ -32,6 +32,10 @@ use std::{
 
 /// What every phase that plays or trains depends on.
 const COMMON: [&str; 8] = ["model", "data.train", "data.max_train", "data.corpus", "data.max_passages", "retriever", "episode", "run.seed"];
+
+/// How long and in which portions a retriever is asked: what it answers in the end is the same.
+const PATIENCE: [&str; 5] =
+    ["retriever.timeout_s", "retriever.max_retries", "retriever.first_pause_s", "retriever.batch_queries", "retriever.max_outage_s"];
 
 /// What a phase depends on beside [`COMMON`]: keys, or tables of keys.
 fn own_keys(phase: Phase) -> &'static [&'static str] {
@@ -112,7 +116,7 @@ impl Takeover {
                 Phase::Demos => {
                     let have_both = theirs.stage.place(Phase::Demos).is_some() && recipe.data.trajectories.is_empty();
                     // A run goes on behind the furthest phase of which it has anything: none before it may be missing.
-                    if !is_same_student || !have_both || n_blocks_done(&source.episodes_dir()) == 0 {
+                    if !is_same_student || !have_both || n_blocks_done(source, theirs.retriever.max_lost_share)? == 0 {
                         continue;
                     }
                     None
@@ -128,7 +132,7 @@ impl Takeover {
                 }
                 Phase::Pretrain | Phase::Encoder | Phase::Eval => continue,
             };
-            let is_input = |key: &str| COMMON.iter().chain(own_keys(phase)).any(|table| is_in(key, table));
+            let is_input = |key: &str| COMMON.iter().chain(own_keys(phase)).any(|table| is_in(key, table)) && !PATIENCE.contains(&key);
             let keys: Vec<_> = different.iter().filter(|(key, ..)| is_input(key)).cloned().collect();
             if keys.is_empty() {
                 plan.phases.push(phase);
@@ -174,9 +178,14 @@ impl Takeover {
     /// If files cannot be read or written.
     pub fn apply(&self, run: &RunDir, recipe: &Recipe) -> Result<(), TakeoverError> {
         if self.phases.contains(&Phase::Demos) {
-            for block in 0..n_blocks_done(&self.source.episodes_dir()) {
-                let from = block_path(&self.source.episodes_dir(), block);
-                link(&from, &block_path(&run.episodes_dir(), block)).map_err(|source| TakeoverError::Copy { path: from, source })?;
+            for block in 0..n_blocks_done(&self.source, recipe.retriever.max_lost_share)? {
+                for path in [block_path, counts_path] {
+                    let (from, to) = (path(&self.source.episodes_dir(), block), path(&run.episodes_dir(), block));
+                    // A block from before there were counts goes without them.
+                    if from.is_file() {
+                        link(&from, &to).map_err(|source| TakeoverError::Copy { path: from, source })?;
+                    }
+                }
             }
         }
         run.take_metrics(&self.source, &self.phases)?;
@@ -240,7 +249,10 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{KlMode, Stage};
+    use crate::{
+        config::{KlMode, Stage},
+        pipeline::blocks::{Counts, write_block},
+    };
 
     const INPUT: &str = "q.jsonl";
 
@@ -258,7 +270,7 @@ mod tests {
     /// A run with a block of teacher episodes, and checkpoints of 3 of 3 KD steps and of `rl_step` of 3 RL steps.
     fn run_with(root: &Path, name: &str, recipe: &Recipe, rl_step: usize) -> RunDir {
         let run = RunDir::create(root, name, recipe, &json!({ "files": files("sha256:a") })).unwrap();
-        fs::write(block_path(&run.episodes_dir(), 0), "episode\n").unwrap();
+        write_block(&run, 0, Counts::default(), &[]).unwrap();
         let mut log = run.metrics(None).unwrap();
         for (phase, step) in [(Phase::Demos, 1), (Phase::Kd, 3), (Phase::Rl, rl_step)] {
             log.append(phase, step, &[]).unwrap();
@@ -323,6 +335,7 @@ mod tests {
         let mut new = recipe(Stage::Pipeline);
         (new.eval.every, new.eval.arcap, new.run.save_every) = (5, true, 1);
         (new.data.test, new.guards.window) = (vec!["other.jsonl".into()], 3);
+        (new.retriever.max_retries, new.retriever.max_outage_s) = (9, 60.0);
         assert_eq!(phases_of(3, &new), [Phase::Demos, Phase::Kd, Phase::Rl]);
     }
 
@@ -366,7 +379,7 @@ mod tests {
         assert_eq!(fs::read_to_string(checkpoints[0].path.join("model/model.safetensors")).unwrap(), "kd");
         let state: PhaseState = checkpoints[0].read_state().unwrap();
         assert_eq!((state.step, state.wall_s, state.recipe), (3, 12.5, Some(new)));
-        assert_eq!(n_blocks_done(&run.episodes_dir()), 1);
+        assert_eq!(n_blocks_done(&run, 0.0).unwrap(), 1);
         let phases: Vec<Value> = run.read_metrics().unwrap().into_iter().map(|line| line["phase"].clone()).collect();
         assert_eq!(phases, ["demos", "kd"]);
     }

@@ -77,7 +77,7 @@ const PLANS: &[Plan] = &[
     plan("KL to the reference", "nats a token, mean over all episodes; those without the penalty count 0", &[(KL, "KL")]),
     plan("Entropy of the policy", "nats a token", &[(ENTROPY, "entropy")]),
     plan("Response length", "tokens an episode", &[(RESPONSE_TOKENS, "behind the prompt"), (AGENT_TOKENS, "the agent's own")]),
-    plan("Searches", "executed searches an episode", &[(SEARCHES, "searches")]),
+    plan("Searches", "executed searches an episode", &[(SEARCHES, "searches"), (NOTHING_FOUND, "that found nothing")]),
     plan("Hit ratio", "share of episodes with a passage that holds a gold answer", &[(HIT_RATIO, "hit ratio")]),
     plan("Invalid actions", "turns without an action, an episode", &[(INVALID_ACTIONS, "invalid actions")]),
     plan("Repetition", "share of a response's 8-grams of tokens that occurred in it before", &[(REPETITION, "repetition")]),
@@ -87,6 +87,7 @@ const PLANS: &[Plan] = &[
         "share of episodes",
         &[(ANSWERED, "answered"), (TRUNCATED, "out of turns or tokens"), (RETRIEVER_FAILED, "lost to the retriever")],
     ),
+    plan("Lost searches", "share of the episodes that searched", &[(LOST_SHARE, "lost to the retriever")]),
     plan("Gold answer inside the prediction", "share of episodes; never trained on", &[(SUBSTRING_EM, "substring match")]),
     plan(
         "Distillation loss",

@@ -8,6 +8,7 @@ use crate::{
     eval::MODELS,
     rollout::{
         Episode, EpisodeRecord, ObservationKind, Segment, Status,
+        episode::SearchRecord,
         record::{Numbers, read_records},
     },
     tokenizer::Tokenizer,
@@ -151,6 +152,10 @@ fn choose(records: &[EpisodeRecord], max_tokens: usize) -> Vec<usize> {
     chosen.into_iter().collect()
 }
 
+fn shown_search(search: &SearchRecord) -> Value {
+    json!({"query": search.query, "is_hit": search.is_hit, "found_nothing": search.found_nothing})
+}
+
 /// An episode as the page's script reads it.
 fn shown(at: usize, record: &EpisodeRecord) -> Value {
     let episode = &record.episode;
@@ -184,7 +189,7 @@ fn shown(at: usize, record: &EpisodeRecord) -> Value {
         "prediction": episode.prediction,
         "is_correct": episode.is_correct(),
         "status": status,
-        "searches": episode.searches.iter().map(|search| json!({"query": search.query, "is_hit": search.is_hit})).collect::<Vec<_>>(),
+        "searches": episode.searches.iter().map(|search| shown_search(search)).collect::<Vec<_>>(),
         "n_invalid": episode.n_invalid_actions,
         "n_response": episode.response_len(),
         "segments": episode.segments.iter().map(segment).collect::<Vec<_>>(),

@@ -74,11 +74,12 @@ pub struct Column {
 pub const EM: &str = "EM";
 
 /// Every figure of an evaluation, in the order of the tables.
-pub const COLUMNS: [Column; 10] = [
+pub const COLUMNS: [Column; 11] = [
     Column { title: EM, value: |s| format!("{:.3}", s.em) },
     Column { title: "substring EM", value: |s| format!("{:.3}", s.substring_em) },
     Column { title: "hit ratio", value: |s| format!("{:.3}", s.hit_ratio) },
     Column { title: "searches", value: |s| format!("{:.2}", s.searches) },
+    Column { title: "that found nothing", value: |s| format!("{:.3}", s.nothing_found) },
     Column { title: "invalid actions", value: |s| format!("{:.3}", s.invalid_actions) },
     Column { title: "response tokens", value: |s| format!("{:.1}", s.response_tokens) },
     Column { title: "agent tokens", value: |s| format!("{:.1}", s.agent_tokens) },

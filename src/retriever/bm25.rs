@@ -6,7 +6,7 @@
 //! Words come from the `bm25` crate's English tokenizer (Unicode to ASCII, lower case, stop words out, Snowball stems). Its own index is
 //! not used: it scores a passage by walking the passage's whole embedding for each query word and sorts hash-map order by score alone.
 //! Here: postings in passage order with the contribution of each word precomputed, added up in a dense array. A tie goes to the lower
-//! passage number; passages that share no word have score 0 and follow in their order, so a query always gets its k passages.
+//! passage number; passages that share no word with the query are not found, so it may get fewer than k, or none.
 //! Cost: 8 bytes a posting; a query touches the postings of its words plus one array of `n` numbers a thread.
 use super::{Hit, Retriever, RetrieverError};
 use crate::data::corpus::Corpus;
@@ -83,7 +83,7 @@ impl Bm25Retriever {
         Ok(Self { corpus, tokenizer, words, starts, postings })
     }
 
-    /// Numbers of the `k` best passages and their scores, best first.
+    /// Numbers of the `k` best passages that share a word with the query, and their scores, best first.
     fn best(&self, query: &str, k: usize, scores: &mut [f32]) -> Vec<(f32, u32)> {
         let mut touched: Vec<u32> = Vec::new();
         for word in self.tokenizer.tokenize(query) {
@@ -99,19 +99,11 @@ impl Bm25Retriever {
         }
         let mut found: Vec<(f32, u32)> = touched.iter().map(|&passage| (std::mem::take(&mut scores[passage as usize]), passage)).collect();
         let better = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        let k = k.min(scores.len());
         if found.len() > k {
             found.select_nth_unstable_by(k, better);
             found.truncate(k);
         }
         found.sort_unstable_by(better);
-        let mut unrelated = 0u32;
-        while found.len() < k {
-            if !found.iter().any(|&(_, passage)| passage == unrelated) {
-                found.push((0.0, unrelated));
-            }
-            unrelated += 1;
-        }
         found
     }
 }

@@ -41,13 +41,12 @@ fn scores_are_those_of_the_formula() {
 }
 
 #[test]
-fn ties_and_unrelated_passages_come_in_the_order_of_the_corpus() {
+fn ties_come_in_the_order_of_the_corpus_and_unrelated_passages_do_not() {
     let retriever = retriever(&["tower", "banana", "tower", "tower"]);
     let ids = |query, k| search(&retriever, query, k).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
     assert_eq!(ids("tower", 2), ["0", "2"]);
-    assert_eq!(ids("tower", 4), ["0", "2", "3", "1"]);
-    assert_eq!(ids("nothing of this", 2), ["0", "1"]);
-    assert_eq!(ids("", 9), ["0", "1", "2", "3"]);
+    assert_eq!(ids("tower", 4), ["0", "2", "3"]);
+    assert!(ids("nothing of this", 2).is_empty() && ids("", 9).is_empty());
 }
 
 #[test]

@@ -5,10 +5,14 @@
 //!
 //! Reading order: [`exact`] and [`hnsw`] find vectors near a vector; [`vectors`] is where those lie; [`encoder`] makes them from
 //! text; [`index`] keeps them in a folder and [`build`] fills it; [`dense`] joins them; [`commands`] is `dgpo index …` without its flags.
+//! [`remote`] asks a server at an [`address`], in [`batches`].
 //!
-//! Contract: a query gets at least one passage or an error, never an empty list; the same query gets the same passages whatever else is
-//! in the batch; ties go to the passage that comes first in the corpus.
+//! Contract: a query gets the passages that have something to do with it, at most k, or an error. An empty list says that nothing was
+//! found: what the agent reads then is the environment's business ([`crate::env`]). The same query gets the same passages whatever else
+//! is in the batch; ties go to the passage that comes first in the corpus. Nobody asks for a blank query.
+pub mod address;
 pub(crate) mod answer;
+pub mod batches;
 pub mod bm25;
 pub mod build;
 pub mod commands;
@@ -46,7 +50,8 @@ pub struct Hit {
 
 /// Query -> passages.
 pub trait Retriever {
-    /// One result a query, in order. A failure concerns its query alone where the implementation can tell; it is never an empty list of passages.
+    /// One result a query, in order; no passage where nothing was found. A failure concerns its query alone where the implementation
+    /// can tell, and is never an empty list of passages.
     fn search(&self, queries: &[String], top_k: usize) -> Vec<Result<Vec<Hit>, RetrieverError>>;
     /// For logs and provenance: kind, size, parameters.
     fn describe(&self) -> String;
@@ -151,7 +156,7 @@ pub fn open<B: Backend>(
     match recipe.kind.as_str() {
         "dense" => Ok(Box::new(open_dense::<B>(recipe, corpus()?, run_dir, device, progress)?)),
         "bm25" => Ok(Box::new(bm25::Bm25Retriever::new(corpus()?)?)),
-        "remote" => Ok(Box::new(remote::RemoteRetriever::new(&recipe.url, recipe.timeout_s, recipe.max_retries)?)),
+        "remote" => Ok(Box::new(remote::RemoteRetriever::new(recipe)?)),
         other => Err(RetrieverError::option("retriever.kind", format!("\"{other}\""), "dense, bm25 or remote")),
     }
 }

@@ -60,8 +60,12 @@ fn read_body(stream: &mut TcpStream) -> String {
     }
 }
 
+fn recipe(url: &str, timeout_s: f64, max_retries: usize) -> RetrieverRecipe {
+    RetrieverRecipe { url: url.to_owned(), timeout_s, max_retries, first_pause_s: 0.001, ..RetrieverRecipe::default() }
+}
+
 fn client(url: &str, timeout_s: f64, max_retries: usize) -> RemoteRetriever {
-    RemoteRetriever::with_pause(url, timeout_s, max_retries, Duration::from_millis(1)).expect("a good address")
+    RemoteRetriever::new(&recipe(url, timeout_s, max_retries)).expect("a good address")
 }
 
 fn queries(texts: &[&str]) -> Vec<String> {
@@ -146,7 +150,6 @@ fn answers_of_the_wrong_shape_say_what_is_wrong() {
         (r#"{"results": []}"#, "no `result`"),
         (r#"{"result": {}}"#, "`result` is not a list"),
         (r#"{"result": []}"#, "0 results for 1 queries"),
-        (r#"{"result": [[]]}"#, "no passages"),
         (r#"{"result": ["x"]}"#, "not a list"),
         (r#"{"result": [[{"document": {"id": "1"}, "score": 1}]]}"#, "passage 0: `contents` is missing"),
         (r#"{"result": [[{"document": {"id": "1", "contents": " "}, "score": 1}]]}"#, "`contents` is empty"),
@@ -159,9 +162,16 @@ fn answers_of_the_wrong_shape_say_what_is_wrong() {
 
 #[test]
 fn one_bad_result_fails_its_query_alone() {
-    let (url, _bodies) = serve(vec![ok(r#"{"result": [[{"id": "7", "contents": "x"}], []]}"#)]);
+    let (url, _bodies) = serve(vec![ok(r#"{"result": [[{"id": "7", "contents": "x"}], [{"id": "8"}]]}"#)]);
     let found = client(&url, 5.0, 0).search(&queries(&["a", "b"]), 1);
     assert!(found[0].is_ok() && found[1].is_err());
+}
+
+#[test]
+fn an_empty_list_says_that_nothing_was_found() {
+    let (url, _bodies) = serve(vec![ok(r#"{"result": [[], [{"id": "7", "contents": "x"}]]}"#)]);
+    let found = client(&url, 5.0, 0).search(&queries(&["a", "b"]), 1);
+    assert!(found[0].as_ref().expect("an answer").is_empty() && found[1].as_ref().expect("an answer").len() == 1);
 }
 
 #[test]
@@ -197,9 +207,69 @@ fn addresses_and_timeouts_are_checked_before_anything_is_sent() {
         ("http://127.0.0.1:8000/retrieve", 0.0, "timeout_s"),
         ("http://127.0.0.1:8000/retrieve", f64::NAN, "timeout_s"),
     ] {
-        let message = RemoteRetriever::new(url, timeout_s, 0).err().expect(url).to_string();
+        let message = RemoteRetriever::new(&recipe(url, timeout_s, 0)).err().expect(url).to_string();
         assert!(message.contains(expected) && message.contains("hint: "), "{message}");
     }
+}
+
+/// A server that answers `status` to a request with an odd query, and a passage a query to all others, until its tests end.
+fn serve_but_for(status: &'static str, is_odd: fn(&str) -> bool) -> (String, Receiver<usize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}/retrieve", listener.local_addr().expect("bound"));
+    let (sender, sizes) = channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let request: Value = serde_json::from_str(&read_body(&mut stream)).expect("JSON");
+            let asked: Vec<&str> = request["queries"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+            let _ = sender.send(asked.len());
+            let passages: Vec<Value> = asked.iter().map(|query| json!([{"id": "7", "contents": query}])).collect();
+            let (status, body) = match asked.iter().any(|query| is_odd(query)) {
+                true => (status, "no such query".to_owned()),
+                false => ("200 OK", json!({ "result": passages }).to_string()),
+            };
+            let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+        }
+    });
+    (url, sizes)
+}
+
+#[test]
+fn a_query_that_the_server_refuses_is_lost_alone_and_every_other_gets_its_own_passages() {
+    for status in ["500 Broken", "400 Bad Request", "422 Unprocessable Content"] {
+        let (url, sizes) = serve_but_for(status, |query| query == "5");
+        let asked: Vec<String> = (0..8).map(|i| i.to_string()).collect();
+        let found = client(&url, 5.0, 1).search(&asked, 1);
+        for (query, found) in asked.iter().zip(found) {
+            match found {
+                Ok(hits) => assert!(query != "5" && &hits[0].passage.contents == query, "{query}: {hits:?}"),
+                Err(error) => assert!(query == "5" && error.to_string().contains("no such query"), "{query}: {error}"),
+            }
+        }
+        // A batch is asked again where the status may pass; its parts are not.
+        let whole = if status.starts_with('5') { vec![8, 8] } else { vec![8] };
+        assert_eq!(sizes.try_iter().collect::<Vec<_>>(), [whole, vec![4, 4, 2, 2, 1, 1]].concat());
+    }
+}
+
+#[test]
+fn a_server_that_is_busy_or_has_no_such_route_is_not_asked_for_parts() {
+    for status in ["503 Service Unavailable", "429 Too Many Requests", "404 Not Found", "401 Unauthorized"] {
+        let (url, sizes) = serve_but_for(status, |_| true);
+        let found = client(&url, 5.0, 0).search(&queries(&["a", "b", "c", "d"]), 1);
+        assert!(found.iter().all(Result::is_err));
+        assert_eq!(sizes.try_iter().collect::<Vec<_>>(), [4], "{status}");
+    }
+}
+
+#[test]
+fn a_request_holds_no_more_queries_than_the_recipe_allows() {
+    let (url, sizes) = serve_but_for("500 Broken", |_| false);
+    let recipe = RetrieverRecipe { batch_queries: 3, ..recipe(&url, 5.0, 0) };
+    let asked: Vec<String> = (0..7).map(|i| i.to_string()).collect();
+    let found = RemoteRetriever::new(&recipe).expect("a good address").search(&asked, 1);
+    let contents: Vec<_> = found.into_iter().map(|hits| hits.expect("served")[0].passage.contents.clone()).collect();
+    assert_eq!((contents, sizes.try_iter().collect::<Vec<_>>()), (asked, vec![3, 3, 1]));
 }
 
 #[test]

@@ -100,6 +100,9 @@ pub struct SearchRecord {
     /// The passages were longer than `episode.max_obs_length`. Records written before it was kept read as false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_cut: bool,
+    /// The retriever had no passage for the query. (An imported episode has no ids of passages that it did find.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub found_nothing: bool,
 }
 
 /// One question played to its end.
@@ -115,7 +118,7 @@ pub struct Episode {
     pub reward: f32,
     /// Executed searches, in order.
     pub searches: Vec<SearchRecord>,
-    /// Turns without a search or an answer.
+    /// Turns without an answer or a search with a query.
     pub n_invalid_actions: usize,
 }
 
@@ -139,6 +142,17 @@ impl Episode {
     /// Whether r_EM is 1.
     pub fn is_correct(&self) -> bool {
         self.reward > 0.5
+    }
+    /// Whether the agent asked the retriever anything, answered or not.
+    pub fn has_searched(&self) -> bool {
+        !self.searches.is_empty() || self.lost_to().is_some()
+    }
+    /// The retriever's words, where it cost the episode.
+    pub fn lost_to(&self) -> Option<&str> {
+        match &self.status {
+            Status::RetrieverFailed(why) => Some(why),
+            _ => None,
+        }
     }
     /// Whether the episode may be trained on (method §1: retriever failures are excluded; so is a prompt that did not fit).
     pub fn is_trainable(&self) -> bool {
@@ -211,7 +225,13 @@ pub(crate) mod tests {
             status: Status::Answered,
             prediction: Some("Vex".to_owned()),
             reward: 1.0,
-            searches: vec![SearchRecord { query: "Nolmar".to_owned(), passage_ids: vec!["17".to_owned()], is_hit: true, is_cut: false }],
+            searches: vec![SearchRecord {
+                query: "Nolmar".to_owned(),
+                passage_ids: vec!["17".to_owned()],
+                is_hit: true,
+                is_cut: false,
+                found_nothing: false,
+            }],
             n_invalid_actions: 0,
         }
     }

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | an answer | `Answered` | `Answered` |
 //! | a search | observation, next turn | `TruncatedTurns` |
-//! | neither (EOS, or the turn's token limit) | invalid-action message, next turn | `TruncatedTurns` |
+//! | neither (EOS, the turn's token limit, or a search without a query) | invalid-action message, next turn | `TruncatedTurns` |
 //!
 //! Whatever the turn: a row that has reached `max_prompt_length` tokens without an answer, or whose next observation would leave no room for one
 //! more token, ends as `TruncatedLength`; a failed search ends the episode as `RetrieverFailed`.
@@ -297,13 +297,15 @@ impl Table<'_> {
             Observation::InvalidAction { .. } => ObservationKind::InvalidAction,
             Observation::Information { query, hits, .. } => {
                 let passage_ids = hits.iter().map(|hit| hit.passage.id.clone()).collect();
+                let found_nothing = hits.is_empty();
                 let mut passages: Vec<Passage> = hits.into_iter().map(|hit| hit.passage).collect();
                 if let Some(n_bytes) = n_document_bytes {
                     passages = shown_passages(&passages, n_bytes);
                 }
                 // Of an observation that finds no room the agent sees nothing.
                 let is_hit = has_room && is_hit(&passages, &game.episode.question.golden_answers);
-                game.episode.searches.push(SearchRecord { query, passage_ids, is_hit, is_cut: n_document_bytes.is_some() });
+                let is_cut = n_document_bytes.is_some();
+                game.episode.searches.push(SearchRecord { query, passage_ids, is_hit, is_cut, found_nothing });
                 ObservationKind::Information
             }
         };

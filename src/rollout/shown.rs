@@ -97,7 +97,7 @@ mod tests {
     use super::*;
     use crate::{
         data::corpus::Passage,
-        env::protocol::{INVALID_ACTION, search_observation},
+        env::protocol::{INVALID_ACTION, information_block, search_observation},
         rng::{Key, Purpose},
     };
 
@@ -173,7 +173,7 @@ mod tests {
             let key = key.fold(case);
             let contents: String = (0..40).map(|i| parts[key.below(i, parts.len())]).collect();
             let text = search_observation(&[Passage { id: String::new(), contents: format!("\"T\"\n{contents}") }]);
-            let frame = search_observation(&[]).len();
+            let frame = information_block("").len();
             let mut last = 0;
             for max in frame..text.len() {
                 let shown = fitted(&text, max);

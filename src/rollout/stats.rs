@@ -18,6 +18,9 @@ pub struct EpisodeStats {
     pub substring_em: f64,
     /// Executed searches an episode.
     pub searches: f64,
+    /// Searches an episode that found no passage. Evaluations written before it was measured read as 0.
+    #[serde(default)]
+    pub nothing_found: f64,
     /// Share of episodes one of whose searches brought a passage with a gold answer.
     pub hit_ratio: f64,
     /// Share of executed searches whose passages were cut to `episode.max_obs_length`. Evaluations written before it was measured read as 0.
@@ -36,15 +39,19 @@ pub struct EpisodeStats {
     pub truncated: f64,
     /// Share of all episodes that were lost to the retriever.
     pub retriever_failed: f64,
+    /// The same of the episodes that searched. Evaluations written before it was measured read as 0.
+    #[serde(default)]
+    pub lost_share: f64,
 }
 
 impl EpisodeStats {
     pub fn of<'e>(episodes: impl IntoIterator<Item = &'e Episode>) -> Self {
         let mut stats = Self::default();
-        let mut n_failed = 0usize;
+        let (mut n_failed, mut n_searched) = (0usize, 0usize);
         let (mut n_searches, mut n_cut) = (0usize, 0usize);
         for episode in episodes {
             stats.n_episodes += 1;
+            n_searched += usize::from(episode.has_searched());
             if matches!(episode.status, Status::RetrieverFailed(_)) {
                 n_failed += 1;
                 continue;
@@ -56,6 +63,7 @@ impl EpisodeStats {
             stats.searches += episode.searches.len() as f64;
             n_searches += episode.searches.len();
             n_cut += episode.searches.iter().filter(|search| search.is_cut).count();
+            stats.nothing_found += episode.searches.iter().filter(|search| search.found_nothing).count() as f64;
             stats.hit_ratio += share(episode.searches.iter().any(|search| search.is_hit));
             stats.invalid_actions += episode.n_invalid_actions as f64;
             stats.repetition += repetition(episode);
@@ -69,6 +77,7 @@ impl EpisodeStats {
             &mut stats.em,
             &mut stats.substring_em,
             &mut stats.searches,
+            &mut stats.nothing_found,
             &mut stats.hit_ratio,
             &mut stats.invalid_actions,
             &mut stats.repetition,
@@ -81,6 +90,7 @@ impl EpisodeStats {
         }
         stats.observations_cut = n_cut as f64 / n_searches.max(1) as f64;
         stats.retriever_failed = n_failed as f64 / stats.n_episodes.max(1) as f64;
+        stats.lost_share = n_failed as f64 / n_searched.max(1) as f64;
         stats
     }
 }
@@ -136,11 +146,29 @@ mod tests {
 
     #[test]
     fn the_share_of_cut_observations_is_of_searches_not_of_episodes() {
-        let search = |is_cut: bool| SearchRecord { query: String::new(), passage_ids: Vec::new(), is_hit: false, is_cut };
+        let search =
+            |is_cut: bool| SearchRecord { query: String::new(), passage_ids: Vec::new(), is_hit: false, is_cut, found_nothing: false };
         let of = |searches: Vec<SearchRecord>| Episode { searches, ..drawn_episode() };
         let stats = EpisodeStats::of([&of(vec![search(true)]), &of(vec![search(false), search(true), search(false)]), &of(Vec::new())]);
         assert_eq!(stats.observations_cut, 0.5);
         assert_eq!(EpisodeStats::of([&of(Vec::new())]).observations_cut, 0.0);
+    }
+
+    #[test]
+    fn the_lost_share_is_that_of_the_episodes_that_searched() {
+        let lost = Episode { status: Status::RetrieverFailed("503".to_owned()), searches: Vec::new(), ..drawn_episode() };
+        let silent = Episode { searches: Vec::new(), ..drawn_episode() };
+        let stats = EpisodeStats::of([&lost, &drawn_episode(), &drawn_episode(), &drawn_episode(), &silent, &silent, &silent, &silent]);
+        assert_eq!((stats.lost_share, stats.retriever_failed), (1.0 / 4.0, 1.0 / 8.0));
+        assert_eq!(EpisodeStats::of([&silent]).lost_share, 0.0);
+    }
+
+    #[test]
+    fn searches_that_found_nothing_are_counted() {
+        let mut episode = drawn_episode();
+        episode.searches[0].found_nothing = true;
+        let stats = EpisodeStats::of([&episode, &drawn_episode()]);
+        assert_eq!((stats.searches, stats.nothing_found), (1.0, 0.5));
     }
 
     #[test]

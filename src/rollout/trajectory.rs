@@ -30,7 +30,7 @@ use crate::{
     engine::StopReason,
     env::{
         prompt::Prompt,
-        protocol::{Action, INVALID_ACTION, STOP_STRINGS, cut_at_first_stop, parse_action},
+        protocol::{Action, INVALID_ACTION, NOTHING_FOUND, STOP_STRINGS, cut_at_first_stop, parse_action},
         reward::{contains_answer_verbatim, outcome_reward},
     },
     tokenizer::{Tokenizer, TokenizerError, chat::ChatError},
@@ -179,7 +179,8 @@ pub fn episode_from_trajectory(
                 let kind = if text == INVALID_ACTION { ObservationKind::InvalidAction } else { ObservationKind::Information };
                 if let (ObservationKind::Information, Action::Search(query)) = (kind, &last_action) {
                     let is_hit = contains_answer_verbatim(&text, &question.golden_answers);
-                    searches.push(SearchRecord { query: query.clone(), passage_ids: Vec::new(), is_hit, is_cut: false });
+                    let found_nothing = text.contains(NOTHING_FOUND);
+                    searches.push(SearchRecord { query: query.clone(), passage_ids: Vec::new(), is_hit, is_cut: false, found_nothing });
                 }
                 segments.push(Segment::Observation { ids: encode(&text)?, kind });
             }
@@ -314,7 +315,8 @@ mod tests {
         let episode = |response: &str| episode_from_trajectory(&tokenizer, &prompt, &trajectory(response)).expect("an episode").episode;
         let right = episode("<search> q </search>\n\n<information>by Vex</information>\n\n<answer> vex. </answer>");
         assert_eq!((&right.status, right.reward, right.prediction.as_deref()), (&Status::Answered, 1.0, Some("vex.")));
-        assert_eq!(right.searches, [SearchRecord { query: "q".to_owned(), passage_ids: Vec::new(), is_hit: true, is_cut: false }]);
+        let expected = SearchRecord { query: "q".to_owned(), passage_ids: Vec::new(), is_hit: true, is_cut: false, found_nothing: false };
+        assert_eq!(right.searches, [expected]);
         let stops: Vec<_> =
             right.segments.iter().filter_map(|s| if let Segment::Agent { stop, .. } = s { Some(*stop) } else { None }).collect();
         assert_eq!(stops, [StopReason::StopString(0), StopReason::StopString(1)]);

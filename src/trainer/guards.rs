@@ -1,4 +1,4 @@
-//! Is this run still learning? Six signs of a run that goes wrong, read off the metrics of its steps.
+//! Is this run still learning? Seven signs of a run that goes wrong, read off the metrics of its steps.
 //!
 //! | sign | metric | beyond |
 //! |---|---|---|
@@ -8,13 +8,14 @@
 //! | invalid actions | invalid actions an episode | `max_invalid_actions` above the first window's mean |
 //! | reward collapse | reward | below `min_reward_share` of the best window's mean, once that is above 0.1 |
 //! | log-prob mismatch | sampler's against trainer's log-probs | above `max_logprob_diff` |
+//! | lost searches | share of the searching episodes that the retriever lost | above `max_lost_share` |
 //!
 //! The first is also raised where the student cannot play on, because its logits are not finite ([`Guards::unplayable`]).
 //! All but the first compare the mean over the last `guards.window` steps; a phase is looked at by the metrics it has. Pure: no clock, no I/O. The
 //! state is a part of the checkpoint, so that a run that was killed and resumed raises the same alarms at the same steps.
 use super::{
     events::Phase,
-    metrics::{ENTROPY, INVALID_ACTIONS, LOGPROB_DIFF_MEAN, Metrics, REPETITION, REWARD, SKIPPED_UPDATES},
+    metrics::{ENTROPY, INVALID_ACTIONS, LOGPROB_DIFF_MEAN, LOST_SHARE, Metrics, REPETITION, REWARD, SKIPPED_UPDATES},
 };
 use crate::config::{GuardAction, GuardsRecipe};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,7 @@ pub struct Guards {
     invalid_actions: Watch,
     reward: Watch,
     logprob_diff: Watch,
+    lost_share: Watch,
 }
 
 /// Steps without a break that skipped updates.
@@ -65,10 +67,12 @@ pub enum Sign {
     InvalidActions,
     RewardCollapse,
     LogProbMismatch,
+    LostSearches,
 }
 
 /// The signs that are means over a window.
-const WINDOWED: [Sign; 5] = [Sign::EntropyCollapse, Sign::Repetition, Sign::InvalidActions, Sign::RewardCollapse, Sign::LogProbMismatch];
+const WINDOWED: [Sign; 6] =
+    [Sign::EntropyCollapse, Sign::Repetition, Sign::InvalidActions, Sign::RewardCollapse, Sign::LogProbMismatch, Sign::LostSearches];
 
 /// A guard has seen its sign.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,6 +162,7 @@ impl Guards {
             Sign::InvalidActions => &mut self.invalid_actions,
             Sign::RewardCollapse => &mut self.reward,
             Sign::LogProbMismatch => &mut self.logprob_diff,
+            Sign::LostSearches => &mut self.lost_share,
         }
     }
 }
@@ -221,7 +226,9 @@ impl Watch {
         }
         let new = (step, mean as f32);
         match sign {
-            Sign::NotFinite | Sign::Repetition | Sign::LogProbMismatch => Some((threshold, format!("above {threshold}"))),
+            Sign::NotFinite | Sign::Repetition | Sign::LogProbMismatch | Sign::LostSearches => {
+                Some((threshold, format!("above {threshold}")))
+            }
             Sign::EntropyCollapse => {
                 let first = f64::from(self.reference.get_or_insert(new).1);
                 Some((threshold * first, format!("below {threshold} of what it was at first ({})", figure(first))))
@@ -253,6 +260,7 @@ impl Sign {
             Self::InvalidActions => "burst of invalid actions",
             Self::RewardCollapse => "reward collapse",
             Self::LogProbMismatch => "log-prob mismatch",
+            Self::LostSearches => "lost searches",
         }
     }
 
@@ -264,6 +272,7 @@ impl Sign {
             Self::InvalidActions => INVALID_ACTIONS,
             Self::RewardCollapse => REWARD,
             Self::LogProbMismatch => LOGPROB_DIFF_MEAN,
+            Self::LostSearches => LOST_SHARE,
         }
     }
 
@@ -276,6 +285,7 @@ impl Sign {
             Self::InvalidActions => "number of invalid actions an episode",
             Self::RewardCollapse => "reward",
             Self::LogProbMismatch => "difference of the sampler's and the trainer's log-probs (nats a token)",
+            Self::LostSearches => "share of searching episodes lost to the retriever",
         }
     }
 
@@ -292,6 +302,7 @@ impl Sign {
             Self::InvalidActions => recipe.max_invalid_actions,
             Self::RewardCollapse => recipe.min_reward_share,
             Self::LogProbMismatch => recipe.max_logprob_diff,
+            Self::LostSearches => recipe.max_lost_share,
         }
     }
 
@@ -303,6 +314,7 @@ impl Sign {
             Self::InvalidActions => "guards.max_invalid_actions",
             Self::RewardCollapse => "guards.min_reward_share",
             Self::LogProbMismatch => "guards.max_logprob_diff",
+            Self::LostSearches => "guards.max_lost_share",
         }
     }
 
@@ -336,6 +348,10 @@ impl Sign {
             Self::LogProbMismatch => (
                 "rollout and update do not run the same distribution: rounding of the float type, or a sampler that leaves tokens out",
                 "set model.dtype to \"f32\", episode.top_p to 1 and episode.top_k to 0".to_owned(),
+            ),
+            Self::LostSearches => (
+                "the retriever fails, and the student learns from the episodes that did not search: not to",
+                "mend the retriever, and set retriever.max_lost_share to 0".to_owned(),
             ),
         }
     }

@@ -56,6 +56,8 @@ pub const SUBSTRING_EM: &str = "rollout/substring_em";
 pub const RESPONSE_TOKENS: &str = "rollout/response_tokens";
 pub const AGENT_TOKENS: &str = "rollout/agent_tokens";
 pub const SEARCHES: &str = "rollout/searches";
+/// Those of them that found no passage, an episode: does the agent ask for what is not there?
+pub const NOTHING_FOUND: &str = "rollout/nothing_found";
 /// Share of episodes one of whose searches brought a gold answer.
 pub const HIT_RATIO: &str = "rollout/hit_ratio";
 /// Share of executed searches whose passages were cut to episode.max_obs_length.
@@ -68,6 +70,8 @@ pub const REPETITION: &str = "rollout/repetition";
 pub const ANSWERED: &str = "rollout/answered";
 pub const TRUNCATED: &str = "rollout/truncated";
 pub const RETRIEVER_FAILED: &str = "rollout/retriever_failed";
+/// Share of the episodes that searched which were lost to the retriever: does the step learn from those alone that did not search?
+pub const LOST_SHARE: &str = "rollout/lost_share";
 /// |sampler's log-prob - recomputed log-prob| over agent tokens. Must stay tiny, or the rollout and the update run different models.
 pub const LOGPROB_DIFF_MEAN: &str = "rollout/logprob_diff_mean";
 pub const LOGPROB_DIFF_MAX: &str = "rollout/logprob_diff_max";
@@ -133,6 +137,7 @@ pub fn record_episodes(stats: &crate::rollout::EpisodeStats, metrics: &mut Metri
     metrics.set(RESPONSE_TOKENS, stats.response_tokens);
     metrics.set(AGENT_TOKENS, stats.agent_tokens);
     metrics.set(SEARCHES, stats.searches);
+    metrics.set(NOTHING_FOUND, stats.nothing_found);
     metrics.set(HIT_RATIO, stats.hit_ratio);
     metrics.set(OBSERVATIONS_CUT, stats.observations_cut);
     metrics.set(INVALID_ACTIONS, stats.invalid_actions);
@@ -140,4 +145,5 @@ pub fn record_episodes(stats: &crate::rollout::EpisodeStats, metrics: &mut Metri
     metrics.set(ANSWERED, stats.answered);
     metrics.set(TRUNCATED, stats.truncated);
     metrics.set(RETRIEVER_FAILED, stats.retriever_failed);
+    metrics.set(LOST_SHARE, stats.lost_share);
 }

@@ -1,5 +1,4 @@
 //! A model, an environment and a tokenizer put together: questions in, episodes out.
-use super::events::Stop;
 use crate::{
     config::{EpisodeRecipe, Sampling},
     data::questions::Question,
@@ -21,14 +20,14 @@ pub struct Player<'a> {
     pub limits: EpisodeRecipe,
     /// What each episode begins with behind its prompt: [`Opening::none`], but for ARCap.
     pub opening: &'a dyn Fn(&Question) -> Opening,
-    /// Ends the play with [`EngineError::Interrupted`]; `None` where a half-played set would be of no use to a resumed run.
-    pub stop: Option<&'a Stop>,
+    /// Asked before each step of the engine; where it says so, the play ends with [`EngineError::Interrupted`].
+    pub is_over: &'a dyn Fn() -> bool,
 }
 
 impl Player<'_> {
     /// Plays every question once. Episode i draws from `key` folded by i: neither its neighbours nor the batch size matter.
     /// # Errors
-    /// If logits are not finite, a text cannot be encoded, or a stop was requested.
+    /// If logits are not finite, a text cannot be encoded, or the play is over before its end.
     pub fn play<B: Backend>(
         &self,
         model: &Decoder<B>,
@@ -49,7 +48,7 @@ impl Player<'_> {
         let rules = Rules { env: &self.env, encode: &|text, outside| self.tokenizer.encode_outside(text, outside), limits: &limits };
         let keys: Vec<Key> = (0..questions.len()).map(|i| key.fold(i as u64)).collect();
         let engine = Engine::new(model, self.tokenizer, options, device);
-        play_from(&mut Interruptible { engine, stop: self.stop }, rules, self.opening, questions, &keys)
+        play_from(&mut Interruptible { engine, is_over: self.is_over }, rules, self.opening, questions, &keys)
     }
 
     /// The model's own end-of-sequence tokens and the chat's ends of a turn.
@@ -62,10 +61,10 @@ impl Player<'_> {
     }
 }
 
-/// An engine that looks at the stop request before each step.
+/// An engine that asks before each step whether it is over.
 struct Interruptible<'a, B: Backend> {
     engine: Engine<'a, B>,
-    stop: Option<&'a Stop>,
+    is_over: &'a dyn Fn() -> bool,
 }
 
 impl<B: Backend> Generator for Interruptible<'_, B> {
@@ -73,7 +72,7 @@ impl<B: Backend> Generator for Interruptible<'_, B> {
         self.engine.submit(request);
     }
     fn step(&mut self) -> Result<Vec<Completion>, EngineError> {
-        if self.stop.is_some_and(Stop::is_requested) { Err(EngineError::Interrupted) } else { self.engine.step() }
+        if (self.is_over)() { Err(EngineError::Interrupted) } else { self.engine.step() }
     }
     fn is_busy(&self) -> bool {
         self.engine.is_busy()

@@ -1,6 +1,6 @@
 //! What a run was made with: enough to make it again, or to see why it cannot be.
 use crate::{
-    config::{Phase, Recipe},
+    config::{Phase, Recipe, secrets::without_users},
     hub,
     retriever::index::META_FILE,
 };
@@ -30,7 +30,7 @@ pub struct Provenance {
     pub kernels: &'static str,
     /// Hardware threads of the machine.
     pub n_host_cores: usize,
-    /// The command as typed.
+    /// The command as typed, without passwords.
     pub command_line: Vec<String>,
     pub seed: u64,
     /// Input files (by the name the recipe gives them), with every shard of a model's weights and the description of the index: `sha256:…`, or
@@ -62,7 +62,7 @@ impl Provenance {
             device: device.to_owned(),
             kernels: dgpo_kernels::bodies(),
             n_host_cores: std::thread::available_parallelism().map_or(1, usize::from),
-            command_line: std::env::args().collect(),
+            command_line: std::env::args().map(|argument| without_users(&argument)).collect(),
             seed: recipe.run.seed,
             files,
             taken_over: None,

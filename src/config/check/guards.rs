@@ -11,6 +11,7 @@ pub(super) fn check_guards(guards: &GuardsRecipe, found: &mut Findings) {
         ("guards.min_entropy_share", guards.min_entropy_share),
         ("guards.max_repetition", guards.max_repetition),
         ("guards.min_reward_share", guards.min_reward_share),
+        ("guards.max_lost_share", guards.max_lost_share),
     ] {
         found.number(key, share, in_unit_interval, IN_UNIT_INTERVAL);
     }
@@ -29,6 +30,7 @@ mod tests {
         assert_eq!(problem(|r| r.guards.window = 0).key, "guards.window");
         assert_eq!(problem(|r| r.guards.min_entropy_share = 1.5).key, "guards.min_entropy_share");
         assert_eq!(problem(|r| r.guards.max_repetition = -0.1).key, "guards.max_repetition");
+        assert_eq!(problem(|r| r.guards.max_lost_share = 1.5).key, "guards.max_lost_share");
         assert_eq!(problem(|r| r.guards.min_reward_share = f64::NAN).key, "guards.min_reward_share");
         assert_eq!(problem(|r| r.guards.max_invalid_actions = -1.0).key, "guards.max_invalid_actions");
         assert_eq!(problem(|r| r.guards.max_logprob_diff = f64::INFINITY).key, "guards.max_logprob_diff");

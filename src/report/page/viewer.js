@@ -100,7 +100,7 @@
     if (isFocused) { row.focus({ preventScroll: true }); row.scrollIntoView({ block: "nearest" }); }
     const episode = state.episode = state.rows[i];
     const fact = (what, ...value) => make("div", {}, make("dt", {}, what), make("dd", {}, ...value));
-    const searches = episode.searches.map((s) => `“${s.query}” (${s.is_hit ? "gold answer found" : "no gold answer"})`).join("; ");
+    const searches = episode.searches.map((s) => `“${s.query}” (${s.found_nothing ? "nothing found" : s.is_hit ? "gold answer found" : "no gold answer"})`).join("; ");
     get("about").replaceChildren(make("h3", {}, episode.question), make("dl", { class: "facts" },
       fact("gold", episode.gold.join(" | ")),
       fact("prediction", episode.prediction === null ? "none" : episode.prediction),

@@ -3,7 +3,7 @@ use crate::{
     config::ObservationCut,
     data::corpus::Passage,
     engine::EngineOptions,
-    env::protocol::{INVALID_ACTION, STOP_STRINGS, search_observation},
+    env::protocol::{INVALID_ACTION, NOTHING_FOUND, STOP_STRINGS, information_block, reference_action, search_observation},
     retriever::{Hit, Retriever, RetrieverError},
     rng::Purpose,
     rollout::{RolloutBatch, scripted::ScriptedGenerator},
@@ -150,7 +150,7 @@ fn scripted_rollouts_have_the_texts_queries_and_counts_of_the_reference() {
         let n_turns = |e: &Episode| e.segments.iter().filter(|s| s.is_agent()).count();
         let n_searches = |e: &Episode| {
             let agent = e.segments.iter().filter(|s| s.is_agent());
-            agent.filter(|s| matches!(parse_action(&decode(s.ids())), Action::Search(_))).count()
+            agent.filter(|s| matches!(reference_action(&decode(s.ids())), Action::Search(_))).count()
         };
         let count = |f: &dyn Fn(&Episode) -> usize| episodes.iter().map(f).collect::<Vec<_>>();
         assert_eq!(episodes.iter().map(|e| text_of(e, |s| !s.is_prompt())).collect::<Vec<_>>(), case.responses_text, "{name}");
@@ -227,9 +227,27 @@ fn a_failed_search_ends_its_own_episode_only() {
 #[test]
 fn a_search_records_its_passages_and_whether_they_hold_a_gold_answer() {
     let episodes = recite(&["p"], &[&["<search> x </search>", "<answer> B </answer>"]], &one_passage, &limits());
-    let expected = SearchRecord { query: "x".to_owned(), passage_ids: vec!["7".to_owned()], is_hit: true, is_cut: false };
+    let passage_ids = vec!["7".to_owned()];
+    let expected = SearchRecord { query: "x".to_owned(), passage_ids, is_hit: true, is_cut: false, found_nothing: false };
     assert_eq!(episodes[0].searches, [expected]);
     assert_eq!((episodes[0].prediction.as_deref(), episodes[0].reward), (Some("B"), 0.0));
+}
+
+#[test]
+fn a_blank_query_is_an_invalid_action_and_is_never_searched() {
+    let nobody_asks = |queries: &[String]| panic!("asked for {queries:?}");
+    let episodes = recite(&["p"], &[&["<search> \n </search>", "<answer>A</answer>"]], &nobody_asks, &limits());
+    assert_eq!(text_of(&episodes[0], |s| !s.is_prompt()), format!("<search> \n </search>{INVALID_ACTION}<answer>A</answer>"));
+    assert_eq!((episodes[0].n_invalid_actions, episodes[0].searches.len()), (1, 0));
+}
+
+#[test]
+fn a_search_that_finds_nothing_goes_on_and_is_counted() {
+    let nothing = |queries: &[String]| queries.iter().map(|_| Ok(Vec::new())).collect();
+    let episodes = recite(&["p"], &[&["<search>x</search>", "<answer>A</answer>"]], &nothing, &limits());
+    assert!(text_of(&episodes[0], |s| !s.is_prompt()).contains(NOTHING_FOUND));
+    let expected = SearchRecord { query: "x".to_owned(), passage_ids: Vec::new(), is_hit: false, is_cut: false, found_nothing: true };
+    assert_eq!((&episodes[0].searches[..], episodes[0].reward), (&[expected][..], 1.0));
 }
 
 #[test]
@@ -321,7 +339,7 @@ fn passages_that_are_too_long_are_cut_and_a_gold_answer_behind_the_cut_is_no_hit
     let cut = play_with(observation.len() - 1, ObservationCut::Passages);
     assert_eq!(observed(&cut), "\n\n<information>Doc 1(Title: \"Alpha\") alpha is A</information>\n\n");
     assert_eq!((cut.searches[0].is_cut, cut.searches[0].is_hit), (true, true));
-    let shorter = play_with(search_observation(&[]).len() + "Doc 1(Title: ".len(), ObservationCut::Passages);
+    let shorter = play_with(information_block("").len() + "Doc 1(Title: ".len(), ObservationCut::Passages);
     assert_eq!(observed(&shorter), "\n\n<information>Doc 1(Title:</information>\n\n");
     assert_eq!((shorter.searches[0].is_cut, shorter.searches[0].is_hit), (true, false));
     let reference = play_with(observation.find("Alpha").expect("a title"), ObservationCut::Reference);

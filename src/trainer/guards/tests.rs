@@ -73,6 +73,12 @@ fn entropy_far_below_its_first_mean_is_seen() {
 }
 
 #[test]
+fn searches_that_go_on_being_lost_are_seen() {
+    assert_eq!(warned(LOST_SHARE, &[0.0, 0.0, 0.0, 0.2, 0.2, 0.0]), [(5, 4)]);
+    assert_eq!(warned(LOST_SHARE, &[0.2, 0.0, 0.0, 0.2, 0.0, 0.0]), []);
+}
+
+#[test]
 fn loops_are_seen() {
     assert_eq!(warned(REPETITION, &[0.0, 0.0, 0.0, 0.9, 0.9, 0.9]), [(5, 4)]);
     assert_eq!(warned(REPETITION, &[0.5, 0.4, 0.5, 0.4, 0.5, 0.5]), []);
