@@ -19,6 +19,7 @@
 //! | `gpu`, `on_wgpu`, `on_cuda` | the same things on a graphics device, in builds with the features `wgpu` and `cuda` |
 //! | [`portability`] | what `dgpo portability` and `dgpo bench` say of this machine |
 //! | [`outage`] | a retrieval server that goes away and comes back |
+//! | [`power_cut`] | what is on the disk when the power goes |
 //! | [`secrets`] | passwords in addresses reach the server and nothing else |
 //! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
 //! | [`real`] | real weights, questions, passages and episodes, where `DGPO_DATA_DIR` names them |
@@ -48,6 +49,7 @@ mod on_cuda;
 mod on_wgpu;
 mod outage;
 mod portability;
+mod power_cut;
 mod properties;
 mod real;
 mod recipes;

@@ -71,6 +71,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             let of_block: Vec<Episode> = episodes.into_iter().filter(is_kept).collect();
             // Before the file: a run resumed with the block has its metrics, and without it their line is cut off.
             self.report(Phase::Demos, block + 1, n_blocks, &metrics)?;
+            self.metrics.sync()?;
             write_block(&self.run, block, counts, &of_block)?;
             kept.extend(of_block);
         }

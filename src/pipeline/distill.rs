@@ -167,13 +167,11 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             wall_s: self.wall_s(),
             recipe: Some(self.setup.recipe.clone()),
         };
-        let saved = checkpoint::save(self.run.path(), task.phase, *step, self.setup.recipe.run.keep, |dir| {
+        self.save(task.phase, *step, |dir| {
             write_model(&student.model, side_files, dir)?;
             write_optimizer(&student.optimizer, &student.model, dir)?;
             task.source.write(dir)?;
             checkpoint::write_state(dir, &state)
-        })?;
-        (self.observer)(Event::CheckpointSaved { path: &saved.path });
-        Ok(())
+        })
     }
 }

@@ -75,14 +75,13 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         metrics.set(ENCODER_RECALL, recall(&trained, task, recipe.retriever.top_k, &self.setup.device)?);
         self.say(&format!("gold passage among the top {}: {:.3}", recipe.retriever.top_k, metrics.0[0].1));
         let wall_s = self.wall_s();
-        let saved = checkpoint::save(self.run.path(), Phase::Encoder, total, recipe.run.keep, |checkpoint_dir| {
+        self.save(Phase::Encoder, total, |checkpoint_dir| {
             let model_dir = checkpoint_dir.join(MODEL_DIR);
             std::fs::create_dir_all(&model_dir)?;
             save_bert(&trained, &model_dir, None)?;
             copy_side_files(&dir, &model_dir)?;
             checkpoint::write_state(checkpoint_dir, &serde_json::json!({ "wall_s": wall_s }))
         })?;
-        (self.observer)(Event::CheckpointSaved { path: &saved.path });
         (self.observer)(Event::PhaseDone { phase: Phase::Encoder });
         Ok(())
     }

@@ -10,7 +10,11 @@ use crate::{
         metrics::{EVAL_EM, Metrics},
     },
 };
-use dgpo_models::{TrainBackend, decoder::Decoder, files::write_file};
+use dgpo_models::{
+    TrainBackend,
+    decoder::Decoder,
+    files::{sync_folder, write_file},
+};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -45,6 +49,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         }
         (self.observer)(Event::PhaseDone { phase: Phase::Eval });
         summary.wall_s = self.wall_s();
+        self.metrics.sync()?;
         self.run.write_summary(&summary)?;
         Ok(summary)
     }
@@ -99,7 +104,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
                     ));
                     figures
                 } else {
-                    std::fs::create_dir_all(&dir).map_err(io(&dir))?;
+                    std::fs::create_dir_all(&dir).and_then(|()| sync_folder(self.run.path())).map_err(io(&dir))?;
                     let evaluation = Evaluation { of, test, max_test, figures };
                     let text = serde_json::to_vec_pretty(&evaluation).expect("figures are plain numbers");
                     write_file(&path, text).map_err(io(&path))?;

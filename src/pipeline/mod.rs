@@ -41,7 +41,7 @@ use crate::{
     rollout::{play::RolloutError, trajectory::TrajectoryError},
     tokenizer::{Tokenizer, TokenizerError},
     trainer::{
-        checkpoint::{self, Checkpoint, CheckpointError},
+        checkpoint::{self, Checkpoint, CheckpointError, WriteError},
         devices::{self, DeviceError},
         encoder::EncoderTrainingError,
         events::{Event, Observer, Stop},
@@ -54,7 +54,11 @@ use crate::{
 };
 use dgpo_models::{ModelError, TrainBackend, decoder::Decoder};
 use setup::SetupOf;
-use std::{collections::HashMap, path::PathBuf, time::Instant};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 /// Why a run ended early.
 #[derive(Debug, thiserror::Error)]
@@ -320,6 +324,14 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         } else {
             alarms.iter().for_each(|alarm| self.say(&format!("warning: {alarm}")));
         }
+        Ok(())
+    }
+
+    /// Writes a checkpoint, which stands for the metrics of every step before it.
+    fn save(&mut self, phase: Phase, step: usize, write: impl FnOnce(&Path) -> Result<(), WriteError>) -> Result<(), PipelineError> {
+        self.metrics.sync()?;
+        let saved = checkpoint::save(self.run.path(), phase, step, self.setup.recipe.run.keep, write)?;
+        (self.observer)(Event::CheckpointSaved { path: &saved.path });
         Ok(())
     }
 

@@ -197,15 +197,13 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             wall_s: self.wall_s(),
             recipe: Some(self.setup.recipe.clone()),
         };
-        let saved = checkpoint::save(self.run.path(), Phase::Rl, step, self.setup.recipe.run.keep, |dir| {
+        self.save(Phase::Rl, step, |dir| {
             write_model(&networks.actor, side_files, dir)?;
             write_optimizer(&networks.actor_optimizer, &networks.actor, dir)?;
             if let Some(critic) = &networks.critic {
                 write_critic(&critic.network, &critic.optimizer, dir)?;
             }
             checkpoint::write_state(dir, &state)
-        })?;
-        (self.observer)(Event::CheckpointSaved { path: &saved.path });
-        Ok(())
+        })
     }
 }

@@ -23,6 +23,7 @@ use crate::{
         state::PhaseState,
     },
 };
+use dgpo_models::files::sync_folder;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -188,6 +189,7 @@ impl Takeover {
                 }
             }
         }
+        sync_folder(&run.episodes_dir()).map_err(|source| TakeoverError::Copy { path: run.episodes_dir(), source })?;
         run.take_metrics(&self.source, &self.phases)?;
         for taken in &self.checkpoints {
             let mut state: Value = taken.read_state()?;
@@ -242,7 +244,7 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => Ok(()),
         // Another file system, or one without links.
-        Err(_) => fs::copy(from, to).map(drop),
+        Err(_) => fs::copy(from, to).and_then(|_| fs::File::open(to)?.sync_all()),
     }
 }
 

@@ -10,7 +10,7 @@
 //! stands behind it in a line of its own, `{"phase":"rl","step":3,"alarm":"..","advice":".."}`: it stays whatever the recipe says later.
 use super::{checkpoint::CHECKPOINTS_DIR, guards::Alarm, metrics::rename_old};
 use crate::config::{self, ConfigError, Phase, Recipe, Stage};
-use dgpo_models::files::write_file;
+use dgpo_models::files::{sync_folder, write_file};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use std::{
@@ -100,6 +100,7 @@ impl RunDir {
         run.write(PROVENANCE_FILE, pretty(provenance))?;
         // The recipe makes the folder a run, so it is written last.
         run.write(RECIPE_FILE, config::load::to_toml(&resolved))?;
+        sync_folder(root).map_err(io_error("write", root))?;
         Ok(run)
     }
 
@@ -176,6 +177,7 @@ impl RunDir {
         };
         let opened = refuse_link(&path).and_then(|()| OpenOptions::new().create(true).append(true).open(&path)).and_then(|file| {
             file.set_len(n_bytes)?;
+            sync_folder(&self.path)?;
             Ok(file)
         });
         Ok(MetricsLog { file: opened.map_err(io_error("open", &path))?, path })
@@ -284,7 +286,7 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Writes and flushes one line: a killed process loses at most the line being written. Values that are not finite become `null`.
+    /// Writes one line: a killed process loses at most the line being written, a power cut those since [`Self::sync`]. Values that are not finite become `null`.
     /// # Errors
     /// If the disk fails.
     pub fn append(&mut self, phase: Phase, step: usize, metrics: &[(&'static str, f64)]) -> Result<(), RunDirError> {
@@ -299,6 +301,13 @@ impl MetricsLog {
     pub fn append_alarm(&mut self, alarm: &Alarm) -> Result<(), RunDirError> {
         let line = json!({"phase": alarm.phase, "step": alarm.step, ALARM: alarm.what(), ADVICE: alarm.advice()});
         self.write(line.as_object().cloned().unwrap_or_default())
+    }
+
+    /// Brings what was appended to the disk, before something is written that relies on it: a checkpoint stands for the lines of its steps.
+    /// # Errors
+    /// If the disk fails.
+    pub fn sync(&self) -> Result<(), RunDirError> {
+        self.file.sync_data().map_err(io_error("write", &self.path))
     }
 
     fn write(&mut self, line: Map<String, Value>) -> Result<(), RunDirError> {
