@@ -53,6 +53,15 @@ fn a_password_that_is_written_out_is_refused_and_not_repeated() {
     let url = format!("retriever.url=http://ann:{PASSWORD}@127.0.0.1:1/retrieve");
     let refused = world.dgpo(&["train", "--config", "rl.toml", "--set", "retriever.kind=remote", "--set", &url]);
     assert_is_kept(&world, &refused.failed(2, &["retriever.url", "${RETRIEVER_URL}"]));
+    // Whatever the key, and where no retriever is asked.
+    for key in ["retriever.url", "data.corpus", "model.teacher"] {
+        let setting = format!("{key}=https://ann:{PASSWORD}@127.0.0.1/x");
+        assert_is_kept(&world, &world.dgpo(&["train", "--config", "rl.toml", "--set", &setting]).failed(2, &[key, "a user or a password"]));
+    }
+    let list = format!("data.train=[\"https://ann:{PASSWORD}@127.0.0.1/x.jsonl\"]");
+    assert_is_kept(&world, &world.dgpo(&["train", "--config", "rl.toml", "--set", &list]).failed(2, &["data.train"]));
+    let model = format!("https://ann:{PASSWORD}@127.0.0.1/model");
+    assert_is_kept(&world, &world.dgpo(&["eval", "--config", "rl.toml", "--model", &model]).failed(1, &["https://***@127.0.0.1/model"]));
     let misspelt = format!("retreiver.url=http://ann:{PASSWORD}@127.0.0.1:1/retrieve");
     assert_is_kept(&world, &world.dgpo(&["train", "--set", &misspelt]).failed(2, &["http://***@127.0.0.1:1/retrieve"]));
 }

@@ -5,7 +5,7 @@
 //!
 //! Messages of the library end in `hint: …`; the hint gets a line of its own. `NO_COLOR` and a stderr that is no terminal switch colour off,
 //! and no meaning hangs on colour alone.
-use crate::report::table::acts_on_display;
+use crate::{config::secrets::without_users, report::table::acts_on_display};
 use serde::Serialize;
 use std::{
     borrow::Cow,
@@ -92,7 +92,7 @@ pub fn warn(message: &str) {
 /// `mark` is the program's own and may be coloured, `text` may hold anything.
 fn tell(mark: &str, text: &str) {
     // A closed stderr leaves nobody to tell.
-    let _ = writeln!(io::stderr(), "{mark}{}", hints_on_own_lines(&visible(text)));
+    let _ = writeln!(io::stderr(), "{mark}{}", hints_on_own_lines(&visible(&without_users(text))));
 }
 
 /// The reader of stdout has had enough (`dgpo runs list | head -1`): not a failure.

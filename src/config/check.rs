@@ -9,7 +9,6 @@ use super::{
     AdamWRecipe, Problem, Recipe, Stage,
     check_distill::{check_distill, check_gkd},
     date::Date,
-    secrets::{SECRET_HINT, may_hold_user},
 };
 
 /// Parameter types a model can be computed in.
@@ -228,10 +227,8 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
         "remote" => {
             // What a variable holds is seen when the retriever is opened.
             let is_address = retriever.url.starts_with("http://") || retriever.url.starts_with("${");
-            let is_secret = may_hold_user(&retriever.url);
-            found.error(is_secret, "retriever.url", || "is an address with a user or a password".into(), || SECRET_HINT.into());
             found.error(
-                !is_address && !is_secret,
+                !is_address,
                 "retriever.url",
                 || format!("\"{}\" is no http:// address (https is not spoken), and kind = \"remote\" needs one", retriever.url),
                 || "e.g. \"http://127.0.0.1:8000/retrieve\"".into(),

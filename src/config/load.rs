@@ -7,6 +7,7 @@
 use super::{
     ConfigError, Origin, Problem, Recipe, bounds, check,
     library::{Place, described},
+    secrets,
 };
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
@@ -67,8 +68,24 @@ pub fn load_part(source: &str, overrides: &[String]) -> Result<Loaded, ConfigErr
     for argument in overrides {
         settings.append(&mut parse_override(argument)?);
     }
+    refuse_secrets(&settings)?;
     let sources = layers.into_iter().rev().map(|layer| layer.place.to_string()).collect();
     Ok(Loaded { recipe: typed(settings)?, name, sources, warnings: Vec::new() })
+}
+
+/// A recipe is written into runs, checkpoints and reports, so no text in it may hold a password.
+fn refuse_secrets(settings: &Settings) -> Result<(), ConfigError> {
+    for (key, (value, origin)) in settings {
+        let listed = value.as_array().into_iter().flatten();
+        let is_secret =
+            |text: &str| if key == secrets::ADDRESS_KEY { secrets::may_hold_user(text) } else { secrets::without_users(text) != text };
+        if listed.chain([value]).filter_map(Value::as_str).any(is_secret) {
+            let why = "is an address with a user or a password".to_owned();
+            let hint = if key == secrets::ADDRESS_KEY { secrets::SECRET_HINT } else { secrets::OTHER_HINT };
+            return Err(ConfigError::WrongType { origin: Box::new(origin.clone()), key: key.clone(), why, hint: hint.to_owned() });
+        }
+    }
+    Ok(())
 }
 
 /// The recipe as a complete TOML file, which loads back to an equal recipe.

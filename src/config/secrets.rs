@@ -9,6 +9,10 @@ const HIDDEN: &str = "***";
 /// Ends a scheme's name.
 const SCHEME_END: &str = "://";
 
+/// The one key whose address is sent a user and a password.
+pub const ADDRESS_KEY: &str = "retriever.url";
+/// What to do with an address that nothing is sent to.
+pub const OTHER_HINT: &str = "recipes are written into the runs' folders, and nothing is fetched from an address: name a file or a folder";
 /// What to do with an address that must not be written down.
 pub const SECRET_HINT: &str = "recipes are written into the runs' folders; export RETRIEVER_URL=http://USER:PASSWORD@HOST/retrieve and give \
                                retriever.url = \"${RETRIEVER_URL}\", which is kept as it stands and read again at every start";

@@ -5,12 +5,9 @@
 //! names an environment variable instead ([`crate::config::secrets`]).
 use super::RetrieverError;
 use crate::{
-    config::secrets::{SECRET_HINT, may_hold_user, without_users},
+    config::secrets::{ADDRESS_KEY, SECRET_HINT, may_hold_user, without_users},
     hub,
 };
-
-/// The key that errors name.
-const KEY: &str = "retriever.url";
 
 /// A server's address, ready to be used.
 #[derive(Clone, PartialEq, Eq)]
@@ -29,13 +26,13 @@ impl Address {
     /// If the variable is not set, the address is not `http://...`, or a user or password is written out.
     pub fn of(written: &str) -> Result<Self, RetrieverError> {
         if may_hold_user(written) {
-            return Err(RetrieverError::option(KEY, "an address with a user or a password", SECRET_HINT));
+            return Err(RetrieverError::option(ADDRESS_KEY, "an address with a user or a password", SECRET_HINT));
         }
         Self::parse(&hub::expand(written).map_err(RetrieverError::passed_on)?)
     }
 
     fn parse(address: &str) -> Result<Self, RetrieverError> {
-        let wrong = |hint| Err(RetrieverError::option(KEY, format!("\"{}\"", without_users(address)), hint));
+        let wrong = |hint| Err(RetrieverError::option(ADDRESS_KEY, format!("\"{}\"", without_users(address)), hint));
         if address.starts_with("https://") {
             return wrong("this program has no TLS; use http://, or a local proxy or tunnel that ends TLS");
         }
