@@ -1,7 +1,7 @@
 //! What lies on the disk when the power goes: nothing is put in place, or relied on, before it is synced.
 //!
 //! Seen from outside with strace, which names the system calls of a whole run in their order.
-use crate::support::{Ended, World};
+use crate::support::{Ended, World, names_in, repository};
 use std::{
     collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
@@ -9,6 +9,7 @@ use std::{
 };
 
 /// A system call on files.
+#[derive(Clone)]
 enum Call {
     /// Bytes went into a file.
     Write(PathBuf),
@@ -68,14 +69,10 @@ fn call_of(text: &str, here: &Path) -> Option<Call> {
     }
 }
 
-#[test]
-fn nothing_is_put_in_place_before_it_and_the_metrics_it_stands_for_are_synced() {
-    let world = World::new();
-    let settings = ["demos.only_correct=false", "distill.steps=2", "rl.steps=1", "run.keep=0"].map(|setting| ["--set", setting]).concat();
-    let Some((ended, calls)) = traced(&world, &[&["train", "--config", "smoke", "--name", "a"][..], &settings].concat()) else { return };
-    let _ = ended.done();
-    let run = world.path("runs/a").canonicalize().unwrap();
-    let metrics = run.join("metrics.jsonl");
+/// Names of what was put in place below a folder. All of it was synced before, every folder behind it, and the first of `stands_for` before
+/// each name that begins like one of the others.
+fn placed(calls: Vec<Call>, root: &Path, stands_for: (&str, &[&str])) -> BTreeSet<String> {
+    let root = root.canonicalize().unwrap();
     let (mut unsynced, mut synced, mut moved, mut placed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for call in calls {
         match call {
@@ -83,19 +80,30 @@ fn nothing_is_put_in_place_before_it_and_the_metrics_it_stands_for_are_synced() 
             Call::Sync(path) => {
                 let _ = (unsynced.remove(&path), moved.remove(&path), synced.insert(path));
             }
-            Call::Rename(from, to) if to.starts_with(&run) => {
-                assert!(synced.contains(&from), "{} was put in place before it was synced", to.display());
+            Call::Rename(from, to) if to.starts_with(&root) => {
+                let name = to.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+                assert!(synced.contains(&from), "{name} was put in place before it was synced");
                 let inside: Vec<_> = unsynced.iter().filter(|path| path.starts_with(&from)).collect();
-                assert!(inside.is_empty(), "{} was put in place before {inside:?} were synced", to.display());
-                let name = to.strip_prefix(&run).unwrap().to_string_lossy().into_owned();
-                let stands_for_metrics = ["checkpoints/", "episodes/demos", "summary"].iter().any(|those| name.starts_with(those));
-                assert!(!stands_for_metrics || !unsynced.contains(&metrics), "the metrics were not synced before {name}");
+                assert!(inside.is_empty(), "{name} was put in place before {inside:?} were synced");
+                let (needed, names) = stands_for;
+                let needs = names.iter().any(|start| name.starts_with(start));
+                assert!(!needs || !unsynced.contains(&root.join(needed)), "{needed} was not synced before {name}, which stands for it");
                 let _ = (moved.insert(to.parent().unwrap().to_owned()), placed.insert(name));
             }
             Call::Rename(..) => {}
         }
     }
     assert!(moved.is_empty(), "the names of new files in {moved:?} were never synced");
+    placed
+}
+
+#[test]
+fn nothing_of_a_run_is_put_in_place_before_it_and_the_metrics_it_stands_for_are_synced() {
+    let world = World::new();
+    let settings = ["demos.only_correct=false", "distill.steps=2", "rl.steps=1", "run.keep=0"].map(|setting| ["--set", setting]).concat();
+    let Some((ended, calls)) = traced(&world, &[&["train", "--config", "smoke", "--name", "a"][..], &settings].concat()) else { return };
+    let _ = ended.done();
+    let placed = placed(calls, &world.path("runs/a"), ("metrics.jsonl", &["checkpoints/", "episodes/demos", "summary"]));
     let expected = [
         "recipe.toml",
         "episodes/demos-000000.jsonl",
@@ -108,4 +116,17 @@ fn nothing_is_put_in_place_before_it_and_the_metrics_it_stands_for_are_synced() 
     ];
     let missing: Vec<_> = expected.iter().filter(|name| !placed.contains(**name)).collect();
     assert!(missing.is_empty(), "{missing:?} were not written as whole files; {placed:?} were");
+}
+
+#[test]
+fn an_index_says_that_it_is_done_behind_its_vectors_and_its_graph() {
+    let world = World::new();
+    let encoder = repository("configs/tiny/encoder");
+    let arguments =
+        ["index", "build", "--config", "tiny", "--corpus", "corpus.jsonl", "--out", "a", "--encoder", encoder.to_str().unwrap()];
+    let Some((ended, calls)) = traced(&world, &arguments) else { return };
+    let _ = ended.done();
+    for part in names_in(&world.path("a")).iter().filter(|name| name.contains(".hnsw.") || name.starts_with("vectors")) {
+        assert!(placed(calls.clone(), &world.path("a"), (part, &["index.json"])).contains("index.json"));
+    }
 }
