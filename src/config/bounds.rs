@@ -17,7 +17,7 @@ const MOST_ROUNDS: i64 = 1_000_000;
 /// Seconds of one pause or timeout: almost four months.
 const MOST_SECONDS: f64 = 1e7;
 
-const BOUNDS: [(&str, i64); 32] = [
+const BOUNDS: [(&str, i64); 33] = [
     // Every random number derives from it, and every whole number is as good as another.
     ("run.seed", i64::MAX),
     ("data.max_passages", i64::MAX),
@@ -28,6 +28,7 @@ const BOUNDS: [(&str, i64); 32] = [
     ("episode.max_prompt_length", MOST_TOKENS),
     ("episode.max_rows", MOST_AT_ONCE),
     ("retriever.max_retries", MOST_ROUNDS),
+    ("retriever.batch_queries", MOST_AT_ONCE),
     ("retriever.top_k", MOST_AT_ONCE),
     ("retriever.hnsw_m", MOST_AT_ONCE),
     ("retriever.hnsw_ef_construction", MOST_AT_ONCE),

@@ -253,7 +253,13 @@ fn episode() -> Episode {
         status: Status::Answered,
         prediction: Some("Vex".to_owned()),
         reward: 1.0,
-        searches: vec![SearchRecord { query: "Nolmar".to_owned(), passage_ids: vec!["17".to_owned()], is_hit: true, is_cut: false }],
+        searches: vec![SearchRecord {
+            query: "Nolmar".to_owned(),
+            passage_ids: vec!["17".to_owned()],
+            is_hit: true,
+            is_cut: false,
+            found_nothing: false,
+        }],
         n_invalid_actions: 0,
     }
 }
