@@ -38,6 +38,7 @@ pub mod linear_kl;
 pub mod linear_log_probs;
 pub mod log_probs;
 pub mod log_softmax_kl;
+pub mod nan;
 #[cfg(test)]
 mod portable_tests;
 pub mod rms_norm;

@@ -16,7 +16,7 @@ pub const WHOLE_ROWS: usize = 16_384;
 const SUM_BLOCK: usize = 64;
 /// Rows of one operation where there are more and what it makes of them is more than a sum
 /// ([`in_blocks`], [`select_rows`]).
-const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 
 /// The sum of all rows.
 /// # Shapes

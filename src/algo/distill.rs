@@ -129,12 +129,18 @@ impl TaidSchedule {
     }
 
     /// After step `step` (from 0) of `n_steps` had loss `loss`. Returns the adaptive increment; the first call only remembers the loss.
+    /// A loss that is not finite says nothing: its update was skipped, the momentum would never
+    /// recover from it, and t alone follows the line.
     pub fn update(&mut self, loss: f64, step: usize, n_steps: usize) -> Option<f64> {
+        let line = self.t_start + (self.t_end - self.t_start) * step as f64 / n_steps as f64;
+        if !loss.is_finite() {
+            self.t = self.t.max(line).min(self.t_end);
+            return None;
+        }
         let prev_loss = self.prev_loss.replace(loss)?;
         self.momentum = self.beta * self.momentum + (1.0 - self.beta) * (prev_loss - loss) / (prev_loss + TAID_EPS);
         let sigmoid = 1.0 / (1.0 + (-self.momentum).exp());
         let increment = self.alpha * sigmoid * (1.0 - self.t);
-        let line = self.t_start + (self.t_end - self.t_start) * step as f64 / n_steps as f64;
         self.t = (self.t + increment).max(line).min(self.t_end);
         Some(increment)
     }

@@ -3,12 +3,13 @@
 //! With d = log pi_old(y_t) - log pi_ref(y_t), sampled under pi_old, the estimators of KL(pi_old || pi_ref) are k1 = d (unbiased, signed), |d|,
 //! d^2/2 and k3 = e^{-d} + d - 1 (unbiased, never negative, low variance). `full` sums over the vocabulary instead of using the sampled token.
 //! The host functions work on rows of any layout; `token_rewards` applies them to a `RolloutBatch`.
-use super::{distill::Divergence, nan_of};
+use super::distill::Divergence;
 use crate::{
     config::{ADAPTIVE_ERROR_LIMIT, KlEstimator, KlMode, KlRecipe},
     rollout::RolloutBatch,
 };
 use burn::tensor::Tensor;
+use dgpo_kernels::nan::nan_of;
 use dgpo_models::Backend;
 use serde::{Deserialize, Serialize};
 

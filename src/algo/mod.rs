@@ -34,18 +34,6 @@ pub fn total<B: Backend>(values: Tensor<B, 1>) -> Tensor<B, 1> {
     if n <= WHOLE_ROWS { values.sum_dim(0) } else { sum_rows(values.reshape([n, 1])).reshape([1]) }
 }
 
-/// NaN where an input is NaN and 0 elsewhere; a constant, to be added to each token's loss.
-///
-/// A clamp, a maximum or a comparison may turn NaN into a number: which ones do depends on the
-/// backend (burn-flex keeps the bound in `clamp_min` and `clamp_max`, `max_pair` drops a NaN on its
-/// right, shading languages promise nothing). So NaN is asked for before any of them.
-/// # Shapes
-/// at least one input, each `[N]` -> `[N]`
-fn nan_of<B: Backend, const N: usize>(inputs: [&Tensor<B, 1>; N]) -> Tensor<B, 1> {
-    let zeros = Tensor::zeros_like(&inputs[0].clone().detach());
-    inputs.into_iter().fold(zeros, |nan, input| nan.mask_fill(input.clone().detach().is_nan(), f32::NAN))
-}
-
 /// Detached scalars `[1]` read from the device in one transfer.
 fn read_scalars<B: Backend>(scalars: Vec<Tensor<B, 1>>) -> Vec<f64> {
     Tensor::cat(scalars, 0).detach().into_data().iter::<f64>().collect()

@@ -5,8 +5,9 @@
 //! Every mean is a masked sum over the caller's normaliser (the token count of the optimizer step), statistics included: what micro-batches return
 //! adds up. NaN in any input of a counted token is NaN in the loss. Tensors are flat: `[N]` = the
 //! tokens of a micro-batch, in any order, either all of them with a mask or only the trained ones.
-use super::{masked_mean, nan_of, read_scalars};
+use super::{masked_mean, read_scalars};
 use burn::tensor::Tensor;
+use dgpo_kernels::nan::nan_of;
 use dgpo_models::Backend;
 
 /// The log-ratio is held within ± this, far outside any clip range: exp stays finite, and with it the gradient (0 · inf is NaN).

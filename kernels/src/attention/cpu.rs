@@ -6,7 +6,10 @@
 //! Tasks are (row of the batch, block of queries) in the forward pass and rows of the batch in the backward pass, which adds into dk and dv.
 #![expect(clippy::needless_range_loop, reason = "one index moves through several arrays; the plain form is the one that vectorises")]
 use super::CausalRows;
-use crate::cpu::{CpuTensor, Elements, LANES, View, Widen, exp, for_each_piece, from_vec, simd, stored, strides, with_rows};
+use crate::{
+    cpu::{CpuTensor, Elements, LANES, View, Widen, exp, for_each_piece, from_vec, simd, stored, strides, with_rows},
+    rows::{BLOCK, WHOLE_ROWS},
+};
 use burn::{backend::Flex, tensor::ops::FloatTensorOps};
 
 /// Queries of one task of the forward pass: many enough to repay packing the keys.
@@ -138,34 +141,44 @@ fn backward_row(q: &View<4>, k: &Heads, v: &Heads, grad: &View<4>, rows: &Causal
         let values = v.transposed(b, j, n_seen, &mut packed_v);
         let key_rows = k.vectors(b, j, n_seen, &mut packed_rows);
         let task = GroupRows { q, b, first_query: 0, first_head: j * group, group };
-        dk.fill(0.0);
-        dv.fill(0.0);
-        let mut row = 0;
-        while row < n_queries * group {
-            let mut pass = BackwardRows {
-                task: &task,
-                grad,
-                keys: &keys,
-                values: &values,
-                key_rows: &key_rows,
-                head_dim,
-                n_heads,
-                p: &mut p,
-                ds: &mut ds,
-                dq: out.dq,
-                dk: &mut dk,
-                dv: &mut dv,
-            };
-            row += match n_queries * group - row {
-                4.. => pass.run::<4>(row, seen),
-                2 | 3 => pass.run::<2>(row, seen),
-                _ => pass.run::<1>(row, seen),
-            };
-        }
-        for s in 0..n_seen {
-            let (from, to) = (s * head_dim, (s * n_kv_heads + j) * head_dim);
-            out.dk[to..to + head_dim].copy_from_slice(&dk[from..from + head_dim]);
-            out.dv[to..to + head_dim].copy_from_slice(&dv[from..from + head_dim]);
+        let n_rows = n_queries * group;
+        let n_at_once = if n_rows <= WHOLE_ROWS { n_rows } else { BLOCK };
+        for first in (0..n_rows).step_by(n_at_once) {
+            dk.fill(0.0);
+            dv.fill(0.0);
+            let (mut row, end) = (first, (first + n_at_once).min(n_rows));
+            while row < end {
+                let mut pass = BackwardRows {
+                    task: &task,
+                    grad,
+                    keys: &keys,
+                    values: &values,
+                    key_rows: &key_rows,
+                    head_dim,
+                    n_heads,
+                    p: &mut p,
+                    ds: &mut ds,
+                    dq: out.dq,
+                    dk: &mut dk,
+                    dv: &mut dv,
+                };
+                row += match end - row {
+                    4.. => pass.run::<4>(row, seen),
+                    2 | 3 => pass.run::<2>(row, seen),
+                    _ => pass.run::<1>(row, seen),
+                };
+            }
+            for s in 0..n_seen {
+                let (from, to) = (s * head_dim, (s * n_kv_heads + j) * head_dim);
+                for (sums, part) in [(&mut *out.dk, &dk), (&mut *out.dv, &dv)] {
+                    let (sums, part) = (&mut sums[to..to + head_dim], &part[from..from + head_dim]);
+                    if first == 0 {
+                        sums.copy_from_slice(part);
+                    } else {
+                        sums.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+                    }
+                }
+            }
         }
     }
 }

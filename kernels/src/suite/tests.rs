@@ -127,7 +127,9 @@ fn nan_stays_in_its_row<B: KernelOps>() {
         }
         let matrix = Matrix { n_rows: 3, width: 37 };
         let turns = Turns { n_rows: 3, n_positions: 3, n_heads: 2, half: 2 };
-        for op in [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix), Op::Rotary(turns), Op::Attention(causal(3, 20))] {
+        let decode = AttentionShape { starts: vec![5, 9, 3], n_queries: 1, n_keys: 12, ..causal(3, 1) };
+        let attention = [Op::Attention(causal(3, 20)), Op::Decode(decode)];
+        for op in [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix), Op::Rotary(turns)].into_iter().chain(attention) {
             check::<B>(op, dtype, Fill::Broken, Upstream::Every);
         }
     }
@@ -196,19 +198,30 @@ fn any_shape_of_a_cache<B: KernelOps>() {
 }
 
 /// A software Vulkan driver ends all loops of a unit behind 65,535 rounds, without a word: more
-/// rows, positions and tokens than that.
+/// rows, positions, tokens and columns than that, for every kernel and every form of it.
 fn no_unit_walks_further_than_a_software_driver_lets_it<B: KernelOps>() {
     const MANY: usize = 70_000;
-    let (rows, matrix) = (Rows::new(MANY, 7), Matrix { n_rows: MANY, width: 6 });
-    let hidden = [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix)];
+    const VOCAB: usize = 151_936;
+    let rows = Rows::new(MANY, 7);
+    let forms = [Divergence::ForwardKl, Divergence::TotalVariation, Divergence::Taid { t: 0.4 }];
+    let logits = forms.map(|d| Op::LogSoftmaxKl(rows, d)).into_iter().chain(vocabulary_ops(rows, SKEW));
+    let columns = Rows::new(2, VOCAB);
+    let variation = [
+        Op::LogSoftmaxKl(columns, Divergence::TotalVariation),
+        Op::LinearKl(columns, HeadLayout::VocabColumns, Divergence::TotalVariation),
+        Op::LinearLogProbs(columns, HeadLayout::VocabColumns),
+    ];
+    let matrices = [Matrix { n_rows: MANY, width: 6 }, Matrix { n_rows: 2, width: VOCAB }];
+    let hidden = matrices.into_iter().flat_map(|matrix| [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix)]);
     let turns = Op::Rotary(Turns { n_rows: MANY, n_positions: MANY, n_heads: 1, half: 3 });
-    let many_rows = Op::Attention(AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim: 8, ..causal(MANY, 1) });
-    let far =
-        AttentionShape { starts: vec![MANY - 20], n_heads: 2, n_kv_heads: 1, n_queries: 20, n_keys: MANY, head_dim: 8, lengths: None };
+    let many_rows = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim: 8, ..causal(MANY, 1) };
+    let far = AttentionShape { starts: vec![MANY - 20], n_queries: 20, n_keys: MANY, ..many_rows.clone() };
+    let many_queries = AttentionShape { starts: vec![3], n_queries: MANY, n_keys: 4, ..many_rows.clone() };
     let one = AttentionShape { starts: vec![MANY - 1], n_queries: 1, ..far.clone() };
     let positions = AttentionShape { starts: vec![0], n_queries: MANY, ..far.clone() };
-    let attention = [many_rows, Op::Attention(far), Op::Decode(one), Op::CacheWrite(positions)];
-    let samples = [Op::Sample(rows), Op::Sample(Rows::new(4, 151_936))];
-    let all = vocabulary_ops(rows, SKEW).into_iter().chain(hidden).chain([turns]).chain(attention).chain(samples);
+    let attention = [many_rows, far, many_queries].map(Op::Attention);
+    let cache = [Op::Decode(one), Op::CacheWrite(positions)];
+    let samples = [Op::Sample(rows), Op::Sample(Rows::new(4, VOCAB))];
+    let all = logits.chain(variation).chain(hidden).chain([turns]).chain(attention).chain(cache).chain(samples);
     all.for_each(|op| check::<B>(op, DType::F32, Fill::Ordinary, Upstream::Every));
 }

@@ -248,3 +248,20 @@ fn a_nan_logit_of_either_model_is_nan_in_the_loss_of_its_row_alone() {
         }
     }
 }
+
+#[test]
+fn a_loss_that_is_no_number_leaves_the_taid_schedule_to_the_line() {
+    let new = || TaidSchedule::new(0.4, 1.0, 0.5, 0.9);
+    let (mut broken, mut whole) = (new(), new());
+    for loss in [2.0, 1.5] {
+        broken.update(loss, 0, 10);
+        whole.update(loss, 0, 10);
+    }
+    for loss in [f64::NAN, f64::INFINITY] {
+        assert_eq!(broken.update(loss, 1, 10), None);
+    }
+    assert_eq!(broken, whole, "t is above the line of step 1, and nothing else has changed");
+    broken.update(f64::NAN, 9, 10);
+    assert_eq!(broken, TaidSchedule { t: 0.4 + 0.6 * 9.0 / 10.0, ..whole });
+    assert!(broken.update(1.0, 9, 10).is_some_and(f64::is_finite) && broken.momentum.is_finite());
+}
