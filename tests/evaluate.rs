@@ -104,7 +104,7 @@ fn episodes_go_to_a_new_file_that_is_named() {
     for file in ["evaluations/talker.jsonl", "evaluations/talker-2.jsonl"] {
         let ended = world.dgpo(&arguments).done();
         assert!(ended.stderr.contains(&format!("episodes: {file}")), "{}", ended.stderr);
-        assert!(ended.stdout.contains("unweighted average EM over") && ended.stdout.contains('['), "{}", ended.stdout);
+        assert!(ended.stdout.contains("unweighted mean of EM over") && ended.stdout.contains('['), "{}", ended.stdout);
         assert_eq!(read_episodes(&world.path(file)).unwrap().len(), 2);
     }
 }
@@ -159,7 +159,8 @@ fn two_evaluations_are_compared_question_by_question() {
     assert!(gained.iter().all(|changed| changed["right"]["prediction"] == ANSWER && changed["left"]["prediction"] != ANSWER));
 
     let text = world.dgpo(&["runs", "compare", "a.jsonl", "b.jsonl"]).done().stdout;
-    let parts = ["| run.seed |    0 |     1 |", "| average: em ", "| tiny-2hop: response_tokens ", "gained (right alone answers): "];
+    let parts =
+        ["| run.seed |    0 |     1 |", "| mean over data sets: em ", "| tiny-2hop: response_tokens ", "gained (right alone answers): "];
     for part in parts {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }

@@ -163,7 +163,10 @@ fn the_page_works_in_a_browser() {
 
     // The numbers of the second agent token of a wrong episode, reached with the keyboard.
     choose(&mut browser, "filter", "wrong");
-    let is_fit = |record: &EpisodeRecord| !record.episode.is_correct() && record.episode.segments[1].ids().len() > 1;
+    let is_fit = |record: &EpisodeRecord| {
+        let segments = &record.episode.segments;
+        !record.episode.is_correct() && segments.len() > 2 && segments[1].ids().len() > 1
+    };
     let line = lines(&records, is_fit)[0];
     let record = &records[line - 1];
     browser.evaluate(&format!("document.querySelector('[data-line=\"{line}\"]').click()"));
@@ -189,6 +192,11 @@ fn the_page_works_in_a_browser() {
         // Five decimals in the file, four on the page.
         assert!((text.parse::<f64>().unwrap() - f64::from(number)).abs() < 6e-5, "{name}: {text} for {number}");
     }
+    // Down to the observation: the critic reads it, no loss does.
+    browser.press("ArrowDown");
+    let shown = panel(&mut browser);
+    assert_eq!((&shown["author"], &shown["loss mask"]), (&json!("observation"), &json!("0")));
+    assert!(shown["value"].is_string() && shown.get("advantage").is_none(), "{shown}");
     // Up to the prompt: context, not trained on.
     browser.press("ArrowUp");
     browser.press("ArrowUp");

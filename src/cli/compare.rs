@@ -206,7 +206,7 @@ fn describe(model: &str, comparison: &Comparison) -> String {
     }
     let mut rows: Vec<Vec<String>> = Vec::new();
     if comparison.datasets.len() > 1 {
-        rows.extend(rows_of("average", &comparison.average));
+        rows.extend(rows_of("mean over data sets", &comparison.average));
     }
     for (dataset, differences) in &comparison.datasets {
         rows.extend(rows_of(dataset, &differences.metrics));

@@ -172,7 +172,7 @@ fn describe(figures: &Figures) -> String {
     ];
     let average = with_interval(figures.average_em, figures.intervals.as_ref().and_then(|intervals| intervals.average.get("em")));
     let table = table::table(&headers, &rows);
-    let text = format!("{table}\nunweighted average EM over {} data sets: {average}", rows.len() - 1);
+    let text = format!("{table}\nunweighted mean of EM over {} data sets: {average}", rows.len() - 1);
     match &figures.arcap {
         Some(arcap) => format!("{text}\n\n{}", describe_arcap(arcap)),
         None => text,

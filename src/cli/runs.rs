@@ -201,7 +201,7 @@ fn describe_summary(summary: &Summary) -> String {
 
 /// An evaluation between steps has a line of its own, under the phase and step it interrupts.
 fn is_evaluation(line: &Map<String, Value>) -> bool {
-    line.contains_key(metrics::EVAL_EM)
+    line.contains_key(metrics::EVAL_AVERAGE_EM)
 }
 
 /// The last training line of each phase, in the order of the phases' first lines.
@@ -248,7 +248,7 @@ mod tests {
     fn each_phase_shows_its_last_line() {
         let line = |phase: &str, step: u64| Map::from_iter([("phase".to_owned(), json!(phase)), ("step".to_owned(), json!(step))]);
         let mut evaluation = line("rl", 1);
-        evaluation.insert(metrics::EVAL_EM.to_owned(), json!(0.5));
+        evaluation.insert(metrics::EVAL_AVERAGE_EM.to_owned(), json!(0.5));
         let mut alarm = line("kd", 2);
         alarm.insert(ALARM.to_owned(), json!("repetition"));
         let lines = [line("kd", 1), line("kd", 2), alarm, line("rl", 1), evaluation];

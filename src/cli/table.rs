@@ -18,7 +18,15 @@ pub fn summary(summary: &Summary) -> String {
             output::grouped(all.n_episodes as u64),
         ])
     });
-    table(&headers, &rows.collect::<Vec<_>>())
+    let text = table(&headers, &rows.collect::<Vec<_>>());
+    let averages = summary.rows().into_iter().filter_map(|(name, figures)| {
+        let figures = figures.filter(|figures| figures.datasets.len() > 1)?;
+        Some(format!("{name} {:.3}", figures.average_em))
+    });
+    match averages.collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => text,
+        averages => format!("{text}EM is over all questions; the unweighted mean over data sets: {averages}\n"),
+    }
 }
 
 #[cfg(test)]
@@ -32,5 +40,15 @@ mod tests {
         let text = summary(&Summary { kd: Some(Figures { all: stats, ..Default::default() }), ..Default::default() });
         assert_eq!(text.lines().count(), 3);
         assert!(text.contains("| kd ") && text.contains("0.250"), "{text}");
+    }
+
+    #[test]
+    fn the_two_averages_of_exact_match_have_names() {
+        let of = |em, n_episodes| EpisodeStats { em, n_episodes, ..Default::default() };
+        let datasets = [("a".to_owned(), of(1.0, 1)), ("b".to_owned(), of(0.0, 3))].into();
+        let figures = Figures { all: of(0.25, 4), average_em: 0.5, datasets, ..Default::default() };
+        let text = summary(&Summary { rl: Some(figures), ..Default::default() });
+        assert!(text.contains("| rl    | 0.250 |"), "{text}");
+        assert!(text.ends_with("|\nEM is over all questions; the unweighted mean over data sets: rl 0.500\n"), "{text}");
     }
 }

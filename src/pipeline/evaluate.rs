@@ -7,7 +7,7 @@ use crate::{
     tokenizer::Tokenizer,
     trainer::{
         events::{Event, Phase},
-        metrics::{EVAL_EM, Metrics},
+        metrics::{EVAL_AVERAGE_EM, EVAL_EM, Metrics},
     },
 };
 use dgpo_models::{
@@ -113,7 +113,8 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             }
         };
         let mut metrics = Metrics::default();
-        metrics.set(EVAL_EM, figures.average_em);
+        metrics.set(EVAL_EM, figures.all.em);
+        metrics.set(EVAL_AVERAGE_EM, figures.average_em);
         (self.observer)(Event::Step { phase: Phase::Eval, step: number, total, metrics: &metrics.0 });
         if self.stop.is_requested() {
             return Err(PipelineError::Stopped);

@@ -15,7 +15,10 @@ use crate::{
     trainer::{
         checkpoint,
         events::{Event, Phase},
-        metrics::{EVAL_EM, EVAL_TEACHER_KL, Metrics, ROLLOUT_TOKENS_PER_SECOND, STEP_SECONDS, UPDATE_TOKENS_PER_SECOND, record_episodes},
+        metrics::{
+            EVAL_AVERAGE_EM, EVAL_EM, EVAL_TEACHER_KL, Metrics, ROLLOUT_TOKENS_PER_SECOND, STEP_SECONDS, UPDATE_TOKENS_PER_SECOND,
+            record_episodes,
+        },
         rl::{ActorCritic, TrainedCritic, rl_step},
         score::{Pass, mean_kl},
         state::{PhaseState, SideFiles, has_critic, read_critic, read_model, read_optimizer, write_critic, write_model, write_optimizer},
@@ -118,8 +121,9 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             return Ok(false);
         }
         let (phase, at) = (json!(phase), json!(step));
-        let is_done =
-            |line: &Map<String, Value>| line.get("phase") == Some(&phase) && line.get("step") == Some(&at) && line.contains_key(EVAL_EM);
+        let is_done = |line: &Map<String, Value>| {
+            line.get("phase") == Some(&phase) && line.get("step") == Some(&at) && line.contains_key(EVAL_AVERAGE_EM)
+        };
         Ok(!self.run.read_metrics()?.iter().any(is_done))
     }
 
@@ -135,8 +139,8 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let mut say = |text: &str| (self.observer)(Event::Message(text));
         let mut waiting = Waiting { recipe: &self.setup.recipe.retriever, stop: &self.stop, say: &mut say };
         let (episodes, figures) = self.setup.play_test(tokenizer, retriever, student, &mut waiting)?;
-        let em = figures.average_em;
-        let mut measured = vec![(EVAL_EM, em)];
+        let (em, average_em) = (figures.all.em, figures.average_em);
+        let mut measured = vec![(EVAL_EM, em), (EVAL_AVERAGE_EM, average_em)];
         if let Some(teacher) = teacher {
             let episodes: Vec<&Episode> = episodes.iter().filter(|episode| episode.is_trainable()).collect();
             let (recipe, device) = (&self.setup.recipe, &self.setup.device);
@@ -144,7 +148,8 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             measured.push((EVAL_TEACHER_KL, mean_kl(student, teacher, &episodes, &pass)));
         }
         self.metrics.append(phase, step, &measured)?;
-        self.say(&format!("{phase} {step}: exact match on the test questions {em:.3}"));
+        let average = if figures.datasets.len() > 1 { format!(", mean over data sets {average_em:.3}") } else { String::new() };
+        self.say(&format!("{phase} {step}: exact match on the test questions {em:.3}{average}"));
         Ok(())
     }
 

@@ -72,7 +72,11 @@ const fn plan(title: &'static str, note: &'static str, metrics: &'static [(&'sta
 }
 
 const PLANS: &[Plan] = &[
-    plan("Reward", "share of correct episodes (exact match)", &[(REWARD, "training questions"), (EVAL_EM, "test questions")]),
+    plan(
+        "Reward",
+        "share of correct episodes (exact match)",
+        &[(REWARD, "training questions"), (EVAL_EM, "test questions"), (EVAL_AVERAGE_EM, "test questions, mean over data sets")],
+    ),
     plan("KL to the teacher", "exact, nats a token, on the test questions", &[(EVAL_TEACHER_KL, "KL")]),
     plan("KL to the reference", "nats a token, mean over all episodes; those without the penalty count 0", &[(KL, "KL")]),
     plan("Entropy of the policy", "nats a token", &[(ENTROPY, "entropy")]),

@@ -196,12 +196,16 @@ fn shown(at: usize, record: &EpisodeRecord) -> Value {
     });
     if let Some(tokens) = &record.tokens {
         let numbers = |numbers: &Option<Numbers>| numbers.as_ref().map(|n| n.iter().map(|&x| short(x)).collect::<Vec<_>>());
+        // Older files have numbers for tokens that are not trained on.
+        let behind_prompt = episode.segments.iter().filter(|segment| !segment.is_prompt());
+        let is_agent = behind_prompt.flat_map(|segment| std::iter::repeat_n(segment.is_agent(), segment.ids().len()));
+        let trained = |n: &Numbers| n.iter().zip(is_agent).map(|(&x, is_agent)| short(x).filter(|_| is_agent)).collect::<Vec<_>>();
         shown["tokens"] = json!({
             "old": numbers(&tokens.old_log_probs),
             "ref": numbers(&tokens.ref_log_probs),
             "kl": numbers(&tokens.kl),
             "value": numbers(&tokens.values),
-            "advantage": numbers(&tokens.advantages),
+            "advantage": tokens.advantages.as_ref().map(trained),
         });
     }
     shown
@@ -215,7 +219,7 @@ fn short(x: Option<f32>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{data::questions::Question, engine::StopReason};
+    use crate::{data::questions::Question, engine::StopReason, rollout::TokenRecord};
 
     /// `agent` tokens behind a prompt of one.
     fn episode(agent: usize, reward: f32, n_invalid_actions: usize) -> Episode {
@@ -274,6 +278,22 @@ mod tests {
         assert_eq!(of("eval-teacher.jsonl"), Some((Kind::Evaluation, 1, "teacher".to_owned())));
         assert_eq!(of("mine.jsonl"), Some((Kind::Other, 0, "mine".to_owned())));
         assert_eq!(of("notes.txt"), None);
+    }
+
+    #[test]
+    fn an_advantage_is_shown_on_trained_tokens_alone() {
+        let mut observed = episode(2, 0.0, 0);
+        observed.segments.insert(2, Segment::Observation { ids: vec![5], kind: ObservationKind::Information });
+        observed.segments.push(Segment::Agent { ids: vec![3], sample_log_probs: Vec::new(), stop: StopReason::Eos });
+        let tokens = TokenRecord {
+            values: Some(vec![Some(0.5); 4]),
+            // As files from before this was so have it: a number for the observation too.
+            advantages: Some(vec![Some(0.25); 4]),
+            ..TokenRecord::default()
+        };
+        let shown = shown(0, &EpisodeRecord { episode: observed, tokens: Some(tokens) });
+        assert_eq!(shown["tokens"]["advantage"], json!([0.25, 0.25, null, 0.25]));
+        assert_eq!(shown["tokens"]["value"], json!([0.5, 0.5, 0.5, 0.5]));
     }
 
     #[test]

@@ -176,7 +176,7 @@ fn results(models: &[Model]) -> String {
 /// EM of every model on every data set.
 fn exact_match(models: &[Model]) -> String {
     let names = datasets(models);
-    let figures = names.iter().copied().chain(["average"]).map(Head::Figure);
+    let figures = names.iter().copied().chain(["mean over data sets"]).map(Head::Figure);
     let heads = [Head::Text("model")].into_iter().chain(figures).chain([Head::Text("weights")]);
     let row = |model: &Model| {
         let em = |em: Option<f64>, of: Of<'_>| em.map_or("<td>–</td>".to_owned(), |em| format!("<td>{em:.3}{}</td>", sure(model, of)));

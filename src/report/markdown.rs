@@ -46,8 +46,12 @@ pub fn page(report: &Report) -> String {
 /// EM of every model on every data set.
 fn exact_match(models: &[Model]) -> String {
     let names = datasets(models);
-    let headers: Vec<String> =
-        ["model"].into_iter().chain(names.iter().copied()).map(cell).chain(["average".to_owned(), "weights".to_owned()]).collect();
+    let headers: Vec<String> = ["model"]
+        .into_iter()
+        .chain(names.iter().copied())
+        .map(cell)
+        .chain(["mean over data sets".to_owned(), "weights".to_owned()])
+        .collect();
     let row = |model: &Model| -> Vec<String> {
         let em = |em: f64, of: Of<'_>| with_interval(format!("{em:.3}"), model, of);
         let of_set = |name: &&str| model.figures.datasets.get(*name).map_or("–".to_owned(), |stats| em(stats.em, Of::Dataset(name)));
@@ -118,7 +122,7 @@ mod tests {
         let report = Report { facts: Facts { models: vec![model("kd", 0.5)], ..Facts::default() }, ..Report::default() };
         let text = page(&report);
         assert!(text.contains("| kd    | 0.500 |   0.500 | kd-step-000300 |"), "{text}");
-        assert!(text.contains("| model |  a\\|b | average |"), "{text}");
+        assert!(text.contains("| model |  a\\|b | mean over data sets |"), "{text}");
     }
 
     #[test]

@@ -9,18 +9,22 @@
 //! Summary { 1: Value { 1: tag string, 2: simple_value float } ... }
 //! ```
 //! That is all there is to scalars, so it is written here: the crates for it bring protobuf compilers or image codecs, and none has been kept up.
-//! A phase is a TensorBoard run of its own, because its steps count from 1. `wall_time` is the seconds of work since the phase began, not a date:
-//! metrics carry none, and the same metrics give the same file.
+//! A phase is a TensorBoard run of its own, because its steps count from 1. `wall_time` is when the run was made, as its provenance has it, and the
+//! seconds of work since then: metrics carry no dates, pauses between two processes are left out, and the same run gives the same files.
 //!
 //! # Source
 //! tensorflow/tensorflow:tensorflow/core/util/event.proto, framework/summary.proto, lib/io/record_writer.cc
 use super::{ReportError, io_error};
-use crate::trainer::{metrics::STEP_SECONDS, run_dir::RunDir};
+use crate::trainer::{
+    metrics::STEP_SECONDS,
+    run_dir::{PROVENANCE_FILE, RunDir},
+};
 use dgpo_models::files::write_file;
 use serde_json::{Map, Value};
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::UNIX_EPOCH,
 };
 
 /// Folder of the event files inside a run directory.
@@ -52,6 +56,7 @@ pub fn write(run: &RunDir, lines: &[Map<String, Value>]) -> Result<PathBuf, Repo
     let mut phases: Vec<String> = lines.iter().map(phase_of).collect();
     phases.sort();
     phases.dedup();
+    let lines = timed(lines, started_unix_s(run));
     fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
     for phase in phases {
         // A file changed by hand may call its phase anything, also the name of a folder elsewhere.
@@ -59,20 +64,36 @@ pub fn write(run: &RunDir, lines: &[Map<String, Value>]) -> Result<PathBuf, Repo
         let folder = folder.join(name);
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         let path = folder.join(EVENTS_FILE);
-        write_file(&path, events(lines.iter().filter(|line| phase_of(line) == phase))).map_err(io_error("write", &path))?;
+        write_file(&path, events(lines.iter().filter(|(_, line)| phase_of(line) == phase))).map_err(io_error("write", &path))?;
     }
     Ok(folder)
 }
 
+/// When the run was made, in seconds since 1970. Provenance from before it was recorded there is as
+/// old as its file.
+fn started_unix_s(run: &RunDir) -> f64 {
+    let recorded = run.provenance().ok().and_then(|provenance| provenance.get("started_unix_s")?.as_f64());
+    let written = || fs::metadata(run.path().join(PROVENANCE_FILE)).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok();
+    recorded.or_else(|| written().map(|since| since.as_secs_f64())).unwrap_or_default()
+}
+
+/// Metrics lines with the time at which each was written, without pauses.
+fn timed(lines: &[Map<String, Value>], start_unix_s: f64) -> Vec<(f64, &Map<String, Value>)> {
+    let mut now = start_unix_s;
+    let with_time = |line| {
+        now += Map::get(line, STEP_SECONDS).and_then(Value::as_f64).unwrap_or_default();
+        (now, line)
+    };
+    lines.iter().map(with_time).collect()
+}
+
 /// The bytes of one phase's file: an event a metrics line.
-fn events<'l>(lines: impl Iterator<Item = &'l Map<String, Value>>) -> Vec<u8> {
+fn events<'l>(lines: impl Iterator<Item = &'l (f64, &'l Map<String, Value>)>) -> Vec<u8> {
     let mut file = record(&version());
-    let mut seconds = 0.0;
-    for line in lines {
-        seconds += line.get(STEP_SECONDS).and_then(Value::as_f64).unwrap_or_default();
+    for (time, line) in lines {
         let step = line.get("step").and_then(Value::as_u64).unwrap_or_default();
         let scalars = line.iter().filter(|(name, _)| *name != "step").filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)));
-        file.extend(record(&event(seconds, step, scalars)));
+        file.extend(record(&event(*time, step, scalars)));
     }
     file
 }
@@ -163,10 +184,32 @@ mod tests {
     }
 
     #[test]
-    fn time_is_the_work_done_and_text_is_no_scalar() {
-        let lines = [1, 2].map(|step| line(json!({"phase": "rl", "step": step, STEP_SECONDS: 0.5, "a": null})));
-        let expected = [(0.5, 1), (1.0, 2)].map(|(seconds, step)| record(&event(seconds, step, [(STEP_SECONDS, 0.5)].into_iter())));
-        assert_eq!(events(lines.iter()), [record(&version()), expected.concat()].concat());
+    fn time_is_the_start_and_the_work_since_over_all_phases_and_text_is_no_scalar() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let provenance = json!({"started_unix_s": 1_700_000_000_u64});
+        let run = RunDir::create(root.path(), "a", &crate::config::Recipe::default(), &provenance).expect("a run");
+        let lines = [("kd", 1), ("rl", 1), ("rl", 2)].map(|(phase, step)| {
+            let line = json!({"phase": phase, "step": step, STEP_SECONDS: 0.5, "a": null});
+            line.as_object().expect("an object").clone()
+        });
+        let folder = write(&run, &lines).expect("written");
+        let expected = |times: &[(f64, u64)]| {
+            let events = times.iter().map(|&(time, step)| record(&event(time, step, [(STEP_SECONDS, 0.5)].into_iter())));
+            [record(&version()), events.collect::<Vec<_>>().concat()].concat()
+        };
+        let written = |phase: &str| fs::read(folder.join(phase).join(EVENTS_FILE)).expect("read");
+        assert_eq!(written("kd"), expected(&[(1_700_000_000.5, 1)]));
+        assert_eq!(written("rl"), expected(&[(1_700_000_001.0, 1), (1_700_000_001.5, 2)]));
+    }
+
+    #[test]
+    fn a_run_whose_provenance_has_no_time_is_as_old_as_that_file() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let run = RunDir::create(root.path(), "a", &crate::config::Recipe::default(), &json!({})).expect("a run");
+        let then = UNIX_EPOCH + std::time::Duration::from_secs(1_600_000_000);
+        let file = fs::File::options().write(true).open(run.path().join(PROVENANCE_FILE)).expect("open");
+        file.set_modified(then).expect("dated");
+        assert_eq!(started_unix_s(&run), 1.6e9);
     }
 
     #[test]

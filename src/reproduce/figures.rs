@@ -34,7 +34,7 @@ const FIGURES: [Figure; 2] = [
 /// Metric, title, unit.
 const CHARTS: [(&str, &str, &str); 12] = [
     (REWARD, "Training reward", "exact match of the sampled episodes"),
-    (EVAL_EM, "Exact match", "greedy, on the test questions"),
+    (EVAL_AVERAGE_EM, "Exact match", "greedy, on the test questions, mean over data sets"),
     (EVAL_TEACHER_KL, "KL to the teacher", "exact, nats a token, on the test questions"),
     (ENTROPY, "Entropy", "nats a token"),
     (RESPONSE_TOKENS, "Response length", "tokens"),

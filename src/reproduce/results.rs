@@ -30,7 +30,7 @@ pub const MAX_POINTS: usize = 50;
 /// What the dynamics figures show.
 pub const COURSES: [&str; 12] = [
     REWARD,
-    EVAL_EM,
+    EVAL_AVERAGE_EM,
     EVAL_TEACHER_KL,
     ENTROPY,
     RESPONSE_TOKENS,
@@ -190,7 +190,7 @@ impl SeedResults {
         let mut courses = if row.extra.contains(&Extra::Course) { courses(&lines, recipe) } else { BTreeMap::new() };
         // Behind the last step of the course the evaluation is that of the row itself.
         let n_steps = [(Phase::Rl, recipe.rl.steps), (Phase::Gkd, recipe.gkd.steps)].into_iter().find(|(phase, _)| phase.as_str() == model);
-        if let (Some(course), Some((_, n_steps))) = (courses.get_mut(EVAL_EM), n_steps) {
+        if let (Some(course), Some((_, n_steps))) = (courses.get_mut(EVAL_AVERAGE_EM), n_steps) {
             course.steps.push(n_steps as u64);
             course.values.push(Some(rounded(own.average_em)));
         }
@@ -447,7 +447,7 @@ mod tests {
     fn the_last_tenth_of_the_rewards_is_averaged_where_the_student_played_last() {
         let line = |phase: &str, step: u64, reward: f64| json!({"phase": phase, "step": step, REWARD: reward}).as_object().unwrap().clone();
         let mut lines: Vec<_> = (1..=20).map(|step| line("rl", step, if step > 18 { 0.5 + step as f64 / 100.0 } else { 0.0 })).collect();
-        lines.push(json!({"phase": "rl", "step": 20, EVAL_EM: 1.0}).as_object().unwrap().clone());
+        lines.push(json!({"phase": "rl", "step": 20, EVAL_AVERAGE_EM: 1.0}).as_object().unwrap().clone());
         assert_eq!(train_reward(&lines, "rl"), Some(0.695));
         assert_eq!((train_reward(&lines, "gkd"), train_reward(&[line("kd", 1, 1.0)], "kd")), (None, None));
     }

@@ -7,7 +7,8 @@
 //! ```
 //! Log-probs and KL have one number an agent token, values and advantages one number a token behind the prompt, each in the order of the tokens.
 //! A field is absent where nothing was computed: the reference is not run on episodes that carry no penalty. `null` stands for a number that
-//! was not finite. Five decimals are kept: enough to look at, too few to train on.
+//! was not finite, and for the advantage of a token that is not trained on: whatever GAE passes through an observation, no loss reads it.
+//! Five decimals are kept: enough to look at, too few to train on.
 use super::{Episode, RolloutBatch, episode::check_record};
 use crate::data::{DataError, jsonl};
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ pub const TOKEN_RECORD_VERSION: u32 = 1;
 /// Digits behind the point.
 const DECIMALS: f64 = 1e5;
 
-/// One number a token, `None` where it was not finite.
+/// One number a token, `None` where it was not finite or means nothing.
 pub type Numbers = Vec<Option<f32>>;
 
 /// What a step of RL or of on-policy distillation knew about each token of an episode before it updated the networks.
@@ -39,7 +40,7 @@ pub struct TokenRecord {
     /// `[response_len]` V read at the position before the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub values: Option<Numbers>,
-    /// `[response_len]` as the policy loss sees them (whitened where the recipe whitens); the loss reads those of agent tokens.
+    /// `[response_len]` as the policy loss sees them (whitened where the recipe whitens): `None` for tokens that are not the agent's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantages: Option<Numbers>,
 }
@@ -63,13 +64,14 @@ impl TokenRecord {
         let response = batch.at(row, batch.prompt_lens[row])..batch.at(row, 0) + batch.lengths[row];
         let agent = |array: &[f32]| numbers(array, response.clone().filter(|&at| batch.loss_mask[at]));
         let all = |array: &[f32]| numbers(array, response.clone());
+        let trained = |array: &[f32]| response.clone().map(|at| number(array[at]).filter(|_| batch.loss_mask[at])).collect();
         Self {
             version: TOKEN_RECORD_VERSION,
             old_log_probs: Some(agent(&batch.old_log_probs)),
             ref_log_probs: measured.has_ref_log_probs.then(|| agent(&batch.ref_log_probs)),
             kl: measured.has_kl.then(|| agent(kl)),
             values: measured.has_values.then(|| all(&batch.values)),
-            advantages: Some(all(advantages)),
+            advantages: Some(trained(advantages)),
         }
     }
 
@@ -103,7 +105,11 @@ impl TokenRecord {
 }
 
 fn numbers(array: &[f32], at: impl Iterator<Item = usize>) -> Numbers {
-    at.map(|at| array[at]).map(|x| x.is_finite().then(|| rounded(x))).collect()
+    at.map(|at| number(array[at])).collect()
+}
+
+fn number(x: f32) -> Option<f32> {
+    x.is_finite().then(|| rounded(x))
 }
 
 /// To the digits that are kept.
@@ -185,7 +191,10 @@ mod tests {
         let record = TokenRecord::of_row(&batch, 1, &indexes, &indexes, ALL);
         let agent = [4, 5, 6, 12, 13, 14];
         assert_eq!((record.old_log_probs, record.ref_log_probs), (expected(agent, -1.0), expected(agent, -2.0)));
-        assert_eq!((record.kl, record.values, record.advantages), (expected(agent, 1.0), expected(4..15, 0.5), expected(4..15, 1.0)));
+        assert_eq!((record.kl, record.values), (expected(agent, 1.0), expected(4..15, 0.5)));
+        // Columns 7 to 11 are an observation.
+        let advantages = (4..15).map(|column| agent.contains(&column).then_some((15 + column) as f32));
+        assert_eq!(record.advantages, Some(advantages.collect()));
     }
 
     #[test]

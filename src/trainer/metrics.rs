@@ -45,8 +45,11 @@ pub const SKIPPED_UPDATES: &str = "charts/skipped_updates";
 pub const ROLLOUT_TOKENS_PER_SECOND: &str = "perf/rollout_tokens_per_s";
 pub const UPDATE_TOKENS_PER_SECOND: &str = "perf/update_tokens_per_s";
 pub const STEP_SECONDS: &str = "perf/step_s";
-/// Greedy exact match on the test questions, unweighted over data sets.
+/// Greedy exact match on the test questions: over all of them together, as the tables' EM, and as
+/// the unweighted mean over data sets, as the paper averages. Runs from before the first existed
+/// have the second one under its name ([`rename_old`]).
 pub const EVAL_EM: &str = "eval/em";
+pub const EVAL_AVERAGE_EM: &str = "eval/average_em";
 /// Exact KL(student || teacher) a token, nats, on the agent tokens of those episodes.
 pub const EVAL_TEACHER_KL: &str = "eval/teacher_kl";
 /// Mean outcome reward (= exact match) of the step's episodes.
@@ -103,12 +106,15 @@ impl Metrics {
 }
 
 /// Gives a line of `metrics.jsonl` the names of today: a line with `losses/approx_kl` alone is from
-/// before that was k3, and its figure is k1.
+/// before that was k3, and its figure is k1; one with `eval/em` alone is from before that was over
+/// all questions, and its figure is the mean over data sets.
 pub fn rename_old(line: &mut Map<String, Value>) {
-    if !line.contains_key(OLD_APPROX_KL)
-        && let Some(k1) = line.remove(APPROX_KL)
-    {
-        line.insert(OLD_APPROX_KL.to_owned(), k1);
+    for (old, new) in [(APPROX_KL, OLD_APPROX_KL), (EVAL_EM, EVAL_AVERAGE_EM)] {
+        if !line.contains_key(new)
+            && let Some(value) = line.remove(old)
+        {
+            line.insert(new.to_owned(), value);
+        }
     }
 }
 
@@ -146,4 +152,22 @@ pub fn record_episodes(stats: &crate::rollout::EpisodeStats, metrics: &mut Metri
     metrics.set(TRUNCATED, stats.truncated);
     metrics.set(RETRIEVER_FAILED, stats.retriever_failed);
     metrics.set(LOST_SHARE, stats.lost_share);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_exact_match_of_an_older_run_gets_the_name_of_what_it_is() {
+        for (written, read) in [
+            (json!({"eval/em": 0.25}), json!({"eval/average_em": 0.25})),
+            (json!({"eval/em": 0.5, "eval/average_em": 0.125}), json!({"eval/em": 0.5, "eval/average_em": 0.125})),
+        ] {
+            let mut line = written.as_object().unwrap().clone();
+            rename_old(&mut line);
+            assert_eq!(Value::Object(line), read);
+        }
+    }
 }

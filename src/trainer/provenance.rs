@@ -11,6 +11,7 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
+    time::UNIX_EPOCH,
 };
 
 /// Larger files are recorded by size alone: hashing gigabytes of weights would delay every start.
@@ -33,6 +34,8 @@ pub struct Provenance {
     /// The command as typed, without passwords.
     pub command_line: Vec<String>,
     pub seed: u64,
+    /// When the run was made, in seconds since 1970-01-01 UTC: what dates the curves for TensorBoard.
+    pub started_unix_s: u64,
     /// Input files (by the name the recipe gives them), with every shard of a model's weights and the description of the index: `sha256:…`, or
     /// `size:…` above 256 MiB.
     pub files: BTreeMap<String, String>,
@@ -64,6 +67,7 @@ impl Provenance {
             n_host_cores: std::thread::available_parallelism().map_or(1, usize::from),
             command_line: std::env::args().map(|argument| without_users(&argument)).collect(),
             seed: recipe.run.seed,
+            started_unix_s: UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
             files,
             taken_over: None,
         })
@@ -142,6 +146,14 @@ mod tests {
     fn the_program_is_known_by_its_executable() {
         let provenance = Provenance::collect("cpu", &Recipe::default()).unwrap();
         assert_eq!(provenance.executable, fingerprint(&std::env::current_exe().unwrap()).ok());
+    }
+
+    #[test]
+    fn a_run_knows_when_it_was_made() {
+        let now = || UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let before = now();
+        let started = Provenance::collect("cpu", &Recipe::default()).unwrap().started_unix_s;
+        assert!((before..=now()).contains(&started), "{started}");
     }
 
     #[test]

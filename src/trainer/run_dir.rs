@@ -23,7 +23,7 @@ use std::{
 pub const RUNS_DIR: &str = "runs";
 /// The resolved recipe inside a run; a resumed run reads it again.
 pub const RECIPE_FILE: &str = "recipe.toml";
-const PROVENANCE_FILE: &str = "provenance.json";
+pub(crate) const PROVENANCE_FILE: &str = "provenance.json";
 const METRICS_FILE: &str = "metrics.jsonl";
 const SUMMARY_FILE: &str = "summary.json";
 const EPISODES_DIR: &str = "episodes";

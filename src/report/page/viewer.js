@@ -1,7 +1,7 @@
 // Episodes token by token: a slider over the files, filters, a list, and the numbers of the token under the pointer or the focus.
 {
   const KINDS = { training: "RL training", evaluation: "Evaluation", teacher: "Teacher", other: "Other files" };
-  // [key of the numbers, name]; those of `AGENT_ONLY` exist for agent tokens alone.
+  // [key of the numbers, name]; those of `AGENT_ONLY` exist for agent tokens alone, and an advantage means something there alone.
   const NUMBERS = [["sampled", "log π sampled"], ["old", "log π old"], ["ref", `log π ${DATA.reference}`], ["kl", "KL"], ["value", "value"], ["advantage", "advantage"]];
   const AGENT_ONLY = ["old", "ref", "kl"];
   const get = (id) => document.getElementById(id);
@@ -28,7 +28,7 @@
         for (const [key] of NUMBERS.slice(1)) {
           const of = numbers[key];
           if (!of || segment.author === "prompt") continue;
-          if (!AGENT_ONLY.includes(key)) token[key] = of[nResponse];
+          if (!AGENT_ONLY.includes(key)) { if (key !== "advantage" || segment.author === "agent") token[key] = of[nResponse]; }
           else if (segment.author === "agent") token[key] = of[nAgent];
         }
         if (segment.author === "agent") nAgent += 1;
