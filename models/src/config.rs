@@ -11,6 +11,7 @@ mod tests;
 
 use crate::ModelError;
 use burn::tensor::DType;
+pub use fields::gguf;
 use fields::{Fields, HARMLESS};
 use serde_json::{Value, json};
 use std::path::Path;

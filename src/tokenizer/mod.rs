@@ -20,6 +20,7 @@ pub use prefix::first_tokens;
 
 use crate::contained::contained;
 use chat::{Chat, ChatError};
+use dgpo_models::{ModelError, config::gguf};
 use std::{
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -54,6 +55,8 @@ pub enum TokenizerError {
         given.map_or("none".to_owned(), |id| id.to_string())
     )]
     DeclaredId { token: String, declared: u32, given: Option<u32>, path: PathBuf },
+    #[error(transparent)]
+    NoModel(ModelError),
     #[error("cannot encode: {0}")]
     Encode(String),
 }
@@ -82,8 +85,10 @@ impl Tokenizer {
     /// # Errors
     /// No such file, or one that is not a Hugging Face tokenizer; added tokens that would get other ids than the files declare.
     pub fn from_path(path: &Path) -> Result<Self, TokenizerError> {
-        let path = if path.is_dir() { path.join(TOKENIZER_FILE) } else { path.to_owned() };
-        let tokenizer = Self::new(checked::load(&path)?, path)?;
+        let file = if path.is_dir() { path.join(TOKENIZER_FILE) } else { path.to_owned() };
+        // A model's tokenizer is read before its config.json: who gives GGUF is told so here.
+        let loaded = checked::load(&file).map_err(|error| gguf(path).map_or(error, TokenizerError::NoModel))?;
+        let tokenizer = Self::new(loaded, file)?;
         tokenizer.check_declared_ids()?;
         Ok(tokenizer)
     }
@@ -341,6 +346,17 @@ pub(crate) mod tests {
         let other = Tokenizer::from_path(&path).expect("still a tokenizer");
         let error = tokenizer.check_same_ids(&other).unwrap_err().to_string();
         assert!(error.contains("hint: student and teacher must share one tokenizer"), "{error}");
+    }
+
+    #[test]
+    fn gguf_is_called_so_before_anybody_misses_a_tokenizer() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("Model-Q4_K_M.gguf");
+        std::fs::write(&file, "GGUF").unwrap();
+        for (path, what) in [(&*file, "it is a GGUF file, not a model folder"), (folder.path(), "it holds GGUF files and no config.json")] {
+            let error = Tokenizer::from_path(path).err().unwrap().to_string();
+            assert!(error.contains(what) && error.contains("hint: GGUF is not read") && !error.contains("tokenizer.json"), "{error}");
+        }
     }
 
     #[test]

@@ -143,20 +143,26 @@ impl Fields {
 
 /// Why the folder of `config` cannot be a model folder, where that says more than that config.json is not there.
 fn not_a_folder(config: &Path) -> Option<ModelError> {
-    const GGUF: &str = "GGUF is not read; give the folder with config.json and model.safetensors that it was made from";
+    const HINT: &str = "give the folder that holds config.json and model.safetensors";
     let folder = config.parent().filter(|folder| !folder.as_os_str().is_empty())?;
+    let is_file = || ModelError::Corrupt { path: folder.to_owned(), message: "it is a file, not a model folder".to_owned(), hint: HINT };
+    gguf(folder).or_else(|| folder.is_file().then(is_file))
+}
+
+/// What is wrong with a path given as a model folder that is a GGUF file, or holds such files and no config.json; `None` of any other.
+pub fn gguf(path: &Path) -> Option<ModelError> {
+    const HINT: &str = "GGUF is not read; give the folder with config.json and model.safetensors that it was made from";
     let is_gguf = |path: &Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    let (message, hint) = if folder.is_file() {
-        match is_gguf(folder) {
-            true => ("it is a GGUF file, not a model folder", GGUF),
-            false => ("it is a file, not a model folder", "give the folder that holds config.json and model.safetensors"),
-        }
-    } else if std::fs::read_dir(folder).ok()?.flatten().any(|entry| is_gguf(&entry.path())) {
-        ("it holds GGUF files and no config.json", GGUF)
-    } else {
-        return None;
+    let holds_gguf = || {
+        let mut entries = std::fs::read_dir(path).ok()?.flatten();
+        Some(!path.join("config.json").exists() && entries.any(|entry| is_gguf(&entry.path())))
     };
-    Some(ModelError::Corrupt { path: folder.to_owned(), message: message.to_owned(), hint })
+    let message = match path.is_file() {
+        true if is_gguf(path) => "it is a GGUF file, not a model folder",
+        false if holds_gguf() == Some(true) => "it holds GGUF files and no config.json",
+        _ => return None,
+    };
+    Some(ModelError::Corrupt { path: path.to_owned(), message: message.to_owned(), hint: HINT })
 }
 
 fn as_token_id(value: &Value) -> Option<u32> {
