@@ -4,7 +4,11 @@
 
 /// x [N, D], weight [D] -> [N, D]
 pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
-    x.chunks(weight.len()).flat_map(|x| x.iter().zip(weight).map(|(x_d, w)| x_d / rms(x, eps) * w).collect::<Vec<_>>()).collect()
+    let row = |x: &[f64]| {
+        let r = rms(x, eps);
+        x.iter().zip(weight).map(|(x_d, w)| x_d / r * w).collect::<Vec<_>>()
+    };
+    x.chunks(weight.len()).flat_map(row).collect()
 }
 
 fn rms(x: &[f64], eps: f64) -> f64 {
