@@ -5,11 +5,12 @@
 //! | an existing path | that file or folder |
 //! | `builtin:tiny/student` | part of the binary, unpacked into the user's cache folder |
 //! | `owner/name`, `owner/name/file` | the Hugging Face cache: `models--owner--name` or `datasets--owner--name`, revision `main` |
+//! | `owner/name@rev`, `owner/name@rev/file` | the same at another revision: a branch, a tag, a pull request (`refs/pr/1`), or a whole commit hash |
 //!
-//! `${NAME}` in a name is replaced by the environment variable first. Nothing is downloaded.
+//! `${NAME}` in a name is replaced by the environment variable first, and a leading `~` by the home folder. Nothing is downloaded.
 //!
 //! # Source
-//! huggingface_hub's cache layout: refs/main holds the commit, snapshots/COMMIT the files.
+//! huggingface_hub's cache layout: refs/REVISION holds the commit, snapshots/COMMIT the files; its `constants.py` for the order of the variables.
 
 pub mod builtin;
 
@@ -21,14 +22,16 @@ use std::{
 };
 
 const BUILTIN_PREFIX: &str = "builtin:";
+/// What names of files end in and names of repositories do not.
+const DATA_EXTENSIONS: [&str; 6] = [".jsonl", ".json", ".gz", ".parquet", ".toml", ".zst"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error("cannot find {name}; looked at:{}\nhint: {hint}", looked.iter().map(|path| format!("\n  {}", path.display())).collect::<String>())]
-    NotFound { name: String, looked: Vec<PathBuf>, hint: &'static str },
+    NotFound { name: String, looked: Vec<PathBuf>, hint: String },
     #[error("there is no built-in {name}; hint: the built-in names begin with: {known}")]
     NoSuchBuiltin { name: String, known: String },
-    #[error("the environment variable {variable}, used in {text:?}, is not set; hint: export {variable}=...")]
+    #[error("the environment variable {variable}, used in {text:?}, is not set; hint: set it, or write the path out")]
     Unset { variable: String, text: String },
     #[error("{text:?} opens a ${{ that is never closed or names no variable; hint: write ${{NAME}}")]
     BadVariable { text: String },
@@ -51,10 +54,10 @@ pub fn resolve(name: &str) -> Result<PathBuf, HubError> {
     }
 }
 
-/// Replaces every `${NAME}` by the environment variable.
+/// Replaces every `${NAME}` by the environment variable, and a leading `~` or `~/` by the home folder.
 ///
 /// # Errors
-/// A variable that is not set, or a `${` without its `}`.
+/// A variable that is not set (HOME for `~`), or a `${` without its `}`.
 pub fn expand(text: &str) -> Result<String, HubError> {
     expand_with(text, &|variable| std::env::var_os(variable))
 }
@@ -68,17 +71,27 @@ pub fn cache_dir() -> Option<PathBuf> {
 type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 fn expand_with(text: &str, environment: Environment<'_>) -> Result<String, HubError> {
+    let value = |variable: &str| {
+        let value = environment(variable).and_then(|value| value.into_string().ok());
+        value.ok_or_else(|| HubError::Unset { variable: variable.to_owned(), text: text.to_owned() })
+    };
     let mut expanded = String::with_capacity(text.len());
-    let mut rest = text;
+    // `~name`, somebody else's home, stays as it is: it may be a folder's name.
+    let mut rest = match text.strip_prefix('~') {
+        Some(inside) if inside.is_empty() || inside.starts_with('/') => {
+            expanded.push_str(value("HOME")?.trim_end_matches('/'));
+            inside
+        }
+        _ => text,
+    };
     while let Some((before, behind)) = rest.split_once("${") {
         let bad = || HubError::BadVariable { text: text.to_owned() };
         let (variable, tail) = behind.split_once('}').ok_or_else(bad)?;
         if variable.is_empty() {
             return Err(bad());
         }
-        let value = environment(variable).and_then(|value| value.into_string().ok());
         expanded.push_str(before);
-        expanded.push_str(&value.ok_or_else(|| HubError::Unset { variable: variable.to_owned(), text: text.to_owned() })?);
+        expanded.push_str(&value(variable)?);
         rest = tail;
     }
     expanded.push_str(rest);
@@ -92,10 +105,15 @@ fn cache_folder(environment: Environment<'_>) -> Result<PathBuf, HubError> {
         .ok_or(HubError::NoCacheFolder)
 }
 
+/// HF_HUB_CACHE, its old name HUGGINGFACE_HUB_CACHE, HF_HOME/hub, then the user's cache folder; `~` and `${NAME}` in them are replaced.
 fn hugging_face_cache(environment: Environment<'_>) -> Option<PathBuf> {
-    environment("HF_HUB_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(environment("HF_HOME")?).join("hub")))
+    let folder = |variable: &str| {
+        let value = environment(variable)?;
+        Some(value.to_str().and_then(|text| expand_with(text, environment).ok()).map_or_else(|| value.into(), PathBuf::from))
+    };
+    folder("HF_HUB_CACHE")
+        .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| Some(folder("HF_HOME")?.join("hub")))
         .or_else(|| Some(cache_folder(environment).ok()?.join("huggingface/hub")))
 }
 
@@ -105,36 +123,90 @@ fn find(name: &str, hugging_face_cache: Option<PathBuf>) -> Result<PathBuf, HubE
         return Ok(local);
     }
     let mut looked = vec![local];
-    if let (Some(cache), Some((repo, inside))) = (hugging_face_cache, repository(name)) {
+    let hub_name = HubName::parse(name);
+    if let (Some(cache), Some(HubName { owner, repo, revision, inside })) = (hugging_face_cache, hub_name) {
         for kind in ["models", "datasets"] {
-            let folder = cache.join(format!("{kind}--{repo}"));
-            let found = snapshot(&folder).map(|snapshot| if inside.is_empty() { snapshot } else { snapshot.join(inside) });
+            let folder = cache.join(format!("{kind}--{owner}--{repo}"));
+            let found = snapshot(&folder, revision).map(|snapshot| if inside.is_empty() { snapshot } else { snapshot.join(inside) });
             match found.filter(|path| path.exists()) {
                 Some(path) => return Ok(path),
-                None => looked.push(folder.join("snapshots").join("*").join(inside)),
+                None => looked.push(folder.join("snapshots").join(revision.unwrap_or("*")).join(inside)),
             }
         }
     }
-    let hint = "give a path that exists, a built-in (builtin:tiny/student), or fetch it first: hf download OWNER/NAME (--repo-type dataset for data); \
-                HF_HUB_CACHE or HF_HOME says where that went";
-    Err(HubError::NotFound { name: name.to_owned(), looked, hint })
+    Err(HubError::NotFound { name: name.to_owned(), looked, hint: not_found_hint(hub_name) })
 }
 
-/// ("owner--name", "path/inside") of a hub name; None where it cannot be one (absolute, `..`, one part only).
-fn repository(name: &str) -> Option<(String, &str)> {
-    if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
-        return None;
+fn not_found_hint(name: Option<HubName<'_>>) -> String {
+    let local = "give a path that exists or a built-in (builtin:tiny/student)";
+    match name {
+        // `data/train.jsonl` is a file that is not there, not something to fetch.
+        Some(HubName { repo, inside: "", .. }) if DATA_EXTENSIONS.iter().any(|extension| repo.ends_with(extension)) => {
+            "give a path that exists".to_owned()
+        }
+        Some(HubName { owner, repo, revision, .. }) => {
+            let revision = revision.map(|revision| format!(" --revision {revision}")).unwrap_or_default();
+            format!(
+                "{local}, or fetch it: hf download {owner}/{repo}{revision} \
+                 (behind it --repo-type dataset for a data set); HF_HUB_CACHE or HF_HOME says where that went"
+            )
+        }
+        None => local.to_owned(),
     }
-    let (owner, rest) = name.split_once('/')?;
-    let (repo, inside) = rest.split_once('/').unwrap_or((rest, ""));
-    (!owner.is_empty() && !repo.is_empty()).then(|| (format!("{owner}--{repo}"), inside))
 }
 
-/// The folder of revision `main`; where no ref says which one that is, the only snapshot there is.
-fn snapshot(repository: &Path) -> Option<PathBuf> {
+/// A name in the Hugging Face cache: `owner/repo`, `owner/repo@revision`, either with `/inside` behind it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct HubName<'a> {
+    owner: &'a str,
+    repo: &'a str,
+    revision: Option<&'a str>,
+    inside: &'a str,
+}
+
+impl<'a> HubName<'a> {
+    /// None where it cannot be one (absolute, `..`, one part only, an empty revision).
+    fn parse(name: &'a str) -> Option<Self> {
+        if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
+            return None;
+        }
+        let (owner, rest) = name.split_once('/')?;
+        let (repo, inside) = rest.split_once('/').unwrap_or((rest, ""));
+        let (repo, revision) = match repo.split_once('@') {
+            Some((repo, revision)) => (repo, Some(revision)),
+            None => (repo, None),
+        };
+        // Hugging Face's names of pull requests are the only revisions with a slash that are usual.
+        let (revision, inside) = match (revision, inside.strip_prefix("pr/")) {
+            (Some("refs"), Some(rest)) => {
+                let number = &rest[..rest.find('/').unwrap_or(rest.len())];
+                let at = name.len() - rest.len() + number.len();
+                let start = owner.len() + repo.len() + 2;
+                (Some(&name[start..at]), name[at..].trim_start_matches('/'))
+            }
+            _ => (revision, inside),
+        };
+        let is_named = !owner.is_empty() && !repo.is_empty() && revision.is_none_or(|revision| revision.split('/').all(is_one_name));
+        is_named.then_some(Self { owner, repo, revision, inside })
+    }
+}
+
+/// Whether a text is the name of one file in a folder, and of nothing elsewhere.
+fn is_one_name(text: &str) -> bool {
+    let mut parts = Path::new(text).components();
+    matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none()
+}
+
+/// The folder of a revision: the commit that a ref of this name holds, or the commit itself. Without a revision that is `main`; where no ref says
+/// which one that is, the only snapshot there is.
+fn snapshot(repository: &Path, revision: Option<&str>) -> Option<PathBuf> {
     let snapshots = repository.join("snapshots");
-    if let Ok(commit) = std::fs::read_to_string(repository.join("refs/main")) {
-        return Some(snapshots.join(commit.trim()));
+    let named = std::fs::read_to_string(repository.join("refs").join(revision.unwrap_or("main"))).ok();
+    if let Some(commit) = named.as_deref().map(str::trim).filter(|commit| is_one_name(commit)) {
+        return Some(snapshots.join(commit));
+    }
+    if let Some(commit) = revision {
+        return Some(snapshots.join(commit));
     }
     let mut all = std::fs::read_dir(snapshots).ok()?.filter_map(Result::ok);
     all.next().filter(|_| all.next().is_none()).map(|only| only.path())
@@ -201,10 +273,23 @@ mod tests {
     }
 
     #[test]
+    fn a_leading_tilde_is_the_home_folder() {
+        let environment = variables(&[("HOME", "/u/me/"), ("A", "x")]);
+        for (text, expected) in [("~", "/u/me"), ("~/d/${A}", "/u/me/d/x"), ("d/~/e", "d/~/e"), ("~you/d", "~you/d"), ("d~", "d~")] {
+            assert_eq!(expand_with(text, &environment).unwrap(), expected);
+        }
+        assert!(expand_with("~/d", &variables(&[])).unwrap_err().to_string().contains("variable HOME"));
+    }
+
+    #[test]
     fn the_caches_are_where_the_variables_say() {
         let hub = |pairs: &[(&str, &str)]| hugging_face_cache(&variables(pairs)).unwrap();
         assert_eq!(hub(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/h"), ("HOME", "/u")]), Path::new("/c"));
+        let old = ("HUGGINGFACE_HUB_CACHE", "/old");
+        assert_eq!(hub(&[("HF_HUB_CACHE", "/c"), old]), Path::new("/c"));
+        assert_eq!(hub(&[("HF_HOME", "/h"), old]), Path::new("/old"));
         assert_eq!(hub(&[("HF_HOME", "/h"), ("HOME", "/u")]), Path::new("/h/hub"));
+        assert_eq!(hub(&[("HF_HOME", "~/h"), ("HOME", "/u")]), Path::new("/u/h/hub"));
         assert_eq!(hub(&[("HOME", "/u")]), Path::new("/u/.cache/huggingface/hub"));
         assert_eq!(cache_folder(&variables(&[("XDG_CACHE_HOME", "/x"), ("HOME", "/u")])).unwrap(), Path::new("/x"));
         assert!(cache_folder(&variables(&[])).is_err());
@@ -231,6 +316,36 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         assert!(find("../P/nq").is_err() && find("P").is_err());
+    }
+
+    #[test]
+    fn a_revision_is_a_branch_or_a_commit() {
+        let cache = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = cache.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let snapshots = cache.path().join("models--Qwen--Q/snapshots");
+        write("models--Qwen--Q/refs/main", "abc");
+        write("models--Qwen--Q/refs/v1.0", "def\n");
+        write("models--Qwen--Q/refs/away", "../../../elsewhere");
+        write("models--Qwen--Q/refs/refs/pr/7", "fed");
+        for commit in ["abc", "def", "123", "fed"] {
+            write(&format!("models--Qwen--Q/snapshots/{commit}/config.json"), "{}");
+        }
+        let find = |name: &str| find(name, Some(cache.path().to_owned()));
+        for (name, expected) in [("Qwen/Q", "abc"), ("Qwen/Q@main", "abc"), ("Qwen/Q@v1.0", "def"), ("Qwen/Q@123", "123")] {
+            assert_eq!(find(name).unwrap(), snapshots.join(expected), "{name}");
+        }
+        assert_eq!(find("Qwen/Q@v1.0/config.json").unwrap(), snapshots.join("def/config.json"));
+        assert_eq!(find("Qwen/Q@refs/pr/7").unwrap(), snapshots.join("fed"));
+        assert_eq!(find("Qwen/Q@refs/pr/7/config.json").unwrap(), snapshots.join("fed/config.json"));
+        let error = find("Qwen/Q@v2").unwrap_err().to_string();
+        assert!(error.contains("snapshots/v2") && error.contains("hf download Qwen/Q --revision v2 "), "{error}");
+        for name in ["Qwen/Q@", "Qwen/Q@refs/pr/", "Qwen/Q@refs/pr/8", "Qwen/Q@..", "Qwen/Q@.", "Qwen/Q@away", "Qwen/@123"] {
+            assert!(find(name).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -110,6 +110,9 @@ impl Place {
         if let Some(recipe) = Self::built_in(name) {
             return Ok(recipe);
         }
+        // A variable or a home folder that is not there stays in the name, and the message shows it.
+        let expanded = crate::hub::expand(name);
+        let name = expanded.as_deref().unwrap_or(name);
         let path = match from {
             // Inside the binary, paths lead from recipe to recipe.
             Some(Self::BuiltIn { name: extending, .. }) => {
