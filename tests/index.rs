@@ -1,6 +1,7 @@
 //! `dgpo index build|search|info` on thirty passages with the built-in encoder.
-use crate::support::{Ended, World, files_below, repository};
+use crate::support::{Ended, World, copy_folder, files_below, repository};
 use serde_json::{Value, json};
+use std::fs;
 
 fn build(world: &World, more: &[&str]) -> Ended {
     let encoder = repository("configs/tiny/encoder");
@@ -103,4 +104,159 @@ fn an_index_is_replaced_only_when_told_to() {
 fn a_folder_without_an_index_is_named() {
     let world = World::new();
     world.dgpo(&["index", "search", "student", "where?"]).failed(1, &["student holds no finished index", "dgpo index build"]);
+}
+
+#[test]
+fn an_encoder_that_declares_cls_pooling_is_another_encoder() {
+    let world = World::new();
+    copy_folder(&repository("configs/tiny/encoder"), &world.path("encoder"));
+    let build = |out: &str| {
+        let arguments = ["index", "build", "--corpus", "corpus.jsonl", "--encoder", "encoder", "--config", "tiny", "--out", out];
+        world.dgpo(&arguments).done();
+        (fs::read(world.path(out).join("vectors.f32")).unwrap(), world.dgpo(&["index", "info", out, "--json"]).json())
+    };
+    let (mean_vectors, mean) = build("mean");
+    fs::create_dir(world.path("encoder/1_Pooling")).unwrap();
+    let pooling = |cls: bool, max: bool| {
+        let flags = json!({"word_embedding_dimension": 32, "pooling_mode_cls_token": cls, "pooling_mode_mean_tokens": false, "pooling_mode_max_tokens": max});
+        world.write("encoder/1_Pooling/config.json", &flags.to_string());
+    };
+    pooling(true, false);
+    // What was built with the mean is not searched with the first token.
+    world.dgpo(&["index", "search", "mean", "who?"]).failed(
+        1,
+        &[
+            "mean pooling",
+            "CLS pooling",
+            "dgpo index build --out mean --corpus corpus.jsonl --encoder encoder --set retriever.max_tokens=64",
+        ],
+    );
+    let (cls_vectors, cls) = build("cls");
+    assert_ne!(cls_vectors, mean_vectors);
+    assert_ne!(cls["encoder_fingerprint"], mean["encoder_fingerprint"]);
+    assert_eq!((&mean["pooling"], &cls["pooling"]), (&"mean".into(), &"cls".into()));
+    // Inner products of vectors as they are: no graph over those.
+    let module = |name: &str, path: &str| json!({"path": path, "type": format!("sentence_transformers.models.{name}")});
+    world.write("encoder/modules.json", &json!([module("Transformer", ""), module("Pooling", "1_Pooling")]).to_string());
+    world.write("encoder/config_sentence_transformers.json", r#"{"similarity_fn_name": "dot"}"#);
+    let corpus = ["--corpus", "corpus.jsonl", "--encoder", "encoder", "--config", "tiny", "--out", "any"];
+    let arguments = [&["index", "build"][..], &corpus, &["--set", "retriever.search=hnsw"]].concat();
+    world.dgpo(&arguments).failed(1, &["retriever.search = \"hnsw\"", "unit length"]);
+    pooling(false, true);
+    world.dgpo(&arguments).failed(1, &["encoder/1_Pooling/config.json", "\"max\""]);
+}
+
+#[test]
+fn declared_prompts_are_used_unless_the_recipe_says_otherwise() {
+    let world = World::new();
+    copy_folder(&repository("configs/tiny/encoder"), &world.path("encoder"));
+    world.write("encoder/config_sentence_transformers.json", r#"{"prompts": {"query": "find: ", "document": ""}}"#);
+    let build = |more: &[&str]| {
+        let arguments = ["index", "build", "--corpus", "corpus.jsonl", "--encoder", "encoder", "--config", "tiny", "--force", "--out", "a"];
+        let ended = world.dgpo(&[&arguments[..], more].concat()).done();
+        let info = world.dgpo(&["index", "info", "a", "--json"]).json();
+        (ended.stderr, info["query_prefix"].clone(), info["passage_prefix"].clone())
+    };
+    let (stderr, query, passage) = build(&[]);
+    assert_eq!((query, passage), ("find: ".into(), "".into()), "{stderr}");
+    let (stderr, query, passage) = build(&["--set", "retriever.query_prefix=\"query: \""]);
+    assert_eq!((query, passage), ("query: ".into(), "".into()));
+    assert!(stderr.contains("encoder declares the prompts \"find: \""), "{stderr}");
+}
+
+#[test]
+fn info_says_how_many_passages_have_equal_vectors() {
+    let world = World::new();
+    build(&world, &[]).done();
+    let info = world.dgpo(&["index", "info", "indexes/a", "--json"]).json();
+    assert_eq!(info["equal_vectors"]["n_passages"], 0);
+    let corpus = fs::read_to_string(world.path("corpus.jsonl")).unwrap();
+    let mut passages: Vec<Value> = corpus.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // The second passage of the file five times more, under other ids.
+    for copy in 0..5 {
+        passages.push(json!({"id": format!("copy-{copy}"), "contents": passages[1]["contents"]}));
+    }
+    world.write("corpus.jsonl", &passages.iter().map(|passage| format!("{passage}\n")).collect::<String>());
+    build(&world, &["--force", "--set", "retriever.search=hnsw"]).done();
+    let info = world.dgpo(&["index", "info", "indexes/a", "--json"]).json();
+    let expected = json!({"n_passages": 6, "n_groups": 1, "largest": 6, "never_among_3": 3, "never_among_10": 0});
+    assert_eq!(info["equal_vectors"], expected);
+    assert!(info["measured"]["recall_by_id_at_3"].is_number(), "{info}");
+    let text = world.dgpo(&["index", "info", "indexes/a"]).done().stdout;
+    assert!(text.contains("6 passages share 1, 6 at most one") && text.contains("3 of them among 3"), "{text}");
+    for search in ["exact", "hnsw"] {
+        let query = passages[1]["contents"].as_str().unwrap();
+        let found = world.dgpo(&["index", "search", "indexes/a", "--json", "--search", search, query]).json();
+        let ids: Vec<&str> = found[0]["hits"].as_array().unwrap().iter().map(|hit| hit["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, [passages[1]["id"].as_str().unwrap(), "copy-0", "copy-1"], "{search}");
+    }
+}
+
+#[test]
+fn a_file_given_as_an_index_is_named_as_what_it_is() {
+    let world = World::new();
+    fs::write(world.path("e5_Flat.index"), b"IxFI\0\0\0\0").unwrap();
+    world.write("notes.txt", "Index of things");
+    let is_file = "is a file, and an index is a folder";
+    let command = "dgpo index build --out e5_Flat.dgpo-index";
+    world.dgpo(&["index", "search", "e5_Flat.index", "who?"]).failed(1, &[is_file, "begins as FAISS indexes do", command]);
+    let ended = world.dgpo(&["index", "info", "notes.txt"]).failed(1, &[is_file]);
+    assert!(!ended.stderr.contains("FAISS"), "{}", ended.stderr);
+    let retriever =
+        ["--set", "retriever.kind=dense", "--set", "retriever.index=e5_Flat.index", "--set", "retriever.encoder=builtin:tiny/encoder"];
+    let ended = world.dgpo(&[&["train", "--config", "rl.toml", "--name", "a"][..], &retriever].concat());
+    assert!(ended.code != Some(0) && ended.stderr.contains(is_file) && ended.stderr.contains("FAISS"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_damaged_index_is_named_with_the_command_that_makes_it_anew() {
+    let world = World::new();
+    build(&world, &["--set", "retriever.search=hnsw"]).done();
+    let index = |name: &str| world.path("indexes/a").join(name);
+    let meta: Value = serde_json::from_slice(&fs::read(index("index.json")).unwrap()).unwrap();
+    let with = |pointer: &str, value: Value| {
+        let mut meta = meta.clone();
+        *meta.pointer_mut(pointer).unwrap() = value;
+        fs::write(index("index.json"), meta.to_string()).unwrap();
+        world.dgpo(&["index", "info", "indexes/a", "--corpus", "corpus.jsonl"])
+    };
+    with("/n_passages", 0.into()).failed(1, &["index.json", "an index of 0 vectors"]);
+    with("/encoder/dim", (1u64 << 60).into()).failed(1, &["vectors.f32", "bytes instead of"]);
+    with("/graph/params/m", 1_000.into()).failed(1, &["index.json", "M 1000"]);
+    with("/graph/params/ef_search", (1u64 << 60).into()).failed(1, &["index.json", "are no parameters of a graph"]);
+    with("/graph/files/basename", "../links".into()).failed(1, &["index.json", "cannot be called"]);
+    with("/version", 1.into()).done();
+    for (name, at) in [("vectors.f32", 100), ("links.hnsw.graph", 2_000), ("links.hnsw.data", 40)] {
+        let whole = fs::read(index(name)).unwrap();
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        fs::write(index(name), &damaged).unwrap();
+        let ended =
+            world.dgpo(&["index", "search", "indexes/a", "who?"]).failed(1, &[name, "its checksum", "dgpo index build --out indexes/a"]);
+        assert!(ended.stderr.contains("--corpus corpus.jsonl") && ended.stderr.contains("retriever.search=hnsw"), "{}", ended.stderr);
+        // The same command again repairs it.
+        build(&world, &["--set", "retriever.search=hnsw"]).done();
+        assert_eq!(fs::read(index(name)).unwrap(), whole, "{name}");
+    }
+}
+
+#[test]
+fn names_lead_to_revisions_to_the_old_cache_variable_and_to_the_home_folder() {
+    let world = World::new();
+    let snapshot = world.path("hub/models--owner--encoder/snapshots/0123");
+    copy_folder(&repository("configs/tiny/encoder"), &snapshot);
+    fs::create_dir_all(world.path("hub/models--owner--encoder/refs")).unwrap();
+    world.write("hub/models--owner--encoder/refs/v2", "0123");
+    world.write("mine.toml", "extends = \"~/tiny-of-mine.toml\"\n[data]\ncorpus = \"~/corpus.jsonl\"\n");
+    world.write("tiny-of-mine.toml", "extends = \"tiny\"\n");
+    let build = |encoder: &str| {
+        let mut command =
+            world.command(&["index", "build", "--config", "mine.toml", "--out", "a", "--force", "--encoder", encoder, "--json"]);
+        command.env("HOME", world.path("")).env("HUGGINGFACE_HUB_CACHE", "~/hub").env_remove("HF_HUB_CACHE").env_remove("HF_HOME");
+        Ended::of(&mut command)
+    };
+    for encoder in ["owner/encoder@v2", "owner/encoder@0123", "~/hub/models--owner--encoder/snapshots/0123"] {
+        assert_eq!(build(encoder).json()["n_passages"], 30, "{encoder}");
+    }
+    build("owner/encoder@v3").failed(1, &["snapshots/v3", "hf download owner/encoder --revision v3"]);
 }

@@ -1,4 +1,4 @@
-//! The BERT encoder (E5, MiniLM): absolute positions, post-norm blocks, erf GELU; sentence embeddings by masked mean pooling and L2.
+//! The BERT encoder (E5, MiniLM, BGE): absolute positions, post-norm blocks, erf GELU; sentence embeddings by masked mean or CLS pooling and L2.
 //!
 //! Contract: rows are right-padded and `mask` is 1 on their tokens, at least one a row, and 0 behind. Token types are all 0. No dropout. Field names
 //! are the checkpoint's (`weights/names.rs` lists the exceptions).
@@ -23,9 +23,48 @@ use dgpo_kernels::{
     attention::{CausalRows, causal_attention},
     erf_gelu::erf_gelu,
 };
+use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Keeps the length of a zero vector from dividing by zero; transformers' `normalize` has the same.
 const NORM_EPS: f32 = 1e-12;
+
+/// Which token states make the vector of a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// The mean over the real tokens (E5, MiniLM).
+    #[default]
+    Mean,
+    /// The first token, `[CLS]` (BGE, mxbai, arctic-embed).
+    Cls,
+}
+
+/// How the states of the last layer become the vector of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SentenceHead {
+    pub pooling: Pooling,
+    /// Whether the vector is divided by its length, which makes an inner product a cosine.
+    pub is_unit_length: bool,
+}
+
+impl Default for SentenceHead {
+    /// E5's.
+    fn default() -> Self {
+        Self { pooling: Pooling::Mean, is_unit_length: true }
+    }
+}
+
+impl fmt::Display for SentenceHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.pooling {
+            Pooling::Mean => "mean pooling",
+            Pooling::Cls => "CLS pooling",
+        })?;
+        f.write_str(if self.is_unit_length { "" } else { ", vectors as they are" })
+    }
+}
 
 /// The encoder without pooler.
 #[derive(Module, Debug)]
@@ -124,34 +163,51 @@ impl<B: Backend> BertEncoder<B> {
     /// Sentence embeddings of unit length: the mean of the last layer over real tokens, divided by its norm. Both in f32.
     ///
     /// e = m / |m|,  m = sum_t mask_t h_t / sum_t mask_t
+    /// # Shapes
+    /// ids, mask [B, T] -> [B, D] f32
+    /// # Panics
+    /// As [`BertEncoder::all_hidden`].
+    pub fn embed(&self, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        self.embed_with(SentenceHead::default(), ids, mask)
+    }
+
+    /// Sentence embeddings of another kind than E5's: p / |p| or p itself, with p the mean of [`BertEncoder::embed`] or the last layer's first
+    /// token h_0. In f32.
     ///
     /// On backends that prefer it, rows go through the layers a few at a time; how many depends on T alone.
     /// # Shapes
     /// ids, mask [B, T] -> [B, D] f32
     /// # Panics
     /// As [`BertEncoder::all_hidden`].
-    pub fn embed(&self, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    pub fn embed_with(&self, head: SentenceHead, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         let [n_rows, n_tokens] = ids.dims();
         let rows_at_once = (B::TOKENS_AT_ONCE / n_tokens.max(1)).max(1);
         if n_rows <= rows_at_once {
-            return self.embed_rows(ids, mask);
+            return self.embed_rows(head, ids, mask);
         }
         let parts = ids.split(rows_at_once, 0).into_iter().zip(mask.split(rows_at_once, 0));
-        Tensor::cat(parts.map(|(ids, mask)| self.embed_rows(ids, mask)).collect(), 0)
+        Tensor::cat(parts.map(|(ids, mask)| self.embed_rows(head, ids, mask)).collect(), 0)
     }
 
-    fn embed_rows(&self, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    fn embed_rows(&self, head: SentenceHead, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         let [n_rows, n_tokens] = ids.dims();
         let rows = visible_keys(&mask);
         let mut state = self.embeddings.forward(ids);
         for layer in &self.encoder.layer {
             state = layer.forward(state, &rows, self.config.num_attention_heads);
         }
-        let mean = mean_pooled(state.reshape([n_rows, n_tokens, self.config.hidden_size]), mask);
-        let norm = mean.clone().square().sum_dim(1).sqrt();
+        let state = state.reshape([n_rows, n_tokens, self.config.hidden_size]);
+        let pooled = match head.pooling {
+            Pooling::Mean => mean_pooled(state, mask),
+            Pooling::Cls => state.narrow(1, 0, 1).squeeze_dim::<2>(1).cast(DType::F32),
+        };
+        if !head.is_unit_length {
+            return pooled;
+        }
+        let norm = pooled.clone().square().sum_dim(1).sqrt();
         // Not `clamp_min`, which some backends let turn NaN into the bound.
         let is_nan = norm.clone().is_nan();
-        mean / norm.clamp_min(NORM_EPS).mask_fill(is_nan, f32::NAN)
+        pooled / norm.clamp_min(NORM_EPS).mask_fill(is_nan, f32::NAN)
     }
 
     pub fn config(&self) -> BertConfig {
@@ -305,6 +361,28 @@ mod tests {
     }
 
     #[test]
+    fn cls_pooling_takes_the_first_token_of_the_recorded_last_layer() {
+        let oracle = Oracle::open();
+        let (ids, mask) = (oracle.ints::<Flex>("input_ids"), oracle.ints::<Flex>("attention_mask"));
+        let [n_rows, n_tokens] = ids.dims();
+        let hidden = oracle.floats("hidden_states");
+        let last = &hidden[hidden.len() / 4 * 3..];
+        let d = last.len() / (n_rows * n_tokens);
+        let model = load::<Flex>(DType::F32);
+        for is_unit_length in [false, true] {
+            let head = SentenceHead { pooling: Pooling::Cls, is_unit_length };
+            let found = values(model.embed_with(head, ids.clone(), mask.clone()));
+            for (row, found) in found.chunks(d).enumerate() {
+                let first = &last[row * n_tokens * d..][..d];
+                let length = if is_unit_length { first.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() } else { 1.0 };
+                let expected: Vec<f32> = first.iter().map(|&x| (f64::from(x) / length) as f32).collect();
+                // The hidden states themselves agree to 1e-4.
+                assert!(max_difference(found, &expected) < 1e-4, "row {row}, unit length {is_unit_length}");
+            }
+        }
+    }
+
+    #[test]
     fn embeddings_cosines_and_pooling_are_transformers() {
         let oracle = Oracle::open();
         let (ids, mask) = (oracle.ints::<Flex>("input_ids"), oracle.ints::<Flex>("attention_mask"));
@@ -338,7 +416,7 @@ mod tests {
         let ids: Vec<i64> = (0..n_rows as i64 * 16).map(|i| i * 31 % 120).collect();
         let ids = Tensor::<Flex, 2, Int>::from_data(TensorData::new(ids, [n_rows, 16]), &Default::default());
         let mask = ids.ones_like();
-        let (parts, whole) = (model.embed(ids.clone(), mask.clone()), model.embed_rows(ids, mask));
+        let (parts, whole) = (model.embed(ids.clone(), mask.clone()), model.embed_rows(SentenceHead::default(), ids, mask));
         assert!(max_difference(&values(parts), &values(whole)) < 1e-6);
     }
 

@@ -15,6 +15,7 @@ use crate::{
         Hit, RetrieverError,
         build::BuildReport,
         commands::{Found, IndexInfo, IndexRequest, Queries, build_index, ids_in_corpus, index_info, search_index},
+        equal::EqualVectors,
         index::{IndexMeta, Search},
     },
     trainer::devices::{Job, with_device},
@@ -41,7 +42,7 @@ enum Command {
     ///
     /// Example: dgpo index build --corpus wiki.jsonl.gz --out indexes/wiki
     Build(BuildArgs),
-    /// Show the passages an index finds for queries.
+    /// Show the passages an index finds for queries, nearest first; of equally near ones the first of the corpus comes first.
     ///
     /// Example: dgpo index search indexes/wiki "who wrote Middlemarch"
     Search(SearchArgs),
@@ -361,7 +362,7 @@ fn describe(info: &IndexInfo) -> String {
     let IndexInfo { measured, .. } = info;
     line("index", info.dir.clone());
     line("passages", format!("{} from {}", output::grouped(info.n_passages as u64), info.corpus));
-    line("encoder", format!("{} ({} numbers, {} tokens)", info.encoder, info.dim, info.max_tokens));
+    line("encoder", format!("{} ({} numbers, {} tokens, {})", info.encoder, info.dim, info.max_tokens, info.head));
     line("vectors", format!("{}, encoded in {}", output::bytes(info.vectors_bytes), output::duration(info.encode_s)));
     match &info.graph {
         None => line("graph", "none: searched exactly".to_owned()),
@@ -379,5 +380,22 @@ fn describe(info: &IndexInfo) -> String {
     }
     let recall = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.3}"));
     line("recall against exact", format!("@3 {}, @10 {}", recall(measured.recall_at_3), recall(measured.recall_at_10)));
+    let EqualVectors { n_passages, n_groups, largest, never_among_3, never_among_10 } = info.equal_vectors;
+    if n_groups == 0 {
+        line("equal vectors", "none".to_owned());
+        return text;
+    }
+    line("- by passage id", format!("@3 {}, @10 {}", recall(measured.recall_by_id_at_3), recall(measured.recall_by_id_at_10)));
+    let count = |n: usize| output::grouped(n as u64);
+    line("equal vectors", format!("{} passages share {}, {} at most one", count(n_passages), count(n_groups), count(largest)));
+    line(
+        "never found",
+        format!("{} of them among 3, {} among 10: as many equal ones come first", count(never_among_3), count(never_among_10)),
+    );
+    // What leads from a copy to something else is at most the links that its other copies leave free.
+    if let Some(graph) = info.graph.as_ref().filter(|graph| largest > 2 * graph.m) {
+        line("", format!("a point has {} links at most, so a graph can lose what lies behind {largest} equal ones", 2 * graph.m));
+        line("", "(the recall above says how much; --search exact loses nothing)".to_owned());
+    }
     text
 }

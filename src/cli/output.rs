@@ -5,6 +5,7 @@
 //!
 //! Messages of the library end in `hint: …`; the hint gets a line of its own. `NO_COLOR` and a stderr that is no terminal switch colour off,
 //! and no meaning hangs on colour alone.
+pub use crate::config::shell_quoted;
 use crate::{config::secrets::without_users, report::table::acts_on_display};
 use serde::Serialize;
 use std::{
@@ -125,12 +126,6 @@ pub fn without_hint(text: &str) -> &str {
     &text[..end.unwrap_or(text.len())]
 }
 
-/// `text` as one word of a shell's command line.
-pub fn shell_quoted(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
-}
-
 /// `a; hint: b` becomes two lines, with the indentation of the first.
 fn hints_on_own_lines(text: &str) -> String {
     let mut lines = Vec::new();
@@ -228,11 +223,6 @@ mod tests {
         let json = escaped(&serde_json::to_string_pretty(&[text]).unwrap());
         assert!(!json.contains(|c| acts_on_display(c) && c != '\n'), "{json:?}");
         assert_eq!(serde_json::from_str::<[String; 1]>(&json).unwrap(), [text]);
-    }
-
-    #[test]
-    fn a_path_is_quoted_where_a_shell_would_split_it() {
-        assert_eq!(["runs/a-1", "my runs/a", "it's", ""].map(shell_quoted), ["runs/a-1", "'my runs/a'", "'it'\\''s'", "''"]);
     }
 
     #[test]

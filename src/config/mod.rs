@@ -25,6 +25,7 @@ pub mod phase;
 pub mod plan;
 pub mod recipe;
 pub mod secrets;
+mod shell;
 
 pub use chat::ChatTemplate;
 pub use choice::{ObservationCut, Sampling};
@@ -33,6 +34,7 @@ pub use load::{Loaded, load};
 pub use objective::*;
 pub use phase::{Phase, Stage};
 pub use recipe::*;
+pub use shell::shell_quoted;
 
 use std::{fmt, path::PathBuf};
 

@@ -4,7 +4,7 @@
 //! paper is silent on says so. A recipe file therefore states only what differs. [`super::load`] reads it, [`super::check`] holds the rules between
 //! fields, [`super::plan`] computes what a run with it will do. What a run learns from its data lies in [`super::objective`].
 //!
-//! No field changes meaning with another one, and no environment variable changes a result (`${NAME}` in paths says where files lie, nothing else).
+//! No field changes meaning with another one, and no environment variable changes a result (`${NAME}` and `~` in paths say where files lie, nothing else).
 use super::chat::ChatTemplate;
 use super::choice::{ObservationCut, Sampling};
 use super::guards::GuardsRecipe;
@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 
 /// The user message of the published data (method §9), with its wording and its newline: a checkpoint trained on it expects it.
 pub const PAPER_INSTRUCTION: &str = "Answer the given question. You must conduct reasoning inside <think> and </think> first every time you get new information. After reasoning, if you find you lack some knowledge, you can call a search engine by <search> query </search> and it will return the top searched results between <information> and </information>. You can search as many times as your want. If you find no further external knowledge needed, you can directly provide the answer inside <answer> and </answer>, without detailed illustrations. For example, <answer> Beijing </answer>. Question: {question}\n";
+
+/// The value of `retriever.query_prefix` and `passage_prefix` that leaves the choice to the encoder's folder.
+pub const AUTO_PREFIX: &str = "auto";
 
 /// Everything that decides what a run computes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -137,9 +140,11 @@ pub struct RetrieverRecipe {
     pub hnsw_ef_construction: usize,
     /// HNSW: candidates looked at in a search. Default: 128. Raising it improves recall; search time grows in proportion.
     pub hnsw_ef_search: usize,
-    /// Text before a query for the encoder. Default: paper (E5), `"query: "`.
+    /// Text before a query for the encoder. Default: `auto`, the prompt that the encoder's folder declares
+    /// (`config_sentence_transformers.json`); where it declares none, E5's `"query: "`, which is the paper's,
+    /// or nothing for an encoder with CLS pooling. Another value wins over a declared one, with a warning.
     pub query_prefix: String,
-    /// Text before a passage for the encoder. Default: paper (E5), `"passage: "`.
+    /// Text before a passage for the encoder. Default: `auto`, as for `query_prefix`; E5's is `"passage: "`.
     pub passage_prefix: String,
     /// Tokens of a query or passage the encoder sees. Default: paper, 256.
     pub max_tokens: usize,
@@ -165,8 +170,8 @@ impl Default for RetrieverRecipe {
             hnsw_m: 32,
             hnsw_ef_construction: 200,
             hnsw_ef_search: 128,
-            query_prefix: "query: ".into(),
-            passage_prefix: "passage: ".into(),
+            query_prefix: AUTO_PREFIX.into(),
+            passage_prefix: AUTO_PREFIX.into(),
             max_tokens: 256,
             batch_tokens: 16_384,
         }

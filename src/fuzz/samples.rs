@@ -32,7 +32,7 @@ use crate::{
     },
 };
 use dgpo_models::{
-    bert::BertEncoder,
+    bert::{BertEncoder, SentenceHead},
     config::{BertConfig, DecoderConfig, Family, RopeScaling},
     decoder::Decoder,
     heads::Critic,
@@ -341,6 +341,7 @@ pub(super) fn indexes() -> Samples {
         query_prefix: "query: ".to_owned(),
         passage_prefix: "passage: ".to_owned(),
         max_tokens: 32,
+        head: SentenceHead::default(),
     };
     let mut embed = |texts: &[String], _: &mut crate::retriever::Tick| {
         let row = |text: &String| -> Vec<f32> {

@@ -3,6 +3,10 @@ use super::{Pipeline, PipelineError};
 use crate::{
     data::corpus::{Corpus, Passage},
     hub,
+    retriever::{
+        RetrieverError,
+        declared::{Declared, copy_declarations},
+    },
     rng::{Key, Purpose},
     tokenizer::Tokenizer,
     trainer::{
@@ -17,7 +21,7 @@ use crate::{
 use burn::tensor::DType;
 use dgpo_models::{
     TrainBackend,
-    bert::BertEncoder,
+    bert::{BertEncoder, SentenceHead},
     config::BertConfig,
     weights::{copy_side_files, load_bert, save_bert},
 };
@@ -30,6 +34,13 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let recipe = self.setup.recipe.clone();
         let source = &recipe.retriever.encoder;
         let dir = hub::resolve(source.strip_prefix(RANDOM_PREFIX).unwrap_or(source))?;
+        let declared = Declared::read(&dir)?;
+        if declared.head != SentenceHead::default() {
+            let why = "an encoder with CLS pooling, or with vectors of any length, is not trained here".to_owned();
+            let hint = "start from one with mean pooling for cosines, or without modules.json and 1_Pooling".to_owned();
+            return Err(RetrieverError::Encoder { path: dir, why, hint }.into());
+        }
+        let prompts = declared.resolve(&recipe.retriever.query_prefix, &recipe.retriever.passage_prefix);
         let tokenizer = Tokenizer::from_path(&dir)?;
         let corpus = Corpus::open(&hub::resolve(&recipe.data.corpus)?)?;
         let passages = (0..corpus.len()).map(|i| corpus.passage(i)).collect::<Result<Vec<Passage>, _>>()?;
@@ -44,8 +55,8 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         tokenizer.check_fits(start.config().vocab_size)?;
         let form = TextForm {
             tokenizer: &tokenizer,
-            query_prefix: &recipe.retriever.query_prefix,
-            passage_prefix: &recipe.retriever.passage_prefix,
+            query_prefix: &prompts.query,
+            passage_prefix: &prompts.passage,
             max_tokens: recipe.retriever.max_tokens,
         };
         let (optim, seed) = (&recipe.optim.distill, recipe.run.seed);
@@ -80,6 +91,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             std::fs::create_dir_all(&model_dir)?;
             save_bert(&trained, &model_dir, None)?;
             copy_side_files(&dir, &model_dir)?;
+            copy_declarations(&dir, &model_dir)?;
             checkpoint::write_state(checkpoint_dir, &serde_json::json!({ "wall_s": wall_s }))
         })?;
         (self.observer)(Event::PhaseDone { phase: Phase::Encoder });

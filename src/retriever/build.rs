@@ -12,7 +12,7 @@ use super::{
     OnProgress, Progress, RetrieverError, Tick,
     encoder::EncoderIdentity,
     hnsw::{HnswIndex, HnswParams, Insertion},
-    index::{GraphMeta, IndexMeta, META_FILE, Search, VECTORS_FILE, VERSION},
+    index::{GraphMeta, IndexMeta, META_FILE, Search, VECTORS_FILE, VERSION, check_vectors, complete_build_command, vectors_sha256},
     vectors::Vectors,
 };
 use crate::data::corpus::Corpus;
@@ -104,8 +104,13 @@ pub fn build(
     if finished.is_none() {
         encode(dir, &mut state, encoder, corpus, embed, progress)?;
     }
+    let vectors_sha256 = match finished.as_ref().and_then(|meta| meta.vectors_sha256.clone()) {
+        Some(sha256) => sha256,
+        None => vectors_sha256(&Vectors::map(&dir.join(VECTORS_FILE), corpus.len(), encoder.dim)?),
+    };
+    let is_whole = |graph: &GraphMeta| graph.files.check(dir, HnswIndex::expected(corpus.len(), graph.params)).is_ok();
     let (graph, graph_s) = match (finished.and_then(|meta| meta.graph), options.search.uses_graph(corpus.len())) {
-        (Some(graph), true) if is_same_graph(&graph.params, &options.hnsw) && graph.files.check(dir).is_ok() => {
+        (Some(graph), true) if is_same_graph(&graph.params, &options.hnsw) && is_whole(&graph) => {
             (Some(GraphMeta { params: options.hnsw, ..graph }), 0.0)
         }
         (_, true) => {
@@ -121,6 +126,7 @@ pub fn build(
         encoder: encoder.clone(),
         corpus_name: options.corpus_name.clone(),
         corpus_fingerprint: corpus.fingerprint(),
+        vectors_sha256: Some(vectors_sha256),
         encode_s: state.encode_s,
         graph,
     };
@@ -146,8 +152,9 @@ fn is_same_graph(a: &HnswParams, b: &HnswParams) -> bool {
 fn existing(dir: &Path, options: &BuildOptions, encoder: &EncoderIdentity, corpus: &Corpus) -> Result<Option<IndexMeta>, RetrieverError> {
     let found = match IndexMeta::read(dir) {
         Ok(meta) if meta.check_encoder(dir, encoder).and_then(|()| meta.check_corpus(dir, corpus)).is_ok() => {
-            match Vectors::map(&dir.join(VECTORS_FILE), meta.n_passages, encoder.dim) {
-                Ok(_) => return Ok(Some(meta)),
+            let vectors = Vectors::map(&dir.join(VECTORS_FILE), meta.n_passages, encoder.dim);
+            match vectors.and_then(|vectors| check_vectors(dir, &vectors, &meta)) {
+                Ok(()) => return Ok(Some(meta)),
                 // Damage is repaired by encoding again.
                 Err(_) => None,
             }
@@ -158,7 +165,9 @@ fn existing(dir: &Path, options: &BuildOptions, encoder: &EncoderIdentity, corpu
         Err(_) => Some("an unreadable kind".to_owned()),
     };
     if let (Some(found), false) = (found, options.replace) {
-        return Err(RetrieverError::IndexExists { dir: dir.to_owned(), found });
+        let graph = options.search.uses_graph(corpus.len()).then_some(options.hnsw);
+        let command = complete_build_command(dir, &options.corpus_name, encoder, graph) + " --force";
+        return Err(RetrieverError::IndexExists { dir: dir.to_owned(), found, command });
     }
     remove(dir, META_FILE)?;
     remove(dir, PROGRESS_FILE)?;
@@ -173,10 +182,13 @@ fn resume(dir: &Path, encoder: &EncoderIdentity, corpus: &Corpus) -> Result<Stat
         return Ok(fresh);
     };
     let is_same = (&state.encoder_fingerprint, &state.corpus_fingerprint) == (&fresh.encoder_fingerprint, &fresh.corpus_fingerprint);
+    if !is_same || state.n_encoded > corpus.len() || state.encode_s < 0.0 {
+        return Ok(fresh);
+    }
     let file = if state.n_encoded == corpus.len() && !dir.join(PART_FILE).exists() { VECTORS_FILE } else { PART_FILE };
     let size_bytes = std::fs::metadata(dir.join(file)).map_or(0, |meta| meta.len());
     let is_whole = size_bytes >= row_bytes(encoder) * state.n_encoded as u64;
-    Ok(if is_same && is_whole && state.n_encoded <= corpus.len() { state } else { fresh })
+    Ok(if is_whole { state } else { fresh })
 }
 
 fn row_bytes(encoder: &EncoderIdentity) -> u64 {

@@ -17,6 +17,7 @@ fn identity(name: &str) -> EncoderIdentity {
         query_prefix: "query: ".to_owned(),
         passage_prefix: "passage: ".to_owned(),
         max_tokens: 256,
+        head: dgpo_models::bert::SentenceHead::default(),
     }
 }
 
@@ -86,6 +87,27 @@ fn the_block_under_way_is_finished_and_counted_when_a_stop_is_asked_for() {
     assert_eq!(last, 2 * BLOCK_PASSAGES, "the third block was not begun");
     let report = build(folder.path(), &options(Search::Exact), &encoder, &corpus, &mut embed, &mut go_on).expect("built");
     assert_eq!(report.n_reused, 2 * BLOCK_PASSAGES);
+}
+
+#[test]
+fn a_damaged_state_of_a_build_starts_it_again() {
+    let (corpus, encoder, folder) = (corpus(2 * BLOCK_PASSAGES), identity("a"), tempfile::tempdir().expect("a folder"));
+    let stop = |_: Progress| ControlFlow::Break(());
+    for damage in [("n_encoded", "18446744073709551615"), ("n_encoded", "1025"), ("encode_s", "-1"), ("n_encoded", "\"512\"")] {
+        build(folder.path(), &options(Search::Exact), &encoder, &corpus, &mut embed, &mut { stop }).expect_err("stopped");
+        let path = folder.path().join(PROGRESS_FILE);
+        let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("written")).expect("JSON");
+        state[damage.0] = serde_json::from_str(damage.1).expect("JSON");
+        std::fs::write(&path, state.to_string()).expect("written");
+        let mut first = None;
+        let mut listen = |progress: Progress| {
+            first.get_or_insert(progress.done);
+            ControlFlow::Break(())
+        };
+        build(folder.path(), &options(Search::Exact), &encoder, &corpus, &mut embed, &mut listen).expect_err("stopped");
+        assert_eq!(first, Some(1), "{damage:?}: it begins with the first passage");
+        std::fs::remove_file(path).expect("removed");
+    }
 }
 
 #[test]

@@ -9,10 +9,11 @@ use super::{
     dense::DenseRetriever,
     encoder::{Encoder, EncoderOptions},
     encoder_options,
+    equal::{EqualVectors, equal_vectors, recall_by_id},
     exact::Neighbour,
     hnsw::Insertion,
     hnsw_params,
-    index::{Index, IndexMeta, Search},
+    index::{CHECKED_AT_OPENING, Index, IndexMeta, Search},
 };
 use crate::{
     config::RetrieverRecipe,
@@ -20,7 +21,7 @@ use crate::{
     hub,
     rng::{Key, Purpose},
 };
-use dgpo_models::Backend;
+use dgpo_models::{Backend, bert::SentenceHead};
 use serde::Serialize;
 use std::{
     collections::{BTreeSet, HashSet},
@@ -42,8 +43,9 @@ pub fn build_index<B: Backend>(
 ) -> Result<BuildReport, RetrieverError> {
     let passages = open_corpus(corpus)?;
     let encoder = open_encoder::<B>(&recipe.encoder, encoder_options(recipe), device)?;
-    let options =
-        BuildOptions { corpus_name: corpus.to_owned(), search: Search::parse(&recipe.search)?, hnsw: hnsw_params(recipe), replace };
+    encoder.warn_of_other_prompts();
+    let search = encoder.identity().search(Search::parse(&recipe.search)?)?;
+    let options = BuildOptions { corpus_name: corpus.to_owned(), search, hnsw: hnsw_params(recipe), replace };
     build::build(dir, &options, encoder.identity(), &passages, &mut |texts, tick| encoder.encode_passages(texts, tick), progress)
 }
 
@@ -85,6 +87,9 @@ pub struct IndexInfo {
     pub query_prefix: String,
     pub passage_prefix: String,
     pub max_tokens: usize,
+    /// How the encoder makes a vector of a text.
+    #[serde(flatten)]
+    pub head: SentenceHead,
     pub corpus: String,
     pub corpus_fingerprint: String,
     pub vectors_bytes: u64,
@@ -92,6 +97,7 @@ pub struct IndexInfo {
     pub encode_s: f64,
     pub passages_per_s: f64,
     pub graph: Option<GraphInfo>,
+    pub equal_vectors: EqualVectors,
     pub measured: Measured,
 }
 
@@ -118,6 +124,9 @@ pub struct Measured {
     pub graph_queries_per_s: Option<f64>,
     pub recall_at_3: Option<f64>,
     pub recall_at_10: Option<f64>,
+    /// The same without counting ties: the passages that exact search lists, by their ids.
+    pub recall_by_id_at_3: Option<f64>,
+    pub recall_by_id_at_10: Option<f64>,
 }
 
 /// What an index is measured with.
@@ -166,6 +175,11 @@ pub fn index_info<B: Backend>(
 ) -> Result<(IndexInfo, Vec<Found>), RetrieverError> {
     let meta = IndexMeta::read(request.dir)?;
     let (retriever, corpus) = open_index::<B>(request, &meta, device)?;
+    let vectors_bytes = retriever.index().vectors().as_bytes().len() as u64;
+    if vectors_bytes > CHECKED_AT_OPENING {
+        retriever.index().check(request.dir, &meta)?;
+    }
+    let equal_vectors = equal_vectors(retriever.index().vectors());
     let (measured, found) = match queries {
         Queries::Sampled { n, seed } => {
             let (measured, _) = measure(&retriever, &sample_sentences(&corpus, n, seed)?, "first sentences of passages")?;
@@ -186,7 +200,6 @@ pub fn index_info<B: Backend>(
             (measured, found)
         }
     };
-    let vectors_bytes = (meta.n_passages * meta.encoder.dim * size_of::<f32>()) as u64;
     let graph = meta.graph.as_ref().map(|graph| GraphInfo {
         m: graph.params.m,
         ef_construction: graph.params.ef_construction,
@@ -208,9 +221,11 @@ pub fn index_info<B: Backend>(
         query_prefix: meta.encoder.query_prefix,
         passage_prefix: meta.encoder.passage_prefix,
         max_tokens: meta.encoder.max_tokens,
+        head: meta.encoder.head,
         corpus: meta.corpus_name,
         corpus_fingerprint: meta.corpus_fingerprint,
         graph,
+        equal_vectors,
         measured,
     };
     Ok((info, found))
@@ -291,6 +306,8 @@ fn measure<B: Backend>(
         graph_queries_per_s: None,
         recall_at_3: None,
         recall_at_10: None,
+        recall_by_id_at_3: None,
+        recall_by_id_at_10: None,
     };
     if !index.uses_graph() {
         return Ok((measured, vec![("exact", exact)]));
@@ -300,6 +317,8 @@ fn measure<B: Backend>(
     measured.graph_queries_per_s = Some(per_s(started));
     measured.recall_at_3 = Some(recall(&found, &exact, 3));
     measured.recall_at_10 = Some(recall(&found, &exact, 10));
+    measured.recall_by_id_at_3 = Some(recall_by_id(&found, &exact, 3));
+    measured.recall_by_id_at_10 = Some(recall_by_id(&found, &exact, 10));
     Ok((measured, vec![("exact", exact), ("hnsw", found)]))
 }
 

@@ -1,14 +1,23 @@
 //! Text -> embedding: a BERT encoder (E5), its tokenizer and its prefixes as one thing.
 //!
-//! An embedding is the L2-normalised masked mean of the last hidden states (method §6), so the inner product of two is their cosine.
+//! An embedding is the L2-normalised masked mean of the last hidden states (method §6), so the inner product of two is their cosine; an encoder
+//! whose folder declares CLS pooling, or vectors as they are, gets those ([`super::declared`]).
 //! Texts are cut to `max_tokens`; the closing special token ([SEP], `</s>`), where the tokenizer adds one, stays the last.
 //! - Passages: sorted by length and packed into batches of at most `batch_tokens` padded tokens; independent of the batching up to rounding.
 //! - Queries: padded to fixed shapes ([`QUERY_ROWS`] rows, lengths in steps of [`QUERY_STEP`]), so that a query's embedding depends on its own
 //!   length alone: an episode's passages must not depend on which episodes share its batch, not even by rounding.
-use super::{RetrieverError, Tick};
+use super::{
+    RetrieverError, Tick,
+    declared::{Declared, Prompts},
+    index::Search,
+};
 use crate::tokenizer::{Tokenizer, first_tokens};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use dgpo_models::{Backend, bert::BertEncoder, weights::load_bert};
+use dgpo_models::{
+    Backend,
+    bert::{BertEncoder, Pooling, SentenceHead},
+    weights::load_bert,
+};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -17,9 +26,9 @@ use std::path::{Path, PathBuf};
 /// How texts are prepared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncoderOptions {
-    /// Put before a query ("query: " for E5).
+    /// Put before a query ("query: " for E5); "auto" = what the folder declares.
     pub query_prefix: String,
-    /// Put before a passage ("passage: " for E5).
+    /// Put before a passage ("passage: " for E5); "auto" = what the folder declares.
     pub passage_prefix: String,
     /// Tokens of a text with its prefix and special tokens. Paper: 256.
     pub max_tokens: usize,
@@ -39,12 +48,45 @@ pub struct EncoderIdentity {
     pub query_prefix: String,
     pub passage_prefix: String,
     pub max_tokens: usize,
+    /// Pooling and length of the vectors; absent where they are E5's.
+    #[serde(default, skip_serializing_if = "is_e5s")]
+    pub head: SentenceHead,
+}
+
+impl EncoderIdentity {
+    /// How vectors of this encoder are searched where `asked` is what the recipe says: those of any length exactly.
+    /// # Errors
+    /// If a graph is asked for over vectors that have no unit length.
+    pub fn search(&self, asked: Search) -> Result<Search, RetrieverError> {
+        if self.head.is_unit_length {
+            return Ok(asked);
+        }
+        if asked != Search::Hnsw {
+            return Ok(Search::Exact);
+        }
+        let hint = format!(
+            "a graph needs vectors of unit length, and {} declares inner products of vectors as they are (similarity_fn_name = \"dot\", no \
+             Normalize module); use exact",
+            self.name
+        );
+        Err(RetrieverError::option("retriever.search", "\"hnsw\"", &hint))
+    }
+}
+
+fn is_e5s(head: &SentenceHead) -> bool {
+    *head == SentenceHead::default()
+}
+
+/// What an encoder consists of.
+pub struct Parts<B: Backend> {
+    pub model: BertEncoder<B>,
+    pub tokenizer: Tokenizer,
+    pub declared: Declared,
 }
 
 /// An encoder ready to embed.
 pub struct Encoder<B: Backend> {
-    model: BertEncoder<B>,
-    tokenizer: Tokenizer,
+    parts: Parts<B>,
     identity: EncoderIdentity,
     /// The special token that closes every text.
     closing: Option<u32>,
@@ -61,38 +103,61 @@ const QUERY_STEP: usize = 16;
 impl<B: Backend> Encoder<B> {
     /// Reads `config.json`, safetensors and `tokenizer.json` of a folder; `name` is what messages call it.
     /// # Errors
-    /// If a file is missing or broken, if the tokenizer has more tokens than the embedding table, or if `max_tokens` exceeds the positions
-    /// the model was trained with.
-    pub fn open(folder: &Path, name: &str, options: EncoderOptions, device: &B::Device) -> Result<Self, RetrieverError> {
+    /// If a file is missing or broken, if the folder declares a pooling that is not computed here, if the tokenizer has more tokens than the
+    /// embedding table, or if `max_tokens` exceeds the positions the model was trained with.
+    pub fn open(folder: &Path, name: &str, mut options: EncoderOptions, device: &B::Device) -> Result<Self, RetrieverError> {
+        let declared = Declared::read(folder)?;
+        let prompts = declared.resolve(&options.query_prefix, &options.passage_prefix);
+        (options.query_prefix, options.passage_prefix) = (prompts.query, prompts.passage);
         let model = load_bert::<B>(folder, DType::F32, device).map_err(RetrieverError::passed_on)?;
         let tokenizer = Tokenizer::from_path(folder).map_err(RetrieverError::passed_on)?;
-        let fingerprint = fingerprint(folder, &options)?;
-        Self::from_parts(model, tokenizer, name, fingerprint, options, device)
+        let fingerprint = fingerprint(folder, &options, &declared)?;
+        Self::from_parts(Parts { model, tokenizer, declared }, name, fingerprint, options, device)
     }
 
     /// Joins a model that is in memory with its tokenizer. `fingerprint` must change whenever an embedding would.
     /// # Errors
     /// As [`Encoder::open`].
     pub fn from_parts(
-        model: BertEncoder<B>,
-        tokenizer: Tokenizer,
+        parts: Parts<B>,
         name: &str,
         fingerprint: String,
         options: EncoderOptions,
         device: &B::Device,
     ) -> Result<Self, RetrieverError> {
-        let config = model.config();
+        let (config, tokenizer, declared) = (parts.model.config(), &parts.tokenizer, &parts.declared);
         tokenizer.check_fits(config.vocab_size).map_err(RetrieverError::passed_on)?;
         let EncoderOptions { query_prefix, passage_prefix, max_tokens, batch_tokens } = options;
         if !(2..=config.max_position_embeddings).contains(&max_tokens) {
             let hint = format!("{name} has {} positions, and a text needs its two special tokens", config.max_position_embeddings);
             return Err(RetrieverError::option("retriever.max_tokens", max_tokens, &hint));
         }
-        let identity =
-            EncoderIdentity { name: name.to_owned(), fingerprint, dim: config.hidden_size, query_prefix, passage_prefix, max_tokens };
+        let dim = config.hidden_size;
+        if declared.dim.is_some_and(|declared| declared != dim) {
+            let why = format!("its pooling is of {} numbers, and its network has {dim}", declared.dim.unwrap_or_default());
+            let hint = "fetch the encoder's files again: they are of different models".to_owned();
+            return Err(RetrieverError::Encoder { path: name.into(), why, hint });
+        }
+        let encode = |text: &str| tokenizer.encode_with_special(text).map_err(RetrieverError::passed_on);
+        if declared.lowercases && encode("A SMALL TEXT")? != encode("a small text")? {
+            let why = "sentence_bert_config.json says do_lower_case, and its tokenizer does not do it".to_owned();
+            let hint = "use an encoder whose tokenizer.json lower-cases".to_owned();
+            return Err(RetrieverError::Encoder { path: name.into(), why, hint });
+        }
         // What is put around a text is what the empty text becomes.
-        let closing = tokenizer.encode_with_special("").map_err(RetrieverError::passed_on)?.last().copied();
-        Ok(Self { model, tokenizer, identity, closing, pad: config.pad_token_id, batch_tokens, device: device.clone() })
+        let closing = encode("")?.last().copied();
+        let head = declared.head;
+        let identity = EncoderIdentity { name: name.to_owned(), fingerprint, dim, query_prefix, passage_prefix, max_tokens, head };
+        Ok(Self { parts, identity, closing, pad: config.pad_token_id, batch_tokens, device: device.clone() })
+    }
+
+    /// Says where the texts before queries and passages are others than those the folder declares.
+    pub fn warn_of_other_prompts(&self) {
+        let EncoderIdentity { name, query_prefix, passage_prefix, .. } = &self.identity;
+        let used = Prompts { query: query_prefix.clone(), passage: passage_prefix.clone() };
+        if let Some(warning) = self.parts.declared.other_prompts(name, &used) {
+            tracing::warn!("{warning}");
+        }
     }
 
     /// Name, fingerprint, size and text preparation.
@@ -142,7 +207,7 @@ impl<B: Backend> Encoder<B> {
 
     fn tokenise(&self, prefix: &str, texts: &[String]) -> Result<Vec<Vec<u32>>, RetrieverError> {
         let tokenise_one = |text: &String| {
-            let encode = |text: &str| self.tokenizer.encode_with_special(text);
+            let encode = |text: &str| self.parts.tokenizer.encode_with_special(text);
             let ids = first_tokens(&format!("{prefix}{text}"), self.identity.max_tokens, encode);
             let mut ids = ids.map_err(RetrieverError::passed_on)?;
             truncate(&mut ids, self.identity.max_tokens, self.closing);
@@ -165,7 +230,7 @@ impl<B: Backend> Encoder<B> {
             mask.extend(std::iter::repeat_n(1i64, row.len()).chain(std::iter::repeat_n(0, n_padding)));
         }
         let tensor = |data: Vec<i64>| Tensor::<B, 2, Int>::from_data(TensorData::new(data, [rows.len(), n_tokens]), &self.device);
-        let embeddings = self.model.embed(tensor(ids), tensor(mask)).into_data();
+        let embeddings = self.parts.model.embed_with(self.identity.head, tensor(ids), tensor(mask)).into_data();
         // A kernel that could not run says so only when the device is asked; what was read is noise then.
         B::sync(&self.device).map_err(|error| RetrieverError::Failed(format!("the device failed: {error}")))?;
         Ok(embeddings.convert::<f32>().into_vec().expect("converted to f32 above"))
@@ -210,8 +275,9 @@ fn length_sorted_batches(lengths: &[usize], batch_tokens: usize) -> Vec<Vec<usiz
     batches
 }
 
-/// SHA-256 over the folder's weights, config and tokenizer and over the text preparation. Every part is preceded by its name and length.
-fn fingerprint(folder: &Path, options: &EncoderOptions) -> Result<String, RetrieverError> {
+/// SHA-256 over the folder's weights, config and tokenizer, over the text preparation, and over pooling and length of the vectors where they are
+/// not E5's. Every part is preceded by its name and length.
+fn fingerprint(folder: &Path, options: &EncoderOptions, declared: &Declared) -> Result<String, RetrieverError> {
     let io = |path: &Path, source| RetrieverError::io(path, "read", source);
     let mut files: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|source| io(folder, source))? {
@@ -237,6 +303,12 @@ fn fingerprint(folder: &Path, options: &EncoderOptions) -> Result<String, Retrie
     add(b"query_prefix", options.query_prefix.as_bytes());
     add(b"passage_prefix", options.passage_prefix.as_bytes());
     add(b"max_tokens", &(options.max_tokens as u64).to_le_bytes());
+    if declared.head.pooling == Pooling::Cls {
+        add(b"pooling", b"cls");
+    }
+    if !declared.head.is_unit_length {
+        add(b"length", b"as it is");
+    }
     Ok(format!("{:x}", hasher.finalize()))
 }
 

@@ -11,6 +11,11 @@ pub fn options() -> EncoderOptions {
 
 /// A small BERT with random weights over the built-in world's tokenizer.
 pub fn random_encoder(seed: u64, options: EncoderOptions) -> Encoder<Flex> {
+    random_encoder_with(SentenceHead::default(), seed, options)
+}
+
+/// As [`random_encoder`], with another pooling.
+pub fn random_encoder_with(head: SentenceHead, seed: u64, options: EncoderOptions) -> Encoder<Flex> {
     let tokenizer = Tokenizer::from_path(Path::new(TOKENIZER)).expect("the built-in tokenizer");
     let config = BertConfig {
         vocab_size: tokenizer.n_tokens(),
@@ -27,7 +32,8 @@ pub fn random_encoder(seed: u64, options: EncoderOptions) -> Encoder<Flex> {
     };
     let device = Default::default();
     let model = BertEncoder::init(&config, seed, &device);
-    Encoder::from_parts(model, tokenizer, "random", format!("seed {seed}"), options, &device).expect("the parts fit")
+    let parts = Parts { model, tokenizer, declared: Declared { head, ..Declared::default() } };
+    Encoder::from_parts(parts, "random", format!("seed {seed}, {head:?}"), options, &device).expect("the parts fit")
 }
 
 fn texts() -> Vec<String> {
@@ -117,7 +123,8 @@ fn the_fingerprint_changes_with_everything_that_changes_an_embedding() {
     for (name, content) in [("config.json", "{}"), ("model.safetensors", "weights"), ("tokenizer.json", "words"), ("README.md", "text")] {
         std::fs::write(folder.path().join(name), content).expect("written");
     }
-    let of = |options: &EncoderOptions| fingerprint(folder.path(), options).expect("readable");
+    let e5 = Declared::default();
+    let of = |options: &EncoderOptions| fingerprint(folder.path(), options, &e5).expect("readable");
     let original = of(&options());
     assert_ne!(of(&EncoderOptions { query_prefix: "q: ".to_owned(), ..options() }), original);
     assert_ne!(of(&EncoderOptions { passage_prefix: "p: ".to_owned(), ..options() }), original);
@@ -134,7 +141,84 @@ fn more_tokens_than_positions_are_refused() {
     let tokenizer = Tokenizer::from_path(Path::new(TOKENIZER)).expect("the built-in tokenizer");
     let encoder = random_encoder(1, options());
     let options = EncoderOptions { max_tokens: 33, ..options() };
-    let error = Encoder::from_parts(encoder.model, tokenizer, "random", String::new(), options, &encoder.device).err();
+    let parts = Parts { model: encoder.parts.model, tokenizer, declared: Declared::default() };
+    let error = Encoder::from_parts(parts, "random", String::new(), options, &encoder.device).err();
     let message = error.expect("33 tokens do not fit 32 positions").to_string();
     assert!(message.contains("max_tokens = 33") && message.contains("32 positions"), "{message}");
+}
+
+#[test]
+fn the_fingerprint_tells_other_poolings_apart_and_leaves_that_of_e5_as_it_is() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (name, content) in [("config.json", "{}"), ("model.safetensors", "weights"), ("tokenizer.json", "words")] {
+        std::fs::write(folder.path().join(name), content).expect("written");
+    }
+    let of = |pooling, is_unit_length| {
+        let head = SentenceHead { pooling, is_unit_length };
+        fingerprint(folder.path(), &options(), &Declared { head, ..Declared::default() }).expect("readable")
+    };
+    // Of every part: eight bytes of the name's length, the name, eight bytes of the content's length, the content.
+    let mut hasher = Sha256::new();
+    let max_tokens = 24u64.to_le_bytes();
+    let files: [(&str, &[u8]); 3] = [("config.json", b"{}"), ("model.safetensors", b"weights"), ("tokenizer.json", b"words")];
+    let texts: [(&str, &[u8]); 3] = [("query_prefix", b"query: "), ("passage_prefix", b"passage: "), ("max_tokens", &max_tokens)];
+    for (name, content) in files.into_iter().chain(texts) {
+        for part in [name.as_bytes(), content] {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+    }
+    assert_eq!(of(Pooling::Mean, true), format!("{:x}", hasher.finalize()));
+    let all = [of(Pooling::Mean, true), of(Pooling::Mean, false), of(Pooling::Cls, true), of(Pooling::Cls, false)];
+    assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), 4);
+}
+
+#[test]
+fn an_encoder_that_declares_cls_pooling_is_pooled_so() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (tiny, inside) = (repository.join("configs/tiny/encoder"), folder.path().join("1_Pooling"));
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(tiny.join(name), folder.path().join(name)).expect("copied");
+    }
+    let open = |folder: &Path| {
+        let options = EncoderOptions { query_prefix: "q ".to_owned(), passage_prefix: "p ".to_owned(), ..options() };
+        Encoder::<Flex>::open(folder, "tiny", options, &Default::default()).expect("opened")
+    };
+    let mean = open(folder.path());
+    std::fs::create_dir(&inside).expect("made");
+    let pooling = r#"{"word_embedding_dimension": 32, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}"#;
+    std::fs::write(inside.join("config.json"), pooling).expect("written");
+    let cls = open(folder.path());
+    assert_ne!(cls.identity().fingerprint, mean.identity().fingerprint);
+    let texts = ["Duva Vatir was born in Tobsa Port.".to_owned(), "Who?".to_owned()];
+    for (text, embedding) in texts.iter().zip(encode(&cls, &texts).chunks_exact(32)) {
+        let ids = cls.parts.tokenizer.encode_with_special(&format!("p {text}")).expect("tokens");
+        let n = ids.len();
+        let ids = TensorData::new(ids.into_iter().map(i64::from).collect::<Vec<_>>(), [1, n]);
+        let tensor = |data| Tensor::<Flex, 2, Int>::from_data(data, &Default::default());
+        let states = cls.parts.model.all_hidden(tensor(ids), tensor(TensorData::new(vec![1i64; n], [1, n])));
+        let first: Vec<f32> = states[states.len() - 1].clone().into_data().to_vec::<f32>().expect("f32")[..32].to_vec();
+        let length = first.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+        for (found, expected) in embedding.iter().zip(&first) {
+            // One text alone and in a padded batch: f32 rounding of sums of some hundred terms.
+            assert!((f64::from(*found) - f64::from(*expected) / length).abs() < 1e-5, "{text}");
+        }
+    }
+}
+
+#[test]
+fn vectors_of_any_length_are_searched_exactly_and_by_their_inner_product() {
+    let head = |is_unit_length| SentenceHead { pooling: Pooling::Mean, is_unit_length };
+    let (unit, any) = (random_encoder_with(head(true), 1, options()), random_encoder_with(head(false), 1, options()));
+    assert_eq!(any.identity().search(Search::Auto).expect("auto"), Search::Exact);
+    assert_eq!(unit.identity().search(Search::Hnsw).expect("hnsw"), Search::Hnsw);
+    let message = any.identity().search(Search::Hnsw).expect_err("no unit length").to_string();
+    assert!(message.contains("retriever.search = \"hnsw\"") && message.contains("use exact"), "{message}");
+    let texts = texts();
+    for (any, unit) in encode(&any, &texts).chunks_exact(32).zip(encode(&unit, &texts).chunks_exact(32)) {
+        let length = any.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+        assert!((length - 1.0).abs() > 0.1, "a layer norm gives other lengths than 1");
+        assert!(any.iter().zip(unit).all(|(x, y)| (f64::from(*x) / length - f64::from(*y)).abs() < 1e-5));
+    }
 }

@@ -12,18 +12,15 @@
 use super::{
     RetrieverError, Tick,
     exact::{self, Metric, Neighbour},
+    graph_files::{Expected, GraphFiles, MAX_LAYER, file_paths},
     vectors::Vectors,
 };
+use crate::contained::contained;
 use hnsw_rs::prelude::{AnnT, Distance, Hnsw, HnswIo};
 use macerator::{Scalar, Simd, Vector};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::{
-    io::Read,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 /// Parameters of the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,18 +54,6 @@ impl Insertion {
     }
 }
 
-/// What a dump consists of; kept in the index so that damage is found before `hnsw_rs`, which panics on it, reads the files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GraphFiles {
-    /// Stem of the two files.
-    pub basename: String,
-    pub graph_bytes: u64,
-    pub graph_sha256: String,
-    pub data_bytes: u64,
-    pub data_sha256: String,
-}
-
 /// A searchable graph.
 pub struct HnswIndex {
     graph: Hnsw<'static, u32, StoredDot>,
@@ -76,8 +61,8 @@ pub struct HnswIndex {
     ef_search: usize,
 }
 
-/// `hnsw_rs` supports sixteen layers, and its dump insists on all of them.
-const MAX_LAYER: usize = 16;
+/// More candidates than this are looked at by nobody; searches allocate by it.
+pub const MAX_EF: usize = 65_536;
 /// Vectors inserted between two reports of progress.
 const INSERT_BLOCK: usize = 2_048;
 /// Candidates scored again beyond k.
@@ -90,33 +75,14 @@ impl HnswParams {
         let refuse = |key: &str, value: usize, hint: &str| Err(RetrieverError::option(key, value, hint));
         match self {
             Self { m, .. } if !(2..=255).contains(m) => refuse("hnsw_m", *m, "2 to 255; 16 to 64 are usual"),
-            Self { ef_construction, .. } if *ef_construction == 0 => refuse("hnsw_ef_construction", 0, "200 is usual"),
-            Self { ef_search, .. } if *ef_search == 0 => refuse("hnsw_ef_search", 0, "at least top_k; 64 to 256 are usual"),
+            Self { ef_construction, .. } if !(1..=MAX_EF).contains(ef_construction) => {
+                refuse("hnsw_ef_construction", *ef_construction, "1 to 65536; 200 is usual")
+            }
+            Self { ef_search, .. } if !(1..=MAX_EF).contains(ef_search) => {
+                refuse("hnsw_ef_search", *ef_search, "at least top_k and at most 65536; 64 to 256 are usual")
+            }
             _ => Ok(()),
         }
-    }
-}
-
-impl GraphFiles {
-    /// # Errors
-    /// If a file is missing or is not the one that was written.
-    pub fn check(&self, dir: &Path) -> Result<(), RetrieverError> {
-        let expected = [(self.graph_bytes, &self.graph_sha256), (self.data_bytes, &self.data_sha256)];
-        for (path, (size_bytes, sha256)) in file_paths(dir, &self.basename).iter().zip(expected) {
-            let found = size_and_sha256(path)?;
-            if found.0 != size_bytes {
-                return Err(RetrieverError::damaged(path, format!("{} bytes instead of {size_bytes}", found.0)));
-            }
-            if &found.1 != sha256 {
-                return Err(RetrieverError::damaged(path, "its checksum is not the one in index.json"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Bytes on disk.
-    pub fn total_bytes(&self) -> u64 {
-        self.graph_bytes + self.data_bytes
     }
 }
 
@@ -164,32 +130,40 @@ impl HnswIndex {
         if written != basename {
             return Err(RetrieverError::damaged(&paths[0], format!("hnsw_rs wrote \"{written}\" instead")));
         }
-        let [graph, data] = paths.map(|path| {
-            let file = std::fs::File::open(&path).and_then(|file| file.sync_all());
-            file.map_err(|source| RetrieverError::io(&path, "write", source)).and_then(|()| size_and_sha256(&path))
-        });
-        let ((graph_bytes, graph_sha256), (data_bytes, data_sha256)) = (graph?, data?);
-        Ok(GraphFiles { basename: basename.to_owned(), graph_bytes, graph_sha256, data_bytes, data_sha256 })
+        for path in &paths {
+            let synced = std::fs::File::open(path).and_then(|file| file.sync_all());
+            synced.map_err(|source| RetrieverError::io(path, "write", source))?;
+        }
+        GraphFiles::of(dir, basename)
+    }
+
+    /// What the files of a graph with these parameters over `n` vectors must be of.
+    pub fn expected(n: usize, params: HnswParams) -> Expected<'static> {
+        let distance = std::any::type_name::<StoredDot>();
+        Expected { n_points: n, m: params.m, ef_construction: params.ef_construction, distance }
     }
 
     /// Reads a saved graph over the same vectors.
     /// # Errors
     /// If a file is missing, damaged, or of another version of this program.
-    pub fn load(dir: &Path, files: &GraphFiles, vectors: Arc<Vectors>, ef_search: usize) -> Result<Self, RetrieverError> {
-        files.check(dir)?;
+    pub fn load(dir: &Path, files: &GraphFiles, vectors: Arc<Vectors>, params: HnswParams) -> Result<Self, RetrieverError> {
+        params.check()?;
+        files.check(dir, Self::expected(vectors.len(), params))?;
         let paths = file_paths(dir, &files.basename);
         // The loaded graph borrows its reader for the sake of vectors mapped by the reader. Points here are owned row numbers, so the
         // reader is a path and some flags: leaking those hundred bytes for each opened index gives the graph a lifetime it can be stored with.
         let reader: &'static HnswIo = Box::leak(Box::new(HnswIo::new(dir, &files.basename)));
         let distance = StoredDot { vectors: vectors.clone() };
-        let graph = reader
-            .load_hnsw_with_dist::<u32, StoredDot>(distance)
-            .map_err(|error| RetrieverError::damaged(&paths[0], format!("hnsw_rs cannot read it: {error}")))?;
+        // The files were checked for everything hnsw_rs insists on; should it insist on more one day, that is an error too.
+        let graph = match contained(|| reader.load_hnsw_with_dist::<u32, StoredDot>(distance)) {
+            Ok(read) => read.map_err(|error| RetrieverError::damaged(&paths[0], format!("hnsw_rs cannot read it: {error}")))?,
+            Err(panic) => return Err(RetrieverError::damaged(&paths[0], format!("hnsw_rs cannot read it: {panic}"))),
+        };
         if graph.get_nb_point() != vectors.len() {
             let why = format!("a graph of {} points over {} vectors", graph.get_nb_point(), vectors.len());
             return Err(RetrieverError::damaged(&paths[0], why));
         }
-        Ok(Self { graph, vectors, ef_search })
+        Ok(Self { graph, vectors, ef_search: params.ef_search })
     }
 
     /// About `k` nearest rows for each query, nearest first; queries are spread over the threads.
@@ -221,24 +195,6 @@ fn new_file(path: &Path) -> std::io::Result<()> {
         _ => {}
     }
     std::fs::OpenOptions::new().write(true).create_new(true).open(path).map(drop)
-}
-
-fn file_paths(dir: &Path, basename: &str) -> [PathBuf; 2] {
-    ["graph", "data"].map(|part| dir.join(format!("{basename}.hnsw.{part}")))
-}
-
-fn size_and_sha256(path: &Path) -> Result<(u64, String), RetrieverError> {
-    let io = |source| RetrieverError::io(path, "read", source);
-    let mut file = std::fs::File::open(path).map_err(io)?;
-    let (mut hasher, mut size_bytes, mut buffer) = (Sha256::new(), 0, vec![0u8; 1 << 20]);
-    loop {
-        let n = file.read(&mut buffer).map_err(io)?;
-        if n == 0 {
-            return Ok((size_bytes, format!("{:x}", hasher.finalize())));
-        }
-        hasher.update(&buffer[..n]);
-        size_bytes += n as u64;
-    }
 }
 
 /// `1 - a b`, half the squared distance of unit vectors.
@@ -332,7 +288,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let built = build(&vectors, Insertion::Parallel);
         let files = built.save(folder.path(), "links").expect("saved");
-        let loaded = HnswIndex::load(folder.path(), &files, vectors, PARAMS.ef_search).expect("loaded");
+        let loaded = HnswIndex::load(folder.path(), &files, vectors, PARAMS).expect("loaded");
         let queries = unit_vectors(20, 32, 3);
         assert_eq!(loaded.search(&queries, 5), built.search(&queries, 5));
     }
@@ -348,7 +304,7 @@ mod tests {
         flipped[bytes.len() / 2] ^= 1;
         for (content, expected) in [(&bytes[..bytes.len() - 3], "bytes instead of"), (&flipped[..], "checksum")] {
             std::fs::write(&path, content).expect("written");
-            let error = HnswIndex::load(folder.path(), &files, vectors.clone(), 16).err().expect("damage is found").to_string();
+            let error = HnswIndex::load(folder.path(), &files, vectors.clone(), PARAMS).err().expect("damage is found").to_string();
             assert!(error.contains(expected) && error.contains("hint:"), "{error}");
         }
     }
@@ -373,7 +329,12 @@ mod tests {
 
     #[test]
     fn parameters_out_of_range_are_refused_before_hnsw_rs_ends_the_process() {
-        for params in [HnswParams { m: 1, ..PARAMS }, HnswParams { m: 256, ..PARAMS }, HnswParams { ef_search: 0, ..PARAMS }] {
+        for params in [
+            HnswParams { m: 1, ..PARAMS },
+            HnswParams { m: 256, ..PARAMS },
+            HnswParams { ef_search: 0, ..PARAMS },
+            HnswParams { ef_construction: 1 << 40, ..PARAMS },
+        ] {
             assert!(params.check().is_err_and(|error| error.to_string().contains("hint:")), "{params:?}");
         }
     }

@@ -16,16 +16,19 @@ pub mod batches;
 pub mod bm25;
 pub mod build;
 pub mod commands;
+pub mod declared;
 pub mod dense;
 pub mod encoder;
+pub mod equal;
 pub mod exact;
+pub mod graph_files;
 pub mod hnsw;
 pub mod index;
 pub mod remote;
 pub mod vectors;
 
 use crate::{
-    config::RetrieverRecipe,
+    config::{RetrieverRecipe, shell_quoted},
     data::corpus::{Corpus, Passage},
     hub,
 };
@@ -34,7 +37,7 @@ use dense::DenseRetriever;
 use dgpo_models::Backend;
 use encoder::{Encoder, EncoderOptions};
 use hnsw::HnswParams;
-use index::Search;
+use index::{IndexMeta, Search};
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -78,34 +81,37 @@ pub enum RetrieverError {
     #[error("cannot {doing} {}: {why}; hint: check that the path exists, that you may write there, and that the disk is not full", path.display())]
     Io { path: PathBuf, doing: &'static str, why: String },
     /// A file of an index that is not what index.json says.
-    #[error("{} is damaged: {why}; hint: rebuild the index with `dgpo index build --corpus CORPUS --out {}`", path.display(), path.parent().unwrap_or(path).display())]
-    Damaged { path: PathBuf, why: String },
+    #[error("{} is damaged: {why}; hint: rebuild the index with `{command}`", path.display())]
+    Damaged { path: PathBuf, why: String, command: String },
+    #[error("{} holds no finished index (no index.json); hint: build it, or continue an interrupted build, with `{command}`", dir.display())]
+    NoIndex { dir: PathBuf, command: String },
+    /// A file where an index folder should be.
+    #[error("{} is a file, and an index is a folder{found}; hint: `{command}` makes one of the passages", path.display())]
+    NotAFolder { path: PathBuf, found: &'static str, command: String },
     #[error(
-        "{0} holds no finished index (no index.json); hint: build it, or continue an interrupted build, with `dgpo index build --corpus CORPUS --out {0}`",
+        "{} already holds an index of {found}; hint: give another folder, or replace it with `{command}`",
         dir.display()
     )]
-    NoIndex { dir: PathBuf },
+    IndexExists { dir: PathBuf, found: String, command: String },
     #[error(
-        "{0} already holds an index of {found}; hint: give another folder, or replace it with `dgpo index build --corpus CORPUS --out {0} --force`",
+        "the index {} was built with encoder {built_with} ({built_fingerprint}), not with {asked} ({asked_fingerprint}); \
+         hint: rebuild it with `{command}`, or set retriever.encoder, its prefixes and max_tokens to those of the index",
         dir.display()
     )]
-    IndexExists { dir: PathBuf, found: String },
+    WrongEncoder { dir: PathBuf, built_with: String, built_fingerprint: String, asked: String, asked_fingerprint: String, command: String },
     #[error(
-        "the index {0} was built with encoder {built_with} ({built_fingerprint}), not with {asked} ({asked_fingerprint}); \
-         hint: rebuild it with `dgpo index build --corpus CORPUS --out {0} --force`, or set retriever.encoder, its prefixes and max_tokens to those of the index",
+        "the index {} was built from corpus {built_from} ({built_fingerprint}), not from the one given ({asked_fingerprint}); \
+         hint: rebuild it with `{command}`, or set data.corpus to the corpus of the index",
         dir.display()
     )]
-    WrongEncoder { dir: PathBuf, built_with: String, built_fingerprint: String, asked: String, asked_fingerprint: String },
-    #[error(
-        "the index {0} was built from corpus {built_from} ({built_fingerprint}), not from the one given ({asked_fingerprint}); \
-         hint: rebuild it with `dgpo index build --corpus CORPUS --out {0} --force`, or set data.corpus to the corpus of the index",
-        dir.display()
-    )]
-    WrongCorpus { dir: PathBuf, built_from: String, built_fingerprint: String, asked_fingerprint: String },
+    WrongCorpus { dir: PathBuf, built_from: String, built_fingerprint: String, asked_fingerprint: String, command: String },
     #[error("the corpus holds no passages; hint: data.corpus must be JSON Lines with `id` and `contents`")]
     EmptyCorpus,
     #[error("{key} = {value} is not possible; hint: {hint}")]
     Option { key: String, value: String, hint: String },
+    /// An encoder whose files ask for something that is not computed here.
+    #[error("{}: {why}; hint: {hint}", path.display())]
+    Encoder { path: PathBuf, why: String, hint: String },
     /// The encoder gave NaN or infinity.
     #[error("the embedding of {what} is not finite; hint: the encoder's weights are broken, or its dtype is too narrow (use f32)")]
     NotFinite { what: String },
@@ -124,8 +130,25 @@ impl RetrieverError {
         Self::Io { path: path.to_owned(), doing, why: source.to_string() }
     }
 
+    /// The folder of the file is the index to be rebuilt.
     fn damaged(path: &Path, why: impl Into<String>) -> Self {
-        Self::Damaged { path: path.to_owned(), why: why.into() }
+        let command = build_command(path.parent().unwrap_or(path), &unknown_source());
+        Self::Damaged { path: path.to_owned(), why: why.into(), command: command + force(path) }
+    }
+
+    fn no_index(dir: &Path) -> Self {
+        Self::NoIndex { dir: dir.to_owned(), command: build_command(dir, &unknown_source()) }
+    }
+
+    /// The same with a command that says everything, where more than the folder is known.
+    fn rebuilt_with(mut self, complete: impl FnOnce(&Path) -> String) -> Self {
+        match &mut self {
+            Self::Damaged { path, command, .. } => *command = complete(path.parent().unwrap_or(path)) + force(path),
+            Self::NoIndex { dir, command } => *command = complete(dir),
+            Self::NotAFolder { path, command, .. } => *command = complete(&beside(path)),
+            _ => {}
+        }
+        self
     }
 
     fn option(key: &str, value: impl ToString, hint: &str) -> Self {
@@ -136,6 +159,37 @@ impl RetrieverError {
     fn passed_on(error: impl std::fmt::Display) -> Self {
         Self::Failed(error.to_string())
     }
+}
+
+/// The command that builds the index `dir`, with more words behind it.
+fn build_command(dir: &Path, words: &[String]) -> String {
+    let words: String = words.iter().map(|word| format!(" {}", shell_quoted(word))).collect();
+    format!("dgpo index build --out {}{words}", shell_quoted(&dir.display().to_string()))
+}
+
+/// The words of [`build_command`] for these passages and this encoder.
+fn source_words(corpus: &str, encoder: &str) -> Vec<String> {
+    ["--corpus", corpus, "--encoder", encoder].map(str::to_owned).to_vec()
+}
+
+/// The file a corpus was read from; empty for one in memory.
+fn path_of(corpus: &Corpus) -> String {
+    corpus.path().map_or_else(String::new, |path| path.display().to_string())
+}
+
+/// Where nobody knows which passages: a word to be replaced.
+fn unknown_source() -> [String; 2] {
+    ["--corpus", "CORPUS"].map(str::to_owned)
+}
+
+/// Without index.json nobody knows what would be replaced.
+fn force(damaged: &Path) -> &'static str {
+    if damaged.ends_with(index::META_FILE) { " --force" } else { "" }
+}
+
+/// A folder's name where a file takes the one that was asked for.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("dgpo-index")
 }
 
 /// Makes the retriever a recipe asks for.
@@ -170,16 +224,22 @@ fn open_dense<B: Backend>(
 ) -> Result<DenseRetriever<B>, RetrieverError> {
     let folder = hub::resolve(&recipe.encoder).map_err(RetrieverError::passed_on)?;
     let encoder = Encoder::<B>::open(&folder, &recipe.encoder, encoder_options(recipe), device)?;
-    let (search, params) = (Search::parse(&recipe.search)?, hnsw_params(recipe));
+    encoder.warn_of_other_prompts();
+    let (search, params) = (encoder.identity().search(Search::parse(&recipe.search)?)?, hnsw_params(recipe));
     if !recipe.index.is_empty() {
         let dir = hub::expand(&recipe.index).map_err(RetrieverError::passed_on)?;
-        return DenseRetriever::open(Path::new(&dir), encoder, corpus, search, params.ef_search);
+        let corpus_name = path_of(&corpus);
+        let command = |dir: &Path| build_command(dir, &source_words(&corpus_name, &recipe.encoder));
+        let dir = Path::new(&dir);
+        // What index.json says about how it was built is better still.
+        IndexMeta::read(dir).map_err(|error| error.rebuilt_with(command))?;
+        return DenseRetriever::open(dir, encoder, corpus, search, params.ef_search);
     }
     if corpus.len() < Search::EXACT_BELOW {
         return DenseRetriever::build_in_memory(encoder, corpus, search, params, progress);
     }
     let dir = run_dir.join("index");
-    let corpus_name = corpus.path().map_or_else(String::new, |path| path.display().to_string());
+    let corpus_name = path_of(&corpus);
     let options = BuildOptions { corpus_name, search, hnsw: params, replace: false };
     build::build(&dir, &options, encoder.identity(), &corpus, &mut |texts, tick| encoder.encode_passages(texts, tick), progress)?;
     DenseRetriever::open(&dir, encoder, corpus, search, params.ef_search)
@@ -207,10 +267,10 @@ mod tests {
     #[test]
     fn messages_name_the_place_and_what_to_do() {
         let errors = [
-            RetrieverError::NoIndex { dir: "somewhere".into() },
+            RetrieverError::no_index(Path::new("somewhere")),
             RetrieverError::damaged(Path::new("somewhere/vectors.f32"), "12 bytes instead of 16"),
             RetrieverError::option("somewhere", 3, "4"),
-            RetrieverError::IndexExists { dir: "somewhere".into(), found: "encoder a".into() },
+            RetrieverError::IndexExists { dir: "somewhere".into(), found: "encoder a".into(), command: "dgpo".into() },
         ];
         for error in errors {
             let message = error.to_string();

@@ -57,6 +57,11 @@ impl Vectors {
         }
     }
 
+    /// All rows as they lie in the file.
+    pub fn as_bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(self.as_slice())
+    }
+
     /// Row `i`, `[dim]`.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.as_slice()[i * self.dim..][..self.dim]

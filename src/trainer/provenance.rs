@@ -2,7 +2,7 @@
 use crate::{
     config::{Phase, Recipe, secrets::without_users},
     hub,
-    retriever::index::META_FILE,
+    retriever::{declared::declaration_files, index::META_FILE},
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -98,6 +98,7 @@ fn model_files(folder: &str) -> Vec<String> {
         is_weights || name == "config.json" || name == "tokenizer.json"
     };
     let mut names: Vec<String> = names.filter(is_input).collect();
+    names.extend(hub::resolve(folder).map(|path| declaration_files(&path)).unwrap_or_default());
     names.sort();
     names
 }
@@ -133,12 +134,14 @@ mod tests {
             std::fs::write(dir.path().join(name), "x").unwrap();
         }
         let mut recipe = Recipe::default();
+        std::fs::create_dir(dir.path().join("1_Pooling")).unwrap();
+        std::fs::write(dir.path().join("1_Pooling/config.json"), "{}").unwrap();
         recipe.data.train = vec![path("train.jsonl"), path("missing.jsonl")];
         recipe.model.student = format!("random:{}", dir.path().display());
         (recipe.model.teacher, recipe.retriever.encoder) = (String::new(), String::new());
         recipe.retriever.index = dir.path().to_string_lossy().into_owned();
         let names: Vec<String> = input_files(&recipe).into_iter().map(|(name, _)| name).collect();
-        let expected = [&["train.jsonl", "config.json"][..], &shards, &["index.json"]].concat();
+        let expected = [&["train.jsonl", "1_Pooling/config.json", "config.json"][..], &shards, &["index.json"]].concat();
         assert_eq!(names, expected.into_iter().map(path).collect::<Vec<_>>());
     }
 
