@@ -121,7 +121,7 @@ mod tests {
     fn models_and_data_sets_meet_in_a_table_that_no_name_breaks() {
         let report = Report { facts: Facts { models: vec![model("kd", 0.5)], ..Facts::default() }, ..Report::default() };
         let text = page(&report);
-        assert!(text.contains("| kd    | 0.500 |   0.500 | kd-step-000300 |"), "{text}");
+        assert!(text.contains("| kd    | 0.500 |               0.500 | kd-step-000300 |"), "{text}");
         assert!(text.contains("| model |  a\\|b | mean over data sets |"), "{text}");
     }
 
