@@ -2,6 +2,7 @@
 //!
 //! A slip of the hand (or a file that was damaged) must not become an allocation, a loop of centuries or an overflow in the bill. So whatever counts
 //! something has an upper bound, far beyond what anybody computes. Keys that are not in the table have the bound of all counts, so that none is forgotten.
+use super::{Recipe, Stage, check::Findings};
 use toml::Value;
 
 /// Steps, episodes, questions, passages: nothing of a run is counted further.
@@ -16,6 +17,9 @@ const MOST_AT_ONCE: i64 = 1 << 20;
 const MOST_ROUNDS: i64 = 1_000_000;
 /// Seconds of one pause or timeout: almost four months.
 const MOST_SECONDS: f64 = 1e7;
+
+/// Tokens of a phase, counted as [`super::plan`] counts them; the published runs have some 10^10.
+const MOST_TOKENS_OF_A_PHASE: f64 = 1e15;
 
 const BOUNDS: [(&str, i64); 33] = [
     // Every random number derives from it, and every whole number is as good as another.
@@ -70,10 +74,33 @@ pub(super) fn check(key: &str, value: &Value) -> Result<(), (String, String)> {
     }
 }
 
+/// Sizes that are possible one by one may together be more than anybody computes, or can count.
+pub(super) fn check_volume(recipe: &Recipe, found: &mut Findings) {
+    let (stage, length) = (recipe.stage, recipe.episode.max_prompt_length);
+    let (rl, gkd, distill) = (&recipe.rl, &recipe.gkd, &recipe.distill);
+    let distilled = if distill.steps > 0 { [distill.steps, distill.batch] } else { [distill.epochs, recipe.demos.n_episodes] };
+    let phases: [(bool, &'static str, &[usize]); 5] = [
+        (stage.has_rl(), "rl.steps", &[rl.steps, rl.questions_per_step, rl.episodes_per_question, rl.epochs, length]),
+        (stage.has_gkd(), "gkd.steps", &[gkd.steps, gkd.questions_per_step, length]),
+        (stage.has_distillation(), "distill.steps", &[distilled[0], distilled[1], length]),
+        (stage == Stage::Pretrain, "pretrain.steps", &[recipe.pretrain.steps, recipe.pretrain.batch, length]),
+        (stage == Stage::Encoder, "encoder.steps", &[recipe.encoder.steps, recipe.encoder.batch, recipe.retriever.max_tokens]),
+    ];
+    for (is_there, key, factors) in phases {
+        let n_tokens: f64 = factors.iter().map(|&n| n as f64).product();
+        found.error(
+            is_there && n_tokens > MOST_TOKENS_OF_A_PHASE,
+            key,
+            || format!("the phase would have up to {n_tokens:.1e} tokens, more than {MOST_TOKENS_OF_A_PHASE:.0e}"),
+            || "fewer steps, smaller batches or shorter episodes".into(),
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{load::tests::error_of, recipe::Recipe};
+    use crate::config::{check, load::tests::error_of};
 
     /// Dotted key -> value.
     fn leaves(prefix: &str, value: Value, out: &mut Vec<(String, Value)>) {
@@ -110,6 +137,20 @@ mod tests {
             let place = format!("{key}: {} is too large", i64::MAX);
             assert!(error.contains(&place) && error.contains("hint: at most "), "{error}");
         }
+    }
+
+    #[test]
+    fn sizes_that_are_possible_one_by_one_are_refused_where_they_are_too_much_together() {
+        let found = |change: fn(&mut Recipe)| {
+            let mut recipe = Recipe::default();
+            change(&mut recipe);
+            let too_large = check::check(&recipe).errors.into_iter().filter(|problem| problem.message.contains(" tokens, more than "));
+            too_large.map(|problem| (problem.key, problem.message)).collect::<Vec<_>>()
+        };
+        assert_eq!(found(|_| ()), []);
+        let rl = found(|r| (r.rl.questions_per_step, r.rl.epochs, r.rl.steps) = (1 << 20, 1 << 10, 1 << 20));
+        assert!(rl.len() == 1 && rl[0].0 == "rl.steps" && rl[0].1.contains("up to 4.6e18 tokens"), "{rl:?}");
+        assert_eq!(found(|r| (r.distill.epochs, r.demos.n_episodes) = (1 << 20, 1 << 20))[0].0, "distill.steps");
     }
 
     #[test]

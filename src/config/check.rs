@@ -6,7 +6,7 @@ mod guards;
 mod rl;
 
 use super::{
-    AdamWRecipe, Problem, Recipe, Stage,
+    AdamWRecipe, Problem, Recipe, Stage, bounds,
     check_distill::{check_distill, check_gkd},
     date::Date,
 };
@@ -89,6 +89,7 @@ pub(super) fn positive(x: f64) -> bool {
 /// Checks every rule that concerns the recipe's stage.
 pub fn check(recipe: &Recipe) -> Findings {
     let mut found = Findings::default();
+    bounds::check_volume(recipe, &mut found);
     check_run(recipe, &mut found);
     check_model(recipe, &mut found);
     match recipe.stage {
