@@ -48,7 +48,7 @@ fn a_link_at_the_name_of_a_graph_is_replaced() {
         symlink(world.path("precious"), world.path("index").join(name)).unwrap();
     }
     let arguments = ["index", "build", "--corpus", "corpus.jsonl", "--encoder", "builtin:tiny/encoder", "--out", "index"];
-    world.dgpo(&[&arguments[..], &["--set", "retriever.search=hnsw"]].concat()).done();
+    world.dgpo(&[&arguments[..], &["--set", "retriever.search=hnsw", "--set", "retriever.max_tokens=64"]].concat()).done();
     assert_eq!(fs::read_to_string(world.path("precious")).unwrap(), "mine");
     assert!(fs::symlink_metadata(world.path("index/links.hnsw.graph")).unwrap().is_file());
 }

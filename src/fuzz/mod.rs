@@ -179,7 +179,8 @@ mod tests {
             assert!(all.iter().any(|line| line.ending == Ending::Refused), "{}", reader.name);
             assert!(all.iter().all(|line| matches!(line.ending, Ending::Read | Ending::Refused)), "{} {all:?}", reader.name);
             let mut again = lines(reader, 40..50);
-            all.iter_mut().chain(&mut again).for_each(|line| line.most_bytes = 0);
+            // Memory, and panics contained elsewhere in the process, are not of the case.
+            all.iter_mut().chain(&mut again).for_each(|line| (line.most_bytes, line.n_contained) = (0, 0));
             assert_eq!(again, all[30..], "{}", reader.name);
         }
     }

@@ -120,13 +120,21 @@ fn in_text(bytes: &[u8], dice: &mut Dice) -> Option<Vec<u8>> {
         return None;
     }
     let (at, to) = (dice.below(lines.len()), dice.below(lines.len()));
-    match dice.below(6) {
+    match dice.below(8) {
         0 => _ = lines.remove(at),
         1 => lines.insert(to, lines[at].clone()),
         2 => lines.swap(at, to),
+        3..5 => lines[at] = with_another_number(&lines[at], dice),
         _ => lines[at] = with_another_value(&lines[at], dice),
     }
     Some((lines.join("\n") + "\n").into_bytes())
+}
+
+/// The first whole number of the line replaced.
+fn with_another_number(line: &str, dice: &mut Dice) -> String {
+    let Some(start) = line.find(|c: char| c.is_ascii_digit()) else { return format!("{line}{}", dice.one_of(&TEXTS)) };
+    let end = line[start..].find(|c: char| !c.is_ascii_digit()).map_or(line.len(), |n| start + n);
+    format!("{}{}{}", &line[..start], dice.one_of(&NUMBERS), &line[end..])
 }
 
 /// `key = value` with another value, or another word of the line.
