@@ -388,13 +388,7 @@ pub(super) fn fixtures() -> Samples {
                 ("pieces.safetensors", include_bytes!("../../tests/oracles/ppo/pieces.safetensors")),
             ],
         ),
-        sample(
-            "losses",
-            &[
-                ("taid_schedule.json", include_bytes!("../../tests/oracles/losses/taid_schedule.json")),
-                ("large_vocab.json", include_bytes!("../../tests/oracles/losses/large_vocab.json")),
-            ],
-        ),
+        sample("losses", &[("taid_schedule.json", include_bytes!("../../tests/oracles/losses/taid_schedule.json"))]),
     ])
 }
 
