@@ -26,14 +26,14 @@ fn change_config(model: &Path, change: impl FnOnce(&mut Value)) {
 fn missing_weights_name_the_file() {
     let world = World::new();
     fs::remove_file(world.copy_of_talker("broken").join("model.safetensors")).unwrap();
-    evaluate(&world, "broken").failed(1, &["broken/model.safetensors", "cannot read"]);
+    evaluate(&world, "broken").failed(2, &["broken/model.safetensors", "cannot read"]);
 }
 
 #[test]
 fn a_file_that_is_no_safetensors_is_named() {
     let world = World::new();
     fs::write(world.copy_of_talker("broken").join("model.safetensors"), "<html>404 not found, sorry</html>").unwrap();
-    evaluate(&world, "broken").failed(1, &["broken/model.safetensors", "not a safetensors file"]);
+    evaluate(&world, "broken").failed(2, &["broken/model.safetensors", "not a safetensors file"]);
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn truncated_weights_say_how_much_is_there() {
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     let (whole, half) = (bytes.len().to_string(), (bytes.len() / 2).to_string());
-    evaluate(&world, "broken").failed(1, &["broken/model.safetensors", &whole, &half]);
+    evaluate(&world, "broken").failed(2, &["broken/model.safetensors", &whole, &half]);
 }
 
 #[test]
@@ -51,21 +51,21 @@ fn weights_of_another_shape_are_all_listed() {
     let world = World::new();
     change_config(&world.copy_of_talker("broken"), |config| config["intermediate_size"] = json!(48));
     let tensor = |name: &str| format!("model.layers.0.mlp.{name}_proj.weight");
-    evaluate(&world, "broken").failed(1, &["broken", &tensor("gate"), &tensor("up"), &tensor("down"), "[64, 32]", "[48, 32]"]);
+    evaluate(&world, "broken").failed(2, &["broken", &tensor("gate"), &tensor("up"), &tensor("down"), "[64, 32]", "[48, 32]"]);
 }
 
 #[test]
 fn an_unknown_field_of_config_json_is_named() {
     let world = World::new();
     change_config(&world.copy_of_talker("broken"), |config| config["attention_sink_size"] = json!(4));
-    evaluate(&world, "broken").failed(1, &["broken/config.json", "unknown field \"attention_sink_size\""]);
+    evaluate(&world, "broken").failed(2, &["broken/config.json", "unknown field \"attention_sink_size\""]);
 }
 
 #[test]
 fn a_config_json_that_is_no_json_is_named_with_the_line() {
     let world = World::new();
     fs::write(world.copy_of_talker("broken").join("config.json"), "{\n  \"model_type\": \n").unwrap();
-    evaluate(&world, "broken").failed(1, &["broken/config.json, line 3"]);
+    evaluate(&world, "broken").failed(2, &["broken/config.json, line 3"]);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_tokenizer_larger_than_the_models_vocabulary_is_refused() {
     let world = World::new();
     world.copy_of_talker("broken");
     world.write("broken/config.json", &config_json(1, 500, true).to_string());
-    evaluate(&world, "random:broken").failed(1, &["tokenizer", "975 tokens", "500"]);
+    evaluate(&world, "random:broken").failed(2, &["tokenizer", "975 tokens", "500"]);
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn a_malformed_question_is_named_by_file_and_line() {
     let world = World::new();
     let good = fs::read_to_string(world.path("questions.jsonl")).unwrap();
     world.write("questions.jsonl", &format!("{good}{{\"id\": \"x\", \"question\":\n"));
-    world.dgpo(&["train", "--config", "rl.toml", "--name", "new"]).failed(1, &["questions.jsonl:41: "]);
+    world.dgpo(&["train", "--config", "rl.toml", "--name", "new"]).failed(2, &["questions.jsonl:41: "]);
 }
 
 #[test]
@@ -89,25 +89,27 @@ fn a_malformed_passage_is_named_by_file_and_line() {
     let world = World::new();
     let good = fs::read_to_string(world.path("corpus.jsonl")).unwrap();
     world.write("corpus.jsonl", &format!("{good}{{\"id\": \"x\", \"contnets\": \"a\"}}\n"));
-    world.dgpo(&["train", "--config", "rl.toml", "--name", "new"]).failed(1, &["corpus.jsonl:31: ", "contents"]);
+    world.dgpo(&["train", "--config", "rl.toml", "--name", "new"]).failed(2, &["corpus.jsonl:31: ", "contents"]);
 }
 
 #[test]
-fn a_run_that_failed_on_its_data_resumes_when_the_data_is_repaired() {
+fn a_run_that_failed_on_its_data_leaves_nothing_and_its_name_is_free() {
     let world = World::new();
     let good = fs::read_to_string(world.path("questions.jsonl")).unwrap();
     world.write("questions.jsonl", "not json\n");
-    let failed = world.dgpo(&["train", "--config", "rl.toml", "--name", "new", "--set", "rl.steps=1"]);
-    failed.failed(1, &["questions.jsonl:1: ", "--resume runs/new"]);
+    let arguments = ["train", "--config", "rl.toml", "--name", "new", "--set", "rl.steps=1"];
+    let failed = world.dgpo(&arguments).failed(2, &["questions.jsonl:1: ", "nothing was started"]);
+    assert!(!failed.stderr.contains("--resume"), "{}", failed.stderr);
+    assert!(!world.path("runs").exists());
     world.write("questions.jsonl", &good);
-    world.dgpo(&["train", "--resume", "runs/new"]).done();
+    world.dgpo(&arguments).done();
 }
 
 #[test]
 fn an_empty_corpus_is_an_error() {
     let world = World::new();
     world.write("corpus.jsonl", "\n");
-    world.dgpo(&["train", "--config", "rl.toml", "--name", "new"]).failed(1, &["corpus.jsonl", "no passages"]);
+    world.dgpo(&["train", "--config", "rl.toml", "--name", "new"]).failed(2, &["corpus.jsonl", "no passages"]);
 }
 
 #[test]
@@ -179,7 +181,7 @@ fn a_corpus_that_is_cut_off_is_to_be_fetched_again() {
     let world = World::new();
     let packed = fs::read(world.path("demos.jsonl.gz")).unwrap();
     fs::write(world.path("corpus.jsonl"), &packed[..packed.len() / 2]).unwrap();
-    world.dgpo(&["train", "--config", "rl.toml", "--name", "new"]).failed(1, &["corpus.jsonl", "cut off", "download or copy it again"]);
+    world.dgpo(&["train", "--config", "rl.toml", "--name", "new"]).failed(2, &["corpus.jsonl", "cut off", "download or copy it again"]);
 }
 
 #[test]
@@ -199,6 +201,7 @@ fn an_index_built_with_another_encoder_is_refused() {
     let before = files_below(&world.path("indexes/a"));
     world.dgpo(&[&["train", "--config", "rl.toml", "--name", "new"][..], &settings].concat()).failed(1, &["indexes/a", "encoder"]);
     assert_eq!(files_below(&world.path("indexes/a")), before);
+    assert!(!world.path("runs/new").exists(), "the run failed before it did anything");
 }
 
 #[test]
@@ -238,13 +241,13 @@ fn resuming_a_folder_that_is_no_run_is_refused() {
 #[test]
 fn an_environment_variable_that_is_not_set_is_named() {
     let refused = train_with(&World::new(), "data.train=[\"${DGPO_TEST_UNSET}/q.jsonl\"]");
-    refused.failed(1, &["DGPO_TEST_UNSET", "is not set", "export DGPO_TEST_UNSET"]);
+    refused.failed(2, &["DGPO_TEST_UNSET", "is not set", "export DGPO_TEST_UNSET"]);
 }
 
 #[test]
 fn a_model_that_is_nowhere_lists_the_places_looked_at() {
     let world = World::new();
-    train_with(&world, "model.student=nobody/nothing").failed(1, &["nobody/nothing", "looked at", "models--nobody--nothing"]);
+    train_with(&world, "model.student=nobody/nothing").failed(2, &["nobody/nothing", "looked at", "models--nobody--nothing"]);
 }
 
 #[test]

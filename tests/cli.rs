@@ -128,7 +128,9 @@ fn recipe_of_the_readme() -> String {
 fn the_recipe_of_the_readme_can_be_planned_in_any_folder() {
     let world = World::new();
     world.write("mine.toml", &recipe_of_the_readme());
-    let planned = world.dgpo(&["plan", "--config", "mine.toml", "--json"]).json();
+    let ended = world.dgpo(&["plan", "--config", "mine.toml", "--json"]);
+    assert_eq!(ended.code, Some(2), "none of its files is there: {}", ended.stderr);
+    let planned: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(planned["sources"], serde_json::json!(["mine.toml", "built-in base"]));
     assert_eq!(planned["recipe"]["data"]["corpus"], "wiki-18.jsonl");
     // What the paper chose and the recipe leaves alone.
@@ -149,7 +151,7 @@ fn quiet_leaves_nothing_but_results() {
 #[test]
 fn the_plan_is_a_recipe_that_plans_the_same() {
     let world = World::new();
-    let text = world.dgpo(&["plan", "--config", "rl.toml"]).done().stdout;
+    let text = world.dgpo(&["plan", "--config", "rl.toml", "--recipe"]).done().stdout;
     world.write("resolved.toml", &text);
     let recipe = |file| world.dgpo(&["plan", "--config", file, "--json"]).json()["recipe"].clone();
     assert_eq!(recipe("resolved.toml"), recipe("rl.toml"));

@@ -18,6 +18,7 @@
 //! | [`conformance`] | the recorded reference numbers through `dgpo conformance` |
 //! | `gpu`, `on_wgpu`, `on_cuda` | the same things on a graphics device, in builds with the features `wgpu` and `cuda` |
 //! | [`portability`] | what `dgpo portability` and `dgpo bench` say of this machine |
+//! | [`preflight`] | what is missing is told before anything starts, all at once; plans; commands that only play |
 //! | [`outage`] | a retrieval server that goes away and comes back |
 //! | [`power_cut`] | what is on the disk when the power goes |
 //! | [`secrets`] | passwords in addresses reach the server and nothing else |
@@ -50,6 +51,7 @@ mod on_wgpu;
 mod outage;
 mod portability;
 mod power_cut;
+mod preflight;
 mod properties;
 mod real;
 mod recipes;

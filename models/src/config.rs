@@ -319,6 +319,15 @@ impl BertConfig {
         Ok(config)
     }
 
+    /// Number of parameters; a pooler in the file is not read, and not counted.
+    pub fn n_parameters(&self) -> usize {
+        let d = self.hidden_size;
+        let norm = 2 * d;
+        let embeddings = (self.vocab_size + self.max_position_embeddings + self.type_vocab_size) * d + norm;
+        let feed_forward = 2 * d * self.intermediate_size + self.intermediate_size + d;
+        embeddings + self.num_hidden_layers * (4 * (d * d + d) + feed_forward + 2 * norm)
+    }
+
     /// The Hugging Face JSON of this config, as other tools load it.
     pub fn to_json(&self) -> String {
         self.json_for(DType::F32)

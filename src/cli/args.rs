@@ -1,6 +1,6 @@
 //! Flags that several commands share.
 use crate::{
-    config::{self, Loaded},
+    config::{self, ConfigError, Loaded, Recipe, check},
     trainer::{devices::DeviceChoice, events::Stop},
 };
 use clap::Args;
@@ -20,6 +20,19 @@ pub struct RecipeArgs {
 }
 
 impl RecipeArgs {
+    /// Loads the recipe for a command that only plays with a model: `change` adds what other flags say, and then no rule is asked for that
+    /// concerns training.
+    /// # Errors
+    /// Every mistake in what is used of the recipe; exit code 2.
+    pub fn load_to_play(&self, change: impl FnOnce(&mut Recipe)) -> anyhow::Result<Recipe> {
+        let mut recipe = config::load::load_part(&self.config, &self.overrides)?.recipe;
+        change(&mut recipe);
+        match check::check_play(&recipe).errors {
+            problems if problems.is_empty() => Ok(recipe),
+            problems => Err(ConfigError::Rules(problems).into()),
+        }
+    }
+
     /// Loads the recipe and prints its warnings.
     /// # Errors
     /// Every mistake in the recipe; exit code 2.

@@ -6,8 +6,14 @@ use super::{
 };
 use crate::{
     config::{Recipe, Sampling},
+    data::corpus::Corpus,
     data::questions::Question,
-    pipeline::{PipelineError, setup::setup_of},
+    hub,
+    pipeline::{
+        PipelineError,
+        preflight::{Missing, Work, missing},
+        setup::setup_of,
+    },
     rng::{Key, Purpose},
     rollout::{Episode, Segment, Status},
     trainer::{
@@ -21,7 +27,7 @@ use std::path::Path;
 
 /// Ask one question and watch the agent think, search and answer.
 ///
-/// Example: dgpo ask "Where was the director of Zulomi born?" --model builtin:tiny/teacher
+/// Example: dgpo ask "Where was the founder of Teil Press born?" --model builtin:tiny/teacher
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The question.
@@ -73,9 +79,14 @@ impl Job for Ask {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
-    let mut recipe = args.recipe.load()?.recipe;
-    if let Some(model) = args.model {
-        recipe.model.student = model;
+    let recipe = args.recipe.load_to_play(|recipe| {
+        if let Some(model) = args.model {
+            recipe.model.student = model;
+        }
+    })?;
+    Missing::none(missing(Work::Ask, &recipe, args.device.device))?;
+    if let Some(warning) = about_the_invented_world(&recipe, &args.question)? {
+        output::warn(&warning);
     }
     let job = Ask { recipe, question: args.question, temperature: args.temperature };
     let (episode, texts) = with_device(args.device.device, job)??;
@@ -98,6 +109,30 @@ pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
     };
     output::data(&shown)?;
     outcome_of(&episode)
+}
+
+/// What to say where the passages are the built-in invented ones and the model was not made for them, or the question is not about them.
+/// # Errors
+/// If the passages cannot be read.
+fn about_the_invented_world(recipe: &Recipe, question: &str) -> anyhow::Result<Option<String>> {
+    const BUILT_IN: &str = "builtin:";
+    if recipe.retriever.kind == "remote" || !recipe.data.corpus.starts_with(BUILT_IN) {
+        return Ok(None);
+    }
+    let corpus = Corpus::open(&hub::resolve(&recipe.data.corpus)?)?;
+    let asked = question.to_lowercase();
+    let titles = (0..corpus.len()).filter_map(|i| corpus.passage(i).ok()).map(|passage| passage.title().trim_matches('"').to_lowercase());
+    let is_about = titles.into_iter().any(|title| asked.contains(&title));
+    let what = match (is_about, recipe.model.student.starts_with(BUILT_IN)) {
+        (true, true) => return Ok(None),
+        (true, false) => "the model is searching",
+        (false, _) => "the question names nothing that is in",
+    };
+    Ok(Some(format!(
+        "{what} the built-in encyclopaedia, an invented world of {} passages; hint: --set data.corpus=FILE searches passages of your own, with \
+         --set retriever.kind=bm25 without an index",
+        corpus.len()
+    )))
 }
 
 /// An episode that a failed search ended is a failure of this command: nothing was found out about the agent.

@@ -6,7 +6,8 @@ use super::output;
 use crate::{
     config::{
         Phase, Recipe,
-        plan::{PhasePlan, Shapes, max_sampled, plan},
+        plan::{PhasePlan, max_sampled, plan},
+        shapes::Shapes,
     },
     data::questions::read_questions,
     hub,

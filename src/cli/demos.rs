@@ -1,6 +1,6 @@
 //! `dgpo demos`: episodes of the teacher, for a look or for another run's `data`.
 use super::{
-    Outcome,
+    Outcome, UsageError,
     args::{DeviceArgs, RecipeArgs, at_least_one, stop_on_interrupt},
     output,
 };
@@ -9,6 +9,7 @@ use crate::{
     data::sampler::Sampler,
     pipeline::{
         PipelineError,
+        preflight::{Missing, Work, missing},
         served::Waiting,
         setup::{Play, setup_of},
     },
@@ -70,7 +71,13 @@ impl Job for Demos {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
-    let recipe = args.recipe.load()?.recipe;
+    let recipe = args.recipe.load_to_play(|_| {})?;
+    for (key, is_empty) in [("model.teacher", recipe.model.teacher.is_empty()), ("data.train", recipe.data.train.is_empty())] {
+        if is_empty {
+            return Err(UsageError(format!("{key} is empty, and the teacher plays nothing; hint: dgpo demos --help")).into());
+        }
+    }
+    Missing::none(missing(Work::Demos, &recipe, args.device.device))?;
     let job = Demos { recipe, n_episodes: args.episodes, stop: stop_on_interrupt("stopping at the end of the work under way")? };
     let mut episodes = match with_device(args.device.device, job)? {
         Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),

@@ -1,7 +1,8 @@
 //! `dgpo doctor`: is everything there that a run needs? Each line is a check with what was found.
 use super::{Outcome, args::DeviceArgs, machine, output, version::Version};
 use crate::{
-    hub,
+    config, hub,
+    pipeline::preflight::{Missing, Work, missing},
     trainer::{
         devices::{DeviceChoice, Job, with_device},
         models::dtypes_of,
@@ -22,11 +23,20 @@ use std::{collections::BTreeSet, path::Path, time::Instant};
 ///
 /// Backends, kernels, processor, memory, caches, with --device wgpu the graphics adapters, a small forward pass, a writable folder for runs.
 ///
+/// With --config also everything that a run of this recipe would read; what is missing is named with the command that gets it,
+/// and the exit code is 2.
+///
 /// Example: dgpo doctor --device wgpu
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
+    /// Check the inputs of this recipe too: a file, or the name of a built-in one. Example: --config paper/qwen2.5-3b-0.5b
+    #[arg(long, value_name = "FILE|NAME")]
+    config: Option<String>,
+    /// Change one setting of the recipe; may be repeated. Example: --set model.dtype=f32
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    overrides: Vec<String>,
     /// Print one JSON object instead.
     #[arg(long)]
     json: bool,
@@ -66,6 +76,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     checks.extend(adapters(args.device.device));
     checks.push(check("forward pass", forward_pass(args.device)));
     checks.push(check("runs folder", writable(Path::new("."))));
+    let mut problems = Vec::new();
+    if let Some(config) = &args.config {
+        problems = missing(Work::Train(None), &config::load(config, &args.overrides)?.recipe, args.device.device);
+        let told = |problem: &config::Problem| check(problem.key, Err(format!("{}; hint: {}", problem.message, problem.hint)));
+        match problems.is_empty() {
+            true => checks.push(check("recipe", Ok(format!("everything that {config} reads is there")))),
+            false => checks.extend(problems.iter().map(told)),
+        }
+    }
     if args.json {
         output::json(&json!({ "version": version.version, "commit": version.commit, "features": version.features, "checks": checks }))?;
     } else {
@@ -79,6 +98,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
         };
         output::data(&format!("dgpo {}\n{}", version.in_short(), checks.iter().map(line).collect::<String>()))?;
     }
+    Missing::none(problems)?;
     let is_sound = checks.iter().all(|check| check.status != Status::Failed);
     Ok(if is_sound { Outcome::Done } else { Outcome::Failed })
 }

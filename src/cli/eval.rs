@@ -1,6 +1,6 @@
 //! `dgpo eval`: one model on question files.
 use super::{
-    Context, Outcome,
+    Context, Outcome, UsageError,
     args::{DeviceArgs, RecipeArgs, at_least_one, stop_on_interrupt},
     output, table,
 };
@@ -11,7 +11,14 @@ use crate::{
         arcap::{Arcap, Capabilities, SourceReferencing},
         bootstrap::{Estimate, Interval},
     },
-    pipeline::{PipelineError, arcap::ArcapEpisodes, overlap::overlap_of, served::Waiting, setup::setup_of},
+    pipeline::{
+        PipelineError,
+        arcap::ArcapEpisodes,
+        overlap::overlap_of,
+        preflight::{Missing, Work, missing},
+        served::Waiting,
+        setup::setup_of,
+    },
     rollout::{Episode, EpisodeStats, episode::write_episodes},
     trainer::{
         devices::{Job, with_device},
@@ -85,15 +92,20 @@ impl Job for Evaluate {
 }
 
 pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
-    let mut recipe = args.recipe.load()?.recipe;
-    if let Some(model) = args.model {
-        recipe.model.student = model;
+    let recipe = args.recipe.load_to_play(|recipe| {
+        if let Some(model) = args.model {
+            recipe.model.student = model;
+        }
+        if !args.data.is_empty() {
+            recipe.data.test = args.data;
+        }
+        recipe.data.max_test = args.limit.unwrap_or(recipe.data.max_test);
+        recipe.eval.arcap |= args.arcap;
+    })?;
+    if recipe.data.test.is_empty() {
+        return Err(UsageError("there is no question to ask: data.test is empty; hint: --data FILE names a question file".into()).into());
     }
-    if !args.data.is_empty() {
-        recipe.data.test = args.data;
-    }
-    recipe.data.max_test = args.limit.unwrap_or(recipe.data.max_test);
-    recipe.eval.arcap |= args.arcap;
+    Missing::none(missing(Work::Evaluate, &recipe, args.device.device))?;
     if !context.is_quiet {
         output::say(&format!("evaluating {} on {}", recipe.model.student, recipe.data.test.join(", ")));
     }

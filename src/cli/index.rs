@@ -10,7 +10,10 @@ use crate::{
     data::questions::read_questions,
     eval::retrieval::{HitRatios, annotated_ids, hit_ratios, keep_annotated},
     hub,
-    pipeline::cut_share::{CutShare, cut_share_in},
+    pipeline::{
+        cut_share::{CutShare, cut_share_in},
+        preflight::{Missing, Work, missing},
+    },
     retriever::{
         Hit, RetrieverError,
         build::BuildReport,
@@ -197,6 +200,7 @@ fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Outcome> {
     if !problems.is_empty() {
         return Err(ConfigError::Rules(problems).into());
     }
+    Missing::none(missing(Work::Index(&args.out), &recipe, args.device.device))?;
     let stop = stop_on_interrupt("stopping when the block of passages under way is encoded and saved")?;
     let mut counter = Counter::new(context.is_quiet);
     let mut progress = |progress: crate::retriever::Progress| {

@@ -40,7 +40,7 @@ pub mod version;
 
 use crate::{
     config::ConfigError,
-    pipeline::{PipelineError, takeover::TakeoverError},
+    pipeline::{PipelineError, preflight::Missing, takeover::TakeoverError},
     trainer::{devices::DeviceError, run_dir::RunDirError},
 };
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -191,6 +191,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
     let is_usage = error.chain().any(|cause| {
         cause.is::<ConfigError>()
+            || cause.is::<Missing>()
             || cause.downcast_ref::<DeviceError>().is_some_and(|error| !matches!(error, DeviceError::Failed(_)))
             || cause.is::<UsageError>()
             || cause

@@ -1,5 +1,5 @@
 //! What to do when a run is done: one command that can be pasted as it is.
-use super::{output, train::device_flags};
+use super::output;
 use crate::{
     config::Recipe,
     trainer::{
@@ -24,7 +24,7 @@ pub(super) fn command(run: &RunDir, recipe: &Recipe, device: DeviceChoice) -> St
     ask(run, recipe).map_or_else(
         || format!("cargo xtask runs show {}", quoted(run.path())),
         |(question, model)| {
-            let (features, device) = device_flags(device);
+            let (features, device) = device.launcher_flags();
             let (recipe, model) = (quoted(&run.path().join(RECIPE_FILE)), quoted(&model));
             format!("cargo xtask {features}ask {device}{} --config {recipe} --model {model}", output::shell_quoted(&question))
         },

@@ -1,56 +1,81 @@
-//! `dgpo plan`: the resolved recipe and what a run with it would do. Also `dgpo train --dry-run`.
-//!
-//! The text output is a valid recipe: the arithmetic stands in comments below it.
-use super::{Outcome, args::RecipeArgs, output};
+//! `dgpo plan`: what a run would do, what it costs, and what is missing for it. Also `dgpo train --dry-run`.
+use super::{
+    Outcome,
+    args::{DeviceArgs, RecipeArgs},
+    output,
+};
 use crate::{
     config::{
         Loaded,
         load::to_toml,
-        plan::{Plan, Shapes, plan},
+        plan::{MemoryItem, Plan, plan},
+        shapes::Shapes,
     },
-    pipeline::{cut_share::cut_share_of, overlap::overlap_of},
+    pipeline::{
+        cut_share::cut_share_of,
+        overlap::overlap_of,
+        preflight::{Missing, Work, missing, n_passages},
+    },
+    trainer::devices::DeviceChoice,
 };
 use serde_json::json;
 
-/// Show the resolved recipe, the steps and tokens of a run, and the memory it needs; starts nothing.
+/// Show what a run would do, the memory and disk space it needs, and everything that is missing for it; starts nothing.
+///
+/// The shapes of the published models are built in: the bill needs no download. Exit code 2 where something is missing; each
+/// thing is named with the command that gets it. With --recipe every setting is printed instead, as a recipe that can be used.
 ///
 /// Example: dgpo plan --config configs/tiny.toml --set rl.steps=50
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Print one JSON object instead.
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print nothing but the resolved recipe: every setting, as TOML that --config reads.
+    #[arg(long = "recipe", conflicts_with = "json")]
+    is_recipe: bool,
+    /// Print one JSON object instead: the plan, the resolved recipe and what is missing.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
-    show(&args.recipe.load()?, args.json)?;
-    Ok(Outcome::Done)
+    let loaded = args.recipe.load()?;
+    if args.is_recipe {
+        output::data(&to_toml(&loaded.recipe))?;
+        return Ok(Outcome::Done);
+    }
+    show(&loaded, args.device.device, args.json)
 }
 
 /// Prints the plan of a loaded recipe.
 /// # Errors
-/// If stdout cannot be written.
-pub fn show(loaded: &Loaded, as_json: bool) -> anyhow::Result<()> {
-    let (shapes, notes) = Shapes::resolve(&loaded.recipe);
+/// If something is missing that the run would read; if stdout cannot be written.
+pub fn show(loaded: &Loaded, device: DeviceChoice, as_json: bool) -> anyhow::Result<Outcome> {
+    let (mut shapes, notes) = Shapes::resolve(&loaded.recipe);
+    shapes.n_passages = n_passages(&loaded.recipe);
     let mut plan = plan(&loaded.recipe, &shapes);
     plan.notes.extend(notes);
     let observations = cut_share_of(&loaded.recipe);
     plan.notes.extend(observations.iter().map(ToString::to_string));
     plan.notes.extend(overlap_of(&loaded.recipe).map(|overlap| overlap.to_string()));
+    let missing = missing(Work::Train(None), &loaded.recipe, device);
     if as_json {
-        return output::json(&json!({
+        output::json(&json!({
             "name": loaded.run_name(),
             "sources": loaded.sources,
-            "recipe": loaded.recipe,
             "plan": plan,
             "observations": observations,
+            "missing": missing,
             "warnings": loaded.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        }));
+            "recipe": loaded.recipe,
+        }))?;
+    } else {
+        output::data(&describe(loaded, &plan))?;
     }
-    let comments: String = describe(loaded, &plan).lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n").collect();
-    output::data(&format!("{}\n{comments}", to_toml(&loaded.recipe)))
+    Missing::none(missing)?;
+    Ok(Outcome::Done)
 }
 
 fn describe(loaded: &Loaded, plan: &Plan) -> String {
@@ -68,10 +93,10 @@ fn describe(loaded: &Loaded, plan: &Plan) -> String {
         }
     }
     for phase in &plan.memory {
-        text += &format!("\n\nmemory of {}, without activations: {}", phase.phase, output::bytes(phase.total_bytes as u64));
-        for item in &phase.items {
-            text += &format!("\n  {:>10}  {}", output::bytes(item.size_bytes as u64), item.what);
-        }
+        text += &bill(&format!("memory of {}, without activations", phase.phase), &phase.items);
+    }
+    if !plan.disk.is_empty() {
+        text += &bill("disk space of the run's folder", &plan.disk);
     }
     if !plan.notes.is_empty() {
         text += "\n";
@@ -79,7 +104,15 @@ fn describe(loaded: &Loaded, plan: &Plan) -> String {
     for note in &plan.notes {
         text += &format!("\nnote: {note}");
     }
-    text
+    text + "\n\nevery setting: the same command with --recipe\n"
+}
+
+/// A sum and what it consists of.
+fn bill(title: &str, items: &[MemoryItem]) -> String {
+    let size = |size_bytes: usize| output::bytes(size_bytes as u64);
+    let total: usize = items.iter().map(|item| item.size_bytes).fold(0, usize::saturating_add);
+    let lines: String = items.iter().map(|item| format!("\n  {:>10}  {}", size(item.size_bytes), item.what)).collect();
+    format!("\n\n{title}: {}{lines}", size(total))
 }
 
 fn count(n: usize) -> String {

@@ -12,7 +12,10 @@ use super::{
 use crate::{
     config::{Recipe, load::differences},
     eval::Summary,
-    pipeline::PipelineError,
+    pipeline::{
+        PipelineError,
+        preflight::{Missing, Work, missing},
+    },
     report::table::table,
     reproduce::{
         forecast::{Forecast, forecast},
@@ -66,7 +69,8 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let rows = rows(args)?;
-    train::probe(&rows[0].1, args.device.device)?;
+    // All rows read the same models, questions and passages.
+    Missing::none(missing(Work::Train(None), &rows[0].1, args.device.device))?;
     let folder = args.out.join(page::RESULTS_DIR);
     let earlier = results::read_all(&folder)?;
     refuse_other_settings(args, &earlier)?;
@@ -254,7 +258,7 @@ fn summary(results: &SeedResults) -> String {
 
 /// The command that continues.
 fn resume_command(args: &Args) -> String {
-    let (features, device) = train::device_flags(args.device.device);
+    let (features, device) = args.device.device.launcher_flags();
     let mut words = vec![format!("cargo xtask {features}reproduce {device}--seed {}", args.seed)];
     words.extend(args.settings.iter().map(|setting| format!("--set {}", output::shell_quoted(setting))));
     for (flag, value, default) in [("--runs", &args.runs, "runs/reproduce"), ("--out", &args.out, "docs")] {

@@ -9,12 +9,15 @@ use super::{
 use crate::{
     config::{Loaded, Recipe, Stage, check},
     eval::Summary,
-    pipeline::{Pipeline, PipelineError, takeover::Takeover},
+    pipeline::{
+        Pipeline, PipelineError,
+        preflight::{Missing, Work, missing},
+        takeover::Takeover,
+    },
     trainer::{
         checkpoint,
         devices::{self, DeviceChoice, DeviceError, Job, with_device},
         events::Stop,
-        models::{self, SetupError},
         provenance::Provenance,
         run_dir::{RECIPE_FILE, RUNS_DIR, RunDir, RunDirError},
     },
@@ -43,7 +46,7 @@ pub struct Args {
     /// Continue an interrupted run with its own recipe. Example: --resume runs/tiny-seed0
     #[arg(long, value_name = "DIR", conflicts_with_all = ["name", "config", "overrides", "dry_run"])]
     resume: Option<PathBuf>,
-    /// Show the resolved recipe and what it will cost, and start nothing (the same as `dgpo plan`).
+    /// Show what the run would do, what it costs and what is missing for it, and start nothing (the same as `dgpo plan`).
     #[arg(long)]
     dry_run: bool,
     /// Print the final figures as one JSON object instead of a table.
@@ -79,47 +82,36 @@ pub(super) fn work(
     with_device(device, Train { recipe, run, progress, stop })
 }
 
-/// Opens the device and looks at the recipe's float type: what this machine cannot do is refused before a run directory is made.
-struct Probe<'a>(&'a Recipe);
-impl Job for Probe<'_> {
-    type Output = Result<(), SetupError>;
-    fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        models::check_dtype::<B::InnerBackend>(models::dtype(&self.0.model.dtype)?, device)
-    }
-}
-
-pub(super) fn probe(recipe: &Recipe, device: DeviceChoice) -> anyhow::Result<()> {
-    Ok(with_device(device, Probe(recipe))?.map_err(|error| UsageError(error.to_string()))?)
-}
-
 pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     if args.dry_run {
-        plan::show(&load(&args)?, args.json)?;
-        return Ok(Outcome::Done);
+        return plan::show(&load(&args)?, args.device.device, args.json);
     }
-    let (recipe, run) = match &args.resume {
+    let (recipe, run, made) = match &args.resume {
         Some(path) => {
             let run = RunDir::open(path)?;
             let recipe = run.recipe()?;
-            probe(&recipe, args.device.device)?;
-            (recipe, run)
+            Missing::none(missing(Work::Train(Some(&run)), &recipe, args.device.device))?;
+            (recipe, run, None)
         }
         None => {
             let loaded = load(&args)?;
-            probe(&loaded.recipe, args.device.device)?;
+            Missing::none(missing(Work::Train(None), &loaded.recipe, args.device.device))?;
             let from = args.from.as_deref().map(runs::find).transpose()?;
-            create(loaded, args.device.device, from.as_ref())?
+            let (recipe, run) = create(loaded, args.device.device, from.as_ref())?;
+            let made = run.contents();
+            (recipe, run, Some(made))
         }
     };
     let (path, finished, made_from) = (run.path().to_owned(), run.clone(), recipe.clone());
     // Held until the process ends: a second one would write into the same files.
-    let _lock = run.lock()?;
+    let lock = run.lock()?;
     output::say(&format!("run {} (seed {}, {})", path.display(), recipe.run.seed, args.device.device));
     let stop = stop_on_interrupt("stopping after this step, then saving")?;
     let mut progress = Progress::new(context.is_quiet);
-    let result = work(recipe, run, args.device.device, &mut progress, stop)?;
+    let result = work(recipe, run, args.device.device, &mut progress, stop);
     progress.finish();
-    match result {
+    let has_done_nothing = made.is_some_and(|made| finished.contents() == made);
+    match flattened(result) {
         Ok(summary) => {
             if args.json {
                 output::json(&summary)?
@@ -147,11 +139,23 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             );
             Err(anyhow::Error::from(error).context(context))
         }
+        // An outage passes, and the run waits for its end.
+        Err(error) if has_done_nothing && !matches!(error, PipelineError::RetrieverDown { .. }) => {
+            drop(lock);
+            finished.remove()?;
+            Err(anyhow::Error::from(error)
+                .context(format!("the run {} failed before it did anything; its folder is gone again", path.display())))
+        }
         Err(error) => {
             let next = resume_command(&path, args.device.device);
             Err(with_advice(error, &path, made_from.stage).context(format!("the run {} failed; continue with: {next}", path.display())))
         }
     }
+}
+
+/// A device that fails ends a run like everything else.
+fn flattened(result: Result<Result<Summary, PipelineError>, DeviceError>) -> Result<Summary, PipelineError> {
+    result.map_err(PipelineError::from).flatten()
 }
 
 /// The run is done whatever becomes of its report, which can be written again at any time.
@@ -168,18 +172,9 @@ fn write_report(run: &RunDir) {
     }
 }
 
-/// What a command of `cargo xtask` says in front of and behind its verb to use a device.
-pub(super) fn device_flags(device: DeviceChoice) -> (&'static str, String) {
-    match device {
-        DeviceChoice::Cpu => ("", String::new()),
-        DeviceChoice::Wgpu(_) => ("--features wgpu ", format!("--device {device} ")),
-        DeviceChoice::Cuda(_) => ("--features cuda ", format!("--device {device} ")),
-    }
-}
-
 /// The command that continues a run on the same device.
 fn resume_command(run: &Path, device: DeviceChoice) -> String {
-    let (features, device) = device_flags(device);
+    let (features, device) = device.launcher_flags();
     format!("cargo xtask {features}train {device}--resume {}", output::shell_quoted(&run.display().to_string()))
 }
 

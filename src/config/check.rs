@@ -97,6 +97,9 @@ pub fn check(recipe: &Recipe) -> Findings {
         Stage::Encoder => check_encoder(recipe, &mut found),
         _ => {
             check_episode(recipe, &mut found);
+            if plays_episodes(recipe) {
+                check_retriever(recipe, &mut found);
+            }
             check_data(recipe, &mut found);
         }
     }
@@ -123,6 +126,17 @@ pub fn check(recipe: &Recipe) -> Findings {
 pub fn plays_episodes(recipe: &Recipe) -> bool {
     let needs_new = recipe.data.trajectories.is_empty() || recipe.distill.student_outputs.is_adaptive;
     recipe.stage.has_rl() || recipe.stage.has_gkd() || (recipe.stage.has_distillation() && needs_new)
+}
+
+/// Checks what an episode of `model.student` takes: for commands that train nothing.
+pub fn check_play(recipe: &Recipe) -> Findings {
+    let mut found = Findings::default();
+    found.one_of("model.dtype", &recipe.model.dtype, &DTYPES);
+    found.not_empty("model.student", recipe.model.student.is_empty(), "a folder, owner/name, or builtin:tiny/student");
+    check_episode(recipe, &mut found);
+    check_retriever(recipe, &mut found);
+    check_test(recipe, &mut found);
+    found
 }
 
 /// Checks the retriever and what it searches, for commands that use nothing else of a recipe.
@@ -184,9 +198,6 @@ fn check_episode(recipe: &Recipe, found: &mut Findings) {
     found.number("episode.temperature", episode.temperature, not_negative, NOT_NEGATIVE);
     found.number("episode.top_p", episode.top_p, |p| p > 0.0 && p <= 1.0, "above 0 and up to 1");
     found.number("eval.temperature", recipe.eval.temperature, not_negative, NOT_NEGATIVE);
-    if plays_episodes(recipe) {
-        check_retriever(recipe, found);
-    }
 }
 
 fn check_retriever(recipe: &Recipe, found: &mut Findings) {
@@ -241,6 +252,11 @@ fn check_data(recipe: &Recipe, found: &mut Findings) {
     found.not_empty("data.train", plays_episodes(recipe) && data.train.is_empty(), "list question files: [\"nq/train.jsonl\"]");
     let is_untested = recipe.stage == Stage::Pipeline && data.test.is_empty();
     found.not_empty("data.test", is_untested, "the pipeline ends with an evaluation; list question files");
+    check_test(recipe, found);
+}
+
+fn check_test(recipe: &Recipe, found: &mut Findings) {
+    let data = &recipe.data;
     let twice = (1..data.test.len()).find(|&at| data.test[..at].contains(&data.test[at]));
     found.error(
         twice.is_some(),

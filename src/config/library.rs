@@ -196,14 +196,14 @@ fn built_in_like(path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{load, plan};
+    use crate::config::{load, plan, shapes::Shapes};
 
     #[test]
     fn every_method_of_the_paper_is_there_for_every_world() {
         assert_eq!(methods().count(), 16);
         for name in names().filter(|name| WORLDS.iter().any(|world| name.starts_with(world))) {
             let loaded = load(&name, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
-            let plan = plan::plan(&loaded.recipe, &plan::Shapes::default());
+            let plan = plan::plan(&loaded.recipe, &Shapes::default());
             assert!(!plan.phases.is_empty() && loaded.warnings.is_empty(), "{name}: {:?}", loaded.warnings);
         }
     }

@@ -301,7 +301,7 @@ fn key_hint(key: &str, known: &BTreeMap<String, Value>) -> String {
         return format!("did you mean {guess}?");
     }
     match siblings.is_empty() {
-        true => "`dgpo plan` prints every key".to_owned(),
+        true => "`dgpo plan --recipe` prints every key".to_owned(),
         false => format!("{} has {}", if table.is_empty() { "the recipe" } else { table }, siblings.join(", ")),
     }
 }
@@ -319,7 +319,7 @@ fn type_hint(default: &Value, why: &str) -> String {
         (Value::Float(x), _) => format!("a number such as {x}"),
         (Value::Boolean(_), _) => "true or false".to_owned(),
         (Value::Array(_), _) => "a list such as [\"a.jsonl\", \"b.jsonl\"]".to_owned(),
-        _ => "see `dgpo plan` for the default".to_owned(),
+        _ => "`dgpo plan --recipe` prints the default".to_owned(),
     }
 }
 

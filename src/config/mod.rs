@@ -8,7 +8,8 @@
 //! | [`load`] | recipe file -> `extends` -> `--set` -> typed [`Recipe`]; every mistake with file, line and a hint |
 //! | [`check`], `check_distill` | the rules between fields |
 //! | `bounds` | how large each number may be |
-//! | [`plan`] | steps, tokens and memory of a run, computed before it starts |
+//! | [`plan`] | steps, tokens, memory and disk space of a run, computed before it starts |
+//! | [`shapes`] | the sizes of its networks, on this machine or as published |
 //!
 //! [`secrets`] keeps passwords out of all of them. [`choice`] holds what a recipe names and a layer further right implements.
 mod bounds;
@@ -25,6 +26,7 @@ pub mod phase;
 pub mod plan;
 pub mod recipe;
 pub mod secrets;
+pub mod shapes;
 mod shell;
 
 pub use chat::ChatTemplate;
@@ -36,6 +38,7 @@ pub use phase::{Phase, Stage};
 pub use recipe::*;
 pub use shell::shell_quoted;
 
+use serde::Serialize;
 use std::{fmt, path::PathBuf};
 
 /// Where a setting was written: a file's line, or a `--set` argument.
@@ -69,8 +72,8 @@ impl fmt::Display for Excerpt<'_> {
     }
 }
 
-/// A broken rule between fields.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A broken rule between fields, or a key that names something which is not there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// Dotted key to change first.
     pub key: &'static str,

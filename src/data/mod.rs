@@ -3,6 +3,7 @@
 //! Every reader checks every row when it opens a file: a broken one is an error with file, line, field and a hint, never a skipped row.
 //! Knows no tokens.
 pub mod corpus;
+pub mod head;
 pub(crate) mod jsonl;
 mod lenient;
 pub mod overlap;
@@ -34,6 +35,21 @@ pub enum DataError {
     /// An episode's text that cannot be split into what the agent and what the environment wrote.
     #[error("episode {id}: {why}; hint: every <information> needs its own </information> behind it")]
     Episode { id: String, why: String },
+}
+
+impl DataError {
+    /// The same, of the file that the one read was a part of.
+    fn at(self, path: &std::path::Path) -> Self {
+        let path = path.to_owned();
+        match self {
+            Self::Line { line, why, .. } => Self::Line { path, line, why },
+            Self::Io { source, .. } => Self::Io { path, source },
+            Self::Write { source, .. } => Self::Write { path, source },
+            Self::Empty { what, hint, .. } => Self::Empty { path, what, hint },
+            Self::Format { why, .. } => Self::Format { path, why },
+            Self::Episode { id, why } => Self::Episode { id, why },
+        }
+    }
 }
 
 /// The folder of real data for tests, named by `DGPO_DATA_DIR`. Without it the caller's test has nothing to check and returns,

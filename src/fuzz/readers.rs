@@ -169,7 +169,7 @@ fn recipe(folder: &Path) -> Result<(), String> {
     let loaded = config::load(&folder.join("recipe.toml").to_string_lossy(), &[]).map_err(said)?;
     _ = loaded.run_name();
     _ = differences(&config::Recipe::default(), &loaded.recipe);
-    _ = plan(&loaded.recipe, &config::plan::Shapes::default());
+    _ = plan(&loaded.recipe, &config::shapes::Shapes::default());
     Ok(())
 }
 

@@ -21,6 +21,7 @@ mod evaluate;
 mod gkd;
 mod kd;
 pub mod overlap;
+pub mod preflight;
 mod rl;
 pub mod served;
 pub mod setup;

@@ -82,13 +82,22 @@ impl<I: Backend> Setup<I> {
     /// If it is not found, does not load, has a smaller vocabulary than the tokenizer, or was made for shorter sequences.
     pub fn load(&self, source: &str, tokenizer: &Tokenizer) -> Result<Decoder<I>, PipelineError> {
         let model: Decoder<I> = models::load(source, self.recipe.run.seed, self.dtype, &self.device)?;
-        let config = model.config();
-        tokenizer.check_fits(config.vocab_size)?;
-        let longest = self.recipe.episode.max_prompt_length;
-        if longest > config.max_position_embeddings {
-            return Err(PipelineError::TooLong { model: source.to_owned(), longest, limit: config.max_position_embeddings });
-        }
+        self.check_shape(source, &model.config(), Some(tokenizer))?;
         Ok(self.cut_to_shared(model))
+    }
+
+    /// Checks that tokenizer and recipe fit a model of this shape.
+    /// # Errors
+    /// If its vocabulary is smaller than the tokenizer's, or it was made for shorter sequences.
+    pub fn check_shape(&self, source: &str, config: &DecoderConfig, tokenizer: Option<&Tokenizer>) -> Result<(), PipelineError> {
+        if let Some(tokenizer) = tokenizer {
+            tokenizer.check_fits(config.vocab_size)?;
+        }
+        let (longest, limit) = (self.recipe.episode.max_prompt_length, config.max_position_embeddings);
+        match longest > limit {
+            true => Err(PipelineError::TooLong { model: source.to_owned(), longest, limit }),
+            false => Ok(()),
+        }
     }
 
     /// Cuts a model's logits to the vocabulary that student and teacher share, as far as their shapes are known (method §3).
@@ -109,12 +118,21 @@ impl<I: Backend> Setup<I> {
         if source.is_empty() {
             return Ok(None);
         }
+        self.check_teacher_tokenizer(tokenizer)?;
+        self.load(source, tokenizer).map(Some)
+    }
+
+    /// Checks that the teacher reads the same tokens.
+    /// # Errors
+    /// If its own tokenizer gives one of them another id.
+    pub fn check_teacher_tokenizer(&self, tokenizer: &Tokenizer) -> Result<(), PipelineError> {
+        let source = &self.recipe.model.teacher;
         let own = models::model_dir(source)?.join(TOKENIZER_FILE);
         // To random weights no id means anything yet.
         if own.is_file() && !source.starts_with(RANDOM_PREFIX) {
             tokenizer.check_same_ids(&Tokenizer::from_path(&own)?)?;
         }
-        self.load(source, tokenizer).map(Some)
+        Ok(())
     }
 
     /// Opens the recipe's retriever; an index that has to be built on disk lies in `dir`.

@@ -67,6 +67,17 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
+impl DeviceChoice {
+    /// What a command of `cargo xtask` says in front of and behind its verb to use this device.
+    pub fn launcher_flags(self) -> (&'static str, String) {
+        match self {
+            Self::Cpu => ("", String::new()),
+            Self::Wgpu(_) => ("--features wgpu ", format!("--device {self} ")),
+            Self::Cuda(_) => ("--features cuda ", format!("--device {self} ")),
+        }
+    }
+}
+
 /// Work that is generic over the backend: `with_device` instantiates it once for each backend built in.
 pub trait Job {
     type Output;

@@ -78,14 +78,22 @@ pub fn model_dir(source: &str) -> Result<PathBuf, SetupError> {
 pub fn load<B: Backend>(source: &str, seed: u64, dtype: DType, device: &B::Device) -> Result<Decoder<B>, SetupError> {
     let dir = model_dir(source)?;
     let config = DecoderConfig::from_file(&dir.join("config.json"))?;
-    let largest = config.hidden_size * config.vocab_size.max(config.intermediate_size) * dtype.size();
-    if let Some(max) = B::max_tensor_bytes(device).filter(|&max| largest as u64 > max) {
-        return Err(SetupError::TensorTooLarge { model: source.to_owned(), bytes: largest as u64, max });
-    }
+    check_size::<B>(source, &config, dtype, device)?;
     if !source.starts_with(RANDOM_PREFIX) {
         return Ok(load_decoder(&dir, dtype, device)?);
     }
     Ok(cast(Decoder::init(&config, Key::new(seed, Purpose::Init).bits(0), device), dtype))
+}
+
+/// Checks that the device holds the largest tensor of a network.
+/// # Errors
+/// If it does not.
+pub fn check_size<B: Backend>(source: &str, config: &DecoderConfig, dtype: DType, device: &B::Device) -> Result<(), SetupError> {
+    let bytes = (config.hidden_size * config.vocab_size.max(config.intermediate_size) * dtype.size()) as u64;
+    match B::max_tensor_bytes(device).filter(|&max| bytes > max) {
+        Some(max) => Err(SetupError::TensorTooLarge { model: source.to_owned(), bytes, max }),
+        None => Ok(()),
+    }
 }
 
 /// The tokenizer of a run: the named one, or the student's own.

@@ -14,6 +14,7 @@ use dgpo_models::files::{sync_folder, write_file};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
@@ -140,6 +141,23 @@ impl RunDir {
         Ok(RunLock { _file: file })
     }
 
+    /// The files of the run that hold anything, with their sizes, but for those that say what it is to do: what did not change was not
+    /// worked on.
+    pub fn contents(&self) -> BTreeMap<PathBuf, u64> {
+        let mut files = BTreeMap::new();
+        collect_files(&self.path, &mut files);
+        let says_what_to_do = |path: &Path| [RECIPE_FILE, PROVENANCE_FILE, LOCK_FILE].iter().any(|name| path == self.path.join(name));
+        files.retain(|path, size_bytes| *size_bytes > 0 && !says_what_to_do(path));
+        files
+    }
+
+    /// Removes the folder, so that its name is free again.
+    /// # Errors
+    /// If the disk fails.
+    pub fn remove(self) -> Result<(), RunDirError> {
+        fs::remove_dir_all(&self.path).map_err(io_error("remove", &self.path))
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -254,6 +272,16 @@ fn refuse_link(path: &Path) -> io::Result<()> {
     match path.is_symlink() {
         true => Err(io::Error::other("it is a link, which may lead anywhere")),
         false => Ok(()),
+    }
+}
+
+fn collect_files(folder: &Path, files: &mut BTreeMap<PathBuf, u64>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => collect_files(&entry.path(), files),
+            // What cannot be looked at is taken for work.
+            other => drop(files.insert(entry.path(), other.map_or(u64::MAX, |metadata| metadata.len()))),
+        }
     }
 }
 
