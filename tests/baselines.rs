@@ -145,6 +145,11 @@ fn a_phase_does_not_go_on_under_one_that_has_begun_from_it() {
     let (before, rl) = recipe.split_once("[rl]").unwrap();
     world.write("runs/a/recipe.toml", &format!("{before}[rl]{}", rl.replacen("steps = 4", "steps = 6", 1)));
     let refused = world.dgpo(&["train", "--resume", "runs/a"]);
+    refused.failed(2, &["rl.steps = 6 (it is 4): rl is over"]);
+    // A last checkpoint that is gone does the same.
+    world.write("runs/a/recipe.toml", &recipe);
+    std::fs::remove_dir_all(world.path("runs/a/checkpoints/rl-step-000004")).unwrap();
+    let refused = world.dgpo(&["train", "--resume", "runs/a"]);
     refused.failed(1, &["rl is to go on, but kd has begun from what it was before", "hint: give rl its steps"]);
 }
 

@@ -95,6 +95,12 @@ fn a_run_that_turns_to_ppo_has_no_critic_to_go_on_with() {
     assert!(recipe.contains("[rl]\nalgorithm = \"grpo\"\nsteps = 1\n"), "{recipe}");
     let changed = recipe.replace("algorithm = \"grpo\"\nsteps = 1\n", "algorithm = \"ppo\"\nsteps = 2\n");
     world.write("runs/a/recipe.toml", &changed);
+    world.dgpo(&["train", "--resume", "runs/a"]).failed(2, &["rl.algorithm = \"ppo\" (it is \"grpo\")"]);
+    // Where the checkpoint does not say how it was made.
+    let path = world.path("runs/a/checkpoints/rl-step-000001/state.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    state.as_object_mut().unwrap().remove("recipe");
+    std::fs::write(&path, state.to_string()).unwrap();
     world.dgpo(&["train", "--resume", "runs/a"]).failed(1, &["rl-step-000001 holds no critic", "rl.algorithm"]);
 }
 

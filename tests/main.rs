@@ -22,6 +22,7 @@
 //! | [`outage`] | a retrieval server that goes away and comes back |
 //! | [`power_cut`] | what is on the disk when the power goes |
 //! | [`secrets`] | passwords in addresses reach the server and nothing else |
+//! | [`steer`] | runs that go on longer or otherwise, and what is refused |
 //! | [`runs`] | whole runs: the built-in recipe, reproducibility, a retrieval server that fails |
 //! | [`real`] | real weights, questions, passages and episodes, where `DGPO_DATA_DIR` names them |
 //! | [`recipes`] | every method of the paper on the tiny world, interrupted and resumed; what one run takes over from another |
@@ -60,4 +61,5 @@ mod reproduce;
 mod resume;
 mod runs;
 mod secrets;
+mod steer;
 mod support;

@@ -26,7 +26,7 @@ const PAPER: [&str; 18] = [
     "bamboogle/test.jsonl",
     "hf download PeterJinGo/wiki-18-corpus wiki-18.jsonl.gz --repo-type dataset --local-dir \"${DGPO_DATA_DIR}\"",
     "gunzip \"${DGPO_DATA_DIR}/wiki-18.jsonl.gz\"\n",
-    "cargo xtask index build --corpus \"${DGPO_DATA_DIR}/wiki-18.jsonl\" --encoder intfloat/e5-base-v2",
+    "cargo xtask index build --out \"${DGPO_DATA_DIR}/wiki18-e5\" --corpus \"${DGPO_DATA_DIR}/wiki-18.jsonl\" --encoder intfloat/e5-base-v2",
     "nothing was started",
     "pip install -U huggingface_hub",
 ];

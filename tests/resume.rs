@@ -126,9 +126,8 @@ fn a_run_whose_questions_changed_does_not_go_on() {
     world.write("questions.jsonl", &questions.lines().take(9).map(|line| format!("{line}\n")).collect::<String>());
     world.dgpo(&["train", "--resume", "runs/a", "-q"]).failed(1, &["drew from 40 questions, and now there are 9", "restore the files"]);
     world.write("questions.jsonl", &questions);
-    let longer = std::fs::read_to_string(world.path("runs/a/recipe.toml")).unwrap().replace("steps = 50", "steps = 4");
-    world.write("runs/a/recipe.toml", &longer);
-    world.dgpo(&["train", "--resume", "runs/a"]).done();
+    // The newest of its checkpoints is behind 2 steps or a few more.
+    world.dgpo(&["train", "--resume", "runs/a", "--set", "rl.steps=12"]).done();
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub enum ModelError {
     #[error("{}: unknown field \"{field}\"{}", path.display(), DidYouMean(suggestion.as_deref()))]
     UnknownField { path: PathBuf, field: String, suggestion: Option<String> },
 
-    #[error("{}: {message}; hint: use the config.json that came with the model", path.display())]
+    #[error("{}: {message}{}", path.display(), Unless(message, "; hint: use the config.json that came with the model"))]
     Inconsistent { path: PathBuf, message: String },
 
     #[error("{}: {message}; hint: {hint}", path.display())]
@@ -145,6 +145,14 @@ impl fmt::Display for TensorProblem {
             ),
             Self::Prefix { prefix, n_tensors } => write!(f, "all {n_tensors} names carry `{prefix}`"),
         }
+    }
+}
+
+/// General advice, unless the message gives better.
+struct Unless<'a>(&'a str, &'static str);
+impl fmt::Display for Unless<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.contains("hint: ") { "" } else { self.1 })
     }
 }
 

@@ -40,7 +40,7 @@ pub mod version;
 
 use crate::{
     config::ConfigError,
-    pipeline::{PipelineError, preflight::Missing, takeover::TakeoverError},
+    pipeline::{PipelineError, preflight::Missing, steer::SteerError, takeover::TakeoverError},
     trainer::{devices::DeviceError, run_dir::RunDirError},
 };
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -178,10 +178,24 @@ fn with_the_feature(error: anyhow::Error) -> anyhow::Error {
         Some(DeviceError::NotBuilt(backend)) => Some(*backend),
         _ => None,
     });
-    let Some(backend) = missing else { return error };
-    let words = std::env::args_os().skip(1).map(|word| output::shell_quoted(&word.to_string_lossy()));
-    let command = ["cargo", "xtask", "--features", backend].map(str::to_owned).into_iter().chain(words).collect::<Vec<_>>().join(" ");
-    error.context(format!("this binary was built without {backend}; hint: `{command}`"))
+    let command = |backend: &str| {
+        let words = std::env::args_os().skip(1).map(|word| output::shell_quoted(&word.to_string_lossy()));
+        ["cargo", "xtask", "--features", backend].map(str::to_owned).into_iter().chain(words).collect::<Vec<_>>().join(" ")
+    };
+    if let Some(backend) = missing {
+        return error.context(format!("this binary was built without {backend}; hint: `{}`", command(backend)));
+    }
+    match error.downcast::<Missing>() {
+        Ok(Missing(mut problems)) => {
+            for problem in &mut problems {
+                if let Some(backend) = problem.message.strip_prefix("this binary was built without ") {
+                    problem.hint = command(backend);
+                }
+            }
+            Missing(problems).into()
+        }
+        Err(error) => error,
+    }
 }
 
 /// 3 where a guard ended a run, 2 where the command or the recipe has to be changed before anything can start, else 1.
@@ -194,15 +208,29 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.is::<Missing>()
             || cause.downcast_ref::<DeviceError>().is_some_and(|error| !matches!(error, DeviceError::Failed(_)))
             || cause.is::<UsageError>()
+            || cause.downcast_ref().is_some_and(is_refused)
+            || matches!(cause.downcast_ref(), Some(PipelineError::Steer(error)) if is_refused(error))
             || cause
                 .downcast_ref::<TakeoverError>()
                 .is_some_and(|error| !matches!(error, TakeoverError::Checkpoint(_) | TakeoverError::Copy { .. }))
-            || cause.downcast_ref().is_some_and(|error| {
-                use RunDirError as E;
-                matches!(error, E::Exists(_) | E::Occupied(_) | E::NotARun(_) | E::Busy { .. } | E::Recipe(_))
-            })
+            || cause.downcast_ref().is_some_and(is_to_be_changed)
     });
     if is_usage { EXIT_USAGE } else { EXIT_FAILED }
+}
+
+/// Whether a run directory is not what the command takes it for.
+fn is_to_be_changed(error: &RunDirError) -> bool {
+    use RunDirError as E;
+    matches!(error, E::Exists(_) | E::Occupied(_) | E::NotARun(_) | E::Busy { .. } | E::Recipe(_))
+}
+
+/// Whether a run cannot go on as it is told.
+fn is_refused(error: &SteerError) -> bool {
+    match error {
+        SteerError::Refused { .. } | SteerError::OtherModel { .. } => true,
+        SteerError::RunDir(error) => is_to_be_changed(error),
+        SteerError::Checkpoint(_) => false,
+    }
 }
 
 fn start_log(is_quiet: bool, verbose: u8) {

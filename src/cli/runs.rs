@@ -4,7 +4,7 @@ use crate::{
     config::{Recipe, Stage, load::differences},
     eval::{MODELS, Summary},
     trainer::{
-        checkpoint, metrics,
+        checkpoint, metrics, provenance,
         run_dir::{ALARM, RUNS_DIR, RunDir, alarms, list_runs},
     },
 };
@@ -159,12 +159,14 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
     let newest = checkpoint::list_checkpoints(run.path(), recipe.stage)?.pop();
     let (last, last_eval) = (last_of_each_phase(&lines), lines.iter().rev().find(|line| is_evaluation(line)));
     let alarms = alarms(&lines);
+    let made_with = run.provenance()?;
     if as_json {
         let changed: Map<String, Value> = changed.iter().map(|(key, _, value)| (key.clone(), json!(value))).collect();
         return output::json(&json!({
             "name": run.name(),
             "stage": recipe.stage,
             "changed": changed,
+            "changes": made_with["changes"],
             "summary": summary,
             "last_metrics": last,
             "last_eval": last_eval,
@@ -175,6 +177,10 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
     let mut text = format!("{} ({})\n\nsettings that differ from the defaults\n", run.path().display(), stage_name(recipe.stage));
     for (key, default, value) in changed {
         text += &format!("  {key} = {value}    (default {default})\n");
+    }
+    let changes = provenance::changes(&made_with);
+    if !changes.is_empty() {
+        text += &format!("\nsettings that changed on the way\n  {}\n", changes.join("\n  "));
     }
     if let Some(summary) = &summary {
         text += &format!("\n{}", describe_summary(summary));

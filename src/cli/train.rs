@@ -12,12 +12,14 @@ use crate::{
     pipeline::{
         Pipeline, PipelineError,
         preflight::{Missing, Work, missing},
+        steer::{self, Steered, steered},
         takeover::Takeover,
     },
     trainer::{
         checkpoint,
         devices::{self, DeviceChoice, DeviceError, Job, with_device},
         events::Stop,
+        guards::Alarm,
         provenance::Provenance,
         run_dir::{RECIPE_FILE, RUNS_DIR, RunDir, RunDirError},
     },
@@ -43,8 +45,11 @@ pub struct Args {
     /// Take over what another run has finished and this one would do in the same way: teacher episodes, KD, GKD, RL. Example: --from tiny-kd-seed0
     #[arg(long, value_name = "NAME|DIR", conflicts_with_all = ["resume", "dry_run"])]
     from: Option<String>,
-    /// Continue an interrupted run with its own recipe. Example: --resume runs/tiny-seed0
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["name", "config", "overrides", "dry_run"])]
+    /// Continue an interrupted run with its own recipe, or with --set a finished one for longer. Example: --resume runs/tiny-seed0
+    ///
+    /// --set changes what is still to come: lengths of phases and episodes, learning rates, kl.coef, rl.entropy_coef, guards.*, eval.*,
+    /// data.test, run.keep and run.save_every, memory and servers (configs/README.md lists the keys). Example: --set rl.steps=1500
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["name", "config", "dry_run"])]
     resume: Option<PathBuf>,
     /// Show what the run would do, what it costs and what is missing for it, and start nothing (the same as `dgpo plan`).
     #[arg(long)]
@@ -86,11 +91,14 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     if args.dry_run {
         return plan::show(&load(&args)?, args.device.device, args.json);
     }
+    let mut told: Option<Steered> = None;
     let (recipe, run, made) = match &args.resume {
         Some(path) => {
             let run = RunDir::open(path)?;
-            let recipe = run.recipe()?;
-            Missing::none(missing(Work::Train(Some(&run)), &recipe, args.device.device))?;
+            let steered = steered(&run, &args.recipe.overrides)?;
+            Missing::none(missing(Work::Train(Some(&run)), &steered.recipe, args.device.device))?;
+            let recipe = steered.recipe.clone();
+            told = Some(steered);
             (recipe, run, None)
         }
         None => {
@@ -105,6 +113,9 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     let (path, finished, made_from) = (run.path().to_owned(), run.clone(), recipe.clone());
     // Held until the process ends: a second one would write into the same files.
     let lock = run.lock()?;
+    if let Some(told) = told {
+        told.record(&run, &std::env::args().collect::<Vec<_>>())?;
+    }
     output::say(&format!("run {} (seed {}, {})", path.display(), recipe.run.seed, args.device.device));
     let stop = stop_on_interrupt("stopping after this step, then saving")?;
     let mut progress = Progress::new(context.is_quiet);
@@ -124,20 +135,16 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             Ok(Outcome::Done)
         }
         Err(PipelineError::Stopped) => {
-            output::insist(&format!("stopped; continue with: {}", resume_command(&path, args.device.device)));
+            // The training of an encoder does not resume.
+            let how = if made_from.stage == Stage::Encoder { "begin it again" } else { "continue" };
+            output::insist(&format!("stopped; {how} with: {}", resume_command(&path, args.device.device)));
             Ok(Outcome::Interrupted)
         }
-        Err(error @ PipelineError::Guard(_)) => {
-            let (next, recipe) = (resume_command(&path, args.device.device), path.join(RECIPE_FILE));
+        Err(PipelineError::Guard(alarms)) => {
             // With what the guard saw in its curves.
             write_report(&finished);
-            let context = format!(
-                "a guard stopped the run {}; change {}, then continue from its newest checkpoint with: {next} (to go on from before the first bad \
-                 step, remove the checkpoints from that step on)",
-                path.display(),
-                recipe.display()
-            );
-            Err(anyhow::Error::from(error).context(context))
+            let context = format!("a guard stopped the run {}; {}", path.display(), behind_a_guard(&alarms, &finished, args.device.device));
+            Err(anyhow::Error::from(PipelineError::Guard(alarms)).context(context))
         }
         // An outage passes, and the run waits for its end.
         Err(error) if has_done_nothing && !matches!(error, PipelineError::RetrieverDown { .. }) => {
@@ -176,6 +183,28 @@ fn write_report(run: &RunDir) {
 fn resume_command(run: &Path, device: DeviceChoice) -> String {
     let (features, device) = device.launcher_flags();
     format!("cargo xtask {features}train {device}--resume {}", output::shell_quoted(&run.display().to_string()))
+}
+
+/// How a run goes on that a guard has stopped: with half the learning rate, or where that is no cure, as another run.
+fn behind_a_guard(alarms: &[Alarm], run: &RunDir, device: DeviceChoice) -> String {
+    let Ok(recipe) = run.recipe() else { return format!("see {}", run.path().join(RECIPE_FILE).display()) };
+    let newest = checkpoint::list_checkpoints(run.path(), recipe.stage).unwrap_or_default().pop();
+    match alarms.iter().find_map(Alarm::rate_to_lower) {
+        Some(key) => {
+            let rates = &recipe.optim;
+            let rate = if key == "optim.actor.lr" { rates.actor.lr } else { rates.distill.lr };
+            let next = resume_command(run.path(), device);
+            format!(
+                "continue from its newest checkpoint with another setting, as with: {next} --set {key}={:e} (to go on from before the first bad \
+                 step, remove the checkpoints from that step on)",
+                rate / 2.0
+            )
+        }
+        None => {
+            let settings = ["model.dtype=f32", "episode.top_p=1", "episode.top_k=0"].map(str::to_owned);
+            format!("begin another one from its newest checkpoint: {}", steer::own_run(run, newest.as_ref(), &settings))
+        }
+    }
 }
 
 /// What lies in a checkpoint was written by the run itself, so the advice for models from elsewhere (fetch it again) is wrong for it.

@@ -137,7 +137,7 @@ fn question_in_prompt(row: &Fields) -> Result<String, String> {
     let messages = row.get("prompt").and_then(Value::as_array).ok_or("field `prompt` is missing; hint: or give a column `question`")?;
     let user = messages.iter().rev().find(|message| message.get("role").and_then(Value::as_str) == Some("user"));
     let content = user.and_then(|message| message.get("content")).and_then(Value::as_str);
-    let content = content.ok_or("field `prompt` holds no message of the user; hint: {role: \"user\", content: \"... Question: ...\"}")?;
+    let content = content.ok_or("field `prompt` holds no message of the user; hint: {role: \"user\", content: \"Question: who?\"}")?;
     let (_, question) = content.rsplit_once(MARK).ok_or("field `prompt` holds no \"Question: \"; hint: or give a column `question`")?;
     Ok(question.to_owned())
 }

@@ -26,14 +26,11 @@ mod rl;
 pub mod served;
 pub mod setup;
 mod source;
+pub mod steer;
 pub mod takeover;
 
 use crate::{
-    config::{
-        GuardAction, Phase, Recipe,
-        check::plays_episodes,
-        load::{differences, recorded_recipe},
-    },
+    config::{GuardAction, Phase, Recipe, check::plays_episodes},
     data::{DataError, sampler::Sampler},
     engine::EngineError,
     eval::Summary,
@@ -60,6 +57,7 @@ use std::{
     path::{Path, PathBuf},
     time::Instant,
 };
+use steer::{Change, SteerError};
 
 /// Why a run ended early.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +99,8 @@ pub enum PipelineError {
         "the checkpoint drew from {then} {what}, and now there are {now}; hint: restore the files named in the recipe, or start a new run"
     )]
     DataChanged { what: &'static str, then: usize, now: usize },
+    #[error(transparent)]
+    Steer(#[from] SteerError),
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error(transparent)]
@@ -183,8 +183,8 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         if let Some(checkpoint) = &newest {
             let earlier: Earlier = checkpoint.read_state()?;
             earlier_wall_s = earlier.wall_s;
-            for (key, then, now) in earlier.recipe.map(|earlier| differences(&earlier, &recipe)).unwrap_or_default() {
-                observer(Event::Message(&format!("{RECIPE_CHANGED} {}: {key} is {now} (was {then})", checkpoint.path.display())));
+            for Change { key, was, now } in steer::check(&run, &recipe, Some(checkpoint))? {
+                observer(Event::Message(&format!("{RECIPE_CHANGED} {}: {key} is {now} (was {was})", checkpoint.path.display())));
             }
         }
         let setup = setup::setup_of::<B>(recipe, device)?;
@@ -274,13 +274,8 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
     fn finished_model(&self, phase: Phase) -> Result<Option<Decoder<Inner<B>>>, PipelineError> {
         let Some(checkpoint) = self.newest(phase)? else { return Ok(None) };
         let state: PhaseState = checkpoint.read_state()?;
-        // A recipe that was edited to go on longer goes on; the length of the others follows from their episodes.
-        let total = match phase {
-            Phase::Rl => self.setup.recipe.rl.steps,
-            Phase::Gkd => self.setup.recipe.gkd.steps,
-            _ => state.total,
-        };
-        if state.step < total {
+        // A run that is told to go on longer goes on.
+        if state.step < steer::total_now(phase, state.total, state.recipe.as_ref(), &self.setup.recipe) {
             return Ok(None);
         }
         Ok(Some(self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?)))
@@ -373,8 +368,6 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
 #[derive(serde::Deserialize)]
 struct Earlier {
     wall_s: f64,
-    #[serde(default, deserialize_with = "recorded_recipe")]
-    recipe: Option<Recipe>,
 }
 
 /// Begins the line that says how the recipe of a resumed run was edited.

@@ -205,7 +205,7 @@ impl Takeover {
 }
 
 /// Whether a dotted key is `table` or lies in it.
-fn is_in(key: &str, table: &str) -> bool {
+pub(super) fn is_in(key: &str, table: &str) -> bool {
     key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 

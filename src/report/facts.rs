@@ -3,7 +3,7 @@ use crate::{
     config::{KlMode, KlReference, Recipe, load::differences, load::to_toml},
     eval::{Figures, MODELS, Summary, bootstrap::Interval},
     rollout::EpisodeStats,
-    trainer::run_dir::RunDir,
+    trainer::{provenance::changes, run_dir::RunDir},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -190,7 +190,8 @@ fn described(provenance: &Value, summary: &Summary) -> Vec<(String, String)> {
         known("executable", "executable"),
         taken_over(provenance),
     ];
-    facts.into_iter().flatten().collect()
+    let changes = changes(provenance).into_iter().map(|change| ("changed on the way".to_owned(), change));
+    facts.into_iter().flatten().chain(changes).collect()
 }
 
 /// What another run did of this one.

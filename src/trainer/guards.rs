@@ -94,6 +94,15 @@ impl Alarm {
         format!("{phase} step {step}: {}: {seen}; first bad step {first_bad_step}", sign.name())
     }
 
+    /// The key of the learning rate to lower, where that is a cure.
+    pub fn rate_to_lower(&self) -> Option<&'static str> {
+        match (self.sign, self.phase) {
+            (Sign::LogProbMismatch, _) => None,
+            (_, Phase::Rl) => Some("optim.actor.lr"),
+            _ => Some("optim.distill.lr"),
+        }
+    }
+
     /// The likely cause, and what to change.
     pub fn advice(&self) -> String {
         let (cause, keys) = self.sign.cause_and_keys(self.phase);

@@ -5,6 +5,7 @@ use crate::{
     retriever::{declared::declaration_files, index::META_FILE},
 };
 use serde::Serialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
@@ -13,6 +14,18 @@ use std::{
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
+
+/// What a run was told otherwise on its way (`crate::pipeline::steer`), a sentence for each setting.
+pub fn changes(provenance: &Value) -> Vec<String> {
+    let mut told = Vec::new();
+    for entry in provenance["changes"].as_array().into_iter().flatten() {
+        let place = entry["behind"].as_str().map_or("before the first checkpoint".to_owned(), |name| format!("behind {name}"));
+        for (key, values) in entry["settings"].as_object().into_iter().flatten() {
+            told.push(format!("{place}: {key} = {} (was {})", values["now"], values["was"]));
+        }
+    }
+    told
+}
 
 /// Larger files are recorded by size alone: hashing gigabytes of weights would delay every start.
 const MAX_HASHED_BYTES: u64 = 256 << 20;

@@ -8,13 +8,15 @@
 //! A metrics line is one flat object, `{"phase":"rl","step":3,"rollout/reward":0.41,...}`, flushed as it is written. The step is the number
 //! of finished steps, so a run resumed from step s cuts the file behind (phase, s) and goes on as if it had never stopped. What the guards saw at a step
 //! stands behind it in a line of its own, `{"phase":"rl","step":3,"alarm":"..","advice":".."}`: it stays whatever the recipe says later.
+mod leftovers;
+mod orders;
+
 use super::{checkpoint::CHECKPOINTS_DIR, guards::Alarm, metrics::rename_old};
 use crate::config::{self, ConfigError, Phase, Recipe, Stage};
 use dgpo_models::files::{sync_folder, write_file};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
@@ -141,23 +143,6 @@ impl RunDir {
         Ok(RunLock { _file: file })
     }
 
-    /// The files of the run that hold anything, with their sizes, but for those that say what it is to do: what did not change was not
-    /// worked on.
-    pub fn contents(&self) -> BTreeMap<PathBuf, u64> {
-        let mut files = BTreeMap::new();
-        collect_files(&self.path, &mut files);
-        let says_what_to_do = |path: &Path| [RECIPE_FILE, PROVENANCE_FILE, LOCK_FILE].iter().any(|name| path == self.path.join(name));
-        files.retain(|path, size_bytes| *size_bytes > 0 && !says_what_to_do(path));
-        files
-    }
-
-    /// Removes the folder, so that its name is free again.
-    /// # Errors
-    /// If the disk fails.
-    pub fn remove(self) -> Result<(), RunDirError> {
-        fs::remove_dir_all(&self.path).map_err(io_error("remove", &self.path))
-    }
-
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -174,13 +159,6 @@ impl RunDir {
     /// Where each evaluated model's figures lie, `NAME.json`; made with the first of them.
     pub fn evaluation_dir(&self) -> PathBuf {
         self.path.join(EVALUATION_DIR)
-    }
-
-    /// The resolved recipe; also what a resumed run uses.
-    /// # Errors
-    /// If the file was changed into something that is no recipe.
-    pub fn recipe(&self) -> Result<Recipe, RunDirError> {
-        Ok(config::load(&self.path.join(RECIPE_FILE).to_string_lossy(), &[])?.recipe)
     }
 
     /// The metrics file, open for appending. `done` = the phase and step of its stage that a resumed run starts from: later lines are cut off, and so
@@ -226,13 +204,6 @@ impl RunDir {
         self.write(METRICS_FILE, text)
     }
 
-    /// What the run was made with ([`super::provenance::Provenance`]); `Null` where that is not known.
-    /// # Errors
-    /// If the file is damaged.
-    pub fn provenance(&self) -> Result<Value, RunDirError> {
-        Ok(self.read_json(PROVENANCE_FILE)?.unwrap_or(Value::Null))
-    }
-
     /// Writes the final figures (`crate::eval::Summary`; this layer only stores them).
     /// # Errors
     /// If the disk fails.
@@ -272,16 +243,6 @@ fn refuse_link(path: &Path) -> io::Result<()> {
     match path.is_symlink() {
         true => Err(io::Error::other("it is a link, which may lead anywhere")),
         false => Ok(()),
-    }
-}
-
-fn collect_files(folder: &Path, files: &mut BTreeMap<PathBuf, u64>) {
-    for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
-        match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => collect_files(&entry.path(), files),
-            // What cannot be looked at is taken for work.
-            other => drop(files.insert(entry.path(), other.map_or(u64::MAX, |metadata| metadata.len()))),
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
 use std::path::Path;
 
 /// `text` as one word of a shell's command line; `${NAME}` stays a variable.
-pub(super) fn word(text: &str) -> String {
+pub(crate) fn word(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
     match text {
         _ if !text.is_empty() && text.chars().all(is_plain) => text.to_owned(),
@@ -81,12 +81,8 @@ pub(super) fn build_index(recipe: &Recipe, device: DeviceChoice) -> String {
     let RetrieverRecipe { encoder, index, .. } = &recipe.retriever;
     let (features, device) = device.launcher_flags();
     let named = |flag: &str, value: &str| format!("--{flag} {}", word(value));
-    let mut command = format!(
-        "cargo xtask {features}index build {device}{} {} {}",
-        named("corpus", &recipe.data.corpus),
-        named("encoder", encoder),
-        named("out", index)
-    );
+    let mut command = format!("cargo xtask {features}index build --out {}", word(index));
+    command += &format!(" {device}{} {}", named("corpus", &recipe.data.corpus), named("encoder", encoder));
     for (key, value) in set_apart(&recipe.retriever) {
         command += &format!(" --set {}", word(&format!("retriever.{key}={value}")));
     }
@@ -154,11 +150,11 @@ mod tests {
         (recipe.data.corpus, recipe.retriever.index) = ("${D}/w.jsonl".into(), "my index".into());
         assert_eq!(
             build_index(&recipe, DeviceChoice::Cpu),
-            "cargo xtask index build --corpus \"${D}/w.jsonl\" --encoder intfloat/e5-base-v2 --out 'my index'"
+            "cargo xtask index build --out 'my index' --corpus \"${D}/w.jsonl\" --encoder intfloat/e5-base-v2"
         );
         (recipe.retriever.search, recipe.retriever.query_prefix) = ("hnsw".into(), String::new());
         let command = build_index(&recipe, DeviceChoice::Cuda(0));
-        assert!(command.starts_with("cargo xtask --features cuda index build --device cuda:0 --corpus "), "{command}");
+        assert!(command.starts_with("cargo xtask --features cuda index build --out 'my index' --device cuda:0 --corpus "), "{command}");
         assert!(command.ends_with(" --set 'retriever.search=\"hnsw\"' --set 'retriever.query_prefix=\"\"'"), "{command}");
     }
 }

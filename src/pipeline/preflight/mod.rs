@@ -15,6 +15,7 @@ use crate::{
 };
 use std::path::Path;
 
+pub(crate) use commands::word;
 pub use files::n_passages;
 
 /// What is about to begin.

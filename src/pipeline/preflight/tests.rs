@@ -29,7 +29,7 @@ fn everything_that_is_missing_is_told_at_once_each_with_its_command() {
         "hotpotqa/train.jsonl",
         "bamboogle/test.jsonl",
         "--local-dir \"${DGPO_TEST_UNSET}\" && gunzip \"${DGPO_TEST_UNSET}/wiki-18.jsonl.gz\"",
-        "index build --corpus \"${DGPO_TEST_UNSET}/wiki-18.jsonl\"",
+        "index build --out \"${DGPO_TEST_UNSET}/index\" --corpus \"${DGPO_TEST_UNSET}/wiki-18.jsonl\"",
     ] {
         assert!(told.contains(part), "no {part:?} in\n{told}");
     }
