@@ -271,18 +271,21 @@ mod tests {
         check(&command());
     }
 
-    /// The example of a flag's help text, as words behind its command; what else the command needs may be missing.
+    /// The examples of a flag's help text, each as words behind its command; what else the command needs may be missing.
     #[test]
-    fn the_example_of_every_flag_is_understood_by_its_command() {
+    fn the_examples_of_every_flag_are_understood_by_its_command() {
         fn check(command: &clap::Command, path: &[String], n_checked: &mut usize) {
             let path = [path, &[command.get_name().to_owned()]].concat();
             for argument in command.get_arguments() {
                 let help = argument.get_long_help().or(argument.get_help()).map_or(String::new(), ToString::to_string);
-                let Some((_, example)) = help.split_once("Example: ") else { continue };
-                let words = path.iter().cloned().chain(example.split_whitespace().map(str::to_owned));
-                match super::command().try_get_matches_from(words) {
-                    Err(error) if error.kind() != clap::error::ErrorKind::MissingRequiredArgument => panic!("{path:?}: {example}: {error}"),
-                    _ => *n_checked += 1,
+                for example in help.split("Example: ").skip(1).filter_map(|rest| rest.lines().next()) {
+                    let words = path.iter().cloned().chain(example.split_whitespace().map(str::to_owned));
+                    match super::command().try_get_matches_from(words) {
+                        Err(error) if error.kind() != clap::error::ErrorKind::MissingRequiredArgument => {
+                            panic!("{path:?}: {example}: {error}")
+                        }
+                        _ => *n_checked += 1,
+                    }
                 }
             }
             command.get_subcommands().for_each(|inner| check(inner, &path, n_checked));
