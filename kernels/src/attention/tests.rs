@@ -235,20 +235,17 @@ fn nan_in_a_visible_value_surfaces() {
 }
 
 /// 80,000 rows of queries (two heads of 40,000) all see four keys alike: dv is the sum of a quarter of
-/// all gradients from above. One line of f32 would be off by 1e-5 of it.
+/// all gradients from above. Equal numbers round the same way for long: one line of f32 is off by
+/// 8e-4 of the sum, blocks of 4,096 rows by 4e-5.
 #[test]
 fn the_gradient_of_values_that_many_queries_see_keeps_its_digits() {
     const N: usize = 40_000;
     let leaf = |shape: [usize; 4]| Tensor::<Train, 4>::zeros(shape, &Default::default()).require_grad();
     let (q, k, v) = (leaf([1, 2, N, 4]), leaf([1, 1, 4, 4]), leaf([1, 1, 4, 4]));
     let rows = CausalRows { starts: vec![3], slots: None, lengths: Some(vec![4]) };
-    let grad: Vec<f32> = (0..2 * N * 4).map(|i| ((i * 7919) % 1000) as f32 * 1e-3 + 0.1).collect();
-    let from_above = Tensor::<Train, 4>::from_data(TensorData::new(grad.clone(), [1, 2, N, 4]), &Default::default());
+    let from_above = Tensor::<Train, 4>::full([1, 2, N, 4], 0.9f32, &Default::default());
     let grads = (causal_attention(q, k, v.clone(), &rows) * from_above).sum().backward();
     let got: Vec<f32> = v.grad(&grads).unwrap().into_data().to_vec().unwrap();
-    for (at, got) in got.into_iter().enumerate() {
-        let want = grad.iter().skip(at % 4).step_by(4).map(|&g| f64::from(g) / 4.0).sum::<f64>();
-        // A block is 4,096 rows, and twenty of them are added.
-        assert!((f64::from(got) - want).abs() <= 4e-6 * want, "{got} instead of {want}");
-    }
+    let want = f64::from(0.9f32) / 4.0 * (2 * N) as f64;
+    assert!(got.iter().all(|&got| (f64::from(got) - want).abs() <= 1e-4 * want), "{got:?} instead of {want}");
 }
