@@ -41,6 +41,27 @@ fn info_measures_recall_against_exact_search() {
 }
 
 #[test]
+fn plan_and_info_say_how_many_observations_will_be_cut() {
+    let world = World::new();
+    build(&world, &[]).done();
+    // Three passages of the world are some fifty tokens.
+    for (limit, share, said) in [(8, 1.0, "100.0 % of observations are longer"), (400, 0.0, "0.0 % of observations are longer")] {
+        world.write("mine.toml", &format!("extends = \"rl.toml\"\n[episode]\nmax_obs_length = {limit}\n"));
+        let planned = world.dgpo(&["plan", "--config", "mine.toml", "--json"]).json();
+        assert_eq!(planned["observations"]["share"], share);
+        let info = ["index", "info", "indexes/a", "--config", "mine.toml"];
+        assert_eq!(world.dgpo(&[&info[..], &["--json"]].concat()).json()["observations"], planned["observations"]);
+        for arguments in [&["plan", "--config", "mine.toml"][..], &info] {
+            let text = world.dgpo(arguments).done().stdout;
+            assert!(text.contains(said), "{text}");
+        }
+    }
+    let unknown = world.dgpo(&["index", "info", "indexes/a"]).done().stdout;
+    assert!(unknown.contains("--config RECIPE says how many"), "{unknown}");
+    world.dgpo(&["index", "info", "indexes/a", "--config", "no-such-recipe"]).failed(2, &["no-such-recipe"]);
+}
+
+#[test]
 fn info_reports_how_often_each_search_finds_the_answer() {
     let world = World::new();
     build(&world, &[]).done();
