@@ -102,13 +102,17 @@ fn input_files(recipe: &Recipe) -> Vec<(String, PathBuf)> {
     names.filter_map(|name| hub::resolve(&name).ok().filter(|path| path.is_file()).map(|path| (name, path))).collect()
 }
 
+/// What a network computes, how text becomes ids, how a chat is written and where a turn ends.
+const DECIDING_FILES: [&str; 6] =
+    ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "generation_config.json"];
+
 /// Names of the files in a model's folder that decide what it computes, in order; none where there is no such folder.
 fn model_files(folder: &str) -> Vec<String> {
     let entries = hub::resolve(folder).ok().and_then(|path| std::fs::read_dir(path).ok()).into_iter().flatten();
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let is_input = |name: &String| {
         let is_weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
-        is_weights || name == "config.json" || name == "tokenizer.json"
+        is_weights || DECIDING_FILES.contains(&name.as_str())
     };
     let mut names: Vec<String> = names.filter(is_input).collect();
     names.extend(hub::resolve(folder).map(|path| declaration_files(&path)).unwrap_or_default());
@@ -143,7 +147,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
         let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"];
-        for name in [&["train.jsonl", "config.json", "notes.txt", "index.json"][..], &shards].concat() {
+        for name in [&["train.jsonl", "config.json", "chat_template.jinja", "notes.txt", "index.json"][..], &shards].concat() {
             std::fs::write(dir.path().join(name), "x").unwrap();
         }
         let mut recipe = Recipe::default();
@@ -154,7 +158,7 @@ mod tests {
         (recipe.model.teacher, recipe.retriever.encoder) = (String::new(), String::new());
         recipe.retriever.index = dir.path().to_string_lossy().into_owned();
         let names: Vec<String> = input_files(&recipe).into_iter().map(|(name, _)| name).collect();
-        let expected = [&["train.jsonl", "1_Pooling/config.json", "config.json"][..], &shards, &["index.json"]].concat();
+        let expected = [&["train.jsonl", "1_Pooling/config.json", "chat_template.jinja", "config.json"][..], &shards, &["index.json"]].concat();
         assert_eq!(names, expected.into_iter().map(path).collect::<Vec<_>>());
     }
 
