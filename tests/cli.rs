@@ -98,7 +98,10 @@ fn control_characters_of_passages_do_not_reach_the_terminal() {
     // Errors quote what they were given too.
     let refused = world.dgpo(&["runs", "show", "a\u{1b}[31mb"]).stderr;
     assert!(refused.contains("a␛[31mb"), "{refused:?}");
-    for text in [asked, json, refused] {
+    // So does clap, which writes its messages itself.
+    let misread = world.dgpo(&["train", "--a\u{1b}[31mb\u{202e}c"]);
+    assert!(misread.code == Some(2) && misread.stderr.contains("b\\u{202e}c"), "{misread:?}");
+    for text in [asked, json, refused, misread.stderr] {
         assert!(!text.contains(|c: char| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text:?}");
     }
 }

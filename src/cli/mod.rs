@@ -44,7 +44,7 @@ use crate::{
     trainer::{devices::DeviceError, run_dir::RunDirError},
 };
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use std::{process::ExitCode, sync::OnceLock};
+use std::{borrow::Cow, process::ExitCode, sync::OnceLock};
 use tracing::level_filters::LevelFilter;
 use version::Version;
 
@@ -130,8 +130,10 @@ fn command() -> clap::Command {
 /// Runs the command given on the command line. `commit` is that of the program's source, where the build knew it.
 pub fn main(commit: Option<&'static str>) -> ExitCode {
     version::tell_commit(commit);
-    // clap prints help, version and usage errors (exit code 2) itself.
-    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
+    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => return explain(&error),
+    };
     if std::env::var_os(PARSE_ONLY).is_some_and(|value| value == "1") {
         return ExitCode::SUCCESS;
     }
@@ -170,6 +172,19 @@ pub fn main(commit: Option<&'static str>) -> ExitCode {
             exit_code(&error)
         }
     })
+}
+
+/// Help, version, and what is wrong with the command line (exit code 2). clap prints them, in colour on a terminal, and quotes what it was given;
+/// words that act on a terminal it does not get to quote there.
+fn explain(error: &clap::Error) -> ExitCode {
+    let acts = |word: std::ffi::OsString| matches!(output::visible(&word.to_string_lossy()), Cow::Owned(_));
+    if std::env::args_os().any(acts) {
+        output::insist(&error.render().to_string());
+    } else {
+        // A closed pipe leaves nobody to tell.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE))
 }
 
 /// A binary without a backend can be built with it: says how, with the words of this command.
