@@ -158,7 +158,8 @@ mod tests {
         (recipe.model.teacher, recipe.retriever.encoder) = (String::new(), String::new());
         recipe.retriever.index = dir.path().to_string_lossy().into_owned();
         let names: Vec<String> = input_files(&recipe).into_iter().map(|(name, _)| name).collect();
-        let expected = [&["train.jsonl", "1_Pooling/config.json", "chat_template.jinja", "config.json"][..], &shards, &["index.json"]].concat();
+        let expected =
+            [&["train.jsonl", "1_Pooling/config.json", "chat_template.jinja", "config.json"][..], &shards, &["index.json"]].concat();
         assert_eq!(names, expected.into_iter().map(path).collect::<Vec<_>>());
     }
 
