@@ -36,8 +36,8 @@ fn broken(seed: u64) -> Decoder<Cpu> {
 
 fn with_nan(param: Param<Tensor<Cpu, 1>>) -> Param<Tensor<Cpu, 1>> {
     param.map(|values| {
-        let first = values.clone().slice([0..1]).mul_scalar(f32::NAN);
-        values.slice_assign([0..1], first)
+        let first = values.clone().slice(0..1).mul_scalar(f32::NAN);
+        values.slice_assign(0..1, first)
     })
 }
 

@@ -75,7 +75,7 @@ mod tests {
     fn the_bias_gradient_of_many_rows_is_their_sum_in_f64() {
         let layer = Linear { weight: Param::from_tensor(leaf(vec![1.0, 0.5, -1.0, 2.0], [2, D])), bias: Some(row([0.25, -0.5])) };
         let y = linear(&layer, leaf(vec![1.0; N * 2], [N, 2]));
-        assert_eq!(y.clone().slice([N - 1..N]).into_data().to_vec::<f32>().unwrap(), [0.25, 2.0]);
+        assert_eq!(y.clone().slice(N - 1..N).into_data().to_vec::<f32>().unwrap(), [0.25, 2.0]);
         let grads = (y * leaf(upstream(), [N, D])).sum().backward();
         let want = column_sums(upstream().into_iter().map(f64::from));
         assert_sums(layer.bias.as_ref().unwrap().val().grad(&grads).unwrap(), want, 1e-6);
@@ -87,9 +87,9 @@ mod tests {
         (layer.gamma, layer.beta) = (row([2.0, 3.0]), Some(row([0.25, -0.5])));
         // Normalised exactly: (-1, 1).
         let x = leaf((0..N).flat_map(|_| [1.0, 3.0]).collect(), [N, D]);
-        let few = layer_norm(&layer, x.clone().slice([0..2]));
+        let few = layer_norm(&layer, x.clone().slice(0..2));
         let y = layer_norm(&layer, x);
-        assert_eq!(y.clone().slice([N - 2..N]).into_data(), few.into_data());
+        assert_eq!(y.clone().slice(N - 2..N).into_data(), few.into_data());
         let grads = (y * leaf(upstream(), [N, D])).sum().backward();
         let [a, b] = column_sums(upstream().into_iter().map(f64::from));
         assert_sums(layer.beta.as_ref().unwrap().val().grad(&grads).unwrap(), [a, b], 3e-6);

@@ -6,6 +6,7 @@ use super::{
     DataError,
     jsonl::{GZIP_MAGIC, without_mark},
 };
+use dgpo_models::files::write_file;
 use std::{
     fs::File,
     io::{self, Read},
@@ -24,7 +25,7 @@ pub fn check_head<T>(path: &Path, read: impl Fn(&Path) -> Result<T, DataError>) 
         let Some((head, name)) = long_head(path).map_err(io)? else { return read(path).map(drop) };
         let folder = tempfile::tempdir().map_err(io)?;
         let part = folder.path().join(name);
-        std::fs::write(&part, head).map_err(io)?;
+        write_file(&part, head).map_err(io)?;
         read(&part).map(drop).map_err(|error| error.at(path))
     })
 }

@@ -189,7 +189,7 @@ fn shown(at: usize, record: &EpisodeRecord) -> Value {
         "prediction": episode.prediction,
         "is_correct": episode.is_correct(),
         "status": status,
-        "searches": episode.searches.iter().map(|search| shown_search(search)).collect::<Vec<_>>(),
+        "searches": episode.searches.iter().map(shown_search).collect::<Vec<_>>(),
         "n_invalid": episode.n_invalid_actions,
         "n_response": episode.response_len(),
         "segments": episode.segments.iter().map(segment).collect::<Vec<_>>(),

@@ -141,10 +141,8 @@ impl IndexMeta {
         }
         Err(RetrieverError::WrongEncoder {
             dir: dir.to_owned(),
-            built_with: describe_encoder(&self.encoder),
-            built_fingerprint: short(&self.encoder.fingerprint),
-            asked: describe_encoder(encoder),
-            asked_fingerprint: short(&encoder.fingerprint),
+            built_with: format!("{} ({})", describe_encoder(&self.encoder), short(&self.encoder.fingerprint)),
+            asked: format!("{} ({})", describe_encoder(encoder), short(&encoder.fingerprint)),
             command: Self { encoder: encoder.clone(), ..self.clone() }.build_command(dir) + " --force",
         })
     }
@@ -157,9 +155,8 @@ impl IndexMeta {
         }
         Err(RetrieverError::WrongCorpus {
             dir: dir.to_owned(),
-            built_from: format!("\"{}\" of {} passages", self.corpus_name, self.n_passages),
-            built_fingerprint: short(&self.corpus_fingerprint),
-            asked_fingerprint: format!("{} passages, {}", corpus.len(), short(&corpus.fingerprint())),
+            built_from: format!("\"{}\" of {} passages ({})", self.corpus_name, self.n_passages, short(&self.corpus_fingerprint)),
+            asked: format!("{} passages, {}", corpus.len(), short(&corpus.fingerprint())),
             command: Self { corpus_name: path_of(corpus), ..self.clone() }.build_command(dir) + " --force",
         })
     }

@@ -94,17 +94,17 @@ pub enum RetrieverError {
     )]
     IndexExists { dir: PathBuf, found: String, command: String },
     #[error(
-        "the index {} was built with encoder {built_with} ({built_fingerprint}), not with {asked} ({asked_fingerprint}); \
+        "the index {} was built with encoder {built_with}, not with {asked}; \
          hint: rebuild it with `{command}`, or set retriever.encoder, its prefixes and max_tokens to those of the index",
         dir.display()
     )]
-    WrongEncoder { dir: PathBuf, built_with: String, built_fingerprint: String, asked: String, asked_fingerprint: String, command: String },
+    WrongEncoder { dir: PathBuf, built_with: String, asked: String, command: String },
     #[error(
-        "the index {} was built from corpus {built_from} ({built_fingerprint}), not from the one given ({asked_fingerprint}); \
+        "the index {} was built from corpus {built_from}, not from the one given ({asked}); \
          hint: rebuild it with `{command}`, or set data.corpus to the corpus of the index",
         dir.display()
     )]
-    WrongCorpus { dir: PathBuf, built_from: String, built_fingerprint: String, asked_fingerprint: String, command: String },
+    WrongCorpus { dir: PathBuf, built_from: String, asked: String, command: String },
     #[error("the corpus holds no passages; hint: data.corpus must be JSON Lines with `id` and `contents`")]
     EmptyCorpus,
     #[error("{key} = {value} is not possible; hint: {hint}")]
