@@ -279,5 +279,5 @@ fn names_lead_to_revisions_to_the_old_cache_variable_and_to_the_home_folder() {
     for encoder in ["owner/encoder@v2", "owner/encoder@0123", "~/hub/models--owner--encoder/snapshots/0123"] {
         assert_eq!(build(encoder).json()["n_passages"], 30, "{encoder}");
     }
-    build("owner/encoder@v3").failed(1, &["snapshots/v3", "hf download owner/encoder --revision v3"]);
+    build("owner/encoder@v3").failed(2, &["snapshots/v3", "hf download owner/encoder --revision v3"]);
 }

@@ -44,7 +44,7 @@ fn a_password_named_by_a_variable_reaches_the_server_again_at_each_resume_and_no
     assert!(recipe.contains("url = \"${RETRIEVER_URL}\""), "{recipe}");
     world
         .dgpo(&["train", "--config", "rl.toml", "--set", "retriever.kind=remote", "--set", "retriever.url=${NO_SUCH_URL}"])
-        .failed(1, &["NO_SUCH_URL", "is not set"]);
+        .failed(2, &["NO_SUCH_URL", "is not set", "export NO_SUCH_URL=\"http://"]);
 }
 
 #[test]
@@ -61,7 +61,12 @@ fn a_password_that_is_written_out_is_refused_and_not_repeated() {
     let list = format!("data.train=[\"https://ann:{PASSWORD}@127.0.0.1/x.jsonl\"]");
     assert_is_kept(&world, &world.dgpo(&["train", "--config", "rl.toml", "--set", &list]).failed(2, &["data.train"]));
     let model = format!("https://ann:{PASSWORD}@127.0.0.1/model");
-    assert_is_kept(&world, &world.dgpo(&["eval", "--config", "rl.toml", "--model", &model]).failed(1, &["https://***@127.0.0.1/model"]));
+    assert_is_kept(
+        &world,
+        &world
+            .dgpo(&["eval", "--config", "rl.toml", "--model", &model, "--data", "questions.jsonl"])
+            .failed(2, &["https://***@127.0.0.1/model"]),
+    );
     let misspelt = format!("retreiver.url=http://ann:{PASSWORD}@127.0.0.1:1/retrieve");
     assert_is_kept(&world, &world.dgpo(&["train", "--set", &misspelt]).failed(2, &["http://***@127.0.0.1:1/retrieve"]));
 }

@@ -315,6 +315,10 @@ impl HalfPairs {
 
 /// Logs a warning about a file the first time it is due: a file is read again for every evaluation of a run.
 pub(crate) fn warn_once(text: String) {
+    // Where nobody listens (a look at the file before a run starts), nothing is said.
+    if !tracing::enabled!(tracing::Level::WARN) {
+        return;
+    }
     static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let is_new = SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone());
     if is_new {

@@ -81,10 +81,10 @@ pub enum PipelineError {
     NothingToTrain { phase: Phase, why: String, hint: &'static str },
     #[error(
         "{what}: {n_lost} of {n_asked} that searched were lost to the retriever, more than retriever.max_lost_share = {max_lost_share} allows, \
-         and for longer than retriever.max_outage_s = {max_outage_s}: {}",
+         {lasting}: {}",
         with_hint(why)
     )]
-    RetrieverDown { what: String, n_lost: usize, n_asked: usize, max_lost_share: f64, max_outage_s: f64, why: String },
+    RetrieverDown { what: String, n_lost: usize, n_asked: usize, max_lost_share: f64, lasting: String, why: String },
     #[error(
         "episode.max_prompt_length is {longest}, but {model} was made for {limit} positions (max_position_embeddings); \
          hint: set episode.max_prompt_length to {limit} or less"

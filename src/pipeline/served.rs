@@ -5,7 +5,8 @@
 //! more than `retriever.max_lost_share` of the episodes that searched was lost, the same episodes are played
 //! again: same model, same questions, same keys, so that what comes out is what an undisturbed retriever
 //! would have given, bit for bit. Pauses grow between the attempts, and a stop request ends them. After
-//! `retriever.max_outage_s` the run ends with its checkpoint and in the retriever's own words.
+//! `retriever.max_outage_s`, or at once where the server refuses a search instead of failing at it, the run
+//! ends with its checkpoint and in the retriever's own words.
 //!
 //! An attempt that can no longer succeed is cut short: from the first loss too many on, nothing is asked
 //! ([`Watched`]), and the engine is stopped at its next step.
@@ -76,7 +77,7 @@ impl Waiting<'_> {
     /// Attempts `what` until the retriever has served it. An attempt asks the retriever it is given and hands back
     /// what it did and lost; `n` is the number of episodes (or queries) it is about.
     /// # Errors
-    /// [`PipelineError::RetrieverDown`] if the outage lasts too long, [`PipelineError::Stopped`] after a stop request,
+    /// [`PipelineError::RetrieverDown`] if the outage lasts too long or is none but a refusal, [`PipelineError::Stopped`] after a stop request,
     /// and what `attempt` fails with.
     pub fn until_served<T>(
         &mut self,
@@ -102,9 +103,13 @@ impl Waiting<'_> {
             if self.stop.is_requested() {
                 return Err(PipelineError::Stopped);
             }
+            if watched.is_refused.get() {
+                return Err(self.down(what, losses, "and it refuses them, which waiting does not change".to_owned()));
+            }
             let so_far = outage.get_or_insert_with(Instant::now).elapsed();
             if so_far >= longest {
-                return Err(self.down(what, losses));
+                let lasting = format!("and for longer than retriever.max_outage_s = {}", self.recipe.max_outage_s);
+                return Err(self.down(what, losses, lasting));
             }
             let left = longest - so_far;
             (self.say)(&format!("{what}: {}; it is played again in {:.1?}, for {:.0?} more at most", told(&losses), pause.min(left), left));
@@ -132,11 +137,10 @@ impl Waiting<'_> {
         Err(PipelineError::Stopped)
     }
 
-    fn down(&self, what: &str, losses: Losses) -> PipelineError {
+    fn down(&self, what: &str, losses: Losses, lasting: String) -> PipelineError {
         let Losses { n_asked, n_lost, why } = losses;
-        let RetrieverRecipe { max_lost_share, max_outage_s, .. } = *self.recipe;
         let (what, why) = (what.to_owned(), why.unwrap_or_default());
-        PipelineError::RetrieverDown { what, n_lost, n_asked, max_lost_share, max_outage_s, why }
+        PipelineError::RetrieverDown { what, n_lost, n_asked, max_lost_share: self.recipe.max_lost_share, lasting, why }
     }
 }
 
@@ -155,11 +159,13 @@ pub struct Watched<'r> {
     n_asked: Cell<usize>,
     n_lost: Cell<usize>,
     first: OnceCell<RetrieverError>,
+    /// Whether a search was refused: the attempts to come would ask the same again.
+    is_refused: Cell<bool>,
 }
 
 impl<'r> Watched<'r> {
     fn new(inner: &'r dyn Retriever, most: f64) -> Self {
-        Self { inner, most, n_asked: Cell::new(0), n_lost: Cell::new(0), first: OnceCell::new() }
+        Self { inner, most, n_asked: Cell::new(0), n_lost: Cell::new(0), first: OnceCell::new(), is_refused: Cell::new(false) }
     }
 
     /// Whether the attempt is lost. What plays may stop then, as after a stop request.
@@ -188,6 +194,7 @@ impl Retriever for Watched<'_> {
         let lost = results.iter().filter_map(|result| result.as_ref().err());
         self.n_asked.set(self.n_asked.get() + queries.len());
         self.n_lost.set(self.n_lost.get() + lost.clone().count());
+        self.is_refused.set(self.is_refused.get() || lost.clone().any(RetrieverError::is_refusal));
         if let Some(error) = lost.into_iter().next() {
             self.first.get_or_init(|| error.clone());
         }

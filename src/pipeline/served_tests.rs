@@ -56,6 +56,40 @@ fn what_was_lost_is_attempted_again_until_it_is_served() {
     assert!(said[1].contains("in 2.0ms") && said[2].contains("in 4.0ms"), "{said:?}");
 }
 
+/// Answers 400 to every search.
+struct Refusing;
+
+impl Retriever for Refusing {
+    fn search(&self, queries: &[String], _top_k: usize) -> Vec<Result<Vec<Hit>, RetrieverError>> {
+        let refusal = || RetrieverError::Remote {
+            url: "http://x".to_owned(),
+            status: Some(400),
+            why: "status 400".to_owned(),
+            attempts: 1,
+            hint: "see its log".to_owned(),
+        };
+        queries.iter().map(|_| Err(refusal())).collect()
+    }
+    fn describe(&self) -> String {
+        "refusing".to_owned()
+    }
+}
+
+#[test]
+fn a_refusal_is_not_waited_for() {
+    let mut said = Vec::new();
+    let mut say = |text: &str| said.push(text.to_owned());
+    let (recipe, stop) = (recipe(0.0, 3600.0), Stop::default());
+    let mut waiting = Waiting { recipe: &recipe, stop: &stop, say: &mut say };
+    let ended = waiting.until_served("step 3", &Refusing, 1, |watched| {
+        let results = watched.search(&["q".to_owned()], 1);
+        Ok(((), Losses::of_results(&results)))
+    });
+    let told = ended.expect_err("refused").to_string();
+    assert!(told.contains("waiting does not change") && told.contains("retriever.max_lost_share") && told.contains("status 400"), "{told}");
+    assert!(said.is_empty(), "{said:?}");
+}
+
 #[test]
 fn a_share_that_the_recipe_allows_is_accepted() {
     let allowed = ten(&Flaky::new(&[1, 1]), &recipe(0.2, 0.0), &Stop::default());

@@ -126,6 +126,12 @@ pub enum RetrieverError {
 }
 
 impl RetrieverError {
+    /// Whether a server refused the search (a redirect or 4xx, but for time-outs and too many requests) instead of
+    /// failing at it: asked again, it would do so again.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Remote { status: Some(300..=407 | 409..=428 | 430..=499), .. })
+    }
+
     fn io(path: &Path, doing: &'static str, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), doing, why: source.to_string() }
     }

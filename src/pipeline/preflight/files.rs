@@ -8,7 +8,10 @@ use crate::{
         questions::read_questions,
     },
     hub::{self, HubError},
-    retriever::index::{IndexMeta, Search, VECTORS_FILE},
+    retriever::{
+        declared::Declared,
+        index::{IndexMeta, Search, VECTORS_FILE},
+    },
     rollout::trajectory::read_given,
     trainer::{devices::DeviceChoice, models::RANDOM_PREFIX},
 };
@@ -48,7 +51,11 @@ pub(super) fn check_variables(needs: &Needs, recipe: &Recipe, found: &mut Found)
     for (variable, key, mut keys) in unset {
         keys.dedup();
         let message = format!("the environment variable {variable} is not set, and {} with it", keys.join(", "));
-        found.push(key, message, format!("export {variable}=\"$HOME/{}\"", variable.to_lowercase()));
+        let example = match key {
+            "retriever.url" => "http://127.0.0.1:8000/retrieve".to_owned(),
+            _ => format!("$HOME/{}", variable.to_lowercase()),
+        };
+        found.push(key, message, format!("export {variable}=\"{example}\""));
     }
 }
 
@@ -144,7 +151,10 @@ fn check_index(recipe: &Recipe, device: DeviceChoice, found: &mut Found) {
         let message = format!("{} was built with {} tokens a text, and the recipe says {max_tokens}", dir.display(), encoder.max_tokens);
         found.push("retriever.max_tokens", message, format!("--set retriever.max_tokens={}", encoder.max_tokens));
     }
-    if [query_prefix, passage_prefix] != [&encoder.query_prefix, &encoder.passage_prefix] {
+    // An encoder that is missing, or declares what cannot be read, has a problem of its own.
+    let declared = hub::resolve(&recipe.retriever.encoder).ok().and_then(|folder| Declared::read(&folder).ok());
+    let prompts = declared.map(|declared| declared.resolve(query_prefix, passage_prefix));
+    if prompts.is_some_and(|used| [&used.query, &used.passage] != [&encoder.query_prefix, &encoder.passage_prefix]) {
         let set = |key: &str, value: &str| commands::word(&format!("retriever.{key}={}", toml::Value::String(value.to_owned())));
         let hint = format!("--set {} --set {}", set("query_prefix", &encoder.query_prefix), set("passage_prefix", &encoder.passage_prefix));
         found.push("retriever.query_prefix", format!("{} was built with other prefixes than the recipe's", dir.display()), hint);

@@ -4,6 +4,7 @@ use crate::{
     config::Recipe,
     hub,
     pipeline::setup::Setup,
+    retriever::declared::Declared,
     tokenizer::Tokenizer,
     trainer::{
         devices::{Cpu, DeviceChoice, Job, with_device},
@@ -117,6 +118,9 @@ fn check_encoder(recipe: &Recipe, found: &mut Found) {
         Ok(ModelClass::Encoder) => {}
         Ok(_) => return found.push(ENCODER, format!("{source} is no BERT encoder"), "hf download intfloat/e5-base-v2"),
         Err(error) => return found.error(ENCODER, &error),
+    }
+    if let Err(error) = Declared::read(&dir) {
+        found.error(ENCODER, &error);
     }
     let (config, tokenizer) = (BertConfig::from_file(&dir.join("config.json")), Tokenizer::from_path(&dir));
     match (&config, &tokenizer) {
