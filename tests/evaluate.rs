@@ -117,7 +117,7 @@ fn no_question_is_counted_twice() {
     assert!(!world.path("runs").exists(), "found out before anything is written");
     // By another name it is found out by its questions.
     let ended = world.dgpo(&["eval", "--config", "rl.toml", "--data", "questions.jsonl", "--data", "./questions.jsonl"]);
-    ended.failed(1, &["is asked twice, by questions.jsonl and by ./questions.jsonl", "hint: name every test file once"]);
+    ended.failed(2, &["is asked twice, by questions.jsonl and by ./questions.jsonl", "hint: name every test file once"]);
     assert!(!world.path("evaluations").exists(), "nothing was played");
 }
 

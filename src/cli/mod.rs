@@ -225,6 +225,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.is::<UsageError>()
             || cause.downcast_ref().is_some_and(is_refused)
             || matches!(cause.downcast_ref(), Some(PipelineError::Steer(error)) if is_refused(error))
+            || matches!(cause.downcast_ref(), Some(PipelineError::AskedTwice { .. }))
             || cause
                 .downcast_ref::<TakeoverError>()
                 .is_some_and(|error| !matches!(error, TakeoverError::Checkpoint(_) | TakeoverError::Copy { .. }))

@@ -90,10 +90,7 @@ pub enum PipelineError {
          hint: set episode.max_prompt_length to {limit} or less"
     )]
     TooLong { model: String, longest: usize, limit: usize },
-    #[error(
-        "question {id:?} of data set {dataset:?} is asked twice, by {} and by {}; hint: name every test file once, and give each question of a data set an id of its own",
-        .files[0], .files[1]
-    )]
+    #[error("question {id:?} of data set {dataset:?} is asked twice, {}", twice(files))]
     AskedTwice { id: String, dataset: String, files: [String; 2] },
     #[error(
         "the checkpoint drew from {then} {what}, and now there are {now}; hint: restore the files named in the recipe, or start a new run"
@@ -129,6 +126,16 @@ pub enum PipelineError {
     Encoder(#[from] EncoderTrainingError),
     #[error("cannot write {}: {source}; hint: check free space and permissions", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+}
+
+/// Where a question stands twice, and what to do.
+fn twice([first, second]: &[String; 2]) -> String {
+    match first == second {
+        true => format!("both times in {first}; hint: give each question of a data set an id of its own"),
+        false => {
+            format!("by {first} and by {second}; hint: name every test file once, and give each question of a data set an id of its own")
+        }
+    }
 }
 
 /// The retriever's words, with advice where they bring none.

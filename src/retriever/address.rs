@@ -18,6 +18,8 @@ pub struct Address {
     pub authorization: Option<String>,
     /// For people: without user, password and query string.
     pub shown: String,
+    /// Forms of user and password that a server may quote, longest first.
+    secrets: Vec<String>,
 }
 
 impl Address {
@@ -49,12 +51,23 @@ impl Address {
         if host.is_empty() || rest[..path_end].contains('@') {
             return wrong("write a `/` or an `@` of a password as %2F or %40, and name the host behind it");
         }
+        let mut secrets = Vec::new();
         let authorization = user.map(|user| {
             let (name, password) = user.split_once(':').unwrap_or((user, ""));
             let credentials = [&decoded(name)[..], b":", &decoded(password)].concat();
-            format!("Basic {}", base64(&credentials))
+            let encoded = base64(&credentials);
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            secrets.extend([user.to_owned(), text(&credentials), encoded.clone(), password.to_owned(), text(&decoded(password))]);
+            format!("Basic {encoded}")
         });
-        Ok(Self { url: format!("http://{host}{rest}"), authorization, shown: format!("http://{host}{}", &rest[..path_end]) })
+        secrets.retain(|secret| !secret.is_empty());
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        Ok(Self { url: format!("http://{host}{rest}"), authorization, shown: format!("http://{host}{}", &rest[..path_end]), secrets })
+    }
+
+    /// What a server said, without the user and password that it may quote.
+    pub fn masked(&self, said: &str) -> String {
+        self.secrets.iter().fold(said.to_owned(), |said, secret| said.replace(secret, "***"))
     }
 }
 
@@ -100,6 +113,16 @@ mod tests {
         assert_eq!(address.url, "http://host:8000/retrieve?key=k");
         assert_eq!(address.shown, "http://host:8000/retrieve");
         assert_eq!(Address::parse("http://host/a").expect("an address").authorization, None);
+    }
+
+    #[test]
+    fn what_a_server_quotes_of_user_and_password_is_not_repeated() {
+        let address = Address::parse("http://ann:open%20sesame@host/").expect("an address");
+        for said in ["no user ann:open sesame", "ann:open%20sesame is wrong", "open sesame?", "Basic YW5uOm9wZW4gc2VzYW1l"] {
+            let masked = address.masked(said);
+            assert!(masked.contains("***") && !masked.contains("sesame") && !masked.contains("YW5u"), "{masked}");
+        }
+        assert_eq!(Address::parse("http://host/").expect("an address").masked("as it was"), "as it was");
     }
 
     #[test]

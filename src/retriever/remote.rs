@@ -102,7 +102,7 @@ impl RemoteRetriever {
             attempts += 1;
             let failure = match self.ask_once(queries, top_k) {
                 Ok(answer) => return Ok(answer),
-                Err(failure) => Failure { attempts, ..failure },
+                Err(failure) => Failure { attempts, why: self.address.masked(&failure.why), ..failure },
             };
             let is_worth_it = failure.may_pass && (is_whole || !failure.is_about_the_request);
             if !is_worth_it || attempts > self.max_retries {

@@ -153,6 +153,10 @@ fn check_index(recipe: &Recipe, device: DeviceChoice, found: &mut Found) {
     }
     // An encoder that is missing, or declares what cannot be read, has a problem of its own.
     let declared = hub::resolve(&recipe.retriever.encoder).ok().and_then(|folder| Declared::read(&folder).ok());
+    if let Some(declared) = declared.as_ref().filter(|declared| declared.head != encoder.head) {
+        let message = format!("{} was built with {}, and the encoder's folder declares {}", dir.display(), encoder.head, declared.head);
+        found.push(KEY, message, build());
+    }
     let prompts = declared.map(|declared| declared.resolve(query_prefix, passage_prefix));
     if prompts.is_some_and(|used| [&used.query, &used.passage] != [&encoder.query_prefix, &encoder.passage_prefix]) {
         let set = |key: &str, value: &str| commands::word(&format!("retriever.{key}={}", toml::Value::String(value.to_owned())));
