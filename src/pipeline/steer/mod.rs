@@ -268,7 +268,12 @@ pub fn own_run(run: &RunDir, newest: Option<&Checkpoint>, overrides: &[String]) 
             command += " --set stage=rl";
         }
     }
-    for setting in overrides {
+    // What stands in the command already would only be said twice.
+    let is_said = |setting: &String| {
+        let key = setting.split('=').next().unwrap_or_default().trim();
+        newest.is_some_and(|newest| key == "model.student" || key == "stage" && newest.phase == Phase::Rl)
+    };
+    for setting in overrides.iter().filter(|setting| !is_said(setting)) {
         command += &format!(" --set {}", word(setting));
     }
     command
