@@ -188,7 +188,8 @@ fn a_block_that_an_outage_or_a_power_cut_left_behind_is_played_again() {
         std::fs::remove_dir_all(world.path("runs/a/checkpoints")).unwrap();
         std::fs::write(&block, left).unwrap();
         std::fs::write(&counts, said).unwrap();
-        world.dgpo(&["train", "--resume", "runs/a"]).done();
+        let resumed = world.dgpo(&["train", "--resume", "runs/a"]).done();
+        assert!(resumed.stderr.contains("demos-000000.jsonl: an outage or a power cut left no whole block"), "{}", resumed.stderr);
         assert!(std::fs::read(&block).unwrap() == played && std::fs::read_to_string(&counts).unwrap() == counted);
     }
 }

@@ -33,6 +33,13 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         let is_kept = |episode: &Episode| episode.is_trainable() && (episode.is_correct() || !only_correct);
         let is_enough = |kept: &[Episode]| max_kept > 0 && kept.len() >= max_kept;
         let (n_blocks, n_done) = (n_episodes.div_ceil(BLOCK), n_blocks_done(&self.run, self.setup.recipe.retriever.max_lost_share)?);
+        let left_behind = block_path(&self.run.episodes_dir(), n_done);
+        if n_done < n_blocks && left_behind.exists() {
+            tracing::warn!(
+                "{}: an outage or a power cut left no whole block; it and those behind it are played again",
+                left_behind.display()
+            );
+        }
         let mut n_lost = 0;
         let mut sampler = Sampler::new(Key::new(self.setup.recipe.run.seed, Purpose::Teacher).bits(0), questions.len());
         let mut kept: Vec<Episode> = Vec::new();
