@@ -110,6 +110,17 @@ fn episodes_go_to_a_new_file_that_is_named() {
 }
 
 #[test]
+fn golds_that_normalise_to_nothing_are_right_for_nobody_and_said_once() {
+    let world = World::new();
+    world.write("golds.jsonl", "{\"id\": \"1\", \"question\": \"where?\", \"golden_answers\": [\"The The\", \"!!!\"]}\n");
+    let ended = world.dgpo(&["eval", "--config", "rl.toml", "--data", "golds.jsonl", "--json"]).done();
+    let figures: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((&figures["em"], &figures["substring_em"]), (&0.0.into(), &0.0.into()), "{figures}");
+    // The file is looked at before it is read.
+    assert_eq!(ended.stderr.matches("2 gold answers of 1 questions are nothing but articles").count(), 1, "{}", ended.stderr);
+}
+
+#[test]
 fn no_question_is_counted_twice() {
     let world = World::new();
     let recipe = ["train", "--config", "rl.toml", "--set", "data.test=[\"questions.jsonl\", \"questions.jsonl\"]"];
