@@ -66,7 +66,7 @@ fn recipe_is_there(arguments: &[String]) -> Result<(), String> {
         Some(name) => !name.ends_with(".toml") || name.starts_with("configs/"),
         None => arguments.first().is_some_and(|verb| WITH_A_RECIPE.contains(&verb.as_str())),
     };
-    // Values that the reader is to put in himself.
+    // Values that the reader is to put in.
     let settings: Vec<String> = behind("--set").into_iter().filter(|set| !set.ends_with("=..") && !set.ends_with("=N")).collect();
     if !is_ours || arguments.first().is_some_and(|verb| verb == "index") {
         return Ok(());
