@@ -164,7 +164,7 @@ fn an_encoder_that_declares_cls_pooling_is_another_encoder() {
     let arguments = [&["index", "build"][..], &corpus, &["--set", "retriever.search=hnsw"]].concat();
     world.dgpo(&arguments).failed(1, &["retriever.search = \"hnsw\"", "unit length"]);
     pooling(false, true);
-    world.dgpo(&arguments).failed(1, &["encoder/1_Pooling/config.json", "\"max\""]);
+    world.dgpo(&arguments).failed(2, &["encoder/1_Pooling/config.json", "\"max\""]);
 }
 
 #[test]
