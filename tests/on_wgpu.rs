@@ -100,7 +100,7 @@ fn a_model_with_a_tensor_that_no_adapter_holds_is_refused() {
     config["hidden_size"] = (1 << 13).into();
     world.write("student/config.json", &config.to_string());
     let refused = world.dgpo(&["ask", "Who?", "--config", "rl.toml", "--set", "model.student=random:student", "--device", "wgpu"]);
-    refused.failed(1, &["random:student", "549755813888 bytes", "holds tensors up to"]);
+    refused.failed(2, &["random:student", "549755813888 bytes", "holds tensors up to"]);
 }
 
 #[test]
