@@ -1,7 +1,9 @@
-//! A panic as an error: for the code of others on bytes from outside, and for work whose failure is reported on its own.
+//! A panic as an error: for the code of others on bytes from outside, and for work whose failure is
+//! reported on its own.
 //!
-//! Files are checked before a library sees them. What those checks do not foresee ends in the library's panic, and here. It is the last resort, not the
-//! check: an allocation that fails, a stack that overflows and a loop that does not end are no panics.
+//! Files are checked before a library sees them. What those checks do not foresee ends in the
+//! library's panic, and here. It is the last resort, not the check: an allocation that fails, a
+//! stack that overflows and a loop that does not end are no panics.
 use std::{
     any::Any,
     cell::Cell,
@@ -52,7 +54,10 @@ pub fn caught<R>(work: impl FnOnce() -> R) -> Result<R, String> {
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+    let text = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
     text.unwrap_or_else(|| "it panicked without a message".to_owned())
 }
 
@@ -63,7 +68,10 @@ mod tests {
     #[test]
     fn a_panic_becomes_its_message_and_the_thread_is_loud_again() {
         assert_eq!(contained(|| 7), Ok(7));
-        assert_eq!(contained(|| -> i32 { panic!("index {} of 3", 5) }), Err("index 5 of 3".to_owned()));
+        assert_eq!(
+            contained(|| -> i32 { panic!("index {} of 3", 5) }),
+            Err("index 5 of 3".to_owned())
+        );
         assert!(!IS_SILENT.get());
         // One inside another: the outer one stays silent.
         let nested = contained(|| (contained(|| -> i32 { panic!("inner") }), IS_SILENT.get()));

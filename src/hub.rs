@@ -7,10 +7,12 @@
 //! | `owner/name`, `owner/name/file` | the Hugging Face cache: `models--owner--name` or `datasets--owner--name`, revision `main` |
 //! | `owner/name@rev`, `owner/name@rev/file` | the same at another revision: a branch, a tag, a pull request (`refs/pr/1`), or a whole commit hash |
 //!
-//! `${NAME}` in a name is replaced by the environment variable first, and a leading `~` by the home folder. Nothing is downloaded.
+//! `${NAME}` in a name is replaced by the environment variable first, and a leading `~` by the home
+//! folder. Nothing is downloaded.
 //!
 //! # Source
-//! huggingface_hub's cache layout: refs/REVISION holds the commit, snapshots/COMMIT the files; its `constants.py` for the order of the variables.
+//! huggingface_hub's cache layout: refs/REVISION holds the commit, snapshots/COMMIT the files; its
+//! `constants.py` for the order of the variables.
 
 pub mod builtin;
 
@@ -31,13 +33,22 @@ pub enum HubError {
     NotFound { name: String, looked: Vec<PathBuf>, hint: String },
     #[error("there is no built-in {name}; hint: the built-in names begin with: {known}")]
     NoSuchBuiltin { name: String, known: String },
-    #[error("the environment variable {variable}, used in {text:?}, is not set; hint: set it, or write the path out")]
+    #[error(
+        "the environment variable {variable}, used in {text:?}, is not set; hint: set it, or write \
+         the path out"
+    )]
     Unset { variable: String, text: String },
-    #[error("{text:?} opens a ${{ that is never closed or names no variable; hint: write ${{NAME}}")]
+    #[error(
+        "{text:?} opens a ${{ that is never closed or names no variable; hint: write ${{NAME}}"
+    )]
     BadVariable { text: String },
-    #[error("no cache folder: neither XDG_CACHE_HOME nor HOME is set; hint: export XDG_CACHE_HOME=/some/folder")]
+    #[error(
+        "no cache folder: neither XDG_CACHE_HOME nor HOME is set; hint: export \
+         XDG_CACHE_HOME=/some/folder"
+    )]
     NoCacheFolder,
-    #[error("cannot unpack a built-in file to {}: {source}; hint: XDG_CACHE_HOME names the folder to use", path.display())]
+    #[error("cannot unpack a built-in file to {}: {source}; hint: XDG_CACHE_HOME names the folder \
+             to use", path.display())]
     Unpack { path: PathBuf, source: std::io::Error },
 }
 
@@ -54,7 +65,8 @@ pub fn resolve(name: &str) -> Result<PathBuf, HubError> {
     }
 }
 
-/// Replaces every `${NAME}` by the environment variable, and a leading `~` or `~/` by the home folder.
+/// Replaces every `${NAME}` by the environment variable, and a leading `~` or `~/` by the home
+/// folder.
 ///
 /// # Errors
 /// A variable that is not set (HOME for `~`), or a `${` without its `}`.
@@ -62,7 +74,8 @@ pub fn expand(text: &str) -> Result<String, HubError> {
     expand_with(text, &|variable| std::env::var_os(variable))
 }
 
-/// Where Hugging Face tools keep what they download on this machine, whether it exists or not; None without a home folder.
+/// Where Hugging Face tools keep what they download on this machine, whether it exists or not; None
+/// without a home folder.
 pub fn cache_dir() -> Option<PathBuf> {
     hugging_face_cache(&|variable| std::env::var_os(variable).filter(|value| !value.is_empty()))
 }
@@ -73,7 +86,8 @@ type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 fn expand_with(text: &str, environment: Environment<'_>) -> Result<String, HubError> {
     let value = |variable: &str| {
         let value = environment(variable).and_then(|value| value.into_string().ok());
-        value.ok_or_else(|| HubError::Unset { variable: variable.to_owned(), text: text.to_owned() })
+        value
+            .ok_or_else(|| HubError::Unset { variable: variable.to_owned(), text: text.to_owned() })
     };
     let mut expanded = String::with_capacity(text.len());
     // `~name`, somebody else's home, stays as it is: it may be a folder's name.
@@ -105,11 +119,17 @@ fn cache_folder(environment: Environment<'_>) -> Result<PathBuf, HubError> {
         .ok_or(HubError::NoCacheFolder)
 }
 
-/// HF_HUB_CACHE, its old name HUGGINGFACE_HUB_CACHE, HF_HOME/hub, then the user's cache folder; `~` and `${NAME}` in them are replaced.
+/// HF_HUB_CACHE, its old name HUGGINGFACE_HUB_CACHE, HF_HOME/hub, then the user's cache folder; `~`
+/// and `${NAME}` in them are replaced.
 fn hugging_face_cache(environment: Environment<'_>) -> Option<PathBuf> {
     let folder = |variable: &str| {
         let value = environment(variable)?;
-        Some(value.to_str().and_then(|text| expand_with(text, environment).ok()).map_or_else(|| value.into(), PathBuf::from))
+        Some(
+            value
+                .to_str()
+                .and_then(|text| expand_with(text, environment).ok())
+                .map_or_else(|| value.into(), PathBuf::from),
+        )
     };
     folder("HF_HUB_CACHE")
         .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
@@ -124,13 +144,18 @@ fn find(name: &str, hugging_face_cache: Option<PathBuf>) -> Result<PathBuf, HubE
     }
     let mut looked = vec![local];
     let hub_name = HubName::parse(name);
-    if let (Some(cache), Some(HubName { owner, repo, revision, inside })) = (hugging_face_cache, hub_name) {
+    if let (Some(cache), Some(HubName { owner, repo, revision, inside })) =
+        (hugging_face_cache, hub_name)
+    {
         for kind in ["models", "datasets"] {
             let folder = cache.join(format!("{kind}--{owner}--{repo}"));
-            let found = snapshot(&folder, revision).map(|snapshot| if inside.is_empty() { snapshot } else { snapshot.join(inside) });
+            let found = snapshot(&folder, revision)
+                .map(|snapshot| if inside.is_empty() { snapshot } else { snapshot.join(inside) });
             match found.filter(|path| path.exists()) {
                 Some(path) => return Ok(path),
-                None => looked.push(folder.join("snapshots").join(revision.unwrap_or("*")).join(inside)),
+                None => {
+                    looked.push(folder.join("snapshots").join(revision.unwrap_or("*")).join(inside))
+                }
             }
         }
     }
@@ -141,21 +166,25 @@ fn not_found_hint(name: Option<HubName<'_>>) -> String {
     let local = "give a path that exists or a built-in (builtin:tiny/student)";
     match name {
         // `data/train.jsonl` is a file that is not there, not something to fetch.
-        Some(HubName { repo, inside: "", .. }) if DATA_EXTENSIONS.iter().any(|extension| repo.ends_with(extension)) => {
+        Some(HubName { repo, inside: "", .. })
+            if DATA_EXTENSIONS.iter().any(|extension| repo.ends_with(extension)) =>
+        {
             "give a path that exists".to_owned()
         }
         Some(HubName { owner, repo, revision, .. }) => {
-            let revision = revision.map(|revision| format!(" --revision {revision}")).unwrap_or_default();
+            let revision =
+                revision.map(|revision| format!(" --revision {revision}")).unwrap_or_default();
             format!(
-                "{local}, or fetch it: hf download {owner}/{repo}{revision} \
-                 (behind it --repo-type dataset for a data set); HF_HUB_CACHE or HF_HOME says where that went"
+                "{local}, or fetch it: hf download {owner}/{repo}{revision} (behind it --repo-type \
+                 dataset for a data set); HF_HUB_CACHE or HF_HOME says where that went"
             )
         }
         None => local.to_owned(),
     }
 }
 
-/// A name in the Hugging Face cache: `owner/repo`, `owner/repo@revision`, either with `/inside` behind it.
+/// A name in the Hugging Face cache: `owner/repo`, `owner/repo@revision`, either with `/inside`
+/// behind it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct HubName<'a> {
     owner: &'a str,
@@ -186,7 +215,9 @@ impl<'a> HubName<'a> {
             }
             _ => (revision, inside),
         };
-        let is_named = !owner.is_empty() && !repo.is_empty() && revision.is_none_or(|revision| revision.split('/').all(is_one_name));
+        let is_named = !owner.is_empty()
+            && !repo.is_empty()
+            && revision.is_none_or(|revision| revision.split('/').all(is_one_name));
         is_named.then_some(Self { owner, repo, revision, inside })
     }
 }
@@ -197,11 +228,13 @@ fn is_one_name(text: &str) -> bool {
     matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none()
 }
 
-/// The folder of a revision: the commit that a ref of this name holds, or the commit itself. Without a revision that is `main`; where no ref says
-/// which one that is, the only snapshot there is.
+/// The folder of a revision: the commit that a ref of this name holds, or the commit itself.
+/// Without a revision that is `main`; where no ref says which one that is, the only snapshot there
+/// is.
 fn snapshot(repository: &Path, revision: Option<&str>) -> Option<PathBuf> {
     let snapshots = repository.join("snapshots");
-    let named = std::fs::read_to_string(repository.join("refs").join(revision.unwrap_or("main"))).ok();
+    let named =
+        std::fs::read_to_string(repository.join("refs").join(revision.unwrap_or("main"))).ok();
     if let Some(commit) = named.as_deref().map(str::trim).filter(|commit| is_one_name(commit)) {
         return Some(snapshots.join(commit));
     }
@@ -214,14 +247,20 @@ fn snapshot(repository: &Path, revision: Option<&str>) -> Option<PathBuf> {
 
 /// Unpacks the built-in file `inside`, or all files below it, and returns its path.
 ///
-/// The folder is named after a digest of the contents, so versions do not meet. Every file is written beside its place and renamed, and one
-/// that is there already is compared byte by byte: several processes at once, and a cache that somebody cleaned in part, both end well.
+/// The folder is named after a digest of the contents, so versions do not meet. Every file is
+/// written beside its place and renamed, and one that is there already is compared byte by byte:
+/// several processes at once, and a cache that somebody cleaned in part, both end well.
 fn unpack(inside: &str, table: &[(&str, &[u8])], cache: &Path) -> Result<PathBuf, HubError> {
     let inside = inside.trim_end_matches('/');
-    let is_wanted = |path: &str| path.strip_prefix(inside).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let is_wanted = |path: &str| {
+        path.strip_prefix(inside).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
     let files: Vec<_> = table.iter().filter(|(path, _)| is_wanted(path)).collect();
     if files.is_empty() || inside.is_empty() {
-        let mut known: Vec<&str> = table.iter().map(|(path, _)| path.rsplit_once('/').map_or(*path, |(folder, _)| folder)).collect();
+        let mut known: Vec<&str> = table
+            .iter()
+            .map(|(path, _)| path.rsplit_once('/').map_or(*path, |(folder, _)| folder))
+            .collect();
         known.sort_unstable();
         known.dedup();
         let known = if known.is_empty() { "(none)".to_owned() } else { known.join(", ") };
@@ -234,7 +273,8 @@ fn unpack(inside: &str, table: &[(&str, &[u8])], cache: &Path) -> Result<PathBuf
         digest.update((contents.len() as u64).to_le_bytes());
         digest.update(contents);
     }
-    let digest: String = digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let digest: String =
+        digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let root = cache.join("dgpo").join(format!("builtin-{digest}"));
     for (path, contents) in files {
         let path = root.join(path);
@@ -256,11 +296,15 @@ fn write_once(path: &Path, contents: &[u8]) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    const TABLE: [(&str, &[u8]); 3] =
-        [("tiny/student/config.json", b"{}"), ("tiny/student/model.safetensors", b"\x00\x01"), ("tiny/questions.jsonl", b"q\n")];
+    const TABLE: [(&str, &[u8]); 3] = [
+        ("tiny/student/config.json", b"{}"),
+        ("tiny/student/model.safetensors", b"\x00\x01"),
+        ("tiny/questions.jsonl", b"q\n"),
+    ];
 
     fn variables(pairs: &[(&str, &str)]) -> impl Fn(&str) -> Option<OsString> {
-        let pairs: Vec<(String, OsString)> = pairs.iter().map(|(k, v)| ((*k).to_owned(), OsString::from(v))).collect();
+        let pairs: Vec<(String, OsString)> =
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), OsString::from(v))).collect();
         move |name| pairs.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone())
     }
 
@@ -268,30 +312,51 @@ mod tests {
     fn variables_in_braces_are_replaced() {
         let environment = variables(&[("A", "x y"), ("B", "${A}")]);
         assert_eq!(expand_with("${A}/${B}/$A", &environment).unwrap(), "x y/${A}/$A");
-        assert!(expand_with("d/${NOT_SET}", &environment).unwrap_err().to_string().contains("variable NOT_SET"));
-        assert!(expand_with("${A", &environment).is_err() && expand_with("${}", &environment).is_err());
+        assert!(
+            expand_with("d/${NOT_SET}", &environment)
+                .unwrap_err()
+                .to_string()
+                .contains("variable NOT_SET")
+        );
+        assert!(
+            expand_with("${A", &environment).is_err() && expand_with("${}", &environment).is_err()
+        );
     }
 
     #[test]
     fn a_leading_tilde_is_the_home_folder() {
         let environment = variables(&[("HOME", "/u/me/"), ("A", "x")]);
-        for (text, expected) in [("~", "/u/me"), ("~/d/${A}", "/u/me/d/x"), ("d/~/e", "d/~/e"), ("~you/d", "~you/d"), ("d~", "d~")] {
+        for (text, expected) in [
+            ("~", "/u/me"),
+            ("~/d/${A}", "/u/me/d/x"),
+            ("d/~/e", "d/~/e"),
+            ("~you/d", "~you/d"),
+            ("d~", "d~"),
+        ] {
             assert_eq!(expand_with(text, &environment).unwrap(), expected);
         }
-        assert!(expand_with("~/d", &variables(&[])).unwrap_err().to_string().contains("variable HOME"));
+        assert!(
+            expand_with("~/d", &variables(&[])).unwrap_err().to_string().contains("variable HOME")
+        );
     }
 
     #[test]
     fn the_caches_are_where_the_variables_say() {
         let hub = |pairs: &[(&str, &str)]| hugging_face_cache(&variables(pairs)).unwrap();
-        assert_eq!(hub(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/h"), ("HOME", "/u")]), Path::new("/c"));
+        assert_eq!(
+            hub(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/h"), ("HOME", "/u")]),
+            Path::new("/c")
+        );
         let old = ("HUGGINGFACE_HUB_CACHE", "/old");
         assert_eq!(hub(&[("HF_HUB_CACHE", "/c"), old]), Path::new("/c"));
         assert_eq!(hub(&[("HF_HOME", "/h"), old]), Path::new("/old"));
         assert_eq!(hub(&[("HF_HOME", "/h"), ("HOME", "/u")]), Path::new("/h/hub"));
         assert_eq!(hub(&[("HF_HOME", "~/h"), ("HOME", "/u")]), Path::new("/u/h/hub"));
         assert_eq!(hub(&[("HOME", "/u")]), Path::new("/u/.cache/huggingface/hub"));
-        assert_eq!(cache_folder(&variables(&[("XDG_CACHE_HOME", "/x"), ("HOME", "/u")])).unwrap(), Path::new("/x"));
+        assert_eq!(
+            cache_folder(&variables(&[("XDG_CACHE_HOME", "/x"), ("HOME", "/u")])).unwrap(),
+            Path::new("/x")
+        );
         assert!(cache_folder(&variables(&[])).is_err());
     }
 
@@ -309,7 +374,10 @@ mod tests {
         write("datasets--P--nq/snapshots/only/train.parquet", "");
         let find = |name: &str| find(name, Some(cache.path().to_owned()));
         assert_eq!(find("Qwen/Q").unwrap(), cache.path().join("models--Qwen--Q/snapshots/abc"));
-        assert_eq!(find("Qwen/Q/config.json").unwrap(), cache.path().join("models--Qwen--Q/snapshots/abc/config.json"));
+        assert_eq!(
+            find("Qwen/Q/config.json").unwrap(),
+            cache.path().join("models--Qwen--Q/snapshots/abc/config.json")
+        );
         assert_eq!(find("P/nq").unwrap(), cache.path().join("datasets--P--nq/snapshots/only"));
         let error = find("Qwen/R").unwrap_err().to_string();
         for part in ["\n  Qwen/R\n", "models--Qwen--R", "datasets--Qwen--R", "hint: "] {
@@ -335,15 +403,34 @@ mod tests {
             write(&format!("models--Qwen--Q/snapshots/{commit}/config.json"), "{}");
         }
         let find = |name: &str| find(name, Some(cache.path().to_owned()));
-        for (name, expected) in [("Qwen/Q", "abc"), ("Qwen/Q@main", "abc"), ("Qwen/Q@v1.0", "def"), ("Qwen/Q@123", "123")] {
+        for (name, expected) in [
+            ("Qwen/Q", "abc"),
+            ("Qwen/Q@main", "abc"),
+            ("Qwen/Q@v1.0", "def"),
+            ("Qwen/Q@123", "123"),
+        ] {
             assert_eq!(find(name).unwrap(), snapshots.join(expected), "{name}");
         }
         assert_eq!(find("Qwen/Q@v1.0/config.json").unwrap(), snapshots.join("def/config.json"));
         assert_eq!(find("Qwen/Q@refs/pr/7").unwrap(), snapshots.join("fed"));
-        assert_eq!(find("Qwen/Q@refs/pr/7/config.json").unwrap(), snapshots.join("fed/config.json"));
+        assert_eq!(
+            find("Qwen/Q@refs/pr/7/config.json").unwrap(),
+            snapshots.join("fed/config.json")
+        );
         let error = find("Qwen/Q@v2").unwrap_err().to_string();
-        assert!(error.contains("snapshots/v2") && error.contains("hf download Qwen/Q --revision v2 "), "{error}");
-        for name in ["Qwen/Q@", "Qwen/Q@refs/pr/", "Qwen/Q@refs/pr/8", "Qwen/Q@..", "Qwen/Q@.", "Qwen/Q@away", "Qwen/@123"] {
+        assert!(
+            error.contains("snapshots/v2") && error.contains("hf download Qwen/Q --revision v2 "),
+            "{error}"
+        );
+        for name in [
+            "Qwen/Q@",
+            "Qwen/Q@refs/pr/",
+            "Qwen/Q@refs/pr/8",
+            "Qwen/Q@..",
+            "Qwen/Q@.",
+            "Qwen/Q@away",
+            "Qwen/@123",
+        ] {
             assert!(find(name).is_err(), "{name}");
         }
     }
@@ -373,7 +460,10 @@ mod tests {
         let file = unpack("tiny/questions.jsonl", &TABLE, cache.path()).unwrap();
         assert_eq!(std::fs::read(file).unwrap(), b"q\n");
         let error = unpack("tiny/stud", &TABLE, cache.path()).unwrap_err().to_string();
-        assert!(error.contains("no built-in tiny/stud") && error.contains("tiny, tiny/student"), "{error}");
+        assert!(
+            error.contains("no built-in tiny/stud") && error.contains("tiny, tiny/student"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -384,7 +474,11 @@ mod tests {
                 scope.spawn(|| {
                     let folder = unpack("tiny", &TABLE, cache.path()).unwrap();
                     for (path, contents) in TABLE {
-                        assert_eq!(std::fs::read(folder.join(path.strip_prefix("tiny/").unwrap())).unwrap(), contents);
+                        assert_eq!(
+                            std::fs::read(folder.join(path.strip_prefix("tiny/").unwrap()))
+                                .unwrap(),
+                            contents
+                        );
                     }
                 });
             }

@@ -1,11 +1,12 @@
 //! Which random number belongs to (seed, purpose, step, episode, turn, position)?
 //!
-//! Counter-based randomness: a [`Key`] is a 64-bit digest of the path that leads to a decision, and a number is a pure function of
-//! (key, counter). Nothing is ever advanced, so a row's draws cannot depend on its neighbours, on the batch size or on
-//! the order in which rows finish, and a resumed run draws what the uninterrupted one would have drawn.
+//! Counter-based randomness: a [`Key`] is a 64-bit digest of the path that leads to a decision, and
+//! a number is a pure function of (key, counter). Nothing is ever advanced, so a row's draws cannot
+//! depend on its neighbours, on the batch size or on the order in which rows finish, and a resumed
+//! run draws what the uninterrupted one would have drawn.
 //!
-//! The mixer is SplitMix64's finaliser (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014), applied to
-//! the key and the counter one after the other.
+//! The mixer is SplitMix64's finaliser (Steele, Lea, Flood: "Fast splittable pseudorandom number
+//! generators", 2014), applied to the key and the counter one after the other.
 
 /// What a number is for. Two purposes never share a stream, even under the same seed and step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,8 @@ pub enum Purpose {
     Bootstrap = 8,
     /// Sampling tokens in the episodes of ARCap (unused when greedy).
     Arcap = 9,
-    /// DistiLLM: whose episodes a step learns from, which ones of the replay buffer, the held-out ones; sampling tokens of new ones.
+    /// DistiLLM: whose episodes a step learns from, which ones of the replay buffer, the held-out
+    /// ones; sampling tokens of new ones.
     StudentOutputs = 10,
     /// Changes to valid files, for `dgpo fuzz`.
     Fuzz = 11,
@@ -38,7 +40,8 @@ pub enum Purpose {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(u64);
 
-/// SplitMix64's output function: a bijection of 64-bit words whose outputs pass BigCrush over consecutive inputs.
+/// SplitMix64's output function: a bijection of 64-bit words whose outputs pass BigCrush over
+/// consecutive inputs.
 const fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -99,9 +102,12 @@ mod tests {
     fn a_number_depends_on_every_part_of_its_path() {
         let at = |seed, purpose, step, position| Key::new(seed, purpose).fold(step).bits(position);
         let base = at(0, Purpose::Rollout, 0, 0);
-        for other in
-            [at(1, Purpose::Rollout, 0, 0), at(0, Purpose::Eval, 0, 0), at(0, Purpose::Rollout, 1, 0), at(0, Purpose::Rollout, 0, 1)]
-        {
+        for other in [
+            at(1, Purpose::Rollout, 0, 0),
+            at(0, Purpose::Eval, 0, 0),
+            at(0, Purpose::Rollout, 1, 0),
+            at(0, Purpose::Rollout, 0, 1),
+        ] {
             assert_ne!(base, other);
         }
     }
@@ -113,7 +119,8 @@ mod tests {
         let draws: Vec<f64> = (0..n).map(|i| key.uniform(i)).collect();
         let mean = draws.iter().sum::<f64>() / n as f64;
         let variance = draws.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64;
-        // Standard errors: 0.289/sqrt(n) = 0.002 for the mean, about 0.0005 for the variance; five of each.
+        // Standard errors: 0.289/sqrt(n) = 0.002 for the mean, about 0.0005 for the variance; five
+        // of each.
         assert!((mean - 0.5).abs() < 0.01, "mean {mean}");
         assert!((variance - 1.0 / 12.0).abs() < 0.0025, "variance {variance}");
     }

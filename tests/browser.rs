@@ -1,7 +1,8 @@
-//! Headless Chromium, driven over the DevTools protocol through two named pipes: JSON messages that end in a zero byte.
+//! Headless Chromium, driven over the DevTools protocol through two named pipes: JSON messages that
+//! end in a zero byte.
 //!
-//! No WebSocket and no port: `--remote-debugging-pipe` reads commands from file descriptor 3 and writes answers to 4. A page that hangs is a failed
-//! test after [`PATIENCE`].
+//! No WebSocket and no port: `--remote-debugging-pipe` reads commands from file descriptor 3 and
+//! writes answers to 4. A page that hangs is a failed test after [`PATIENCE`].
 use serde_json::{Value, json};
 use std::{
     fs::{self, File},
@@ -31,31 +32,62 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// `None`, with a word, where there is no Chromium and `DGPO_REQUIRE_CHROMIUM` does not ask for one.
+    /// `None`, with a word, where there is no Chromium and `DGPO_REQUIRE_CHROMIUM` does not ask for
+    /// one.
     pub fn start() -> Option<Self> {
-        let is_there = |name: &&str| Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+        let is_there = |name: &&str| {
+            Command::new(name)
+                .arg("--version")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_ok()
+        };
         let Some(name) = NAMES.into_iter().find(is_there) else {
             assert!(
                 std::env::var_os("DGPO_REQUIRE_CHROMIUM").is_none(),
                 "DGPO_REQUIRE_CHROMIUM is set and none of {NAMES:?} can be started"
             );
-            eprintln!("skipped: no Chromium; install the package chromium, or set DGPO_REQUIRE_CHROMIUM=1 to make this a failure");
+            eprintln!(
+                "skipped: no Chromium; install the package chromium, or set \
+                 DGPO_REQUIRE_CHROMIUM=1 to make this a failure"
+            );
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
         let [to, from] = ["to", "from"].map(|pipe| folder.path().join(pipe));
         assert!(Command::new("mkfifo").args([&to, &from]).status().unwrap().success());
-        // The shell opens the pipes in the order in which they are opened below, and becomes the browser.
+        // The shell opens the pipes in the order in which they are opened below, and becomes the
+        // browser.
         let script = r#"exec 3<"$1" 4>"$2"; exec "$3" --headless=new --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage \
             --user-data-dir="$4" --remote-debugging-pipe about:blank"#;
         let mut command = Command::new("sh");
-        command.args(["-c", script, "sh"]).args([&to, &from]).arg(name).arg(folder.path().join("profile"));
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        command
+            .args(["-c", script, "sh"])
+            .args([&to, &from])
+            .arg(name)
+            .arg(folder.path().join("profile"));
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let commands = File::create(&to).unwrap();
         let answers = read_messages(File::open(&from).unwrap());
-        let mut browser = Self { child, commands, answers, session: String::new(), n_sent: 0, events: Vec::new(), _folder: folder };
-        let target = browser.call("Target.createTarget", json!({"url": "about:blank"}))["targetId"].clone();
-        let attached = browser.call("Target.attachToTarget", json!({"targetId": target, "flatten": true}));
+        let mut browser = Self {
+            child,
+            commands,
+            answers,
+            session: String::new(),
+            n_sent: 0,
+            events: Vec::new(),
+            _folder: folder,
+        };
+        let target =
+            browser.call("Target.createTarget", json!({"url": "about:blank"}))["targetId"].clone();
+        let attached =
+            browser.call("Target.attachToTarget", json!({"targetId": target, "flatten": true}));
         browser.session = attached["sessionId"].as_str().unwrap().to_owned();
         for domain in ["Page", "Runtime", "Log", "Network"] {
             browser.call(&format!("{domain}.enable"), json!({}));
@@ -82,19 +114,25 @@ impl Browser {
     }
 
     fn next(&self, waiting_for: &str) -> Value {
-        self.answers.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("the browser says nothing to {waiting_for}: {e}"))
+        self.answers
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|e| panic!("the browser says nothing to {waiting_for}: {e}"))
     }
 
     /// Opens a file and waits until it is loaded.
     pub fn open(&mut self, path: &Path) {
         let n_before = self.events.len();
         self.call("Page.navigate", json!({"url": format!("file://{}", path.display())}));
-        while !self.events[n_before..].iter().any(|event| event["method"] == "Page.loadEventFired") {
+        while !self.events[n_before..].iter().any(|event| event["method"] == "Page.loadEventFired")
+        {
             let event = self.next("Page.navigate");
             self.events.push(event);
         }
         // Charts are drawn in the frames after loading.
-        self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))");
+        self.evaluate(
+            "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => \
+             setTimeout(done, 50))))",
+        );
     }
 
     /// The value of an expression in the page; promises are waited for.
@@ -115,10 +153,17 @@ impl Browser {
     /// Makes the page as wide as a screen, in the colours that the system would ask for.
     pub fn screen(&mut self, width: u32, height: u32, scheme: &str) {
         let is_phone = width < 600;
-        let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": is_phone});
+        let metrics =
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": is_phone});
         self.call("Emulation.setDeviceMetricsOverride", metrics);
-        self.call("Emulation.setEmulatedMedia", json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]}));
-        self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))");
+        self.call(
+            "Emulation.setEmulatedMedia",
+            json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]}),
+        );
+        self.evaluate(
+            "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => \
+             setTimeout(done, 50))))",
+        );
     }
 
     /// What the screen shows, as PNG.
@@ -127,11 +172,13 @@ impl Browser {
         from_base64(shot["data"].as_str().unwrap())
     }
 
-    /// Errors of the page: exceptions, console errors, and what the browser itself complained about.
+    /// Errors of the page: exceptions, console errors, and what the browser itself complained
+    /// about.
     pub fn errors(&self) -> Vec<&Value> {
         let is_error = |event: &&Value| match event["method"].as_str().unwrap_or_default() {
             "Runtime.exceptionThrown" => true,
-            "Runtime.consoleAPICalled" => ["error", "warning", "assert"].contains(&event["params"]["type"].as_str().unwrap_or_default()),
+            "Runtime.consoleAPICalled" => ["error", "warning", "assert"]
+                .contains(&event["params"]["type"].as_str().unwrap_or_default()),
             "Log.entryAdded" => event["params"]["entry"]["level"] == "error",
             _ => false,
         };
@@ -140,7 +187,8 @@ impl Browser {
 
     /// Addresses that were asked for.
     pub fn requests(&self) -> Vec<&str> {
-        let sent = self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
+        let sent =
+            self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
         sent.filter_map(|event| event["params"]["request"]["url"].as_str()).collect()
     }
 }

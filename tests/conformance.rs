@@ -16,9 +16,16 @@ fn every_recorded_reference_number_is_reproduced() {
 /// With the same tolerances on every device.
 pub fn assert_all_is_reproduced(device: &str) {
     let oracles = repository("tests/oracles");
-    let ended = World::new().dgpo(&["conformance", oracles.to_str().unwrap(), "--json", "--device", device]);
+    let ended = World::new().dgpo(&[
+        "conformance",
+        oracles.to_str().unwrap(),
+        "--json",
+        "--device",
+        device,
+    ]);
     let report = report(&ended);
-    let families: BTreeSet<&str> = report["families"].as_object().unwrap().keys().map(String::as_str).collect();
+    let families: BTreeSet<&str> =
+        report["families"].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(families, BTreeSet::from(["ann", "losses", "models", "ppo", "step", "text"]));
     assert!(report["passed"].as_u64().unwrap() > 0);
     assert_eq!((&report["failed"], ended.code), (&0.into(), Some(0)), "{}", failures(&report));
@@ -27,10 +34,17 @@ pub fn assert_all_is_reproduced(device: &str) {
 /// The failed checks of a report.
 fn failures(report: &Value) -> String {
     let cases = report["families"].as_object().unwrap().iter().flat_map(|(family, cases)| {
-        cases.as_array().unwrap().iter().map(move |case| (family, &case["name"], case["checks"].as_array().unwrap()))
+        cases
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(move |case| (family, &case["name"], case["checks"].as_array().unwrap()))
     });
     let failed = cases.flat_map(|(family, name, checks)| {
-        checks.iter().filter(|check| check["passed"] == false).map(move |check| format!("{family}/{name}: {check}\n"))
+        checks
+            .iter()
+            .filter(|check| check["passed"] == false)
+            .map(move |check| format!("{family}/{name}: {check}\n"))
     });
     failed.collect()
 }
@@ -59,7 +73,9 @@ fn a_family_alone_can_be_run() {
 
 #[test]
 fn a_changed_reference_number_fails_with_exit_code_1() {
-    let change = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replacen("0.403", "0.413", 1).into_bytes();
+    let change = |bytes: Vec<u8>| {
+        String::from_utf8(bytes).unwrap().replacen("0.403", "0.413", 1).into_bytes()
+    };
     let (code, _, failed) = run(&world_with("losses", "taid_schedule.json", change));
     assert!(code == Some(1) && failed > 0);
 }
@@ -67,7 +83,8 @@ fn a_changed_reference_number_fails_with_exit_code_1() {
 #[test]
 fn a_truncated_fixture_fails_with_exit_code_1() {
     for (family, file) in [("losses", "normal.safetensors"), ("losses", "taid_schedule.json")] {
-        let (code, _, failed) = run(&world_with(family, file, |bytes| bytes[..bytes.len() / 2].to_vec()));
+        let (code, _, failed) =
+            run(&world_with(family, file, |bytes| bytes[..bytes.len() / 2].to_vec()));
         assert!(code == Some(1) && failed > 0, "{file}");
     }
 }

@@ -1,7 +1,9 @@
-//! What the documents, help texts and hints tell somebody to type is understood, and what they link to is there.
+//! What the documents, help texts and hints tell somebody to type is understood, and what they link
+//! to is there.
 //!
-//! Command lines are taken out of the files themselves. Each goes through the launcher's own reading of its words and through the real program, which
-//! with `DGPO_PARSE_ONLY=1` ends behind its command line: training, cards and downloads are for other tests. The quick ones are run.
+//! Command lines are taken out of the files themselves. Each goes through the launcher's own
+//! reading of its words and through the real program, which with `DGPO_PARSE_ONLY=1` ends behind
+//! its command line: training, cards and downloads are for other tests. The quick ones are run.
 use crate::support::{Ended, World, repository};
 use dgpo::{cli::PARSE_ONLY, config};
 use extract::CommandLine;
@@ -12,8 +14,16 @@ mod extract;
 #[path = "../xtask/src/launcher.rs"]
 mod launcher;
 
-/// Places with the least number of command lines found in each: what was there, so that none is lost to a change of the reading.
-const AT_LEAST: [(&str, usize); 6] = [("README.md", 30), ("configs/", 10), ("docs/", 18), ("kernels/", 10), ("src/", 70), ("xtask/", 8)];
+/// Places with the least number of command lines found in each: what was there, so that none is
+/// lost to a change of the reading.
+const AT_LEAST: [(&str, usize); 6] = [
+    ("README.md", 30),
+    ("configs/", 10),
+    ("docs/", 18),
+    ("kernels/", 10),
+    ("src/", 70),
+    ("xtask/", 8),
+];
 /// Links of the documents, in the same way.
 const N_LINKS: usize = 38;
 
@@ -29,10 +39,15 @@ fn command_lines() -> Vec<CommandLine> {
         Some((_, "toml")) => extract::of_recipe(name, text),
         _ => extract::of_source(name, text, &verbs),
     };
-    let all: Vec<CommandLine> = extract::files(&repository(""), &["md", "toml", "rs"]).iter().flat_map(read).collect();
+    let all: Vec<CommandLine> =
+        extract::files(&repository(""), &["md", "toml", "rs"]).iter().flat_map(read).collect();
     for (place, at_least) in AT_LEAST {
         let found: Vec<_> = all.iter().filter(|line| line.place.starts_with(place)).collect();
-        assert!(found.len() >= at_least, "{place}: {} command lines found, {at_least} were there:\n{found:#?}", found.len());
+        assert!(
+            found.len() >= at_least,
+            "{place}: {} command lines found, {at_least} were there:\n{found:#?}",
+            found.len()
+        );
     }
     all
 }
@@ -53,25 +68,38 @@ fn understood(world: &World, arguments: &[String], is_mention: bool) -> Result<(
     let mut command = world.command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let ended = Ended::of(command.env(PARSE_ONLY, "1"));
     let lacks =
-        ["required arguments were not provided", "a value is required for", "\nCommands:\n"].iter().any(|text| ended.stderr.contains(text));
+        ["required arguments were not provided", "a value is required for", "\nCommands:\n"]
+            .iter()
+            .any(|text| ended.stderr.contains(text));
     if ended.code == Some(0) || (is_mention && lacks) { Ok(()) } else { Err(ended.stderr) }
 }
 
 /// Loads the recipe that the command names, with its settings, if it is one of the repository's.
 fn recipe_is_there(arguments: &[String]) -> Result<(), String> {
     const WITH_A_RECIPE: [&str; 5] = ["train", "plan", "eval", "ask", "demos"];
-    let behind = |flag: &str| arguments.windows(2).filter(|pair| pair[0] == flag).map(|pair| pair[1].clone()).collect::<Vec<_>>();
+    let behind = |flag: &str| {
+        arguments
+            .windows(2)
+            .filter(|pair| pair[0] == flag)
+            .map(|pair| pair[1].clone())
+            .collect::<Vec<_>>()
+    };
     let name = behind("--config").pop();
     let is_ours = match &name {
         Some(name) => !name.ends_with(".toml") || name.starts_with("configs/"),
         None => arguments.first().is_some_and(|verb| WITH_A_RECIPE.contains(&verb.as_str())),
     };
     // Values that the reader is to put in.
-    let settings: Vec<String> = behind("--set").into_iter().filter(|set| !set.ends_with("=..") && !set.ends_with("=N")).collect();
+    let settings: Vec<String> = behind("--set")
+        .into_iter()
+        .filter(|set| !set.ends_with("=..") && !set.ends_with("=N"))
+        .collect();
     if !is_ours || arguments.first().is_some_and(|verb| verb == "index") {
         return Ok(());
     }
-    config::load(name.as_deref().unwrap_or("tiny"), &settings).map(drop).map_err(|error| error.to_string())
+    config::load(name.as_deref().unwrap_or("tiny"), &settings)
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
 #[test]
@@ -85,13 +113,19 @@ fn every_command_line_of_documents_help_and_hints_is_understood() {
                 continue;
             }
             let result = arguments(&words).and_then(|arguments| match arguments {
-                Some(arguments) => understood(&world, &arguments, line.is_mention).and_then(|()| recipe_is_there(&arguments)),
+                Some(arguments) => understood(&world, &arguments, line.is_mention)
+                    .and_then(|()| recipe_is_there(&arguments)),
                 None => Ok(()),
             });
             wrong.extend(result.err().map(|why| format!("{}: {}\n{why}", line.place, line.text)));
         }
     }
-    assert!(wrong.is_empty(), "{} command lines are not understood:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} command lines are not understood:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 /// Whether a command needs neither a file that the reader has to bring nor more than seconds.
@@ -99,7 +133,9 @@ fn is_quick(arguments: &[String]) -> bool {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let has = |text: &str| words.iter().any(|word| word.contains(text));
     match words[..] {
-        ["doctor"] | ["runs", "list"] | ["help" | "completions", ..] | ["--version" | "--help"] => true,
+        ["doctor"] | ["runs", "list"] | ["help" | "completions", ..] | ["--version" | "--help"] => {
+            true
+        }
         ["plan", ..] => !has(".toml") && !has("paper/") || has("configs/tiny"),
         ["ask", ..] => has("builtin:tiny/"),
         _ => false,
@@ -113,15 +149,20 @@ fn the_quick_command_lines_of_the_documents_do_what_they_say() {
     fs::create_dir(world.path("configs")).unwrap();
     fs::copy(repository("configs/tiny.toml"), world.path("configs/tiny.toml")).unwrap();
     let lines = command_lines();
-    let arguments =
-        lines.iter().flat_map(|line| extract::alternatives(&extract::words(&line.text))).filter_map(|words| arguments(&words).ok()?);
+    let arguments = lines
+        .iter()
+        .flat_map(|line| extract::alternatives(&extract::words(&line.text)))
+        .filter_map(|words| arguments(&words).ok()?);
     let quick: BTreeSet<Vec<String>> = arguments.filter(|arguments| is_quick(arguments)).collect();
     for verb in ["doctor", "runs", "help", "completions", "--version", "plan", "ask"] {
         assert!(quick.iter().any(|arguments| arguments[0] == verb), "no {verb} in {quick:?}");
     }
     for arguments in quick {
         let ended = world.dgpo(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-        assert!(ended.code == Some(0) && !ended.stdout.is_empty() | (arguments[0] == "runs"), "{arguments:?}: {ended:?}");
+        assert!(
+            ended.code == Some(0) && !ended.stdout.is_empty() | (arguments[0] == "runs"),
+            "{arguments:?}: {ended:?}"
+        );
     }
 }
 
@@ -133,8 +174,12 @@ fn the_episode_of_the_readme_is_what_its_command_shows() {
     let words = extract::words(&format!("ask {command}"));
     let asked = World::new().dgpo(&words.iter().map(String::as_str).collect::<Vec<_>>()).done();
     // Empty lines aside, which the README leaves out.
-    let text =
-        |text: &str| text.lines().filter(|line| !line.trim().is_empty()).map(|line| line.trim_end().to_owned() + "\n").collect::<String>();
+    let text = |text: &str| {
+        text.lines()
+            .filter(|line| !line.trim().is_empty())
+            .map(|line| line.trim_end().to_owned() + "\n")
+            .collect::<String>()
+    };
     assert!(text(&asked.stdout).contains(&text(shown)), "{}\nis not in\n{}", shown, asked.stdout);
 }
 
@@ -160,18 +205,29 @@ fn links(text: &str) -> Vec<String> {
 /// The anchor that a heading gets.
 fn anchors(text: &str) -> Vec<String> {
     let slug = |title: &str| {
-        let kept = title.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
+        let kept = title
+            .to_lowercase()
+            .chars()
+            .filter(|c| c.is_alphanumeric() || " -_".contains(*c))
+            .collect::<String>();
         kept.trim().replace(' ', "-")
     };
-    text.lines().filter(|line| line.starts_with('#')).map(|line| slug(line.trim_start_matches('#'))).collect()
+    text.lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| slug(line.trim_start_matches('#')))
+        .collect()
 }
 
 /// Why a link leads nowhere. Of addresses only the form is looked at: no test goes out.
 fn dead_end(document: &str, target: &str) -> Option<String> {
-    if let Some(address) = target.strip_prefix("https://").or_else(|| target.strip_prefix("http://")) {
+    if let Some(address) =
+        target.strip_prefix("https://").or_else(|| target.strip_prefix("http://"))
+    {
         let host = address.split(['/', ':', '?', '#']).next().unwrap_or_default();
-        let is_host = host.contains('.') && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-".contains(c));
-        return (!is_host || address.contains(char::is_whitespace)).then(|| "is no address".to_owned());
+        let is_host = host.contains('.')
+            && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-".contains(c));
+        return (!is_host || address.contains(char::is_whitespace))
+            .then(|| "is no address".to_owned());
     }
     let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
     let file = match path {
@@ -181,7 +237,8 @@ fn dead_end(document: &str, target: &str) -> Option<String> {
     if !file.exists() {
         return Some("there is no such file".to_owned());
     }
-    let is_there = || anchors(&fs::read_to_string(&file).unwrap()).iter().any(|known| known == anchor);
+    let is_there =
+        || anchors(&fs::read_to_string(&file).unwrap()).iter().any(|known| known == anchor);
     (!anchor.is_empty() && !is_there()).then(|| "there is no such heading".to_owned())
 }
 
@@ -214,11 +271,21 @@ fn a_link_that_leads_nowhere_is_found() {
 #[test]
 fn no_command_line_is_overlooked() {
     let document = "Say `dgpo runs list` or\n```text\n$ dgpo plan --config a.toml   # why\ncargo xtask train \\\n  --json\n```\n";
-    let found: Vec<String> = extract::of_markdown("a", document).into_iter().map(|line| line.text).collect();
-    assert_eq!(found, ["dgpo runs list", "dgpo plan --config a.toml   # why", "cargo xtask train --json"]);
+    let found: Vec<String> =
+        extract::of_markdown("a", document).into_iter().map(|line| line.text).collect();
+    assert_eq!(
+        found,
+        ["dgpo runs list", "dgpo plan --config a.toml   # why", "cargo xtask train --json"]
+    );
     let code = "/// Example: dgpo ask \"Who?\" --model x\nfn f() { g(\"no; hint: dgpo report {} \\\n writes\", '\"', r\"`dgpo eval`\"); }\n// dgpo train\n";
-    let found: Vec<String> = extract::of_source("a", code, &["report", "eval"]).into_iter().map(|line| line.text).collect();
+    let found: Vec<String> = extract::of_source("a", code, &["report", "eval"])
+        .into_iter()
+        .map(|line| line.text)
+        .collect();
     assert_eq!(found, ["dgpo ask \"Who?\" --model x", "dgpo report 1 writes", "dgpo eval"]);
     let words = extract::words("dgpo ask \"Who is it?\" --x a|b > file # c");
-    assert_eq!(extract::alternatives(&words)[1], ["dgpo", "ask", "Who is it?", "--x", "b"].map(str::to_owned));
+    assert_eq!(
+        extract::alternatives(&words)[1],
+        ["dgpo", "ask", "Who is it?", "--x", "b"].map(str::to_owned)
+    );
 }

@@ -1,4 +1,5 @@
-//! What a user relies on, tested from outside: the real binary in temporary folders, and the library through its public functions.
+//! What a user relies on, tested from outside: the real binary in temporary folders, and the
+//! library through its public functions.
 //!
 //! | module | holds |
 //! |---|---|

@@ -47,7 +47,15 @@ fn bits(weights: &[f32]) -> Vec<u32> {
 
 /// The metrics of one step of `networks`.
 fn after(networks: &mut ActorCritic<CpuTrain>, teacher: &Decoder<Cpu>, recipe: &Recipe) -> Metrics {
-    rl_step::<CpuTrain>(networks, Some(teacher), &episodes(6, every_other), recipe, 0, &Default::default()).metrics
+    rl_step::<CpuTrain>(
+        networks,
+        Some(teacher),
+        &episodes(6, every_other),
+        recipe,
+        0,
+        &Default::default(),
+    )
+    .metrics
 }
 
 #[test]
@@ -55,11 +63,15 @@ fn a_broken_reference_moves_no_weight_of_the_policy_whatever_the_estimator() {
     for estimator in ESTIMATORS {
         for placement in [KlPlacement::Reward, KlPlacement::Loss] {
             let mut recipe = recipe(LARGEST);
-            (recipe.kl.mode, recipe.kl.estimator, recipe.kl.placement) = (KlMode::Uniform, estimator, placement);
+            (recipe.kl.mode, recipe.kl.estimator, recipe.kl.placement) =
+                (KlMode::Uniform, estimator, placement);
             let mut networks = ActorCritic::<CpuTrain>::new(network(1), 2, &recipe);
             let metrics = after(&mut networks, &broken(3), &recipe);
             let what = format!("{estimator:?} in {placement:?}: {metrics:?}");
-            assert!(metrics.get(KL).unwrap().is_nan() && metrics.get(SKIPPED_UPDATES) >= Some(1.0), "{what}");
+            assert!(
+                metrics.get(KL).unwrap().is_nan() && metrics.get(SKIPPED_UPDATES) >= Some(1.0),
+                "{what}"
+            );
             assert_eq!(weights(&networks.actor), weights(&network(1)), "{what}");
         }
     }
@@ -73,7 +85,10 @@ fn a_broken_critic_is_skipped_and_moves_no_weight_of_the_policy() {
     critic.network.score.bias = critic.network.score.bias.take().map(with_nan);
     let before = weights(&critic.network);
     let metrics = after(&mut networks, &network(3), &recipe);
-    assert!(metrics.get(VALUE_LOSS).unwrap().is_nan() && metrics.get(SKIPPED_UPDATES) == Some(2.0), "{metrics:?}");
+    assert!(
+        metrics.get(VALUE_LOSS).unwrap().is_nan() && metrics.get(SKIPPED_UPDATES) == Some(2.0),
+        "{metrics:?}"
+    );
     assert_eq!(weights(&networks.actor), weights(&network(1)));
     assert_eq!(bits(&weights(&networks.critic.unwrap().network)), bits(&before));
 }
@@ -84,10 +99,26 @@ fn a_broken_model_in_distillation_is_reported_and_moves_no_weight_of_the_student
     let batch = RolloutBatch::new(&episodes.iter().collect::<Vec<_>>());
     for (student, teacher) in [(network(1), broken(3)), (broken(1), network(3))] {
         let before = weights(&student);
-        let mut student = Student::<CpuTrain> { model: student, optimizer: AdamW::new(recipe(LARGEST).optim.actor), n_skipped: 0 };
+        let mut student = Student::<CpuTrain> {
+            model: student,
+            optimizer: AdamW::new(recipe(LARGEST).optim.actor),
+            n_skipped: 0,
+        };
         let loss = DistillLoss::of(&DistillRecipe::default(), 0.0, Activations::Kept);
-        let metrics = distill_step::<CpuTrain>(&mut student, Some(&teacher), &batch, &loss, 1.0, &Default::default()).metrics;
-        assert!(metrics.get(DISTILL_KL).unwrap().is_nan() && metrics.get(DISTILL_LOSS).unwrap().is_nan(), "{metrics:?}");
+        let metrics = distill_step::<CpuTrain>(
+            &mut student,
+            Some(&teacher),
+            &batch,
+            &loss,
+            1.0,
+            &Default::default(),
+        )
+        .metrics;
+        assert!(
+            metrics.get(DISTILL_KL).unwrap().is_nan()
+                && metrics.get(DISTILL_LOSS).unwrap().is_nan(),
+            "{metrics:?}"
+        );
         assert_eq!((student.n_skipped, bits(&weights(&student.model))), (1, bits(&before)));
     }
 }

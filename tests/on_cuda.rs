@@ -1,4 +1,5 @@
-//! The program on a CUDA device: the recorded references, a whole small run, resuming, and what `dgpo portability` says.
+//! The program on a CUDA device: the recorded references, a whole small run, resuming, and what
+//! `dgpo portability` says.
 //!
 //! Without a device, tests say so and pass, unless `DGPO_REQUIRE_CUDA=1`.
 use crate::{
@@ -31,7 +32,12 @@ fn the_built_in_smoke_recipe_runs_through_all_phases() {
 fn a_killed_rl_run_continues_bit_for_bit() {
     if has_cuda() {
         let world = train_whole_and_killed("rl.toml", "rl", "cuda");
-        let parts = ["model/model.safetensors", "optimizer.safetensors", "critic/model.safetensors", "critic_optimizer.safetensors"];
+        let parts = [
+            "model/model.safetensors",
+            "optimizer.safetensors",
+            "critic/model.safetensors",
+            "critic_optimizer.safetensors",
+        ];
         assert_same_end(&world, "rl", &parts);
     }
 }

@@ -13,7 +13,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-/// A server that finds the same passage for every query while it is up, and answers 500 while it is not.
+/// A server that finds the same passage for every query while it is up, and answers 500 while it is
+/// not.
 pub struct Server {
     pub url: String,
     state: Arc<Mutex<State>>,
@@ -62,7 +63,12 @@ impl Server {
     /// `dgpo ARGUMENTS` with this server as the retriever, and no pauses worth mentioning.
     fn command(&self, world: &World, arguments: &[&str]) -> Command {
         let url = format!("retriever.url={}", self.url);
-        let settings = ["retriever.kind=remote", &url, "retriever.max_retries=0", "retriever.first_pause_s=0.001"];
+        let settings = [
+            "retriever.kind=remote",
+            &url,
+            "retriever.max_retries=0",
+            "retriever.first_pause_s=0.001",
+        ];
         world.command(&[arguments, &settings.map(|setting| ["--set", setting]).concat()].concat())
     }
 
@@ -88,19 +94,30 @@ fn answer(mut stream: TcpStream, state: &mut State) {
     reader.read_exact(&mut body).unwrap();
     let request: Value = serde_json::from_slice(&body).unwrap();
     let hit = r#"{"document": {"id": "1", "contents": "\"A\"\nA passage."}, "score": 1.0}"#;
-    let lists: Vec<String> = request["queries"].as_array().unwrap().iter().map(|_| format!("[{hit}]")).collect();
+    let lists: Vec<String> =
+        request["queries"].as_array().unwrap().iter().map(|_| format!("[{hit}]")).collect();
     let (status, body) = match state.down.contains(&state.n_requests) {
         true => ("500 Broken", "down for tea".to_owned()),
         false => ("200 OK", format!("{{\"result\": [{}]}}", lists.join(","))),
     };
     state.n_requests += 1;
-    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()).unwrap();
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
 }
 
-/// The whole pipeline on the built-in teacher, which is greedy here and so searches in every episode. All of them are kept: where every query finds the
-/// same passage, hardly any is right.
-const PIPELINE: [&str; 5] =
-    ["demos.temperature=0", "demos.only_correct=false", "distill.steps=2", "rl.steps=1", "retriever.max_outage_s=600"];
+/// The whole pipeline on the built-in teacher, which is greedy here and so searches in every
+/// episode. All of them are kept: where every query finds the same passage, hardly any is right.
+const PIPELINE: [&str; 5] = [
+    "demos.temperature=0",
+    "demos.only_correct=false",
+    "distill.steps=2",
+    "rl.steps=1",
+    "retriever.max_outage_s=600",
+];
 
 /// `train` of a recipe under a name, with settings.
 fn train<'a>(recipe: &'a str, name: &'a str, settings: &[&'a str]) -> Vec<&'a str> {
@@ -108,7 +125,8 @@ fn train<'a>(recipe: &'a str, name: &'a str, settings: &[&'a str]) -> Vec<&'a st
     ["train", "--config", recipe, "--name", name].into_iter().chain(settings).collect()
 }
 
-/// A run with the server up all the time and one for which it is `down` for a while end alike, file by file.
+/// A run with the server up all the time and one for which it is `down` for a while end alike, file
+/// by file.
 fn assert_an_outage_leaves_no_trace(recipe: &str, settings: &[&str], down: Range<usize>) {
     let (world, server) = (World::new(), Server::start(NEVER));
     world.write("talker.toml", TALKER);
@@ -117,18 +135,32 @@ fn assert_an_outage_leaves_no_trace(recipe: &str, settings: &[&str], down: Range
     server.set(down);
     let disturbed = server.dgpo(&world, &train(recipe, "disturbed", settings)).done();
     let n_waits = disturbed.stderr.matches("that searched were lost to the retriever").count();
-    assert!(n_waits > 1 && disturbed.stderr.contains("down for tea"), "{n_waits} waits: {}", disturbed.stderr);
-    let [whole, disturbed] = ["whole", "disturbed"].map(|run| what_was_learned(&world.path(&format!("runs/{run}"))));
+    assert!(
+        n_waits > 1 && disturbed.stderr.contains("down for tea"),
+        "{n_waits} waits: {}",
+        disturbed.stderr
+    );
+    let [whole, disturbed] =
+        ["whole", "disturbed"].map(|run| what_was_learned(&world.path(&format!("runs/{run}"))));
     assert_eq!(whole.keys().collect::<Vec<_>>(), disturbed.keys().collect::<Vec<_>>());
-    let different: Vec<_> = whole.iter().filter(|(name, bytes)| disturbed[*name] != **bytes).map(|(name, _)| name).collect();
+    let different: Vec<_> = whole
+        .iter()
+        .filter(|(name, bytes)| disturbed[*name] != **bytes)
+        .map(|(name, _)| name)
+        .collect();
     assert!(different.is_empty(), "these files differ: {different:?}");
-    let [whole, disturbed] = ["whole", "disturbed"].map(|run| metrics_of(&world.path(&format!("runs/{run}"))));
+    let [whole, disturbed] =
+        ["whole", "disturbed"].map(|run| metrics_of(&world.path(&format!("runs/{run}"))));
     assert_eq!(whole, disturbed);
 }
 
 #[test]
 fn an_outage_during_rl_leaves_no_trace() {
-    assert_an_outage_leaves_no_trace("talker.toml", &["stage=rl", "rl.questions_per_step=24", "rl.mini_batch=12"], 7..90);
+    assert_an_outage_leaves_no_trace(
+        "talker.toml",
+        &["stage=rl", "rl.questions_per_step=24", "rl.mini_batch=12"],
+        7..90,
+    );
 }
 
 #[test]
@@ -138,27 +170,53 @@ fn an_outage_during_the_teachers_episodes_leaves_no_trace() {
 
 #[test]
 fn an_outage_during_gkd_leaves_no_trace() {
-    assert_an_outage_leaves_no_trace("talker.toml", &["stage=gkd", "gkd.questions_per_step=16"], 5..60);
+    assert_an_outage_leaves_no_trace(
+        "talker.toml",
+        &["stage=gkd", "gkd.questions_per_step=16"],
+        5..60,
+    );
 }
 
 #[test]
 fn an_outage_while_distillms_student_plays_leaves_no_trace() {
     let given = "data.trajectories=[\"demos.jsonl.gz\"]";
-    let own = ["distill.student_outputs.is_adaptive=true", "distill.student_outputs.initial_share=1.0", "distill.batch=16"];
-    assert_an_outage_leaves_no_trace("talker.toml", &[&["stage=distill", given][..], &own].concat(), 3..60);
+    let own = [
+        "distill.student_outputs.is_adaptive=true",
+        "distill.student_outputs.initial_share=1.0",
+        "distill.batch=16",
+    ];
+    assert_an_outage_leaves_no_trace(
+        "talker.toml",
+        &[&["stage=distill", given][..], &own].concat(),
+        3..60,
+    );
 }
 
 #[test]
 fn an_outage_during_an_evaluation_and_its_capabilities_changes_no_figure() {
     let (world, server) = (World::new(), Server::start(NEVER));
-    let arguments = ["eval", "--config", "tiny", "--model", "builtin:tiny/teacher", "--limit", "4", "--arcap", "--json"];
+    let arguments = [
+        "eval",
+        "--config",
+        "tiny",
+        "--model",
+        "builtin:tiny/teacher",
+        "--limit",
+        "4",
+        "--arcap",
+        "--json",
+    ];
     let whole = server.dgpo(&world, &arguments).json();
     let n_requests = server.state.lock().unwrap().n_requests;
     // Once in the first request, and once in the last one, which asks for the questions themselves.
     for down in [0..9, n_requests - 1..n_requests + 8] {
         server.set(down);
         let disturbed = server.dgpo(&world, &arguments);
-        assert!(disturbed.stderr.contains("lost to the retriever: http://127.0.0.1"), "{}", disturbed.stderr);
+        assert!(
+            disturbed.stderr.contains("lost to the retriever: http://127.0.0.1"),
+            "{}",
+            disturbed.stderr
+        );
         assert_eq!(disturbed.json(), whole);
     }
 }
@@ -168,29 +226,59 @@ fn teacher_episodes_that_the_retriever_never_serves_are_not_recorded_as_played()
     let (world, server) = (World::new(), Server::start(ALWAYS));
     let settings = [&PIPELINE[..4], &["retriever.max_outage_s=0"]].concat();
     let ended = server.dgpo(&world, &[&train("smoke", "a", &settings)[..], &["-q"]].concat());
-    ended.failed(1, &["block 1 of the teacher's episodes", "lost to the retriever", "down for tea", "retriever.max_outage_s = 0"]);
-    assert!(names_in(&world.path("runs/a/episodes")).is_empty(), "a block that was lost is not done");
+    ended.failed(
+        1,
+        &[
+            "block 1 of the teacher's episodes",
+            "lost to the retriever",
+            "down for tea",
+            "retriever.max_outage_s = 0",
+        ],
+    );
+    assert!(
+        names_in(&world.path("runs/a/episodes")).is_empty(),
+        "a block that was lost is not done"
+    );
     server.set(NEVER);
     world.dgpo(&["train", "--resume", "runs/a"]).done();
     let names = names_in(&world.path("runs/a/episodes"));
-    assert!(["demos-000000.json", "demos-000000.jsonl"].iter().all(|file| names.contains(&(*file).to_owned())), "{names:?}");
+    assert!(
+        ["demos-000000.json", "demos-000000.jsonl"]
+            .iter()
+            .all(|file| names.contains(&(*file).to_owned())),
+        "{names:?}"
+    );
 }
 
 #[test]
 fn a_block_that_an_outage_or_a_power_cut_left_behind_is_played_again() {
     let (world, server) = (World::new(), Server::start(NEVER));
     server.dgpo(&world, &train("smoke", "a", &PIPELINE)).done();
-    let (block, counts) = (world.path("runs/a/episodes/demos-000000.jsonl"), world.path("runs/a/episodes/demos-000000.json"));
-    let (played, counted) = (std::fs::read(&block).unwrap(), std::fs::read_to_string(&counts).unwrap());
+    let (block, counts) = (
+        world.path("runs/a/episodes/demos-000000.jsonl"),
+        world.path("runs/a/episodes/demos-000000.json"),
+    );
+    let (played, counted) =
+        (std::fs::read(&block).unwrap(), std::fs::read_to_string(&counts).unwrap());
     let lost = counted.replace("\"n_lost\":0", "\"n_lost\":1");
     assert_ne!(lost, counted);
-    for (left, said) in [(&played[..played.len() / 2], &counted), (&[], &counted), (&played, &lost)] {
+    for (left, said) in [(&played[..played.len() / 2], &counted), (&[], &counted), (&played, &lost)]
+    {
         std::fs::remove_dir_all(world.path("runs/a/checkpoints")).unwrap();
         std::fs::write(&block, left).unwrap();
         std::fs::write(&counts, said).unwrap();
         let resumed = world.dgpo(&["train", "--resume", "runs/a"]).done();
-        assert!(resumed.stderr.contains("demos-000000.jsonl: an outage or a power cut left no whole block"), "{}", resumed.stderr);
-        assert!(std::fs::read(&block).unwrap() == played && std::fs::read_to_string(&counts).unwrap() == counted);
+        assert!(
+            resumed
+                .stderr
+                .contains("demos-000000.jsonl: an outage or a power cut left no whole block"),
+            "{}",
+            resumed.stderr
+        );
+        assert!(
+            std::fs::read(&block).unwrap() == played
+                && std::fs::read_to_string(&counts).unwrap() == counted
+        );
     }
 }
 
@@ -199,19 +287,31 @@ fn an_evaluation_without_a_retriever_is_an_error_and_no_figure() {
     let (world, server) = (World::new(), Server::start(ALWAYS));
     let arguments = ["eval", "--config", "tiny", "--model", "builtin:tiny/teacher", "--limit", "4"];
     let patient = [&arguments[..], &["--set", "retriever.max_outage_s=0.01"]].concat();
-    server.dgpo(&world, &patient).failed(1, &["the evaluation: 8 of 8 that searched were lost to the retriever", "down for tea"]);
+    server.dgpo(&world, &patient).failed(
+        1,
+        &["the evaluation: 8 of 8 that searched were lost to the retriever", "down for tea"],
+    );
     server.set(NEVER);
     let figures = server.dgpo(&world, &[&arguments[..], &["--json"]].concat()).json();
     assert_eq!((&figures["retriever_failed"], &figures["n_episodes"]), (&0.0.into(), &8.into()));
 }
 
 /// One checkpoint at the very end; the reward of so few questions says nothing of a collapse.
-const FEW: [&str; 5] = ["rl.steps=40", "rl.questions_per_step=2", "rl.mini_batch=2", "guards.action=off", "run.save_every=100"];
+const FEW: [&str; 5] = [
+    "rl.steps=40",
+    "rl.questions_per_step=2",
+    "rl.mini_batch=2",
+    "guards.action=off",
+    "run.save_every=100",
+];
 
 #[test]
 fn an_outage_that_does_not_end_keeps_the_steps_before_it() {
     let (world, server) = (World::new(), Server::start(NEVER));
-    let mut command = server.command(&world, &train("rl.toml", "a", &[&FEW[..], &["retriever.max_outage_s=0.01"]].concat()));
+    let mut command = server.command(
+        &world,
+        &train("rl.toml", "a", &[&FEW[..], &["retriever.max_outage_s=0.01"]].concat()),
+    );
     let ended = at_line(&mut command, "rl 2/40", |_| server.set(ALWAYS));
     ended.failed(1, &["RL step", "lost to the retriever", "down for tea", "--resume runs/a"]);
     let checkpoints = names_in(&world.path("runs/a/checkpoints"));
@@ -234,6 +334,7 @@ fn ctrl_c_ends_the_wait_for_a_retriever_and_saves() {
     assert_eq!(stopped.code, Some(130), "{}", stopped.stderr);
     server.set(NEVER);
     world.dgpo(&["train", "--resume", "runs/a"]).done();
-    let [whole, resumed] = ["whole", "a"].map(|run| metrics_of(&world.path(&format!("runs/{run}"))));
+    let [whole, resumed] =
+        ["whole", "a"].map(|run| metrics_of(&world.path(&format!("runs/{run}"))));
     assert_eq!(whole, resumed);
 }

@@ -1,4 +1,5 @@
-//! What lies on the disk when the power goes: nothing is put in place, or relied on, before it is synced.
+//! What lies on the disk when the power goes: nothing is put in place, or relied on, before it is
+//! synced.
 //!
 //! Seen from outside with strace, which names the system calls of a whole run in their order.
 use crate::support::{Ended, World, names_in, repository};
@@ -19,16 +20,22 @@ enum Call {
     Rename(PathBuf, PathBuf),
 }
 
-/// `dgpo ARGUMENTS` and its calls; `None`, with a word, where there is no strace or it may not trace.
+/// `dgpo ARGUMENTS` and its calls; `None`, with a word, where there is no strace or it may not
+/// trace.
 fn traced(world: &World, arguments: &[&str]) -> Option<(Ended, Vec<Call>)> {
-    let may_trace = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+    let may_trace = Command::new("strace")
+        .args(["-qq", "-o", "/dev/null", "true"])
+        .stderr(Stdio::null())
+        .status();
     if !may_trace.is_ok_and(|status| status.success()) {
         eprintln!("skipped: no strace, or it may not trace here; install the package strace");
         return None;
     }
     let log = world.path("calls");
     let mut command = Command::new("strace");
-    command.args(["-f", "-y", "-qq", "-s", "0", "--seccomp-bpf", "-e", "signal=none", "-o"]).arg(&log);
+    command
+        .args(["-f", "-y", "-qq", "-s", "0", "--seccomp-bpf", "-e", "signal=none", "-o"])
+        .arg(&log);
     command.args(["-e", "trace=write,writev,pwrite64,fsync,fdatasync,rename,renameat,renameat2"]);
     command.arg(env!("CARGO_BIN_EXE_dgpo")).args(arguments);
     world.at_home(&mut command);
@@ -69,11 +76,12 @@ fn call_of(text: &str, here: &Path) -> Option<Call> {
     }
 }
 
-/// Names of what was put in place below a folder. All of it was synced before, every folder behind it, and the first of `stands_for` before
-/// each name that begins like one of the others.
+/// Names of what was put in place below a folder. All of it was synced before, every folder behind
+/// it, and the first of `stands_for` before each name that begins like one of the others.
 fn placed(calls: Vec<Call>, root: &Path, stands_for: (&str, &[&str])) -> BTreeSet<String> {
     let root = root.canonicalize().unwrap();
-    let (mut unsynced, mut synced, mut moved, mut placed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut unsynced, mut synced, mut moved, mut placed) =
+        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for call in calls {
         match call {
             Call::Write(path) => drop(unsynced.insert(path)),
@@ -83,11 +91,15 @@ fn placed(calls: Vec<Call>, root: &Path, stands_for: (&str, &[&str])) -> BTreeSe
             Call::Rename(from, to) if to.starts_with(&root) => {
                 let name = to.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
                 assert!(synced.contains(&from), "{name} was put in place before it was synced");
-                let inside: Vec<_> = unsynced.iter().filter(|path| path.starts_with(&from)).collect();
+                let inside: Vec<_> =
+                    unsynced.iter().filter(|path| path.starts_with(&from)).collect();
                 assert!(inside.is_empty(), "{name} was put in place before {inside:?} were synced");
                 let (needed, names) = stands_for;
                 let needs = names.iter().any(|start| name.starts_with(start));
-                assert!(!needs || !unsynced.contains(&root.join(needed)), "{needed} was not synced before {name}, which stands for it");
+                assert!(
+                    !needs || !unsynced.contains(&root.join(needed)),
+                    "{needed} was not synced before {name}, which stands for it"
+                );
                 let _ = (moved.insert(to.parent().unwrap().to_owned()), placed.insert(name));
             }
             Call::Rename(..) => {}
@@ -100,10 +112,20 @@ fn placed(calls: Vec<Call>, root: &Path, stands_for: (&str, &[&str])) -> BTreeSe
 #[test]
 fn nothing_of_a_run_is_put_in_place_before_it_and_the_metrics_it_stands_for_are_synced() {
     let world = World::new();
-    let settings = ["demos.only_correct=false", "distill.steps=2", "rl.steps=1", "run.keep=0"].map(|setting| ["--set", setting]).concat();
-    let Some((ended, calls)) = traced(&world, &[&["train", "--config", "smoke", "--name", "a"][..], &settings].concat()) else { return };
+    let settings = ["demos.only_correct=false", "distill.steps=2", "rl.steps=1", "run.keep=0"]
+        .map(|setting| ["--set", setting])
+        .concat();
+    let Some((ended, calls)) =
+        traced(&world, &[&["train", "--config", "smoke", "--name", "a"][..], &settings].concat())
+    else {
+        return;
+    };
     let _ = ended.done();
-    let placed = placed(calls, &world.path("runs/a"), ("metrics.jsonl", &["checkpoints/", "episodes/demos", "summary"]));
+    let placed = placed(
+        calls,
+        &world.path("runs/a"),
+        ("metrics.jsonl", &["checkpoints/", "episodes/demos", "summary"]),
+    );
     let expected = [
         "recipe.toml",
         "episodes/demos-000000.jsonl",
@@ -122,11 +144,26 @@ fn nothing_of_a_run_is_put_in_place_before_it_and_the_metrics_it_stands_for_are_
 fn an_index_says_that_it_is_done_behind_its_vectors_and_its_graph() {
     let world = World::new();
     let encoder = repository("configs/tiny/encoder");
-    let arguments =
-        ["index", "build", "--config", "tiny", "--corpus", "corpus.jsonl", "--out", "a", "--encoder", encoder.to_str().unwrap()];
+    let arguments = [
+        "index",
+        "build",
+        "--config",
+        "tiny",
+        "--corpus",
+        "corpus.jsonl",
+        "--out",
+        "a",
+        "--encoder",
+        encoder.to_str().unwrap(),
+    ];
     let Some((ended, calls)) = traced(&world, &arguments) else { return };
     let _ = ended.done();
-    for part in names_in(&world.path("a")).iter().filter(|name| name.contains(".hnsw.") || name.starts_with("vectors")) {
-        assert!(placed(calls.clone(), &world.path("a"), (part, &["index.json"])).contains("index.json"));
+    for part in names_in(&world.path("a"))
+        .iter()
+        .filter(|name| name.contains(".hnsw.") || name.starts_with("vectors"))
+    {
+        assert!(
+            placed(calls.clone(), &world.path("a"), (part, &["index.json"])).contains("index.json")
+        );
     }
 }

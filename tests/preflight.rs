@@ -1,10 +1,12 @@
-//! Everything a command will read is looked at before it starts, and all that is missing is told at once.
+//! Everything a command will read is looked at before it starts, and all that is missing is told at
+//! once.
 use crate::support::{Ended, World};
 use serde_json::Value;
 
 /// The main recipe of the paper on a machine that has nothing of it.
 fn paper(world: &World, command: &[&str]) -> Ended {
-    let mut started = world.command(&[command, &["--config", "paper/qwen2.5-3b-0.5b/dgpo"]].concat());
+    let mut started =
+        world.command(&[command, &["--config", "paper/qwen2.5-3b-0.5b/dgpo"]].concat());
     let nowhere = world.path("no-cache");
     Ended::of(started.env("HF_HUB_CACHE", nowhere).env_remove("DGPO_DATA_DIR"))
 }
@@ -24,9 +26,11 @@ const PAPER: [&str; 18] = [
     "2wikimultihopqa/dev.jsonl",
     "musique/dev.jsonl",
     "bamboogle/test.jsonl",
-    "hf download PeterJinGo/wiki-18-corpus wiki-18.jsonl.gz --repo-type dataset --local-dir \"${DGPO_DATA_DIR}\"",
+    "hf download PeterJinGo/wiki-18-corpus wiki-18.jsonl.gz --repo-type dataset --local-dir \
+     \"${DGPO_DATA_DIR}\"",
     "gunzip \"${DGPO_DATA_DIR}/wiki-18.jsonl.gz\"\n",
-    "cargo xtask index build --out \"${DGPO_DATA_DIR}/wiki18-e5\" --corpus \"${DGPO_DATA_DIR}/wiki-18.jsonl\" --encoder intfloat/e5-base-v2",
+    "cargo xtask index build --out \"${DGPO_DATA_DIR}/wiki18-e5\" --corpus \
+     \"${DGPO_DATA_DIR}/wiki-18.jsonl\" --encoder intfloat/e5-base-v2",
     "nothing was started",
     "pip install -U huggingface_hub",
 ];
@@ -48,11 +52,13 @@ fn the_papers_run_says_once_what_it_lacks_and_leaves_nothing() {
 #[test]
 fn eval_and_index_build_say_what_they_lack_and_no_more() {
     let world = World::new();
-    let played = paper(&world, &["eval"]).failed(2, &["hf download Qwen/Qwen2.5-0.5B-Instruct\n", "bamboogle/test.jsonl"]);
+    let played = paper(&world, &["eval"])
+        .failed(2, &["hf download Qwen/Qwen2.5-0.5B-Instruct\n", "bamboogle/test.jsonl"]);
     for part in ["train.jsonl", "omron-sinicx"] {
         assert!(!played.stderr.contains(part), "{part} is not used:\n{}", played.stderr);
     }
-    let built = paper(&world, &["index", "build", "--out", "indexes/x"]).failed(2, &["intfloat/e5-base-v2", "wiki-18.jsonl.gz"]);
+    let built = paper(&world, &["index", "build", "--out", "indexes/x"])
+        .failed(2, &["intfloat/e5-base-v2", "wiki-18.jsonl.gz"]);
     assert!(!built.stderr.contains("Qwen"), "{}", built.stderr);
     assert!(!world.path("indexes").exists());
 }
@@ -60,13 +66,22 @@ fn eval_and_index_build_say_what_they_lack_and_no_more() {
 #[test]
 fn the_plan_of_the_paper_needs_no_download_and_begins_with_the_bill() {
     let planned = paper(&World::new(), &["plan"]);
-    let at = |text: &str| planned.stdout.find(text).unwrap_or_else(|| panic!("no {text:?} in\n{}", planned.stdout));
+    let at = |text: &str| {
+        planned.stdout.find(text).unwrap_or_else(|| panic!("no {text:?} in\n{}", planned.stdout))
+    };
     assert!(at("rl: 1,000 steps") < at("memory of rl") && at("memory of rl") < at("disk space"));
-    // 494,032,768 parameters in f32 with gradients and moments, and the teacher's 3,085,938,688 in bf16.
-    assert!(planned.stdout.contains("student: Adam moments (f32)") && planned.stdout.contains("6.2 GB  teacher: parameters (bf16)"));
+    // 494,032,768 parameters in f32 with gradients and moments, and the teacher's 3,085,938,688 in
+    // bf16.
+    assert!(
+        planned.stdout.contains("student: Adam moments (f32)")
+            && planned.stdout.contains("6.2 GB  teacher: parameters (bf16)")
+    );
     assert!(!planned.stdout.contains("unknown"), "{}", planned.stdout);
     let recipe = paper(&World::new(), &["plan", "--recipe"]).done().stdout;
-    assert!(recipe.starts_with("stage = \"pipeline\"") && !recipe.contains("memory of"), "{recipe}");
+    assert!(
+        recipe.starts_with("stage = \"pipeline\"") && !recipe.contains("memory of"),
+        "{recipe}"
+    );
 }
 
 #[test]
@@ -74,11 +89,26 @@ fn doctor_looks_at_a_recipe_where_one_is_named() {
     let world = World::new();
     let found = world.dgpo(&["doctor", "--config", "rl.toml", "--json"]).json();
     let checks = found["checks"].as_array().unwrap();
-    assert!(checks.iter().any(|check| check["name"] == "recipe" && check["status"] == "ok"), "{found:#}");
-    let missing = world.dgpo(&["doctor", "--config", "rl.toml", "--set", "data.train=[\"none.jsonl\"]", "--json"]);
+    assert!(
+        checks.iter().any(|check| check["name"] == "recipe" && check["status"] == "ok"),
+        "{found:#}"
+    );
+    let missing = world.dgpo(&[
+        "doctor",
+        "--config",
+        "rl.toml",
+        "--set",
+        "data.train=[\"none.jsonl\"]",
+        "--json",
+    ]);
     assert_eq!(missing.code, Some(2), "{}", missing.stderr);
     let found: Value = serde_json::from_str(&missing.stdout).unwrap();
-    let failed = found["checks"].as_array().unwrap().iter().find(|check| check["status"] == "failed").unwrap();
+    let failed = found["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|check| check["status"] == "failed")
+        .unwrap();
     assert_eq!(failed["name"], "data.train");
     assert!(failed["found"].as_str().unwrap().contains("none.jsonl"), "{failed}");
 }
@@ -119,14 +149,21 @@ fn ask_and_eval_need_a_model_and_passages_alone() {
     world.dgpo(&arguments).failed(2, &["data.test is empty", "--data FILE"]);
     // What is used has to be right.
     let wrong = ["ask", "Who?", "--config", "play.toml", "--set"];
-    world.dgpo(&[&wrong[..], &["retriever.kind=bm52"]].concat()).failed(2, &["retriever.kind", "did you mean \"bm25\"?"]);
-    world.dgpo(&[&wrong[..], &["model.student="]].concat()).failed(2, &["model.student", "is empty"]);
+    world
+        .dgpo(&[&wrong[..], &["retriever.kind=bm52"]].concat())
+        .failed(2, &["retriever.kind", "did you mean \"bm25\"?"]);
+    world
+        .dgpo(&[&wrong[..], &["model.student="]].concat())
+        .failed(2, &["model.student", "is empty"]);
 }
 
 /// The example in a command's help text, as words.
 fn example(world: &World, command: &str) -> Vec<String> {
     let help = world.dgpo(&[command, "--help"]).done().stdout;
-    let line = help.lines().find_map(|line| line.trim().strip_prefix(&format!("Example: dgpo {command} "))).expect("an example");
+    let line = help
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(&format!("Example: dgpo {command} ")))
+        .expect("an example");
     let mut words = Vec::new();
     for (at, part) in line.split('"').enumerate() {
         match at % 2 {
@@ -141,14 +178,26 @@ fn example(world: &World, command: &str) -> Vec<String> {
 fn the_example_of_ask_is_answered_and_a_question_about_the_world_outside_is_warned_about() {
     let world = World::new();
     let example = example(&world, "ask");
-    let words: Vec<&str> = std::iter::once("ask").chain(example.iter().map(String::as_str)).collect();
+    let words: Vec<&str> =
+        std::iter::once("ask").chain(example.iter().map(String::as_str)).collect();
     let asked = world.dgpo(&words).done();
     assert!(asked.stdout.ends_with("--- answer\nTobsa Port\n"), "{}", asked.stdout);
     assert!(!asked.stderr.contains("warning"), "{}", asked.stderr);
-    let outside = world.dgpo(&["ask", "Who wrote Middlemarch?", "--model", "builtin:tiny/teacher"]).done();
-    assert!(outside.stderr.contains("warning: the question names nothing that is in the built-in encyclopaedia"), "{}", outside.stderr);
+    let outside =
+        world.dgpo(&["ask", "Who wrote Middlemarch?", "--model", "builtin:tiny/teacher"]).done();
+    assert!(
+        outside
+            .stderr
+            .contains("warning: the question names nothing that is in the built-in encyclopaedia"),
+        "{}",
+        outside.stderr
+    );
     let own = world.dgpo(&["ask", &example[0], "--model", "talker"]).done();
-    assert!(own.stderr.contains("warning: the model is searching the built-in encyclopaedia"), "{}", own.stderr);
+    assert!(
+        own.stderr.contains("warning: the model is searching the built-in encyclopaedia"),
+        "{}",
+        own.stderr
+    );
     let both = world.dgpo(&["ask", "Who wrote Middlemarch?", "--config", "rl.toml"]).done();
     assert!(!both.stderr.contains("warning"), "its passages are the user's own: {}", both.stderr);
 }

@@ -1,4 +1,5 @@
-//! Reports: what they say of a run, how the page behaves in a real browser, and what TensorBoard reads.
+//! Reports: what they say of a run, how the page behaves in a real browser, and what TensorBoard
+//! reads.
 use crate::{
     browser::{Browser, keep_screenshot, png_size},
     support::{World, metrics_of},
@@ -7,8 +8,10 @@ use dgpo::rollout::{EpisodeRecord, record::read_records};
 use serde_json::{Value, json};
 use std::{path::PathBuf, process::Command};
 
-/// Ends the script that it stands in, opens another and loads a picture, wherever it is taken for HTML.
-const HOSTILE: &str = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> <!-- who?";
+/// Ends the script that it stands in, opens another and loads a picture, wherever it is taken for
+/// HTML.
+const HOSTILE: &str =
+    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> <!-- who?";
 
 /// An RL run of four steps, evaluated, one of whose questions is hostile.
 fn finished_run() -> World {
@@ -16,12 +19,24 @@ fn finished_run() -> World {
     let questions = std::fs::read_to_string(world.path("questions.jsonl")).unwrap();
     let hostile = |line: &str| {
         let mut question: Value = serde_json::from_str(line).unwrap();
-        question["question"] = json!(format!("{HOSTILE} {}", question["question"].as_str().unwrap()));
+        question["question"] =
+            json!(format!("{HOSTILE} {}", question["question"].as_str().unwrap()));
         question.to_string() + "\n"
     };
-    let text: String = questions.lines().enumerate().map(|(i, line)| if i == 3 { hostile(line) } else { format!("{line}\n") }).collect();
+    let text: String = questions
+        .lines()
+        .enumerate()
+        .map(|(i, line)| if i == 3 { hostile(line) } else { format!("{line}\n") })
+        .collect();
     world.write("questions.jsonl", &text);
-    let test = ["--set", "data.test=[\"questions.jsonl\"]", "--set", "data.max_test=6", "--set", "episode.max_start_length=160"];
+    let test = [
+        "--set",
+        "data.test=[\"questions.jsonl\"]",
+        "--set",
+        "data.max_test=6",
+        "--set",
+        "episode.max_start_length=160",
+    ];
     world.dgpo(&[&["train", "--config", "rl.toml", "--name", "a"][..], &test].concat()).done();
     world
 }
@@ -33,18 +48,30 @@ fn records_of(world: &World, step: usize) -> Vec<EpisodeRecord> {
 #[test]
 fn a_training_run_ends_with_a_report_and_the_command_writes_it_again() {
     let world = finished_run();
-    let files = ["report.html", "report.md", "tb/rl/events.out.tfevents.0.dgpo"].map(|name| world.path(&format!("runs/a/{name}")));
+    let files = ["report.html", "report.md", "tb/rl/events.out.tfevents.0.dgpo"]
+        .map(|name| world.path(&format!("runs/a/{name}")));
     let first = files.each_ref().map(|file| std::fs::read(file).unwrap());
     files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
     let written = world.dgpo(&["report", "a", "--json"]).json();
     assert_eq!(written["html"], "runs/a/report.html");
-    // Four steps of 48 episodes and 6 test questions for student, teacher and DGPO: all small enough to be shown.
-    assert_eq!((&written["n_episodes"], &written["warnings"]), (&json!(4 * 48 + 3 * 6), &json!([])));
+    // Four steps of 48 episodes and 6 test questions for student, teacher and DGPO: all small
+    // enough to be shown.
+    assert_eq!(
+        (&written["n_episodes"], &written["warnings"]),
+        (&json!(4 * 48 + 3 * 6), &json!([]))
+    );
     assert_eq!(files.each_ref().map(|file| std::fs::read(file).unwrap()), first);
     let text = String::from_utf8(first[1].clone()).unwrap();
-    let evaluated: Value = serde_json::from_slice(&std::fs::read(world.path("runs/a/evaluation/rl.json")).unwrap()).unwrap();
-    let row = text.lines().find(|line| line.starts_with("| rl ")).unwrap_or_else(|| panic!("{text}"));
-    assert!(row.contains(&format!("{:.3}", evaluated["average_em"].as_f64().unwrap())) && row.contains("rl-step-000004"), "{row}");
+    let evaluated: Value =
+        serde_json::from_slice(&std::fs::read(world.path("runs/a/evaluation/rl.json")).unwrap())
+            .unwrap();
+    let row =
+        text.lines().find(|line| line.starts_with("| rl ")).unwrap_or_else(|| panic!("{text}"));
+    assert!(
+        row.contains(&format!("{:.3}", evaluated["average_em"].as_f64().unwrap()))
+            && row.contains("rl-step-000004"),
+        "{row}"
+    );
     assert!(text.contains("rollout/reward"), "{text}");
 }
 
@@ -61,8 +88,12 @@ fn saved_rl_episodes_carry_the_numbers_of_their_tokens() {
         assert_eq!(tokens.values.as_ref().unwrap().len(), record.episode.response_len());
         // The reference reads wrong episodes alone.
         assert_eq!(tokens.ref_log_probs.is_some(), !record.episode.is_correct());
-        if let (Some(old), Some(reference), Some(kl)) = (&tokens.old_log_probs, &tokens.ref_log_probs, &tokens.kl) {
-            let known = |numbers: &Vec<Option<f32>>| numbers.iter().map(|x| f64::from(x.unwrap())).collect::<Vec<f64>>();
+        if let (Some(old), Some(reference), Some(kl)) =
+            (&tokens.old_log_probs, &tokens.ref_log_probs, &tokens.kl)
+        {
+            let known = |numbers: &Vec<Option<f32>>| {
+                numbers.iter().map(|x| f64::from(x.unwrap())).collect::<Vec<f64>>()
+            };
             let [old, reference, kl] = [old, reference, kl].map(known);
             for ((old, reference), kl) in old.iter().zip(&reference).zip(&kl) {
                 // Three numbers of five decimals each.
@@ -74,7 +105,10 @@ fn saved_rl_episodes_carry_the_numbers_of_their_tokens() {
     }
     assert!(n_penalised > 0 && n_penalised < records.len());
     let metrics = &metrics_of(&world.path("runs/a"))[0];
-    assert_eq!(metrics["kl/selected_episodes"].as_f64().unwrap(), n_penalised as f64 / records.len() as f64);
+    assert_eq!(
+        metrics["kl/selected_episodes"].as_f64().unwrap(),
+        n_penalised as f64 / records.len() as f64
+    );
     // What the sampler saw and what was recomputed differ as little as the metric says.
     let largest = metrics["rollout/logprob_diff_max"].as_f64().unwrap() + 1e-5;
     for record in &records {
@@ -116,17 +150,25 @@ fn a_folder_that_is_no_run_is_refused() {
 
 /// Chooses one of the viewer's radio buttons.
 fn choose(browser: &mut Browser, name: &str, value: &str) {
-    browser.evaluate(&format!("document.querySelector('input[name=\"{name}\"][value=\"{value}\"]').click()"));
+    browser.evaluate(&format!(
+        "document.querySelector('input[name=\"{name}\"][value=\"{value}\"]').click()"
+    ));
 }
 
 /// What the token panel says under each name.
 fn panel(browser: &mut Browser) -> Value {
-    browser.evaluate("Object.fromEntries([...document.querySelectorAll('#token dd')].map((dd) => [dd.dataset.of, dd.textContent]))")
+    browser.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('#token dd')].map((dd) => \
+         [dd.dataset.of, dd.textContent]))",
+    )
 }
 
 /// Lines of the file whose episodes the list shows, in the order of the list.
 fn listed(browser: &mut Browser) -> Value {
-    browser.evaluate("[...document.querySelectorAll('#list [role=option]')].map((row) => Number(row.dataset.line))")
+    browser.evaluate(
+        "[...document.querySelectorAll('#list [role=option]')].map((row) => \
+         Number(row.dataset.line))",
+    )
 }
 
 /// Lines, counted from 1, of the records that `keeps` keeps.
@@ -154,7 +196,13 @@ fn the_page_works_in_a_browser() {
     choose(&mut browser, "filter", "all");
     for (order, respect) in [("longest", true), ("searches", false)] {
         choose(&mut browser, "order", order);
-        let size = |line: &usize| if respect { records[line - 1].episode.response_len() } else { records[line - 1].episode.searches.len() };
+        let size = |line: &usize| {
+            if respect {
+                records[line - 1].episode.response_len()
+            } else {
+                records[line - 1].episode.searches.len()
+            }
+        };
         let mut expected = lines(&records, |_| true);
         expected.sort_by_key(|line| std::cmp::Reverse(size(line)));
         assert_eq!(listed(&mut browser), json!(expected), "{order}");
@@ -178,7 +226,11 @@ fn the_page_works_in_a_browser() {
     assert_eq!((&shown["author"], &shown["loss mask"]), (&json!("agent"), &json!("1 (trained)")));
     assert_eq!(
         shown["position, id"],
-        format!("{}, {}", record.episode.prompt_len() + 1, record.episode.ids()[record.episode.prompt_len() + 1])
+        format!(
+            "{}, {}",
+            record.episode.prompt_len() + 1,
+            record.episode.ids()[record.episode.prompt_len() + 1]
+        )
     );
     let expected = [
         ("log π old", four(&tokens.old_log_probs)),
@@ -190,7 +242,10 @@ fn the_page_works_in_a_browser() {
     for (name, number) in expected {
         let text = shown[name].as_str().unwrap_or_else(|| panic!("no {name} in {shown}"));
         // Five decimals in the file, four on the page.
-        assert!((text.parse::<f64>().unwrap() - f64::from(number)).abs() < 6e-5, "{name}: {text} for {number}");
+        assert!(
+            (text.parse::<f64>().unwrap() - f64::from(number)).abs() < 6e-5,
+            "{name}: {text} for {number}"
+        );
     }
     // Down to the observation: the critic reads it, no loss does.
     browser.press("ArrowDown");
@@ -214,36 +269,61 @@ fn the_page_works_in_a_browser() {
     choose(&mut browser, "filter", "all");
     browser.evaluate("document.querySelector('#step').focus()");
     browser.press("Home");
-    assert_eq!(browser.evaluate("document.querySelector('#step-label').textContent"), "step 1 (rl-step-000001.jsonl)");
+    assert_eq!(
+        browser.evaluate("document.querySelector('#step-label').textContent"),
+        "step 1 (rl-step-000001.jsonl)"
+    );
     choose(&mut browser, "kind", "evaluation");
-    assert_eq!(browser.evaluate("document.querySelector('#step-label').textContent"), "rl (eval-rl.jsonl)");
+    assert_eq!(
+        browser.evaluate("document.querySelector('#step-label').textContent"),
+        "rl (eval-rl.jsonl)"
+    );
     assert_eq!(listed(&mut browser), json!([1, 2, 3, 4, 5, 6]));
 
     // A hostile question is text.
     browser.evaluate("document.querySelector('[data-line=\"4\"]').click()");
     let title = browser.evaluate("document.querySelector('#about h3').textContent");
     assert!(title.as_str().unwrap().starts_with(HOSTILE), "{title}");
-    assert_eq!(browser.evaluate("window.hacked === undefined && document.querySelectorAll('main img').length === 0"), true);
+    assert_eq!(
+        browser.evaluate(
+            "window.hacked === undefined && document.querySelectorAll('main img').length === 0"
+        ),
+        true
+    );
 
     // A chart read with the keyboard says what metrics.jsonl says.
-    browser.evaluate("document.querySelector('figure[data-metric=\"rollout/reward\"] svg[tabindex]').focus()");
+    browser.evaluate(
+        "document.querySelector('figure[data-metric=\"rollout/reward\"] svg[tabindex]').focus()",
+    );
     browser.press("End");
     browser.press("ArrowLeft");
-    let tip = browser.evaluate("document.querySelector('figure[data-metric=\"rollout/reward\"] .tip').innerText");
+    let tip = browser.evaluate(
+        "document.querySelector('figure[data-metric=\"rollout/reward\"] .tip').innerText",
+    );
     let reward = metrics_of(&world.path("runs/a")).iter().find(|line| line["step"] == 3).unwrap()["rollout/reward"].as_f64().unwrap();
     let read: Vec<&str> = tip.as_str().unwrap().lines().collect();
     assert_eq!(read[0], "step 3");
     assert!((read[1].parse::<f64>().unwrap() - reward).abs() < 1e-4, "{tip} for {reward}");
 
     // It says so beside the point, which is in the right half of the chart.
-    let middle =
-        |part: &str| format!("(({{left, right}}) => (left + right) / 2)(document.querySelector('{part}').getBoundingClientRect())");
+    let middle = |part: &str| {
+        format!(
+            "(({{left, right}}) => (left + right) / \
+             2)(document.querySelector('{part}').getBoundingClientRect())"
+        )
+    };
     let figure = "figure[data-metric=\"rollout/reward\"]";
-    assert_eq!(browser.evaluate(&format!("{} > {}", middle(&format!("{figure} .tip")), middle(figure))), true);
+    assert_eq!(
+        browser.evaluate(&format!("{} > {}", middle(&format!("{figure} .tip")), middle(figure))),
+        true
+    );
 
     assert_eq!(browser.errors(), Vec::<&Value>::new());
     assert!(
-        browser.requests().iter().all(|address| address.starts_with("file://") && address.ends_with("report.html")),
+        browser
+            .requests()
+            .iter()
+            .all(|address| address.starts_with("file://") && address.ends_with("report.html")),
         "{:?}",
         browser.requests()
     );
@@ -256,20 +336,41 @@ fn the_page_opens_on_the_tokens_that_the_kl_acts_on() {
     browser.screen(1280, 900, "light");
     browser.open(&world.path("runs/a/report.html"));
     assert_eq!(
-        browser.evaluate("[...document.querySelectorAll('main > section[id]')].map((section) => section.id)"),
+        browser.evaluate(
+            "[...document.querySelectorAll('main > section[id]')].map((section) => section.id)"
+        ),
         json!(["results", "episodes", "curves", "run"])
     );
     assert_eq!(browser.evaluate("document.querySelectorAll('.card .sure').length"), 3);
-    let legend = |browser: &mut Browser| browser.evaluate("document.querySelector('#legend').textContent").as_str().unwrap().to_owned();
-    let n_shaded = |browser: &mut Browser| browser.evaluate("document.querySelectorAll('#tokens .t[style]').length").as_u64().unwrap();
-    assert_eq!(browser.evaluate("document.querySelectorAll('#list [aria-selected=\"true\"] .wrong').length"), 1);
+    let legend = |browser: &mut Browser| {
+        browser
+            .evaluate("document.querySelector('#legend').textContent")
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let n_shaded = |browser: &mut Browser| {
+        browser.evaluate("document.querySelectorAll('#tokens .t[style]').length").as_u64().unwrap()
+    };
+    assert_eq!(
+        browser
+            .evaluate("document.querySelectorAll('#list [aria-selected=\"true\"] .wrong').length"),
+        1
+    );
     let told = legend(&mut browser);
-    assert!(told.contains("pulled towards the teacher") && told.contains("KL, nats a token"), "{told}");
-    let n_agent = browser.evaluate("document.querySelectorAll('#tokens .agent .t').length").as_u64().unwrap();
+    assert!(
+        told.contains("pulled towards the teacher") && told.contains("KL, nats a token"),
+        "{told}"
+    );
+    let n_agent =
+        browser.evaluate("document.querySelectorAll('#tokens .agent .t').length").as_u64().unwrap();
     assert_eq!(n_shaded(&mut browser), n_agent);
     choose(&mut browser, "filter", "correct");
     let told = legend(&mut browser);
-    assert!(told.contains("this episode is correct, and the selective KL acts on wrong ones alone"), "{told}");
+    assert!(
+        told.contains("this episode is correct, and the selective KL acts on wrong ones alone"),
+        "{told}"
+    );
     assert_eq!(n_shaded(&mut browser), 0);
     choose(&mut browser, "filter", "all");
     choose(&mut browser, "kind", "evaluation");
@@ -291,8 +392,10 @@ fn labels_of_axes_are_whole_and_a_constant_has_no_range() {
     browser.open(&world.path("runs/a/report.html"));
     let labels = |browser: &mut Browser, metric: &str| {
         browser.evaluate(&format!(
-            "[...document.querySelectorAll('figure[data-metric=\"{metric}\"] svg text[text-anchor=\"end\"]')].map((text) => \
-             [text.textContent, text.getBoundingClientRect().left >= text.ownerSVGElement.getBoundingClientRect().left])"
+            "[...document.querySelectorAll('figure[data-metric=\"{metric}\"] svg \
+             text[text-anchor=\"end\"]')].map((text) => [text.textContent, \
+             text.getBoundingClientRect().left >= \
+             text.ownerSVGElement.getBoundingClientRect().left])"
         ))
     };
     let negative = labels(&mut browser, "mine/negative");
@@ -308,16 +411,31 @@ fn the_page_fits_a_phone_and_follows_the_colours_of_the_system() {
     let world = finished_run();
     browser.screen(390, 844, "light");
     browser.open(&world.path("runs/a/report.html"));
-    let background =
-        |browser: &mut Browser| browser.evaluate("getComputedStyle(document.body).backgroundColor").as_str().unwrap().to_owned();
+    let background = |browser: &mut Browser| {
+        browser
+            .evaluate("getComputedStyle(document.body).backgroundColor")
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
     let mut backgrounds = Vec::new();
-    for (width, height, scheme) in [(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light"), (390, 844, "dark")] {
+    for (width, height, scheme) in
+        [(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light"), (390, 844, "dark")]
+    {
         browser.screen(width, height, scheme);
-        let overflow = browser.evaluate(&format!("Math.max(0, document.documentElement.scrollWidth - {width})"));
+        let overflow = browser
+            .evaluate(&format!("Math.max(0, document.documentElement.scrollWidth - {width})"));
         assert_eq!(overflow, 0, "something is wider than the screen");
-        for (name, part) in [("top", "body"), ("curves", "#curves"), ("episodes", "#episodes"), ("tokens", "#tokens")] {
+        for (name, part) in [
+            ("top", "body"),
+            ("curves", "#curves"),
+            ("episodes", "#episodes"),
+            ("tokens", "#tokens"),
+        ] {
             let show = format!(
-                "document.querySelector('{part}').scrollIntoView({{behavior: 'instant'}}); document.querySelector('#tokens .t[tabindex=\"0\"]').focus({{preventScroll: true}})"
+                "document.querySelector('{part}').scrollIntoView({{behavior: 'instant'}}); \
+                 document.querySelector('#tokens .t[tabindex=\"0\"]').focus({{preventScroll: \
+                 true}})"
             );
             browser.evaluate(&show);
             let png = browser.screenshot();
@@ -346,21 +464,37 @@ print(json.dumps([[tag, e.step, e.value] for tag in events.Tags()['scalars'] for
 #[test]
 fn tensorboard_reads_every_metric() {
     // `1`, or the Python that has the package.
-    let Some(python) = std::env::var_os("DGPO_TENSORBOARD").map(|value| if value == "1" { PathBuf::from("python3") } else { value.into() })
+    let Some(python) = std::env::var_os("DGPO_TENSORBOARD")
+        .map(|value| if value == "1" { PathBuf::from("python3") } else { value.into() })
     else {
-        eprintln!("skipped: DGPO_TENSORBOARD=1 reads the event files back with the Python package tensorboard");
+        eprintln!(
+            "skipped: DGPO_TENSORBOARD=1 reads the event files back with the Python package \
+             tensorboard"
+        );
         return;
     };
     let world = finished_run();
-    let output = Command::new(python).args(["-c", READ_EVENTS]).arg(world.path("runs/a/tb/rl")).output().unwrap();
+    let output = Command::new(python)
+        .args(["-c", READ_EVENTS])
+        .arg(world.path("runs/a/tb/rl"))
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let read: Vec<(String, u64, f64)> = serde_json::from_slice(&output.stdout).unwrap();
     let text = std::fs::read_to_string(world.path("runs/a/metrics.jsonl")).unwrap();
     let mut n_expected = 0;
-    for line in text.lines().map(|line| serde_json::from_str::<serde_json::Map<String, Value>>(line).unwrap()) {
+    for line in text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Map<String, Value>>(line).unwrap())
+    {
         let step = line["step"].as_u64().unwrap();
-        for (name, value) in line.iter().filter(|(name, value)| *name != "step" && value.is_number()) {
-            let found = read.iter().find(|(tag, at, _)| tag == name && *at == step).unwrap_or_else(|| panic!("no {name} of step {step}"));
+        for (name, value) in
+            line.iter().filter(|(name, value)| *name != "step" && value.is_number())
+        {
+            let found = read
+                .iter()
+                .find(|(tag, at, _)| tag == name && *at == step)
+                .unwrap_or_else(|| panic!("no {name} of step {step}"));
             assert_eq!(found.2 as f32, value.as_f64().unwrap() as f32, "{name}");
             n_expected += 1;
         }

@@ -12,8 +12,10 @@ const AUTHORIZATION: &str = "Basic YW5uOnMzY3IzdA==";
 fn assert_is_kept(world: &World, ended: &Ended) {
     let files = files_below(&world.path("."));
     assert!(files.len() > 5);
-    let said =
-        [(std::path::PathBuf::from("stdout"), ended.stdout.clone().into_bytes()), ("stderr".into(), ended.stderr.clone().into_bytes())];
+    let said = [
+        (std::path::PathBuf::from("stdout"), ended.stdout.clone().into_bytes()),
+        ("stderr".into(), ended.stderr.clone().into_bytes()),
+    ];
     for (name, bytes) in files.into_iter().chain(said) {
         let text = String::from_utf8_lossy(&bytes);
         for secret in [PASSWORD, AUTHORIZATION, "ann:"] {
@@ -26,11 +28,23 @@ fn assert_is_kept(world: &World, ended: &Ended) {
 fn a_password_named_by_a_variable_reaches_the_server_again_at_each_resume_and_nothing_else() {
     let (world, server) = (World::new(), Server::start(0..0));
     let address = server.url.replace("http://", &format!("http://ann:{PASSWORD}@"));
-    let settings = ["retriever.kind=remote", "retriever.url=${RETRIEVER_URL}", "retriever.max_retries=1", "retriever.first_pause_s=0.001"];
-    let few = ["retriever.max_outage_s=0", "rl.steps=2", "data.test=[\"questions.jsonl\"]", "data.max_test=2", "rl.questions_per_step=24"];
+    let settings = [
+        "retriever.kind=remote",
+        "retriever.url=${RETRIEVER_URL}",
+        "retriever.max_retries=1",
+        "retriever.first_pause_s=0.001",
+    ];
+    let few = [
+        "retriever.max_outage_s=0",
+        "rl.steps=2",
+        "data.test=[\"questions.jsonl\"]",
+        "data.max_test=2",
+        "rl.questions_per_step=24",
+    ];
     let settings = [&settings[..], &few].concat();
     let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", *setting]).collect();
-    let with_password = |arguments: &[&str]| Ended::of(world.command(arguments).env("RETRIEVER_URL", &address));
+    let with_password =
+        |arguments: &[&str]| Ended::of(world.command(arguments).env("RETRIEVER_URL", &address));
     let train = [&["train", "--config", "rl.toml", "--name", "a", "-vv"][..], &settings].concat();
     server.set(0..usize::MAX);
     let failed = with_password(&train).failed(1, &[&server.url]);
@@ -39,11 +53,22 @@ fn a_password_named_by_a_variable_reaches_the_server_again_at_each_resume_and_no
     assert_is_kept(&world, &with_password(&["train", "--resume", "runs/a", "-vv"]).done());
     assert_is_kept(&world, &with_password(&["plan", "--config", "runs/a/recipe.toml"]).done());
     let asked = server.authorizations();
-    assert!(asked.len() > 1 && asked.iter().all(|authorization| authorization == AUTHORIZATION), "{asked:?}");
+    assert!(
+        asked.len() > 1 && asked.iter().all(|authorization| authorization == AUTHORIZATION),
+        "{asked:?}"
+    );
     let recipe = std::fs::read_to_string(world.path("runs/a/recipe.toml")).unwrap();
     assert!(recipe.contains("url = \"${RETRIEVER_URL}\""), "{recipe}");
     world
-        .dgpo(&["train", "--config", "rl.toml", "--set", "retriever.kind=remote", "--set", "retriever.url=${NO_SUCH_URL}"])
+        .dgpo(&[
+            "train",
+            "--config",
+            "rl.toml",
+            "--set",
+            "retriever.kind=remote",
+            "--set",
+            "retriever.url=${NO_SUCH_URL}",
+        ])
         .failed(2, &["NO_SUCH_URL", "is not set", "export NO_SUCH_URL=\"http://"]);
 }
 
@@ -51,15 +76,31 @@ fn a_password_named_by_a_variable_reaches_the_server_again_at_each_resume_and_no
 fn a_password_that_is_written_out_is_refused_and_not_repeated() {
     let world = World::new();
     let url = format!("retriever.url=http://ann:{PASSWORD}@127.0.0.1:1/retrieve");
-    let refused = world.dgpo(&["train", "--config", "rl.toml", "--set", "retriever.kind=remote", "--set", &url]);
+    let refused = world.dgpo(&[
+        "train",
+        "--config",
+        "rl.toml",
+        "--set",
+        "retriever.kind=remote",
+        "--set",
+        &url,
+    ]);
     assert_is_kept(&world, &refused.failed(2, &["retriever.url", "${RETRIEVER_URL}"]));
     // Whatever the key, and where no retriever is asked.
     for key in ["retriever.url", "data.corpus", "model.teacher"] {
         let setting = format!("{key}=https://ann:{PASSWORD}@127.0.0.1/x");
-        assert_is_kept(&world, &world.dgpo(&["train", "--config", "rl.toml", "--set", &setting]).failed(2, &[key, "a user or a password"]));
+        assert_is_kept(
+            &world,
+            &world
+                .dgpo(&["train", "--config", "rl.toml", "--set", &setting])
+                .failed(2, &[key, "a user or a password"]),
+        );
     }
     let list = format!("data.train=[\"https://ann:{PASSWORD}@127.0.0.1/x.jsonl\"]");
-    assert_is_kept(&world, &world.dgpo(&["train", "--config", "rl.toml", "--set", &list]).failed(2, &["data.train"]));
+    assert_is_kept(
+        &world,
+        &world.dgpo(&["train", "--config", "rl.toml", "--set", &list]).failed(2, &["data.train"]),
+    );
     let model = format!("https://ann:{PASSWORD}@127.0.0.1/model");
     assert_is_kept(
         &world,
@@ -68,5 +109,8 @@ fn a_password_that_is_written_out_is_refused_and_not_repeated() {
             .failed(2, &["https://***@127.0.0.1/model"]),
     );
     let misspelt = format!("retreiver.url=http://ann:{PASSWORD}@127.0.0.1:1/retrieve");
-    assert_is_kept(&world, &world.dgpo(&["train", "--set", &misspelt]).failed(2, &["http://***@127.0.0.1:1/retrieve"]));
+    assert_is_kept(
+        &world,
+        &world.dgpo(&["train", "--set", &misspelt]).failed(2, &["http://***@127.0.0.1:1/retrieve"]),
+    );
 }

@@ -1,8 +1,9 @@
 //! A small world in a temporary folder, and `dgpo` run in it.
 //!
-//! [`World`] writes everything a recipe needs: shapes of two networks of some ten thousand parameters, the tokenizer of the built-in world, a few
-//! of its questions and passages. `talker` is a network made to write the protocol's tags and one answer, so that its episodes search, answer, and
-//! are sometimes right, at random: what an untrained network never does.
+//! [`World`] writes everything a recipe needs: shapes of two networks of some ten thousand
+//! parameters, the tokenizer of the built-in world, a few of its questions and passages. `talker`
+//! is a network made to write the protocol's tags and one answer, so that its episodes search,
+//! answer, and are sometimes right, at random: what an untrained network never does.
 use dgpo::rng::{Key, Purpose};
 use serde_json::{Value, json};
 use std::{
@@ -45,7 +46,10 @@ impl World {
                 fs::copy(repository("configs/tiny/student").join(file), dir.join(file)).unwrap();
             }
             let n_layers = if network == "teacher" { 2 } else { 1 };
-            world.write(&format!("{network}/config.json"), &config_json(n_layers, VOCAB_SIZE, network != "talker").to_string());
+            world.write(
+                &format!("{network}/config.json"),
+                &config_json(n_layers, VOCAB_SIZE, network != "talker").to_string(),
+            );
         }
         write_safetensors(&world.path("talker/model.safetensors"), &talker_weights());
         world.write("corpus.jsonl", &first_lines("configs/tiny/corpus.jsonl", 30));
@@ -58,7 +62,8 @@ impl World {
         world.write("questions.jsonl", &questions.collect::<String>());
         world.write("kd.toml", KD_RECIPE);
         world.write("rl.toml", RL_RECIPE);
-        fs::copy(repository("configs/tiny/demos-1hop.jsonl.gz"), world.path("demos.jsonl.gz")).unwrap();
+        fs::copy(repository("configs/tiny/demos-1hop.jsonl.gz"), world.path("demos.jsonl.gz"))
+            .unwrap();
         world
     }
 
@@ -70,7 +75,8 @@ impl World {
         fs::write(self.path(inside), text).unwrap();
     }
 
-    /// `dgpo ARGUMENTS` in this folder, not started yet. Unpacked built-in files stay in the folder too.
+    /// `dgpo ARGUMENTS` in this folder, not started yet. Unpacked built-in files stay in the folder
+    /// too.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dgpo"));
         command.args(arguments);
@@ -80,7 +86,10 @@ impl World {
 
     /// Lets any program run in this folder.
     pub fn at_home(&self, command: &mut Command) {
-        command.current_dir(self.folder.path()).env("XDG_CACHE_HOME", self.path("cache")).env("NO_COLOR", "1");
+        command
+            .current_dir(self.folder.path())
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("NO_COLOR", "1");
         command.stdin(Stdio::null());
     }
 
@@ -144,13 +153,17 @@ type Named = (String, Vec<usize>, Vec<f32>);
 
 /// One layer of small random weights around a Markov chain over the protocol's tags.
 ///
-/// Number 0 of every embedding is 1, and number n + 1 of favourite n's is 1 too; all others are nearly 0. They survive the trunk and the final norm (times
-/// 4 to 5.6), so in the output layer column 0 is a bias, and column n + 1 says what follows favourite n. Against e^0 each of the 976 other tokens,
-/// e^(5.6 · 1.5) makes a tag likely after any token, and e^(4 · 2.5) makes a transition nearly sure.
+/// Number 0 of every embedding is 1, and number n + 1 of favourite n's is 1 too; all others are
+/// nearly 0. They survive the trunk and the final norm (times 4 to 5.6), so in the output layer
+/// column 0 is a bias, and column n + 1 says what follows favourite n. Against e^0 each of the 976
+/// other tokens, e^(5.6 · 1.5) makes a tag likely after any token, and e^(4 · 2.5) makes a
+/// transition nearly sure.
 fn talker_weights() -> Vec<Named> {
     let key = Key::new(11, Purpose::World);
     let random = |n: u64, shape: &[usize], scale: f64| -> Vec<f32> {
-        (0..shape.iter().product::<usize>()).map(|i| ((2.0 * key.fold(n).uniform(i as u64) - 1.0) * scale) as f32).collect()
+        (0..shape.iter().product::<usize>())
+            .map(|i| ((2.0 * key.fold(n).uniform(i as u64) - 1.0) * scale) as f32)
+            .collect()
     };
     let favourites = favourite_ids();
     let [search, end_search, answer, end_answer, word] = [0, 1, 2, 3, 4];
@@ -166,7 +179,9 @@ fn talker_weights() -> Vec<Named> {
     for (next, weight) in [(search, 1.5), (answer, 1.5), (end_search, 1.2)] {
         output[favourites[next] * WIDTH] = weight;
     }
-    for (from, next, weight) in [(search, word, 2.1), (answer, word, 2.5), (word, end_answer, 3.3), (word, end_search, 2.0)] {
+    for (from, next, weight) in
+        [(search, word, 2.1), (answer, word, 2.5), (word, end_answer, 3.3), (word, end_search, 2.0)]
+    {
         output[favourites[next] * WIDTH + 1 + from] = weight;
     }
     let heads = N_HEADS * HEAD_DIM;
@@ -203,25 +218,38 @@ fn favourite_ids() -> Vec<usize> {
     let text = fs::read_to_string(repository("configs/tiny/student/tokenizer.json")).unwrap();
     let tokenizer: Value = serde_json::from_str(&text).unwrap();
     let added = tokenizer["added_tokens"].as_array().unwrap();
-    let id_of = |tag: &str| added.iter().find(|token| token["content"] == tag).unwrap_or_else(|| panic!("no token {tag}"))["id"].as_u64();
-    let mut ids: Vec<usize> =
-        [" <search>", " </search>", " <answer>", " </answer>"].iter().map(|tag| id_of(tag).unwrap() as usize).collect();
+    let id_of = |tag: &str| {
+        added
+            .iter()
+            .find(|token| token["content"] == tag)
+            .unwrap_or_else(|| panic!("no token {tag}"))["id"]
+            .as_u64()
+    };
+    let mut ids: Vec<usize> = [" <search>", " </search>", " <answer>", " </answer>"]
+        .iter()
+        .map(|tag| id_of(tag).unwrap() as usize)
+        .collect();
     // A word with a space in front, as byte-level BPE writes it.
     ids.push(tokenizer["model"]["vocab"][format!("\u{120}{ANSWER}")].as_u64().unwrap() as usize);
     ids
 }
 
-/// Writes the safetensors format by hand: eight bytes of length, a JSON header padded with blanks, the data.
+/// Writes the safetensors format by hand: eight bytes of length, a JSON header padded with blanks,
+/// the data.
 fn write_safetensors(path: &Path, tensors: &[Named]) {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, shape, values) in tensors {
         let start = data.len();
         data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        header.insert(name.clone(), json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()] }));
+        header.insert(
+            name.clone(),
+            json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()] }),
+        );
     }
     let mut header = Value::Object(header).to_string();
     header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-    fs::write(path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()).unwrap();
+    fs::write(path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat())
+        .unwrap();
 }
 
 /// Every tensor of a safetensors file: its dtype, shape and bytes.
@@ -229,11 +257,23 @@ pub fn tensors(path: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
     let bytes = fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let tensors = file.tensors().into_iter();
-    tensors.map(|(name, tensor)| (name, (format!("{:?}", tensor.dtype()), tensor.shape().to_vec(), tensor.data().to_vec()))).collect()
+    tensors
+        .map(|(name, tensor)| {
+            (
+                name,
+                (format!("{:?}", tensor.dtype()), tensor.shape().to_vec(), tensor.data().to_vec()),
+            )
+        })
+        .collect()
 }
 
 fn first_lines(path: &str, n: usize) -> String {
-    fs::read_to_string(repository(path)).unwrap().lines().take(n).map(|line| format!("{line}\n")).collect()
+    fs::read_to_string(repository(path))
+        .unwrap()
+        .lines()
+        .take(n)
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 pub fn copy_folder(from: &Path, to: &Path) {
@@ -256,7 +296,9 @@ pub fn files_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let path = entry.unwrap().path();
         let name = PathBuf::from(path.file_name().unwrap());
         if path.is_dir() {
-            files.extend(files_below(&path).into_iter().map(|(inside, bytes)| (name.join(inside), bytes)));
+            files.extend(
+                files_below(&path).into_iter().map(|(inside, bytes)| (name.join(inside), bytes)),
+            );
         } else {
             files.insert(name, fs::read(&path).unwrap());
         }
@@ -267,7 +309,8 @@ pub fn files_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 /// Names of the entries of a folder, sorted.
 pub fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -275,8 +318,11 @@ pub fn names_in(folder: &Path) -> Vec<String> {
 /// The metrics of a run, without the figures that measure the machine.
 pub fn metrics_of(run: &Path) -> Vec<BTreeMap<String, Value>> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<BTreeMap<String, Value>>(line).unwrap());
-    lines.map(|line| line.into_iter().filter(|(name, _)| !name.starts_with("perf/")).collect()).collect()
+    let lines =
+        text.lines().map(|line| serde_json::from_str::<BTreeMap<String, Value>>(line).unwrap());
+    lines
+        .map(|line| line.into_iter().filter(|(name, _)| !name.starts_with("perf/")).collect())
+        .collect()
 }
 
 /// How a process ended, and what it said.
@@ -292,7 +338,11 @@ impl Ended {
     pub fn of(command: &mut Command) -> Self {
         let output = command.output().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        Self {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
     }
 
     /// Asserts success.
@@ -304,10 +354,12 @@ impl Ended {
     /// The JSON on stdout of a command that succeeded.
     pub fn json(self) -> Value {
         let ended = self.done();
-        serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("stdout is not JSON ({e}):\n{}", ended.stdout))
+        serde_json::from_str(&ended.stdout)
+            .unwrap_or_else(|e| panic!("stdout is not JSON ({e}):\n{}", ended.stdout))
     }
 
-    /// Asserts a failure that was foreseen: the exit code, every part of the message, a hint, no panic, nothing on stdout.
+    /// Asserts a failure that was foreseen: the exit code, every part of the message, a hint, no
+    /// panic, nothing on stdout.
     pub fn failed(self, code: i32, parts: &[&str]) -> Self {
         assert_eq!(self.code, Some(code), "stderr:\n{}", self.stderr);
         for part in [&["hint: "], parts].concat() {
@@ -319,7 +371,8 @@ impl Ended {
     }
 }
 
-/// Starts a command, waits for the first line on stderr that contains `text`, does something to the process, and waits for its end.
+/// Starts a command, waits for the first line on stderr that contains `text`, does something to the
+/// process, and waits for its end.
 pub fn at_line(command: &mut Command, text: &str, act: impl FnOnce(&mut Child)) -> Ended {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut reader, mut stderr) = (BufReader::new(child.stderr.take().unwrap()), String::new());
@@ -340,6 +393,7 @@ pub fn at_line(command: &mut Command, text: &str, act: impl FnOnce(&mut Child)) 
 
 /// What Ctrl-C sends.
 pub fn interrupt(child: &mut Child) {
-    let status = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    let status =
+        Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
     assert!(status.success());
 }

@@ -1,7 +1,9 @@
-//! What the loops of the CPU backend share: strided views of its tensors, f32 out of 16 bits, vector instructions, and work split over threads.
+//! What the loops of the CPU backend share: strided views of its tensors, f32 out of 16 bits,
+//! vector instructions, and work split over threads.
 //!
-//! Loops are plain Rust over fixed-size arrays, compiled once for each instruction set the machine may have ([`simd`]) and left to the compiler to
-//! vectorise. Every output element is computed by one thread in a fixed order, so results do not depend on the number of threads.
+//! Loops are plain Rust over fixed-size arrays, compiled once for each instruction set the machine
+//! may have ([`simd`]) and left to the compiler to vectorise. Every output element is computed by
+//! one thread in a fixed order, so results do not depend on the number of threads.
 use burn::{
     backend::Flex,
     tensor::{DType, Shape, TensorData, ops::FloatTensor, ops::FloatTensorOps},
@@ -12,7 +14,8 @@ use std::ops::Range;
 
 /// Lanes of the inner loops: one AVX-512 or two AVX2 registers.
 pub const LANES: usize = 16;
-/// Multiply-adds below which waking other threads costs more than it saves (some ten microseconds of one core).
+/// Multiply-adds below which waking other threads costs more than it saves (some ten microseconds
+/// of one core).
 const PARALLEL_WORK: usize = 200_000;
 
 /// A tensor of the CPU backend.
@@ -30,7 +33,11 @@ impl<'a, const D: usize> View<'a, D> {
     /// On a tensor that did not go through [`readable`], or of another rank.
     pub fn new(tensor: &'a CpuTensor) -> Self {
         let layout = tensor.layout();
-        Self { data: &tensor.storage::<f32>()[layout.start_offset()..], shape: layout.shape().dims(), strides: strides(tensor) }
+        Self {
+            data: &tensor.storage::<f32>()[layout.start_offset()..],
+            shape: layout.shape().dims(),
+            strides: strides(tensor),
+        }
     }
 }
 
@@ -70,8 +77,8 @@ impl<'a> Elements<'a> {
     }
 }
 
-/// A number that a tensor may hold, as f32: exact, and without branches, so that loops over it vectorise. (The conversion of `half` asks for each
-/// f16 what the processor can do.)
+/// A number that a tensor may hold, as f32: exact, and without branches, so that loops over it
+/// vectorise. (The conversion of `half` asks for each f16 what the processor can do.)
 pub trait Widen: Copy {
     fn widen(self) -> f32;
 }
@@ -92,8 +99,9 @@ impl Widen for bf16 {
 }
 
 impl Widen for f16 {
-    /// Exponent and mantissa in their places in an f32 are 2^112 too small, since f16 counts exponents from 15 and f32 from 127; a product puts that right
-    /// and holds for numbers below the smallest normal one too. The largest exponent means infinity and NaN in both.
+    /// Exponent and mantissa in their places in an f32 are 2^112 too small, since f16 counts
+    /// exponents from 15 and f32 from 127; a product puts that right and holds for numbers below
+    /// the smallest normal one too. The largest exponent means infinity and NaN in both.
     #[inline(always)]
     fn widen(self) -> f32 {
         const TWO_TO_112: f32 = f32::from_bits((127 + 112) << 23);
@@ -101,7 +109,8 @@ impl Widen for f16 {
         let bits = u32::from(self.to_bits());
         let (sign, magnitude) = ((bits & 0x8000) << 16, (bits & 0x7fff) << 13);
         let number = (f32::from_bits(magnitude) * TWO_TO_112).to_bits();
-        let number = if magnitude >= INFINITY { magnitude | f32::INFINITY.to_bits() } else { number };
+        let number =
+            if magnitude >= INFINITY { magnitude | f32::INFINITY.to_bits() } else { number };
         f32::from_bits(number | sign)
     }
 }
@@ -110,7 +119,9 @@ impl Widen for f16 {
 /// # Panics
 /// On a tensor that did not go through [`stored`], or of another rank.
 pub fn strides<const D: usize>(tensor: &CpuTensor) -> [usize; D] {
-    std::array::from_fn(|dim| usize::try_from(tensor.layout().strides()[dim]).expect("stored() leaves no negative stride"))
+    std::array::from_fn(|dim| {
+        usize::try_from(tensor.layout().strides()[dim]).expect("stored() leaves no negative stride")
+    })
 }
 
 /// The tensor in f32, f16 or bf16 with strides >= 0 (a copy only where it is not so already).
@@ -142,7 +153,8 @@ pub fn with_rows(tensor: CpuTensor) -> CpuTensor {
     }
 }
 
-/// The tensor in f32, row-major from the first element of its storage and nothing behind it (a copy only where it is not so already).
+/// The tensor in f32, row-major from the first element of its storage and nothing behind it (a copy
+/// only where it is not so already).
 pub fn row_major(tensor: CpuTensor) -> CpuTensor {
     let tensor = readable(tensor);
     tensor.to_contiguous()
@@ -150,8 +162,10 @@ pub fn row_major(tensor: CpuTensor) -> CpuTensor {
 
 /// A tensor of `dtype` from f32 elements in row-major order.
 pub fn from_vec<const D: usize>(data: Vec<f32>, shape: [usize; D], dtype: DType) -> CpuTensor {
-    let tensor =
-        Flex::float_from_data(TensorData::new(data, Shape::new(shape)), &<Flex as burn::tensor::backend::BackendTypes>::Device::default());
+    let tensor = Flex::float_from_data(
+        TensorData::new(data, Shape::new(shape)),
+        &<Flex as burn::tensor::backend::BackendTypes>::Device::default(),
+    );
     match dtype {
         DType::F32 => tensor,
         _ => Flex::float_cast(tensor, dtype.into()),
@@ -160,8 +174,9 @@ pub fn from_vec<const D: usize>(data: Vec<f32>, shape: [usize; D], dtype: DType)
 
 /// Evaluates an expression compiled for the widest vector instructions of this machine.
 ///
-/// Whatever it calls must be `#[inline(always)]`: only code inlined here is compiled for those instructions, and elsewhere `mul_add` is a library call
-/// (30 times slower). A macro, since the same holds for the closure around the expression.
+/// Whatever it calls must be `#[inline(always)]`: only code inlined here is compiled for those
+/// instructions, and elsewhere `mul_add` is a library call (30 times slower). A macro, since the
+/// same holds for the closure around the expression.
 macro_rules! simd {
     ($body:expr) => {
         crate::cpu::dispatch(
@@ -172,8 +187,8 @@ macro_rules! simd {
 }
 pub(crate) use simd;
 
-/// Only for [`simd!`]. The bound makes the closure one that can be called once, whose body then carries the attribute; of other closures it is
-/// a shim without it that is called.
+/// Only for [`simd!`]. The bound makes the closure one that can be called once, whose body then
+/// carries the attribute; of other closures it is a shim without it that is called.
 #[inline(always)]
 pub fn dispatch<R>(body: impl FnOnce() -> R) -> R {
     macerator::Arch::new().dispatch(body)
@@ -188,10 +203,11 @@ pub fn for_each_piece<T: Send>(pieces: Vec<T>, work: usize, task: impl Fn(T) + S
     }
 }
 
-/// exp(x) within 2 units in the last place for -87 <= x <= 88; 0 below, exp(88) = 1.7e38 above; NaN stays NaN. Branch-free, so that loops over it
-/// vectorise.
+/// exp(x) within 2 units in the last place for -87 <= x <= 88; 0 below, exp(88) = 1.7e38 above; NaN
+/// stays NaN. Branch-free, so that loops over it vectorise.
 ///
-/// x = n ln 2 + r with |r| <= ln 2 / 2, exp(x) = 2^n exp(r), exp(r) by the degree-6 polynomial of Cephes.
+/// x = n ln 2 + r with |r| <= ln 2 / 2, exp(x) = 2^n exp(r), exp(r) by the degree-6 polynomial of
+/// Cephes.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.0;
@@ -216,14 +232,24 @@ pub fn exp(x: f32) -> f32 {
     if x < LOWEST { 0.0 } else { value }
 }
 
-/// ln(x) within 2 units in the last place for normal x > 0; NaN stays NaN. Branch-free, so that loops over it vectorise.
+/// ln(x) within 2 units in the last place for normal x > 0; NaN stays NaN. Branch-free, so that
+/// loops over it vectorise.
 ///
-/// x = 2^n (1 + f) with 1 + f between sqrt(1/2) and sqrt 2, ln(1 + f) by the degree-8 polynomial of Cephes.
+/// x = 2^n (1 + f) with 1 + f between sqrt(1/2) and sqrt 2, ln(1 + f) by the degree-8 polynomial of
+/// Cephes.
 #[inline(always)]
 pub fn ln(x: f32) -> f32 {
     const SQRT_HALF_BITS: u32 = 0x3f35_04f3;
-    const COEFFICIENTS: [f32; 8] =
-        [-1.151_461e-1, 1.167_699_84e-1, -1.242_014_1e-1, 1.424_932_3e-1, -1.666_805_8e-1, 2.000_071_4e-1, -2.499_999_4e-1, 3.333_333e-1];
+    const COEFFICIENTS: [f32; 8] = [
+        -1.151_461e-1,
+        1.167_699_84e-1,
+        -1.242_014_1e-1,
+        1.424_932_3e-1,
+        -1.666_805_8e-1,
+        2.000_071_4e-1,
+        -2.499_999_4e-1,
+        3.333_333e-1,
+    ];
     let n = (x.to_bits().wrapping_sub(SQRT_HALF_BITS) as i32) >> 23;
     let f = f32::from_bits(x.to_bits().wrapping_sub((n << 23) as u32)) - 1.0;
     let n = n as f32;
@@ -246,7 +272,10 @@ mod tests {
         for bits in 0..=u16::MAX {
             let (a, b) = (f16::from_bits(bits), bf16::from_bits(bits));
             for (got, want) in [(a.widen(), a.to_f32()), (b.widen(), b.to_f32())] {
-                assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:04x}: {got:e} instead of {want:e}");
+                assert!(
+                    got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+                    "{bits:04x}: {got:e} instead of {want:e}"
+                );
             }
         }
     }

@@ -24,9 +24,15 @@ pub(crate) mod of_cube {
     pub(crate) fn facts<R: CubeRuntime>(runtime: String, client: &ComputeClient<R>) -> DeviceFacts {
         let (features, hardware) = (client.features(), &client.properties().hardware);
         let planes = match features.plane.contains(Plane::Ops) {
-            true if hardware.plane_size_min == hardware.plane_size_max => format!("yes, {} units", hardware.plane_size_min),
-            true => format!("yes, {} to {} units", hardware.plane_size_min, hardware.plane_size_max),
-            false => "no: matrix products take kernels without them; this project's kernels meet in shared memory".to_owned(),
+            true if hardware.plane_size_min == hardware.plane_size_max => {
+                format!("yes, {} units", hardware.plane_size_min)
+            }
+            true => {
+                format!("yes, {} to {} units", hardware.plane_size_min, hardware.plane_size_max)
+            }
+            false => "no: matrix products take kernels without them; this project's kernels meet \
+                      in shared memory"
+                .to_owned(),
         };
         let mut matrices: BTreeSet<String> = BTreeSet::new();
         for config in features.matmul.cmma.iter().chain(&features.matmul.mma) {
@@ -46,7 +52,10 @@ pub(crate) mod of_cube {
                 ("plane (subgroup) operations", planes),
                 ("cooperative matrices", matrices),
                 ("64-bit addresses", addresses),
-                ("tensor memory accelerator", if features.tma.is_empty() { "no".to_owned() } else { "yes".to_owned() }),
+                (
+                    "tensor memory accelerator",
+                    if features.tma.is_empty() { "no".to_owned() } else { "yes".to_owned() },
+                ),
             ],
             limits: [
                 ("bytes of one allocation", client.properties().memory.max_page_size),
@@ -56,13 +65,19 @@ pub(crate) mod of_cube {
                 ("buffers a kernel", u64::from(hardware.max_bindings)),
             ]
             .into_iter()
-            .chain(hardware.num_streaming_multiprocessors.map(|n| ("multiprocessors", u64::from(n))))
+            .chain(
+                hardware.num_streaming_multiprocessors.map(|n| ("multiprocessors", u64::from(n))),
+            )
             .collect(),
         }
     }
 
-    /// Bytes that the runtime holds on the device, free pages of its pools included; after `clean`, without them.
-    pub(crate) fn reserved_bytes<R: CubeRuntime>(client: &ComputeClient<R>, clean: bool) -> Option<u64> {
+    /// Bytes that the runtime holds on the device, free pages of its pools included; after `clean`,
+    /// without them.
+    pub(crate) fn reserved_bytes<R: CubeRuntime>(
+        client: &ComputeClient<R>,
+        clean: bool,
+    ) -> Option<u64> {
         if clean {
             client.memory_cleanup();
         }

@@ -1,6 +1,8 @@
-//! Distances between a teacher's and a student's distribution over the vocabulary, and the few numbers that tell the kernels which one to compute.
+//! Distances between a teacher's and a student's distribution over the vocabulary, and the few
+//! numbers that tell the kernels which one to compute.
 //!
-//! With p_s = softmax(student / temperature), p_t = softmax(teacher / temperature), m = w p_s + (1 - w) p_t, every one of them has one of three forms:
+//! With p_s = softmax(student / temperature), p_t = softmax(teacher / temperature), m = w p_s + (1
+//! - w) p_t, every one of them has one of three forms:
 //!
 //! ```text
 //! sums      f KL(p_t || p_s) + r KL(p_s || p_t) + h H(p_t)                 one pass: all sums are rescaled online
@@ -8,7 +10,8 @@
 //! variation 1/2 sum |p_s - p_t|                                            two passes
 //! ```
 //!
-//! Cross-entropies are the first form: -sum p_t ln p_s = KL(p_t || p_s) + H(p_t). So is TAID, whose target is softmax((1 - t) z_s + t z_t) in place of p_t.
+//! Cross-entropies are the first form: -sum p_t ln p_s = KL(p_t || p_s) + H(p_t). So is TAID, whose
+//! target is softmax((1 - t) z_s + t z_t) in place of p_t.
 
 /// A per-row distance between p_t (teacher) and p_s (student), both softmax(logits / temperature).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,17 +26,20 @@ pub enum Divergence {
     SkewForward { alpha: f64 },
     /// KL(p_s || (1 - alpha) p_t + alpha p_s)
     SkewReverse { alpha: f64 },
-    /// lambda KL(p_s || m) + (1 - lambda) KL(p_t || m), m = lambda p_s + (1 - lambda) p_t. DistiLLM: lambda = 0.9.
+    /// lambda KL(p_s || m) + (1 - lambda) KL(p_t || m), m = lambda p_s + (1 - lambda) p_t.
+    /// DistiLLM: lambda = 0.9.
     JsDistance { lambda: f64 },
     /// 1/2 sum |p_s - p_t|
     TotalVariation,
     /// (1 - lambda) (-sum p_t log p_s) + lambda KL(p_s || p_t). DistiLLM: lambda = 0.9.
     SymmetricKl { lambda: f64 },
-    /// beta KL(p_t || m) + (1 - beta) KL(p_s || m), m = (1 - beta) p_s + beta p_t; beta = 0 is forward KL, beta = 1 reverse KL (GKD).
+    /// beta KL(p_t || m) + (1 - beta) KL(p_s || m), m = (1 - beta) p_s + beta p_t; beta = 0 is
+    /// forward KL, beta = 1 reverse KL (GKD).
     GeneralisedJsd { beta: f64 },
     /// T^2 KL(p_t || p_s): the factor keeps the gradient's size over temperatures (Hinton et al.).
     Hinton,
-    /// -sum q log p_s with q = softmax of (1 - t) · student logits (a constant) + t · teacher logits.
+    /// -sum q log p_s with q = softmax of (1 - t) · student logits (a constant) + t · teacher
+    /// logits.
     Taid { t: f64 },
 }
 
@@ -62,7 +68,11 @@ impl Plan {
             entropy: entropy as f32,
         };
         let jensen_shannon = |weight: f64| {
-            if weight <= 0.0 || weight >= 1.0 { sums(0.0, 0.0, 0.0) } else { mixture(weight, weight, 1.0 - weight, 0.0) }
+            if weight <= 0.0 || weight >= 1.0 {
+                sums(0.0, 0.0, 0.0)
+            } else {
+                mixture(weight, weight, 1.0 - weight, 0.0)
+            }
         };
         let mut blend = 1.0;
         let form = match divergence {
@@ -99,12 +109,19 @@ impl Plan {
     pub fn factors(&self) -> [f32; 4] {
         match self.form {
             Form::Sums { forward, reverse, entropy } => [forward, reverse, entropy, 0.0],
-            Form::Mixture { student_weight, student, teacher, entropy } => [student_weight, student, teacher, entropy],
+            Form::Mixture { student_weight, student, teacher, entropy } => {
+                [student_weight, student, teacher, entropy]
+            }
             Form::Variation => [0.0; 4],
         }
     }
 }
 
 fn mixture(student_weight: f64, student: f64, teacher: f64, entropy: f64) -> Form {
-    Form::Mixture { student_weight: student_weight as f32, student: student as f32, teacher: teacher as f32, entropy: entropy as f32 }
+    Form::Mixture {
+        student_weight: student_weight as f32,
+        student: student as f32,
+        teacher: teacher as f32,
+        entropy: entropy as f32,
+    }
 }

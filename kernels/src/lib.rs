@@ -1,10 +1,12 @@
 //! Operations that plain burn tensors do badly, each with a hand-written backward pass.
 //!
-//! Contract: [`KernelOps`] is the one trait a backend implements to run this project's models. Every method has a default body in plain tensor
-//! operations (`*/reference.rs`), so a new backend is one empty `impl`. The CPU backend overrides them with loops over its memory (`*/cpu.rs`), the GPU
-//! runtimes with CubeCL kernels (`*/kernel.rs`): which body runs is decided in `select.rs` and nowhere else. `Fusion` makes each method a node of its
-//! stream (`cube/fusion.rs`), `Autodiff` a node of its graph (`autodiff.rs`). With `DGPO_KERNELS=reference` in the environment (for tests) the
-//! reference bodies run everywhere.
+//! Contract: [`KernelOps`] is the one trait a backend implements to run this project's models.
+//! Every method has a default body in plain tensor operations (`*/reference.rs`), so a new backend
+//! is one empty `impl`. The CPU backend overrides them with loops over its memory (`*/cpu.rs`), the
+//! GPU runtimes with CubeCL kernels (`*/kernel.rs`): which body runs is decided in `select.rs` and
+//! nowhere else. `Fusion` makes each method a node of its stream (`cube/fusion.rs`), `Autodiff` a
+//! node of its graph (`autodiff.rs`). With `DGPO_KERNELS=reference` in the environment (for tests)
+//! the reference bodies run everywhere.
 //!
 //! | operation | what it saves |
 //! |---|---|
@@ -21,7 +23,8 @@
 //! | [`sample`] | the way of the [R, V] logits to the host; and the same draw everywhere |
 //! | [`swiglu`] | the sigmoid and product kept for the backward pass |
 //!
-//! Letters of all shapes: B rows, T tokens (Tq queries, Tk keys), H query heads, K key/value heads, hd the size of a head.
+//! Letters of all shapes: B rows, T tokens (Tq queries, Tk keys), H query heads, K key/value heads,
+//! hd the size of a head.
 #![forbid(unsafe_code)]
 
 pub mod attention;
@@ -67,17 +70,20 @@ use divergence::Plan;
 use linear_log_probs::Linear;
 use sample::RowSampling;
 
-/// What a burn backend must offer beyond burn's own operations. Methods work on tensor primitives; models call the functions of the modules.
+/// What a burn backend must offer beyond burn's own operations. Methods work on tensor primitives;
+/// models call the functions of the modules.
 pub trait KernelOps: Backend {
-    /// The dimension of a key cache along which positions run: 2 for [n_slots, K, capacity, hd], 3 for [n_slots, K, hd, capacity].
+    /// The dimension of a key cache along which positions run: 2 for [n_slots, K, capacity, hd], 3
+    /// for [n_slots, K, hd, capacity].
     const KEY_POSITION_DIM: usize = 2;
-    /// Tokens that are best worked on together when more could be: a processor wants a layer's activations to stay in its caches, a GPU wants all.
+    /// Tokens that are best worked on together when more could be: a processor wants a layer's
+    /// activations to stay in its caches, a GPU wants all.
     const TOKENS_AT_ONCE: usize = usize::MAX;
     /// Elements of a tile of logits (`vocabulary/budget.rs`).
     const TILE_ELEMENTS: usize = vocabulary::budget::GPU_TILE_ELEMENTS;
 
-    /// The largest tensor that the device can hold, in bytes; `None` where memory alone is the limit. (A tensor is one buffer, and graphics APIs limit
-    /// buffers.)
+    /// The largest tensor that the device can hold, in bytes; `None` where memory alone is the
+    /// limit. (A tensor is one buffer, and graphics APIs limit buffers.)
     fn max_tensor_bytes(_device: &Self::Device) -> Option<u64> {
         None
     }
@@ -87,13 +93,19 @@ pub trait KernelOps: Backend {
         DeviceFacts { runtime: Self::name(device), ..DeviceFacts::default() }
     }
 
-    /// Bytes that the backend holds on the device, its free pages included unless they are given back first. `None` where nobody counts.
+    /// Bytes that the backend holds on the device, its free pages included unless they are given
+    /// back first. `None` where nobody counts.
     fn reserved_bytes(_device: &Device<Self>, _give_back_first: bool) -> Option<u64> {
         None
     }
 
     /// See [`attention::causal_attention`].
-    fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        rows: &CausalRows,
+    ) -> FloatTensor<Self> {
         attention::reference::forward::<Self>(q, k, v, rows)
     }
 
@@ -109,12 +121,21 @@ pub trait KernelOps: Backend {
     }
 
     /// See [`cache_write::cache_write`].
-    fn cache_write(cache: FloatTensor<Self>, values: FloatTensor<Self>, spans: &[CacheSpan], position_dim: usize) -> FloatTensor<Self> {
+    fn cache_write(
+        cache: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        spans: &[CacheSpan],
+        position_dim: usize,
+    ) -> FloatTensor<Self> {
         cache_write::reference::forward::<Self>(cache, values, spans, position_dim)
     }
 
     /// See [`log_probs::log_probs`]: [N, 7], log p(label) and entropy first.
-    fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
+    fn log_probs(
+        logits: FloatTensor<Self>,
+        labels: IntTensor<Self>,
+        temperature: f64,
+    ) -> FloatTensor<Self> {
         log_probs::reference::forward::<Self>(logits, labels, temperature)
     }
 
@@ -137,7 +158,13 @@ pub trait KernelOps: Backend {
         divergence: Divergence,
         temperature: f64,
     ) -> FloatTensor<Self> {
-        log_softmax_kl::reference::forward::<Self>(student, teacher, labels, &Plan::new(divergence, temperature), temperature)
+        log_softmax_kl::reference::forward::<Self>(
+            student,
+            teacher,
+            labels,
+            &Plan::new(divergence, temperature),
+            temperature,
+        )
     }
 
     /// Gradient of the student's logits, given the packed result and its gradient.
@@ -151,11 +178,23 @@ pub trait KernelOps: Backend {
         temperature: f64,
     ) -> FloatTensor<Self> {
         let plan = Plan::new(divergence, temperature);
-        log_softmax_kl::reference::backward::<Self>(student, teacher, labels, packed, grad, &plan, temperature)
+        log_softmax_kl::reference::backward::<Self>(
+            student,
+            teacher,
+            labels,
+            packed,
+            grad,
+            &plan,
+            temperature,
+        )
     }
 
     /// See [`linear_log_probs::linear_log_probs`]: [N, 7], as `log_probs`.
-    fn linear_log_probs(linear: Linear<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
+    fn linear_log_probs(
+        linear: Linear<Self>,
+        labels: IntTensor<Self>,
+        temperature: f64,
+    ) -> FloatTensor<Self> {
         linear_log_probs::reference::forward::<Self>(linear, labels, temperature)
     }
 
@@ -178,7 +217,13 @@ pub trait KernelOps: Backend {
         divergence: Divergence,
         temperature: f64,
     ) -> FloatTensor<Self> {
-        linear_kl::reference::forward::<Self>(student, teacher, labels, &Plan::new(divergence, temperature), temperature)
+        linear_kl::reference::forward::<Self>(
+            student,
+            teacher,
+            labels,
+            &Plan::new(divergence, temperature),
+            temperature,
+        )
     }
 
     /// Gradients of the student's hidden states and head.
@@ -192,7 +237,15 @@ pub trait KernelOps: Backend {
         temperature: f64,
     ) -> [FloatTensor<Self>; 2] {
         let plan = Plan::new(divergence, temperature);
-        linear_kl::reference::backward::<Self>(student, teacher, labels, packed, grad, &plan, temperature)
+        linear_kl::reference::backward::<Self>(
+            student,
+            teacher,
+            labels,
+            packed,
+            grad,
+            &plan,
+            temperature,
+        )
     }
 
     /// See [`erf_gelu::erf_gelu`].
@@ -211,12 +264,21 @@ pub trait KernelOps: Backend {
     }
 
     /// Gradients of x and the weight.
-    fn rms_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, eps: f64) -> [FloatTensor<Self>; 2] {
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f64,
+    ) -> [FloatTensor<Self>; 2] {
         rms_norm::reference::backward::<Self>(x, weight, grad, eps)
     }
 
     /// See [`rotary::rotary`]. Its gradient is the same turn with the sine negated.
-    fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
         rotary::reference::forward::<Self>(x, cos, sin)
     }
 
@@ -236,7 +298,11 @@ pub trait KernelOps: Backend {
     }
 
     /// Gradients of gate and up.
-    fn swiglu_backward(gate: FloatTensor<Self>, up: FloatTensor<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 2] {
+    fn swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
         swiglu::reference::backward::<Self>(gate, up, grad)
     }
 }

@@ -7,7 +7,9 @@
 //! [`WHOLE_ROWS`] on rows are worked on in blocks. Below that everything is burn's own operation,
 //! bit for bit.
 use crate::KernelOps;
-use burn::tensor::{Int, Tensor, TensorMetadata, TensorPrimitive, backend::Backend, ops::FloatTensor, s};
+use burn::tensor::{
+    Int, Tensor, TensorMetadata, TensorPrimitive, backend::Backend, ops::FloatTensor, s,
+};
 
 /// Up to so many rows are taken in one go.
 pub const WHOLE_ROWS: usize = 16_384;
@@ -42,12 +44,19 @@ fn sum_in_blocks<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
 /// # Shapes
 /// row [D] -> [N, D]
 pub fn expand_rows<B: KernelOps>(row: Tensor<B, 1>, n_rows: usize) -> Tensor<B, 2> {
-    Tensor::from_primitive(TensorPrimitive::Float(B::expand_rows(row.into_primitive().tensor(), n_rows)))
+    Tensor::from_primitive(TensorPrimitive::Float(B::expand_rows(
+        row.into_primitive().tensor(),
+        n_rows,
+    )))
 }
 
 pub(crate) fn expand<B: Backend>(row: FloatTensor<B>, n_rows: usize) -> FloatTensor<B> {
     let d = row.shape().num_elements();
-    Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(row)).reshape([1, d]).expand([n_rows, d]).into_primitive().tensor()
+    Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(row))
+        .reshape([1, d])
+        .expand([n_rows, d])
+        .into_primitive()
+        .tensor()
 }
 
 /// [N, D] -> [D]
@@ -64,14 +73,20 @@ pub fn select_rows<B: Backend>(x: Tensor<B, 2>, index: Tensor<B, 1, Int>) -> Ten
     if index.dims()[0] <= WHOLE_ROWS {
         return x.select(0, index);
     }
-    Tensor::cat(index.split(BLOCK, 0).into_iter().map(|index| x.clone().select(0, index)).collect(), 0)
+    Tensor::cat(
+        index.split(BLOCK, 0).into_iter().map(|index| x.clone().select(0, index)).collect(),
+        0,
+    )
 }
 
 /// An operation on each row alone, a few thousand rows at a time where they are many: what its
 /// backward pass sums over rows is then a sum of blocks.
 /// # Shapes
 /// x [N, D] -> [N, E]
-pub fn in_blocks<B: Backend>(x: Tensor<B, 2>, f: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>) -> Tensor<B, 2> {
+pub fn in_blocks<B: Backend>(
+    x: Tensor<B, 2>,
+    f: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>,
+) -> Tensor<B, 2> {
     if x.dims()[0] <= WHOLE_ROWS {
         return f(x);
     }
@@ -87,7 +102,8 @@ pub fn block_sums<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
     let n_blocks = n / BLOCK;
     let behind = n_blocks * BLOCK;
     let rest = (behind < n).then(|| x.clone().slice(s![behind..]).sum_dim(0));
-    let whole = (n_blocks > 0).then(|| x.slice(s![..behind]).reshape([n_blocks, BLOCK]).sum_dim(1).reshape([n_blocks]));
+    let whole = (n_blocks > 0)
+        .then(|| x.slice(s![..behind]).reshape([n_blocks, BLOCK]).sum_dim(1).reshape([n_blocks]));
     Tensor::cat(whole.into_iter().chain(rest).collect(), 0)
 }
 
@@ -115,7 +131,10 @@ mod tests {
 
     /// All of one sign, so that a relative error means something.
     fn positive(n: usize) -> Vec<f64> {
-        (0..n).map(|i| f64::from(((i * 7919) % 1000) as f32 * 1e-3 + 0.1)).map(|x| f64::from(x as f32)).collect()
+        (0..n)
+            .map(|i| f64::from(((i * 7919) % 1000) as f32 * 1e-3 + 0.1))
+            .map(|x| f64::from(x as f32))
+            .collect()
     }
 
     fn column_sums(x: &[f64], d: usize) -> Vec<f64> {
@@ -125,7 +144,10 @@ mod tests {
     fn assert_relative(got: &[f64], want: &[f64], what: &str) {
         assert_eq!(got.len(), want.len(), "{what}");
         for (got, want) in got.iter().zip(want) {
-            assert!((got - want).abs() <= TOLERANCE * want.abs(), "{what}: {got} instead of {want}");
+            assert!(
+                (got - want).abs() <= TOLERANCE * want.abs(),
+                "{what}: {got} instead of {want}"
+            );
         }
     }
 
@@ -143,11 +165,16 @@ mod tests {
     fn the_gradient_of_one_row_for_all_is_the_sum_of_theirs<B: KernelOps>() {
         for n in [3, 70_003] {
             let weights = positive(n * 5);
-            let row = tensor::<Autodiff<B>, 1>(&[0.5, -1.0, 2.0, 0.0, 4.0], [5], DType::F32).require_grad();
+            let row = tensor::<Autodiff<B>, 1>(&[0.5, -1.0, 2.0, 0.0, 4.0], [5], DType::F32)
+                .require_grad();
             let y = expand_rows(row.clone(), n);
             assert_eq!(values(y.clone().detach())[5 * n - 5..], [0.5, -1.0, 2.0, 0.0, 4.0]);
             let grads = (y * tensor(&weights, [n, 5], DType::F32)).sum().backward();
-            assert_relative(&values(row.grad(&grads).unwrap()), &column_sums(&weights, 5), &format!("{n} rows"));
+            assert_relative(
+                &values(row.grad(&grads).unwrap()),
+                &column_sums(&weights, 5),
+                &format!("{n} rows"),
+            );
         }
     }
 
@@ -155,12 +182,19 @@ mod tests {
         // Nearly all of them are row 1, as a padding token would be.
         let n = 70_003;
         let index: Vec<i32> = (0..n as i32).map(|i| if i == 40_000 { 0 } else { 1 }).collect();
-        let index = Tensor::<Autodiff<B>, 1, Int>::from_data(TensorData::new(index, [n]), &Default::default());
+        let index = Tensor::<Autodiff<B>, 1, Int>::from_data(
+            TensorData::new(index, [n]),
+            &Default::default(),
+        );
         let weights = positive(n * 2);
-        let x = tensor::<Autodiff<B>, 2>(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [3, 2], DType::F32).require_grad();
+        let x = tensor::<Autodiff<B>, 2>(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [3, 2], DType::F32)
+            .require_grad();
         let y = select_rows(x.clone(), index);
         let picked = values(y.clone().detach());
-        assert_eq!((&picked[80_000..80_004], &picked[2 * n - 2..]), (&[1.0, 2.0, 3.0, 4.0][..], &[3.0, 4.0][..]));
+        assert_eq!(
+            (&picked[80_000..80_004], &picked[2 * n - 2..]),
+            (&[1.0, 2.0, 3.0, 4.0][..], &[3.0, 4.0][..])
+        );
         let grads = (y * tensor(&weights, [n, 2], DType::F32)).sum().backward();
         let alone = &weights[80_000..80_002];
         let all = column_sums(&weights, 2);
@@ -197,7 +231,11 @@ mod tests {
 
     #[test]
     fn few_rows_are_summed_as_burn_does_bit_for_bit() {
-        let x = tensor::<burn::backend::Flex, 2>(&positive(WHOLE_ROWS * 3), [WHOLE_ROWS, 3], DType::F32);
+        let x = tensor::<burn::backend::Flex, 2>(
+            &positive(WHOLE_ROWS * 3),
+            [WHOLE_ROWS, 3],
+            DType::F32,
+        );
         assert_eq!(values(sum_rows(x.clone())), values(x.sum_dim(0)));
     }
 }

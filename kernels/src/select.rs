@@ -1,8 +1,9 @@
 //! Which body of an operation runs: the backend's own, or the reference.
 use std::sync::OnceLock;
 
-/// Which bodies run in this process: "fused", or "reference" where `DGPO_KERNELS=reference` was set when the first operation ran. For reports: a variable
-/// that a test left behind must not go unseen.
+/// Which bodies run in this process: "fused", or "reference" where `DGPO_KERNELS=reference` was set
+/// when the first operation ran. For reports: a variable that a test left behind must not go
+/// unseen.
 pub fn bodies() -> &'static str {
     if is_reference_only() { "reference" } else { "fused" }
 }
@@ -10,7 +11,8 @@ pub fn bodies() -> &'static str {
 /// Whether the environment asks for the reference bodies, looked at once.
 pub fn is_reference_only() -> bool {
     static REFERENCE: OnceLock<bool> = OnceLock::new();
-    *REFERENCE.get_or_init(|| std::env::var_os("DGPO_KERNELS").is_some_and(|value| value == "reference"))
+    *REFERENCE
+        .get_or_init(|| std::env::var_os("DGPO_KERNELS").is_some_and(|value| value == "reference"))
 }
 
 /// What the expansion of [`fused_ops`] names.
@@ -32,11 +34,17 @@ pub(crate) mod names {
     pub(crate) use burn::tensor::ops::{FloatTensor, IntTensor};
 }
 
-/// The methods of [`crate::KernelOps`] for a backend that has bodies of its own, in the modules `$fused` of the operations (`cpu` or `kernel`), and that
-/// can fold tiles of a vocabulary. The place of expansion imports [`names`].
+/// The methods of [`crate::KernelOps`] for a backend that has bodies of its own, in the modules
+/// `$fused` of the operations (`cpu` or `kernel`), and that can fold tiles of a vocabulary. The
+/// place of expansion imports [`names`].
 macro_rules! fused_ops {
     ($fused:ident) => {
-        fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: &CausalRows) -> FloatTensor<Self> {
+        fn causal_attention(
+            q: FloatTensor<Self>,
+            k: FloatTensor<Self>,
+            v: FloatTensor<Self>,
+            rows: &CausalRows,
+        ) -> FloatTensor<Self> {
             if is_reference_only() {
                 attention::reference::forward::<Self>(q, k, v, rows)
             } else {
@@ -58,7 +66,12 @@ macro_rules! fused_ops {
             }
         }
 
-        fn cache_write(cache: FloatTensor<Self>, values: FloatTensor<Self>, spans: &[CacheSpan], position_dim: usize) -> FloatTensor<Self> {
+        fn cache_write(
+            cache: FloatTensor<Self>,
+            values: FloatTensor<Self>,
+            spans: &[CacheSpan],
+            position_dim: usize,
+        ) -> FloatTensor<Self> {
             if is_reference_only() {
                 cache_write::reference::forward::<Self>(cache, values, spans, position_dim)
             } else {
@@ -66,7 +79,11 @@ macro_rules! fused_ops {
             }
         }
 
-        fn log_probs(logits: FloatTensor<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
+        fn log_probs(
+            logits: FloatTensor<Self>,
+            labels: IntTensor<Self>,
+            temperature: f64,
+        ) -> FloatTensor<Self> {
             if is_reference_only() {
                 log_probs::reference::forward::<Self>(logits, labels, temperature)
             } else {
@@ -97,7 +114,13 @@ macro_rules! fused_ops {
         ) -> FloatTensor<Self> {
             let plan = Plan::new(divergence, temperature);
             if is_reference_only() {
-                log_softmax_kl::reference::forward::<Self>(student, teacher, labels, &plan, temperature)
+                log_softmax_kl::reference::forward::<Self>(
+                    student,
+                    teacher,
+                    labels,
+                    &plan,
+                    temperature,
+                )
             } else {
                 tiles::log_softmax_kl::<Self>(student, teacher, labels, &plan, temperature)
             }
@@ -114,13 +137,33 @@ macro_rules! fused_ops {
         ) -> FloatTensor<Self> {
             let plan = Plan::new(divergence, temperature);
             if is_reference_only() {
-                log_softmax_kl::reference::backward::<Self>(student, teacher, labels, packed, grad, &plan, temperature)
+                log_softmax_kl::reference::backward::<Self>(
+                    student,
+                    teacher,
+                    labels,
+                    packed,
+                    grad,
+                    &plan,
+                    temperature,
+                )
             } else {
-                tiles::log_softmax_kl_backward::<Self>(student, teacher, labels, packed, grad, &plan, temperature)
+                tiles::log_softmax_kl_backward::<Self>(
+                    student,
+                    teacher,
+                    labels,
+                    packed,
+                    grad,
+                    &plan,
+                    temperature,
+                )
             }
         }
 
-        fn linear_log_probs(linear: Linear<Self>, labels: IntTensor<Self>, temperature: f64) -> FloatTensor<Self> {
+        fn linear_log_probs(
+            linear: Linear<Self>,
+            labels: IntTensor<Self>,
+            temperature: f64,
+        ) -> FloatTensor<Self> {
             if is_reference_only() {
                 linear_log_probs::reference::forward::<Self>(linear, labels, temperature)
             } else {
@@ -136,7 +179,13 @@ macro_rules! fused_ops {
             temperature: f64,
         ) -> [FloatTensor<Self>; 2] {
             if is_reference_only() {
-                linear_log_probs::reference::backward::<Self>(linear, labels, packed, grad, temperature)
+                linear_log_probs::reference::backward::<Self>(
+                    linear,
+                    labels,
+                    packed,
+                    grad,
+                    temperature,
+                )
             } else {
                 tiles::linear_log_probs_backward::<Self>(linear, labels, packed, grad, temperature)
             }
@@ -168,21 +217,49 @@ macro_rules! fused_ops {
         ) -> [FloatTensor<Self>; 2] {
             let plan = Plan::new(divergence, temperature);
             if is_reference_only() {
-                linear_kl::reference::backward::<Self>(student, teacher, labels, packed, grad, &plan, temperature)
+                linear_kl::reference::backward::<Self>(
+                    student,
+                    teacher,
+                    labels,
+                    packed,
+                    grad,
+                    &plan,
+                    temperature,
+                )
             } else {
-                tiles::linear_kl_backward::<Self>(student, teacher, labels, packed, grad, &plan, temperature)
+                tiles::linear_kl_backward::<Self>(
+                    student,
+                    teacher,
+                    labels,
+                    packed,
+                    grad,
+                    &plan,
+                    temperature,
+                )
             }
         }
 
         fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-            if is_reference_only() { erf_gelu::reference::forward::<Self>(x) } else { erf_gelu::$fused::forward(x) }
+            if is_reference_only() {
+                erf_gelu::reference::forward::<Self>(x)
+            } else {
+                erf_gelu::$fused::forward(x)
+            }
         }
 
         fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-            if is_reference_only() { erf_gelu::reference::backward::<Self>(x, grad) } else { erf_gelu::$fused::backward(x, grad) }
+            if is_reference_only() {
+                erf_gelu::reference::backward::<Self>(x, grad)
+            } else {
+                erf_gelu::$fused::backward(x, grad)
+            }
         }
 
-        fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
+        fn rms_norm(
+            x: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            eps: f64,
+        ) -> FloatTensor<Self> {
             if is_reference_only() {
                 rms_norm::reference::forward::<Self>(x, weight, eps)
             } else {
@@ -190,7 +267,12 @@ macro_rules! fused_ops {
             }
         }
 
-        fn rms_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, eps: f64) -> [FloatTensor<Self>; 2] {
+        fn rms_norm_backward(
+            x: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            grad: FloatTensor<Self>,
+            eps: f64,
+        ) -> [FloatTensor<Self>; 2] {
             if is_reference_only() {
                 rms_norm::reference::backward::<Self>(x, weight, grad, eps)
             } else {
@@ -198,20 +280,44 @@ macro_rules! fused_ops {
             }
         }
 
-        fn rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
-            if is_reference_only() { rotary::reference::forward::<Self>(x, cos, sin) } else { rotary::$fused::forward(x, cos, sin) }
+        fn rotary(
+            x: FloatTensor<Self>,
+            cos: FloatTensor<Self>,
+            sin: FloatTensor<Self>,
+        ) -> FloatTensor<Self> {
+            if is_reference_only() {
+                rotary::reference::forward::<Self>(x, cos, sin)
+            } else {
+                rotary::$fused::forward(x, cos, sin)
+            }
         }
 
         fn sample(logits: FloatTensor<Self>, rows: &[RowSampling]) -> FloatTensor<Self> {
-            if is_reference_only() { sample::reference::forward::<Self>(logits, rows) } else { sample::$fused::forward(logits, rows) }
+            if is_reference_only() {
+                sample::reference::forward::<Self>(logits, rows)
+            } else {
+                sample::$fused::forward(logits, rows)
+            }
         }
 
         fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-            if is_reference_only() { swiglu::reference::forward::<Self>(gate, up) } else { swiglu::$fused::forward(gate, up) }
+            if is_reference_only() {
+                swiglu::reference::forward::<Self>(gate, up)
+            } else {
+                swiglu::$fused::forward(gate, up)
+            }
         }
 
-        fn swiglu_backward(gate: FloatTensor<Self>, up: FloatTensor<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 2] {
-            if is_reference_only() { swiglu::reference::backward::<Self>(gate, up, grad) } else { swiglu::$fused::backward(gate, up, grad) }
+        fn swiglu_backward(
+            gate: FloatTensor<Self>,
+            up: FloatTensor<Self>,
+            grad: FloatTensor<Self>,
+        ) -> [FloatTensor<Self>; 2] {
+            if is_reference_only() {
+                swiglu::reference::backward::<Self>(gate, up, grad)
+            } else {
+                swiglu::$fused::backward(gate, up, grad)
+            }
         }
     };
 }

@@ -1,4 +1,5 @@
-//! What the tests share: backends to run on, comparisons, finite differences. Numbers and definitions are those of [`crate::suite`].
+//! What the tests share: backends to run on, comparisons, finite differences. Numbers and
+//! definitions are those of [`crate::suite`].
 pub use crate::suite::{
     numbers::{epsilon, numbers, rounded, values},
     vocabulary_definitions::{DIVERGENCES, divergence, log_prob_and_entropy, transposed},
@@ -12,8 +13,9 @@ use crate::{
 };
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-/// Instantiates generic tests `fn name<B: KernelOps>()` for the CPU backend and, with the features `wgpu` and `cuda`, for the device that is there (with
-/// fusion). `cargo xtask test-wgpu` and `test-cuda` find them by the modules' names.
+/// Instantiates generic tests `fn name<B: KernelOps>()` for the CPU backend and, with the features
+/// `wgpu` and `cuda`, for the device that is there (with fusion). `cargo xtask test-wgpu` and
+/// `test-cuda` find them by the modules' names.
 macro_rules! on_every_backend {
     ($($name:ident),* $(,)?) => {
         mod on_flex {
@@ -39,14 +41,16 @@ macro_rules! on_every_backend {
 }
 pub(crate) use on_every_backend;
 
-/// Whether wgpu finds something to run on. Without one, tests say so and pass, unless `DGPO_REQUIRE_WGPU=1`.
+/// Whether wgpu finds something to run on. Without one, tests say so and pass, unless
+/// `DGPO_REQUIRE_WGPU=1`.
 #[cfg(feature = "wgpu")]
 pub fn has_adapter() -> bool {
     static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *FOUND.get_or_init(|| is_there::<burn::backend::Wgpu>("wgpu", "DGPO_REQUIRE_WGPU"))
 }
 
-/// Whether there is a CUDA device. Without one, tests say so and pass, unless `DGPO_REQUIRE_CUDA=1`.
+/// Whether there is a CUDA device. Without one, tests say so and pass, unless
+/// `DGPO_REQUIRE_CUDA=1`.
 #[cfg(feature = "cuda")]
 pub fn has_cuda() -> bool {
     static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
@@ -56,7 +60,9 @@ pub fn has_cuda() -> bool {
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn is_there<B: Backend>(name: &str, variable: &str) -> bool {
     // The runtime's client panics where there is no device.
-    let found = std::thread::spawn(|| Tensor::<B, 1>::ones([1], &Default::default()).into_data()).join().is_ok();
+    let found = std::thread::spawn(|| Tensor::<B, 1>::ones([1], &Default::default()).into_data())
+        .join()
+        .is_ok();
     let is_required = std::env::var_os(variable).is_some_and(|value| value == "1");
     assert!(found || !is_required, "{variable}=1 and {name} finds no device");
     match found {
@@ -71,7 +77,11 @@ pub fn dtypes<B: Backend>() -> Vec<DType> {
     dtypes_of::<B>(&Default::default())
 }
 
-pub fn tensor<B: Backend, const D: usize>(values: &[f64], shape: [usize; D], dtype: DType) -> Tensor<B, D> {
+pub fn tensor<B: Backend, const D: usize>(
+    values: &[f64],
+    shape: [usize; D],
+    dtype: DType,
+) -> Tensor<B, D> {
     tensor_on(values, shape, dtype, &Default::default())
 }
 
@@ -87,7 +97,10 @@ pub fn assert_case<B: KernelOps>(case: &Case) {
             case.dtype,
             case.fill
         );
-        assert!(check.holds(), "{quantity} of {case:?} is off by {worst:e} (tolerance {tolerance:e})");
+        assert!(
+            check.holds(),
+            "{quantity} of {case:?} is off by {worst:e} (tolerance {tolerance:e})"
+        );
     }
 }
 
@@ -95,14 +108,17 @@ pub fn assert_case<B: KernelOps>(case: &Case) {
 pub fn assert_close(got: &[f64], want: &[f64], tolerance: f64, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        let is_close = (got - want).abs() <= tolerance * (1.0 + want.abs()) || got.is_nan() && want.is_nan();
+        let is_close =
+            (got - want).abs() <= tolerance * (1.0 + want.abs()) || got.is_nan() && want.is_nan();
         assert!(is_close, "{what}[{i}]: {got} instead of {want} (tolerance {tolerance:e})");
     }
 }
 
 /// a [N, K] times b [K, M], row-major.
 pub fn product(a: &[f64], b: &[f64], k: usize, m: usize) -> Vec<f64> {
-    let row = |a: &[f64]| -> Vec<f64> { (0..m).map(|j| (0..k).map(|i| a[i] * b[i * m + j]).sum()).collect() };
+    let row = |a: &[f64]| -> Vec<f64> {
+        (0..m).map(|j| (0..k).map(|i| a[i] * b[i * m + j]).sum()).collect()
+    };
     a.chunks(k).flat_map(row).collect()
 }
 

@@ -1,8 +1,9 @@
 //! `config.json` of Hugging Face: decoders (qwen2, llama) and BERT encoders.
 //!
-//! Contract: a field that changes the mathematics is either implemented or refused by name and value; a field nobody knows is refused too.
-//! Both key styles are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5 (`rope_parameters`, `dtype`);
-//! transformers 4 keys are written, which every version loads.
+//! Contract: a field that changes the mathematics is either implemented or refused by name and
+//! value; a field nobody knows is refused too. Both key styles are read: transformers 4
+//! (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5 (`rope_parameters`, `dtype`); transformers 4
+//! keys are written, which every version loads.
 
 pub(crate) mod dtype;
 pub(crate) mod fields;
@@ -16,8 +17,8 @@ use fields::{Fields, HARMLESS};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Sizes beyond any model there is. A number above them is a corrupt file, and what is built or multiplied from it would exhaust memory or
-/// overflow; it is refused by name instead.
+/// Sizes beyond any model there is. A number above them is a corrupt file, and what is built or
+/// multiplied from it would exhaust memory or overflow; it is refused by name instead.
 const MAX_LAYERS: usize = 10_000;
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_HEADS: usize = 1 << 16;
@@ -70,7 +71,12 @@ pub enum Family {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
     None,
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_position_embeddings: usize },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position_embeddings: usize,
+    },
 }
 
 /// The shape of a BERT encoder (post-norm, erf GELU, absolute positions).
@@ -90,16 +96,25 @@ pub struct BertConfig {
 }
 
 impl ModelClass {
-    /// Decided by `model_type` and `architectures` of a config.json alone; everything else is the business of the config's reader.
+    /// Decided by `model_type` and `architectures` of a config.json alone; everything else is the
+    /// business of the config's reader.
     /// # Errors
     /// If the file cannot be read or is not JSON.
     pub fn of(path: &Path) -> Result<Self, ModelError> {
         let mut fields = Fields::read(path)?;
-        let is_classifier = |name: &Value| name.as_str().is_some_and(|name| name.ends_with("ForTokenClassification"));
+        let is_classifier = |name: &Value| {
+            name.as_str().is_some_and(|name| name.ends_with("ForTokenClassification"))
+        };
         let architectures = fields.take("architectures");
         Ok(match fields.take("model_type").as_ref().and_then(Value::as_str) {
             Some("bert") => Self::Encoder,
-            _ if architectures.as_ref().and_then(Value::as_array).is_some_and(|names| names.iter().any(is_classifier)) => Self::Critic,
+            _ if architectures
+                .as_ref()
+                .and_then(Value::as_array)
+                .is_some_and(|names| names.iter().any(is_classifier)) =>
+            {
+                Self::Critic
+            }
             _ => Self::Decoder,
         })
     }
@@ -126,7 +141,8 @@ impl Family {
 impl DecoderConfig {
     /// Reads a qwen2 or llama config.json.
     /// # Errors
-    /// If the file cannot be read or parsed, a field is missing, malformed, contradictory, unknown, or asks for something not implemented.
+    /// If the file cannot be read or parsed, a field is missing, malformed, contradictory, unknown,
+    /// or asks for something not implemented.
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
         let mut fields = Fields::read(path)?;
         let model_type = fields.text("model_type")?;
@@ -145,16 +161,22 @@ impl DecoderConfig {
         let num_attention_heads = fields.count("num_attention_heads", MAX_HEADS)?;
         let hidden_size = fields.count("hidden_size", MAX_WIDTH)?;
         let num_key_value_heads = match family {
-            // Llama checkpoints older than grouped-query attention leave it out; transformers' qwen2 default (32) fits no model.
-            Family::Llama => fields.optional_count("num_key_value_heads", MAX_HEADS)?.unwrap_or(num_attention_heads),
+            // Llama checkpoints older than grouped-query attention leave it out; transformers'
+            // qwen2 default (32) fits no model.
+            Family::Llama => fields
+                .optional_count("num_key_value_heads", MAX_HEADS)?
+                .unwrap_or(num_attention_heads),
             Family::Qwen2 => fields.count("num_key_value_heads", MAX_HEADS)?,
         };
         let head_dim = match fields.optional_count("head_dim", MAX_WIDTH)? {
             Some(head_dim) => head_dim,
-            None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
+            None if hidden_size.is_multiple_of(num_attention_heads) => {
+                hidden_size / num_attention_heads
+            }
             None => {
                 let message = format!(
-                    "hidden_size ({hidden_size}) is not a multiple of num_attention_heads ({num_attention_heads}); hint: give head_dim"
+                    "hidden_size ({hidden_size}) is not a multiple of num_attention_heads \
+                     ({num_attention_heads}); hint: give head_dim"
                 );
                 return Err(fields.inconsistent(message));
             }
@@ -194,7 +216,8 @@ impl DecoderConfig {
         self.json_for("ForCausalLM", DType::F32)
     }
 
-    /// config.json of a model class ("ForCausalLM", "ForTokenClassification") whose weights are stored as `dtype`.
+    /// config.json of a model class ("ForCausalLM", "ForTokenClassification") whose weights are
+    /// stored as `dtype`.
     pub(crate) fn json_for(&self, class_suffix: &str, dtype: DType) -> String {
         let mut json = json!({
             "architectures": [format!("{}{class_suffix}", self.family.class_prefix())],
@@ -240,7 +263,11 @@ impl DecoderConfig {
 
     /// Number of parameters (tied weights once).
     pub fn n_parameters(&self) -> usize {
-        let (d, q, kv) = (self.hidden_size, self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
+        let (d, q, kv) = (
+            self.hidden_size,
+            self.num_attention_heads * self.head_dim,
+            self.num_key_value_heads * self.head_dim,
+        );
         let attention = 2 * d * q + 2 * d * kv + if self.has_qkv_bias { q + 2 * kv } else { 0 };
         let block = attention + 3 * d * self.intermediate_size + 2 * d;
         let heads = if self.is_tied { 1 } else { 2 };
@@ -250,19 +277,31 @@ impl DecoderConfig {
     fn check(&self, fields: &Fields) -> Result<(), ModelError> {
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
         if !heads.is_multiple_of(kv_heads) {
-            let message = format!("num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})");
+            let message = format!(
+                "num_attention_heads ({heads}) is not a multiple of num_key_value_heads \
+                 ({kv_heads})"
+            );
             return Err(fields.inconsistent(message));
         }
         if heads * self.head_dim > MAX_WIDTH {
-            let message = format!("num_attention_heads ({heads}) times head_dim ({}) is more than {MAX_WIDTH}", self.head_dim);
+            let message = format!(
+                "num_attention_heads ({heads}) times head_dim ({}) is more than {MAX_WIDTH}",
+                self.head_dim
+            );
             return Err(fields.inconsistent(message));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return Err(fields.inconsistent(format!("head_dim ({}) is odd; hint: rotary embedding turns pairs", self.head_dim)));
+            return Err(fields.inconsistent(format!(
+                "head_dim ({}) is odd; hint: rotary embedding turns pairs",
+                self.head_dim
+            )));
         }
         for id in self.bos_token_id.iter().chain(&self.eos_token_ids) {
             if *id as usize >= self.vocab_size {
-                return Err(fields.inconsistent(format!("token id {id} lies outside vocab_size ({})", self.vocab_size)));
+                return Err(fields.inconsistent(format!(
+                    "token id {id} lies outside vocab_size ({})",
+                    self.vocab_size
+                )));
             }
         }
         Ok(())
@@ -273,7 +312,12 @@ impl RopeScaling {
     fn to_json(self) -> Value {
         match self {
             Self::None => Value::Null,
-            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => json!({
+            Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => json!({
                 "rope_type": "llama3",
                 "factor": factor,
                 "low_freq_factor": low_freq_factor,
@@ -290,10 +334,18 @@ impl BertConfig {
     /// As [`DecoderConfig::from_file`].
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
         let mut fields = Fields::read(path)?;
-        fields.only("model_type", &[json!("bert")], "encoders are bert (E5, MiniLM, BGE); XLM-RoBERTa numbers positions otherwise")?;
+        fields.only(
+            "model_type",
+            &[json!("bert")],
+            "encoders are bert (E5, MiniLM, BGE); XLM-RoBERTa numbers positions otherwise",
+        )?;
         refuse_other_architectures(&mut fields)?;
         fields.only("hidden_act", &[json!("gelu")], "the encoder applies the erf form of GELU")?;
-        fields.only("position_embedding_type", &[json!("absolute")], "only absolute positions are implemented")?;
+        fields.only(
+            "position_embedding_type",
+            &[json!("absolute")],
+            "only absolute positions are implemented",
+        )?;
         fields.only("embedding_size", &[], "factorised embeddings are not BERT's")?;
         let config = Self {
             vocab_size: fields.count("vocab_size", MAX_VOCAB)?,
@@ -309,11 +361,20 @@ impl BertConfig {
         };
         if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             let (d, heads) = (config.hidden_size, config.num_attention_heads);
-            return Err(fields.inconsistent(format!("hidden_size ({d}) is not a multiple of num_attention_heads ({heads})")));
+            return Err(fields.inconsistent(format!(
+                "hidden_size ({d}) is not a multiple of num_attention_heads ({heads})"
+            )));
         }
         // The pooler and the next-sentence head are not used; these describe them or the corpus.
-        let unused = ["bos_token_id", "eos_token_id", "tie_word_embeddings", "directionality", "language"];
-        let pooler = ["pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"];
+        let unused =
+            ["bos_token_id", "eos_token_id", "tie_word_embeddings", "directionality", "language"];
+        let pooler = [
+            "pooler_fc_size",
+            "pooler_num_attention_heads",
+            "pooler_num_fc_layers",
+            "pooler_size_per_head",
+            "pooler_type",
+        ];
         let harmless: Vec<&str> = HARMLESS.iter().copied().chain(unused).chain(pooler).collect();
         fields.finish(&harmless)?;
         Ok(config)
@@ -323,7 +384,8 @@ impl BertConfig {
     pub fn n_parameters(&self) -> usize {
         let d = self.hidden_size;
         let norm = 2 * d;
-        let embeddings = (self.vocab_size + self.max_position_embeddings + self.type_vocab_size) * d + norm;
+        let embeddings =
+            (self.vocab_size + self.max_position_embeddings + self.type_vocab_size) * d + norm;
         let feed_forward = 2 * d * self.intermediate_size + self.intermediate_size + d;
         embeddings + self.num_hidden_layers * (4 * (d * d + d) + feed_forward + 2 * norm)
     }
@@ -356,12 +418,15 @@ impl BertConfig {
     }
 }
 
-/// True if both files can be read and agree in class, family and every number that is read here. Their dtype and bookkeeping may differ.
+/// True if both files can be read and agree in class, family and every number that is read here.
+/// Their dtype and bookkeeping may differ.
 pub(crate) fn describe_the_same_model(a: &Path, b: &Path) -> bool {
-    let class = |path: &Path| Fields::read(path).ok().and_then(|mut fields| fields.take("architectures"));
+    let class =
+        |path: &Path| Fields::read(path).ok().and_then(|mut fields| fields.take("architectures"));
     let decoder = |path: &Path| DecoderConfig::from_file(path).ok();
     let encoder = |path: &Path| BertConfig::from_file(path).ok();
-    let is_same = (decoder(a).is_some() && decoder(a) == decoder(b)) || (encoder(a).is_some() && encoder(a) == encoder(b));
+    let is_same = (decoder(a).is_some() && decoder(a) == decoder(b))
+        || (encoder(a).is_some() && encoder(a) == encoder(b));
     is_same && class(a) == class(b)
 }
 
@@ -374,46 +439,89 @@ fn torch_dtype(dtype: DType) -> &'static str {
 }
 
 fn refuse_other_architectures(fields: &mut Fields) -> Result<(), ModelError> {
-    fields.only("quantization_config", &[], "quantised checkpoints are not read; use the full-precision one")?;
+    fields.only(
+        "quantization_config",
+        &[],
+        "quantised checkpoints are not read; use the full-precision one",
+    )?;
     for key in ["is_encoder_decoder", "is_decoder", "add_cross_attention"] {
-        fields.only(key, &[json!(false)], "neither encoder-decoder models nor causal BERT are implemented")?;
+        fields.only(
+            key,
+            &[json!(false)],
+            "neither encoder-decoder models nor causal BERT are implemented",
+        )?;
     }
     fields.only("pruned_heads", &[json!({})], "pruned heads are not implemented")
 }
 
 fn refuse_other_decoders(fields: &mut Fields, family: Family) -> Result<(), ModelError> {
     refuse_other_architectures(fields)?;
-    fields.only("hidden_act", &[json!("silu"), json!("swish")], "the feed-forward layer is SwiGLU: silu")?;
+    fields.only(
+        "hidden_act",
+        &[json!("silu"), json!("swish")],
+        "the feed-forward layer is SwiGLU: silu",
+    )?;
     fields.only("use_mrope", &[json!(false)], "multimodal rotary positions are not implemented")?;
-    fields.only("rope_interleaved", &[json!(false)], "rotary embedding turns the two halves of a head, not neighbours")?;
-    fields.only("partial_rotary_factor", &[json!(1), json!(1.0)], "every dimension of a head is turned")?;
+    fields.only(
+        "rope_interleaved",
+        &[json!(false)],
+        "rotary embedding turns the two halves of a head, not neighbours",
+    )?;
+    fields.only(
+        "partial_rotary_factor",
+        &[json!(1), json!(1.0)],
+        "every dimension of a head is turned",
+    )?;
     fields.only("mlp_bias", &[json!(false)], "feed-forward layers have no bias")?;
     match family {
-        Family::Llama => fields.only("attention_bias", &[json!(false)], "Llama's projections have no bias; only qwen2 has (on q, k, v)"),
-        Family::Qwen2 => fields.only("attention_bias", &[json!(true)], "qwen2 has a bias on q, k and v"),
+        Family::Llama => fields.only(
+            "attention_bias",
+            &[json!(false)],
+            "Llama's projections have no bias; only qwen2 has (on q, k, v)",
+        ),
+        Family::Qwen2 => {
+            fields.only("attention_bias", &[json!(true)], "qwen2 has a bias on q, k and v")
+        }
     }
 }
 
 /// Refuses a window that some layer would use.
 ///
 /// # Source
-/// huggingface/transformers:src/transformers/models/qwen2/configuration_qwen2.py: unless `layer_types` says otherwise, the layers from
-/// `max_window_layers` on use `sliding_window`, if `use_sliding_window` is set and the window is not null.
-fn check_window(fields: &mut Fields, family: Family, is_full: bool, n_layers: usize) -> Result<(), ModelError> {
+/// huggingface/transformers:src/transformers/models/qwen2/configuration_qwen2.py: unless
+/// `layer_types` says otherwise, the layers from `max_window_layers` on use `sliding_window`, if
+/// `use_sliding_window` is set and the window is not null.
+fn check_window(
+    fields: &mut Fields,
+    family: Family,
+    is_full: bool,
+    n_layers: usize,
+) -> Result<(), ModelError> {
     // transformers' default.
     const FIRST_WINDOWED_LAYER: u64 = 28;
     let has_no_window = fields.is_null("sliding_window");
-    let first = fields.take("max_window_layers").and_then(|value| value.as_u64()).unwrap_or(FIRST_WINDOWED_LAYER);
+    let first = fields
+        .take("max_window_layers")
+        .and_then(|value| value.as_u64())
+        .unwrap_or(FIRST_WINDOWED_LAYER);
     _ = fields.take("sliding_window");
-    let Some(value) = fields.take("use_sliding_window").filter(|value| *value != json!(false)) else { return Ok(()) };
+    let Some(value) = fields.take("use_sliding_window").filter(|value| *value != json!(false))
+    else {
+        return Ok(());
+    };
     let is_unused = is_full || has_no_window || first >= n_layers as u64;
     if family == Family::Qwen2 && value == json!(true) && is_unused {
         return Ok(());
     }
-    Err(fields.unsupported("use_sliding_window", &value, "attention here always sees the whole context"))
+    Err(fields.unsupported(
+        "use_sliding_window",
+        &value,
+        "attention here always sees the whole context",
+    ))
 }
 
-/// `layer_types` names the attention of each layer; only full attention is implemented. True if it says so of every layer.
+/// `layer_types` names the attention of each layer; only full attention is implemented. True if it
+/// says so of every layer.
 fn check_layer_types(fields: &mut Fields, n_layers: usize) -> Result<bool, ModelError> {
     let Some(value) = fields.take("layer_types") else { return Ok(false) };
     match value.as_array() {
@@ -421,7 +529,9 @@ fn check_layer_types(fields: &mut Fields, n_layers: usize) -> Result<bool, Model
             Err(fields.unsupported("layer_types", &value, "every layer must be \"full_attention\""))
         }
         Some(types) if types.len() == n_layers => Ok(true),
-        _ => Err(fields.inconsistent(format!("layer_types does not list num_hidden_layers ({n_layers}) entries"))),
+        _ => Err(fields.inconsistent(format!(
+            "layer_types does not list num_hidden_layers ({n_layers}) entries"
+        ))),
     }
 }
 
@@ -432,39 +542,59 @@ fn read_rope(fields: &mut Fields) -> Result<(f64, RopeScaling), ModelError> {
     let outer_theta = fields.optional_number("rope_theta")?;
     let (old, new) = (fields.object("rope_scaling")?, fields.object("rope_parameters")?);
     if old.is_some() && new.is_some() {
-        return Err(fields.inconsistent("has both rope_scaling and rope_parameters; hint: keep rope_parameters".to_owned()));
+        return Err(fields.inconsistent(
+            "has both rope_scaling and rope_parameters; hint: keep rope_parameters".to_owned(),
+        ));
     }
-    let Some(mut rope) = new.or(old) else { return Ok((outer_theta.unwrap_or(DEFAULT_THETA), RopeScaling::None)) };
+    let Some(mut rope) = new.or(old) else {
+        return Ok((outer_theta.unwrap_or(DEFAULT_THETA), RopeScaling::None));
+    };
     let inner_theta = rope.optional_number("rope_theta")?;
     if let (Some(outer), Some(inner)) = (outer_theta, inner_theta)
         && outer != inner
     {
-        return Err(fields.inconsistent(format!("rope_theta is {outer} and, inside rope_parameters, {inner}")));
+        return Err(fields
+            .inconsistent(format!("rope_theta is {outer} and, inside rope_parameters, {inner}")));
     }
     let theta = inner_theta.or(outer_theta).unwrap_or(DEFAULT_THETA);
-    rope.only("partial_rotary_factor", &[json!(1), json!(1.0)], "every dimension of a head is turned")?;
+    rope.only(
+        "partial_rotary_factor",
+        &[json!(1), json!(1.0)],
+        "every dimension of a head is turned",
+    )?;
     // `type` is the older name of `rope_type`.
     let (kind, old_kind) = (rope.optional_text("rope_type")?, rope.optional_text("type")?);
     let kind = kind.or(old_kind).unwrap_or_else(|| "default".to_owned());
     let scaling = match kind.as_str() {
         "default" => RopeScaling::None,
         "llama3" => read_llama3_scaling(&mut rope)?,
-        _ => return Err(rope.unsupported("rope_type", &json!(kind), "\"default\" and \"llama3\" are implemented")),
+        _ => {
+            return Err(rope.unsupported(
+                "rope_type",
+                &json!(kind),
+                "\"default\" and \"llama3\" are implemented",
+            ));
+        }
     };
     rope.finish(&[])?;
     Ok((theta, scaling))
 }
 
 fn read_llama3_scaling(rope: &mut Fields) -> Result<RopeScaling, ModelError> {
-    let (low_freq_factor, high_freq_factor) = (rope.number("low_freq_factor")?, rope.number("high_freq_factor")?);
+    let (low_freq_factor, high_freq_factor) =
+        (rope.number("low_freq_factor")?, rope.number("high_freq_factor")?);
     if low_freq_factor >= high_freq_factor {
-        let message = format!("low_freq_factor ({low_freq_factor}) is not below high_freq_factor ({high_freq_factor})");
+        let message = format!(
+            "low_freq_factor ({low_freq_factor}) is not below high_freq_factor \
+             ({high_freq_factor})"
+        );
         return Err(rope.inconsistent(message));
     }
     Ok(RopeScaling::Llama3 {
         factor: rope.number("factor")?,
         low_freq_factor,
         high_freq_factor,
-        original_max_position_embeddings: rope.count("original_max_position_embeddings", MAX_POSITIONS)?,
+        original_max_position_embeddings: rope
+            .count("original_max_position_embeddings", MAX_POSITIONS)?,
     })
 }

@@ -7,10 +7,12 @@
 //! hidden = norm(x)        logits = lm_head(hidden), or hidden embed' when tied
 //! ```
 //!
-//! Contract: there is one forward pass, [`Decoder::hidden`]. A parameter's path is its Hugging Face name; `Linear` weights lie as [in, out]. All
-//! parameters have one dtype, in which the pass runs; norms, rotations and softmax are computed in f32 inside, logits are f32.
+//! Contract: there is one forward pass, [`Decoder::hidden`]. A parameter's path is its Hugging Face
+//! name; `Linear` weights lie as [in, out]. All parameters have one dtype, in which the pass runs;
+//! norms, rotations and softmax are computed in f32 inside, logits are f32.
 //!
-//! Inside, tokens of all rows are one matrix [N, D], N = B T: one product a projection instead of one a row, which is what a decode step's time is.
+//! Inside, tokens of all rows are one matrix [N, D], N = B T: one product a projection instead of
+//! one a row, which is what a decode step's time is.
 use crate::{
     Backend,
     cache::CacheRows,
@@ -76,15 +78,28 @@ pub struct Mlp<B: Backend> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Random weights from a seed: normal(0, initializer_range), norms 1, biases 0. The same seed gives the same weights on every device.
+    /// Random weights from a seed: normal(0, initializer_range), norms 1, biases 0. The same seed
+    /// gives the same weights on every device.
     pub fn init(config: &DecoderConfig, seed: u64, device: &B::Device) -> Self {
-        Self::from_new_parameters(config, &mut NewParameters::new(seed, config.initializer_range, device))
+        Self::from_new_parameters(
+            config,
+            &mut NewParameters::new(seed, config.initializer_range, device),
+        )
     }
 
-    pub(crate) fn from_new_parameters(config: &DecoderConfig, new: &mut NewParameters<'_, B>) -> Self {
+    pub(crate) fn from_new_parameters(
+        config: &DecoderConfig,
+        new: &mut NewParameters<'_, B>,
+    ) -> Self {
         let (d_model, d_mlp) = (config.hidden_size, config.intermediate_size);
-        let (d_q, d_kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-        let norm = |new: &NewParameters<'_, B>| RmsNorm { weight: new.constant([d_model], 1.0), eps: config.rms_norm_eps };
+        let (d_q, d_kv) = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        );
+        let norm = |new: &NewParameters<'_, B>| RmsNorm {
+            weight: new.constant([d_model], 1.0),
+            eps: config.rms_norm_eps,
+        };
         let model = Trunk {
             embed_tokens: new.embedding(config.vocab_size, d_model),
             layers: (0..config.num_hidden_layers)
@@ -110,23 +125,33 @@ impl<B: Backend> Decoder<B> {
         Self { model, lm_head, config: config.clone(), n_logits: config.vocab_size }
     }
 
-    /// Ids from `n_logits` on get no logit from here on. Models of one tokenizer may pad their vocabularies to different sizes; where two of them
-    /// meet, both are cut to the shared prefix, so that every softmax runs over the same ids. The weights stay whole.
+    /// Ids from `n_logits` on get no logit from here on. Models of one tokenizer may pad their
+    /// vocabularies to different sizes; where two of them meet, both are cut to the shared prefix,
+    /// so that every softmax runs over the same ids. The weights stay whole.
     pub fn with_logits_cut_to(self, n_logits: usize) -> Self {
         Self { n_logits: n_logits.min(self.config.vocab_size), ..self }
     }
 
-    /// Hidden states after the final norm. The one forward pass of the project: rollout, log-probs, critic and evaluation all call it.
+    /// Hidden states after the final norm. The one forward pass of the project: rollout, log-probs,
+    /// critic and evaluation all call it.
     ///
-    /// Rows are right-padded. Without a cache, column t of `ids` sits at slot t and sees slots 0..=t (padding lies to the right, so real tokens
-    /// never see it). With a cache, row b's columns are appended behind the `len(slot)` positions already there, and the result is a constant: no
-    /// gradient flows through a cache. Hidden states of padding columns are finite and meaningless.
-    /// `positions` are the RoPE positions: `None` means slot numbers. They are read on the host, which waits for the device.
+    /// Rows are right-padded. Without a cache, column t of `ids` sits at slot t and sees slots
+    /// 0..=t (padding lies to the right, so real tokens never see it). With a cache, row b's
+    /// columns are appended behind the `len(slot)` positions already there, and the result is a
+    /// constant: no gradient flows through a cache. Hidden states of padding columns are finite and
+    /// meaningless. `positions` are the RoPE positions: `None` means slot numbers. They are read on
+    /// the host, which waits for the device.
     /// # Shapes
     /// ids [B, T], positions [B, T] -> [B, T, D]
     /// # Panics
-    /// When the cache rows do not fit the batch or the cache (a bug of the caller); see [`CacheRows`].
-    pub fn hidden(&self, ids: Tensor<B, 2, Int>, positions: Option<Tensor<B, 2, Int>>, cache: Option<CacheRows<'_, B>>) -> Tensor<B, 3> {
+    /// When the cache rows do not fit the batch or the cache (a bug of the caller); see
+    /// [`CacheRows`].
+    pub fn hidden(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        positions: Option<Tensor<B, 2, Int>>,
+        cache: Option<CacheRows<'_, B>>,
+    ) -> Tensor<B, 3> {
         let [n_rows, n_columns] = ids.dims();
         let mut pass = Pass::new(&self.config, &ids, positions, cache);
         let mut x = self.embed(ids);
@@ -137,10 +162,15 @@ impl<B: Backend> Decoder<B> {
         self.model.norm.forward(x).reshape([n_rows, n_columns, self.config.hidden_size])
     }
 
-    /// Like `hidden`, returning also embeddings and every block's output (for the oracles): n_layers + 1 tensors, the last one after the final norm.
+    /// Like `hidden`, returning also embeddings and every block's output (for the oracles):
+    /// n_layers + 1 tensors, the last one after the final norm.
     /// # Shapes
     /// ids, positions [B, T] -> n_layers + 1 times [B, T, D]
-    pub fn all_hidden(&self, ids: Tensor<B, 2, Int>, positions: Option<Tensor<B, 2, Int>>) -> Vec<Tensor<B, 3>> {
+    pub fn all_hidden(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        positions: Option<Tensor<B, 2, Int>>,
+    ) -> Vec<Tensor<B, 3>> {
         let [n_rows, n_columns] = ids.dims();
         let mut blocks = self.blocks(ids, positions);
         let mut x = blocks.embed();
@@ -153,22 +183,31 @@ impl<B: Backend> Decoder<B> {
         states
     }
 
-    /// The pass without a cache, in its pieces, for a backward pass that recomputes one block at a time.
-    pub fn blocks(&self, ids: Tensor<B, 2, Int>, positions: Option<Tensor<B, 2, Int>>) -> Blocks<'_, B> {
+    /// The pass without a cache, in its pieces, for a backward pass that recomputes one block at a
+    /// time.
+    pub fn blocks(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        positions: Option<Tensor<B, 2, Int>>,
+    ) -> Blocks<'_, B> {
         let pass = Pass::new(&self.config, &ids, positions, None);
         Blocks { model: self, ids, pass }
     }
 
-    /// Hidden states [N, D] with the vocabulary head, V as [`Decoder::with_logits_cut_to`] left it: logits for whatever needs only sums of them.
+    /// Hidden states [N, D] with the vocabulary head, V as [`Decoder::with_logits_cut_to`] left it:
+    /// logits for whatever needs only sums of them.
     pub fn head(&self, hidden: Tensor<B, 2>) -> LinearHead<B> {
         let head = match &self.lm_head {
             Some(head) => LinearHead::new(hidden, head.weight.val(), HeadLayout::VocabColumns),
-            None => LinearHead::new(hidden, self.model.embed_tokens.weight.val(), HeadLayout::VocabRows),
+            None => {
+                LinearHead::new(hidden, self.model.embed_tokens.weight.val(), HeadLayout::VocabRows)
+            }
         };
         head.cut_to(self.n_logits)
     }
 
-    /// Vocabulary logits in f32, for whatever needs them one by one. hidden [N, D] -> [N, V], V as in [`Decoder::head`].
+    /// Vocabulary logits in f32, for whatever needs them one by one. hidden [N, D] -> [N, V], V as
+    /// in [`Decoder::head`].
     pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         self.head(hidden).logits()
     }
@@ -183,7 +222,8 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
-/// What [`Decoder::hidden`] computes without a cache, piece by piece: `embed`, every `block` in order, `norm`.
+/// What [`Decoder::hidden`] computes without a cache, piece by piece: `embed`, every `block` in
+/// order, `norm`.
 pub struct Blocks<'m, B: Backend> {
     model: &'m Decoder<B>,
     ids: Tensor<B, 2, Int>,
@@ -258,7 +298,11 @@ impl<'c, 'r, B: Backend> Pass<'c, 'r, B> {
         cache: Option<CacheRows<'r, B>>,
     ) -> Self {
         let [n_rows, n_columns] = ids.dims();
-        let cache = cache.map(|rows| CachePass { spans: rows.spans(n_rows, n_columns), rows, next_layer: 0 });
+        let cache = cache.map(|rows| CachePass {
+            spans: rows.spans(n_rows, n_columns),
+            rows,
+            next_layer: 0,
+        });
         let rows = match &cache {
             Some(cache) => CacheRows::<B>::causal_rows(&cache.spans),
             None => CausalRows::whole(n_rows),
@@ -266,19 +310,39 @@ impl<'c, 'r, B: Backend> Pass<'c, 'r, B> {
         let positions: Vec<usize> = match (positions, &cache) {
             (Some(positions), _) => {
                 assert_eq!(positions.dims(), [n_rows, n_columns], "one position a token");
-                positions.into_data().iter::<i64>().map(|position| usize::try_from(position).expect("positions are not negative")).collect()
+                positions
+                    .into_data()
+                    .iter::<i64>()
+                    .map(|position| usize::try_from(position).expect("positions are not negative"))
+                    .collect()
             }
-            (None, Some(_)) => rows.starts.iter().flat_map(|&start| start..start + n_columns).collect(),
+            (None, Some(_)) => {
+                rows.starts.iter().flat_map(|&start| start..start + n_columns).collect()
+            }
             (None, None) => (0..n_columns).collect(),
         };
-        Self { config, rotation: Rotation::new(config, &positions, &ids.device()), n_rows, n_columns, rows, cache }
+        Self {
+            config,
+            rotation: Rotation::new(config, &positions, &ids.device()),
+            n_rows,
+            n_columns,
+            rows,
+            cache,
+        }
     }
 
     /// Attention of one layer. q [N, H hd], k and v [N, K hd] -> [N, H hd]
     fn attend(&mut self, q: Tensor<B, 2>, k: Tensor<B, 2>, v: Tensor<B, 2>) -> Tensor<B, 2> {
-        let DecoderConfig { num_attention_heads: n_heads, num_key_value_heads: n_kv_heads, head_dim, .. } = *self.config;
+        let DecoderConfig {
+            num_attention_heads: n_heads,
+            num_key_value_heads: n_kv_heads,
+            head_dim,
+            ..
+        } = *self.config;
         let (n_rows, n_columns) = (self.n_rows, self.n_columns);
-        let split = |x: Tensor<B, 2>, heads| x.reshape([n_rows, n_columns, heads, head_dim]).swap_dims(1, 2);
+        let split = |x: Tensor<B, 2>, heads| {
+            x.reshape([n_rows, n_columns, heads, head_dim]).swap_dims(1, 2)
+        };
         let (q, k, v) = (split(q, n_heads), split(k, n_kv_heads), split(v, n_kv_heads));
         let (k, v) = match &mut self.cache {
             Some(cache) => {
@@ -287,7 +351,9 @@ impl<'c, 'r, B: Backend> Pass<'c, 'r, B> {
             }
             None => (k, v),
         };
-        causal_attention(q, k, v, &self.rows).swap_dims(1, 2).reshape([n_rows * n_columns, n_heads * head_dim])
+        causal_attention(q, k, v, &self.rows)
+            .swap_dims(1, 2)
+            .reshape([n_rows * n_columns, n_heads * head_dim])
     }
 
     fn finish(self) {

@@ -1,6 +1,7 @@
 //! Why a model could not be read, written or built.
 //!
-//! One enum for the crate. Every variant names the file; a message says what happened, where, and what to do (`hint:`).
+//! One enum for the crate. Every variant names the file; a message says what happened, where, and
+//! what to do (`hint:`).
 
 use std::{
     fmt, io,
@@ -16,7 +17,8 @@ pub enum ModelError {
     #[error("cannot write {}: {source}; hint: check free space and permissions", path.display())]
     Write { path: PathBuf, source: io::Error },
 
-    #[error("{}, line {line}, column {column}: {message}; hint: the file is not whole JSON; fetch it again", path.display())]
+    #[error("{}, line {line}, column {column}: {message}; hint: the file is not whole JSON; fetch \
+             it again", path.display())]
     Json { path: PathBuf, line: usize, column: usize, message: String },
 
     #[error("{}: \"{field}\" is missing; hint: every model of this type needs it", path.display())]
@@ -25,31 +27,42 @@ pub enum ModelError {
     #[error("{}: \"{field}\" is {value}; hint: it must be {expected}", path.display())]
     BadField { path: PathBuf, field: String, value: String, expected: String },
 
-    /// The field is understood, and this value would change the mathematics in a way that is not implemented.
+    /// The field is understood, and this value would change the mathematics in a way that is not
+    /// implemented.
     #[error("{}: \"{field}\": {value} is not supported; hint: {hint}", path.display())]
     Unsupported { path: PathBuf, field: String, value: String, hint: &'static str },
 
     #[error("{}: unknown field \"{field}\"{}", path.display(), DidYouMean(suggestion.as_deref()))]
     UnknownField { path: PathBuf, field: String, suggestion: Option<String> },
 
-    #[error("{}: {message}{}", path.display(), Unless(message, "; hint: use the config.json that came with the model"))]
+    #[error("{}: {message}{}", path.display(), Unless(message, "; hint: use the config.json that \
+                                                                came with the model"))]
     Inconsistent { path: PathBuf, message: String },
 
     #[error("{}: {message}; hint: {hint}", path.display())]
     Corrupt { path: PathBuf, message: String, hint: &'static str },
 
-    /// Every difference between the tensors of a checkpoint and the parameters of the model, at once.
+    /// Every difference between the tensors of a checkpoint and the parameters of the model, at
+    /// once.
     #[error(
         "{}: the tensors do not fit the model ({} problems):{}\nhint: {}",
         path.display(), problems.len(), Lines(problems), hint_of(problems)
     )]
     Tensors { path: PathBuf, problems: Vec<TensorProblem> },
 
-    /// Finite weights that would become infinite in a narrower dtype: (tensor, how many of its values).
+    /// Finite weights that would become infinite in a narrower dtype: (tensor, how many of its
+    /// values).
     #[error("{}: {dtype} cannot hold every weight:{}\nhint: {hint}", path.display(), Overflows(tensors))]
-    Overflow { path: PathBuf, dtype: &'static str, tensors: Vec<(String, usize)>, hint: &'static str },
+    Overflow {
+        path: PathBuf,
+        dtype: &'static str,
+        tensors: Vec<(String, usize)>,
+        hint: &'static str,
+    },
 
-    #[error("tensor \"{name}\" cannot be stored as {dtype}; hint: float32, bfloat16 and float16 can")]
+    #[error(
+        "tensor \"{name}\" cannot be stored as {dtype}; hint: float32, bfloat16 and float16 can"
+    )]
     StorageDtype { name: String, dtype: String },
 }
 
@@ -59,14 +72,16 @@ impl ModelError {
     }
 
     pub(crate) fn json(path: &Path, error: &serde_json::Error) -> Self {
-        // serde_json appends its own "at line L column C", which the variant's message already says.
+        // serde_json appends its own "at line L column C", which the variant's message already
+        // says.
         let text = error.to_string();
         let message = text.split(" at line ").next().unwrap_or_default().to_owned();
         Self::Json { path: path.to_owned(), line: error.line(), column: error.column(), message }
     }
 }
 
-/// One tensor that keeps a checkpoint from fitting a model. Shapes are in the file's layout (`Linear.weight` is [out, in]).
+/// One tensor that keeps a checkpoint from fitting a model. Shapes are in the file's layout
+/// (`Linear.weight` is [out, in]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TensorProblem {
     /// The model has this parameter, the file does not.
@@ -103,25 +118,31 @@ pub enum TensorProblem {
         name: String,
         shape: Vec<usize>,
     },
-    /// Every tensor of the file would be known without this in front of its name; nothing else is worth comparing.
+    /// Every tensor of the file would be known without this in front of its name; nothing else is
+    /// worth comparing.
     Prefix {
         prefix: String,
         n_tensors: usize,
     },
 }
 
-/// What to do about a list of problems: one piece of advice, that of the first problem which has its own.
+/// What to do about a list of problems: one piece of advice, that of the first problem which has
+/// its own.
 fn hint_of(problems: &[TensorProblem]) -> String {
     let own = problems.iter().find_map(|problem| match problem {
         TensorProblem::Dtype { .. } => Some("F32, F16 and BF16 are read".to_owned()),
         TensorProblem::HeadNotTied { .. } => Some(
-            "set \"tie_word_embeddings\" to false in config.json if the model was trained untied".to_owned(),
+            "set \"tie_word_embeddings\" to false in config.json if the model was trained untied"
+                .to_owned(),
         ),
         TensorProblem::HeadMissing { .. } => Some(
-            "set \"tie_word_embeddings\" to true in config.json if the output head is the embedding matrix".to_owned(),
+            "set \"tie_word_embeddings\" to true in config.json if the output head is the \
+             embedding matrix"
+                .to_owned(),
         ),
         TensorProblem::Prefix { prefix, .. } => Some(format!(
-            "a wrapper was saved with the model (DDP, torch.compile, an adapter); save the model inside it, or take {prefix:?} off every name"
+            "a wrapper was saved with the model (DDP, torch.compile, an adapter); save the model \
+             inside it, or take {prefix:?} off every name"
         )),
         _ => None,
     });
@@ -133,17 +154,28 @@ impl fmt::Display for TensorProblem {
         match self {
             Self::Missing { name, shape } => write!(f, "missing: {name} {shape:?}"),
             Self::Extra { name, shape } => write!(f, "not part of the model: {name} {shape:?}"),
-            Self::Shape { name, found, expected } => write!(f, "wrong shape: {name} is {found:?}, the config asks for {expected:?}"),
+            Self::Shape { name, found, expected } => {
+                write!(f, "wrong shape: {name} is {found:?}, the config asks for {expected:?}")
+            }
             Self::Dtype { name, dtype } => write!(f, "unreadable dtype: {name} is {dtype}"),
-            Self::Layers { found, expected } => write!(f, "too few layers: the file has {found}, num_hidden_layers is {expected}"),
+            Self::Layers { found, expected } => {
+                write!(f, "too few layers: the file has {found}, num_hidden_layers is {expected}")
+            }
             Self::HeadNotTied { name, embedding } => {
-                write!(f, "{name} differs from {embedding}, but the config says \"tie_word_embeddings\": true")
+                write!(
+                    f,
+                    "{name} differs from {embedding}, but the config says \"tie_word_embeddings\": \
+                     true"
+                )
             }
             Self::HeadMissing { name, shape } => write!(
                 f,
-                "missing: {name} {shape:?}, which only a model with \"tie_word_embeddings\": true does without; where config.json does not say, it is false"
+                "missing: {name} {shape:?}, which only a model with \"tie_word_embeddings\": true \
+                 does without; where config.json does not say, it is false"
             ),
-            Self::Prefix { prefix, n_tensors } => write!(f, "all {n_tensors} names carry `{prefix}`"),
+            Self::Prefix { prefix, n_tensors } => {
+                write!(f, "all {n_tensors} names carry `{prefix}`")
+            }
         }
     }
 }
@@ -162,7 +194,11 @@ impl fmt::Display for DidYouMean<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(name) => write!(f, "; hint: did you mean \"{name}\"?"),
-            None => write!(f, "; hint: a field that is not understood may change what the model computes; remove it if it is harmless"),
+            None => write!(
+                f,
+                "; hint: a field that is not understood may change what the model computes; remove \
+                 it if it is harmless"
+            ),
         }
     }
 }
@@ -170,7 +206,9 @@ impl fmt::Display for DidYouMean<'_> {
 struct Overflows<'a>(&'a [(String, usize)]);
 impl fmt::Display for Overflows<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|(name, n)| write!(f, "\n  {name}: {n} finite value(s) would become infinite"))
+        self.0.iter().try_for_each(|(name, n)| {
+            write!(f, "\n  {name}: {n} finite value(s) would become infinite")
+        })
     }
 }
 

@@ -1,9 +1,12 @@
-//! Files that appear whole or not at all: the one way in which this project writes a file that something else relies on.
+//! Files that appear whole or not at all: the one way in which this project writes a file that
+//! something else relies on.
 //!
-//! The new bytes go into a temporary file of the same folder, are synced, and take the place of the old ones in one rename, which is synced too:
-//! whoever reads, also after a power cut, finds the old file or the new one. The temporary file is created exclusively under a random name, so that
-//! a link that somebody put into a shared folder is never followed; a link at the final name is replaced, not written through. The file's mode is
-//! what the umask gives, as for any file that a program creates.
+//! The new bytes go into a temporary file of the same folder, are synced, and take the place of the
+//! old ones in one rename, which is synced too: whoever reads, also after a power cut, finds the
+//! old file or the new one. The temporary file is created exclusively under a random name, so that
+//! a link that somebody put into a shared folder is never followed; a link at the final name is
+//! replaced, not written through. The file's mode is what the umask gives, as for any file that a
+//! program creates.
 use std::{
     fs::File,
     io::{self, Write},
@@ -17,11 +20,16 @@ pub const TEMPORARY_PREFIX: &str = ".tmp-";
 /// Replaces `path` by what `write` puts into the file that it is given.
 /// # Errors
 /// What `write` returns, or what the disk says; `path` is then as it was and nothing else is left.
-pub fn replace_file(path: &Path, write: impl FnOnce(&mut NamedTempFile) -> io::Result<()>) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+pub fn replace_file(
+    path: &Path,
+    write: impl FnOnce(&mut NamedTempFile) -> io::Result<()>,
+) -> io::Result<()> {
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     _ = builder.prefix(TEMPORARY_PREFIX);
-    // Temporary files are private to their owner unless they are asked to be like others; the umask is applied to this.
+    // Temporary files are private to their owner unless they are asked to be like others; the umask
+    // is applied to this.
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -41,7 +49,8 @@ pub fn write_file(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
     replace_file(path, |file| file.write_all(bytes.as_ref()))
 }
 
-/// Makes the names in a folder durable. Only Unix lets a folder be opened and synced; elsewhere the file system has to be trusted.
+/// Makes the names in a folder durable. Only Unix lets a folder be opened and synced; elsewhere the
+/// file system has to be trusted.
 /// # Errors
 /// If the folder cannot be opened or the disk fails.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
@@ -54,7 +63,9 @@ mod tests {
     use std::fs;
 
     fn names(folder: &Path) -> Vec<String> {
-        let entries = fs::read_dir(folder).expect("readable").map(|entry| entry.expect("readable").file_name());
+        let entries = fs::read_dir(folder)
+            .expect("readable")
+            .map(|entry| entry.expect("readable").file_name());
         entries.map(|name| name.to_string_lossy().into_owned()).collect()
     }
 

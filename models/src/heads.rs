@@ -1,15 +1,23 @@
-//! What is read off the hidden states: token log-probs, entropy, divergences between two models, values.
+//! What is read off the hidden states: token log-probs, entropy, divergences between two models,
+//! values.
 //!
-//! With z = logits / temperature: log p(y) = z_y - lse(z), H = lse(z) - sum_v p_v z_v. Everything in f32. A NaN anywhere in a row of logits is a NaN in
-//! that row's results. The head is computed on the rows it is given only, so gather the positions that count first. Logits that are only made to be
-//! reduced are never whole ([`Decoder::head`] instead of [`Decoder::logits`]): `dgpo_kernels::linear_log_probs` says how much of them exists at once.
-use crate::{Backend, config::DecoderConfig, decoder::Decoder, init::NewParameters, linear::linear};
+//! With z = logits / temperature: log p(y) = z_y - lse(z), H = lse(z) - sum_v p_v z_v. Everything
+//! in f32. A NaN anywhere in a row of logits is a NaN in that row's results. The head is computed
+//! on the rows it is given only, so gather the positions that count first. Logits that are only
+//! made to be reduced are never whole ([`Decoder::head`] instead of [`Decoder::logits`]):
+//! `dgpo_kernels::linear_log_probs` says how much of them exists at once.
+use crate::{
+    Backend, config::DecoderConfig, decoder::Decoder, init::NewParameters, linear::linear,
+};
 use burn::{
     module::{Module, ModuleMapper, Param},
     nn::Linear,
     tensor::{DType, Int, Tensor},
 };
-use dgpo_kernels::{linear_kl::linear_kl, linear_log_probs::linear_log_probs, log_probs::log_probs, log_softmax_kl::log_softmax_kl};
+use dgpo_kernels::{
+    linear_kl::linear_kl, linear_log_probs::linear_log_probs, log_probs::log_probs,
+    log_softmax_kl::log_softmax_kl,
+};
 
 pub use dgpo_kernels::{
     linear_log_probs::{LinearHead, most_logits},
@@ -17,7 +25,8 @@ pub use dgpo_kernels::{
     sample,
 };
 
-/// Distance between the seeds of a critic's trunk and of a head drawn for a given trunk, so that the two never share numbers.
+/// Distance between the seeds of a critic's trunk and of a head drawn for a given trunk, so that
+/// the two never share numbers.
 const HEAD_SEED_OFFSET: u64 = 0x5C0E_4EAD;
 
 /// One row of logits a token.
@@ -61,7 +70,11 @@ pub struct TokenLogProbs<B: Backend> {
 /// log p(label) and entropy of each row at a temperature.
 /// # Shapes
 /// N rows of logits, labels [N] -> [N] each
-pub fn token_log_probs<B: Backend>(logits: impl Into<Logits<B>>, labels: Tensor<B, 1, Int>, temperature: f64) -> TokenLogProbs<B> {
+pub fn token_log_probs<B: Backend>(
+    logits: impl Into<Logits<B>>,
+    labels: Tensor<B, 1, Int>,
+    temperature: f64,
+) -> TokenLogProbs<B> {
     let (log_probs, entropy) = match logits.into() {
         Logits::Head(head) => linear_log_probs(head, labels, temperature),
         Logits::Whole(logits) => log_probs(logits, labels, temperature),
@@ -69,9 +82,11 @@ pub fn token_log_probs<B: Backend>(logits: impl Into<Logits<B>>, labels: Tensor<
     TokenLogProbs { log_probs, entropy }
 }
 
-/// log p(label) and entropy of the student and a divergence from the teacher, of each row at one temperature. The teacher is a constant.
+/// log p(label) and entropy of the student and a divergence from the teacher, of each row at one
+/// temperature. The teacher is a constant.
 ///
-/// The divergence runs over the shared prefix of both vocabularies. Where one model's logits exist and the other's do not, the others are made whole.
+/// The divergence runs over the shared prefix of both vocabularies. Where one model's logits exist
+/// and the other's do not, the others are made whole.
 /// # Shapes
 /// N rows of logits of both, labels [N] -> [N] each
 pub fn token_divergence<B: Backend>(
@@ -82,8 +97,12 @@ pub fn token_divergence<B: Backend>(
     temperature: f64,
 ) -> DivergenceRows<B> {
     match (student.into(), teacher.into()) {
-        (Logits::Head(student), Logits::Head(teacher)) => linear_kl(student, teacher, labels, divergence, temperature),
-        (student, teacher) => log_softmax_kl(student.whole(), teacher.whole(), labels, divergence, temperature),
+        (Logits::Head(student), Logits::Head(teacher)) => {
+            linear_kl(student, teacher, labels, divergence, temperature)
+        }
+        (student, teacher) => {
+            log_softmax_kl(student.whole(), teacher.whole(), labels, divergence, temperature)
+        }
     }
 }
 
@@ -110,7 +129,8 @@ pub struct Critic<B: Backend> {
 }
 
 impl<B: Backend> Critic<B> {
-    /// Trunk copied from `model` (own parameters: training one leaves the other as it is), head drawn from the seed.
+    /// Trunk copied from `model` (own parameters: training one leaves the other as it is), head
+    /// drawn from the seed.
     pub fn from_decoder(model: &Decoder<B>, seed: u64) -> Self {
         let config = model.config();
         let weight = model.model.norm.weight.val();
@@ -120,7 +140,10 @@ impl<B: Backend> Critic<B> {
 
     /// Everything drawn from the seed.
     pub fn init(config: &DecoderConfig, seed: u64, device: &B::Device) -> Self {
-        Self { trunk: Decoder::init(config, seed, device), score: new_score(config, seed.wrapping_add(HEAD_SEED_OFFSET), device) }
+        Self {
+            trunk: Decoder::init(config, seed, device),
+            score: new_score(config, seed.wrapping_add(HEAD_SEED_OFFSET), device),
+        }
     }
 
     /// hidden [N, D] of the trunk -> values [N] f32.
@@ -190,17 +213,25 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_model_and_another_seed_another() {
-        let hidden = |seed: u64| Decoder::<Flex>::init(&config(false), seed, &Default::default()).hidden(ids(), None, None).into_data();
+        let hidden = |seed: u64| {
+            Decoder::<Flex>::init(&config(false), seed, &Default::default())
+                .hidden(ids(), None, None)
+                .into_data()
+        };
         assert_eq!(hidden(3), hidden(3));
         assert_ne!(hidden(3), hidden(4));
     }
 
     #[test]
     fn the_number_of_parameters_is_that_of_the_shape() {
-        // Embedding 11 8; a layer: q 8 8 + 8, k and v 8 4 + 4, o 8 8, three of 8 12, two norms; last norm; head.
+        // Embedding 11 8; a layer: q 8 8 + 8, k and v 8 4 + 4, o 8 8, three of 8 12, two norms;
+        // last norm; head.
         let trunk = 11 * 8 + 2 * (72 + 2 * 36 + 64 + 3 * 96 + 16) + 8;
         for (is_tied, want) in [(true, trunk), (false, trunk + 88)] {
-            assert_eq!(Decoder::<Flex>::init(&config(is_tied), 0, &Default::default()).num_params(), want);
+            assert_eq!(
+                Decoder::<Flex>::init(&config(is_tied), 0, &Default::default()).num_params(),
+                want
+            );
             assert_eq!(config(is_tied).n_parameters(), want);
         }
     }
@@ -225,35 +256,58 @@ mod tests {
         let inner = critic.valid();
         assert_eq!(inner.trunk.config(), critic.trunk.config());
         let back = Critic::<Train>::from_inner(inner.clone());
-        let values = |critic: &Critic<Flex>| critic.values(critic.trunk.hidden(ids(), None, None).reshape([6, 8])).into_data();
+        let values = |critic: &Critic<Flex>| {
+            critic.values(critic.trunk.hidden(ids(), None, None).reshape([6, 8])).into_data()
+        };
         assert_eq!(values(&back.valid()), values(&inner));
     }
 
     /// Hidden states and labels of six tokens.
     fn rows(model: &Decoder<Flex>) -> (Tensor<Flex, 2>, Tensor<Flex, 1, Int>) {
-        (model.hidden(ids(), None, None).reshape([6, 8]), Tensor::from_data([0, 6, 3, 4, 5, 6], &Default::default()))
+        (
+            model.hidden(ids(), None, None).reshape([6, 8]),
+            Tensor::from_data([0, 6, 3, 4, 5, 6], &Default::default()),
+        )
     }
 
     fn assert_close(got: Tensor<Flex, 1>, want: Tensor<Flex, 1>) {
-        got.into_data().assert_approx_eq::<f32>(&want.into_data(), burn::tensor::Tolerance::absolute(1e-6));
+        got.into_data()
+            .assert_approx_eq::<f32>(&want.into_data(), burn::tensor::Tolerance::absolute(1e-6));
     }
 
     #[test]
     fn a_head_reads_as_its_logits_do() {
         for is_tied in [true, false] {
             for n_logits in [7, 11] {
-                let student = Decoder::<Flex>::init(&config(is_tied), 1, &Default::default()).with_logits_cut_to(n_logits);
+                let student = Decoder::<Flex>::init(&config(is_tied), 1, &Default::default())
+                    .with_logits_cut_to(n_logits);
                 let teacher = Decoder::<Flex>::init(&config(!is_tied), 2, &Default::default());
                 let (hidden, labels) = rows(&student);
-                let (logits, teacher_logits) = (student.logits(hidden.clone()), teacher.logits(hidden.clone()));
+                let (logits, teacher_logits) =
+                    (student.logits(hidden.clone()), teacher.logits(hidden.clone()));
                 assert_eq!(logits.dims(), [6, n_logits]);
                 let head = token_log_probs(student.head(hidden.clone()), labels.clone(), 0.5);
                 let whole = token_log_probs(logits.clone(), labels.clone(), 0.5);
                 assert_close(head.log_probs, whole.log_probs);
                 assert_close(head.entropy, whole.entropy);
-                let whole = token_divergence(logits, teacher_logits.clone(), labels.clone(), Divergence::ReverseKl, 0.5).divergence;
-                for teacher in [Logits::from(teacher.head(hidden.clone())), Logits::from(teacher_logits)] {
-                    let rows = token_divergence(student.head(hidden.clone()), teacher, labels.clone(), Divergence::ReverseKl, 0.5);
+                let whole = token_divergence(
+                    logits,
+                    teacher_logits.clone(),
+                    labels.clone(),
+                    Divergence::ReverseKl,
+                    0.5,
+                )
+                .divergence;
+                for teacher in
+                    [Logits::from(teacher.head(hidden.clone())), Logits::from(teacher_logits)]
+                {
+                    let rows = token_divergence(
+                        student.head(hidden.clone()),
+                        teacher,
+                        labels.clone(),
+                        Divergence::ReverseKl,
+                        0.5,
+                    );
                     assert_close(rows.divergence, whole.clone());
                 }
             }

@@ -1,8 +1,10 @@
-//! One decoder (Llama 3; Qwen2.5 is the same plus QKV bias), the BERT encoder, KV cache, heads and checkpoints.
+//! One decoder (Llama 3; Qwen2.5 is the same plus QKV bias), the BERT encoder, KV cache, heads and
+//! checkpoints.
 //!
-//! No words of reinforcement learning here: tokens in, hidden states, log-probs and values out. Modules write `impl<B: Backend>`; the struct fields are
-//! named so that the path of a parameter is its Hugging Face name. Letters of all shapes: B rows, T tokens, N = B T tokens of all rows, D model,
-//! H heads, K kv heads, hd the size of a head, V vocabulary.
+//! No words of reinforcement learning here: tokens in, hidden states, log-probs and values out.
+//! Modules write `impl<B: Backend>`; the struct fields are named so that the path of a parameter is
+//! its Hugging Face name. Letters of all shapes: B rows, T tokens, N = B T tokens of all rows, D
+//! model, H heads, K kv heads, hd the size of a head, V vocabulary.
 pub mod bert;
 pub mod cache;
 pub mod config;

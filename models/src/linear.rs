@@ -14,7 +14,9 @@ use dgpo_kernels::rows::{WHOLE_ROWS, expand_rows, in_blocks, select_rows};
 pub(crate) fn linear<B: Backend>(layer: &Linear<B>, x: Tensor<B, 2>) -> Tensor<B, 2> {
     let n_rows = x.dims()[0];
     match &layer.bias {
-        Some(bias) if n_rows > WHOLE_ROWS => module::linear(x, layer.weight.val(), None) + expand_rows(bias.val(), n_rows),
+        Some(bias) if n_rows > WHOLE_ROWS => {
+            module::linear(x, layer.weight.val(), None) + expand_rows(bias.val(), n_rows)
+        }
         _ => layer.forward(x),
     }
 }
@@ -73,7 +75,10 @@ mod tests {
 
     #[test]
     fn the_bias_gradient_of_many_rows_is_their_sum_in_f64() {
-        let layer = Linear { weight: Param::from_tensor(leaf(vec![1.0, 0.5, -1.0, 2.0], [2, D])), bias: Some(row([0.25, -0.5])) };
+        let layer = Linear {
+            weight: Param::from_tensor(leaf(vec![1.0, 0.5, -1.0, 2.0], [2, D])),
+            bias: Some(row([0.25, -0.5])),
+        };
         let y = linear(&layer, leaf(vec![1.0; N * 2], [N, 2]));
         assert_eq!(y.clone().slice(N - 1..N).into_data().to_vec::<f32>().unwrap(), [0.25, 2.0]);
         let grads = (y * leaf(upstream(), [N, D])).sum().backward();
@@ -83,7 +88,8 @@ mod tests {
 
     #[test]
     fn the_gradients_of_a_layer_norm_over_many_rows_are_their_sums_in_f64() {
-        let mut layer = burn::nn::LayerNormConfig::new(D).with_epsilon(0.0).init::<Train>(&Default::default());
+        let mut layer =
+            burn::nn::LayerNormConfig::new(D).with_epsilon(0.0).init::<Train>(&Default::default());
         (layer.gamma, layer.beta) = (row([2.0, 3.0]), Some(row([0.25, -0.5])));
         // Normalised exactly: (-1, 1).
         let x = leaf((0..N).flat_map(|_| [1.0, 3.0]).collect(), [N, D]);

@@ -1,6 +1,8 @@
-//! RMSNorm as Hugging Face computes it: everything in f32, the weight multiplied after casting back.
+//! RMSNorm as Hugging Face computes it: everything in f32, the weight multiplied after casting
+//! back.
 //!
-//! burn's own `RmsNorm` divides in the dtype of the input, which rounds the root mean square to bf16, and calls its parameter `gamma`.
+//! burn's own `RmsNorm` divides in the dtype of the input, which rounds the root mean square to
+//! bf16, and calls its parameter `gamma`.
 use crate::Backend;
 use burn::{
     module::{Module, Param},

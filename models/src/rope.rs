@@ -1,10 +1,12 @@
 //! Rotary position embeddings: half-split layout, f32 tables, Llama 3 frequency scaling.
 //!
-//! Pair i of a head is (x_i, x_{i + hd/2}) and turns by the angle position * inv_freq_i. burn's `RotaryEncoding` pairs neighbours (2i, 2i+1), which is
-//! another permutation than the weights of Qwen and Llama were trained with.
+//! Pair i of a head is (x_i, x_{i + hd/2}) and turns by the angle position * inv_freq_i. burn's
+//! `RotaryEncoding` pairs neighbours (2i, 2i+1), which is another permutation than the weights of
+//! Qwen and Llama were trained with.
 //!
-//! Tables are computed on the host for the positions of a pass (about 30 ns an angle, once for all layers and heads) and hold each angle once,
-//! [positions, hd/2]. Angles are products in f32, as in the reference; their cosine is exact to rounding even for large angles, which a GPU's is not.
+//! Tables are computed on the host for the positions of a pass (about 30 ns an angle, once for all
+//! layers and heads) and hold each angle once, [positions, hd/2]. Angles are products in f32, as in
+//! the reference; their cosine is exact to rounding even for large angles, which a GPU's is not.
 use crate::{
     Backend,
     config::{DecoderConfig, RopeScaling},
@@ -13,16 +15,19 @@ use burn::tensor::{DType, Tensor, TensorData};
 use dgpo_kernels::rotary::rotary;
 use std::f32::consts::TAU;
 
-/// Inverse frequencies after scaling, [hd/2]: theta^(-2i/hd), for Llama 3 divided by `factor` where the wavelength is long.
+/// Inverse frequencies after scaling, [hd/2]: theta^(-2i/hd), for Llama 3 divided by `factor` where
+/// the wavelength is long.
 ///
-/// With L = original_max_position_embeddings and wavelength w = 2 pi / f: f stays for w < L / high_freq_factor, becomes f / factor for
-/// w > L / low_freq_factor, and in between (1 - s) f / factor + s f with s = (L / w - low_freq_factor) / (high_freq_factor - low_freq_factor).
+/// With L = original_max_position_embeddings and wavelength w = 2 pi / f: f stays for w < L /
+/// high_freq_factor, becomes f / factor for w > L / low_freq_factor, and in between (1 - s) f /
+/// factor + s f with s = (L / w - low_freq_factor) / (high_freq_factor - low_freq_factor).
 /// # Source
 /// `transformers/modeling_rope_utils.py:_compute_llama3_parameters`
 pub fn inv_freq(config: &DecoderConfig) -> Vec<f32> {
     (0..config.head_dim / 2)
         .map(|i| {
-            // In f32 step by step, as the reference does it: another last bit of a frequency moves an angle at position 2000 by 1e-4.
+            // In f32 step by step, as the reference does it: another last bit of a frequency moves
+            // an angle at position 2000 by 1e-4.
             let exponent = (2 * i) as f32 / config.head_dim as f32;
             let wavelength_over_tau = config.rope_theta.powf(f64::from(exponent)) as f32;
             scaled(1.0 / wavelength_over_tau, &config.rope_scaling)
@@ -31,18 +36,26 @@ pub fn inv_freq(config: &DecoderConfig) -> Vec<f32> {
 }
 
 fn scaled(frequency: f32, scaling: &RopeScaling) -> f32 {
-    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } = *scaling else {
+    let RopeScaling::Llama3 {
+        factor,
+        low_freq_factor,
+        high_freq_factor,
+        original_max_position_embeddings,
+    } = *scaling
+    else {
         return frequency;
     };
     let original_length = original_max_position_embeddings as f32;
-    let [factor, low_freq_factor, high_freq_factor] = [factor, low_freq_factor, high_freq_factor].map(|x| x as f32);
+    let [factor, low_freq_factor, high_freq_factor] =
+        [factor, low_freq_factor, high_freq_factor].map(|x| x as f32);
     let wavelength = TAU / frequency;
     if wavelength < original_length / high_freq_factor {
         frequency
     } else if wavelength > original_length / low_freq_factor {
         frequency / factor
     } else {
-        let smooth = (original_length / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+        let smooth =
+            (original_length / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
         (1.0 - smooth) * frequency / factor + smooth * frequency
     }
 }
@@ -56,14 +69,22 @@ pub fn tables(config: &DecoderConfig, positions: &[usize]) -> (Vec<f32>, Vec<f32
     // A batch in which rows repeat positions: each angle once, then copies.
     let (cos, sin) = angles(config, 0..n_distinct);
     let half = config.head_dim / 2;
-    let spread = |table: &[f32]| positions.iter().flat_map(|position| &table[position * half..(position + 1) * half]).copied().collect();
+    let spread = |table: &[f32]| {
+        positions
+            .iter()
+            .flat_map(|position| &table[position * half..(position + 1) * half])
+            .copied()
+            .collect()
+    };
     (spread(&cos), spread(&sin))
 }
 
 fn angles(config: &DecoderConfig, positions: impl Iterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
     let inv_freq = inv_freq(config);
     positions
-        .flat_map(|position| inv_freq.iter().map(move |frequency| f64::from(position as f32 * frequency)))
+        .flat_map(|position| {
+            inv_freq.iter().map(move |frequency| f64::from(position as f32 * frequency))
+        })
         .map(|angle| (angle.cos() as f32, angle.sin() as f32))
         .unzip()
 }
@@ -77,11 +98,13 @@ pub struct Rotation<B: Backend> {
 }
 
 impl<B: Backend> Rotation<B> {
-    /// For `positions` of P tokens. P = T when all rows of a batch have the same positions, else P = B T.
+    /// For `positions` of P tokens. P = T when all rows of a batch have the same positions, else P
+    /// = B T.
     pub fn new(config: &DecoderConfig, positions: &[usize], device: &B::Device) -> Self {
         let (cos, sin) = tables(config, positions);
         let shape = [positions.len(), config.head_dim / 2];
-        let upload = |values| Tensor::from_data(TensorData::new(values, shape), (device, DType::F32));
+        let upload =
+            |values| Tensor::from_data(TensorData::new(values, shape), (device, DType::F32));
         Self { cos: upload(cos), sin: upload(sin) }
     }
 
@@ -127,8 +150,12 @@ mod tests {
     #[test]
     fn llama3_keeps_short_and_divides_long_wavelengths() {
         // Wavelengths 2 pi and 20 pi = 62.8. With L = 64: short below 16, long above 32.
-        let scaling =
-            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 2.0, high_freq_factor: 4.0, original_max_position_embeddings: 64 };
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 2.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 64,
+        };
         assert_eq!(inv_freq(&config(scaling)), [1.0, 0.1 / 8.0]);
     }
 

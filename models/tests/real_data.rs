@@ -1,7 +1,7 @@
 //! Genuine published weights against embeddings that transformers computed from them.
 //!
-//! The data is not part of the repository: `DGPO_DATA_DIR` and `DGPO_MINILM_DIR` name folders. Without them the tests pass without testing, unless
-//! `DGPO_REQUIRE_DATA=1` asks for the data.
+//! The data is not part of the repository: `DGPO_DATA_DIR` and `DGPO_MINILM_DIR` name folders.
+//! Without them the tests pass without testing, unless `DGPO_REQUIRE_DATA=1` asks for the data.
 
 use burn::{
     backend::Flex,
@@ -28,33 +28,57 @@ type Golden = (Tensor<Flex, 2, Int>, Tensor<Flex, 2, Int>, Vec<Vec<f32>>);
 
 /// What transformers recorded for one of the encoders.
 fn golden(dir: &std::path::Path, encoder: &str) -> Golden {
-    let json: Value = serde_json::from_str(&std::fs::read_to_string(dir.join(format!("golden/{encoder}.json"))).unwrap()).unwrap();
+    let json: Value = serde_json::from_str(
+        &std::fs::read_to_string(dir.join(format!("golden/{encoder}.json"))).unwrap(),
+    )
+    .unwrap();
     let items = json["items"].as_array().unwrap();
-    let ids: Vec<Vec<i64>> = items.iter().map(|item| serde_json::from_value(item["input_ids"].clone()).unwrap()).collect();
-    let embeddings = items.iter().map(|item| serde_json::from_value(item["embedding"].clone()).unwrap()).collect();
+    let ids: Vec<Vec<i64>> = items
+        .iter()
+        .map(|item| serde_json::from_value(item["input_ids"].clone()).unwrap())
+        .collect();
+    let embeddings = items
+        .iter()
+        .map(|item| serde_json::from_value(item["embedding"].clone()).unwrap())
+        .collect();
     let n_tokens = ids.iter().map(Vec::len).max().unwrap();
     let pad = |of: &dyn Fn(&Vec<i64>, usize) -> i64| {
-        let values: Vec<i64> = ids.iter().flat_map(|row| (0..n_tokens).map(|t| of(row, t)).collect::<Vec<_>>()).collect();
+        let values: Vec<i64> = ids
+            .iter()
+            .flat_map(|row| (0..n_tokens).map(|t| of(row, t)).collect::<Vec<_>>())
+            .collect();
         Tensor::from_data(TensorData::new(values, [ids.len(), n_tokens]), &Default::default())
     };
-    (pad(&|row, t| row.get(t).copied().unwrap_or(1)), pad(&|row, t| i64::from(t < row.len())), embeddings)
+    (
+        pad(&|row, t| row.get(t).copied().unwrap_or(1)),
+        pad(&|row, t| i64::from(t < row.len())),
+        embeddings,
+    )
 }
 
 #[test]
 fn multilingual_e5_small_embeds_as_in_transformers() {
     let Some(dir) = data_dir() else { return };
     let (ids, mask, expected) = golden(&dir, "e5");
-    let model = load_bert::<Flex>(&dir.join("weights/multilingual-e5-small"), DType::F32, &Default::default()).unwrap();
+    let model = load_bert::<Flex>(
+        &dir.join("weights/multilingual-e5-small"),
+        DType::F32,
+        &Default::default(),
+    )
+    .unwrap();
     let found: Vec<f32> = model.embed(ids, mask).into_data().to_vec().unwrap();
     for (found, expected) in found.chunks(expected[0].len()).zip(&expected) {
-        // An evaluation of these f16 weights in f64 differs from the golden numbers by up to 3.9e-5, so those came from the weights before they
-        // were rounded to f16: that rounding, not f32, sets the tolerance (entries are near 0.05).
-        let difference = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp).unwrap();
+        // An evaluation of these f16 weights in f64 differs from the golden numbers by up to
+        // 3.9e-5, so those came from the weights before they were rounded to f16: that rounding,
+        // not f32, sets the tolerance (entries are near 0.05).
+        let difference =
+            found.iter().zip(expected).map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp).unwrap();
         assert!(difference < 1e-4, "{difference}");
     }
 }
 
-/// Its weights come from a Python package that `.ci/run` fetches; `DGPO_MINILM_DIR` names the unpacked folder.
+/// Its weights come from a Python package that `.ci/run` fetches; `DGPO_MINILM_DIR` names the
+/// unpacked folder.
 #[test]
 fn all_minilm_l6_v2_embeds_as_in_transformers() {
     let (Some(dir), Some(weights)) = (data_dir(), folder("DGPO_MINILM_DIR")) else { return };
@@ -62,8 +86,10 @@ fn all_minilm_l6_v2_embeds_as_in_transformers() {
     let model = load_bert::<Flex>(&weights, DType::F32, &Default::default()).unwrap();
     let found: Vec<f32> = model.embed(ids, mask).into_data().to_vec().unwrap();
     for (found, expected) in found.chunks(expected[0].len()).zip(&expected) {
-        // Genuine f32 weights: what is left is f32 rounding over six layers and the seven digits of the recording.
-        let difference = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp).unwrap();
+        // Genuine f32 weights: what is left is f32 rounding over six layers and the seven digits of
+        // the recording.
+        let difference =
+            found.iter().zip(expected).map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp).unwrap();
         assert!(difference < 5e-6, "{difference}");
     }
 }
@@ -77,7 +103,10 @@ fn a_genuine_checkpoint_survives_saving_bit_for_bit() {
     save_bert(&model, saved.path(), None).unwrap();
     let tensors = |dir: &std::path::Path| std::fs::read(dir.join("model.safetensors")).unwrap();
     let (before, after) = (tensors(&source), tensors(saved.path()));
-    let (before, after) = (safetensors::SafeTensors::deserialize(&before).unwrap(), safetensors::SafeTensors::deserialize(&after).unwrap());
+    let (before, after) = (
+        safetensors::SafeTensors::deserialize(&before).unwrap(),
+        safetensors::SafeTensors::deserialize(&after).unwrap(),
+    );
     assert_eq!(before.len(), after.len());
     for (name, tensor) in before.tensors() {
         assert_eq!(after.tensor(&name).unwrap().data(), tensor.data(), "{name}");

@@ -1,9 +1,12 @@
-//! How much better than expected was each token? GAE with a critic, group-relative scores without one, whitening.
+//! How much better than expected was each token? GAE with a critic, group-relative scores without
+//! one, whitening.
 //!
-//! delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1},  V_{T+1} = 0,  R_t = A_t + V_t,
-//! where V_t is read at the position *before* y_t, so that everything is aligned with the token it judges. Sums are f64, results f32.
+//! delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1},  V_{T+1} = 0,  R_t =
+//! A_t + V_t, where V_t is read at the position *before* y_t, so that everything is aligned with
+//! the token it judges. Sums are f64, results f32.
 //!
-//! Worked example, gamma = lambda = 1, values (0.5, 0.7, 0.2), reward 1 on the last token: A = (0.5, 0.3, 0.8), R = (1, 1, 1).
+//! Worked example, gamma = lambda = 1, values (0.5, 0.7, 0.2), reward 1 on the last token: A =
+//! (0.5, 0.3, 0.8), R = (1, 1, 1).
 use crate::{
     config::{GaeOver, GaeRecipe},
     rollout::RolloutBatch,
@@ -44,23 +47,33 @@ pub fn gae_row(rewards: &[f32], values: &[f32], gamma: f64, lambda: f64) -> Vec<
     advantages
 }
 
-/// GAE over the tokens the agent wrote: the next state of an agent token is the next agent token, whatever was inserted between.
+/// GAE over the tokens the agent wrote: the next state of an agent token is the next agent token,
+/// whatever was inserted between.
 ///
-/// A reward that lies on an inserted token belongs to the last agent token before it (a truncated episode can end with an observation).
-/// Inserted tokens get advantage 0.
-pub fn gae_row_of_agent(rewards: &[f32], values: &[f32], is_agent: &[bool], gamma: f64, lambda: f64) -> Vec<f32> {
+/// A reward that lies on an inserted token belongs to the last agent token before it (a truncated
+/// episode can end with an observation). Inserted tokens get advantage 0.
+pub fn gae_row_of_agent(
+    rewards: &[f32],
+    values: &[f32],
+    is_agent: &[bool],
+    gamma: f64,
+    lambda: f64,
+) -> Vec<f32> {
     let columns: Vec<usize> = (0..rewards.len()).filter(|&t| is_agent[t]).collect();
     let end_of = |i: usize| columns.get(i + 1).copied().unwrap_or(rewards.len());
-    let agent_rewards: Vec<f32> = columns.iter().enumerate().map(|(i, &t)| rewards[t..end_of(i)].iter().sum()).collect();
+    let agent_rewards: Vec<f32> =
+        columns.iter().enumerate().map(|(i, &t)| rewards[t..end_of(i)].iter().sum()).collect();
     let agent_values: Vec<f32> = columns.iter().map(|&t| values[t]).collect();
     let mut advantages = vec![0.0; rewards.len()];
-    for (&t, advantage) in columns.iter().zip(gae_row(&agent_rewards, &agent_values, gamma, lambda)) {
+    for (&t, advantage) in columns.iter().zip(gae_row(&agent_rewards, &agent_values, gamma, lambda))
+    {
         advantages[t] = advantage;
     }
     advantages
 }
 
-/// (x - mean) / sqrt(var + eps), mean and unbiased variance over the masked entries; every entry is transformed.
+/// (x - mean) / sqrt(var + eps), mean and unbiased variance over the masked entries; every entry is
+/// transformed.
 ///
 /// Fewer than two masked entries have no variance: they are left as they are.
 pub fn whiten(values: &mut [f32], mask: &[bool]) {
@@ -100,14 +113,20 @@ pub fn masked_mean_and_variance(values: &[f32], mask: &[bool]) -> Option<(f64, f
 /// `method §4`. `over = "response"` runs over inserted tokens too, as the published code does.
 pub fn gae(batch: &RolloutBatch, rewards: &[f32], recipe: &GaeRecipe) -> Advantages {
     let size = batch.n_rows * batch.n_cols;
-    let mut result = Advantages { advantages: vec![0.0; size], returns: vec![0.0; size], mask: vec![false; size] };
+    let mut result = Advantages {
+        advantages: vec![0.0; size],
+        returns: vec![0.0; size],
+        mask: vec![false; size],
+    };
     for row in 0..batch.n_rows {
         let response = batch.at(row, batch.prompt_lens[row])..batch.at(row, 0) + batch.lengths[row];
         let (rewards, values) = (&rewards[response.clone()], &batch.values[response.clone()]);
         let is_agent = &batch.loss_mask[response.clone()];
         let advantages = match recipe.over {
             GaeOver::Response => gae_row(rewards, values, recipe.gamma, recipe.lambda),
-            GaeOver::Agent => gae_row_of_agent(rewards, values, is_agent, recipe.gamma, recipe.lambda),
+            GaeOver::Agent => {
+                gae_row_of_agent(rewards, values, is_agent, recipe.gamma, recipe.lambda)
+            }
         };
         for (i, t) in response.enumerate() {
             result.mask[t] = recipe.over == GaeOver::Response || is_agent[i];
@@ -120,12 +139,18 @@ pub fn gae(batch: &RolloutBatch, rewards: &[f32], recipe: &GaeRecipe) -> Advanta
     if recipe.whiten {
         whiten(&mut result.advantages, &result.mask);
         // Whitening shifts every entry; the ones outside the mask go back to 0.
-        result.advantages.iter_mut().zip(&result.mask).filter(|(_, m)| !**m).for_each(|(a, _)| *a = 0.0);
+        result
+            .advantages
+            .iter_mut()
+            .zip(&result.mask)
+            .filter(|(_, m)| !**m)
+            .for_each(|(a, _)| *a = 0.0);
     }
     result
 }
 
-/// One advantage a row: (x - mean) / (std + 1e-6) within the row's group, unbiased std. A group of one has mean 0 and std 1.
+/// One advantage a row: (x - mean) / (std + 1e-6) within the row's group, unbiased std. A group of
+/// one has mean 0 and std 1.
 /// # Shapes
 /// scores, groups: B rows -> B
 /// # Source
@@ -146,12 +171,14 @@ pub fn group_advantages<G: Ord>(scores: &[f32], groups: &[G]) -> Vec<f32> {
     groups.iter().zip(scores).map(advantage).collect()
 }
 
-/// Share of the groups of at least two rows whose scores are all equal: they give the policy no direction. 0 where there is no such group.
+/// Share of the groups of at least two rows whose scores are all equal: they give the policy no
+/// direction. 0 where there is no such group.
 /// # Shapes
 /// scores, groups: B rows
 pub fn flat_groups<G: Ord>(scores: &[f32], groups: &[G]) -> f64 {
     let of_groups = by_group(scores, groups).into_values().filter(|scores| scores.len() > 1);
-    let is_flat: Vec<bool> = of_groups.map(|scores| scores.iter().all(|&score| score == scores[0])).collect();
+    let is_flat: Vec<bool> =
+        of_groups.map(|scores| scores.iter().all(|&score| score == scores[0])).collect();
     is_flat.iter().filter(|&&is| is).count() as f64 / is_flat.len().max(1) as f64
 }
 
@@ -163,7 +190,8 @@ fn by_group<'g, G: Ord>(scores: &[f32], groups: &'g [G]) -> BTreeMap<&'g G, Vec<
     members
 }
 
-/// GRPO's advantages of a batch: the row's group-relative score on each of its agent tokens. There is no critic, so returns equal advantages.
+/// GRPO's advantages of a batch: the row's group-relative score on each of its agent tokens. There
+/// is no critic, so returns equal advantages.
 ///
 /// A = (r - mean r) / (std r + 1e-6) takes its unit from r, so r should be the outcome alone. With
 /// the penalty in it, r = r_EM - beta KL, a group of equal outcomes has std r = beta std KL, and

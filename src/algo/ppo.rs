@@ -1,16 +1,18 @@
 //! The clipped losses of PPO for actor and critic, and the entropy bonus.
 //!
-//! rho_t = exp(log pi_theta - log pi_old);  policy = mean over m of max(-A rho, -A clip(rho, 1-eps, 1+eps));
-//! value = 1/2 mean of max((V - R)^2, (clip(V, V_old ± c) - R)^2).
-//! Every mean is a masked sum over the caller's normaliser (the token count of the optimizer step), statistics included: what micro-batches return
-//! adds up. NaN in any input of a counted token is NaN in the loss. Tensors are flat: `[N]` = the
-//! tokens of a micro-batch, in any order, either all of them with a mask or only the trained ones.
+//! rho_t = exp(log pi_theta - log pi_old);  policy = mean over m of max(-A rho, -A clip(rho, 1-eps,
+//! 1+eps)); value = 1/2 mean of max((V - R)^2, (clip(V, V_old ± c) - R)^2). Every mean is a masked
+//! sum over the caller's normaliser (the token count of the optimizer step), statistics included:
+//! what micro-batches return adds up. NaN in any input of a counted token is NaN in the loss.
+//! Tensors are flat: `[N]` = the tokens of a micro-batch, in any order, either all of them with a
+//! mask or only the trained ones.
 use super::{masked_mean, read_scalars};
 use burn::tensor::Tensor;
 use dgpo_kernels::nan::nan_of;
 use dgpo_models::Backend;
 
-/// The log-ratio is held within ± this, far outside any clip range: exp stays finite, and with it the gradient (0 · inf is NaN).
+/// The log-ratio is held within ± this, far outside any clip range: exp stays finite, and with it
+/// the gradient (0 · inf is NaN).
 // Differs from the reference: it exponentiates unbounded log-ratios.
 pub const LOG_RATIO_LIMIT: f64 = 20.0;
 
@@ -48,10 +50,15 @@ impl std::ops::AddAssign for PolicyStats {
 /// # Source
 /// `method §4`; the two estimates of the KL are `old_approx_kl` and `approx_kl` of
 /// `vwxyzjn/cleanrl:cleanrl/ppo.py`.
-pub fn policy_loss<B: Backend>(tokens: PolicyTokens<B>, clip_ratio: f64, normaliser: f64) -> (Tensor<B, 1>, PolicyStats) {
+pub fn policy_loss<B: Backend>(
+    tokens: PolicyTokens<B>,
+    clip_ratio: f64,
+    normaliser: f64,
+) -> (Tensor<B, 1>, PolicyStats) {
     let PolicyTokens { log_probs, old_log_probs, advantages, mask } = tokens;
     // Masked-out tokens leave before exp, so that whatever stands there has exactly zero gradient.
-    let log_ratio = (log_probs - old_log_probs.detach()).mask_fill(mask.clone().equal_elem(0.0), 0.0);
+    let log_ratio =
+        (log_probs - old_log_probs.detach()).mask_fill(mask.clone().equal_elem(0.0), 0.0);
     let nan = nan_of([&log_ratio, &advantages]);
     let ratio = log_ratio.clone().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp();
     let k1 = log_ratio.detach().neg();
@@ -65,7 +72,15 @@ pub fn policy_loss<B: Backend>(tokens: PolicyTokens<B>, clip_ratio: f64, normali
     let old_approx_kl = masked_mean(k1, mask.clone(), normaliser);
     let approx_kl = masked_mean(k3, mask, normaliser);
     let read = read_scalars(vec![loss.clone().detach(), clip_fraction, old_approx_kl, approx_kl]);
-    (loss, PolicyStats { loss: read[0], clip_fraction: read[1], old_approx_kl: read[2], approx_kl: read[3] })
+    (
+        loss,
+        PolicyStats {
+            loss: read[0],
+            clip_fraction: read[1],
+            old_approx_kl: read[2],
+            approx_kl: read[3],
+        },
+    )
 }
 
 /// Inputs of the value loss, `[N]` each. Only `values` carries gradients.
@@ -98,16 +113,23 @@ impl std::ops::AddAssign for ValueStats {
 /// The clipped squared error of the critic `[1]` and its statistics.
 /// # Source
 /// `method §4`
-pub fn value_loss<B: Backend>(tokens: ValueTokens<B>, clip_value: f64, normaliser: f64) -> (Tensor<B, 1>, ValueStats) {
+pub fn value_loss<B: Backend>(
+    tokens: ValueTokens<B>,
+    clip_value: f64,
+    normaliser: f64,
+) -> (Tensor<B, 1>, ValueStats) {
     let ValueTokens { values, old_values, returns, mask } = tokens;
     let (old_values, returns) = (old_values.detach(), returns.detach());
     let nan = nan_of([&values, &old_values, &returns]);
-    let clipped = values.clone().max_pair(old_values.clone() - clip_value).min_pair(old_values + clip_value);
+    let clipped =
+        values.clone().max_pair(old_values.clone() - clip_value).min_pair(old_values + clip_value);
     let square = |x: Tensor<B, 1>| x.clone() * x;
     let unclipped_error = square(values.clone() - returns.clone());
     let clipped_error = square(clipped - returns);
-    let is_clipped = clipped_error.clone().detach().greater(unclipped_error.clone().detach()).float();
-    let loss = masked_mean(unclipped_error.max_pair(clipped_error) + nan, mask.clone(), normaliser) * 0.5;
+    let is_clipped =
+        clipped_error.clone().detach().greater(unclipped_error.clone().detach()).float();
+    let loss =
+        masked_mean(unclipped_error.max_pair(clipped_error) + nan, mask.clone(), normaliser) * 0.5;
     let clip_fraction = masked_mean(is_clipped, mask.clone(), normaliser);
     let mean_value = masked_mean(values.detach(), mask, normaliser);
     let read = read_scalars(vec![loss.clone().detach(), clip_fraction, mean_value]);
@@ -117,7 +139,11 @@ pub fn value_loss<B: Backend>(tokens: ValueTokens<B>, clip_value: f64, normalise
 /// Mean entropy of the masked tokens `[1]`; subtract it from the loss times `entropy_coef`.
 /// # Shapes
 /// entropy, mask `[N]`
-pub fn entropy_bonus<B: Backend>(entropy: Tensor<B, 1>, mask: Tensor<B, 1>, normaliser: f64) -> Tensor<B, 1> {
+pub fn entropy_bonus<B: Backend>(
+    entropy: Tensor<B, 1>,
+    mask: Tensor<B, 1>,
+    normaliser: f64,
+) -> Tensor<B, 1> {
     masked_mean(entropy, mask, normaliser)
 }
 

@@ -1,9 +1,11 @@
-//! The learning rate as a pure function of (step, number of steps): linear warm-up, then constant, cosine or linear to 0.
+//! The learning rate as a pure function of (step, number of steps): linear warm-up, then constant,
+//! cosine or linear to 0.
 use crate::config::{AdamWRecipe, Decay};
 
 /// Learning rate of step `step` (from 0) of `n_steps`.
 ///
-/// Warm-up step i of W uses lr · (i + 1)/W; with p = (step - W)/(n_steps - W) after it, cosine is lr · (1 + cos(pi p))/2 and linear lr · (1 - p).
+/// Warm-up step i of W uses lr · (i + 1)/W; with p = (step - W)/(n_steps - W) after it, cosine is
+/// lr · (1 + cos(pi p))/2 and linear lr · (1 - p).
 // Differs from the reference: its first warm-up step has rate 0, a whole rollout thrown away.
 pub fn learning_rate(recipe: &AdamWRecipe, step: usize, n_steps: usize) -> f64 {
     // Rounded, so that 28.5 % of 1000 steps is 285 whatever the product's last bit says.
@@ -11,7 +13,8 @@ pub fn learning_rate(recipe: &AdamWRecipe, step: usize, n_steps: usize) -> f64 {
     if step < n_warmup {
         return recipe.lr * (step + 1) as f64 / n_warmup as f64;
     }
-    let progress = ((step - n_warmup) as f64 / n_steps.saturating_sub(n_warmup).max(1) as f64).min(1.0);
+    let progress =
+        ((step - n_warmup) as f64 / n_steps.saturating_sub(n_warmup).max(1) as f64).min(1.0);
     recipe.lr
         * match recipe.decay {
             Decay::Constant => 1.0,
@@ -25,7 +28,16 @@ mod tests {
     use super::*;
 
     fn recipe(warmup: f64, decay: Decay) -> AdamWRecipe {
-        AdamWRecipe { lr: 2.0, warmup, decay, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 }
+        AdamWRecipe {
+            lr: 2.0,
+            warmup,
+            decay,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            max_grad_norm: 1.0,
+        }
     }
 
     #[test]

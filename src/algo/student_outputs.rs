@@ -1,7 +1,9 @@
-//! DistiLLM's adaptive scheduler: how often a distillation step learns from the student's own episodes (method §5).
+//! DistiLLM's adaptive scheduler: how often a distillation step learns from the student's own
+//! episodes (method §5).
 //!
-//! The student's share φ rises only while the student gets worse on held-out teacher episodes: as long as those still teach it something, they are
-//! used. With r ~ U(0, 1), step i of n (from 1) and a replay buffer,
+//! The student's share φ rises only while the student gets worse on held-out teacher episodes: as
+//! long as those still teach it something, they are used. With r ~ U(0, 1), step i of n (from 1)
+//! and a replay buffer,
 //!
 //! ```text
 //! r < φ (1 − i/n), or r < φ and the buffer is not full    the student plays new episodes, which enter the buffer
@@ -47,13 +49,14 @@ impl StudentShare {
         Self { share: recipe.initial_share, prev_loss: None }
     }
 
-    /// Takes the loss on held-out teacher episodes into account: the share rises where the loss has risen by `loss_eps` since it rose last.
-    /// A loss that is not finite says nothing.
+    /// Takes the loss on held-out teacher episodes into account: the share rises where the loss has
+    /// risen by `loss_eps` since it rose last. A loss that is not finite says nothing.
     pub fn observe(&mut self, loss: f64, recipe: &StudentOutputsRecipe) {
         match self.prev_loss {
             _ if !loss.is_finite() => {}
             None => self.prev_loss = Some(loss),
-            // A loss that fell is not kept, as in the published script: the comparison stays with the highest so far.
+            // A loss that fell is not kept, as in the published script: the comparison stays with
+            // the highest so far.
             Some(prev_loss) if loss >= prev_loss + recipe.loss_eps => {
                 self.share = (self.share + recipe.increment).min(1.0);
                 self.prev_loss = Some(loss);
@@ -62,7 +65,8 @@ impl StudentShare {
         }
     }
 
-    /// Who writes the episodes of step `step` (from 0) of `n_steps`, by a number `r` drawn from [0, 1).
+    /// Who writes the episodes of step `step` (from 0) of `n_steps`, by a number `r` drawn from [0,
+    /// 1).
     pub fn author(&self, r: f64, step: usize, n_steps: usize, is_buffer_full: bool) -> Author {
         let share_of_new = self.share * (1.0 - (step + 1) as f64 / n_steps as f64);
         match r < self.share {
@@ -78,7 +82,12 @@ mod tests {
     use super::*;
 
     fn recipe() -> StudentOutputsRecipe {
-        StudentOutputsRecipe { initial_share: 0.25, increment: 0.5, loss_eps: 0.125, ..StudentOutputsRecipe::default() }
+        StudentOutputsRecipe {
+            initial_share: 0.25,
+            increment: 0.5,
+            loss_eps: 0.125,
+            ..StudentOutputsRecipe::default()
+        }
     }
 
     #[test]

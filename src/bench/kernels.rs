@@ -1,4 +1,5 @@
-//! Each operation fused, as plain tensor operations, and as its bare matrix products: one run of each in turn, on the same device.
+//! Each operation fused, as plain tensor operations, and as its bare matrix products: one run of
+//! each in turn, on the same device.
 use super::{memory::Peak, torch::TorchFigure};
 use crate::portability::dtype_name;
 use burn::tensor::{DType, Device};
@@ -37,7 +38,8 @@ pub struct Figure {
     pub fused: Milliseconds,
     /// The same in plain tensor operations.
     pub unfused: Milliseconds,
-    /// The matrix products of the whole logits alone, as many as the fused body computes; only where there are such products.
+    /// The matrix products of the whole logits alone, as many as the fused body computes; only
+    /// where there are such products.
     pub all_products: Option<Milliseconds>,
     /// Those that no way can leave out.
     pub least_products: Option<Milliseconds>,
@@ -56,7 +58,8 @@ pub fn operations(sizes: Sizes) -> Vec<Op> {
     shapes(sizes.n_rows, sizes.n_vocab, sizes.width)
 }
 
-/// What an operation is called in the script for PyTorch: its name, with the divergence's or the number of tokens.
+/// What an operation is called in the script for PyTorch: its name, with the divergence's or the
+/// number of tokens.
 pub fn key(op: &Op) -> String {
     match op {
         Op::LogSoftmaxKl(_, divergence) => {
@@ -69,14 +72,22 @@ pub fn key(op: &Op) -> String {
 }
 
 /// Times one operation in one pass; `None` where it has no such pass.
-pub fn figure<B: KernelOps>(op: &Op, dtype: DType, pass: Pass, copy_rate: f64, budget: Budget, device: &Device<B>) -> Option<Figure> {
+pub fn figure<B: KernelOps>(
+    op: &Op,
+    dtype: DType,
+    pass: Pass,
+    copy_rate: f64,
+    budget: Budget,
+    device: &Device<B>,
+) -> Option<Figure> {
     let bodies = [Body::Fused, Body::Unfused, Body::AllProducts, Body::LeastProducts];
     let mut jobs = bodies.map(|body| prepare::<B>(op, dtype, body, pass, device));
     let is_there = jobs.each_ref().map(Option::is_some);
     if !is_there[0] || !is_there[1] {
         return None;
     }
-    let mut present: Vec<&mut dyn FnMut()> = jobs.iter_mut().flatten().map(|job| &mut **job as &mut dyn FnMut()).collect();
+    let mut present: Vec<&mut dyn FnMut()> =
+        jobs.iter_mut().flatten().map(|job| &mut **job as &mut dyn FnMut()).collect();
     let mut timings = time_interleaved(&mut present, budget).into_iter();
     let mut next = |is_there: bool| {
         let timing = if is_there { timings.next() } else { None };
@@ -123,18 +134,30 @@ mod tests {
     fn every_operation_has_a_forward_pass_and_products_where_it_has_a_head() {
         let device = Default::default();
         for op in operations(Sizes { n_rows: 16, n_vocab: 300, width: 64 }) {
-            let forward = figure::<Flex>(&op, DType::F32, Pass::Forward, 1e9, SHORT, &device).expect("a forward pass");
-            assert_eq!(forward.all_products.is_some(), op.name().starts_with("linear"), "{}", op.name());
+            let forward = figure::<Flex>(&op, DType::F32, Pass::Forward, 1e9, SHORT, &device)
+                .expect("a forward pass");
+            assert_eq!(
+                forward.all_products.is_some(),
+                op.name().starts_with("linear"),
+                "{}",
+                op.name()
+            );
             assert_eq!(forward.least_products.is_some(), forward.all_products.is_some());
             assert!(forward.fused.best > 0.0 && forward.fused.best <= forward.fused.median);
             let training = figure::<Flex>(&op, DType::F32, Pass::Training, 1e9, SHORT, &device);
-            assert_eq!(training.is_none(), ["attention, decode", "cache_write", "sample"].contains(&op.name()), "{}", op.name());
+            assert_eq!(
+                training.is_none(),
+                ["attention, decode", "cache_write", "sample"].contains(&op.name()),
+                "{}",
+                op.name()
+            );
         }
     }
 
     #[test]
     fn keys_tell_operations_apart() {
-        let mut keys: Vec<String> = operations(Sizes { n_rows: 4, n_vocab: 30, width: 8 }).iter().map(key).collect();
+        let mut keys: Vec<String> =
+            operations(Sizes { n_rows: 4, n_vocab: 30, width: 8 }).iter().map(key).collect();
         assert!(keys.contains(&"log_softmax_kl SkewForward".to_owned()));
         let n = keys.len();
         keys.sort();

@@ -1,6 +1,8 @@
-//! How fast the operations, the training steps and rollouts are, beside what they replace: `dgpo bench`.
+//! How fast the operations, the training steps and rollouts are, beside what they replace: `dgpo
+//! bench`.
 //!
-//! Figures are the best and the median of several runs in one process, the alternatives in turn. They say something on a quiet machine only.
+//! Figures are the best and the median of several runs in one process, the alternatives in turn.
+//! They say something on a quiet machine only.
 pub mod kernels;
 pub mod memory;
 pub mod rollout;

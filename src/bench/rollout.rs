@@ -1,8 +1,11 @@
-//! Tokens a second of the engine's rollout: all prompts into the KV cache, then a token a row and step, drawn on the device.
+//! Tokens a second of the engine's rollout: all prompts into the KV cache, then a token a row and
+//! step, drawn on the device.
 //!
-//! Weights are random and prompts are ids from a seed. Nothing ends a row early (no stop strings, no end of sequence), so every row draws the same number of
-//! tokens and the batch stays full: what the device can do, not what a rollout of a trained model needs, whose rows end one after the other and wait for
-//! searches. The tokenizer is the tiny one for every shape; ids that it lacks have no text.
+//! Weights are random and prompts are ids from a seed. Nothing ends a row early (no stop strings,
+//! no end of sequence), so every row draws the same number of tokens and the batch stays full: what
+//! the device can do, not what a rollout of a trained model needs, whose rows end one after the
+//! other and wait for searches. The tokenizer is the tiny one for every shape; ids that it lacks
+//! have no text.
 use super::step::{SEED, TINY};
 use crate::{
     engine::{Engine, EngineError, EngineOptions, Request, Sampling},
@@ -17,7 +20,8 @@ use std::time::Instant;
 
 /// As a training rollout draws: the whole distribution.
 const SAMPLING: Sampling = Sampling { temperature: 1.0, top_p: 1.0, top_k: 0 };
-/// Tokens of the rollout that is not counted: one prefill and one decode step, which compile and allocate.
+/// Tokens of the rollout that is not counted: one prefill and one decode step, which compile and
+/// allocate.
 const WARM_UP_TOKENS: usize = 2;
 
 /// A batch of rows of one length.
@@ -85,7 +89,8 @@ pub fn run<B: Backend>(
     while runs.is_empty() || runs.len() < budget.most_runs && started.elapsed() < budget.time {
         runs.push(rollout(model, tokenizer, batch, device)?);
     }
-    let fastest = runs.iter().min_by(|a, b| a.total_s().total_cmp(&b.total_s())).expect("at least one run");
+    let fastest =
+        runs.iter().min_by(|a, b| a.total_s().total_cmp(&b.total_s())).expect("at least one run");
     let mut steps: Vec<f64> = runs.iter().flat_map(|run| run.decode_s.iter().copied()).collect();
     steps.sort_by(f64::total_cmp);
     let Batch { n_rows, n_prompt, n_tokens } = batch;
@@ -103,10 +108,21 @@ pub fn run<B: Backend>(
     })
 }
 
-/// One rollout in a fresh cache. A step ends with the drawn tokens on the host, so nothing is under way when the clock is read.
-fn rollout<B: Backend>(model: &Decoder<B>, tokenizer: &Tokenizer, batch: Batch, device: &B::Device) -> Result<Timed, EngineError> {
+/// One rollout in a fresh cache. A step ends with the drawn tokens on the host, so nothing is under
+/// way when the clock is read.
+fn rollout<B: Backend>(
+    model: &Decoder<B>,
+    tokenizer: &Tokenizer,
+    batch: Batch,
+    device: &B::Device,
+) -> Result<Timed, EngineError> {
     let Batch { n_rows, n_prompt, n_tokens } = batch;
-    let options = EngineOptions { max_rows: n_rows, capacity: n_prompt + n_tokens, stop_strings: Vec::new(), eos_ids: Vec::new() };
+    let options = EngineOptions {
+        max_rows: n_rows,
+        capacity: n_prompt + n_tokens,
+        stop_strings: Vec::new(),
+        eos_ids: Vec::new(),
+    };
     let n_vocab = model.config().vocab_size;
     let mut engine = Engine::new(model, tokenizer, options, device);
     for row in 0..n_rows {
@@ -145,8 +161,15 @@ mod tests {
         let budget = Budget { time: Duration::ZERO, most_runs: 9 };
         let figure = run("tiny", &model, &tokenizer, batch, budget, &device).unwrap();
         assert_eq!((figure.n_runs, figure.n_rows, figure.n_tokens), (1, 3, 4));
-        assert!(figure.decode_step_best_ms > 0.0 && figure.decode_step_best_ms <= figure.decode_step_median_ms);
+        assert!(
+            figure.decode_step_best_ms > 0.0
+                && figure.decode_step_best_ms <= figure.decode_step_median_ms
+        );
         let total_ms = 3.0 * 4.0 / figure.tokens_per_s * 1e3;
-        assert!(figure.prefill_ms > 0.0 && total_ms > figure.prefill_ms + 2.9 * figure.decode_step_best_ms, "{figure:?}");
+        assert!(
+            figure.prefill_ms > 0.0
+                && total_ms > figure.prefill_ms + 2.9 * figure.decode_step_best_ms,
+            "{figure:?}"
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! One KD step and one PPO step, forwards, backwards and AdamW, of the tiny shape and of Qwen2.5-0.5B's.
+//! One KD step and one PPO step, forwards, backwards and AdamW, of the tiny shape and of
+//! Qwen2.5-0.5B's.
 //!
-//! Weights are random, the teacher has the student's shape, and the episodes are ids from a seed: what is timed is the arithmetic.
-//! Which bodies of the operations run is decided once in a process, so the same steps on the reference bodies are another process's figures, joined to
+//! Weights are random, the teacher has the student's shape, and the episodes are ids from a seed:
+//! what is timed is the arithmetic. Which bodies of the operations run is decided once in a
+//! process, so the same steps on the reference bodies are another process's figures, joined to
 //! these by [`put_beside`].
 use crate::{
     hub,
@@ -42,7 +44,8 @@ pub struct Figure {
     pub n_tokens: usize,
     pub best_ms: f64,
     pub median_ms: f64,
-    /// Tokens of the batch over the best time; a PPO step passes each through actor, critic and teacher.
+    /// Tokens of the batch over the best time; a PPO step passes each through actor, critic and
+    /// teacher.
     pub tokens_per_s: f64,
     pub n_runs: usize,
     /// The same step on the reference bodies, in plain tensor operations.
@@ -51,7 +54,8 @@ pub struct Figure {
     pub plain_over_fused: Option<f64>,
 }
 
-/// What a process on the reference bodies says of one step; other fields of its [`Figure`] are left out.
+/// What a process on the reference bodies says of one step; other fields of its [`Figure`] are left
+/// out.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct PlainFigure {
     pub model: String,
@@ -64,7 +68,10 @@ pub struct PlainFigure {
 /// Gives each figure the plain one of the same model and step.
 pub fn put_beside(figures: &mut [Figure], plain: &[PlainFigure]) {
     for figure in figures {
-        figure.plain = plain.iter().find(|plain| plain.model == figure.model && plain.step == figure.step).cloned();
+        figure.plain = plain
+            .iter()
+            .find(|plain| plain.model == figure.model && plain.step == figure.step)
+            .cloned();
         figure.plain_over_fused = figure.plain.as_ref().map(|plain| plain.best_ms / figure.best_ms);
     }
 }
@@ -100,8 +107,15 @@ pub fn tiny() -> Result<DecoderConfig, models::SetupError> {
 }
 
 /// Times both steps. Weights are drawn once; each run continues from the last.
-pub fn run<B: TrainBackend>(setting: &Setting, dtype: DType, budget: Budget, device: &B::Device) -> Vec<Figure> {
-    let draw = |seed: u64| models::cast(Decoder::<B::InnerBackend>::init(&setting.config, seed, device), dtype);
+pub fn run<B: TrainBackend>(
+    setting: &Setting,
+    dtype: DType,
+    budget: Budget,
+    device: &B::Device,
+) -> Vec<Figure> {
+    let draw = |seed: u64| {
+        models::cast(Decoder::<B::InnerBackend>::init(&setting.config, seed, device), dtype)
+    };
     let mut recipe = recipe(setting.shape, setting.micro_batch_tokens);
     recipe.model.recompute = setting.activations == Activations::Recomputed;
     let (model, teacher) = (draw(SEED), draw(SEED + 1));
@@ -150,10 +164,23 @@ mod tests {
     #[test]
     fn both_steps_of_the_tiny_shape_are_timed() {
         let shape = Shape { n_rows: 2, n_prompt: 5, n_agent: 3, n_observation: 4 };
-        let setting =
-            Setting { name: "tiny".into(), config: tiny().unwrap(), shape, micro_batch_tokens: 64, activations: Activations::Kept };
-        let figures = run::<CpuTrain>(&setting, DType::F32, Budget { time: Duration::ZERO, most_runs: 1 }, &Default::default());
-        assert_eq!(figures.iter().map(|f| (f.step, f.n_tokens, f.n_runs)).collect::<Vec<_>>(), [("KD", 30, 1), ("PPO", 30, 1)]);
+        let setting = Setting {
+            name: "tiny".into(),
+            config: tiny().unwrap(),
+            shape,
+            micro_batch_tokens: 64,
+            activations: Activations::Kept,
+        };
+        let figures = run::<CpuTrain>(
+            &setting,
+            DType::F32,
+            Budget { time: Duration::ZERO, most_runs: 1 },
+            &Default::default(),
+        );
+        assert_eq!(
+            figures.iter().map(|f| (f.step, f.n_tokens, f.n_runs)).collect::<Vec<_>>(),
+            [("KD", 30, 1), ("PPO", 30, 1)]
+        );
         assert!(figures.iter().all(|f| f.tokens_per_s > 0.0));
     }
 
@@ -171,9 +198,11 @@ mod tests {
             plain: None,
             plain_over_fused: None,
         };
-        let mut figures = [figure("tiny", "KD", 2.0), figure("tiny", "PPO", 4.0), figure("large", "KD", 8.0)];
+        let mut figures =
+            [figure("tiny", "KD", 2.0), figure("tiny", "PPO", 4.0), figure("large", "KD", 8.0)];
         // As the other process writes them, in another order.
-        let text = serde_json::to_string(&[figure("tiny", "PPO", 12.0), figure("tiny", "KD", 3.0)]).unwrap();
+        let text = serde_json::to_string(&[figure("tiny", "PPO", 12.0), figure("tiny", "KD", 3.0)])
+            .unwrap();
         put_beside(&mut figures, &serde_json::from_str::<Vec<PlainFigure>>(&text).unwrap());
         assert_eq!(figures.map(|figure| figure.plain_over_fused), [Some(1.5), Some(3.0), None]);
     }

@@ -1,6 +1,8 @@
-//! The same operations in PyTorch, where there is a Python that has it: a script (`xtask/torch_kernels.py`, part of the binary) that prints JSON.
+//! The same operations in PyTorch, where there is a Python that has it: a script
+//! (`xtask/torch_kernels.py`, part of the binary) that prints JSON.
 //!
-//! Nothing needs it: without Python or torch, or with a device torch does not reach, the figures are left out.
+//! Nothing needs it: without Python or torch, or with a device torch does not reach, the figures
+//! are left out.
 use super::kernels::Sizes;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -52,9 +54,13 @@ pub fn measure(sizes: Sizes, device: &str, dtype: &str, seconds: f64) -> Result<
     let output = child.wait_with_output().map_err(|error| format!("{python}: {error}"))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("{python}: {}", stderr.lines().last().unwrap_or("it failed without a word")));
+        return Err(format!(
+            "{python}: {}",
+            stderr.lines().last().unwrap_or("it failed without a word")
+        ));
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("{python} printed something else than the figures: {error}"))
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("{python} printed something else than the figures: {error}"))
 }
 
 #[cfg(test)]
@@ -63,9 +69,11 @@ mod tests {
 
     #[test]
     fn what_the_script_prints_is_read() {
-        let text =
-            r#"{"version": "2", "device": "cpu", "n_threads": 2, "figures": {"rotary": {"forward": {"best_ms": 1.5, "median_ms": 2}}}}"#;
+        let text = r#"{"version": "2", "device": "cpu", "n_threads": 2, "figures": {"rotary": {"forward": {"best_ms": 1.5, "median_ms": 2}}}}"#;
         let torch: Torch = serde_json::from_str(text).unwrap();
-        assert_eq!(torch.figures["rotary"]["forward"], TorchFigure { best_ms: 1.5, median_ms: 2.0 });
+        assert_eq!(
+            torch.figures["rotary"]["forward"],
+            TorchFigure { best_ms: 1.5, median_ms: 2.0 }
+        );
     }
 }

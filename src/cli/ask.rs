@@ -73,7 +73,8 @@ impl Job for Ask {
         let player = setup.player(&tokenizer, retriever.as_ref(), &|| false);
         let mut episodes = player.play(&model, &[question], sampling, key, &setup.device)?;
         let episode = episodes.remove(0);
-        let texts = episode.segments.iter().map(|segment| tokenizer.decode(segment.ids())).collect();
+        let texts =
+            episode.segments.iter().map(|segment| tokenizer.decode(segment.ids())).collect();
         Ok((episode, texts))
     }
 }
@@ -111,7 +112,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
     outcome_of(&episode)
 }
 
-/// What to say where the passages are the built-in invented ones and the model was not made for them, or the question is not about them.
+/// What to say where the passages are the built-in invented ones and the model was not made for
+/// them, or the question is not about them.
 /// # Errors
 /// If the passages cannot be read.
 fn about_the_invented_world(recipe: &Recipe, question: &str) -> anyhow::Result<Option<String>> {
@@ -121,7 +123,9 @@ fn about_the_invented_world(recipe: &Recipe, question: &str) -> anyhow::Result<O
     }
     let corpus = Corpus::open(&hub::resolve(&recipe.data.corpus)?)?;
     let asked = question.to_lowercase();
-    let titles = (0..corpus.len()).filter_map(|i| corpus.passage(i).ok()).map(|passage| passage.title().trim_matches('"').to_lowercase());
+    let titles = (0..corpus.len())
+        .filter_map(|i| corpus.passage(i).ok())
+        .map(|passage| passage.title().trim_matches('"').to_lowercase());
     let is_about = titles.into_iter().any(|title| asked.contains(&title));
     let what = match (is_about, recipe.model.student.starts_with(BUILT_IN)) {
         (true, true) => return Ok(None),
@@ -129,16 +133,20 @@ fn about_the_invented_world(recipe: &Recipe, question: &str) -> anyhow::Result<O
         (false, _) => "the question names nothing that is in",
     };
     Ok(Some(format!(
-        "{what} the built-in encyclopaedia, an invented world of {} passages; hint: --set data.corpus=FILE searches passages of your own, with \
-         --set retriever.kind=bm25 without an index",
+        "{what} the built-in encyclopaedia, an invented world of {} passages; hint: --set \
+         data.corpus=FILE searches passages of your own, with --set retriever.kind=bm25 without an \
+         index",
         corpus.len()
     )))
 }
 
-/// An episode that a failed search ended is a failure of this command: nothing was found out about the agent.
+/// An episode that a failed search ended is a failure of this command: nothing was found out about
+/// the agent.
 fn outcome_of(episode: &Episode) -> anyhow::Result<Outcome> {
     match &episode.status {
-        Status::RetrieverFailed(why) => Err(anyhow::anyhow!("a search of the episode failed: {why}")),
+        Status::RetrieverFailed(why) => {
+            Err(anyhow::anyhow!("a search of the episode failed: {why}"))
+        }
         _ => Ok(Outcome::Done),
     }
 }

@@ -1,10 +1,13 @@
-//! `dgpo bench kernels|step|rollout`: how fast the operations, the training steps and the engine are on this machine.
+//! `dgpo bench kernels|step|rollout`: how fast the operations, the training steps and the engine
+//! are on this machine.
 mod kernels;
 mod rollout;
 mod step;
 
 use super::{Context, Outcome, UsageError};
-use crate::{bench::step as shapes, portability::dtype_name, trainer::devices::DeviceChoice, trainer::models};
+use crate::{
+    bench::step as shapes, portability::dtype_name, trainer::devices::DeviceChoice, trainer::models,
+};
 use burn::tensor::{DType, Device, backend::Backend};
 use clap::Subcommand;
 use dgpo_kernels::suite::probes::Budget;
@@ -37,27 +40,43 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
 
 /// Runs of one figure.
 fn budget(seconds: f64) -> anyhow::Result<Budget> {
-    let time = Duration::try_from_secs_f64(seconds).map_err(|_| UsageError(format!("--time {seconds} is no time")))?;
+    let time = Duration::try_from_secs_f64(seconds)
+        .map_err(|_| UsageError(format!("--time {seconds} is no time")))?;
     Ok(Budget { time, most_runs: 20 })
 }
 
 fn dtype(name: &str) -> anyhow::Result<DType> {
-    models::dtype(name).map_err(|_| UsageError(format!("--dtype {name} is not known; hint: f32, f16 or bf16")).into())
+    models::dtype(name).map_err(|_| {
+        UsageError(format!("--dtype {name} is not known; hint: f32, f16 or bf16")).into()
+    })
 }
 
 /// # Errors
 /// If the device does not compute in this type.
-fn check_dtype<B: Backend>(choice: DeviceChoice, dtype: DType, device: &Device<B>) -> Result<(), UsageError> {
+fn check_dtype<B: Backend>(
+    choice: DeviceChoice,
+    dtype: DType,
+    device: &Device<B>,
+) -> Result<(), UsageError> {
     match B::supports_dtype(device, dtype) {
         true => Ok(()),
-        false => Err(UsageError(format!("{choice} does not compute in {}; hint: --dtype f32", dtype_name(dtype)))),
+        false => Err(UsageError(format!(
+            "{choice} does not compute in {}; hint: --dtype f32",
+            dtype_name(dtype)
+        ))),
     }
 }
 
-/// The larger shape with as many layers as asked for, by name; none for 0. All of them take a CPU minutes a step.
+/// The larger shape with as many layers as asked for, by name; none for 0. All of them take a CPU
+/// minutes a step.
 fn larger_shape(n_layers: Option<usize>, choice: DeviceChoice) -> Option<(String, DecoderConfig)> {
     let n_layers = n_layers.unwrap_or(if choice == DeviceChoice::Cpu { 2 } else { 24 });
-    (n_layers > 0).then(|| (format!("Qwen2.5-0.5B shape, {n_layers} of 24 layers"), shapes::qwen_half_billion(n_layers)))
+    (n_layers > 0).then(|| {
+        (
+            format!("Qwen2.5-0.5B shape, {n_layers} of 24 layers"),
+            shapes::qwen_half_billion(n_layers),
+        )
+    })
 }
 
 #[cfg(test)]
@@ -73,9 +92,14 @@ mod tests {
     #[test]
     fn no_layers_are_no_shape() {
         assert!(larger_shape(Some(0), DeviceChoice::Cpu).is_none());
-        let layers = |n, choice| larger_shape(n, choice).map(|(_, config)| config.num_hidden_layers);
+        let layers =
+            |n, choice| larger_shape(n, choice).map(|(_, config)| config.num_hidden_layers);
         assert_eq!(
-            [layers(None, DeviceChoice::Cpu), layers(None, DeviceChoice::Cuda(0)), layers(Some(3), DeviceChoice::Cpu)],
+            [
+                layers(None, DeviceChoice::Cpu),
+                layers(None, DeviceChoice::Cuda(0)),
+                layers(Some(3), DeviceChoice::Cpu)
+            ],
             [Some(2), Some(24), Some(3)]
         );
     }

@@ -20,8 +20,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Compare two runs, or two files of episodes: the settings that differ, every figure on the questions both played with a paired bootstrap, and the
-/// questions that one side alone answered.
+/// Compare two runs, or two files of episodes: the settings that differ, every figure on the
+/// questions both played with a paired bootstrap, and the questions that one side alone answered.
 ///
 /// Example: dgpo runs compare tiny-seed0 tiny-seed1 --model rl
 #[derive(clap::Args, Debug)]
@@ -32,7 +32,8 @@ pub struct Args {
     /// What to compare it with; a difference is this one minus the other.
     #[arg(value_name = "RUN|FILE")]
     right: String,
-    /// Of runs, only this evaluated model: student, teacher, kd, gkd, rl [default: all that both have; beside a file, the last].
+    /// Of runs, only this evaluated model: student, teacher, kd, gkd, rl [default: all that both
+    /// have; beside a file, the last].
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// List every question that changed, not the first five gained and lost.
@@ -54,7 +55,8 @@ struct Source {
     name: String,
     /// `None` where nobody knows what the episodes were played with.
     recipe: Option<Recipe>,
-    /// A run's evaluations by model, in the order of [`models_of`] its stage; of a file the file itself.
+    /// A run's evaluations by model, in the order of [`models_of`] its stage; of a file the file
+    /// itself.
     models: Vec<(String, PathBuf)>,
     is_file: bool,
 }
@@ -65,7 +67,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     for (model, left, right) in pairs(&left, &right, args.model.as_deref())? {
         let mut comparison = compare(&read_episodes(&left)?, &read_episodes(&right)?, args.seed);
         if comparison.n_paired == 0 {
-            output::warn(&format!("{model}: the two sides played no question in common; hint: evaluate both on the same files"));
+            output::warn(&format!(
+                "{model}: the two sides played no question in common; hint: evaluate both on the \
+                 same files"
+            ));
         }
         if !args.all {
             comparison.gained.truncate(N_SHOWN);
@@ -73,12 +78,22 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         }
         comparisons.push((model, comparison));
     }
-    let settings = left.recipe.as_ref().zip(right.recipe.as_ref()).map(|(left, right)| differences(left, right));
+    let settings = left
+        .recipe
+        .as_ref()
+        .zip(right.recipe.as_ref())
+        .map(|(left, right)| differences(left, right));
     if args.json {
         let settings = settings.map(|settings| {
-            settings.iter().map(|(key, left, right)| json!({ "key": key, "left": left, "right": right })).collect::<Vec<_>>()
+            settings
+                .iter()
+                .map(|(key, left, right)| json!({ "key": key, "left": left, "right": right }))
+                .collect::<Vec<_>>()
         });
-        let models: Map<String, Value> = comparisons.iter().map(|(model, comparison)| (model.clone(), json!(comparison))).collect();
+        let models: Map<String, Value> = comparisons
+            .iter()
+            .map(|(model, comparison)| (model.clone(), json!(comparison)))
+            .collect();
         return output::json(&json!({
             "left": left.name,
             "right": right.name,
@@ -88,10 +103,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut text = format!("left  {}\nright {}\n", left.name, right.name);
     text += &match settings {
-        None => format!("\nno recipe beside {}: settings are not compared\n", nameless(&[&left, &right])),
+        None => format!(
+            "\nno recipe beside {}: settings are not compared\n",
+            nameless(&[&left, &right])
+        ),
         Some(settings) if settings.is_empty() => "\nno setting differs\n".to_owned(),
         Some(settings) => {
-            let rows: Vec<_> = settings.iter().map(|(key, left, right)| vec![key.clone(), left.to_string(), right.to_string()]).collect();
+            let rows: Vec<_> = settings
+                .iter()
+                .map(|(key, left, right)| vec![key.clone(), left.to_string(), right.to_string()])
+                .collect();
             format!("\n{}", table::table(&["setting", "left", "right"], &rows))
         }
     };
@@ -108,7 +129,12 @@ impl Source {
         let path = Path::new(name);
         if path.is_file() {
             let models = vec![("episodes".to_owned(), path.to_owned())];
-            return Ok(Self { name: name.to_owned(), recipe: recipe_of(path)?, models, is_file: true });
+            return Ok(Self {
+                name: name.to_owned(),
+                recipe: recipe_of(path)?,
+                models,
+                is_file: true,
+            });
         }
         if [".jsonl", ".jsonl.gz"].iter().any(|ending| name.ends_with(ending)) {
             let hint = "`dgpo eval` writes one, and a run holds episodes/eval-MODEL.jsonl";
@@ -117,7 +143,12 @@ impl Source {
         let run = runs::find(name)?;
         let recipe = run.recipe()?;
         let models = evaluations(&run, recipe.stage)?;
-        Ok(Self { name: run.path().display().to_string(), recipe: Some(recipe), models, is_file: false })
+        Ok(Self {
+            name: run.path().display().to_string(),
+            recipe: Some(recipe),
+            models,
+            is_file: false,
+        })
     }
 
     /// The evaluation of a model, or of the last one.
@@ -132,7 +163,11 @@ impl Source {
             let known: Vec<&str> = self.models.iter().map(|(known, _)| known.as_str()).collect();
             let known = if known.is_empty() { "nothing yet".to_owned() } else { known.join(", ") };
             let wanted = model.unwrap_or("a model");
-            UsageError(format!("{} has no evaluation of {wanted}; hint: it evaluated {known}", self.name)).into()
+            UsageError(format!(
+                "{} has no evaluation of {wanted}; hint: it evaluated {known}",
+                self.name
+            ))
+            .into()
         })
     }
 }
@@ -140,17 +175,23 @@ impl Source {
 /// The recipe that a file of episodes was played with: beside it as `STEM.toml`, or its run's.
 fn recipe_of(path: &Path) -> anyhow::Result<Option<Recipe>> {
     let dir = path.parent().unwrap_or(Path::new(""));
-    let of_run = dir.file_name().filter(|name| *name == "episodes").map(|_| dir.join("../recipe.toml"));
+    let of_run =
+        dir.file_name().filter(|name| *name == "episodes").map(|_| dir.join("../recipe.toml"));
     let candidates = [Some(dir.join(stem(path) + ".toml")), of_run];
     let found = candidates.iter().flatten().find(|candidate| candidate.is_file());
-    Ok(found.map(|found| load_part(&found.to_string_lossy(), &[])).transpose()?.map(|loaded| loaded.recipe))
+    Ok(found
+        .map(|found| load_part(&found.to_string_lossy(), &[]))
+        .transpose()?
+        .map(|loaded| loaded.recipe))
 }
 
-/// `episodes/eval-MODEL.jsonl` of a run, in the order of [`models_of`] its stage; others first, by name.
+/// `episodes/eval-MODEL.jsonl` of a run, in the order of [`models_of`] its stage; others first, by
+/// name.
 fn evaluations(run: &RunDir, stage: Stage) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let (known, mut found) = (models_of(stage), BTreeMap::new());
     let dir = run.episodes_dir();
-    let untold = || format!("cannot read {}; hint: check the folder and its permissions", dir.display());
+    let untold =
+        || format!("cannot read {}; hint: check the folder and its permissions", dir.display());
     for entry in std::fs::read_dir(&dir).with_context(untold)? {
         let path = entry.with_context(untold)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -165,7 +206,11 @@ fn evaluations(run: &RunDir, stage: Stage) -> anyhow::Result<Vec<(String, PathBu
 }
 
 /// Which files to compare, and under which name.
-fn pairs(left: &Source, right: &Source, model: Option<&str>) -> anyhow::Result<Vec<(String, PathBuf, PathBuf)>> {
+fn pairs(
+    left: &Source,
+    right: &Source,
+    model: Option<&str>,
+) -> anyhow::Result<Vec<(String, PathBuf, PathBuf)>> {
     if left.is_file || right.is_file || model.is_some() {
         let (left, right) = (left.evaluation(model)?, right.evaluation(model)?);
         let name = if left.0 == "episodes" { right.0 } else { left.0 };
@@ -191,8 +236,13 @@ fn nameless(sources: &[&Source]) -> String {
 
 /// One model's figures and the questions that changed.
 fn describe(model: &str, comparison: &Comparison) -> String {
-    let Comparison { n_paired, n_identical, n_only_left, n_only_right, n_lost_to_retriever, .. } = comparison;
-    let mut text = format!("{model}: {n_paired} questions that both played, {n_identical} of them token by token alike\n");
+    let Comparison {
+        n_paired, n_identical, n_only_left, n_only_right, n_lost_to_retriever, ..
+    } = comparison;
+    let mut text = format!(
+        "{model}: {n_paired} questions that both played, {n_identical} of them token by token \
+         alike\n"
+    );
     let unpaired = [
         (n_only_left, "played by the left side alone"),
         (n_only_right, "played by the right side alone"),
@@ -234,7 +284,11 @@ fn rows_of(dataset: &str, metrics: &BTreeMap<&'static str, Difference>) -> Vec<V
 }
 
 fn list(title: &str, n: usize, changed: &[Changed]) -> String {
-    let shown = if changed.len() < n { format!(", {} shown; --all lists them", changed.len()) } else { String::new() };
+    let shown = if changed.len() < n {
+        format!(", {} shown; --all lists them", changed.len())
+    } else {
+        String::new()
+    };
     let mut text = format!("\n{title}: {n} questions{shown}\n");
     for Changed { dataset, id, question, golden_answers, left, right } in changed {
         text += &format!("  {dataset} {id}: {question} ({})\n", golden_answers.join(" | "));
@@ -245,11 +299,18 @@ fn list(title: &str, n: usize, changed: &[Changed]) -> String {
 
 /// `"Kel" after "Nolmar director" (hit)`.
 fn side(side: &Side) -> String {
-    let answer = side.prediction.as_ref().map_or("no answer".to_owned(), |prediction| format!("{prediction:?}"));
+    let answer = side
+        .prediction
+        .as_ref()
+        .map_or("no answer".to_owned(), |prediction| format!("{prediction:?}"));
     let queries: Vec<String> = side.queries.iter().map(|query| format!("{query:?}")).collect();
     match queries.is_empty() {
         true => format!("{answer} without a search"),
-        false => format!("{answer} after {}{}", queries.join(", "), if side.has_hit { " (hit)" } else { "" }),
+        false => format!(
+            "{answer} after {}{}",
+            queries.join(", "),
+            if side.has_hit { " (hit)" } else { "" }
+        ),
     }
 }
 
@@ -262,10 +323,23 @@ mod tests {
     fn a_run_lists_its_evaluations_in_the_order_of_training() {
         let root = tempfile::tempdir().unwrap();
         let run = RunDir::create(root.path(), "a", &Recipe::default(), &json!({})).unwrap();
-        for name in ["eval-rl", "eval-zero", "eval-kd", "eval-kd-arcap-with-thinking", "rl-step-000100", "eval-student"] {
+        for name in [
+            "eval-rl",
+            "eval-zero",
+            "eval-kd",
+            "eval-kd-arcap-with-thinking",
+            "rl-step-000100",
+            "eval-student",
+        ] {
             write_episodes(&run.episodes_dir().join(format!("{name}.jsonl")), &[]).unwrap();
         }
-        let models = |stage| evaluations(&run, stage).unwrap().into_iter().map(|(model, _)| model).collect::<Vec<String>>();
+        let models = |stage| {
+            evaluations(&run, stage)
+                .unwrap()
+                .into_iter()
+                .map(|(model, _)| model)
+                .collect::<Vec<String>>()
+        };
         assert_eq!(models(Stage::Pipeline), ["zero", "student", "kd", "rl"]);
         assert_eq!(models(Stage::RlDistill), ["zero", "student", "rl", "kd"]);
     }
@@ -275,6 +349,9 @@ mod tests {
         let queries = vec!["Nolmar director".to_owned()];
         let told = side(&Side { prediction: Some("Kel".to_owned()), queries, has_hit: true });
         assert_eq!(told, "\"Kel\" after \"Nolmar director\" (hit)");
-        assert_eq!(side(&Side { prediction: None, queries: Vec::new(), has_hit: false }), "no answer without a search");
+        assert_eq!(
+            side(&Side { prediction: None, queries: Vec::new(), has_hit: false }),
+            "no answer without a search"
+        );
     }
 }

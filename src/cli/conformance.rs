@@ -50,15 +50,21 @@ fn describe(report: &Report) -> String {
     text + &format!("{} passed, {} failed\n", report.passed, report.failed)
 }
 
-/// One line a case with its worst deviation, and one line for each check that failed or differs on purpose.
+/// One line a case with its worst deviation, and one line for each check that failed or differs on
+/// purpose.
 fn describe_case(family: &str, case: &Case) -> String {
     let status = if case.passed() { "pass" } else { "FAIL" };
     let mut text = format!("{status}  {family}/{}: {} checks", case.name, case.checks.len());
     // The share of its tolerance that a deviation uses makes different checks comparable.
     let used = |check: &Check| Some(check.deviation? / check.tolerance?.max(f64::MIN_POSITIVE));
-    let worst = case.checks.iter().filter_map(|check| Some((used(check)?, check))).max_by(|a, b| a.0.total_cmp(&b.0));
+    let worst = case
+        .checks
+        .iter()
+        .filter_map(|check| Some((used(check)?, check)))
+        .max_by(|a, b| a.0.total_cmp(&b.0));
     if let Some((_, check)) = worst {
-        let (deviation, tolerance) = (check.deviation.unwrap_or_default(), check.tolerance.unwrap_or_default());
+        let (deviation, tolerance) =
+            (check.deviation.unwrap_or_default(), check.tolerance.unwrap_or_default());
         text += &format!(", worst deviation {deviation:.1e} of {tolerance:.1e} at {}", check.key);
     }
     text.push('\n');
@@ -84,7 +90,10 @@ mod tests {
         case.close("loose", &[1.5], &[1.0], Tolerance::abs(1.0));
         case.close("tight", &[1.001], &[1.0], Tolerance::abs(0.002));
         let text = describe_case("losses", &case);
-        assert!(text.starts_with("pass  losses/a: 2 checks, worst deviation 1.0e-3 of 2.0e-3 at tight"), "{text}");
+        assert!(
+            text.starts_with("pass  losses/a: 2 checks, worst deviation 1.0e-3 of 2.0e-3 at tight"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -92,6 +101,9 @@ mod tests {
         let mut case = Case::new("a");
         case.fail("shape", "3 values, expected 4");
         let text = describe_case("ppo", &case);
-        assert!(text.starts_with("FAIL  ppo/a") && text.contains("FAIL  shape: 3 values, expected 4"), "{text}");
+        assert!(
+            text.starts_with("FAIL  ppo/a") && text.contains("FAIL  shape: 3 values, expected 4"),
+            "{text}"
+        );
     }
 }

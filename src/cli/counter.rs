@@ -1,4 +1,5 @@
-//! Progress of work that counts items (passages, vectors): a bar on a terminal, a line every tenth otherwise, nothing with `-q`.
+//! Progress of work that counts items (passages, vectors): a bar on a terminal, a line every tenth
+//! otherwise, nothing with `-q`.
 use super::output;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
@@ -39,16 +40,24 @@ impl Counter {
             self.finish();
             let bar = self.is_terminal.then(|| {
                 let template = "{prefix:<8} {bar:24} {pos}/{len}  {per_sec}  eta {eta}";
-                let style = ProgressStyle::with_template(template).expect("the template above is well-formed");
+                let style = ProgressStyle::with_template(template)
+                    .expect("the template above is well-formed");
                 ProgressBar::new(total as u64).with_style(style).with_prefix(name)
             });
-            self.stage = Some(Stage { name, started: Instant::now(), first: done, next_line: done, bar });
+            self.stage =
+                Some(Stage { name, started: Instant::now(), first: done, next_line: done, bar });
         }
         let Some(stage) = &mut self.stage else { return };
         if let Some(bar) = &stage.bar {
             bar.set_position(done as u64);
         } else if done >= stage.next_line {
-            output::say(&line(name, done, total, stage.first, stage.started.elapsed().as_secs_f64()));
+            output::say(&line(
+                name,
+                done,
+                total,
+                stage.first,
+                stage.started.elapsed().as_secs_f64(),
+            ));
             stage.next_line = (done + total.div_ceil(N_LINES)).min(total.max(done + 1));
         }
     }
@@ -68,10 +77,14 @@ impl Drop for Counter {
 
 /// `encode 10,240/64,873  153/s  eta 5m57s`
 fn line(name: &str, done: usize, total: usize, first: usize, elapsed_s: f64) -> String {
-    let mut text = format!("{name} {}/{}", output::grouped(done as u64), output::grouped(total as u64));
+    let mut text =
+        format!("{name} {}/{}", output::grouped(done as u64), output::grouped(total as u64));
     let rate = (done - first) as f64 / elapsed_s;
     if rate > 0.0 && rate.is_finite() {
-        text += &format!("  {rate:.0}/s  eta {}", output::duration((total - done.min(total)) as f64 / rate));
+        text += &format!(
+            "  {rate:.0}/s  eta {}",
+            output::duration((total - done.min(total)) as f64 / rate)
+        );
     }
     text
 }

@@ -23,7 +23,8 @@ pub struct Args {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Write the tiny world: passages, questions, tokenizer, network shapes, and, where its encoder is trained, demonstrations.
+    /// Write the tiny world: passages, questions, tokenizer, network shapes, and, where its encoder
+    /// is trained, demonstrations.
     ///
     /// Example: dgpo data tiny configs/tiny
     Tiny(TinyArgs),
@@ -31,7 +32,8 @@ enum Command {
 
 #[derive(clap::Args, Debug)]
 struct TinyArgs {
-    /// Folder to write into. If it holds encoder/model.safetensors, the demonstrations are played and written too.
+    /// Folder to write into. If it holds encoder/model.safetensors, the demonstrations are played
+    /// and written too.
     dir: PathBuf,
     /// Seed of the world.
     #[arg(long, value_name = "N", default_value_t = WORLD_SEED)]
@@ -55,7 +57,10 @@ impl Job for Demonstrate {
             .map_err(|error: PipelineError| anyhow::Error::from(error))?;
         let written = write_demonstrations(&self.dir, self.seed, retriever.as_ref(), top_k);
         let counts = written.map_err(|error: DemonstrationError| anyhow::Error::from(error))?;
-        Ok(format!("demonstrations of {} of {} training questions", counts.n_scripts, counts.n_questions))
+        Ok(format!(
+            "demonstrations of {} of {} training questions",
+            counts.n_scripts, counts.n_questions
+        ))
     }
 }
 
@@ -70,8 +75,8 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         let job = Demonstrate { recipe, dir: args.dir, seed: args.seed };
         said += &format!("; {}", with_device(DeviceChoice::Cpu, job)??);
     } else {
-        said +=
-            "; hint: train its encoder with `dgpo train --config configs/tiny/encoder.toml`, then run this again for the demonstrations";
+        said += "; hint: train its encoder with `dgpo train --config configs/tiny/encoder.toml`, \
+                 then run this again for the demonstrations";
     }
     if !context.is_quiet {
         output::say(&said);

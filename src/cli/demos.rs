@@ -64,21 +64,40 @@ impl Job for Demos {
         let drawn: Vec<_> = drawn.into_iter().map(|i| questions[i].clone()).collect();
         let sampling = Sampling { temperature: recipe.demos.temperature, ..Sampling::GREEDY };
         let key = Key::new(recipe.run.seed, Purpose::Teacher);
-        let mut waiting = Waiting { recipe: &recipe.retriever, stop: &self.stop, say: &mut output::say };
-        let play = Play { model: &teacher, questions: &drawn, sampling, key, is_interruptible: true };
-        Ok(setup.play_until_served("the teacher's episodes", (&tokenizer, retriever.as_ref()), play, &mut waiting)?.value)
+        let mut waiting =
+            Waiting { recipe: &recipe.retriever, stop: &self.stop, say: &mut output::say };
+        let play =
+            Play { model: &teacher, questions: &drawn, sampling, key, is_interruptible: true };
+        Ok(setup
+            .play_until_served(
+                "the teacher's episodes",
+                (&tokenizer, retriever.as_ref()),
+                play,
+                &mut waiting,
+            )?
+            .value)
     }
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
     let recipe = args.recipe.load_to_play(|_| {})?;
-    for (key, is_empty) in [("model.teacher", recipe.model.teacher.is_empty()), ("data.train", recipe.data.train.is_empty())] {
+    for (key, is_empty) in [
+        ("model.teacher", recipe.model.teacher.is_empty()),
+        ("data.train", recipe.data.train.is_empty()),
+    ] {
         if is_empty {
-            return Err(UsageError(format!("{key} is empty, and the teacher plays nothing; hint: dgpo demos --help")).into());
+            return Err(UsageError(format!(
+                "{key} is empty, and the teacher plays nothing; hint: dgpo demos --help"
+            ))
+            .into());
         }
     }
     Missing::none(missing(Work::Demos, &recipe, args.device.device))?;
-    let job = Demos { recipe, n_episodes: args.episodes, stop: stop_on_interrupt("stopping at the end of the work under way")? };
+    let job = Demos {
+        recipe,
+        n_episodes: args.episodes,
+        stop: stop_on_interrupt("stopping at the end of the work under way")?,
+    };
     let mut episodes = match with_device(args.device.device, job)? {
         Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),
         played => played?,

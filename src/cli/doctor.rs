@@ -21,17 +21,19 @@ use std::{collections::BTreeSet, path::Path, time::Instant};
 
 /// Check that this machine has what a run needs.
 ///
-/// Backends, kernels, processor, memory, caches, with --device wgpu the graphics adapters, a small forward pass, a writable folder for runs.
+/// Backends, kernels, processor, memory, caches, with --device wgpu the graphics adapters, a small
+/// forward pass, a writable folder for runs.
 ///
-/// With --config also everything that a run of this recipe would read; what is missing is named with the command that gets it,
-/// and the exit code is 2.
+/// With --config also everything that a run of this recipe would read; what is missing is named
+/// with the command that gets it, and the exit code is 2.
 ///
 /// Example: dgpo doctor --device wgpu
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
-    /// Check the inputs of this recipe too: a file, or the name of a built-in one. Example: --config paper/qwen2.5-3b-0.5b
+    /// Check the inputs of this recipe too: a file, or the name of a built-in one. Example:
+    /// --config paper/qwen2.5-3b-0.5b
     #[arg(long, value_name = "FILE|NAME")]
     config: Option<String>,
     /// Change one setting of the recipe; may be repeated. Example: --set model.dtype=f32
@@ -71,22 +73,38 @@ fn note(name: &str, found: impl Into<String>) -> Check {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let version = Version::of_this_program();
-    let mut checks =
-        vec![check("backends", Ok(version.backends.join(", "))), kernels(), processor(), memory(), hugging_face_cache(), built_in_assets()];
+    let mut checks = vec![
+        check("backends", Ok(version.backends.join(", "))),
+        kernels(),
+        processor(),
+        memory(),
+        hugging_face_cache(),
+        built_in_assets(),
+    ];
     checks.extend(adapters(args.device.device));
     checks.push(check("forward pass", forward_pass(args.device)));
     checks.push(check("runs folder", writable(Path::new("."))));
     let mut problems = Vec::new();
     if let Some(config) = &args.config {
-        problems = missing(Work::Train(None), &config::load(config, &args.overrides)?.recipe, args.device.device);
-        let told = |problem: &config::Problem| check(problem.key, Err(format!("{}; hint: {}", problem.message, problem.hint)));
+        problems = missing(
+            Work::Train(None),
+            &config::load(config, &args.overrides)?.recipe,
+            args.device.device,
+        );
+        let told = |problem: &config::Problem| {
+            check(problem.key, Err(format!("{}; hint: {}", problem.message, problem.hint)))
+        };
         match problems.is_empty() {
-            true => checks.push(check("recipe", Ok(format!("everything that {config} reads is there")))),
+            true => {
+                checks.push(check("recipe", Ok(format!("everything that {config} reads is there"))))
+            }
             false => checks.extend(problems.iter().map(told)),
         }
     }
     if args.json {
-        output::json(&json!({ "version": version.version, "commit": version.commit, "features": version.features, "checks": checks }))?;
+        output::json(
+            &json!({ "version": version.version, "commit": version.commit, "features": version.features, "checks": checks }),
+        )?;
     } else {
         let line = |check: &Check| {
             let status = match check.status {
@@ -96,7 +114,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
             };
             format!("{status:<7} {:<16} {}\n", check.name, check.found)
         };
-        output::data(&format!("dgpo {}\n{}", version.in_short(), checks.iter().map(line).collect::<String>()))?;
+        output::data(&format!(
+            "dgpo {}\n{}",
+            version.in_short(),
+            checks.iter().map(line).collect::<String>()
+        ))?;
     }
     Missing::none(problems)?;
     let is_sound = checks.iter().all(|check| check.status != Status::Failed);
@@ -107,19 +129,31 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
 fn kernels() -> Check {
     match dgpo_kernels::is_reference_only() {
         false => check("kernels", Ok(dgpo_kernels::bodies().to_owned())),
-        true => note("kernels", "DGPO_KERNELS=reference is set: plain tensor operations everywhere, for tests; unset it"),
+        true => note(
+            "kernels",
+            "DGPO_KERNELS=reference is set: plain tensor operations everywhere, for tests; unset \
+             it",
+        ),
     }
 }
 
 fn processor() -> Check {
     let features = machine::cpu_features();
-    let found = format!("{} {}, {} hardware threads", std::env::consts::ARCH, features.join(" "), machine::n_cores());
+    let found = format!(
+        "{} {}, {} hardware threads",
+        std::env::consts::ARCH,
+        features.join(" "),
+        machine::n_cores()
+    );
     if features.is_empty() { note("processor", found) } else { check("processor", Ok(found)) }
 }
 
 fn memory() -> Check {
     match machine::memory() {
-        Some((total, available)) => check("memory", Ok(format!("{}, {} available", output::bytes(total), output::bytes(available)))),
+        Some((total, available)) => check(
+            "memory",
+            Ok(format!("{}, {} available", output::bytes(total), output::bytes(available))),
+        ),
         None => note("memory", "unknown on this system"),
     }
 }
@@ -128,16 +162,24 @@ fn memory() -> Check {
 fn hugging_face_cache() -> Check {
     match hub::cache_dir() {
         Some(dir) if dir.is_dir() => check("model cache", Ok(dir.display().to_string())),
-        Some(dir) => note("model cache", format!("{} does not exist; models are then named by their folder", dir.display())),
+        Some(dir) => note(
+            "model cache",
+            format!("{} does not exist; models are then named by their folder", dir.display()),
+        ),
         None => note("model cache", "unknown: HOME is not set"),
     }
 }
 
 fn built_in_assets() -> Check {
-    let folders: BTreeSet<&str> = hub::builtin_files().iter().filter_map(|(path, _)| path.split('/').next()).collect();
+    let folders: BTreeSet<&str> =
+        hub::builtin_files().iter().filter_map(|(path, _)| path.split('/').next()).collect();
     let unpacked: Result<Vec<String>, String> = folders
         .iter()
-        .map(|folder| hub::resolve(&format!("builtin:{folder}")).map(|path| path.display().to_string()).map_err(|e| e.to_string()))
+        .map(|folder| {
+            hub::resolve(&format!("builtin:{folder}"))
+                .map(|path| path.display().to_string())
+                .map_err(|e| e.to_string())
+        })
         .collect();
     match unpacked {
         Ok(paths) if paths.is_empty() => note("built-in assets", "none"),
@@ -145,7 +187,8 @@ fn built_in_assets() -> Check {
     }
 }
 
-/// The adapters that `--device wgpu:N` counts, where one is asked for; which one is meant is said by the forward pass.
+/// The adapters that `--device wgpu:N` counts, where one is asked for; which one is meant is said
+/// by the forward pass.
 #[cfg(feature = "wgpu")]
 fn adapters(device: DeviceChoice) -> Vec<Check> {
     use crate::trainer::devices::adapters;
@@ -166,7 +209,8 @@ fn adapters(_: DeviceChoice) -> Vec<Check> {
     Vec::new()
 }
 
-/// A decoder of two layers with random weights, on two rows of tokens. Says which float types the device computes in.
+/// A decoder of two layers with random weights, on two rows of tokens. Says which float types the
+/// device computes in.
 struct Forward;
 impl Job for Forward {
     type Output = Result<String, String>;
@@ -192,12 +236,16 @@ impl Job for Forward {
         };
         let model = Decoder::<B::InnerBackend>::init(&config, 0, device);
         let ids: Vec<i64> = (0..32).collect();
-        let ids = Tensor::<B::InnerBackend, 2, Int>::from_data(TensorData::new(ids, [2, 16]), device);
+        let ids =
+            Tensor::<B::InnerBackend, 2, Int>::from_data(TensorData::new(ids, [2, 16]), device);
         let hidden = model.hidden(ids, None, None).into_data().convert::<f32>();
         let is_finite = hidden.iter::<f32>().all(f32::is_finite);
         match is_finite {
             true => Ok(dtypes_of::<B::InnerBackend>(device).join(", ")),
-            false => Err("the hidden states are not finite: this device or its driver computes wrongly".to_owned()),
+            false => {
+                Err("the hidden states are not finite: this device or its driver computes wrongly"
+                    .to_owned())
+            }
         }
     }
 }
@@ -205,7 +253,11 @@ impl Job for Forward {
 fn forward_pass(device: DeviceArgs) -> Result<String, String> {
     let started = Instant::now();
     let dtypes = with_device(device.device, Forward).map_err(|e| e.to_string())??;
-    Ok(format!("{} computes in {dtypes}; {:.0} ms", device.device, started.elapsed().as_secs_f64() * 1000.0))
+    Ok(format!(
+        "{} computes in {dtypes}; {:.0} ms",
+        device.device,
+        started.elapsed().as_secs_f64() * 1000.0
+    ))
 }
 
 /// Runs are made in the current directory, or in ./runs where that exists.

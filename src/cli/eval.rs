@@ -32,7 +32,8 @@ use std::path::{Path, PathBuf};
 /// Where episodes go unless `--out` says otherwise.
 const EVALUATIONS_DIR: &str = "evaluations";
 
-/// Evaluate a model: exact match per question file with 95 % intervals, greedy, with the retriever and the protocol of a recipe.
+/// Evaluate a model: exact match per question file with 95 % intervals, greedy, with the retriever
+/// and the protocol of a recipe.
 ///
 /// Example: dgpo eval --model runs/tiny-seed0/checkpoints/rl-step-000100/model --arcap
 #[derive(clap::Args, Debug)]
@@ -50,10 +51,12 @@ pub struct Args {
     /// At most this many questions of each file.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     limit: Option<usize>,
-    /// Measure the capabilities one by one too: source referencing, query rewriting, thinking (eval.arcap).
+    /// Measure the capabilities one by one too: source referencing, query rewriting, thinking
+    /// (eval.arcap).
     #[arg(long)]
     arcap: bool,
-    /// Write every episode to this file, JSON Lines, and the recipe beside it [default: a new file evaluations/MODEL.jsonl].
+    /// Write every episode to this file, JSON Lines, and the recipe beside it [default: a new file
+    /// evaluations/MODEL.jsonl].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Print one JSON object instead of a table.
@@ -80,11 +83,19 @@ impl Job for Evaluate {
         let tokenizer = setup.tokenizer()?;
         let model = setup.load(&setup.recipe.model.student, &tokenizer)?;
         let retriever = setup.retriever(Path::new("."), &self.stop)?;
-        let mut waiting = Waiting { recipe: &setup.recipe.retriever, stop: &self.stop, say: &mut output::say };
-        let (episodes, mut figures) = setup.play_test(&tokenizer, retriever.as_ref(), &model, &mut waiting)?;
+        let mut waiting =
+            Waiting { recipe: &setup.recipe.retriever, stop: &self.stop, say: &mut output::say };
+        let (episodes, mut figures) =
+            setup.play_test(&tokenizer, retriever.as_ref(), &model, &mut waiting)?;
         let mut arcap = None;
         if setup.recipe.eval.arcap {
-            let (played, capabilities) = setup.play_arcap(&tokenizer, retriever.as_ref(), &model, &episodes, &mut waiting)?;
+            let (played, capabilities) = setup.play_arcap(
+                &tokenizer,
+                retriever.as_ref(),
+                &model,
+                &episodes,
+                &mut waiting,
+            )?;
             (arcap, figures.arcap) = (Some(played), Some(capabilities));
         }
         Ok(Evaluated { episodes, arcap, figures })
@@ -103,21 +114,32 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         recipe.eval.arcap |= args.arcap;
     })?;
     if recipe.data.test.is_empty() {
-        return Err(UsageError("there is no question to ask: data.test is empty; hint: --data FILE names a question file".into()).into());
+        return Err(UsageError(
+            "there is no question to ask: data.test is empty; hint: --data FILE names a question \
+             file"
+                .into(),
+        )
+        .into());
     }
     Missing::none(missing(Work::Evaluate, &recipe, args.device.device))?;
     if !context.is_quiet {
-        output::say(&format!("evaluating {} on {}", recipe.model.student, recipe.data.test.join(", ")));
+        output::say(&format!(
+            "evaluating {} on {}",
+            recipe.model.student,
+            recipe.data.test.join(", ")
+        ));
     }
     if let Some(overlap) = overlap_of(&recipe) {
         output::warn(&overlap.to_string());
     }
     let stop = stop_on_interrupt("stopping at the end of the work under way")?;
-    let evaluated = match with_device(args.device.device, Evaluate { recipe: recipe.clone(), stop })? {
-        Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),
-        played => played?,
-    };
-    let out = args.out.unwrap_or_else(|| new_file(Path::new(EVALUATIONS_DIR), &recipe.model.student));
+    let evaluated =
+        match with_device(args.device.device, Evaluate { recipe: recipe.clone(), stop })? {
+            Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),
+            played => played?,
+        };
+    let out =
+        args.out.unwrap_or_else(|| new_file(Path::new(EVALUATIONS_DIR), &recipe.model.student));
     let written = write(&out, &evaluated, &recipe)?;
     if args.json {
         output::json(&evaluated.figures)?;
@@ -128,15 +150,19 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The first of `DIR/MODEL.jsonl`, `DIR/MODEL-2.jsonl`, … that is not there yet: no evaluation is overwritten by the next one.
+/// The first of `DIR/MODEL.jsonl`, `DIR/MODEL-2.jsonl`, … that is not there yet: no evaluation is
+/// overwritten by the next one.
 fn new_file(dir: &Path, model: &str) -> PathBuf {
     let plain = model.replace(|c: char| !(c.is_alphanumeric() || "._+".contains(c)), "-");
     let name = plain.trim_matches(['-', '.']);
-    let file = |n: usize| dir.join(if n == 1 { format!("{name}.jsonl") } else { format!("{name}-{n}.jsonl") });
+    let file = |n: usize| {
+        dir.join(if n == 1 { format!("{name}.jsonl") } else { format!("{name}-{n}.jsonl") })
+    };
     (1..).map(file).find(|path| !path.exists()).expect("the numbers do not end")
 }
 
-/// Writes the episodes, those of ARCap beside them, and the recipe they were played with as `STEM.toml`; returns the episode files.
+/// Writes the episodes, those of ARCap beside them, and the recipe they were played with as
+/// `STEM.toml`; returns the episode files.
 fn write(out: &Path, evaluated: &Evaluated, recipe: &Recipe) -> anyhow::Result<Vec<String>> {
     write_episodes(out, &evaluated.episodes)?;
     let mut written = vec![out.display().to_string()];
@@ -146,8 +172,9 @@ fn write(out: &Path, evaluated: &Evaluated, recipe: &Recipe) -> anyhow::Result<V
         written.extend(names.iter().map(|name| dir.join(name).display().to_string()));
     }
     let path = dir.join(stem(out) + ".toml");
-    write_file(&path, to_toml(recipe))
-        .with_context(|| format!("cannot write {}; hint: check free space and permissions", path.display()))?;
+    write_file(&path, to_toml(recipe)).with_context(|| {
+        format!("cannot write {}; hint: check free space and permissions", path.display())
+    })?;
     Ok(written)
 }
 
@@ -160,12 +187,20 @@ pub(super) fn stem(path: &Path) -> String {
 
 /// One row a data set, and the row of all questions; then the capabilities.
 fn describe(figures: &Figures) -> String {
-    let interval = |dataset: &str, metric: &str| figures.intervals.as_ref()?.datasets.get(dataset)?.get(metric);
+    let interval = |dataset: &str, metric: &str| {
+        figures.intervals.as_ref()?.datasets.get(dataset)?.get(metric)
+    };
     let row = |name: &str, s: &EpisodeStats| {
-        let sure = [("em", s.em), ("substring_em", s.substring_em)].map(|(metric, value)| with_interval(value, interval(name, metric)));
-        let means = [s.searches, s.nothing_found, s.hit_ratio, s.invalid_actions].map(|x| format!("{x:.3}"));
+        let sure = [("em", s.em), ("substring_em", s.substring_em)]
+            .map(|(metric, value)| with_interval(value, interval(name, metric)));
+        let means = [s.searches, s.nothing_found, s.hit_ratio, s.invalid_actions]
+            .map(|x| format!("{x:.3}"));
         let n_lost = (s.retriever_failed * s.n_episodes as f64).round();
-        let counts = vec![format!("{:.1}", s.response_tokens), s.n_episodes.to_string(), format!("{n_lost}")];
+        let counts = vec![
+            format!("{:.1}", s.response_tokens),
+            s.n_episodes.to_string(),
+            format!("{n_lost}"),
+        ];
         [vec![name.to_owned()], sure.to_vec(), means.to_vec(), counts].concat()
     };
     let mut rows: Vec<_> = figures.datasets.iter().map(|(name, stats)| row(name, stats)).collect();
@@ -182,9 +217,13 @@ fn describe(figures: &Figures) -> String {
         "questions",
         "lost to retriever",
     ];
-    let average = with_interval(figures.average_em, figures.intervals.as_ref().and_then(|intervals| intervals.average.get("em")));
+    let average = with_interval(
+        figures.average_em,
+        figures.intervals.as_ref().and_then(|intervals| intervals.average.get("em")),
+    );
     let table = table::table(&headers, &rows);
-    let text = format!("{table}\nunweighted mean of EM over {} data sets: {average}", rows.len() - 1);
+    let text =
+        format!("{table}\nunweighted mean of EM over {} data sets: {average}", rows.len() - 1);
     match &figures.arcap {
         Some(arcap) => format!("{text}\n\n{}", describe_arcap(arcap)),
         None => text,
@@ -193,14 +232,21 @@ fn describe(figures: &Figures) -> String {
 
 /// "0.735 [0.684, 0.781]".
 fn with_interval(value: f64, interval: Option<&Interval>) -> String {
-    interval.map_or_else(|| format!("{value:.3}"), |Interval { low, high }| format!("{value:.3} [{low:.3}, {high:.3}]"))
+    interval.map_or_else(
+        || format!("{value:.3}"),
+        |Interval { low, high }| format!("{value:.3} [{low:.3}, {high:.3}]"),
+    )
 }
 
 /// The capabilities of each data set, and what they leave out.
 fn describe_arcap(arcap: &Arcap) -> String {
-    let cell = |estimate: Option<&Estimate>| estimate.map_or("-".to_owned(), |e| with_interval(e.value, Some(&e.interval)));
+    let cell = |estimate: Option<&Estimate>| {
+        estimate.map_or("-".to_owned(), |e| with_interval(e.value, Some(&e.interval)))
+    };
     let em = |referencing: &Option<SourceReferencing>| cell(referencing.as_ref().map(|r| &r.em));
-    let substring_em = |referencing: &Option<SourceReferencing>| cell(referencing.as_ref().map(|r| &r.substring_em));
+    let substring_em = |referencing: &Option<SourceReferencing>| {
+        cell(referencing.as_ref().map(|r| &r.substring_em))
+    };
     let rows = arcap.datasets.iter().map(|(name, row)| {
         let (rewriting, thinking) = (row.query_rewriting.as_ref(), row.thinking.as_ref());
         vec![
@@ -233,21 +279,34 @@ fn describe_arcap(arcap: &Arcap) -> String {
     let mut text = table::table(&headers, &rows.collect::<Vec<_>>());
     let left_out = arcap.left_out();
     if !left_out.is_empty() {
-        text += &format!("\nleft out of source referencing, because no question has annotated gold passages: {}", left_out.join(", "));
+        text += &format!(
+            "\nleft out of source referencing, because no question has annotated gold passages: {}",
+            left_out.join(", ")
+        );
     }
     let part: Vec<String> = arcap
         .in_part()
         .into_iter()
-        .map(|name| format!("{name} ({} of {})", arcap.datasets[name].n_annotated, arcap.datasets[name].n_questions))
+        .map(|name| {
+            format!(
+                "{name} ({} of {})",
+                arcap.datasets[name].n_annotated, arcap.datasets[name].n_questions
+            )
+        })
         .collect();
     if !part.is_empty() {
-        text += &format!("\nsource referencing on the questions with annotated gold passages alone: {}", part.join(", "));
+        text += &format!(
+            "\nsource referencing on the questions with annotated gold passages alone: {}",
+            part.join(", ")
+        );
     }
-    let referencing = |row: &Capabilities| row.without_thinking.as_ref().map_or(0, |r| r.n_without_room);
+    let referencing =
+        |row: &Capabilities| row.without_thinking.as_ref().map_or(0, |r| r.n_without_room);
     let n_without_room: usize = arcap.datasets.values().map(referencing).sum();
     if n_without_room > 0 {
         text += &format!(
-            "\n{n_without_room} questions count as wrong because their gold passages leave no room; raise episode.max_prompt_length"
+            "\n{n_without_room} questions count as wrong because their gold passages leave no \
+             room; raise episode.max_prompt_length"
         );
     }
     text
@@ -272,12 +331,18 @@ mod tests {
 
     #[test]
     fn the_recipe_has_the_name_of_the_episodes() {
-        assert_eq!(["a/b.jsonl", "b.jsonl.gz", "b.txt", "b"].map(|path| stem(Path::new(path))), ["b", "b", "b.txt", "b"]);
+        assert_eq!(
+            ["a/b.jsonl", "b.jsonl.gz", "b.txt", "b"].map(|path| stem(Path::new(path))),
+            ["b", "b", "b.txt", "b"]
+        );
     }
 
     #[test]
     fn what_has_no_interval_is_shown_without() {
         assert_eq!(with_interval(0.5, None), "0.500");
-        assert_eq!(with_interval(0.5, Some(&Interval { low: 0.25, high: 0.75 })), "0.500 [0.250, 0.750]");
+        assert_eq!(
+            with_interval(0.5, Some(&Interval { low: 0.25, high: 0.75 })),
+            "0.500 [0.250, 0.750]"
+        );
     }
 }

@@ -10,7 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Give every reader of files damaged ones; exit code 1 if any of them panics, aborts, hangs or eats memory.
+/// Give every reader of files damaged ones; exit code 1 if any of them panics, aborts, hangs or
+/// eats memory.
 ///
 /// Example: dgpo fuzz --cases 1000 --reader parquet
 #[derive(clap::Args, Debug)]
@@ -56,7 +57,11 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         names => names.iter().map(|name| reader(name)).collect::<Result<_, _>>()?,
     };
     if !(0.001..=1e6).contains(&args.limit_s) {
-        return Err(UsageError(format!("--limit-s {} is no time; hint: seconds from 0.001 to 1000000", args.limit_s)).into());
+        return Err(UsageError(format!(
+            "--limit-s {} is no time; hint: seconds from 0.001 to 1000000",
+            args.limit_s
+        ))
+        .into());
     }
     let temporary = tempfile::tempdir()?;
     let options = Options {
@@ -65,17 +70,27 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         seed: args.seed,
         limit_s: args.limit_s,
         limit_bytes: args.limit_mib << 20,
-        n_workers: args.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        n_workers: args
+            .workers
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         folder: args.keep.clone().unwrap_or_else(|| temporary.path().to_owned()),
     };
     let hear = |count: &Count| {
         if !context.is_quiet {
-            output::say(&format!("{}: {} cases in {}", count.reader, count.n_cases, output::duration(count.work_s)));
+            output::say(&format!(
+                "{}: {} cases in {}",
+                count.reader,
+                count.n_cases,
+                output::duration(count.work_s)
+            ));
         }
     };
     let (counts, faults) = supervise::run(&chosen, &options, &hear)?;
     if args.json {
-        output::data(&serde_json::json!({"seed": args.seed, "readers": counts, "faults": faults}).to_string())?;
+        output::data(
+            &serde_json::json!({"seed": args.seed, "readers": counts, "faults": faults})
+                .to_string(),
+        )?;
     } else {
         output::data(&describe(&counts, &faults, args.seed))?;
     }
@@ -88,19 +103,24 @@ fn reader(name: &str) -> Result<&'static Reader, UsageError> {
 }
 
 fn run_worker(worker: &[String], args: &Args) -> anyhow::Result<Outcome> {
-    let number =
-        |text: &String| text.parse::<u64>().map_err(|_| UsageError(format!("{text} is no number; hint: --worker is not for people")));
+    let number = |text: &String| {
+        text.parse::<u64>().map_err(|_| {
+            UsageError(format!("{text} is no number; hint: --worker is not for people"))
+        })
+    };
     let (reader, from, to) = (reader(&worker[0])?, number(&worker[1])?, number(&worker[2])?);
     let folder = args.keep.as_deref().unwrap_or(Path::new("."));
     let mut out = BufWriter::new(std::io::stdout().lock());
-    work(reader, args.seed, from..to, folder, &mut out).map_err(|error| anyhow::anyhow!("{error}"))?;
+    work(reader, args.seed, from..to, folder, &mut out)
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
     Ok(Outcome::Done)
 }
 
 /// A table of the readers, and how each fault is seen again.
 fn describe(counts: &[Count], faults: &[Fault], seed: u64) -> String {
     let mut text = String::from(
-        "| reader | cases | read | refused | contained panics | faults | longest case | memory |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+        "| reader | cases | read | refused | contained panics | faults | longest case | memory \
+         |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
     );
     for count in counts {
         text += &format!(
@@ -129,7 +149,8 @@ fn describe(counts: &[Count], faults: &[Fault], seed: u64) -> String {
     for fault in faults {
         let Fault { reader, case, kind, why } = fault;
         text += &format!(
-            "{kind}  {reader} case {case}: {why}\n      again: dgpo fuzz --reader {reader} --first {case} --cases 1 --seed {seed} --keep FOLDER\n"
+            "{kind}  {reader} case {case}: {why}\n      again: dgpo fuzz --reader {reader} --first \
+             {case} --cases 1 --seed {seed} --keep FOLDER\n"
         );
     }
     text
@@ -141,10 +162,27 @@ mod tests {
 
     #[test]
     fn a_fault_is_shown_with_the_command_that_shows_it_again() {
-        let fault = Fault { reader: "parquet", case: 17, kind: "abort", why: "signal 6".to_owned() };
-        let count = Count { reader: "parquet", n_cases: 1200, n_read: 200, n_refused: 999, n_faults: 1, ..Count::default() };
+        let fault =
+            Fault { reader: "parquet", case: 17, kind: "abort", why: "signal 6".to_owned() };
+        let count = Count {
+            reader: "parquet",
+            n_cases: 1200,
+            n_read: 200,
+            n_refused: 999,
+            n_faults: 1,
+            ..Count::default()
+        };
         let text = describe(&[count], &[fault], 5);
-        assert!(text.contains("| parquet | 1,200 | 200 | 999 | 0 | 1 |") && text.contains("1,200 cases: 0 panics, 1 aborts"), "{text}");
-        assert!(text.contains("again: dgpo fuzz --reader parquet --first 17 --cases 1 --seed 5 --keep FOLDER"), "{text}");
+        assert!(
+            text.contains("| parquet | 1,200 | 200 | 999 | 0 | 1 |")
+                && text.contains("1,200 cases: 0 panics, 1 aborts"),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "again: dgpo fuzz --reader parquet --first 17 --cases 1 --seed 5 --keep FOLDER"
+            ),
+            "{text}"
+        );
     }
 }

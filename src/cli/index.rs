@@ -17,7 +17,10 @@ use crate::{
     retriever::{
         Hit, RetrieverError,
         build::BuildReport,
-        commands::{Found, IndexInfo, IndexRequest, Queries, build_index, ids_in_corpus, index_info, search_index},
+        commands::{
+            Found, IndexInfo, IndexRequest, Queries, build_index, ids_in_corpus, index_info,
+            search_index,
+        },
         equal::EqualVectors,
         index::{IndexMeta, Search},
     },
@@ -45,7 +48,8 @@ enum Command {
     ///
     /// Example: dgpo index build --corpus wiki.jsonl.gz --out indexes/wiki
     Build(BuildArgs),
-    /// Show the passages an index finds for queries, nearest first; of equally near ones the first of the corpus comes first.
+    /// Show the passages an index finds for queries, nearest first; of equally near ones the first
+    /// of the corpus comes first.
     ///
     /// Example: dgpo index search indexes/wiki "who wrote Middlemarch"
     Search(SearchArgs),
@@ -60,7 +64,8 @@ struct BuildArgs {
     /// Folder to build in.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Passages: JSON Lines with id and contents, plain or gzip [default: data.corpus of the recipe].
+    /// Passages: JSON Lines with id and contents, plain or gzip [default: data.corpus of the
+    /// recipe].
     #[arg(long, value_name = "FILE")]
     corpus: Option<String>,
     /// Encoder: folder, owner/name or builtin:NAME [default: retriever.encoder of the recipe].
@@ -110,7 +115,8 @@ impl IndexArgs {
     fn request(&self) -> Result<IndexRequest<'_>, RetrieverError> {
         let search = match &self.search {
             Some(name) => Search::parse(name)?,
-            // A graph that somebody built is what they want to see at work, however small the index.
+            // A graph that somebody built is what they want to see at work, however small the
+            // index.
             None if IndexMeta::read(&self.dir)?.graph.is_some() => Search::Hnsw,
             None => Search::Exact,
         };
@@ -140,21 +146,22 @@ struct SearchArgs {
 struct InfoArgs {
     #[command(flatten)]
     index: IndexArgs,
-    /// Question files to measure with; also reports how often exact search, the graph and BM25 find the answer [default: first sentences of
-    /// sampled passages].
+    /// Question files to measure with; also reports how often exact search, the graph and BM25 find
+    /// the answer [default: first sentences of sampled passages].
     #[arg(long, value_name = "FILE", num_args = 1..)]
     questions: Vec<String>,
     /// Only questions whose gold passages are annotated and lie in the corpus.
     #[arg(long, requires = "questions")]
     annotated: bool,
-    /// Queries: sampled passages, or questions of each file at most [default: 200 passages, all questions].
+    /// Queries: sampled passages, or questions of each file at most [default: 200 passages, all
+    /// questions].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     n_queries: Option<usize>,
     /// Passages a question, for the hit ratios.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=10))]
     top_k: u16,
-    /// Recipe with whose tokenizer, top_k and episode.max_obs_length is measured how many observations would be cut: a file, or the name of a
-    /// built-in one.
+    /// Recipe with whose tokenizer, top_k and episode.max_obs_length is measured how many
+    /// observations would be cut: a file, or the name of a built-in one.
     #[arg(long, value_name = "FILE|NAME")]
     config: Option<String>,
     /// Seed of the sampled passages.
@@ -183,7 +190,14 @@ impl Job for BuildJob<'_> {
     type Output = Result<BuildReport, RetrieverError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let (recipe, progress) = (self.recipe, self.progress);
-        build_index::<B::InnerBackend>(&recipe.retriever, &recipe.data.corpus, self.out, self.replace, device, progress)
+        build_index::<B::InnerBackend>(
+            &recipe.retriever,
+            &recipe.data.corpus,
+            self.out,
+            self.replace,
+            device,
+            progress,
+        )
     }
 }
 
@@ -201,13 +215,15 @@ fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Outcome> {
         return Err(ConfigError::Rules(problems).into());
     }
     Missing::none(missing(Work::Index(&args.out), &recipe, args.device.device))?;
-    let stop = stop_on_interrupt("stopping when the block of passages under way is encoded and saved")?;
+    let stop =
+        stop_on_interrupt("stopping when the block of passages under way is encoded and saved")?;
     let mut counter = Counter::new(context.is_quiet);
     let mut progress = |progress: crate::retriever::Progress| {
         counter.tick(progress.stage, progress.done, progress.total);
         if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let job = BuildJob { recipe: &recipe, out: &args.out, replace: args.force, progress: &mut progress };
+    let job =
+        BuildJob { recipe: &recipe, out: &args.out, replace: args.force, progress: &mut progress };
     let report = match with_device(args.device.device, job)? {
         Err(error @ RetrieverError::Interrupted { .. }) => {
             drop(counter);
@@ -227,12 +243,21 @@ fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Outcome> {
 
 fn describe_build(out: &Path, report: &BuildReport) -> String {
     let count = |n: usize| output::grouped(n as u64);
-    let mut text = format!("{}: {} passages, {} numbers each\n", out.display(), count(report.n_passages), report.dim);
+    let mut text = format!(
+        "{}: {} passages, {} numbers each\n",
+        out.display(),
+        count(report.n_passages),
+        report.dim
+    );
     if report.n_reused > 0 {
         text += &format!("{} embeddings were there already\n", count(report.n_reused));
     }
     if report.encode_s > 0.0 {
-        text += &format!("encoded in {} ({:.0} passages/s)\n", output::duration(report.encode_s), report.passages_per_s);
+        text += &format!(
+            "encoded in {} ({:.0} passages/s)\n",
+            output::duration(report.encode_s),
+            report.passages_per_s
+        );
     }
     if report.graph_s > 0.0 {
         text += &format!("graph built in {}\n", output::duration(report.graph_s));
@@ -250,7 +275,10 @@ impl Job for SearchJob<'_> {
 
 fn search(args: &SearchArgs) -> anyhow::Result<Outcome> {
     if args.queries.iter().any(|query| query.trim().is_empty()) {
-        return Err(UsageError("a query is blank; hint: write what to look for in quotation marks".to_owned()).into());
+        return Err(UsageError(
+            "a query is blank; hint: write what to look for in quotation marks".to_owned(),
+        )
+        .into());
     }
     let job = SearchJob(args.index.request()?, &args.queries, args.top_k);
     let found = with_device(args.index.device.device, job)??;
@@ -263,8 +291,14 @@ fn search(args: &SearchArgs) -> anyhow::Result<Outcome> {
             text += "  nothing found\n";
         }
         for (rank, hit) in hits.iter().enumerate() {
-            text +=
-                &format!("  {}. {:.3}  {}  {}\n     {}\n", rank + 1, hit.score, hit.passage.id, hit.passage.title(), hit.passage.text());
+            text += &format!(
+                "  {}. {:.3}  {}  {}\n     {}\n",
+                rank + 1,
+                hit.score,
+                hit.passage.id,
+                hit.passage.title(),
+                hit.passage.text()
+            );
         }
         let hit = |hit: &Hit| json!({"id": hit.passage.id, "contents": hit.passage.contents, "score": hit.score});
         results.push(json!({"query": query, "hits": hits.iter().map(hit).collect::<Vec<_>>()}));
@@ -304,7 +338,10 @@ fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
         keep_annotated(&mut of_file, &in_corpus);
         of_file.retain(|question| !args.annotated || !question.supporting.is_empty());
         if of_file.is_empty() {
-            anyhow::bail!("{file}: no question has annotated gold passages in this corpus; hint: leave out --annotated");
+            anyhow::bail!(
+                "{file}: no question has annotated gold passages in this corpus; hint: leave out \
+                 --annotated"
+            );
         }
         of_file.truncate(args.n_queries.unwrap_or(usize::MAX));
         questions.append(&mut of_file);
@@ -314,12 +351,21 @@ fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
         [] => Queries::Sampled { n: args.n_queries.unwrap_or(N_SAMPLED), seed: args.seed },
         texts => Queries::Questions { texts, top_k: args.top_k.into() },
     };
-    let (info, found) = with_device(args.index.device.device, InfoJob(args.index.request()?, queries))??;
-    let report = InfoReport { hit_ratios: hit_ratios(&questions, &found), observations: observations(args, &info)?, info };
+    let (info, found) =
+        with_device(args.index.device.device, InfoJob(args.index.request()?, queries))??;
+    let report = InfoReport {
+        hit_ratios: hit_ratios(&questions, &found),
+        observations: observations(args, &info)?,
+        info,
+    };
     if args.index.json {
         output::json(&report)?
     } else {
-        output::data(&(describe(&report.info) + &describe_observations(report.observations.as_ref()) + &describe_hits(&report.hit_ratios)))?
+        output::data(
+            &(describe(&report.info)
+                + &describe_observations(report.observations.as_ref())
+                + &describe_hits(&report.hit_ratios)),
+        )?
     }
     Ok(Outcome::Done)
 }
@@ -332,8 +378,10 @@ fn observations(args: &InfoArgs, info: &IndexInfo) -> anyhow::Result<Option<CutS
 }
 
 fn describe_observations(observations: Option<&CutShare>) -> String {
-    let said = observations
-        .map_or_else(|| "--config RECIPE says how many are cut, with its tokenizer and lengths".to_owned(), ToString::to_string);
+    let said = observations.map_or_else(
+        || "--config RECIPE says how many are cut, with its tokenizer and lengths".to_owned(),
+        ToString::to_string,
+    );
     format!("{:<20} {said}\n", "observations")
 }
 
@@ -341,8 +389,8 @@ fn describe_hits(ratios: &[HitRatios]) -> String {
     let Some(HitRatios { top_k, .. }) = ratios.first() else { return String::new() };
     let share = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.3}"));
     let mut text = format!(
-        "\n| data set | questions | search | answer@{top_k} | normalised | annotated | a gold passage@{top_k} | all@{top_k} |\n\
-         | --- | --: | --- | --: | --: | --: | --: | --: |\n"
+        "\n| data set | questions | search | answer@{top_k} | normalised | annotated | a gold \
+         passage@{top_k} | all@{top_k} |\n| --- | --: | --- | --: | --: | --: | --: | --: |\n"
     );
     for row in ratios {
         text += &format!(
@@ -366,13 +414,39 @@ fn describe(info: &IndexInfo) -> String {
     let IndexInfo { measured, .. } = info;
     line("index", info.dir.clone());
     line("passages", format!("{} from {}", output::grouped(info.n_passages as u64), info.corpus));
-    line("encoder", format!("{} ({} numbers, {} tokens, {})", info.encoder, info.dim, info.max_tokens, info.head));
-    line("vectors", format!("{}, encoded in {}", output::bytes(info.vectors_bytes), output::duration(info.encode_s)));
+    line(
+        "encoder",
+        format!(
+            "{} ({} numbers, {} tokens, {})",
+            info.encoder, info.dim, info.max_tokens, info.head
+        ),
+    );
+    line(
+        "vectors",
+        format!(
+            "{}, encoded in {}",
+            output::bytes(info.vectors_bytes),
+            output::duration(info.encode_s)
+        ),
+    );
     match &info.graph {
         None => line("graph", "none: searched exactly".to_owned()),
         Some(graph) => {
-            line("graph", format!("{}, built in {}", output::bytes(info.graph_bytes), output::duration(graph.build_s)));
-            line("", format!("M {}, ef_construction {}, ef_search {}", graph.m, graph.ef_construction, graph.ef_search));
+            line(
+                "graph",
+                format!(
+                    "{}, built in {}",
+                    output::bytes(info.graph_bytes),
+                    output::duration(graph.build_s)
+                ),
+            );
+            line(
+                "",
+                format!(
+                    "M {}, ef_construction {}, ef_search {}",
+                    graph.m, graph.ef_construction, graph.ef_search
+                ),
+            );
         }
     }
     line("measured with", format!("{} {}", measured.n_queries, measured.query_source));
@@ -383,22 +457,53 @@ fn describe(info: &IndexInfo) -> String {
         line("graph search", rate(per_s));
     }
     let recall = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.3}"));
-    line("recall against exact", format!("@3 {}, @10 {}", recall(measured.recall_at_3), recall(measured.recall_at_10)));
-    let EqualVectors { n_passages, n_groups, largest, never_among_3, never_among_10 } = info.equal_vectors;
+    line(
+        "recall against exact",
+        format!("@3 {}, @10 {}", recall(measured.recall_at_3), recall(measured.recall_at_10)),
+    );
+    let EqualVectors { n_passages, n_groups, largest, never_among_3, never_among_10 } =
+        info.equal_vectors;
     if n_groups == 0 {
         line("equal vectors", "none".to_owned());
         return text;
     }
-    line("- by passage id", format!("@3 {}, @10 {}", recall(measured.recall_by_id_at_3), recall(measured.recall_by_id_at_10)));
+    line(
+        "- by passage id",
+        format!(
+            "@3 {}, @10 {}",
+            recall(measured.recall_by_id_at_3),
+            recall(measured.recall_by_id_at_10)
+        ),
+    );
     let count = |n: usize| output::grouped(n as u64);
-    line("equal vectors", format!("{} passages share {}, {} at most one", count(n_passages), count(n_groups), count(largest)));
+    line(
+        "equal vectors",
+        format!(
+            "{} passages share {}, {} at most one",
+            count(n_passages),
+            count(n_groups),
+            count(largest)
+        ),
+    );
     line(
         "never found",
-        format!("{} of them among 3, {} among 10: as many equal ones come first", count(never_among_3), count(never_among_10)),
+        format!(
+            "{} of them among 3, {} among 10: as many equal ones come first",
+            count(never_among_3),
+            count(never_among_10)
+        ),
     );
-    // What leads from a copy to something else is at most the links that its other copies leave free.
+    // What leads from a copy to something else is at most the links that its other copies leave
+    // free.
     if let Some(graph) = info.graph.as_ref().filter(|graph| largest > 2 * graph.m) {
-        line("", format!("a point has {} links at most, so a graph can lose what lies behind {largest} equal ones", 2 * graph.m));
+        line(
+            "",
+            format!(
+                "a point has {} links at most, so a graph can lose what lies behind {largest} \
+                 equal ones",
+                2 * graph.m
+            ),
+        );
         line("", "(the recall above says how much; --search exact loses nothing)".to_owned());
     }
     text

@@ -1,4 +1,5 @@
-//! What the machine offers: cores, instruction sets, memory. Reads /proc, which only Linux has; elsewhere memory is unknown.
+//! What the machine offers: cores, instruction sets, memory. Reads /proc, which only Linux has;
+//! elsewhere memory is unknown.
 use std::fs;
 
 /// Hardware threads this process may use.

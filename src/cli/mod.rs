@@ -1,7 +1,8 @@
 //! The command line: flags, progress, exit codes. The only layer that prints.
 //!
-//! One file a command: an `Args` struct (its help text is the documentation) and a `run` that calls the library and shows what came back. Work on a
-//! model is a [`crate::trainer::devices::Job`], so that `--device` picks the backend in one place.
+//! One file a command: an `Args` struct (its help text is the documentation) and a `run` that calls
+//! the library and shows what came back. Work on a model is a [`crate::trainer::devices::Job`], so
+//! that `--device` picks the backend in one place.
 //!
 //! | exit code | meaning |
 //! |---|---|
@@ -50,7 +51,8 @@ use version::Version;
 
 /// What the program is called, on the command line and in completions.
 const NAME: &str = "dgpo";
-/// Set to 1, the program reads its command line and ends: a test of every command line in the documents must not train anything.
+/// Set to 1, the program reads its command line and ends: a test of every command line in the
+/// documents must not train anything.
 pub const PARSE_ONLY: &str = "DGPO_PARSE_ONLY";
 
 pub const EXIT_FAILED: u8 = 1;
@@ -127,10 +129,12 @@ fn command() -> clap::Command {
     Cli::command().version(short.as_str()).long_version(long.as_str())
 }
 
-/// Runs the command given on the command line. `commit` is that of the program's source, where the build knew it.
+/// Runs the command given on the command line. `commit` is that of the program's source, where the
+/// build knew it.
 pub fn main(commit: Option<&'static str>) -> ExitCode {
     version::tell_commit(commit);
-    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches))
+    {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };
@@ -174,10 +178,13 @@ pub fn main(commit: Option<&'static str>) -> ExitCode {
     })
 }
 
-/// Help, version, and what is wrong with the command line (exit code 2). clap prints them, in colour on a terminal, and quotes what it was given;
-/// words that act on a terminal it does not get to quote there.
+/// Help, version, and what is wrong with the command line (exit code 2). clap prints them, in
+/// colour on a terminal, and quotes what it was given; words that act on a terminal it does not get
+/// to quote there.
 fn explain(error: &clap::Error) -> ExitCode {
-    let acts = |word: std::ffi::OsString| matches!(output::visible(&word.to_string_lossy()), Cow::Owned(_));
+    let acts = |word: std::ffi::OsString| {
+        matches!(output::visible(&word.to_string_lossy()), Cow::Owned(_))
+    };
     if std::env::args_os().any(acts) {
         output::insist(&error.render().to_string());
     } else {
@@ -194,16 +201,27 @@ fn with_the_feature(error: anyhow::Error) -> anyhow::Error {
         _ => None,
     });
     let command = |backend: &str| {
-        let words = std::env::args_os().skip(1).map(|word| output::shell_quoted(&word.to_string_lossy()));
-        ["cargo", "xtask", "--features", backend].map(str::to_owned).into_iter().chain(words).collect::<Vec<_>>().join(" ")
+        let words =
+            std::env::args_os().skip(1).map(|word| output::shell_quoted(&word.to_string_lossy()));
+        ["cargo", "xtask", "--features", backend]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(words)
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     if let Some(backend) = missing {
-        return error.context(format!("this binary was built without {backend}; hint: `{}`", command(backend)));
+        return error.context(format!(
+            "this binary was built without {backend}; hint: `{}`",
+            command(backend)
+        ));
     }
     match error.downcast::<Missing>() {
         Ok(Missing(mut problems)) => {
             for problem in &mut problems {
-                if let Some(backend) = problem.message.strip_prefix("this binary was built without ") {
+                if let Some(backend) =
+                    problem.message.strip_prefix("this binary was built without ")
+                {
                     problem.hint = command(backend);
                 }
             }
@@ -213,7 +231,8 @@ fn with_the_feature(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// 3 where a guard ended a run, 2 where the command or the recipe has to be changed before anything can start, else 1.
+/// 3 where a guard ended a run, 2 where the command or the recipe has to be changed before anything
+/// can start, else 1.
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(PipelineError::Guard(_)))) {
         return EXIT_GUARD;
@@ -280,24 +299,38 @@ mod tests {
         fn check(command: &clap::Command) {
             assert!(command.get_about().is_some(), "{} has no help", command.get_name());
             for argument in command.get_arguments() {
-                assert!(argument.get_help().is_some(), "{} of {} has no help", argument.get_id(), command.get_name());
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} of {} has no help",
+                    argument.get_id(),
+                    command.get_name()
+                );
             }
             command.get_subcommands().for_each(check);
         }
         check(&command());
     }
 
-    /// The examples of a flag's help text, each as words behind its command; what else the command needs may be missing.
+    /// The examples of a flag's help text, each as words behind its command; what else the command
+    /// needs may be missing.
     #[test]
     fn the_examples_of_every_flag_are_understood_by_its_command() {
         fn check(command: &clap::Command, path: &[String], n_checked: &mut usize) {
             let path = [path, &[command.get_name().to_owned()]].concat();
             for argument in command.get_arguments() {
-                let help = argument.get_long_help().or(argument.get_help()).map_or(String::new(), ToString::to_string);
-                for example in help.split("Example: ").skip(1).filter_map(|rest| rest.lines().next()) {
-                    let words = path.iter().cloned().chain(example.split_whitespace().map(str::to_owned));
+                let help = argument
+                    .get_long_help()
+                    .or(argument.get_help())
+                    .map_or(String::new(), ToString::to_string);
+                for example in
+                    help.split("Example: ").skip(1).filter_map(|rest| rest.lines().next())
+                {
+                    let words =
+                        path.iter().cloned().chain(example.split_whitespace().map(str::to_owned));
                     match super::command().try_get_matches_from(words) {
-                        Err(error) if error.kind() != clap::error::ErrorKind::MissingRequiredArgument => {
+                        Err(error)
+                            if error.kind() != clap::error::ErrorKind::MissingRequiredArgument =>
+                        {
                             panic!("{path:?}: {example}: {error}")
                         }
                         _ => *n_checked += 1,
@@ -313,7 +346,13 @@ mod tests {
 
     #[test]
     fn a_guard_exits_with_3() {
-        assert_eq!(exit_code(&anyhow::Error::from(PipelineError::Guard(Vec::new())).context("the run was stopped")), EXIT_GUARD);
+        assert_eq!(
+            exit_code(
+                &anyhow::Error::from(PipelineError::Guard(Vec::new()))
+                    .context("the run was stopped")
+            ),
+            EXIT_GUARD
+        );
         assert_eq!(exit_code(&PipelineError::Stopped.into()), EXIT_FAILED);
     }
 

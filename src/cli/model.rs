@@ -13,7 +13,10 @@ use clap::Subcommand;
 use dgpo_models::{
     ModelError, TrainBackend,
     config::{BertConfig, DecoderConfig, ModelClass},
-    weights::{check_folder, copy_side_files, load_bert, load_critic, load_decoder, save_bert, save_critic, save_decoder, visit_tensors},
+    weights::{
+        check_folder, copy_side_files, load_bert, load_critic, load_decoder, save_bert,
+        save_critic, save_decoder, visit_tensors,
+    },
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -43,7 +46,8 @@ enum Command {
     },
     /// Write a model in Hugging Face layout, in another dtype if asked.
     ///
-    /// Example: dgpo model export runs/mine/checkpoints/rl-step-000200/model --out mine --dtype bf16
+    /// Example: dgpo model export runs/mine/checkpoints/rl-step-000200/model --out mine --dtype
+    /// bf16
     Export {
         /// Folder, owner/name in the Hugging Face cache, or builtin:NAME.
         model: String,
@@ -64,7 +68,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
             let info = Info::read(&hub::resolve(&model)?)?;
             if json { output::json(&info)? } else { output::data(&info.to_string())? }
         }
-        Command::Export { model, out, dtype, device } => export(&model, &out, dtype.as_deref(), device)?,
+        Command::Export { model, out, dtype, device } => {
+            export(&model, &out, dtype.as_deref(), device)?
+        }
     }
     Ok(Outcome::Done)
 }
@@ -81,13 +87,15 @@ struct Info {
     size_bytes: u64,
     /// Elements of each dtype.
     dtypes: BTreeMap<String, usize>,
-    /// SHA-256 over name, dtype, shape and bytes of every tensor, by name: the same however the tensors are spread over files.
+    /// SHA-256 over name, dtype, shape and bytes of every tensor, by name: the same however the
+    /// tensors are spread over files.
     tensors_sha256: String,
 }
 
 impl Info {
     fn read(dir: &Path) -> anyhow::Result<Self> {
-        // What would not load is not described: the problems are the information. Nothing is computed, so any device will do.
+        // What would not load is not described: the problems are the information. Nothing is
+        // computed, so any device will do.
         let class = check_folder::<Cpu>(dir, &Default::default())?;
         let kind = match class {
             ModelClass::Decoder => "decoder",
@@ -95,17 +103,28 @@ impl Info {
             ModelClass::Encoder => "encoder",
         };
         let shape = shape_of(dir, class)?;
-        let (mut digest, mut dtypes, mut size_bytes, mut n_tensors) = (Sha256::new(), BTreeMap::new(), 0, 0);
+        let (mut digest, mut dtypes, mut size_bytes, mut n_tensors) =
+            (Sha256::new(), BTreeMap::new(), 0, 0);
         visit_tensors(dir, |tensor| {
             digest.update(format!("{}\0{}\0{:?}\0", tensor.name, tensor.dtype, tensor.shape));
             digest.update(tensor.bytes);
-            *dtypes.entry(tensor.dtype.to_owned()).or_insert(0) += tensor.shape.iter().product::<usize>();
+            *dtypes.entry(tensor.dtype.to_owned()).or_insert(0) +=
+                tensor.shape.iter().product::<usize>();
             size_bytes += tensor.bytes.len() as u64;
             n_tensors += 1;
         })?;
         let n_parameters = dtypes.values().sum();
         let tensors_sha256 = format!("{:x}", digest.finalize());
-        Ok(Self { path: dir.to_owned(), kind, shape, n_parameters, n_tensors, size_bytes, dtypes, tensors_sha256 })
+        Ok(Self {
+            path: dir.to_owned(),
+            kind,
+            shape,
+            n_parameters,
+            n_tensors,
+            size_bytes,
+            dtypes,
+            tensors_sha256,
+        })
     }
 }
 
@@ -119,7 +138,14 @@ impl std::fmt::Display for Info {
         }
         line("parameters", grouped(self.n_parameters))?;
         line("tensors", grouped(self.n_tensors))?;
-        line("dtypes", self.dtypes.iter().map(|(dtype, n)| format!("{dtype} {}", grouped(*n))).collect::<Vec<_>>().join(", "))?;
+        line(
+            "dtypes",
+            self.dtypes
+                .iter()
+                .map(|(dtype, n)| format!("{dtype} {}", grouped(*n)))
+                .collect::<Vec<_>>()
+                .join(", "),
+        )?;
         line("size", output::bytes(self.size_bytes))?;
         line("tensors sha256", self.tensors_sha256.clone())
     }
@@ -161,10 +187,15 @@ fn shape_of(dir: &Path, class: ModelClass) -> Result<BTreeMap<&'static str, Stri
 
 fn export(model: &str, out: &Path, dtype: Option<&str>, device: DeviceArgs) -> anyhow::Result<()> {
     if out.join("config.json").exists() {
-        return Err(UsageError(format!("{} already holds a model; hint: choose another --out", out.display())).into());
+        return Err(UsageError(format!(
+            "{} already holds a model; hint: choose another --out",
+            out.display()
+        ))
+        .into());
     }
     let dir = hub::resolve(model)?;
-    let (class, dtype) = (ModelClass::of(&dir.join("config.json"))?, dtype.map(models::dtype).transpose()?);
+    let (class, dtype) =
+        (ModelClass::of(&dir.join("config.json"))?, dtype.map(models::dtype).transpose()?);
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     with_device(device.device, Export { dir: &dir, out, class, dtype })??;
     copy_side_files(&dir, out)?;
@@ -188,9 +219,21 @@ impl Job for Export<'_> {
             None => stored_dtype(self.dir)?,
         };
         match self.class {
-            ModelClass::Decoder => save_decoder(&load_decoder::<B::InnerBackend>(self.dir, loaded_as, device)?, self.out, self.dtype),
-            ModelClass::Critic => save_critic(&load_critic::<B::InnerBackend>(self.dir, loaded_as, device)?, self.out, self.dtype),
-            ModelClass::Encoder => save_bert(&load_bert::<B::InnerBackend>(self.dir, loaded_as, device)?, self.out, self.dtype),
+            ModelClass::Decoder => save_decoder(
+                &load_decoder::<B::InnerBackend>(self.dir, loaded_as, device)?,
+                self.out,
+                self.dtype,
+            ),
+            ModelClass::Critic => save_critic(
+                &load_critic::<B::InnerBackend>(self.dir, loaded_as, device)?,
+                self.out,
+                self.dtype,
+            ),
+            ModelClass::Encoder => save_bert(
+                &load_bert::<B::InnerBackend>(self.dir, loaded_as, device)?,
+                self.out,
+                self.dtype,
+            ),
         }
     }
 }
@@ -198,7 +241,10 @@ impl Job for Export<'_> {
 /// The dtype of most of a folder's elements.
 fn stored_dtype(dir: &Path) -> Result<DType, ModelError> {
     let mut n_elements = BTreeMap::new();
-    visit_tensors(dir, |tensor| *n_elements.entry(tensor.dtype.to_owned()).or_insert(0) += tensor.shape.iter().product::<usize>())?;
+    visit_tensors(dir, |tensor| {
+        *n_elements.entry(tensor.dtype.to_owned()).or_insert(0) +=
+            tensor.shape.iter().product::<usize>()
+    })?;
     let most = n_elements.into_iter().max_by_key(|&(_, n)| n).map(|(dtype, _)| dtype);
     Ok(match most.as_deref() {
         Some("BF16") => DType::BF16,
@@ -233,7 +279,11 @@ mod tests {
             let out = tempfile::tempdir().unwrap();
             let out = out.path().join("copy");
             export(&oracle(name).to_string_lossy(), &out, None, CPU).unwrap();
-            assert_eq!(Info::read(&out).unwrap().tensors_sha256, Info::read(&oracle(name)).unwrap().tensors_sha256, "{name}");
+            assert_eq!(
+                Info::read(&out).unwrap().tensors_sha256,
+                Info::read(&oracle(name)).unwrap().tensors_sha256,
+                "{name}"
+            );
         }
     }
 
@@ -242,16 +292,23 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let out = out.path().join("half");
         export(&oracle("qwen2_tied").to_string_lossy(), &out, Some("bf16"), CPU).unwrap();
-        let (before, after) = (Info::read(&oracle("qwen2_tied")).unwrap(), Info::read(&out).unwrap());
-        assert_eq!((after.size_bytes * 2, after.n_parameters), (before.size_bytes, before.n_parameters));
-        let config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+        let (before, after) =
+            (Info::read(&oracle("qwen2_tied")).unwrap(), Info::read(&out).unwrap());
+        assert_eq!(
+            (after.size_bytes * 2, after.n_parameters),
+            (before.size_bytes, before.n_parameters)
+        );
+        let config: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(out.join("config.json")).unwrap())
+                .unwrap();
         assert_eq!(config["torch_dtype"], "bfloat16");
     }
 
     /// A copy of an oracle model with one field of its config.json changed.
     fn with_field(name: &str, field: &str, value: serde_json::Value) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::copy(oracle(name).join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        std::fs::copy(oracle(name).join("model.safetensors"), dir.path().join("model.safetensors"))
+            .unwrap();
         let text = std::fs::read_to_string(oracle(name).join("config.json")).unwrap();
         let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
         config[field] = value;
@@ -270,7 +327,9 @@ mod tests {
         ];
         for (field, value) in changes {
             let dir = with_field("qwen2_tied", field, value);
-            let loading = load_decoder::<Cpu>(dir.path(), DType::F32, &Default::default()).unwrap_err().to_string();
+            let loading = load_decoder::<Cpu>(dir.path(), DType::F32, &Default::default())
+                .unwrap_err()
+                .to_string();
             assert_eq!(Info::read(dir.path()).unwrap_err().to_string(), loading, "{field}");
         }
     }
@@ -297,27 +356,39 @@ mod tests {
         let end = bytes.len();
         bytes[end - 4..].copy_from_slice(&1e6f32.to_le_bytes());
         std::fs::write(&path, bytes).unwrap();
-        let (model, out) = (dir.path().to_string_lossy().into_owned(), tempfile::tempdir().unwrap());
-        let error = export(&model, &out.path().join("f16"), Some("f16"), CPU).unwrap_err().to_string();
-        assert!(error.contains("1 finite value(s) would become infinite") && error.contains("hint: bf16"), "{error}");
+        let (model, out) =
+            (dir.path().to_string_lossy().into_owned(), tempfile::tempdir().unwrap());
+        let error =
+            export(&model, &out.path().join("f16"), Some("f16"), CPU).unwrap_err().to_string();
+        assert!(
+            error.contains("1 finite value(s) would become infinite")
+                && error.contains("hint: bf16"),
+            "{error}"
+        );
         assert!(!out.path().join("f16/model.safetensors").exists());
         export(&model, &out.path().join("bf16"), Some("bf16"), CPU).unwrap();
     }
 
     #[test]
     fn a_critic_is_shown_and_exported_as_one() {
-        let decoder = load_decoder::<Cpu>(&oracle("qwen2_tied"), DType::F32, &Default::default()).unwrap();
+        let decoder =
+            load_decoder::<Cpu>(&oracle("qwen2_tied"), DType::F32, &Default::default()).unwrap();
         let (saved, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        save_critic(&dgpo_models::heads::Critic::from_decoder(&decoder, 1), saved.path(), None).unwrap();
+        save_critic(&dgpo_models::heads::Critic::from_decoder(&decoder, 1), saved.path(), None)
+            .unwrap();
         let info = Info::read(saved.path()).unwrap();
         assert_eq!(info.kind, "critic");
         export(&saved.path().to_string_lossy(), &out.path().join("copy"), None, CPU).unwrap();
-        assert_eq!(Info::read(&out.path().join("copy")).unwrap().tensors_sha256, info.tensors_sha256);
+        assert_eq!(
+            Info::read(&out.path().join("copy")).unwrap().tensors_sha256,
+            info.tensors_sha256
+        );
     }
 
     #[test]
     fn an_export_never_overwrites_a_model() {
-        let error = export(&oracle("bert_e5").to_string_lossy(), &oracle("bert_e5"), None, CPU).unwrap_err();
+        let error = export(&oracle("bert_e5").to_string_lossy(), &oracle("bert_e5"), None, CPU)
+            .unwrap_err();
         assert!(error.is::<UsageError>());
     }
 }

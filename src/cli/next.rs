@@ -18,7 +18,8 @@ use std::{
 /// Bytes of a line of episodes at most; a longer one is not worth a suggestion.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
-/// Asks the trained model one of its test questions, with the settings of the run; of a run without questions or a trained student, what it recorded.
+/// Asks the trained model one of its test questions, with the settings of the run; of a run without
+/// questions or a trained student, what it recorded.
 pub(super) fn command(run: &RunDir, recipe: &Recipe, device: DeviceChoice) -> String {
     let quoted = |path: &std::path::Path| output::shell_quoted(&path.display().to_string());
     ask(run, recipe).map_or_else(
@@ -26,7 +27,10 @@ pub(super) fn command(run: &RunDir, recipe: &Recipe, device: DeviceChoice) -> St
         |(question, model)| {
             let (features, device) = device.launcher_flags();
             let (recipe, model) = (quoted(&run.path().join(RECIPE_FILE)), quoted(&model));
-            format!("cargo xtask {features}ask {device}{} --config {recipe} --model {model}", output::shell_quoted(&question))
+            format!(
+                "cargo xtask {features}ask {device}{} --config {recipe} --model {model}",
+                output::shell_quoted(&question)
+            )
         },
     )
 }

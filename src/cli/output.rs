@@ -1,10 +1,12 @@
-//! stdout is data, stderr is talk. Everything the program says goes through here or through `progress`.
+//! stdout is data, stderr is talk. Everything the program says goes through here or through
+//! `progress`.
 //!
-//! Questions, passages, answers, and names of files come from outside and may hold anything: what acts on a terminal instead of being shown is shown
-//! ([`visible`]), and in JSON it is escaped. Colour is added behind that.
+//! Questions, passages, answers, and names of files come from outside and may hold anything: what
+//! acts on a terminal instead of being shown is shown ([`visible`]), and in JSON it is escaped.
+//! Colour is added behind that.
 //!
-//! Messages of the library end in `hint: …`; the hint gets a line of its own. `NO_COLOR` and a stderr that is no terminal switch colour off,
-//! and no meaning hangs on colour alone.
+//! Messages of the library end in `hint: …`; the hint gets a line of its own. `NO_COLOR` and a
+//! stderr that is no terminal switch colour off, and no meaning hangs on colour alone.
 pub use crate::config::shell_quoted;
 use crate::{config::secrets::without_users, report::table::acts_on_display};
 use serde::Serialize;
@@ -48,8 +50,8 @@ pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
     data(&escaped(&serde_json::to_string(value)?))
 }
 
-/// Text in which nothing acts on a terminal but the end of a line and the tabulator: a control picture stands for each character of C0, the
-/// number for what has no picture.
+/// Text in which nothing acts on a terminal but the end of a line and the tabulator: a control
+/// picture stands for each character of C0, the number for what has no picture.
 pub fn visible(text: &str) -> Cow<'_, str> {
     let acts = |c: char| acts_on_display(c) && !matches!(c, '\n' | '\t');
     if !text.contains(acts) {
@@ -57,17 +59,24 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     }
     let shown = |c: char| match c {
         c if !acts(c) => c.to_string(),
-        '\0'..' ' => char::from_u32(0x2400 + u32::from(c)).map_or(String::new(), |picture| picture.to_string()),
+        '\0'..' ' => char::from_u32(0x2400 + u32::from(c))
+            .map_or(String::new(), |picture| picture.to_string()),
         '\u{7f}' => '\u{2421}'.to_string(),
         c => c.escape_unicode().to_string(),
     };
     Cow::Owned(text.chars().map(shown).collect())
 }
 
-/// JSON in which the characters that serde_json leaves alone (DEL, C1, directions) are escaped too. They occur inside strings alone, and none is
-/// beyond the first plane.
+/// JSON in which the characters that serde_json leaves alone (DEL, C1, directions) are escaped too.
+/// They occur inside strings alone, and none is beyond the first plane.
 fn escaped(json: &str) -> String {
-    let shown = |c: char| if acts_on_display(c) && c != '\n' { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    let shown = |c: char| {
+        if acts_on_display(c) && c != '\n' {
+            format!("\\u{:04x}", u32::from(c))
+        } else {
+            c.to_string()
+        }
+    };
     json.chars().map(shown).collect()
 }
 
@@ -98,7 +107,9 @@ fn tell(mark: &str, text: &str) {
 
 /// The reader of stdout has had enough (`dgpo runs list | head -1`): not a failure.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    })
 }
 
 /// Prints an error as `error: …`, its causes, and its hints.
@@ -106,7 +117,8 @@ pub fn error(error: &anyhow::Error) {
     tell(&painted("1;31", "error: "), &describe(error));
 }
 
-/// The text of an error: message, causes that the message does not already quote, hints on their own lines.
+/// The text of an error: message, causes that the message does not already quote, hints on their
+/// own lines.
 pub fn describe(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1) {
@@ -151,7 +163,9 @@ fn painted(code: &str, text: &str) -> String {
 pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let first = digits.len() % 3;
-    let groups = digits.as_bytes()[first..].chunks(3).map(|group| group.iter().map(|&b| char::from(b)).collect());
+    let groups = digits.as_bytes()[first..]
+        .chunks(3)
+        .map(|group| group.iter().map(|&b| char::from(b)).collect());
     let head = (first > 0).then(|| digits[..first].to_owned());
     head.into_iter().chain(groups).collect::<Vec<String>>().join(",")
 }
@@ -189,7 +203,10 @@ mod tests {
     #[test]
     fn hints_stand_on_their_own_line_with_the_same_indentation() {
         let error = anyhow!("2 problems:\n  rl.steps: is 0; hint: 1 is the smallest\n  x: y");
-        assert_eq!(describe(&error), "2 problems:\n  rl.steps: is 0\n  hint: 1 is the smallest\n  x: y");
+        assert_eq!(
+            describe(&error),
+            "2 problems:\n  rl.steps: is 0\n  hint: 1 is the smallest\n  x: y"
+        );
     }
 
     #[test]
@@ -198,7 +215,8 @@ mod tests {
         assert_eq!(describe(&told), "cannot write x: no space");
         let untold = anyhow!("no space; hint: make room").context("cannot write x");
         assert_eq!(describe(&untold), "cannot write x\n  because: no space\n  hint: make room");
-        let better_told = anyhow!("no space; hint: check free space").context("cannot write x: no space; hint: lower run.keep");
+        let better_told = anyhow!("no space; hint: check free space")
+            .context("cannot write x: no space; hint: lower run.keep");
         assert_eq!(describe(&better_told), "cannot write x: no space\nhint: lower run.keep");
     }
 
@@ -213,7 +231,11 @@ mod tests {
         assert_eq!(visible("\u{1b}[2J\u{7}\r\u{7f}"), "␛[2J␇␍␡");
         assert_eq!(visible("\u{9b}31m \u{202e}txt"), "\\u{9b}31m \\u{202e}txt");
         for c in (0..=0x2069).filter_map(char::from_u32) {
-            assert!(!visible(&c.to_string()).contains(|shown| acts_on_display(shown) && !matches!(shown, '\n' | '\t')), "{c:?}");
+            assert!(
+                !visible(&c.to_string())
+                    .contains(|shown| acts_on_display(shown) && !matches!(shown, '\n' | '\t')),
+                "{c:?}"
+            );
         }
     }
 
@@ -228,7 +250,13 @@ mod tests {
     #[test]
     fn numbers_are_written_for_people() {
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([0, 999, 1000, 999_999, 7_904_524_288].map(bytes), ["0 B", "999 B", "1.0 kB", "1.0 MB", "7.9 GB"]);
-        assert_eq!([0.42, 9.96, 75.0, 3600.0, 90_000.0].map(duration), ["0.4s", "10s", "1m15s", "1h00m", "1d01h"]);
+        assert_eq!(
+            [0, 999, 1000, 999_999, 7_904_524_288].map(bytes),
+            ["0 B", "999 B", "1.0 kB", "1.0 MB", "7.9 GB"]
+        );
+        assert_eq!(
+            [0.42, 9.96, 75.0, 3600.0, 90_000.0].map(duration),
+            ["0.4s", "10s", "1m15s", "1h00m", "1d01h"]
+        );
     }
 }

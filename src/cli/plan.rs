@@ -1,4 +1,5 @@
-//! `dgpo plan`: what a run would do, what it costs, and what is missing for it. Also `dgpo train --dry-run`.
+//! `dgpo plan`: what a run would do, what it costs, and what is missing for it. Also `dgpo train
+//! --dry-run`.
 use super::{
     Outcome,
     args::{DeviceArgs, RecipeArgs},
@@ -20,10 +21,12 @@ use crate::{
 };
 use serde_json::json;
 
-/// Show what a run would do, the memory and disk space it needs, and everything that is missing for it; starts nothing.
+/// Show what a run would do, the memory and disk space it needs, and everything that is missing for
+/// it; starts nothing.
 ///
-/// The shapes of the published models are built in: the bill needs no download. Exit code 2 where something is missing; each
-/// thing is named with the command that gets it. With --recipe every setting is printed instead, as a recipe that can be used.
+/// The shapes of the published models are built in: the bill needs no download. Exit code 2 where
+/// something is missing; each thing is named with the command that gets it. With --recipe every
+/// setting is printed instead, as a recipe that can be used.
 ///
 /// Example: dgpo plan --config configs/tiny.toml --set rl.steps=50
 #[derive(clap::Args, Debug)]
@@ -82,14 +85,25 @@ fn describe(loaded: &Loaded, plan: &Plan) -> String {
     let mut text = format!("runs/{}, from {}\n", loaded.run_name(), loaded.sources.join(" < "));
     for phase in &plan.phases {
         let at_most = if phase.is_bound { "at most " } else { "" };
-        let counted = [("steps", phase.steps), ("episodes", phase.episodes), ("optimizer steps", phase.optimizer_steps)];
-        let known = counted.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{at_most}{} {what}", count(*n)));
+        let counted = [
+            ("steps", phase.steps),
+            ("episodes", phase.episodes),
+            ("optimizer steps", phase.optimizer_steps),
+        ];
+        let known = counted
+            .iter()
+            .filter(|(_, n)| *n > 0)
+            .map(|(what, n)| format!("{at_most}{} {what}", count(*n)));
         text += &format!("\n{}: {}", phase.phase, known.collect::<Vec<_>>().join(", "));
         if phase.max_sampled_tokens > 0 {
-            text += &format!(", at most {} tokens sampled", output::grouped(phase.max_sampled_tokens));
+            text +=
+                &format!(", at most {} tokens sampled", output::grouped(phase.max_sampled_tokens));
         }
         if phase.max_trained_tokens > 0 {
-            text += &format!(", at most {} tokens trained on", output::grouped(phase.max_trained_tokens));
+            text += &format!(
+                ", at most {} tokens trained on",
+                output::grouped(phase.max_trained_tokens)
+            );
         }
     }
     for phase in &plan.memory {
@@ -111,7 +125,10 @@ fn describe(loaded: &Loaded, plan: &Plan) -> String {
 fn bill(title: &str, items: &[MemoryItem]) -> String {
     let size = |size_bytes: usize| output::bytes(size_bytes as u64);
     let total: usize = items.iter().map(|item| item.size_bytes).fold(0, usize::saturating_add);
-    let lines: String = items.iter().map(|item| format!("\n  {:>10}  {}", size(item.size_bytes), item.what)).collect();
+    let lines: String = items
+        .iter()
+        .map(|item| format!("\n  {:>10}  {}", size(item.size_bytes), item.what))
+        .collect();
     format!("\n\n{title}: {}{lines}", size(total))
 }
 

@@ -7,9 +7,11 @@ use crate::{
 use dgpo_models::TrainBackend;
 use std::collections::BTreeMap;
 
-/// Check every operation and one training step on this machine's device, and measure how fast they are.
+/// Check every operation and one training step on this machine's device, and measure how fast they
+/// are.
 ///
-/// Takes about two minutes; exit code 1 if anything deviates. Everything is compared with definitions in f64, training with the CPU.
+/// Takes about two minutes; exit code 1 if anything deviates. Everything is compared with
+/// definitions in f64, training with the CPU.
 ///
 /// Example: dgpo portability --device wgpu
 #[derive(clap::Args, Debug)]
@@ -21,7 +23,8 @@ pub struct Args {
     json: bool,
 }
 
-/// The report goes into `report`: what the device says after the job (see [`with_device`]) must not take it away.
+/// The report goes into `report`: what the device says after the job (see [`with_device`]) must not
+/// take it away.
 struct Examine<'a> {
     about: About,
     report: &'a mut Option<Report>,
@@ -30,13 +33,18 @@ struct Examine<'a> {
 impl Job for Examine<'_> {
     type Output = ();
     fn run<B: TrainBackend>(self, device: &B::Device) {
-        *self.report = Some(portability::run::<B>(self.about, device, &|what| tracing::info!("{what}")));
+        *self.report =
+            Some(portability::run::<B>(self.about, device, &|what| tracing::info!("{what}")));
     }
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let choice = args.device.device;
-    let about = About { device: choice.to_string(), adapter: adapter(choice), is_cpu: choice == DeviceChoice::Cpu };
+    let about = About {
+        device: choice.to_string(),
+        adapter: adapter(choice),
+        is_cpu: choice == DeviceChoice::Cpu,
+    };
     let mut report = None;
     let ended = with_device(choice, Examine { about, report: &mut report });
     let Some(mut report) = report else {
@@ -58,7 +66,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
 pub(super) fn adapter(choice: DeviceChoice) -> String {
     match choice {
         DeviceChoice::Cpu => {
-            format!("{} {}, {} threads", std::env::consts::ARCH, machine::cpu_features().join(" "), machine::n_cores())
+            format!(
+                "{} {}, {} threads",
+                std::env::consts::ARCH,
+                machine::cpu_features().join(" "),
+                machine::n_cores()
+            )
         }
         DeviceChoice::Wgpu(_) | DeviceChoice::Cuda(_) => devices::describe(choice),
     }
@@ -80,7 +93,11 @@ fn describe(report: &Report) -> String {
     for (dtype, rate) in &report.rates.product_flops_per_s {
         fact(&format!("matrix product, {dtype}"), &format!("{:.1} GFLOP/s", rate / 1e9));
     }
-    report.rates.errors.iter().for_each(|(what, why)| fact(what, &format!("{}: {why}", status(false))));
+    report
+        .rates
+        .errors
+        .iter()
+        .for_each(|(what, why)| fact(what, &format!("{}: {why}", status(false))));
     text.push('\n');
     report.operations.iter().for_each(|operation| text += &describe_operation(operation));
     text.push('\n');
@@ -97,7 +114,8 @@ fn status(passed: bool) -> &'static str {
 }
 
 fn error_of(worst: Option<f64>, tolerance: f64, error: Option<&str>) -> String {
-    let found = worst.map_or(String::new(), |worst| format!("worst error {worst:.1e} of {tolerance:.1e}"));
+    let found =
+        worst.map_or(String::new(), |worst| format!("worst error {worst:.1e} of {tolerance:.1e}"));
     match error {
         Some(error) if found.is_empty() => error.to_owned(),
         Some(error) => format!("{found}: {error}"),
@@ -106,7 +124,8 @@ fn error_of(worst: Option<f64>, tolerance: f64, error: Option<&str>) -> String {
 }
 
 fn describe_operation(operation: &Operation) -> String {
-    let Operation { name, dtype, shape, passed, quantity, worst_error, tolerance, error, speeds } = operation;
+    let Operation { name, dtype, shape, passed, quantity, worst_error, tolerance, error, speeds } =
+        operation;
     let found = error_of(*worst_error, *tolerance, error.as_deref());
     let mut text = format!("{:<7} {name:<18} {dtype:<5} {shape}: {found}", status(*passed));
     if !quantity.is_empty() {
@@ -115,8 +134,10 @@ fn describe_operation(operation: &Operation) -> String {
     text.push('\n');
     for Speed { shape, pass, best_ms, unit, rate, fraction } in speeds {
         let most = if *unit == "GB/s" { "copy" } else { "product" };
-        let fraction = fraction.map_or(String::new(), |fraction| format!(", {fraction:.2} of the {most}"));
-        text += &format!("        {pass:<20} {best_ms:9.2} ms {rate:9.1} {unit}{fraction}; {shape}\n");
+        let fraction =
+            fraction.map_or(String::new(), |fraction| format!(", {fraction:.2} of the {most}"));
+        text +=
+            &format!("        {pass:<20} {best_ms:9.2} ms {rate:9.1} {unit}{fraction}; {shape}\n");
     }
     text
 }
@@ -130,7 +151,10 @@ fn describe_not_timed(not_timed: &[NotTimed]) -> String {
             names.push(name);
         }
     }
-    let lines: String = lines.iter().map(|((dtype, why), names)| format!("not timed in {dtype}: {}; {why}\n", names.join(", "))).collect();
+    let lines: String = lines
+        .iter()
+        .map(|((dtype, why), names)| format!("not timed in {dtype}: {}; {why}\n", names.join(", ")))
+        .collect();
     if lines.is_empty() { lines } else { format!("\n{lines}") }
 }
 
@@ -143,7 +167,10 @@ fn verdict(report: &Report) -> String {
     let n = report.passed + report.failed;
     match report.failed {
         0 => format!("{} computes correctly: {n} of {n} checks hold", report.about.device),
-        failed => format!("{} does NOT compute correctly: {failed} of {n} checks failed", report.about.device),
+        failed => format!(
+            "{} does NOT compute correctly: {failed} of {n} checks failed",
+            report.about.device
+        ),
     }
 }
 
@@ -161,14 +188,26 @@ mod tests {
             worst_error: error.is_none().then_some(1e-4),
             tolerance: 2e-4,
             error: error.map(str::to_owned),
-            speeds: vec![Speed { shape: "N 64".into(), pass: "forward", best_ms: 0.5, unit: "GB/s", rate: 80.0, fraction: Some(0.8) }],
+            speeds: vec![Speed {
+                shape: "N 64".into(),
+                pass: "forward",
+                best_ms: 0.5,
+                unit: "GB/s",
+                rate: 80.0,
+                fraction: Some(0.8),
+            }],
         }
     }
 
     #[test]
     fn an_operation_shows_error_tolerance_and_speed() {
         let text = describe_operation(&operation(true, None));
-        assert!(text.starts_with("ok      rotary             f16   N 2: worst error 1.0e-4 of 2.0e-4 (dx)\n"), "{text}");
+        assert!(
+            text.starts_with(
+                "ok      rotary             f16   N 2: worst error 1.0e-4 of 2.0e-4 (dx)\n"
+            ),
+            "{text}"
+        );
         assert!(text.contains("80.0 GB/s, 0.80 of the copy; N 64"), "{text}");
     }
 
@@ -180,7 +219,8 @@ mod tests {
 
     #[test]
     fn what_was_not_timed_or_failed_late_is_said() {
-        let left = |name, dtype| NotTimed { name, dtype, shape: "N 2".into(), why: "no time".into() };
+        let left =
+            |name, dtype| NotTimed { name, dtype, shape: "N 2".into(), why: "no time".into() };
         let mut report = Report {
             about: About { device: "gpu".into(), adapter: "a card".into(), is_cpu: false },
             runtime: "none".into(),
@@ -188,9 +228,17 @@ mod tests {
             limits: BTreeMap::new(),
             kernels: "fused",
             dtypes: BTreeMap::new(),
-            rates: portability::Rates { errors: [("matrix product, bf16".into(), "no such kernel".into())].into(), ..Default::default() },
+            rates: portability::Rates {
+                errors: [("matrix product, bf16".into(), "no such kernel".into())].into(),
+                ..Default::default()
+            },
             operations: vec![operation(true, None)],
-            not_timed: vec![left("rotary", "f16"), left("sample", "f16"), left("rotary", "f16"), left("rotary", "bf16")],
+            not_timed: vec![
+                left("rotary", "f16"),
+                left("sample", "f16"),
+                left("rotary", "f16"),
+                left("rotary", "bf16"),
+            ],
             training: Vec::new(),
             device_error: None,
             passed: 1,

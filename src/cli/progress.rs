@@ -25,15 +25,20 @@ static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 /// A label and the metrics to take its figure from, the first one recorded.
 type Figure = (&'static str, &'static [&'static str]);
 
-/// What a step's line shows in front of the time left: with it and the step, what fits beside the bar on a terminal of 80 columns.
+/// What a step's line shows in front of the time left: with it and the step, what fits beside the
+/// bar on a terminal of 80 columns.
 const SHOWN_FIRST: [Figure; 3] = [
     ("reward", &[metrics::REWARD]),
     ("kl", &[metrics::KL]),
     ("tok/s", &[metrics::ROLLOUT_TOKENS_PER_SECOND, metrics::UPDATE_TOKENS_PER_SECOND]),
 ];
 /// What it shows behind; under the bar these have a line of their own, with memory.
-const SHOWN_THEN: [Figure; 4] =
-    [LOST, ("loss", &[metrics::DISTILL_LOSS]), ("divergence", &[metrics::DISTILL_KL]), ("entropy", &[metrics::ENTROPY])];
+const SHOWN_THEN: [Figure; 4] = [
+    LOST,
+    ("loss", &[metrics::DISTILL_LOSS]),
+    ("divergence", &[metrics::DISTILL_KL]),
+    ("entropy", &[metrics::ENTROPY]),
+];
 /// Shown where it is not 0: share of the searching episodes that the retriever lost.
 const LOST: Figure = ("lost", &[metrics::LOST_SHARE]);
 
@@ -67,13 +72,22 @@ impl Running {
 
     /// Share of the phase's steps that this process did.
     fn share(&self) -> f64 {
-        if self.total == 0 { 0.0 } else { self.step.saturating_sub(self.done_before) as f64 / self.total as f64 }
+        if self.total == 0 {
+            0.0
+        } else {
+            self.step.saturating_sub(self.done_before) as f64 / self.total as f64
+        }
     }
 }
 
 impl Progress {
     pub fn new(is_quiet: bool) -> Self {
-        Self { is_quiet, is_terminal: io::stderr().is_terminal(), course: Course::default(), running: None }
+        Self {
+            is_quiet,
+            is_terminal: io::stderr().is_terminal(),
+            course: Course::default(),
+            running: None,
+        }
     }
 
     /// A run begins: from here on its phases are counted.
@@ -91,7 +105,9 @@ impl Progress {
             Event::PhaseStarted { phase, done, total } => self.start(phase, done, total),
             Event::Step { phase, step, total, metrics } => self.step(phase, step, total, metrics),
             Event::Message(text) => above_the_bar(text),
-            Event::CheckpointSaved { path } => above_the_bar(&format!("checkpoint {}", path.display())),
+            Event::CheckpointSaved { path } => {
+                above_the_bar(&format!("checkpoint {}", path.display()))
+            }
             Event::PhaseDone { phase } => {
                 let seconds = self.running.as_ref().map_or(0.0, Running::elapsed_s);
                 if let Some(running) = &self.running {
@@ -113,21 +129,37 @@ impl Progress {
 
     fn start(&mut self, phase: Phase, done: usize, total: usize) {
         self.finish();
-        let of = if total > 0 { format!(": {} steps", output::grouped(total as u64)) } else { String::new() };
-        let from = if done > 0 { format!(", continuing behind step {done}") } else { String::new() };
+        let of = if total > 0 {
+            format!(": {} steps", output::grouped(total as u64))
+        } else {
+            String::new()
+        };
+        let from =
+            if done > 0 { format!(", continuing behind step {done}") } else { String::new() };
         output::say(&format!("{phase}{of}{from}{}", self.course.told_place(phase)));
         let bar = self.is_terminal.then(|| {
-            let bar = if total > 0 { ProgressBar::new(total as u64) } else { ProgressBar::no_length() };
+            let bar =
+                if total > 0 { ProgressBar::new(total as u64) } else { ProgressBar::no_length() };
             bar.set_draw_target(ProgressDrawTarget::stderr());
             let bounded = format!("{{prefix}} {{bar:{BAR_COLUMNS}}} {{pos}}/{{len}}  {{msg}}");
             let template = if total > 0 { &bounded } else { "{prefix} {spinner} {pos}  {msg}" };
-            bar.set_style(ProgressStyle::with_template(template).expect("the templates above are well-formed"));
+            bar.set_style(
+                ProgressStyle::with_template(template)
+                    .expect("the templates above are well-formed"),
+            );
             bar.set_prefix(phase.as_str());
             bar.set_position(done as u64);
             bar
         });
         bar_slot().clone_from(&bar);
-        self.running = Some(Running { phase, done_before: done, step: done, total, started: Instant::now(), bar });
+        self.running = Some(Running {
+            phase,
+            done_before: done,
+            step: done,
+            total,
+            started: Instant::now(),
+            bar,
+        });
     }
 
     fn step(&mut self, phase: Phase, step: usize, total: usize, metrics: &[(&'static str, f64)]) {
@@ -138,14 +170,18 @@ impl Progress {
         (running.step, running.total) = (step, total);
         let elapsed_s = running.elapsed_s();
         let eta_s = remaining_s(elapsed_s, running.done_before, step, total);
-        let of_run = eta_s.and_then(|eta_s| self.course.told(UnderWay { phase, share: running.share(), elapsed_s, eta_s }));
+        let of_run = eta_s.and_then(|eta_s| {
+            self.course.told(UnderWay { phase, share: running.share(), elapsed_s, eta_s })
+        });
         let (first, then) = step_text(metrics, machine::resident_bytes(), eta_s, of_run);
         match &running.bar {
             Some(bar) => {
                 bar.set_position(step as u64);
                 bar.set_message(format!("{first}\n   {then}"));
             }
-            None if total > 0 => output::say(format!("{phase} {step}/{total}  {first}  {then}").trim_end()),
+            None if total > 0 => {
+                output::say(format!("{phase} {step}/{total}  {first}  {then}").trim_end())
+            }
             None => output::say(format!("{phase} {step}  {first}  {then}").trim_end()),
         }
     }
@@ -163,9 +199,19 @@ fn remaining_s(elapsed_s: f64, done_before: usize, step: usize, total: usize) ->
     (total > 0).then(|| elapsed_s / n_done as f64 * total.saturating_sub(step) as f64)
 }
 
-/// `reward 0.410  kl 0.0123  tok/s 1520  eta 3m12s` and `entropy 0.512  mem 1.2 GB  phase 3 of 4, run eta 4m2s`.
-fn step_text(metrics: &[(&'static str, f64)], resident_bytes: Option<u64>, eta_s: Option<f64>, of_run: Option<String>) -> (String, String) {
-    let value = |names: &[&str]| names.iter().find_map(|name| metrics.iter().find(|(known, _)| known == name).map(|(_, value)| *value));
+/// `reward 0.410  kl 0.0123  tok/s 1520  eta 3m12s` and `entropy 0.512  mem 1.2 GB  phase 3 of 4,
+/// run eta 4m2s`.
+fn step_text(
+    metrics: &[(&'static str, f64)],
+    resident_bytes: Option<u64>,
+    eta_s: Option<f64>,
+    of_run: Option<String>,
+) -> (String, String) {
+    let value = |names: &[&str]| {
+        names.iter().find_map(|name| {
+            metrics.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
+        })
+    };
     let is_shown = |label: &str, value: f64| label != LOST.0 || value != 0.0;
     let figure = |(label, names): &Figure| {
         let value = value(names).filter(|&value| is_shown(label, value));
@@ -174,7 +220,12 @@ fn step_text(metrics: &[(&'static str, f64)], resident_bytes: Option<u64>, eta_s
     let eta = eta_s.map(|seconds| format!("eta {}", output::duration(seconds)));
     let memory = resident_bytes.map(|n| format!("mem {}", output::bytes(n)));
     let joined = |figures: &[Figure], last: [Option<String>; 2]| {
-        figures.iter().filter_map(figure).chain(last.into_iter().flatten()).collect::<Vec<_>>().join("  ")
+        figures
+            .iter()
+            .filter_map(figure)
+            .chain(last.into_iter().flatten())
+            .collect::<Vec<_>>()
+            .join("  ")
     };
     (joined(&SHOWN_FIRST, [eta, None]), joined(&SHOWN_THEN, [memory, of_run]))
 }
@@ -229,15 +280,32 @@ mod tests {
 
     #[test]
     fn a_step_shows_reward_kl_speed_memory_and_time_left() {
-        let metrics =
-            [(metrics::KL, 0.0123), (metrics::REWARD, 0.41), (metrics::ROLLOUT_TOKENS_PER_SECOND, 1520.4), (metrics::SEARCHES, 2.0)];
-        let (first, then) = step_text(&metrics, Some(1_200_000_000), Some(192.0), Some("phase 3 of 4, run eta 4m02s".to_owned()));
-        assert_eq!([first, then], ["reward 0.410  kl 0.01230  tok/s 1520  eta 3m12s", "mem 1.2 GB  phase 3 of 4, run eta 4m02s"]);
+        let metrics = [
+            (metrics::KL, 0.0123),
+            (metrics::REWARD, 0.41),
+            (metrics::ROLLOUT_TOKENS_PER_SECOND, 1520.4),
+            (metrics::SEARCHES, 2.0),
+        ];
+        let (first, then) = step_text(
+            &metrics,
+            Some(1_200_000_000),
+            Some(192.0),
+            Some("phase 3 of 4, run eta 4m02s".to_owned()),
+        );
+        assert_eq!(
+            [first, then],
+            [
+                "reward 0.410  kl 0.01230  tok/s 1520  eta 3m12s",
+                "mem 1.2 GB  phase 3 of 4, run eta 4m02s"
+            ]
+        );
     }
 
     #[test]
     fn a_step_that_lost_searches_shows_their_share_and_others_show_none() {
-        let then = |lost: f64| step_text(&[(metrics::LOST_SHARE, lost), (metrics::ENTROPY, 0.5)], None, None, None).1;
+        let then = |lost: f64| {
+            step_text(&[(metrics::LOST_SHARE, lost), (metrics::ENTROPY, 0.5)], None, None, None).1
+        };
         assert_eq!([then(0.25), then(0.0)], ["lost 0.250  entropy 0.500", "entropy 0.500"]);
     }
 
@@ -253,7 +321,9 @@ mod tests {
         ];
         let (first, _) = step_text(&metrics, Some(1_200_000_000), Some(3599.0), None);
         let line = format!("{} {} 1000/1000  {first}", Phase::Rl, "#".repeat(BAR_COLUMNS));
-        for figure in ["1000/1000  ", "reward 0.410  ", "kl -0.00012  ", "tok/s 152000  ", "eta 59m59s"] {
+        for figure in
+            ["1000/1000  ", "reward 0.410  ", "kl -0.00012  ", "tok/s 152000  ", "eta 59m59s"]
+        {
             assert!(line.contains(figure), "{figure} is missing: {line}");
         }
         assert!(line.len() <= 80, "{} columns: {line}", line.len());
@@ -269,6 +339,9 @@ mod tests {
 
     #[test]
     fn figures_keep_three_digits() {
-        assert_eq!([0.0, 1.5, 0.0123, 1e-6, 1234.5, f64::NAN].map(short), ["0.000", "1.500", "0.01230", "1.00e-6", "1234", "NaN"]);
+        assert_eq!(
+            [0.0, 1.5, 0.0123, 1e-6, 1234.5, f64::NAN].map(short),
+            ["0.000", "1.500", "0.01230", "1.00e-6", "1234", "NaN"]
+        );
     }
 }

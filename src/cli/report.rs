@@ -2,7 +2,8 @@
 use super::{Outcome, output, runs};
 use crate::report::{self, Written};
 
-/// Write a run's report: report.html, report.md, and tb/ for TensorBoard. A training run ends with one.
+/// Write a run's report: report.html, report.md, and tb/ for TensorBoard. A training run ends with
+/// one.
 ///
 /// Example: dgpo report runs/tiny-seed0
 #[derive(clap::Args, Debug)]
@@ -21,8 +22,17 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     if args.json {
         output::json(&written)?;
     } else {
-        let page = format!("{} ({}, {} episodes)", written.html.display(), output::bytes(written.size_bytes as u64), written.n_episodes);
-        output::data(&format!("{page}\n{}\n{}", written.markdown.display(), written.tensorboard.display()))?;
+        let page = format!(
+            "{} ({}, {} episodes)",
+            written.html.display(),
+            output::bytes(written.size_bytes as u64),
+            written.n_episodes
+        );
+        output::data(&format!(
+            "{page}\n{}\n{}",
+            written.markdown.display(),
+            written.tensorboard.display()
+        ))?;
     }
     Ok(Outcome::Done)
 }

@@ -83,15 +83,23 @@ impl Row {
         let mut error = None;
         let mut keep = |e: &dyn std::fmt::Display| error = Some(e.to_string());
         let stage = run.recipe().map(|recipe| recipe.stage).map_err(|e| keep(&e)).ok();
-        let last = run.read_metrics().map_err(|e| keep(&e)).unwrap_or_default().pop().unwrap_or_default();
-        let summary: Summary = run.summary().map_err(|e| keep(&e)).unwrap_or_default().unwrap_or_default();
+        let last =
+            run.read_metrics().map_err(|e| keep(&e)).unwrap_or_default().pop().unwrap_or_default();
+        let summary: Summary =
+            run.summary().map_err(|e| keep(&e)).unwrap_or_default().unwrap_or_default();
         Self {
             name: run.name(),
             stage,
             phase: last.get("phase").and_then(Value::as_str).map(str::to_owned),
             step: last.get("step").and_then(Value::as_u64),
-            em: summary.rows().into_iter().filter_map(|(name, figures)| Some((name, figures?.all.em))).collect(),
-            age_s: last_change(run.path()).and_then(|time| SystemTime::now().duration_since(time).ok()).map(|age| age.as_secs()),
+            em: summary
+                .rows()
+                .into_iter()
+                .filter_map(|(name, figures)| Some((name, figures?.all.em)))
+                .collect(),
+            age_s: last_change(run.path())
+                .and_then(|time| SystemTime::now().duration_since(time).ok())
+                .map(|age| age.as_secs()),
             error,
         }
     }
@@ -123,7 +131,11 @@ fn list(dir: &Path, as_json: bool) -> anyhow::Result<()> {
         [vec![row.name.clone(), stage, at], MODELS.map(em).to_vec(), vec![age]].concat()
     };
     let of_models = MODELS.map(|model| format!("{model} EM"));
-    let headers: Vec<&str> = ["run", "stage", "at step"].into_iter().chain(of_models.iter().map(String::as_str)).chain(["age"]).collect();
+    let headers: Vec<&str> = ["run", "stage", "at step"]
+        .into_iter()
+        .chain(of_models.iter().map(String::as_str))
+        .chain(["age"])
+        .collect();
     output::data(&table::table(&headers, &rows.iter().map(cells).collect::<Vec<_>>()))?;
     for row in &rows {
         if let Some(error) = &row.error {
@@ -157,11 +169,13 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
     let changed = differences(&Recipe::default(), &recipe);
     let (summary, lines) = (run.summary::<Summary>()?, run.read_metrics()?);
     let newest = checkpoint::list_checkpoints(run.path(), recipe.stage)?.pop();
-    let (last, last_eval) = (last_of_each_phase(&lines), lines.iter().rev().find(|line| is_evaluation(line)));
+    let (last, last_eval) =
+        (last_of_each_phase(&lines), lines.iter().rev().find(|line| is_evaluation(line)));
     let alarms = alarms(&lines);
     let made_with = run.provenance()?;
     if as_json {
-        let changed: Map<String, Value> = changed.iter().map(|(key, _, value)| (key.clone(), json!(value))).collect();
+        let changed: Map<String, Value> =
+            changed.iter().map(|(key, _, value)| (key.clone(), json!(value))).collect();
         return output::json(&json!({
             "name": run.name(),
             "stage": recipe.stage,
@@ -174,7 +188,11 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
             "checkpoint": newest.map(|checkpoint| checkpoint.path),
         }));
     }
-    let mut text = format!("{} ({})\n\nsettings that differ from the defaults\n", run.path().display(), stage_name(recipe.stage));
+    let mut text = format!(
+        "{} ({})\n\nsettings that differ from the defaults\n",
+        run.path().display(),
+        stage_name(recipe.stage)
+    );
     for (key, default, value) in changed {
         text += &format!("  {key} = {value}    (default {default})\n");
     }
@@ -185,9 +203,15 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
     if let Some(summary) = &summary {
         text += &format!("\n{}", describe_summary(summary));
     }
-    let titled = last.into_iter().map(|line| ("last of", line)).chain(last_eval.map(|line| ("last evaluation in", line)));
+    let titled = last
+        .into_iter()
+        .map(|line| ("last of", line))
+        .chain(last_eval.map(|line| ("last evaluation in", line)));
     for (title, line) in titled {
-        text += &format!("\n{title} {}\n", line.get("phase").and_then(Value::as_str).unwrap_or_default());
+        text += &format!(
+            "\n{title} {}\n",
+            line.get("phase").and_then(Value::as_str).unwrap_or_default()
+        );
         for (key, value) in line.iter().filter(|(key, _)| *key != "phase") {
             text += &format!("  {key} {value}\n");
         }
@@ -202,7 +226,12 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
 }
 
 fn describe_summary(summary: &Summary) -> String {
-    format!("{}\nseed {}, {}\n", table::summary(summary), summary.seed, output::duration(summary.wall_s))
+    format!(
+        "{}\nseed {}, {}\n",
+        table::summary(summary),
+        summary.seed,
+        output::duration(summary.wall_s)
+    )
 }
 
 /// An evaluation between steps has a line of its own, under the phase and step it interrupts.
@@ -238,7 +267,10 @@ mod tests {
         figures.all.em = 0.5;
         run.write_summary(&Summary { rl: Some(figures), ..Default::default() }).unwrap();
         let row = Row::of(&run);
-        assert_eq!((row.stage, row.phase.as_deref(), row.step), (Some(Stage::Rl), Some("rl"), Some(7)));
+        assert_eq!(
+            (row.stage, row.phase.as_deref(), row.step),
+            (Some(Stage::Rl), Some("rl"), Some(7))
+        );
         assert_eq!((row.em, row.error), (BTreeMap::from([("rl", 0.5)]), None));
     }
 
@@ -252,7 +284,9 @@ mod tests {
 
     #[test]
     fn each_phase_shows_its_last_line() {
-        let line = |phase: &str, step: u64| Map::from_iter([("phase".to_owned(), json!(phase)), ("step".to_owned(), json!(step))]);
+        let line = |phase: &str, step: u64| {
+            Map::from_iter([("phase".to_owned(), json!(phase)), ("step".to_owned(), json!(step))])
+        };
         let mut evaluation = line("rl", 1);
         evaluation.insert(metrics::EVAL_AVERAGE_EM.to_owned(), json!(0.5));
         let mut alarm = line("kd", 2);

@@ -5,7 +5,15 @@ pub use crate::report::table::table;
 
 /// The table a run ends with: student, teacher and what each phase left, side by side.
 pub fn summary(summary: &Summary) -> String {
-    let headers = ["model", "EM", "substring EM", "searches/episode", "hit ratio", "response tokens", "questions"];
+    let headers = [
+        "model",
+        "EM",
+        "substring EM",
+        "searches/episode",
+        "hit ratio",
+        "response tokens",
+        "questions",
+    ];
     let rows = summary.rows().into_iter().filter_map(|(name, figures)| {
         let all = &figures?.all;
         Some(vec![
@@ -25,7 +33,9 @@ pub fn summary(summary: &Summary) -> String {
     });
     match averages.collect::<Vec<_>>().join(", ") {
         none if none.is_empty() => text,
-        averages => format!("{text}EM is over all questions; the unweighted mean over data sets: {averages}\n"),
+        averages => format!(
+            "{text}EM is over all questions; the unweighted mean over data sets: {averages}\n"
+        ),
     }
 }
 
@@ -37,7 +47,10 @@ mod tests {
     #[test]
     fn models_that_were_not_evaluated_have_no_row() {
         let stats = EpisodeStats { em: 0.25, n_episodes: 310, ..Default::default() };
-        let text = summary(&Summary { kd: Some(Figures { all: stats, ..Default::default() }), ..Default::default() });
+        let text = summary(&Summary {
+            kd: Some(Figures { all: stats, ..Default::default() }),
+            ..Default::default()
+        });
         assert_eq!(text.lines().count(), 3);
         assert!(text.contains("| kd ") && text.contains("0.250"), "{text}");
     }
@@ -49,6 +62,11 @@ mod tests {
         let figures = Figures { all: of(0.25, 4), average_em: 0.5, datasets, ..Default::default() };
         let text = summary(&Summary { rl: Some(figures), ..Default::default() });
         assert!(text.contains("| rl    | 0.250 |"), "{text}");
-        assert!(text.ends_with("|\nEM is over all questions; the unweighted mean over data sets: rl 0.500\n"), "{text}");
+        assert!(
+            text.ends_with(
+                "|\nEM is over all questions; the unweighted mean over data sets: rl 0.500\n"
+            ),
+            "{text}"
+        );
     }
 }

@@ -27,31 +27,37 @@ use crate::{
 use dgpo_models::TrainBackend;
 use std::path::{Path, PathBuf};
 
-/// Train: teacher episodes, KD cold start, DGPO, evaluation, or whatever phases the recipe's stage names. Without arguments: the built-in tiny world.
+/// Train: teacher episodes, KD cold start, DGPO, evaluation, or whatever phases the recipe's stage
+/// names. Without arguments: the built-in tiny world.
 ///
 /// Example: dgpo train --config configs/tiny.toml --name first --set run.seed=1
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong recipe or flags, 3 stopped by a guard (`guards` in the recipe), 130 interrupted; after 3 and 130
-/// `--resume` goes on from the newest checkpoint.
+/// Exit codes: 0 done, 1 failed, 2 wrong recipe or flags, 3 stopped by a guard (`guards` in the
+/// recipe), 130 interrupted; after 3 and 130 `--resume` goes on from the newest checkpoint.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Name of the run: its folder is runs/NAME. Default: the recipe's run.name, or its file name and the seed, with a number where that exists.
+    /// Name of the run: its folder is runs/NAME. Default: the recipe's run.name, or its file name
+    /// and the seed, with a number where that exists.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Take over what another run has finished and this one would do in the same way: teacher episodes, KD, GKD, RL. Example: --from tiny-kd-seed0
+    /// Take over what another run has finished and this one would do in the same way: teacher
+    /// episodes, KD, GKD, RL. Example: --from tiny-kd-seed0
     #[arg(long, value_name = "NAME|DIR", conflicts_with_all = ["resume", "dry_run"])]
     from: Option<String>,
-    /// Continue an interrupted run with its own recipe, or with --set a finished one for longer. Example: --resume runs/tiny-seed0
+    /// Continue an interrupted run with its own recipe, or with --set a finished one for longer.
+    /// Example: --resume runs/tiny-seed0
     ///
-    /// --set changes what is still to come: lengths of phases and episodes, learning rates, kl.coef, rl.entropy_coef, guards.*, eval.*,
-    /// data.test, run.keep and run.save_every, memory and servers (configs/README.md lists the keys). Example: --set rl.steps=1500
+    /// --set changes what is still to come: lengths of phases and episodes, learning rates,
+    /// kl.coef, rl.entropy_coef, guards.*, eval.*, data.test, run.keep and run.save_every, memory
+    /// and servers (configs/README.md lists the keys). Example: --set rl.steps=1500
     #[arg(long, value_name = "DIR", conflicts_with_all = ["name", "config", "dry_run"])]
     resume: Option<PathBuf>,
-    /// Show what the run would do, what it costs and what is missing for it, and start nothing (the same as `dgpo plan`).
+    /// Show what the run would do, what it costs and what is missing for it, and start nothing (the
+    /// same as `dgpo plan`).
     #[arg(long)]
     dry_run: bool,
     /// Print the final figures as one JSON object instead of a table.
@@ -116,7 +122,12 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     if let Some(told) = told {
         told.record(&run, &std::env::args().collect::<Vec<_>>())?;
     }
-    output::say(&format!("run {} (seed {}, {})", path.display(), recipe.run.seed, args.device.device));
+    output::say(&format!(
+        "run {} (seed {}, {})",
+        path.display(),
+        recipe.run.seed,
+        args.device.device
+    ));
     let stop = stop_on_interrupt("stopping after this step, then saving")?;
     let mut progress = Progress::new(context.is_quiet);
     let result = work(recipe, run, args.device.device, &mut progress, stop);
@@ -130,38 +141,57 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
                 output::data(&table::summary(&summary))?
             }
             write_report(&finished);
-            output::say(&format!("{}; everything is in {}", output::duration(summary.wall_s), path.display()));
-            output::say(&format!("next: {}", next::command(&finished, &made_from, args.device.device)));
+            output::say(&format!(
+                "{}; everything is in {}",
+                output::duration(summary.wall_s),
+                path.display()
+            ));
+            output::say(&format!(
+                "next: {}",
+                next::command(&finished, &made_from, args.device.device)
+            ));
             Ok(Outcome::Done)
         }
         Err(PipelineError::Stopped) => {
             // The training of an encoder does not resume.
             let how = if made_from.stage == Stage::Encoder { "begin it again" } else { "continue" };
-            output::insist(&format!("stopped; {how} with: {}", resume_command(&path, args.device.device)));
+            output::insist(&format!(
+                "stopped; {how} with: {}",
+                resume_command(&path, args.device.device)
+            ));
             Ok(Outcome::Interrupted)
         }
         Err(PipelineError::Guard(alarms)) => {
             // With what the guard saw in its curves.
             write_report(&finished);
-            let context = format!("a guard stopped the run {}; {}", path.display(), behind_a_guard(&alarms, &finished, args.device.device));
+            let context = format!(
+                "a guard stopped the run {}; {}",
+                path.display(),
+                behind_a_guard(&alarms, &finished, args.device.device)
+            );
             Err(anyhow::Error::from(PipelineError::Guard(alarms)).context(context))
         }
         // An outage passes, and the run waits for its end.
         Err(error) if has_done_nothing && !matches!(error, PipelineError::RetrieverDown { .. }) => {
             drop(lock);
             finished.remove()?;
-            Err(anyhow::Error::from(error)
-                .context(format!("the run {} failed before it did anything; its folder is gone again", path.display())))
+            Err(anyhow::Error::from(error).context(format!(
+                "the run {} failed before it did anything; its folder is gone again",
+                path.display()
+            )))
         }
         Err(error) => {
             let next = resume_command(&path, args.device.device);
-            Err(with_advice(error, &path, made_from.stage).context(format!("the run {} failed; continue with: {next}", path.display())))
+            Err(with_advice(error, &path, made_from.stage)
+                .context(format!("the run {} failed; continue with: {next}", path.display())))
         }
     }
 }
 
 /// A device that fails ends a run like everything else.
-fn flattened(result: Result<Result<Summary, PipelineError>, DeviceError>) -> Result<Summary, PipelineError> {
+fn flattened(
+    result: Result<Result<Summary, PipelineError>, DeviceError>,
+) -> Result<Summary, PipelineError> {
     result.map_err(PipelineError::from).flatten()
 }
 
@@ -182,12 +212,18 @@ fn write_report(run: &RunDir) {
 /// The command that continues a run on the same device.
 fn resume_command(run: &Path, device: DeviceChoice) -> String {
     let (features, device) = device.launcher_flags();
-    format!("cargo xtask {features}train {device}--resume {}", output::shell_quoted(&run.display().to_string()))
+    format!(
+        "cargo xtask {features}train {device}--resume {}",
+        output::shell_quoted(&run.display().to_string())
+    )
 }
 
-/// How a run goes on that a guard has stopped: with half the learning rate, or where that is no cure, as another run.
+/// How a run goes on that a guard has stopped: with half the learning rate, or where that is no
+/// cure, as another run.
 fn behind_a_guard(alarms: &[Alarm], run: &RunDir, device: DeviceChoice) -> String {
-    let Ok(recipe) = run.recipe() else { return format!("see {}", run.path().join(RECIPE_FILE).display()) };
+    let Ok(recipe) = run.recipe() else {
+        return format!("see {}", run.path().join(RECIPE_FILE).display());
+    };
     let newest = checkpoint::list_checkpoints(run.path(), recipe.stage).unwrap_or_default().pop();
     match alarms.iter().find_map(Alarm::rate_to_lower) {
         Some(key) => {
@@ -195,27 +231,37 @@ fn behind_a_guard(alarms: &[Alarm], run: &RunDir, device: DeviceChoice) -> Strin
             let rate = if key == "optim.actor.lr" { rates.actor.lr } else { rates.distill.lr };
             let next = resume_command(run.path(), device);
             format!(
-                "continue from its newest checkpoint with another setting, as with: {next} --set {key}={:e} (to go on from before the first bad \
-                 step, remove the checkpoints from that step on)",
+                "continue from its newest checkpoint with another setting, as with: {next} --set \
+                 {key}={:e} (to go on from before the first bad step, remove the checkpoints from \
+                 that step on)",
                 rate / 2.0
             )
         }
         None => {
-            let settings = ["model.dtype=f32", "episode.top_p=1", "episode.top_k=0"].map(str::to_owned);
-            format!("begin another one from its newest checkpoint: {}", steer::own_run(run, newest.as_ref(), &settings))
+            let settings =
+                ["model.dtype=f32", "episode.top_p=1", "episode.top_k=0"].map(str::to_owned);
+            format!(
+                "begin another one from its newest checkpoint: {}",
+                steer::own_run(run, newest.as_ref(), &settings)
+            )
         }
     }
 }
 
-/// What lies in a checkpoint was written by the run itself, so the advice for models from elsewhere (fetch it again) is wrong for it.
+/// What lies in a checkpoint was written by the run itself, so the advice for models from elsewhere
+/// (fetch it again) is wrong for it.
 fn with_advice(error: PipelineError, run: &Path, stage: Stage) -> anyhow::Error {
     let PipelineError::State(damage) = &error else { return error.into() };
     let told = damage.to_string();
     let checkpoints = checkpoint::list_checkpoints(run, stage).unwrap_or_default();
-    let damaged = checkpoints.iter().map(|checkpoint| checkpoint.path.display().to_string()).find(|folder| told.contains(folder));
+    let damaged = checkpoints
+        .iter()
+        .map(|checkpoint| checkpoint.path.display().to_string())
+        .find(|folder| told.contains(folder));
     match damaged {
         Some(folder) => anyhow::anyhow!(
-            "{}; hint: this checkpoint is damaged: remove the folder {}, and the run goes on from the checkpoint before it",
+            "{}; hint: this checkpoint is damaged: remove the folder {}, and the run goes on from \
+             the checkpoint before it",
             output::without_hint(&told),
             output::shell_quoted(&folder)
         ),
@@ -229,18 +275,26 @@ fn load(args: &Args) -> anyhow::Result<Loaded> {
     let Some(name) = &args.name else { return Ok(loaded) };
     loaded.recipe.run.name.clone_from(name);
     // The rule that the run's own recipe has to pass when the run is opened again.
-    let broken = check::check(&loaded.recipe).errors.into_iter().find(|problem| problem.key == "run.name");
+    let broken =
+        check::check(&loaded.recipe).errors.into_iter().find(|problem| problem.key == "run.name");
     match broken {
-        Some(problem) => Err(UsageError(format!("--name: {}; hint: {}", problem.message, problem.hint)).into()),
-        None if name.is_empty() => {
-            Err(UsageError("--name is empty; hint: leave it out, and the run is named after its recipe".into()).into())
+        Some(problem) => {
+            Err(UsageError(format!("--name: {}; hint: {}", problem.message, problem.hint)).into())
         }
+        None if name.is_empty() => Err(UsageError(
+            "--name is empty; hint: leave it out, and the run is named after its recipe".into(),
+        )
+        .into()),
         None => Ok(loaded),
     }
 }
 
 /// A new run directory for the recipe, filled with what it takes over.
-fn create(loaded: Loaded, device: DeviceChoice, from: Option<&RunDir>) -> anyhow::Result<(Recipe, RunDir)> {
+fn create(
+    loaded: Loaded,
+    device: DeviceChoice,
+    from: Option<&RunDir>,
+) -> anyhow::Result<(Recipe, RunDir)> {
     let base = loaded.run_name();
     let recipe = loaded.recipe;
     let (provenance, takeover) = prepare(&recipe, device, from)?;
@@ -249,7 +303,11 @@ fn create(loaded: Loaded, device: DeviceChoice, from: Option<&RunDir>) -> anyhow
     let run = loop {
         let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
         match RunDir::create(root, &name, &recipe, &provenance) {
-            Err(RunDirError::Exists(_) | RunDirError::Occupied(_)) if recipe.run.name.is_empty() => number += 1,
+            Err(RunDirError::Exists(_) | RunDirError::Occupied(_))
+                if recipe.run.name.is_empty() =>
+            {
+                number += 1
+            }
             created => break created?,
         }
     };
@@ -260,10 +318,16 @@ fn create(loaded: Loaded, device: DeviceChoice, from: Option<&RunDir>) -> anyhow
     Ok((recipe, run))
 }
 
-/// What is known and decided before there is a run directory: what the run is made with, and what it takes over.
-pub(super) fn prepare(recipe: &Recipe, device: DeviceChoice, from: Option<&RunDir>) -> anyhow::Result<(Provenance, Option<Takeover>)> {
+/// What is known and decided before there is a run directory: what the run is made with, and what
+/// it takes over.
+pub(super) fn prepare(
+    recipe: &Recipe,
+    device: DeviceChoice,
+    from: Option<&RunDir>,
+) -> anyhow::Result<(Provenance, Option<Takeover>)> {
     let mut provenance = Provenance::collect(&devices::describe(device), recipe)?;
-    let takeover = from.map(|source| Takeover::plan(source, recipe, &provenance.files)).transpose()?;
+    let takeover =
+        from.map(|source| Takeover::plan(source, recipe, &provenance.files)).transpose()?;
     provenance.taken_over = takeover.as_ref().map(Takeover::taken_over);
     Ok((provenance, takeover))
 }

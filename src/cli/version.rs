@@ -1,7 +1,8 @@
 //! Which program this is: version, commit, features, backends.
 //!
-//! The commit is told by `cargo xtask`, which asks git before it builds; `main.rs` alone reads it, so that another commit does not build the library
-//! anew. A build without git or without `cargo xtask` says that it is unknown.
+//! The commit is told by `cargo xtask`, which asks git before it builds; `main.rs` alone reads it,
+//! so that another commit does not build the library anew. A build without git or without `cargo
+//! xtask` says that it is unknown.
 use serde::Serialize;
 use std::sync::OnceLock;
 
@@ -29,7 +30,9 @@ pub(super) fn tell_commit(commit: Option<&'static str>) {
 
 impl Version {
     pub fn of_this_program() -> Self {
-        let named = |features: &[(bool, &'static str)]| features.iter().filter(|(is_in, _)| *is_in).map(|(_, name)| *name).collect();
+        let named = |features: &[(bool, &'static str)]| {
+            features.iter().filter(|(is_in, _)| *is_in).map(|(_, name)| *name).collect()
+        };
         let (wgpu, cuda) = ((cfg!(feature = "wgpu"), "wgpu"), (cfg!(feature = "cuda"), "cuda"));
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -46,9 +49,14 @@ impl Version {
 
     /// A line each.
     pub fn in_full(&self) -> String {
-        let listed = |names: &[&str]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        let listed =
+            |names: &[&str]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         let (features, backends) = (listed(&self.features), listed(&self.backends));
-        format!("{}\ncommit {}\nfeatures {features}\nbackends {backends}", self.version, self.commit.unwrap_or("unknown"))
+        format!(
+            "{}\ncommit {}\nfeatures {features}\nbackends {backends}",
+            self.version,
+            self.commit.unwrap_or("unknown")
+        )
     }
 }
 
@@ -58,9 +66,18 @@ mod tests {
 
     #[test]
     fn a_build_without_git_says_so_and_one_with_it_names_the_commit() {
-        let unknown = Version { version: "0.1.0", commit: None, features: vec![], backends: vec!["cpu"] };
+        let unknown =
+            Version { version: "0.1.0", commit: None, features: vec![], backends: vec!["cpu"] };
         assert_eq!(unknown.in_short(), "0.1.0 (commit unknown)");
-        let known = Version { commit: Some("590e01e2a3b4-changed"), features: vec!["wgpu"], backends: vec!["cpu", "wgpu"], ..unknown };
-        assert_eq!(known.in_full(), "0.1.0\ncommit 590e01e2a3b4-changed\nfeatures wgpu\nbackends cpu, wgpu");
+        let known = Version {
+            commit: Some("590e01e2a3b4-changed"),
+            features: vec!["wgpu"],
+            backends: vec!["cpu", "wgpu"],
+            ..unknown
+        };
+        assert_eq!(
+            known.in_full(),
+            "0.1.0\ncommit 590e01e2a3b4-changed\nfeatures wgpu\nbackends cpu, wgpu"
+        );
     }
 }

@@ -1,13 +1,16 @@
 //! The largest number that each size of a recipe may be.
 //!
-//! A slip of the hand (or a file that was damaged) must not become an allocation, a loop of centuries or an overflow in the bill. So whatever counts
-//! something has an upper bound, far beyond what anybody computes. Keys that are not in the table have the bound of all counts, so that none is forgotten.
+//! A slip of the hand (or a file that was damaged) must not become an allocation, a loop of
+//! centuries or an overflow in the bill. So whatever counts something has an upper bound, far
+//! beyond what anybody computes. Keys that are not in the table have the bound of all counts, so
+//! that none is forgotten.
 use super::{Recipe, Stage, check::Findings};
 use toml::Value;
 
 /// Steps, episodes, questions, passages: nothing of a run is counted further.
 const MOST: i64 = 1_000_000_000;
-/// Tokens of a prompt, an observation, an episode or a passage: the longest contexts that were published have ten million.
+/// Tokens of a prompt, an observation, an episode or a passage: the longest contexts that were
+/// published have ten million.
 const MOST_TOKENS: i64 = 1 << 24;
 /// Tokens of a batch.
 const MOST_TOKENS_AT_ONCE: i64 = 1 << 30;
@@ -65,11 +68,16 @@ pub(super) fn check(key: &str, value: &Value) -> Result<(), (String, String)> {
     match value {
         Value::Integer(n) => {
             let most = BOUNDS.iter().find(|(name, _)| *name == key).map_or(MOST, |(_, most)| *most);
-            if *n <= most { Ok(()) } else { Err((format!("{n} is too large"), format!("at most {most}"))) }
+            if *n <= most {
+                Ok(())
+            } else {
+                Err((format!("{n} is too large"), format!("at most {most}")))
+            }
         }
-        Value::Float(seconds) if key.ends_with("_s") && *seconds > MOST_SECONDS => {
-            Err((format!("{seconds} seconds are too long"), format!("at most {MOST_SECONDS} seconds")))
-        }
+        Value::Float(seconds) if key.ends_with("_s") && *seconds > MOST_SECONDS => Err((
+            format!("{seconds} seconds are too long"),
+            format!("at most {MOST_SECONDS} seconds"),
+        )),
         _ => Ok(()),
     }
 }
@@ -78,20 +86,41 @@ pub(super) fn check(key: &str, value: &Value) -> Result<(), (String, String)> {
 pub(super) fn check_volume(recipe: &Recipe, found: &mut Findings) {
     let (stage, length) = (recipe.stage, recipe.episode.max_prompt_length);
     let (rl, gkd, distill) = (&recipe.rl, &recipe.gkd, &recipe.distill);
-    let distilled = if distill.steps > 0 { [distill.steps, distill.batch] } else { [distill.epochs, recipe.demos.n_episodes] };
+    let distilled = if distill.steps > 0 {
+        [distill.steps, distill.batch]
+    } else {
+        [distill.epochs, recipe.demos.n_episodes]
+    };
     let phases: [(bool, &'static str, &[usize]); 5] = [
-        (stage.has_rl(), "rl.steps", &[rl.steps, rl.questions_per_step, rl.episodes_per_question, rl.epochs, length]),
+        (
+            stage.has_rl(),
+            "rl.steps",
+            &[rl.steps, rl.questions_per_step, rl.episodes_per_question, rl.epochs, length],
+        ),
         (stage.has_gkd(), "gkd.steps", &[gkd.steps, gkd.questions_per_step, length]),
         (stage.has_distillation(), "distill.steps", &[distilled[0], distilled[1], length]),
-        (stage == Stage::Pretrain, "pretrain.steps", &[recipe.pretrain.steps, recipe.pretrain.batch, length]),
-        (stage == Stage::Encoder, "encoder.steps", &[recipe.encoder.steps, recipe.encoder.batch, recipe.retriever.max_tokens]),
+        (
+            stage == Stage::Pretrain,
+            "pretrain.steps",
+            &[recipe.pretrain.steps, recipe.pretrain.batch, length],
+        ),
+        (
+            stage == Stage::Encoder,
+            "encoder.steps",
+            &[recipe.encoder.steps, recipe.encoder.batch, recipe.retriever.max_tokens],
+        ),
     ];
     for (is_there, key, factors) in phases {
         let n_tokens: f64 = factors.iter().map(|&n| n as f64).product();
         found.error(
             is_there && n_tokens > MOST_TOKENS_OF_A_PHASE,
             key,
-            || format!("the phase would have up to {n_tokens:.1e} tokens, more than {MOST_TOKENS_OF_A_PHASE:.0e}"),
+            || {
+                format!(
+                    "the phase would have up to {n_tokens:.1e} tokens, more than \
+                     {MOST_TOKENS_OF_A_PHASE:.0e}"
+                )
+            },
             || "fewer steps, smaller batches or shorter episodes".into(),
         );
     }
@@ -107,7 +136,11 @@ mod tests {
         match value {
             Value::Table(table) => {
                 for (key, value) in table {
-                    leaves(&if prefix.is_empty() { key } else { format!("{prefix}.{key}") }, value, out);
+                    leaves(
+                        &if prefix.is_empty() { key } else { format!("{prefix}.{key}") },
+                        value,
+                        out,
+                    );
                 }
             }
             value => out.push((prefix.to_owned(), value)),
@@ -130,9 +163,15 @@ mod tests {
 
     #[test]
     fn no_size_may_be_the_largest_number_there_is() {
-        let sizes: Vec<String> = default_leaves().into_iter().filter(|(_, value)| value.is_integer()).map(|(key, _)| key).collect();
+        let sizes: Vec<String> = default_leaves()
+            .into_iter()
+            .filter(|(_, value)| value.is_integer())
+            .map(|(key, _)| key)
+            .collect();
         assert!(sizes.len() > 40, "{sizes:?}");
-        for key in sizes.iter().filter(|key| !["run.seed", "data.max_passages"].contains(&key.as_str())) {
+        for key in
+            sizes.iter().filter(|key| !["run.seed", "data.max_passages"].contains(&key.as_str()))
+        {
             let error = error_of("", &[&format!("{key}={}", i64::MAX)]);
             let place = format!("{key}: {} is too large", i64::MAX);
             assert!(error.contains(&place) && error.contains("hint: at most "), "{error}");
@@ -144,20 +183,39 @@ mod tests {
         let found = |change: fn(&mut Recipe)| {
             let mut recipe = Recipe::default();
             change(&mut recipe);
-            let too_large = check::check(&recipe).errors.into_iter().filter(|problem| problem.message.contains(" tokens, more than "));
+            let too_large = check::check(&recipe)
+                .errors
+                .into_iter()
+                .filter(|problem| problem.message.contains(" tokens, more than "));
             too_large.map(|problem| (problem.key, problem.message)).collect::<Vec<_>>()
         };
         assert_eq!(found(|_| ()), []);
-        let rl = found(|r| (r.rl.questions_per_step, r.rl.epochs, r.rl.steps) = (1 << 20, 1 << 10, 1 << 20));
-        assert!(rl.len() == 1 && rl[0].0 == "rl.steps" && rl[0].1.contains("up to 4.6e18 tokens"), "{rl:?}");
-        assert_eq!(found(|r| (r.distill.epochs, r.demos.n_episodes) = (1 << 20, 1 << 20))[0].0, "distill.steps");
+        let rl = found(|r| {
+            (r.rl.questions_per_step, r.rl.epochs, r.rl.steps) = (1 << 20, 1 << 10, 1 << 20)
+        });
+        assert!(
+            rl.len() == 1 && rl[0].0 == "rl.steps" && rl[0].1.contains("up to 4.6e18 tokens"),
+            "{rl:?}"
+        );
+        assert_eq!(
+            found(|r| (r.distill.epochs, r.demos.n_episodes) = (1 << 20, 1 << 20))[0].0,
+            "distill.steps"
+        );
     }
 
     #[test]
     fn a_bound_holds_for_set_and_for_seconds() {
         let error = error_of("", &["rl.questions_per_step=1048577"]);
-        assert!(error.contains("--set rl.questions_per_step=1048577") && error.contains("at most 1048576"), "{error}");
+        assert!(
+            error.contains("--set rl.questions_per_step=1048577")
+                && error.contains("at most 1048576"),
+            "{error}"
+        );
         let error = error_of("retriever.timeout_s = 1e300\n", &[]);
-        assert!(error.contains("r.toml:2: retriever.timeout_s: ") && error.contains("at most 10000000 seconds"), "{error}");
+        assert!(
+            error.contains("r.toml:2: retriever.timeout_s: ")
+                && error.contains("at most 10000000 seconds"),
+            "{error}"
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! How a chat becomes text: the names that a recipe knows, and the built-in formats behind them.
 //!
-//! A format is a Jinja program, as models carry them; `crate::tokenizer::template` renders both. The built-in ones are for folders without one of
-//! their own; `auto` takes the model's.
+//! A format is a Jinja program, as models carry them; `crate::tokenizer::template` renders both.
+//! The built-in ones are for folders without one of their own; `auto` takes the model's.
 //!
 //! # Source
-//! What the `chat_template` of Qwen2.5-Instruct and of Llama-3 / 3.1 / 3.2-Instruct writes for plain messages; tests/oracles/text/chat_templates.json.
+//! What the `chat_template` of Qwen2.5-Instruct and of Llama-3 / 3.1 / 3.2-Instruct writes for
+//! plain messages; tests/oracles/text/chat_templates.json.
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -26,7 +27,8 @@ pub enum ChatTemplate {
     Llama31,
     #[serde(rename = "llama3_2")]
     Llama32,
-    /// The text as it is (models without a chat format); several messages are separated by one line feed.
+    /// The text as it is (models without a chat format); several messages are separated by one line
+    /// feed.
     Plain,
 }
 

@@ -1,7 +1,9 @@
-//! The rules between fields: what a type cannot say. Each rule names the key to change and what to change it to.
+//! The rules between fields: what a type cannot say. Each rule names the key to change and what to
+//! change it to.
 //!
-//! All broken rules are reported at once. Only what the stage uses is checked, so an RL recipe need not fill in the encoder stage. The rules of RL and
-//! of the guards have files of their own below this one.
+//! All broken rules are reported at once. Only what the stage uses is checked, so an RL recipe need
+//! not fill in the encoder stage. The rules of RL and of the guards have files of their own below
+//! this one.
 mod guards;
 mod rl;
 
@@ -30,20 +32,37 @@ pub struct Findings {
 }
 
 impl Findings {
-    pub(super) fn error(&mut self, is_broken: bool, key: &'static str, message: impl FnOnce() -> String, hint: impl FnOnce() -> String) {
+    pub(super) fn error(
+        &mut self,
+        is_broken: bool,
+        key: &'static str,
+        message: impl FnOnce() -> String,
+        hint: impl FnOnce() -> String,
+    ) {
         if is_broken {
             self.errors.push(Problem { key, message: message(), hint: hint() });
         }
     }
 
-    pub(super) fn warn(&mut self, is_odd: bool, key: &'static str, message: impl FnOnce() -> String, hint: impl FnOnce() -> String) {
+    pub(super) fn warn(
+        &mut self,
+        is_odd: bool,
+        key: &'static str,
+        message: impl FnOnce() -> String,
+        hint: impl FnOnce() -> String,
+    ) {
         if is_odd {
             self.warnings.push(Problem { key, message: message(), hint: hint() });
         }
     }
 
     pub(super) fn positive(&mut self, key: &'static str, value: usize) {
-        self.error(value == 0, key, || "must be at least 1".into(), || format!("{key} = 1 is the smallest"));
+        self.error(
+            value == 0,
+            key,
+            || "must be at least 1".into(),
+            || format!("{key} = 1 is the smallest"),
+        );
     }
 
     fn one_of(&mut self, key: &'static str, value: &str, legal: &[&str]) {
@@ -59,7 +78,13 @@ impl Findings {
     }
 
     /// A finite number with `is_legal`; `range` says in words what that is.
-    pub(super) fn number(&mut self, key: &'static str, value: f64, is_legal: impl Fn(f64) -> bool, range: &str) {
+    pub(super) fn number(
+        &mut self,
+        key: &'static str,
+        value: f64,
+        is_legal: impl Fn(f64) -> bool,
+        range: &str,
+    ) {
         self.error(
             !value.is_finite() || !is_legal(value),
             key,
@@ -122,17 +147,25 @@ pub fn check(recipe: &Recipe) -> Findings {
     found
 }
 
-/// Whether the run plays training episodes itself: everything but distillation on ready-made trajectories alone.
+/// Whether the run plays training episodes itself: everything but distillation on ready-made
+/// trajectories alone.
 pub fn plays_episodes(recipe: &Recipe) -> bool {
-    let needs_new = recipe.data.trajectories.is_empty() || recipe.distill.student_outputs.is_adaptive;
-    recipe.stage.has_rl() || recipe.stage.has_gkd() || (recipe.stage.has_distillation() && needs_new)
+    let needs_new =
+        recipe.data.trajectories.is_empty() || recipe.distill.student_outputs.is_adaptive;
+    recipe.stage.has_rl()
+        || recipe.stage.has_gkd()
+        || (recipe.stage.has_distillation() && needs_new)
 }
 
 /// Checks what an episode of `model.student` takes: for commands that train nothing.
 pub fn check_play(recipe: &Recipe) -> Findings {
     let mut found = Findings::default();
     found.one_of("model.dtype", &recipe.model.dtype, &DTYPES);
-    found.not_empty("model.student", recipe.model.student.is_empty(), "a folder, owner/name, or builtin:tiny/student");
+    found.not_empty(
+        "model.student",
+        recipe.model.student.is_empty(),
+        "a folder, owner/name, or builtin:tiny/student",
+    );
     check_episode(recipe, &mut found);
     check_retriever(recipe, &mut found);
     check_test(recipe, &mut found);
@@ -148,8 +181,14 @@ pub fn check_search(recipe: &Recipe) -> Findings {
 
 fn check_run(recipe: &Recipe, found: &mut Findings) {
     let name = &recipe.run.name;
-    let is_odd = name.starts_with('.') || name.contains(|c: char| !(c.is_alphanumeric() || "._-+".contains(c)));
-    found.error(is_odd, "run.name", || format!("\"{name}\" is no folder name"), || "use letters, digits and . _ - +".into());
+    let is_odd = name.starts_with('.')
+        || name.contains(|c: char| !(c.is_alphanumeric() || "._-+".contains(c)));
+    found.error(
+        is_odd,
+        "run.name",
+        || format!("\"{name}\" is no folder name"),
+        || "use letters, digits and . _ - +".into(),
+    );
 }
 
 fn check_model(recipe: &Recipe, found: &mut Findings) {
@@ -162,7 +201,11 @@ fn check_model(recipe: &Recipe, found: &mut Findings) {
         || "write it as \"26 Jul 2024\"".into(),
     );
     if recipe.stage != Stage::Encoder {
-        found.not_empty("model.student", model.student.is_empty(), "a folder, owner/name, or builtin:tiny/student");
+        found.not_empty(
+            "model.student",
+            model.student.is_empty(),
+            "a folder, owner/name, or builtin:tiny/student",
+        );
     }
 }
 
@@ -189,11 +232,17 @@ fn check_episode(recipe: &Recipe, found: &mut Findings) {
         "episode.max_prompt_length",
         || {
             format!(
-                "max_start_length ({}) + max_response_length ({}) = {shortest} tokens do not fit into max_prompt_length ({})",
+                "max_start_length ({}) + max_response_length ({}) = {shortest} tokens do not fit \
+                 into max_prompt_length ({})",
                 episode.max_start_length, episode.max_response_length, episode.max_prompt_length
             )
         },
-        || format!("{shortest} is the smallest; {} lets every episode run to its end", episode.longest_episode()),
+        || {
+            format!(
+                "{shortest} is the smallest; {} lets every episode run to its end",
+                episode.longest_episode()
+            )
+        },
     );
     found.number("episode.temperature", episode.temperature, not_negative, NOT_NEGATIVE);
     found.number("episode.top_p", episode.top_p, |p| p > 0.0 && p <= 1.0, "above 0 and up to 1");
@@ -205,13 +254,22 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
     found.one_of("retriever.kind", &retriever.kind, &RETRIEVER_KINDS);
     found.one_of("retriever.search", &retriever.search, &SEARCH_KINDS);
     found.positive("retriever.top_k", retriever.top_k);
-    found.number("retriever.max_lost_share", retriever.max_lost_share, in_unit_interval, IN_UNIT_INTERVAL);
+    found.number(
+        "retriever.max_lost_share",
+        retriever.max_lost_share,
+        in_unit_interval,
+        IN_UNIT_INTERVAL,
+    );
     found.number("retriever.max_outage_s", retriever.max_outage_s, not_negative, NOT_NEGATIVE);
     found.number("retriever.first_pause_s", retriever.first_pause_s, not_negative, NOT_NEGATIVE);
     let no_passages = recipe.data.corpus.is_empty();
     match retriever.kind.as_str() {
         "dense" => {
-            found.not_empty("retriever.encoder", retriever.encoder.is_empty(), "e.g. \"intfloat/e5-base-v2\" or a folder");
+            found.not_empty(
+                "retriever.encoder",
+                retriever.encoder.is_empty(),
+                "e.g. \"intfloat/e5-base-v2\" or a folder",
+            );
             found.positive("retriever.max_tokens", retriever.max_tokens);
             found.positive("retriever.batch_tokens", retriever.batch_tokens);
             let m = retriever.hnsw_m;
@@ -225,19 +283,37 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
             found.error(
                 retriever.hnsw_ef_search < retriever.top_k,
                 "retriever.hnsw_ef_search",
-                || format!("{} candidates cannot yield top_k = {} passages", retriever.hnsw_ef_search, retriever.top_k),
+                || {
+                    format!(
+                        "{} candidates cannot yield top_k = {} passages",
+                        retriever.hnsw_ef_search, retriever.top_k
+                    )
+                },
                 || format!("at least {}; 128 is usual", retriever.top_k),
             );
-            found.not_empty("data.corpus", no_passages, "name the passages; an index answers with their numbers alone");
+            found.not_empty(
+                "data.corpus",
+                no_passages,
+                "name the passages; an index answers with their numbers alone",
+            );
         }
-        "bm25" => found.not_empty("data.corpus", no_passages, "bm25 searches the passages of this file"),
+        "bm25" => {
+            found.not_empty("data.corpus", no_passages, "bm25 searches the passages of this file")
+        }
         "remote" => {
             // What a variable holds is seen when the retriever is opened.
-            let is_address = retriever.url.starts_with("http://") || retriever.url.starts_with("${");
+            let is_address =
+                retriever.url.starts_with("http://") || retriever.url.starts_with("${");
             found.error(
                 !is_address,
                 "retriever.url",
-                || format!("\"{}\" is no http:// address (https is not spoken), and kind = \"remote\" needs one", retriever.url),
+                || {
+                    format!(
+                        "\"{}\" is no http:// address (https is not spoken), and kind = \"remote\" \
+                         needs one",
+                        retriever.url
+                    )
+                },
                 || "e.g. \"http://127.0.0.1:8000/retrieve\"".into(),
             );
             found.number("retriever.timeout_s", retriever.timeout_s, positive, POSITIVE);
@@ -249,9 +325,17 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
 
 fn check_data(recipe: &Recipe, found: &mut Findings) {
     let data = &recipe.data;
-    found.not_empty("data.train", plays_episodes(recipe) && data.train.is_empty(), "list question files: [\"nq/train.jsonl\"]");
+    found.not_empty(
+        "data.train",
+        plays_episodes(recipe) && data.train.is_empty(),
+        "list question files: [\"nq/train.jsonl\"]",
+    );
     let is_untested = recipe.stage == Stage::Pipeline && data.test.is_empty();
-    found.not_empty("data.test", is_untested, "the pipeline ends with an evaluation; list question files");
+    found.not_empty(
+        "data.test",
+        is_untested,
+        "the pipeline ends with an evaluation; list question files",
+    );
     check_test(recipe, found);
 }
 
@@ -261,7 +345,12 @@ fn check_test(recipe: &Recipe, found: &mut Findings) {
     found.error(
         twice.is_some(),
         "data.test",
-        || format!("names {} twice, and its questions would count twice", twice.map_or("", |at| &data.test[at])),
+        || {
+            format!(
+                "names {} twice, and its questions would count twice",
+                twice.map_or("", |at| &data.test[at])
+            )
+        },
         || "name every file once".into(),
     );
     found.warn(
@@ -276,7 +365,11 @@ fn check_pretrain(recipe: &Recipe, found: &mut Findings) {
     found.positive("pretrain.steps", recipe.pretrain.steps);
     found.positive("pretrain.batch", recipe.pretrain.batch);
     let is_missing = recipe.data.corpus.is_empty() && recipe.data.trajectories.is_empty();
-    found.not_empty("data.corpus", is_missing, "name passages here, or episodes in data.trajectories");
+    found.not_empty(
+        "data.corpus",
+        is_missing,
+        "name passages here, or episodes in data.trajectories",
+    );
     check_adamw(&recipe.optim.distill, DISTILL_KEYS, found);
 }
 
@@ -289,7 +382,11 @@ fn check_encoder(recipe: &Recipe, found: &mut Findings) {
         || "2 is the smallest, 64 is usual".into(),
     );
     found.number("encoder.temperature", recipe.encoder.temperature, positive, POSITIVE);
-    found.not_empty("retriever.encoder", recipe.retriever.encoder.is_empty(), "the encoder to train, e.g. random:FOLDER");
+    found.not_empty(
+        "retriever.encoder",
+        recipe.retriever.encoder.is_empty(),
+        "the encoder to train, e.g. random:FOLDER",
+    );
     found.not_empty("data.corpus", recipe.data.corpus.is_empty(), "the passages to learn from");
     check_adamw(&recipe.optim.distill, DISTILL_KEYS, found);
 }
@@ -313,10 +410,19 @@ const DISTILL_KEYS: AdamWKeys = adamw_keys!("optim.distill");
 const ACTOR_KEYS: AdamWKeys = adamw_keys!("optim.actor");
 const CRITIC_KEYS: AdamWKeys = adamw_keys!("optim.critic");
 
-fn check_adamw(optim: &AdamWRecipe, [lr, warmup, beta1, beta2, eps, weight_decay, max_grad_norm]: AdamWKeys, found: &mut Findings) {
+fn check_adamw(
+    optim: &AdamWRecipe,
+    [lr, warmup, beta1, beta2, eps, weight_decay, max_grad_norm]: AdamWKeys,
+    found: &mut Findings,
+) {
     let below_one = |x: f64| (0.0..1.0).contains(&x);
     found.number(lr, optim.lr, not_negative, NOT_NEGATIVE);
-    found.number(warmup, optim.warmup, in_unit_interval, "from 0 to 1 (a share of the steps, not a count)");
+    found.number(
+        warmup,
+        optim.warmup,
+        in_unit_interval,
+        "from 0 to 1 (a share of the steps, not a count)",
+    );
     found.number(beta1, optim.beta1, below_one, "from 0 to below 1");
     found.number(beta2, optim.beta2, below_one, "from 0 to below 1");
     found.number(eps, optim.eps, positive, POSITIVE);

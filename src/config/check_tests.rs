@@ -93,7 +93,10 @@ fn distillation_without_a_teacher_needs_trajectories_and_no_kl() {
 
 #[test]
 fn distillation_must_have_a_loss_and_a_length() {
-    assert_eq!(problem(|r| (r.distill.ce_weight, r.distill.kl_weight) = (0.0, 0.0)).key, "distill.ce_weight");
+    assert_eq!(
+        problem(|r| (r.distill.ce_weight, r.distill.kl_weight) = (0.0, 0.0)).key,
+        "distill.ce_weight"
+    );
     assert_eq!(problem(|r| r.distill.epochs = 0).key, "distill.epochs");
 }
 
@@ -124,7 +127,9 @@ fn dtypes_and_retrievers_are_known_names() {
 
 #[test]
 fn each_retriever_needs_its_own_input() {
-    let remote = |r: &mut Recipe, url: &str| (r.retriever.kind, r.retriever.url) = ("remote".into(), url.into());
+    let remote = |r: &mut Recipe, url: &str| {
+        (r.retriever.kind, r.retriever.url) = ("remote".into(), url.into())
+    };
     assert_eq!(problem(|r| remote(r, "")).key, "retriever.url");
     assert_eq!(n_problems(|r| remote(r, "http://127.0.0.1:8000/retrieve")), 0);
     assert_eq!(problem(|r| r.data.corpus.clear()).key, "data.corpus");
@@ -137,7 +142,10 @@ fn each_retriever_needs_its_own_input() {
 fn a_run_needs_questions() {
     assert_eq!(problem(|r| r.data.train.clear()).key, "data.train");
     assert_eq!(problem(|r| r.data.test.clear()).key, "data.test");
-    assert_eq!(problem(|r| r.data.test = ["a", "b", "a"].map(String::from).into()).key, "data.test");
+    assert_eq!(
+        problem(|r| r.data.test = ["a", "b", "a"].map(String::from).into()).key,
+        "data.test"
+    );
 }
 
 #[test]
@@ -183,7 +191,10 @@ fn other_stages_are_not_held_to_rules_of_rl() {
     };
     assert_eq!(n_problems(encoder), 0);
     assert_eq!(problem(|r| (r.stage, r.encoder.batch) = (Stage::Encoder, 1)).key, "encoder.batch");
-    assert_eq!(problem(|r| (r.stage, r.pretrain.steps) = (Stage::Pretrain, 0)).key, "pretrain.steps");
+    assert_eq!(
+        problem(|r| (r.stage, r.pretrain.steps) = (Stage::Pretrain, 0)).key,
+        "pretrain.steps"
+    );
 }
 
 #[test]
@@ -191,5 +202,8 @@ fn capabilities_without_questions_are_warned_about() {
     let mut recipe = Recipe { stage: Stage::Rl, ..runnable() };
     (recipe.eval.arcap, recipe.data.test) = (true, Vec::new());
     let found = check(&recipe);
-    assert!(found.errors.is_empty() && found.warnings.iter().any(|warning| warning.key == "eval.arcap"), "{found:?}");
+    assert!(
+        found.errors.is_empty() && found.warnings.iter().any(|warning| warning.key == "eval.arcap"),
+        "{found:?}"
+    );
 }

@@ -1,4 +1,5 @@
-//! Settings whose meaning lies in a layer further right: a recipe names them, the layer implements them.
+//! Settings whose meaning lies in a layer further right: a recipe names them, the layer implements
+//! them.
 use serde::{Deserialize, Serialize};
 
 /// How a request draws its tokens.

@@ -1,9 +1,22 @@
 //! The day that prompts are told, written as Llama 3.1's header writes it: `26 Jul 2024`.
 use std::fmt::Write;
 
-const MONTHS: [&str; 12] =
-    ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];
-const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+const WEEKDAYS: [&str; 7] =
+    ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 /// A day of the Gregorian calendar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +32,9 @@ impl Date {
     /// Reads `26 Jul 2024`; `None` of anything else, days that do not exist included.
     pub fn parse(text: &str) -> Option<Self> {
         let [day, month, year] = text.split(' ').collect::<Vec<_>>().try_into().ok()?;
-        let is_number = |text: &str, n_digits: usize| text.len() == n_digits && text.bytes().all(|byte| byte.is_ascii_digit());
+        let is_number = |text: &str, n_digits: usize| {
+            text.len() == n_digits && text.bytes().all(|byte| byte.is_ascii_digit())
+        };
         if !is_number(day, 2) || !is_number(year, 4) {
             return None;
         }
@@ -28,7 +43,8 @@ impl Date {
         (1..=days_of(date.year, month)).contains(&date.day).then_some(date)
     }
 
-    /// As C's and Python's `strftime` at midnight; `None` if the format asks for something else than day, month, year and clock.
+    /// As C's and Python's `strftime` at midnight; `None` if the format asks for something else
+    /// than day, month, year and clock.
     pub fn format(self, format: &str) -> Option<String> {
         let Self { year, month, day } = self;
         let mut text = String::new();
@@ -42,7 +58,9 @@ impl Date {
             if directive == '-' {
                 (directive, is_padded) = (rest.next()?, false);
             }
-            let number = |n: u32, width: usize| if is_padded { format!("{n:0width$}") } else { n.to_string() };
+            let number = |n: u32, width: usize| {
+                if is_padded { format!("{n:0width$}") } else { n.to_string() }
+            };
             let written = match directive {
                 'd' => number(day, 2),
                 'e' => format!("{day:2}"),
@@ -75,7 +93,8 @@ impl Date {
     fn weekday(self) -> usize {
         // Days since Sunday, 31 December of the year 0 in this calendar.
         let before = self.year.saturating_sub(1);
-        ((365 * before + before / 4 - before / 100 + before / 400 + self.day_of_year()) % 7) as usize
+        ((365 * before + before / 4 - before / 100 + before / 400 + self.day_of_year()) % 7)
+            as usize
     }
 }
 
@@ -108,14 +127,25 @@ mod tests {
             assert_eq!(date.format(format).as_deref(), Some(expected), "{format}");
         }
         assert_eq!((date.format("%Q"), date.format("%")), (None, None));
-        assert_eq!(Date::parse("29 Feb 2024").and_then(|date| date.format("%A")).as_deref(), Some("Thursday"));
+        assert_eq!(
+            Date::parse("29 Feb 2024").and_then(|date| date.format("%A")).as_deref(),
+            Some("Thursday")
+        );
     }
 
     #[test]
     fn days_that_do_not_exist_and_other_notations_are_refused() {
-        for text in
-            ["", "2024-07-26", "26 July 2024", "6 Jul 2024", "31 Jun 2024", "29 Feb 2023", "00 Jan 2024", "26  Jul 2024", "26 Jul 24"]
-        {
+        for text in [
+            "",
+            "2024-07-26",
+            "26 July 2024",
+            "6 Jul 2024",
+            "31 Jun 2024",
+            "29 Feb 2023",
+            "00 Jan 2024",
+            "26  Jul 2024",
+            "26 Jul 24",
+        ] {
             assert_eq!(Date::parse(text), None, "{text}");
         }
     }

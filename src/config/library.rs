@@ -7,7 +7,8 @@
 //! | `tiny/grpo` | configs/tiny/grpo.toml: where a file says what is special about a method in a world, it stands for the pair |
 //! | anything else | the file of that path |
 //!
-//! A world says with which models, data and sizes; a method says what is done with them, and holds no scale.
+//! A world says with which models, data and sizes; a method says what is done with them, and holds
+//! no scale.
 use super::{ConfigError, load::did_you_mean};
 use std::{
     borrow::Cow,
@@ -53,8 +54,16 @@ pub const BUILT_IN: &[(&str, &str)] = embedded![
     "methods/grpo",
 ];
 
-/// Models, data and sizes that a method can be laid over. Each is a whole run by itself, that of DGPO.
-pub const WORLDS: [&str; 6] = ["tiny", "tiny-llama", "smoke", "paper/qwen2.5-3b-0.5b", "paper/qwen2.5-7b-0.5b", "paper/llama3-8b-1b"];
+/// Models, data and sizes that a method can be laid over. Each is a whole run by itself, that of
+/// DGPO.
+pub const WORLDS: [&str; 6] = [
+    "tiny",
+    "tiny-llama",
+    "smoke",
+    "paper/qwen2.5-3b-0.5b",
+    "paper/qwen2.5-7b-0.5b",
+    "paper/llama3-8b-1b",
+];
 
 /// The methods: every row of the paper's tables.
 pub fn methods() -> impl Iterator<Item = &'static str> {
@@ -63,14 +72,19 @@ pub fn methods() -> impl Iterator<Item = &'static str> {
 
 /// Every name that `--config` and `extends` know without a file.
 pub fn names() -> impl Iterator<Item = String> {
-    let pairs = WORLDS.iter().flat_map(|world| methods().map(move |method| format!("{world}/{method}")));
+    let pairs =
+        WORLDS.iter().flat_map(|world| methods().map(move |method| format!("{world}/{method}")));
     BUILT_IN.iter().map(|(name, _)| (*name).to_owned()).chain(pairs)
 }
 
 /// What there is, in one line.
 pub fn described() -> String {
     let methods: Vec<&str> = methods().collect();
-    format!("built in are base, {}, and each of these but base with a method, as in tiny/kd: {}", WORLDS.join(", "), methods.join(", "))
+    format!(
+        "built in are base, {}, and each of these but base with a method, as in tiny/kd: {}",
+        WORLDS.join(", "),
+        methods.join(", ")
+    )
 }
 
 /// A recipe file, or a recipe inside the binary.
@@ -101,8 +115,9 @@ impl Place {
         is_pair.then(|| Self::BuiltIn { name: name.to_owned(), text: Cow::Owned(text()) })
     }
 
-    /// `name` as written on the command line, or behind `extends` in the recipe `from`: a name of the table above, else a file (beside the extending
-    /// one). With `.toml` behind it, it is a file where there is one, else the built-in recipe of that name.
+    /// `name` as written on the command line, or behind `extends` in the recipe `from`: a name of
+    /// the table above, else a file (beside the extending one). With `.toml` behind it, it is a
+    /// file where there is one, else the built-in recipe of that name.
     /// # Errors
     /// [`ConfigError::UnknownRecipe`] if it looks like a name and is none.
     pub(super) fn find(name: &str, from: Option<&Self>) -> Result<Self, ConfigError> {
@@ -110,13 +125,19 @@ impl Place {
         if let Some(recipe) = Self::built_in(name) {
             return Ok(recipe);
         }
-        // A variable or a home folder that is not there stays in the name, and the message shows it.
+        // A variable or a home folder that is not there stays in the name, and the message shows
+        // it.
         let expanded = crate::hub::expand(name);
         let name = expanded.as_deref().unwrap_or(name);
         let path = match from {
             // Inside the binary, paths lead from recipe to recipe.
             Some(Self::BuiltIn { name: extending, .. }) => {
-                let inside = normalised(&Path::new(extending).parent().unwrap_or(Path::new("")).join(stem.unwrap_or(name)));
+                let inside = normalised(
+                    &Path::new(extending)
+                        .parent()
+                        .unwrap_or(Path::new(""))
+                        .join(stem.unwrap_or(name)),
+                );
                 return Self::built_in(&inside).ok_or_else(|| unknown(name));
             }
             Some(Self::File(file)) => file.parent().unwrap_or(Path::new("")).join(name),
@@ -124,12 +145,15 @@ impl Place {
         };
         match stem.and_then(Self::built_in) {
             Some(recipe) if !path.exists() => Ok(recipe),
-            None if stem.is_none() && !path.exists() && !name.starts_with(['.', '/', '\\']) => Err(unknown(name)),
+            None if stem.is_none() && !path.exists() && !name.starts_with(['.', '/', '\\']) => {
+                Err(unknown(name))
+            }
             _ => Ok(Self::File(path)),
         }
     }
 
-    /// The first half of a run's default name: the file's stem, or the name with dashes ("tiny-kd").
+    /// The first half of a run's default name: the file's stem, or the name with dashes
+    /// ("tiny-kd").
     pub(super) fn run_name(&self) -> String {
         match self {
             Self::File(path) => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -156,8 +180,14 @@ impl Place {
             let hint = match (built_in_like(path), is_extended) {
                 (Some(known), true) => format!("the recipe is built in: extends = \"{known}\""),
                 (Some(known), false) => format!("the recipe is built in: --config {known}"),
-                (None, true) => "check `extends`; relative paths start at the folder of the recipe that extends".to_owned(),
-                (None, false) => "check the path; relative ones start at the current directory".to_owned(),
+                (None, true) => {
+                    "check `extends`; relative paths start at the folder of the recipe that \
+                     extends"
+                        .to_owned()
+                }
+                (None, false) => {
+                    "check the path; relative ones start at the current directory".to_owned()
+                }
             };
             ConfigError::Read { path: path.clone(), source, hint }
         })?;
@@ -168,7 +198,8 @@ impl Place {
 
 fn unknown(name: &str) -> ConfigError {
     let names: Vec<String> = names().collect();
-    let guess = did_you_mean(name, names.iter().map(String::as_str)).map_or_else(String::new, |n| format!("did you mean {n}? "));
+    let guess = did_you_mean(name, names.iter().map(String::as_str))
+        .map_or_else(String::new, |n| format!("did you mean {n}? "));
     let hint = format!("{guess}{}; a file is named by its path, e.g. ./{name}.toml", described());
     ConfigError::UnknownRecipe { name: name.to_owned(), hint }
 }
@@ -186,11 +217,15 @@ fn normalised(path: &Path) -> String {
     parts.join("/")
 }
 
-/// The built-in recipe that a path which leads nowhere ends with: "configs/tiny/kd.toml" -> "tiny/kd".
+/// The built-in recipe that a path which leads nowhere ends with: "configs/tiny/kd.toml" ->
+/// "tiny/kd".
 fn built_in_like(path: &Path) -> Option<String> {
     let path = normalised(&path.with_extension(""));
     let starts = std::iter::once(0).chain(path.match_indices('/').map(|(at, _)| at + 1));
-    starts.map(|start| &path[start..]).find(|tail| Place::built_in(tail).is_some()).map(str::to_owned)
+    starts
+        .map(|start| &path[start..])
+        .find(|tail| Place::built_in(tail).is_some())
+        .map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -204,7 +239,11 @@ mod tests {
         for name in names().filter(|name| WORLDS.iter().any(|world| name.starts_with(world))) {
             let loaded = load(&name, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
             let plan = plan::plan(&loaded.recipe, &Shapes::default());
-            assert!(!plan.phases.is_empty() && loaded.warnings.is_empty(), "{name}: {:?}", loaded.warnings);
+            assert!(
+                !plan.phases.is_empty() && loaded.warnings.is_empty(),
+                "{name}: {:?}",
+                loaded.warnings
+            );
         }
     }
 
@@ -213,7 +252,10 @@ mod tests {
         let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
         for folder in ["methods", "paper"] {
             for entry in std::fs::read_dir(configs.join(folder)).unwrap() {
-                let name = format!("{folder}/{}", entry.unwrap().path().file_stem().unwrap().to_string_lossy());
+                let name = format!(
+                    "{folder}/{}",
+                    entry.unwrap().path().file_stem().unwrap().to_string_lossy()
+                );
                 assert!(BUILT_IN.iter().any(|(known, _)| *known == name), "{name}");
             }
         }
@@ -222,7 +264,8 @@ mod tests {
     #[test]
     fn a_world_alone_is_its_dgpo() {
         for world in WORLDS {
-            let [alone, dgpo] = [world.to_owned(), format!("{world}/dgpo")].map(|name| load(&name, &[]).unwrap().recipe);
+            let [alone, dgpo] = [world.to_owned(), format!("{world}/dgpo")]
+                .map(|name| load(&name, &[]).unwrap().recipe);
             assert_eq!(alone, dgpo, "{world}");
         }
     }
@@ -231,10 +274,14 @@ mod tests {
     fn a_pair_is_found_from_the_command_line_and_from_files_and_names_its_run() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.toml");
-        std::fs::write(&path, "extends = \"paper/qwen2.5-3b-0.5b/kd-gkd\"\nrun.seed = 3\n").unwrap();
+        std::fs::write(&path, "extends = \"paper/qwen2.5-3b-0.5b/kd-gkd\"\nrun.seed = 3\n")
+            .unwrap();
         let loaded = load(&path.to_string_lossy(), &[]).unwrap();
         assert_eq!(loaded.sources[1], "built-in paper/qwen2.5-3b-0.5b/kd-gkd");
-        assert_eq!(load("paper/qwen2.5-3b-0.5b/kd-gkd", &[]).unwrap().run_name(), "paper-qwen2.5-3b-0.5b-kd-gkd-seed0");
+        assert_eq!(
+            load("paper/qwen2.5-3b-0.5b/kd-gkd", &[]).unwrap().run_name(),
+            "paper-qwen2.5-3b-0.5b-kd-gkd-seed0"
+        );
         // What is special about a method in a world wins over both.
         let rl = load("tiny/grpo", &[]).unwrap().recipe.rl;
         assert_eq!((rl.episodes_per_question, rl.questions_per_step, rl.mini_batch), (5, 20, 50));
@@ -243,18 +290,27 @@ mod tests {
     #[test]
     fn a_method_is_laid_over_a_file_of_ones_own() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("world.toml"), "extends = \"tiny\"\nrl.steps = 7\nkl.mode = \"none\"\n").unwrap();
+        std::fs::write(
+            folder.path().join("world.toml"),
+            "extends = \"tiny\"\nrl.steps = 7\nkl.mode = \"none\"\n",
+        )
+        .unwrap();
         let path = folder.path().join("mine.toml");
         std::fs::write(&path, "extends = [\"world.toml\", \"methods/dgpo-uniform-kl\"]\n").unwrap();
         let loaded = load(&path.to_string_lossy(), &[]).unwrap();
-        assert_eq!((loaded.recipe.rl.steps, loaded.recipe.kl.mode), (7, crate::config::KlMode::Uniform));
+        assert_eq!(
+            (loaded.recipe.rl.steps, loaded.recipe.kl.mode),
+            (7, crate::config::KlMode::Uniform)
+        );
     }
 
     #[test]
     fn a_slip_in_a_name_gets_the_nearest_one() {
-        for (slip, meant) in
-            [("tiny/kdd", "tiny/kd"), ("paper/qwen2.5-3b-0.5/dgpo", "paper/qwen2.5-3b-0.5b/dgpo"), ("methods/dpgo", "methods/dgpo")]
-        {
+        for (slip, meant) in [
+            ("tiny/kdd", "tiny/kd"),
+            ("paper/qwen2.5-3b-0.5/dgpo", "paper/qwen2.5-3b-0.5b/dgpo"),
+            ("methods/dpgo", "methods/dgpo"),
+        ] {
             let error = load(slip, &[]).unwrap_err().to_string();
             assert!(error.contains(&format!("did you mean {meant}?")), "{error}");
         }

@@ -1,9 +1,11 @@
 //! From a recipe file to a typed [`Recipe`]: file -> `extends` -> `--set` -> types -> rules.
 //!
-//! Each layer is flattened to (dotted key, value, where it was written); a later layer replaces an earlier key. `extends` names one recipe or a list of
-//! them, of which the later win; a recipe that several extend is laid down once, where it comes first. The flat map is then laid over
-//! the default recipe, whose own keys are the list of what exists. So one mechanism serves inheritance, overrides, did-you-mean and messages that
-//! name file and line, and a partial `[optim.actor]` keeps the actor's other defaults.
+//! Each layer is flattened to (dotted key, value, where it was written); a later layer replaces an
+//! earlier key. `extends` names one recipe or a list of them, of which the later win; a recipe that
+//! several extend is laid down once, where it comes first. The flat map is then laid over the
+//! default recipe, whose own keys are the list of what exists. So one mechanism serves inheritance,
+//! overrides, did-you-mean and messages that name file and line, and a partial `[optim.actor]`
+//! keeps the actor's other defaults.
 use super::{
     ConfigError, Origin, Problem, Recipe, bounds, check,
     library::{Place, described},
@@ -26,11 +28,15 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// `run.name`, or the recipe's name and seed: `tiny-seed0`. What a file may be called and a run may not ("my recipe.toml") becomes dashes.
+    /// `run.name`, or the recipe's name and seed: `tiny-seed0`. What a file may be called and a run
+    /// may not ("my recipe.toml") becomes dashes.
     pub fn run_name(&self) -> String {
         match self.recipe.run.name.as_str() {
             "" => {
-                let name = self.name.trim_start_matches('.').replace(|c: char| !(c.is_ascii_alphanumeric() || "._-+".contains(c)), "-");
+                let name = self
+                    .name
+                    .trim_start_matches('.')
+                    .replace(|c: char| !(c.is_ascii_alphanumeric() || "._-+".contains(c)), "-");
                 format!("{name}-seed{}", self.recipe.run.seed)
             }
             name => name.to_owned(),
@@ -38,9 +44,11 @@ impl Loaded {
     }
 }
 
-/// Reads the recipe `source`, a path or the bare name of a built-in recipe, applies `overrides` (`a.b=value`, in order), and checks the rules.
+/// Reads the recipe `source`, a path or the bare name of a built-in recipe, applies `overrides`
+/// (`a.b=value`, in order), and checks the rules.
 ///
-/// An override's value is TOML; text that is not (or a number where the key holds text) is taken as a bare string.
+/// An override's value is TOML; text that is not (or a number where the key holds text) is taken as
+/// a bare string.
 /// # Errors
 /// [`ConfigError`], each variant with the place and a hint; all broken rules at once.
 pub fn load(source: &str, overrides: &[String]) -> Result<Loaded, ConfigError> {
@@ -77,12 +85,26 @@ pub fn load_part(source: &str, overrides: &[String]) -> Result<Loaded, ConfigErr
 fn refuse_secrets(settings: &Settings) -> Result<(), ConfigError> {
     for (key, (value, origin)) in settings {
         let listed = value.as_array().into_iter().flatten();
-        let is_secret =
-            |text: &str| if key == secrets::ADDRESS_KEY { secrets::may_hold_user(text) } else { secrets::without_users(text) != text };
+        let is_secret = |text: &str| {
+            if key == secrets::ADDRESS_KEY {
+                secrets::may_hold_user(text)
+            } else {
+                secrets::without_users(text) != text
+            }
+        };
         if listed.chain([value]).filter_map(Value::as_str).any(is_secret) {
             let why = "is an address with a user or a password".to_owned();
-            let hint = if key == secrets::ADDRESS_KEY { secrets::SECRET_HINT } else { secrets::OTHER_HINT };
-            return Err(ConfigError::WrongType { origin: Box::new(origin.clone()), key: key.clone(), why, hint: hint.to_owned() });
+            let hint = if key == secrets::ADDRESS_KEY {
+                secrets::SECRET_HINT
+            } else {
+                secrets::OTHER_HINT
+            };
+            return Err(ConfigError::WrongType {
+                origin: Box::new(origin.clone()),
+                key: key.clone(),
+                why,
+                hint: hint.to_owned(),
+            });
         }
     }
     Ok(())
@@ -90,25 +112,40 @@ fn refuse_secrets(settings: &Settings) -> Result<(), ConfigError> {
 
 /// The recipe as a complete TOML file, which loads back to an equal recipe.
 pub fn to_toml(recipe: &Recipe) -> String {
-    toml::to_string_pretty(recipe).expect("a recipe holds only tables, numbers, text and lists of text")
+    toml::to_string_pretty(recipe)
+        .expect("a recipe holds only tables, numbers, text and lists of text")
 }
 
-/// The recipe in a record, such as a checkpoint's state, with the numbers that a recipe file may have: those beyond TOML's are damage.
+/// The recipe in a record, such as a checkpoint's state, with the numbers that a recipe file may
+/// have: those beyond TOML's are damage.
 /// # Errors
 /// If it is not one.
-pub fn recorded_recipe<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Recipe>, D::Error> {
+pub fn recorded_recipe<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Recipe>, D::Error> {
     let recipe = Option::<Recipe>::deserialize(deserializer)?;
-    recipe.as_ref().map_or(Ok(()), |recipe| Table::try_from(recipe).map(drop)).map_err(serde::de::Error::custom)?;
+    recipe
+        .as_ref()
+        .map_or(Ok(()), |recipe| Table::try_from(recipe).map(drop))
+        .map_err(serde::de::Error::custom)?;
     Ok(recipe)
 }
 
 /// The keys in which two recipes differ, with the values of both: (key, left, right).
 pub fn differences(left: &Recipe, right: &Recipe) -> Vec<(String, Value, Value)> {
-    flat_values(left).into_iter().zip(flat_values(right)).filter(|((_, l), (_, r))| l != r).map(|((key, l), (_, r))| (key, l, r)).collect()
+    flat_values(left)
+        .into_iter()
+        .zip(flat_values(right))
+        .filter(|((_, l), (_, r))| l != r)
+        .map(|((key, l), (_, r))| (key, l, r))
+        .collect()
 }
 
 /// The candidate that looks most like `word`, if any looks enough alike to be a slip.
-pub fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn did_you_mean<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     // The threshold clap uses for its own suggestions.
     const ALIKE: f64 = 0.7;
     candidates
@@ -127,16 +164,25 @@ struct Layer {
     settings: Settings,
 }
 
-/// Reads what a recipe extends, recursively, and then the recipe: what is laid down first comes first. `extending` are the recipes on the way to it.
-fn collect_layers(place: Place, extending: &mut Vec<Place>, layers: &mut Vec<Layer>) -> Result<(), ConfigError> {
+/// Reads what a recipe extends, recursively, and then the recipe: what is laid down first comes
+/// first. `extending` are the recipes on the way to it.
+fn collect_layers(
+    place: Place,
+    extending: &mut Vec<Place>,
+    layers: &mut Vec<Layer>,
+) -> Result<(), ConfigError> {
     if extending.iter().any(|earlier| earlier.identity() == place.identity()) {
-        return Err(ConfigError::Cycle { chain: extending.iter().chain([&place]).map(Place::to_string).collect() });
+        return Err(ConfigError::Cycle {
+            chain: extending.iter().chain([&place]).map(Place::to_string).collect(),
+        });
     }
     if layers.iter().any(|layer| layer.place.identity() == place.identity()) {
         return Ok(());
     }
     let mut settings = parse_file(&place.to_string(), &place.text(!extending.is_empty())?)?;
-    let bases = settings.remove("extends").map_or(Ok(Vec::new()), |(value, origin)| bases_of(value, origin))?;
+    let bases = settings
+        .remove("extends")
+        .map_or(Ok(Vec::new()), |(value, origin)| bases_of(value, origin))?;
     extending.push(place);
     for name in bases {
         let base = Place::find(&name, extending.last())?;
@@ -153,7 +199,10 @@ fn bases_of(value: Value, origin: Origin) -> Result<Vec<String>, ConfigError> {
         origin: Box::new(origin.clone()),
         key: "extends".into(),
         why: format!("expected the name of a recipe or a list of names, found {found}"),
-        hint: format!("write extends = \"base\", which is built in, or the path of a recipe; {}", described()),
+        hint: format!(
+            "write extends = \"base\", which is built in, or the path of a recipe; {}",
+            described()
+        ),
     };
     let name = |value: Value| match value {
         Value::String(name) => Ok(name),
@@ -168,7 +217,11 @@ fn bases_of(value: Value, origin: Origin) -> Result<Vec<String>, ConfigError> {
 fn parse_file(source: &str, text: &str) -> Result<Settings, ConfigError> {
     let origin_at = |offset: usize| {
         let line = text[..offset.min(text.len())].matches('\n').count() + 1;
-        Origin { source: source.to_owned(), line: Some(line), excerpt: text.lines().nth(line - 1).unwrap_or_default().to_owned() }
+        Origin {
+            source: source.to_owned(),
+            line: Some(line),
+            excerpt: text.lines().nth(line - 1).unwrap_or_default().to_owned(),
+        }
     };
     let syntax = |error: toml::de::Error| ConfigError::Syntax {
         origin: Box::new(origin_at(error.span().map_or(0, |span| span.start))),
@@ -182,22 +235,27 @@ fn parse_file(source: &str, text: &str) -> Result<Settings, ConfigError> {
 }
 
 fn parse_override(argument: &str) -> Result<Settings, ConfigError> {
-    let wrong = |why: &str| ConfigError::Override { argument: argument.to_owned(), why: why.to_owned() };
+    let wrong =
+        |why: &str| ConfigError::Override { argument: argument.to_owned(), why: why.to_owned() };
     let (key, text) = argument.split_once('=').ok_or_else(|| wrong("there is no `=`"))?;
     let (key, text) = (key.trim(), text.trim());
     if key.is_empty() {
         return Err(wrong("there is no key before `=`"));
     }
-    let origin = |_| Origin { source: format!("--set {argument}"), line: None, excerpt: String::new() };
+    let origin =
+        |_| Origin { source: format!("--set {argument}"), line: None, excerpt: String::new() };
     let mut settings = Settings::new();
     let is_text = default_values().get(key).is_some_and(Value::is_str);
-    match toml::from_str::<Table>(&format!("value = {text}")).map(|mut table| table.remove("value")) {
+    match toml::from_str::<Table>(&format!("value = {text}")).map(|mut table| table.remove("value"))
+    {
         Ok(Some(Value::Table(table))) => flatten(&table, None, key, &origin, &mut settings),
         Ok(Some(value)) if !is_text || value.is_str() => {
             settings.insert(key.to_owned(), (value, origin(0)));
         }
         // Text that starts like a TOML value and is not one is a slip, not a bare string.
-        Err(error) if text.starts_with(['"', '\'', '[', '{']) => return Err(wrong(error.message())),
+        Err(error) if text.starts_with(['"', '\'', '[', '{']) => {
+            return Err(wrong(error.message()));
+        }
         _ => {
             settings.insert(key.to_owned(), (Value::String(text.to_owned()), origin(0)));
         }
@@ -206,16 +264,31 @@ fn parse_override(argument: &str) -> Result<Settings, ConfigError> {
 }
 
 /// Appends the leaves of a table under `prefix`; `spans` is the same table with source positions.
-fn flatten(values: &Table, spans: Option<&DeTable<'_>>, prefix: &str, origin_at: &dyn Fn(usize) -> Origin, out: &mut Settings) {
+fn flatten(
+    values: &Table,
+    spans: Option<&DeTable<'_>>,
+    prefix: &str,
+    origin_at: &dyn Fn(usize) -> Origin,
+    out: &mut Settings,
+) {
     for (key, value) in values {
         let span = spans.and_then(|spans| spans.iter().find(|(name, _)| name.get_ref() == key));
         let dotted = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         match value {
             Value::Table(table) if !table.is_empty() => {
-                flatten(table, span.and_then(|(_, value)| value.get_ref().as_table()), &dotted, origin_at, out);
+                flatten(
+                    table,
+                    span.and_then(|(_, value)| value.get_ref().as_table()),
+                    &dotted,
+                    origin_at,
+                    out,
+                );
             }
             _ => {
-                out.insert(dotted, (value.clone(), origin_at(span.map_or(0, |(name, _)| name.span().start))));
+                out.insert(
+                    dotted,
+                    (value.clone(), origin_at(span.map_or(0, |(name, _)| name.span().start))),
+                );
             }
         }
     }
@@ -245,11 +318,17 @@ fn typed(settings: Settings) -> Result<Recipe, ConfigError> {
     for (key, (value, origin)) in settings {
         let Some(default) = known.get(&key) else {
             // An empty table of a known name says nothing and does no harm.
-            let is_table = known.keys().any(|k| k.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('.')));
+            let is_table = known
+                .keys()
+                .any(|k| k.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('.')));
             if is_table && matches!(&value, Value::Table(_)) {
                 continue;
             }
-            let hint = if is_table { format!("{key} is a table: [{key}]") } else { key_hint(&key, &known) };
+            let hint = if is_table {
+                format!("{key} is a table: [{key}]")
+            } else {
+                key_hint(&key, &known)
+            };
             return Err(ConfigError::UnknownKey { origin: Box::new(origin), key, hint });
         };
         set(&mut whole, &key, value.clone());
@@ -265,7 +344,9 @@ fn typed(settings: Settings) -> Result<Recipe, ConfigError> {
             return Err(ConfigError::WrongType { origin: Box::new(origin), key, why, hint });
         }
     }
-    Ok(whole.try_into().expect("each value alone fitted its field, and no type looks at two fields"))
+    Ok(whole
+        .try_into()
+        .expect("each value alone fitted its field, and no type looks at two fields"))
 }
 
 fn set(table: &mut Table, dotted: &str, value: Value) {
@@ -285,14 +366,20 @@ fn last(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
-/// What an unknown key may have meant: the same name in another table, a similar name in the same table, or anything similar.
+/// What an unknown key may have meant: the same name in another table, a similar name in the same
+/// table, or anything similar.
 fn key_hint(key: &str, known: &BTreeMap<String, Value>) -> String {
-    let elsewhere: Vec<&str> = known.keys().map(String::as_str).filter(|k| last(k) == last(key)).take(3).collect();
+    let elsewhere: Vec<&str> =
+        known.keys().map(String::as_str).filter(|k| last(k) == last(key)).take(3).collect();
     if !elsewhere.is_empty() {
         return format!("did you mean {}?", elsewhere.join(" or "));
     }
     let table = key.rsplit_once('.').map_or("", |(table, _)| table);
-    let siblings: Vec<&str> = known.keys().filter(|k| k.rsplit_once('.').map_or("", |(t, _)| t) == table).map(|k| last(k)).collect();
+    let siblings: Vec<&str> = known
+        .keys()
+        .filter(|k| k.rsplit_once('.').map_or("", |(t, _)| t) == table)
+        .map(|k| last(k))
+        .collect();
     if let Some(sibling) = did_you_mean(last(key), siblings.iter().copied()) {
         let dot = if table.is_empty() { "" } else { "." };
         return format!("did you mean {table}{dot}{sibling}?");
@@ -302,7 +389,11 @@ fn key_hint(key: &str, known: &BTreeMap<String, Value>) -> String {
     }
     match siblings.is_empty() {
         true => "`dgpo plan --recipe` prints every key".to_owned(),
-        false => format!("{} has {}", if table.is_empty() { "the recipe" } else { table }, siblings.join(", ")),
+        false => format!(
+            "{} has {}",
+            if table.is_empty() { "the recipe" } else { table },
+            siblings.join(", ")
+        ),
     }
 }
 
@@ -310,10 +401,12 @@ fn type_hint(default: &Value, why: &str) -> String {
     // serde lists the names of an enum in backticks: `found`, expected one of `a`, `b`.
     let names: Vec<&str> = why.split('`').skip(1).step_by(2).collect();
     match (default, names.as_slice()) {
-        (Value::String(_), [found, names @ ..]) if !names.is_empty() => match did_you_mean(found, names.iter().copied()) {
-            Some(name) => format!("did you mean \"{name}\"?"),
-            None => format!("one of {}", names.join(", ")),
-        },
+        (Value::String(_), [found, names @ ..]) if !names.is_empty() => {
+            match did_you_mean(found, names.iter().copied()) {
+                Some(name) => format!("did you mean \"{name}\"?"),
+                None => format!("one of {}", names.join(", ")),
+            }
+        }
         (Value::String(_), _) => "write text in quotation marks".to_owned(),
         (Value::Integer(n), _) => format!("a whole number from 0 on, such as {n}"),
         (Value::Float(x), _) => format!("a number such as {x}"),

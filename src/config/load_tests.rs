@@ -3,7 +3,8 @@ use crate::config::{Decay, KlMode, Stage, library::BUILT_IN};
 use std::path::Path;
 
 /// What every runnable recipe needs, so that a test can state only its own point.
-const RUNNABLE: &str = "data = { train = [\"a.jsonl\"], test = [\"b.jsonl\"], corpus = \"c.jsonl\" }\n";
+const RUNNABLE: &str =
+    "data = { train = [\"a.jsonl\"], test = [\"b.jsonl\"], corpus = \"c.jsonl\" }\n";
 
 /// Writes recipe files into a folder of their own.
 struct Recipes(tempfile::TempDir);
@@ -24,11 +25,17 @@ impl Recipes {
 }
 
 fn recipe_of(text: &str, overrides: &[&str]) -> Recipe {
-    Recipes::new(&[("r.toml", &format!("{RUNNABLE}{text}"))]).load("r.toml", overrides).unwrap().recipe
+    Recipes::new(&[("r.toml", &format!("{RUNNABLE}{text}"))])
+        .load("r.toml", overrides)
+        .unwrap()
+        .recipe
 }
 
 pub(in crate::config) fn error_of(text: &str, overrides: &[&str]) -> String {
-    Recipes::new(&[("r.toml", &format!("{RUNNABLE}{text}"))]).load("r.toml", overrides).unwrap_err().to_string()
+    Recipes::new(&[("r.toml", &format!("{RUNNABLE}{text}"))])
+        .load("r.toml", overrides)
+        .unwrap_err()
+        .to_string()
 }
 
 #[test]
@@ -46,8 +53,11 @@ fn every_recipe_of_the_repository_passes_its_checks() {
     for folder in [configs.clone(), configs.join("tiny"), configs.join("paper")] {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "toml") && !path.ends_with("base.toml") {
-                load(&path.to_string_lossy(), &[]).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            if path.extension().is_some_and(|extension| extension == "toml")
+                && !path.ends_with("base.toml")
+            {
+                load(&path.to_string_lossy(), &[])
+                    .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
                 n_recipes += 1;
             }
         }
@@ -63,11 +73,18 @@ fn a_recorded_recipe_has_the_numbers_that_a_recipe_file_may_have() {
         recipe: Option<Recipe>,
     }
     let read = |seed: u64| {
-        let recipe = Recipe { run: crate::config::RunRecipe { seed, ..Default::default() }, ..Recipe::default() };
-        serde_json::from_value::<Record>(serde_json::json!({ "recipe": recipe })).map(|record| record.recipe.unwrap())
+        let recipe = Recipe {
+            run: crate::config::RunRecipe { seed, ..Default::default() },
+            ..Recipe::default()
+        };
+        serde_json::from_value::<Record>(serde_json::json!({ "recipe": recipe }))
+            .map(|record| record.recipe.unwrap())
     };
     assert!(differences(&Recipe::default(), &read(3).unwrap()).len() == 1);
-    assert!(read(u64::MAX).is_err(), "TOML has no such number, and a comparison of recipes writes them as TOML");
+    assert!(
+        read(u64::MAX).is_err(),
+        "TOML has no such number, and a comparison of recipes writes them as TOML"
+    );
 }
 
 #[test]
@@ -85,8 +102,14 @@ fn a_recipe_overrides_what_it_extends_and_set_overrides_both() {
         ("top.toml", "extends = \"mid.toml\"\nrun.seed = 3\n"),
     ]);
     let loaded = files.load("top.toml", &["run.seed=4", "run.seed=5"]).unwrap();
-    assert_eq!((loaded.recipe.rl.epochs, loaded.recipe.rl.steps, loaded.recipe.run.seed), (2, 20, 5));
-    assert_eq!(loaded.sources, [files.path("top.toml"), files.path("mid.toml"), files.path("base.toml")]);
+    assert_eq!(
+        (loaded.recipe.rl.epochs, loaded.recipe.rl.steps, loaded.recipe.run.seed),
+        (2, 20, 5)
+    );
+    assert_eq!(
+        loaded.sources,
+        [files.path("top.toml"), files.path("mid.toml"), files.path("base.toml")]
+    );
     assert_eq!(loaded.run_name(), "top-seed5");
 }
 
@@ -99,20 +122,31 @@ fn of_several_recipes_extended_the_later_win_and_what_they_share_lies_below_both
         ("top.toml", "extends = [\"left.toml\", \"right.toml\"]\nrun.seed = 3\n"),
     ]);
     let loaded = files.load("top.toml", &[]).unwrap();
-    assert_eq!((loaded.recipe.rl.steps, loaded.recipe.rl.epochs, loaded.recipe.run.seed), (20, 4, 3));
-    assert_eq!(loaded.sources, ["top.toml", "right.toml", "left.toml", "base.toml"].map(|name| files.path(name)));
+    assert_eq!(
+        (loaded.recipe.rl.steps, loaded.recipe.rl.epochs, loaded.recipe.run.seed),
+        (20, 4, 3)
+    );
+    assert_eq!(
+        loaded.sources,
+        ["top.toml", "right.toml", "left.toml", "base.toml"].map(|name| files.path(name))
+    );
 }
 
 #[test]
 fn a_file_may_extend_a_built_in_recipe_by_its_bare_name() {
-    let loaded = Recipes::new(&[("r.toml", &format!("extends = \"base\"\n{RUNNABLE}"))]).load("r.toml", &[]).unwrap();
+    let loaded = Recipes::new(&[("r.toml", &format!("extends = \"base\"\n{RUNNABLE}"))])
+        .load("r.toml", &[])
+        .unwrap();
     assert_eq!(loaded.sources[1], "built-in base");
 }
 
 #[test]
 fn a_built_in_recipe_is_found_by_its_file_name_unless_a_file_of_that_name_lies_there() {
     let recipe = format!("extends = \"base.toml\"\n{RUNNABLE}");
-    assert_eq!(Recipes::new(&[("r.toml", &recipe)]).load("r.toml", &[]).unwrap().sources[1], "built-in base");
+    assert_eq!(
+        Recipes::new(&[("r.toml", &recipe)]).load("r.toml", &[]).unwrap().sources[1],
+        "built-in base"
+    );
     let files = Recipes::new(&[("r.toml", &recipe), ("base.toml", "rl.steps = 3\n")]);
     assert_eq!(files.load("r.toml", &[]).unwrap().sources[1], files.path("base.toml"));
     // The tests run in the repository's root, where there is no tiny.toml.
@@ -128,7 +162,10 @@ fn a_bad_extends_gets_a_hint_that_works() {
         assert!(error.contains(expected) && error.contains("write extends = \"base\""), "{error}");
     }
     let error = error_of("extends = \"bases/mine.toml\"\n", &[]);
-    assert!(error.contains("mine.toml") && error.contains("the folder of the recipe that extends"), "{error}");
+    assert!(
+        error.contains("mine.toml") && error.contains("the folder of the recipe that extends"),
+        "{error}"
+    );
     let error = error_of("extends = \"configs/base.toml\"\n", &[]);
     assert!(error.contains("hint: the recipe is built in: extends = \"base\""), "{error}");
 }
@@ -144,13 +181,18 @@ fn the_default_name_of_a_run_is_one_that_the_rules_allow() {
     for file in ["my recipe.toml", ".hidden.toml", "größe (2).toml"] {
         let mut loaded = Recipes::new(&[(file, RUNNABLE)]).load(file, &[]).unwrap();
         loaded.recipe.run.name = loaded.run_name();
-        assert!(check::check(&loaded.recipe).errors.iter().all(|problem| problem.key != "run.name"), "{}", loaded.recipe.run.name);
+        assert!(
+            check::check(&loaded.recipe).errors.iter().all(|problem| problem.key != "run.name"),
+            "{}",
+            loaded.recipe.run.name
+        );
     }
 }
 
 #[test]
 fn recipes_that_extend_each_other_are_an_error_that_shows_the_circle() {
-    let files = Recipes::new(&[("a.toml", "extends = \"b.toml\""), ("b.toml", "extends = \"./a.toml\"")]);
+    let files =
+        Recipes::new(&[("a.toml", "extends = \"b.toml\""), ("b.toml", "extends = \"./a.toml\"")]);
     let error = files.load("a.toml", &[]).unwrap_err();
     assert!(matches!(&error, ConfigError::Cycle { chain } if chain.len() == 3), "{error}");
 }
@@ -158,16 +200,32 @@ fn recipes_that_extend_each_other_are_an_error_that_shows_the_circle() {
 #[test]
 fn a_partial_optimizer_table_keeps_the_other_defaults_of_its_phase() {
     let optim = recipe_of("optim.actor.lr = 0.5\noptim.distill.lr = 0.25\n", &[]).optim;
-    assert_eq!((optim.actor.lr, optim.actor.warmup, optim.actor.decay), (0.5, 0.285, Decay::Constant));
-    assert_eq!((optim.distill.lr, optim.distill.warmup, optim.distill.decay), (0.25, 0.0, Decay::Cosine));
+    assert_eq!(
+        (optim.actor.lr, optim.actor.warmup, optim.actor.decay),
+        (0.5, 0.285, Decay::Constant)
+    );
+    assert_eq!(
+        (optim.distill.lr, optim.distill.warmup, optim.distill.decay),
+        (0.25, 0.0, Decay::Cosine)
+    );
 }
 
 #[test]
 fn set_takes_toml_values_and_bare_text() {
-    let overrides = ["kl.mode=none", "data.test=[\"x\", \"y\"]", "run.name=17", "rl.clip_ratio=1", "stage = \"rl\"", "gae={lambda=0.5}"];
+    let overrides = [
+        "kl.mode=none",
+        "data.test=[\"x\", \"y\"]",
+        "run.name=17",
+        "rl.clip_ratio=1",
+        "stage = \"rl\"",
+        "gae={lambda=0.5}",
+    ];
     let recipe = recipe_of("", &overrides);
     assert_eq!((recipe.kl.mode, recipe.stage, recipe.gae.lambda), (KlMode::None, Stage::Rl, 0.5));
-    assert_eq!((recipe.data.test, recipe.run.name.as_str(), recipe.rl.clip_ratio), (vec!["x".into(), "y".into()], "17", 1.0));
+    assert_eq!(
+        (recipe.data.test, recipe.run.name.as_str(), recipe.rl.clip_ratio),
+        (vec!["x".into(), "y".into()], "17", 1.0)
+    );
 }
 
 #[test]
@@ -186,12 +244,16 @@ fn a_key_in_the_wrong_table_is_pointed_to_the_right_one() {
 #[test]
 fn an_unknown_key_on_the_command_line_is_an_error_too() {
     let error = error_of("", &["rl.step=4"]);
-    assert!(error.starts_with("--set rl.step=4: unknown key rl.step") && error.contains("rl.steps"), "{error}");
+    assert!(
+        error.starts_with("--set rl.step=4: unknown key rl.step") && error.contains("rl.steps"),
+        "{error}"
+    );
 }
 
 #[test]
 fn an_unknown_key_in_the_extended_file_names_that_file() {
-    let files = Recipes::new(&[("base.toml", "\nx = 1\n"), ("r.toml", "extends = \"base.toml\"\n")]);
+    let files =
+        Recipes::new(&[("base.toml", "\nx = 1\n"), ("r.toml", "extends = \"base.toml\"\n")]);
     let error = files.load("r.toml", &[]).unwrap_err().to_string();
     assert!(error.contains("base.toml:2: unknown key x"), "{error}");
 }
@@ -242,6 +304,7 @@ fn differences_name_the_changed_keys_alone() {
     let mut changed = Recipe::default();
     changed.rl.steps = 3;
     changed.kl.mode = KlMode::None;
-    let keys: Vec<String> = differences(&Recipe::default(), &changed).into_iter().map(|(key, ..)| key).collect();
+    let keys: Vec<String> =
+        differences(&Recipe::default(), &changed).into_iter().map(|(key, ..)| key).collect();
     assert_eq!(keys, ["kl.mode", "rl.steps"]);
 }

@@ -11,7 +11,8 @@
 //! | [`plan`] | steps, tokens, memory and disk space of a run, computed before it starts |
 //! | [`shapes`] | the sizes of its networks, on this machine or as published |
 //!
-//! [`secrets`] keeps passwords out of all of them. [`choice`] holds what a recipe names and a layer further right implements.
+//! [`secrets`] keeps passwords out of all of them. [`choice`] holds what a recipe names and a layer
+//! further right implements.
 mod bounds;
 pub mod chat;
 pub mod check;
@@ -61,7 +62,8 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What stands between a message and its hint: the offending line, as compilers show it; nothing for arguments, which the message repeats.
+/// What stands between a message and its hint: the offending line, as compilers show it; nothing
+/// for arguments, which the message repeats.
 struct Excerpt<'a>(&'a Origin);
 impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -96,11 +98,20 @@ pub enum ConfigError {
     Read { path: PathBuf, source: std::io::Error, hint: String },
     #[error("there is no built-in recipe \"{name}\"; hint: {hint}")]
     UnknownRecipe { name: String, hint: String },
-    #[error("{origin}: not TOML: {why}{}hint: text needs quotation marks, a list brackets", Excerpt(origin))]
+    #[error(
+        "{origin}: not TOML: {why}{}hint: text needs quotation marks, a list brackets",
+        Excerpt(origin)
+    )]
     Syntax { origin: Box<Origin>, why: String },
-    #[error("recipes extend each other in a circle: {}; hint: remove one of these `extends` lines", chain.join(" -> "))]
+    #[error(
+        "recipes extend each other in a circle: {}; hint: remove one of these `extends` lines",
+        chain.join(" -> ")
+    )]
     Cycle { chain: Vec<String> },
-    #[error("--set {}: {why}; hint: write --set table.key=value, e.g. --set rl.steps=10", secrets::without_users(argument))]
+    #[error(
+        "--set {}: {why}; hint: write --set table.key=value, e.g. --set rl.steps=10",
+        secrets::without_users(argument)
+    )]
     Override { argument: String, why: String },
     #[error("{origin}: unknown key {key}{}hint: {hint}", Excerpt(origin))]
     UnknownKey { origin: Box<Origin>, key: String, hint: String },

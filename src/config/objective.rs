@@ -1,20 +1,26 @@
 //! What a run learns, and how: the parts of the recipe behind the equations of KD and DGPO.
 //!
-//! As in [`super::recipe`], defaults are the paper's; the equations themselves are in `crate::algo`, each beside the field names used here.
+//! As in [`super::recipe`], defaults are the paper's; the equations themselves are in
+//! `crate::algo`, each beside the field names used here.
 use serde::{Deserialize, Serialize};
 
-/// Teacher-generated outputs (method §3.1): the teacher plays training questions, correct episodes are kept.
+/// Teacher-generated outputs (method §3.1): the teacher plays training questions, correct episodes
+/// are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DemosRecipe {
-    /// Questions the teacher plays (sampled without replacement; epochs run on). Default: 169,615, the paper's training set once.
-    /// Raising it gives KD more episodes and costs teacher time in proportion.
+    /// Questions the teacher plays (sampled without replacement; epochs run on). Default: 169,615,
+    /// the paper's training set once. Raising it gives KD more episodes and costs teacher time in
+    /// proportion.
     pub n_episodes: usize,
-    /// Keep correct episodes only, the teacher's or those of `data.trajectories`. Default: paper, true. DistiLLM learns from all of them.
+    /// Keep correct episodes only, the teacher's or those of `data.trajectories`. Default: paper,
+    /// true. DistiLLM learns from all of them.
     pub only_correct: bool,
-    /// Keep at most this many episodes; 0 = all. Default: 0. A small number makes a weak cold start.
+    /// Keep at most this many episodes; 0 = all. Default: 0. A small number makes a weak cold
+    /// start.
     pub max_kept: usize,
-    /// The teacher's sampling temperature. Default: 1; the paper does not state it. Raising it brings variety and fewer correct episodes.
+    /// The teacher's sampling temperature. Default: 1; the paper does not state it. Raising it
+    /// brings variety and fewer correct episodes.
     pub temperature: f64,
 }
 
@@ -37,17 +43,21 @@ pub enum DistillDivergence {
     Jsd,
     /// KL(teacher ‖ `skew_alpha` · teacher + (1 − `skew_alpha`) · student): DistiLLM.
     SkewKl,
-    /// KL(p_t ‖ student), p_t moving from the student's distribution to the teacher's by [`TaidRecipe`].
+    /// KL(p_t ‖ student), p_t moving from the student's distribution to the teacher's by
+    /// [`TaidRecipe`].
     Taid,
 }
 
-/// KD on teacher-generated outputs (method §3.2, §5): `ce_weight · CE + kl_weight · D(teacher, student)` over agent tokens.
+/// KD on teacher-generated outputs (method §3.2, §5): `ce_weight · CE + kl_weight · D(teacher,
+/// student)` over agent tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistillRecipe {
-    /// Weight of the cross-entropy on the episode's own tokens. Default: paper's equation, 1; its script has 0.
+    /// Weight of the cross-entropy on the episode's own tokens. Default: paper's equation, 1; its
+    /// script has 0.
     pub ce_weight: f64,
-    /// The paper's λ: weight of the divergence from the teacher's distribution; 0 needs no teacher. Default: paper, 1.
+    /// The paper's λ: weight of the divergence from the teacher's distribution; 0 needs no teacher.
+    /// Default: paper, 1.
     pub kl_weight: f64,
     /// `forward_kl`, `reverse_kl`, `jsd`, `skew_kl` or `taid`. Default: paper, `forward_kl`.
     pub divergence: DistillDivergence,
@@ -57,15 +67,18 @@ pub struct DistillRecipe {
     pub skew_alpha: f64,
     pub taid: TaidRecipe,
     pub student_outputs: StudentOutputsRecipe,
-    /// Divides teacher and student logits in the KL. Default: paper, 1. Raising it flattens both distributions.
+    /// Divides teacher and student logits in the KL. Default: paper, 1. Raising it flattens both
+    /// distributions.
     pub temperature: f64,
     /// Passes over the episodes, unless `steps` is set. Default: paper, 5.
     pub epochs: usize,
     /// Optimizer steps; 0 = `epochs` decide. Default: 0.
     pub steps: usize,
-    /// Episodes a step. Default: paper, 64. Raising it gives steadier gradients and fewer steps an epoch.
+    /// Episodes a step. Default: paper, 64. Raising it gives steadier gradients and fewer steps an
+    /// epoch.
     pub batch: usize,
-    /// Padded tokens of a micro-batch. Default: 16,384. Raising it costs memory and changes no result.
+    /// Padded tokens of a micro-batch. Default: 16,384. Raising it costs memory and changes no
+    /// result.
     pub micro_batch_tokens: usize,
 }
 
@@ -96,7 +109,8 @@ pub struct TaidRecipe {
     pub t_start: f64,
     /// And at the end. Default: paper, 1.
     pub t_end: f64,
-    /// Size of the adaptive increments. Default: paper, 5e-4. Raising it reaches the teacher sooner while the loss falls.
+    /// Size of the adaptive increments. Default: paper, 5e-4. Raising it reaches the teacher sooner
+    /// while the loss falls.
     pub alpha: f64,
     /// Memory of the loss's relative change. Default: paper, 0.99.
     pub beta: f64,
@@ -108,9 +122,11 @@ impl Default for TaidRecipe {
     }
 }
 
-/// DistiLLM's adaptive mix of teacher's and student's episodes. A step learns from the student's with probability φ: φ starts at 0 and rises by
-/// `increment` whenever the cross-entropy on held-out teacher episodes has risen by `loss_eps`. Such a step plays new episodes with probability
-/// φ · (1 − step/steps) (and as long as the replay buffer is not full), else it draws old ones from the buffer.
+/// DistiLLM's adaptive mix of teacher's and student's episodes. A step learns from the student's
+/// with probability φ: φ starts at 0 and rises by `increment` whenever the cross-entropy on
+/// held-out teacher episodes has risen by `loss_eps`. Such a step plays new episodes with
+/// probability φ · (1 − step/steps) (and as long as the replay buffer is not full), else it draws
+/// old ones from the buffer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StudentOutputsRecipe {
@@ -126,7 +142,8 @@ pub struct StudentOutputsRecipe {
     pub validate_every: usize,
     /// Teacher episodes held out of training for it, at most half of them. Default: own choice, 64.
     pub n_validation: usize,
-    /// Episodes the replay buffer holds; the oldest fall out. Default: the published script's, 1,000. Raising it reuses older episodes.
+    /// Episodes the replay buffer holds; the oldest fall out. Default: the published script's,
+    /// 1,000. Raising it reuses older episodes.
     pub capacity: usize,
 }
 
@@ -139,20 +156,31 @@ impl StudentOutputsRecipe {
 
 impl Default for StudentOutputsRecipe {
     fn default() -> Self {
-        Self { is_adaptive: false, initial_share: 0.0, increment: 0.1, loss_eps: 0.1, validate_every: 50, n_validation: 64, capacity: 1000 }
+        Self {
+            is_adaptive: false,
+            initial_share: 0.0,
+            increment: 0.1,
+            loss_eps: 0.1,
+            validate_every: 50,
+            n_validation: 64,
+            capacity: 1000,
+        }
     }
 }
 
-/// GKD, on-policy distillation (method §5): the student plays training questions, every agent token is pulled towards the teacher by the
-/// generalised Jensen-Shannon divergence; there is no reward. The optimizer is `optim.distill`.
+/// GKD, on-policy distillation (method §5): the student plays training questions, every agent token
+/// is pulled towards the teacher by the generalised Jensen-Shannon divergence; there is no reward.
+/// The optimizer is `optim.distill`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GkdRecipe {
     /// Steps: each plays and learns once. Default: 1,000, as RL; the paper is silent.
     pub steps: usize,
-    /// Questions a step, one episode each. Default: 512, as RL: the student plays in both; the paper is silent.
+    /// Questions a step, one episode each. Default: 512, as RL: the student plays in both; the
+    /// paper is silent.
     pub questions_per_step: usize,
-    /// Padded tokens of a micro-batch. Default: 16,384. Raising it costs memory and changes no result.
+    /// Padded tokens of a micro-batch. Default: 16,384. Raising it costs memory and changes no
+    /// result.
     pub micro_batch_tokens: usize,
     /// β of the divergence: 0 = forward KL, 1 = reverse KL. Default: paper, 1.
     pub jsd_beta: f64,
@@ -162,7 +190,13 @@ pub struct GkdRecipe {
 
 impl Default for GkdRecipe {
     fn default() -> Self {
-        Self { steps: 1000, questions_per_step: 512, micro_batch_tokens: 16_384, jsd_beta: 1.0, temperature: 1.0 }
+        Self {
+            steps: 1000,
+            questions_per_step: 512,
+            micro_batch_tokens: 16_384,
+            jsd_beta: 1.0,
+            temperature: 1.0,
+        }
     }
 }
 
@@ -185,18 +219,23 @@ pub struct RlRecipe {
     pub algorithm: Algorithm,
     /// Steps: each plays, scores and learns once. Default: paper, 1,000.
     pub steps: usize,
-    /// Questions a step. Default: paper, 512. Raising it gives steadier gradients; time a step grows in proportion.
+    /// Questions a step. Default: paper, 512. Raising it gives steadier gradients; time a step
+    /// grows in proportion.
     pub questions_per_step: usize,
-    /// Episodes played of each question. Default: paper, 1 (GRPO: 5). GRPO needs at least 2; raising it gives steadier advantages.
+    /// Episodes played of each question. Default: paper, 1 (GRPO: 5). GRPO needs at least 2;
+    /// raising it gives steadier advantages.
     pub episodes_per_question: usize,
-    /// Episodes an optimizer step; it must divide `questions_per_step · episodes_per_question`. Default: paper, 256.
-    /// Raising it gives fewer, steadier updates from the same episodes.
+    /// Episodes an optimizer step; it must divide `questions_per_step · episodes_per_question`.
+    /// Default: paper, 256. Raising it gives fewer, steadier updates from the same episodes.
     pub mini_batch: usize,
-    /// Padded tokens of a micro-batch. Default: 16,384. Raising it costs memory and changes no result.
+    /// Padded tokens of a micro-batch. Default: 16,384. Raising it costs memory and changes no
+    /// result.
     pub micro_batch_tokens: usize,
-    /// Passes over a step's episodes. Default: paper, 1. Raising it learns more from each episode, and more off-policy.
+    /// Passes over a step's episodes. Default: paper, 1. Raising it learns more from each episode,
+    /// and more off-policy.
     pub epochs: usize,
-    /// ε of the policy loss: how far the probability ratio counts. Default: paper, 0.2. Raising it allows larger policy changes.
+    /// ε of the policy loss: how far the probability ratio counts. Default: paper, 0.2. Raising it
+    /// allows larger policy changes.
     pub clip_ratio: f64,
     /// How far the critic may move from its old value in one step. Default: paper, 0.5.
     pub clip_value: f64,
@@ -297,7 +336,8 @@ pub struct KlRecipe {
     pub mode: KlMode,
     /// `teacher` or `initial`. Default: paper, `teacher`.
     pub reference: KlReference,
-    /// `k1`, `abs`, `mse`, `k3`, `full`, `k1_reversed`, `k3_reversed` or `full_reversed`. Default: paper, `k1`.
+    /// `k1`, `abs`, `mse`, `k3`, `full`, `k1_reversed`, `k3_reversed` or `full_reversed`. Default:
+    /// paper, `k1`.
     pub estimator: KlEstimator,
     /// `reward` or `loss`; GRPO has it in the loss alone. Default: paper, `reward`.
     #[serde(rename = "in")]
@@ -306,7 +346,8 @@ pub struct KlRecipe {
     pub coef: f64,
     /// Adaptive β: the KL a token it steers to; 0 = β stays fixed. Default: paper, 0.
     pub target: f64,
-    /// Adaptive β: episodes over which it reacts. Default: 10,000, the published script's. Raising it makes β move more slowly.
+    /// Adaptive β: episodes over which it reacts. Default: 10,000, the published script's. Raising
+    /// it makes β move more slowly.
     pub horizon: f64,
 }
 
@@ -341,11 +382,13 @@ pub enum GaeOver {
 pub struct GaeRecipe {
     /// Discount a token. Default: paper, 1. Lowering it favours short episodes.
     pub gamma: f64,
-    /// Trust in the returns over the critic. Default: paper, 1. Lowering it gives less variance and more bias.
+    /// Trust in the returns over the critic. Default: paper, 1. Lowering it gives less variance and
+    /// more bias.
     pub lambda: f64,
     /// `response` or `agent`. Default: paper, `response`.
     pub over: GaeOver,
-    /// Whether advantages are shifted and scaled to mean 0 and variance 1 over the step. Default: paper, true.
+    /// Whether advantages are shifted and scaled to mean 0 and variance 1 over the step. Default:
+    /// paper, true.
     pub whiten: bool,
 }
 
@@ -368,16 +411,19 @@ pub enum Decay {
     Linear,
 }
 
-/// AdamW of one network in one phase. Every field is written out by serialisation, and the loader fills absent ones from the phase's own
-/// default; so a partial table never mixes two phases.
+/// AdamW of one network in one phase. Every field is written out by serialisation, and the loader
+/// fills absent ones from the phase's own default; so a partial table never mixes two phases.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdamWRecipe {
-    /// Learning rate at its highest. Defaults: paper, 1e-4 (distill), 1e-6 (actor), 1e-5 (critic). Small models learn with larger ones.
+    /// Learning rate at its highest. Defaults: paper, 1e-4 (distill), 1e-6 (actor), 1e-5 (critic).
+    /// Small models learn with larger ones.
     pub lr: f64,
-    /// Share of the steps of the phase over which lr rises linearly from 0. Defaults: paper, 0 (distill), 0.285 (actor), 0.015 (critic).
+    /// Share of the steps of the phase over which lr rises linearly from 0. Defaults: paper, 0
+    /// (distill), 0.285 (actor), 0.015 (critic).
     pub warmup: f64,
-    /// `constant`, `cosine` or `linear`. Defaults: paper, `cosine` (distill), `constant` (actor, critic).
+    /// `constant`, `cosine` or `linear`. Defaults: paper, `cosine` (distill), `constant` (actor,
+    /// critic).
     pub decay: Decay,
     /// Memory of the gradient's mean. Default: paper, 0.9.
     pub beta1: f64,
@@ -387,13 +433,23 @@ pub struct AdamWRecipe {
     pub eps: f64,
     /// Decoupled weight decay. Default: paper, 0.01.
     pub weight_decay: f64,
-    /// Longest gradient over all parameters of the network; longer ones are scaled down; 0 = no clipping. Default: paper, 1.
+    /// Longest gradient over all parameters of the network; longer ones are scaled down; 0 = no
+    /// clipping. Default: paper, 1.
     pub max_grad_norm: f64,
 }
 
 impl Default for AdamWRecipe {
     fn default() -> Self {
-        Self { lr: 1e-6, warmup: 0.0, decay: Decay::Constant, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 }
+        Self {
+            lr: 1e-6,
+            warmup: 0.0,
+            decay: Decay::Constant,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            max_grad_norm: 1.0,
+        }
     }
 }
 
@@ -419,7 +475,8 @@ impl Default for OptimRecipe {
     }
 }
 
-/// Language modelling on `data.corpus` and `data.trajectories` (the base student of the tiny world). Not part of the paper.
+/// Language modelling on `data.corpus` and `data.trajectories` (the base student of the tiny
+/// world). Not part of the paper.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PretrainRecipe {
@@ -427,7 +484,8 @@ pub struct PretrainRecipe {
     pub steps: usize,
     /// Texts a step. Default: 32.
     pub batch: usize,
-    /// Use only this many trajectories of each file; 0 = all. Default: 200: just enough of the format that RL from scratch has something to reward.
+    /// Use only this many trajectories of each file; 0 = all. Default: 200: just enough of the
+    /// format that RL from scratch has something to reward.
     pub max_trajectories: usize,
 }
 
@@ -437,15 +495,18 @@ impl Default for PretrainRecipe {
     }
 }
 
-/// Contrastive training of a retrieval encoder (E5's InfoNCE with in-batch negatives). Not part of the paper.
+/// Contrastive training of a retrieval encoder (E5's InfoNCE with in-batch negatives). Not part of
+/// the paper.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EncoderRecipe {
     /// Optimizer steps. Default: 300.
     pub steps: usize,
-    /// Pairs a step; the other passages of the batch are the negatives. Default: 64. Raising it makes the task harder and the encoder better.
+    /// Pairs a step; the other passages of the batch are the negatives. Default: 64. Raising it
+    /// makes the task harder and the encoder better.
     pub batch: usize,
-    /// Divides the similarities in the softmax. Default: 0.01, E5's. Lowering it weighs the hardest negatives more.
+    /// Divides the similarities in the softmax. Default: 0.01, E5's. Lowering it weighs the hardest
+    /// negatives more.
     pub temperature: f64,
 }
 

@@ -1,7 +1,8 @@
 //! The parts of a run, and which of them a stage goes through in which order.
 //!
-//! The order decides which checkpoint is the newest, which metrics a resumed run cuts off, and which model a phase starts from: it is the stage's
-//! alone, since RL comes behind KD in one stage and before it in another.
+//! The order decides which checkpoint is the newest, which metrics a resumed run cuts off, and
+//! which model a phase starts from: it is the stage's alone, since RL comes behind KD in one stage
+//! and before it in another.
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -26,9 +27,11 @@ pub enum Phase {
 }
 
 impl Phase {
-    pub const ALL: [Self; 7] = [Self::Encoder, Self::Pretrain, Self::Demos, Self::Kd, Self::Gkd, Self::Rl, Self::Eval];
+    pub const ALL: [Self; 7] =
+        [Self::Encoder, Self::Pretrain, Self::Demos, Self::Kd, Self::Gkd, Self::Rl, Self::Eval];
 
-    /// The name in metrics, checkpoint folders and progress lines, and of the model that the phase leaves.
+    /// The name in metrics, checkpoint folders and progress lines, and of the model that the phase
+    /// leaves.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Encoder => "encoder",
@@ -76,7 +79,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// What a run goes through, in order. Episodes of the teacher are played where the recipe names no others.
+    /// What a run goes through, in order. Episodes of the teacher are played where the recipe names
+    /// no others.
     pub fn phases(self) -> &'static [Phase] {
         match self {
             Self::Pipeline => &[Phase::Demos, Phase::Kd, Phase::Rl, Phase::Eval],
@@ -90,12 +94,17 @@ impl Stage {
         }
     }
 
-    /// The phases that train the student, in order: each goes on with the model that the one before left, the first with `model.student`.
+    /// The phases that train the student, in order: each goes on with the model that the one before
+    /// left, the first with `model.student`.
     pub fn training_phases(self) -> impl Iterator<Item = Phase> {
-        self.phases().iter().copied().filter(|phase| matches!(phase, Phase::Pretrain | Phase::Kd | Phase::Gkd | Phase::Rl))
+        self.phases()
+            .iter()
+            .copied()
+            .filter(|phase| matches!(phase, Phase::Pretrain | Phase::Kd | Phase::Gkd | Phase::Rl))
     }
 
-    /// Where a phase stands among those of the stage. A phase that the stage lacks (the recipe was edited) comes before all others.
+    /// Where a phase stands among those of the stage. A phase that the stage lacks (the recipe was
+    /// edited) comes before all others.
     pub fn place(self, phase: Phase) -> Option<usize> {
         self.phases().iter().position(|&known| known == phase)
     }
@@ -133,6 +142,9 @@ mod tests {
         assert_eq!(training(Stage::DistillGkd), [Phase::Kd, Phase::Gkd]);
         assert!(Stage::Pipeline.place(Phase::Kd) < Stage::Pipeline.place(Phase::Rl));
         assert!(Stage::RlDistill.place(Phase::Rl) < Stage::RlDistill.place(Phase::Demos));
-        assert!(Stage::Gkd.place(Phase::Rl) < Stage::Gkd.place(Phase::Gkd), "what a stage lacks lies behind it");
+        assert!(
+            Stage::Gkd.place(Phase::Rl) < Stage::Gkd.place(Phase::Gkd),
+            "what a stage lacks lies behind it"
+        );
     }
 }

@@ -1,21 +1,39 @@
-//! The recipe: one typed tree, every field with meaning, unit, default, paper value and the effect of raising it.
+//! The recipe: one typed tree, every field with meaning, unit, default, paper value and the effect
+//! of raising it.
 //!
-//! The `Default` of every part is the published DGPO run wherever the paper or its scripts state a value ("default: paper" below); a field the
-//! paper is silent on says so. A recipe file therefore states only what differs. [`super::load`] reads it, [`super::check`] holds the rules between
-//! fields, [`super::plan`] computes what a run with it will do. What a run learns from its data lies in [`super::objective`].
+//! The `Default` of every part is the published DGPO run wherever the paper or its scripts state a
+//! value ("default: paper" below); a field the paper is silent on says so. A recipe file therefore
+//! states only what differs. [`super::load`] reads it, [`super::check`] holds the rules between
+//! fields, [`super::plan`] computes what a run with it will do. What a run learns from its data
+//! lies in [`super::objective`].
 //!
-//! No field changes meaning with another one, and no environment variable changes a result (`${NAME}` and `~` in paths say where files lie, nothing else).
+//! No field changes meaning with another one, and no environment variable changes a result
+//! (`${NAME}` and `~` in paths say where files lie, nothing else).
 use super::chat::ChatTemplate;
 use super::choice::{ObservationCut, Sampling};
 use super::guards::GuardsRecipe;
-use super::objective::{DemosRecipe, DistillRecipe, EncoderRecipe, GaeRecipe, GkdRecipe, KlRecipe, OptimRecipe, PretrainRecipe, RlRecipe};
+use super::objective::{
+    DemosRecipe, DistillRecipe, EncoderRecipe, GaeRecipe, GkdRecipe, KlRecipe, OptimRecipe,
+    PretrainRecipe, RlRecipe,
+};
 use super::phase::Stage;
 use serde::{Deserialize, Serialize};
 
-/// The user message of the published data (method §9), with its wording and its newline: a checkpoint trained on it expects it.
-pub const PAPER_INSTRUCTION: &str = "Answer the given question. You must conduct reasoning inside <think> and </think> first every time you get new information. After reasoning, if you find you lack some knowledge, you can call a search engine by <search> query </search> and it will return the top searched results between <information> and </information>. You can search as many times as your want. If you find no further external knowledge needed, you can directly provide the answer inside <answer> and </answer>, without detailed illustrations. For example, <answer> Beijing </answer>. Question: {question}\n";
+/// The user message of the published data (method §9), with its wording and its newline: a
+/// checkpoint trained on it expects it.
+pub const PAPER_INSTRUCTION: &str = "Answer the given question. You must conduct reasoning inside \
+                                     <think> and </think> first every time you get new \
+                                     information. After reasoning, if you find you lack some \
+                                     knowledge, you can call a search engine by <search> query \
+                                     </search> and it will return the top searched results between \
+                                     <information> and </information>. You can search as many \
+                                     times as your want. If you find no further external knowledge \
+                                     needed, you can directly provide the answer inside <answer> \
+                                     and </answer>, without detailed illustrations. For example, \
+                                     <answer> Beijing </answer>. Question: {question}\n";
 
-/// The value of `retriever.query_prefix` and `passage_prefix` that leaves the choice to the encoder's folder.
+/// The value of `retriever.query_prefix` and `passage_prefix` that leaves the choice to the
+/// encoder's folder.
 pub const AUTO_PREFIX: &str = "auto";
 
 /// Everything that decides what a run computes.
@@ -46,25 +64,30 @@ pub struct Recipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelRecipe {
-    /// The model being trained: a folder, `owner/name` in the Hugging Face cache, `builtin:NAME`, or `random:FOLDER` (weights drawn from
-    /// `run.seed` for the config.json there). Default: paper, `Qwen/Qwen2.5-0.5B-Instruct`. A larger one learns more and costs in proportion.
+    /// The model being trained: a folder, `owner/name` in the Hugging Face cache, `builtin:NAME`,
+    /// or `random:FOLDER` (weights drawn from `run.seed` for the config.json there). Default:
+    /// paper, `Qwen/Qwen2.5-0.5B-Instruct`. A larger one learns more and costs in proportion.
     pub student: String,
-    /// The frozen model that writes demonstrations and serves as the KL reference, named as `student`; empty = none.
-    /// Default: paper's main run, the 3B Search-R1 checkpoint. It must share the student's tokenizer.
+    /// The frozen model that writes demonstrations and serves as the KL reference, named as
+    /// `student`; empty = none. Default: paper's main run, the 3B Search-R1 checkpoint. It must
+    /// share the student's tokenizer.
     pub teacher: String,
     /// Folder with tokenizer.json; empty = the student's folder. Default: empty.
     pub tokenizer: String,
-    /// How a question becomes a prompt: `auto` (the template in the folder of the tokenizer or of the student), or a built-in format: `qwen2_5`,
-    /// `llama3`, `llama3_1`, `llama3_2`, `plain`. Default: `auto`, which for the default student is what `qwen2_5` writes.
+    /// How a question becomes a prompt: `auto` (the template in the folder of the tokenizer or of
+    /// the student), or a built-in format: `qwen2_5`, `llama3`, `llama3_1`, `llama3_2`, `plain`.
+    /// Default: `auto`, which for the default student is what `qwen2_5` writes.
     pub chat_template: ChatTemplate,
-    /// The day that templates with a date are told, so that prompts do not change with the calendar. Default: `26 Jul 2024`, as Llama 3.1's
-    /// template has it where it is told none.
+    /// The day that templates with a date are told, so that prompts do not change with the
+    /// calendar. Default: `26 Jul 2024`, as Llama 3.1's template has it where it is told none.
     pub template_date: String,
-    /// `f32`, `bf16` or `f16`: the parameters in forward and backward; master weights and optimizer state are f32 whatever this says.
-    /// Default: paper, `bf16`. `f32` doubles the memory of parameters and is no slower on a CPU.
+    /// `f32`, `bf16` or `f16`: the parameters in forward and backward; master weights and optimizer
+    /// state are f32 whatever this says. Default: paper, `bf16`. `f32` doubles the memory of
+    /// parameters and is no slower on a CPU.
     pub dtype: String,
-    /// Keep only the input of each block for the backward pass and compute the rest again: the activations of one block at a time, for about a
-    /// third more compute. Gradients are equal up to rounding. Default: own choice, `false`; turn it on where a micro-batch does not fit.
+    /// Keep only the input of each block for the backward pass and compute the rest again: the
+    /// activations of one block at a time, for about a third more compute. Gradients are equal up
+    /// to rounding. Default: own choice, `false`; turn it on where a micro-batch does not fit.
     pub recompute: bool,
 }
 
@@ -82,23 +105,28 @@ impl Default for ModelRecipe {
     }
 }
 
-/// Questions, passages and ready-made episodes. `${NAME}` in a path is replaced by that environment variable; relative paths start at the
-/// current directory.
+/// Questions, passages and ready-made episodes. `${NAME}` in a path is replaced by that environment
+/// variable; relative paths start at the current directory.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataRecipe {
-    /// Question files of training, shuffled together. Default: none; the paper trains on NQ and HotpotQA.
+    /// Question files of training, shuffled together. Default: none; the paper trains on NQ and
+    /// HotpotQA.
     pub train: Vec<String>,
-    /// Question files of the evaluation; each file is one data set of the report. Default: none; the paper evaluates on seven.
+    /// Question files of the evaluation; each file is one data set of the report. Default: none;
+    /// the paper evaluates on seven.
     pub test: Vec<String>,
-    /// Agent episodes made elsewhere (JSON Lines with `response`, or as `dgpo demos` writes them), used by the distill and pretrain stages instead
-    /// of a teacher's. Default: none.
+    /// Agent episodes made elsewhere (JSON Lines with `response`, or as `dgpo demos` writes them),
+    /// used by the distill and pretrain stages instead of a teacher's. Default: none.
     pub trajectories: Vec<String>,
-    /// Passages (JSON Lines with `id` and `contents`, or `id`, `title` and `text`). Default: none; the paper searches Wikipedia 2018.
+    /// Passages (JSON Lines with `id` and `contents`, or `id`, `title` and `text`). Default: none;
+    /// the paper searches Wikipedia 2018.
     pub corpus: String,
-    /// At most this many training questions a file; 0 = all. Default: 0. Raising it brings more variety.
+    /// At most this many training questions a file; 0 = all. Default: 0. Raising it brings more
+    /// variety.
     pub max_train: usize,
-    /// At most this many test questions a file; 0 = all. Default: 0. Raising it makes the figures less noisy and the evaluation longer.
+    /// At most this many test questions a file; 0 = all. Default: 0. Raising it makes the figures
+    /// less noisy and the evaluation longer.
     pub max_test: usize,
     /// Only the first so many passages; 0 = all. Default: 0. For a quick look at a large corpus.
     pub max_passages: usize,
@@ -108,47 +136,63 @@ pub struct DataRecipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetrieverRecipe {
-    /// `dense` (encoder and vector search), `bm25` (words) or `remote` (a `/retrieve` server). Default: paper, `dense`.
+    /// `dense` (encoder and vector search), `bm25` (words) or `remote` (a `/retrieve` server).
+    /// Default: paper, `dense`.
     pub kind: String,
-    /// Vector search: `exact`, `hnsw`, or `auto` (exact below 50,000 passages, HNSW above). Default: `auto`; the paper used HNSW.
+    /// Vector search: `exact`, `hnsw`, or `auto` (exact below 50,000 passages, HNSW above).
+    /// Default: `auto`; the paper used HNSW.
     pub search: String,
     /// BERT encoder for `dense`, named as `model.student`. Default: paper, `intfloat/e5-base-v2`.
     pub encoder: String,
     /// Folder of a built index; empty = built under the run directory. Default: empty.
     pub index: String,
-    /// Address for `remote`, e.g. `http://127.0.0.1:8000/retrieve`. One with a user and a password is given by an environment variable alone,
-    /// `${RETRIEVER_URL}`, which stays as it is here. Default: empty.
+    /// Address for `remote`, e.g. `http://127.0.0.1:8000/retrieve`. One with a user and a password
+    /// is given by an environment variable alone, `${RETRIEVER_URL}`, which stays as it is here.
+    /// Default: empty.
     pub url: String,
-    /// `remote`: seconds until a request counts as failed. Default: 30. Raising it tolerates slower servers and delays the error.
+    /// `remote`: seconds until a request counts as failed. Default: 30. Raising it tolerates slower
+    /// servers and delays the error.
     pub timeout_s: f64,
-    /// `remote`: attempts after the first, with growing pauses, before a request counts as failed. Default: 3.
+    /// `remote`: attempts after the first, with growing pauses, before a request counts as failed.
+    /// Default: 3.
     pub max_retries: usize,
-    /// Seconds before a failed request, and then a step that lost searches, is tried again; each pause is twice the one before. Default: 0.5.
+    /// Seconds before a failed request, and then a step that lost searches, is tried again; each
+    /// pause is twice the one before. Default: 0.5.
     pub first_pause_s: f64,
-    /// `remote`: queries of one request at most. One that the server refuses is halved until only the refused queries are lost. Default: 512.
+    /// `remote`: queries of one request at most. One that the server refuses is halved until only
+    /// the refused queries are lost. Default: 512.
     pub batch_queries: usize,
-    /// Largest share of the episodes that searched which a step, a block of the teacher's episodes or an evaluation may lose to the retriever.
-    /// Beyond it they are played again. Default: 0. Raising it trains on what is left, which searches less: the student learns not to.
+    /// Largest share of the episodes that searched which a step, a block of the teacher's episodes
+    /// or an evaluation may lose to the retriever. Beyond it they are played again. Default: 0.
+    /// Raising it trains on what is left, which searches less: the student learns not to.
     pub max_lost_share: f64,
-    /// Seconds for which that is tried before the run ends with its checkpoint. Default: 3,600. Raising it outlasts longer outages.
+    /// Seconds for which that is tried before the run ends with its checkpoint. Default: 3,600.
+    /// Raising it outlasts longer outages.
     pub max_outage_s: f64,
-    /// Passages a search returns. Default: paper, 3. Raising it finds more and lengthens every observation.
+    /// Passages a search returns. Default: paper, 3. Raising it finds more and lengthens every
+    /// observation.
     pub top_k: usize,
-    /// HNSW: links a node (M). Default: 32. Raising it improves recall; memory is about 8·M bytes a passage.
+    /// HNSW: links a node (M). Default: 32. Raising it improves recall; memory is about 8·M bytes a
+    /// passage.
     pub hnsw_m: usize,
-    /// HNSW: candidates looked at while building. Default: 200. Raising it improves recall; build time grows in proportion.
+    /// HNSW: candidates looked at while building. Default: 200. Raising it improves recall; build
+    /// time grows in proportion.
     pub hnsw_ef_construction: usize,
-    /// HNSW: candidates looked at in a search. Default: 128. Raising it improves recall; search time grows in proportion.
+    /// HNSW: candidates looked at in a search. Default: 128. Raising it improves recall; search
+    /// time grows in proportion.
     pub hnsw_ef_search: usize,
-    /// Text before a query for the encoder. Default: `auto`, the prompt that the encoder's folder declares
-    /// (`config_sentence_transformers.json`); where it declares none, E5's `"query: "`, which is the paper's,
-    /// or nothing for an encoder with CLS pooling. Another value wins over a declared one, with a warning.
+    /// Text before a query for the encoder. Default: `auto`, the prompt that the encoder's folder
+    /// declares (`config_sentence_transformers.json`); where it declares none, E5's `"query: "`,
+    /// which is the paper's, or nothing for an encoder with CLS pooling. Another value wins over a
+    /// declared one, with a warning.
     pub query_prefix: String,
-    /// Text before a passage for the encoder. Default: `auto`, as for `query_prefix`; E5's is `"passage: "`.
+    /// Text before a passage for the encoder. Default: `auto`, as for `query_prefix`; E5's is
+    /// `"passage: "`.
     pub passage_prefix: String,
     /// Tokens of a query or passage the encoder sees. Default: paper, 256.
     pub max_tokens: usize,
-    /// Padded tokens of an encoder batch. Default: 16,384. Raising it costs memory and changes no result.
+    /// Padded tokens of an encoder batch. Default: 16,384. Raising it costs memory and changes no
+    /// result.
     pub batch_tokens: usize,
 }
 
@@ -184,29 +228,36 @@ impl Default for RetrieverRecipe {
 pub struct EpisodeRecipe {
     /// The user message; `{question}` is replaced. Default: the published text (method §9).
     pub instruction: String,
-    /// Turns in which a search is executed; one more turn follows without search. Default: paper, 4.
+    /// Turns in which a search is executed; one more turn follows without search. Default: paper,
+    /// 4.
     pub max_turns: usize,
     /// Tokens the agent may write in one turn. Default: paper, 500.
     pub max_response_length: usize,
     /// Tokens of an observation; the rest is cut. Default: 500, the published script's.
     pub max_obs_length: usize,
-    /// What is cut of a longer one: `passages` (the closing tag stays) or `reference` (the tag goes first). Default: own choice, `passages`.
+    /// What is cut of a longer one: `passages` (the closing tag stays) or `reference` (the tag goes
+    /// first). Default: own choice, `passages`.
     pub cut_observations: ObservationCut,
-    /// Special tokens that are spelled in passages, questions or trajectories (`<|im_end|>`) are control tokens there too, as in the published code.
-    /// Default: own choice, `false`: they are ordinary text, so that no passage can end the user's turn.
+    /// Special tokens that are spelled in passages, questions or trajectories (`<|im_end|>`) are
+    /// control tokens there too, as in the published code. Default: own choice, `false`: they are
+    /// ordinary text, so that no passage can end the user's turn.
     pub special_tokens_in_text: bool,
-    /// Tokens of the prompt; a longer one ends the episode as `prompt_too_long`. Default: 2,048, the published script's.
+    /// Tokens of the prompt; a longer one ends the episode as `prompt_too_long`. Default: 2,048,
+    /// the published script's.
     pub max_start_length: usize,
-    /// Tokens of prompt and response together; an episode that would pass it is closed as `truncated_length`. Default: paper, 4,096.
-    /// Raising it costs KV-cache and activation memory in proportion.
+    /// Tokens of prompt and response together; an episode that would pass it is closed as
+    /// `truncated_length`. Default: paper, 4,096. Raising it costs KV-cache and activation memory
+    /// in proportion.
     pub max_prompt_length: usize,
-    /// Sampling temperature of training episodes. Default: paper, 1. Raising it explores more; 0 would be greedy.
+    /// Sampling temperature of training episodes. Default: paper, 1. Raising it explores more; 0
+    /// would be greedy.
     pub temperature: f64,
     /// Keep the most likely tokens up to this probability; 1 = all. Default: paper, 1.
     pub top_p: f64,
     /// Keep this many most likely tokens; 0 = all. Default: 0.
     pub top_k: usize,
-    /// Rows decoded together. Default: 256. Raising it uses the machine better; KV-cache memory grows in proportion, results do not change.
+    /// Rows decoded together. Default: 256. Raising it uses the machine better; KV-cache memory
+    /// grows in proportion, results do not change.
     pub max_rows: usize,
 }
 
@@ -216,10 +267,12 @@ impl EpisodeRecipe {
         Sampling { temperature: self.temperature, top_p: self.top_p, top_k: self.top_k }
     }
 
-    /// The longest episode the limits of single parts allow: prompt, `max_turns` turns with an observation each, one last turn.
-    /// `max_prompt_length` may cut it shorter.
+    /// The longest episode the limits of single parts allow: prompt, `max_turns` turns with an
+    /// observation each, one last turn. `max_prompt_length` may cut it shorter.
     pub fn longest_episode(&self) -> usize {
-        self.max_start_length + self.max_turns * (self.max_response_length + self.max_obs_length) + self.max_response_length
+        self.max_start_length
+            + self.max_turns * (self.max_response_length + self.max_obs_length)
+            + self.max_response_length
     }
 }
 
@@ -246,12 +299,14 @@ impl Default for EpisodeRecipe {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalRecipe {
-    /// Evaluate every n steps of RL and of GKD; 0 = only at the end of the run. Default: 0. A smaller n gives a finer curve and costs time.
+    /// Evaluate every n steps of RL and of GKD; 0 = only at the end of the run. Default: 0. A
+    /// smaller n gives a finer curve and costs time.
     pub every: usize,
     /// Sampling temperature. Default: paper, 0 (greedy).
     pub temperature: f64,
-    /// Measure the capabilities one by one too (method §8): every annotated question twice more, with its gold passages given, and every question as
-    /// a query. Default: false. `true` makes the final evaluation up to three times as long; a `dgpo eval --arcap` sets it.
+    /// Measure the capabilities one by one too (method §8): every annotated question twice more,
+    /// with its gold passages given, and every question as a query. Default: false. `true` makes
+    /// the final evaluation up to three times as long; a `dgpo eval --arcap` sets it.
     pub arcap: bool,
 }
 
@@ -259,11 +314,13 @@ pub struct EvalRecipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunRecipe {
-    /// The run directory is runs/NAME; empty = made from the recipe's file name and the seed. Default: empty.
+    /// The run directory is runs/NAME; empty = made from the recipe's file name and the seed.
+    /// Default: empty.
     pub name: String,
     /// Every random number of the run derives from it. Default: 0.
     pub seed: u64,
-    /// Checkpoint every n steps of a phase; 0 = only at a phase's end. Default: 50. A smaller n loses less at a crash and writes more.
+    /// Checkpoint every n steps of a phase; 0 = only at a phase's end. Default: 50. A smaller n
+    /// loses less at a crash and writes more.
     pub save_every: usize,
     /// Checkpoints kept of each phase; 0 = all. Default: 3.
     pub keep: usize,

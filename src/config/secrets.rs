@@ -1,8 +1,9 @@
 //! Users and passwords in addresses: where they may stand, and how a text is shown without them.
 //!
-//! A recipe is written into the run's folder, into checkpoints and reports. So an address with a user or
-//! a password stands in it by the name of an environment variable alone, `url = "${RETRIEVER_URL}"`: the
-//! name is kept, and its value is read when the address is used, again in every process that resumes.
+//! A recipe is written into the run's folder, into checkpoints and reports. So an address with a
+//! user or a password stands in it by the name of an environment variable alone, `url =
+//! "${RETRIEVER_URL}"`: the name is kept, and its value is read when the address is used, again in
+//! every process that resumes.
 
 /// What stands in place of user and password.
 const HIDDEN: &str = "***";
@@ -12,14 +13,19 @@ const SCHEME_END: &str = "://";
 /// The one key whose address is sent a user and a password.
 pub const ADDRESS_KEY: &str = "retriever.url";
 /// What to do with an address that nothing is sent to.
-pub const OTHER_HINT: &str = "recipes are written into the runs' folders, and nothing is fetched from an address: name a file or a folder";
+pub const OTHER_HINT: &str = "recipes are written into the runs' folders, and nothing is fetched \
+                              from an address: name a file or a folder";
 /// What to do with an address that must not be written down.
-pub const SECRET_HINT: &str = "recipes are written into the runs' folders; export RETRIEVER_URL=http://USER:PASSWORD@HOST/retrieve and give \
-                               retriever.url = \"${RETRIEVER_URL}\", which is kept as it stands and read again at every start";
+pub const SECRET_HINT: &str = "recipes are written into the runs' folders; export \
+                               RETRIEVER_URL=http://USER:PASSWORD@HOST/retrieve and give \
+                               retriever.url = \"${RETRIEVER_URL}\", which is kept as it stands \
+                               and read again at every start";
 
-/// Whether an address holds a user or a password that is not the value of a variable: `http://${USER}:${PASSWORD}@host` does not.
+/// Whether an address holds a user or a password that is not the value of a variable:
+/// `http://${USER}:${PASSWORD}@host` does not.
 ///
-/// `@` can stand for nothing else in front of a host, and one in a path can be written `%40`, so any counts.
+/// `@` can stand for nothing else in front of a host, and one in a path can be written `%40`, so
+/// any counts.
 pub fn may_hold_user(address: &str) -> bool {
     let Some((before, _)) = address.rsplit_once('@') else { return false };
     let mut rest = before.split_once(SCHEME_END).map_or(before, |(_, user)| user);
@@ -38,7 +44,8 @@ pub fn without_users(text: &str) -> String {
         let is_end = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>');
         let end = behind.find(is_end).unwrap_or(behind.len());
         shown.push_str(before);
-        // A password may hold a `/` or an `@` that should have been written otherwise: the last one counts.
+        // A password may hold a `/` or an `@` that should have been written otherwise: the last one
+        // counts.
         let user_end = behind[..end].rfind('@');
         if user_end.is_some() {
             shown.push_str(HIDDEN);
@@ -54,12 +61,21 @@ mod tests {
 
     #[test]
     fn a_user_and_a_password_are_known_unless_they_are_variables() {
-        for written in
-            ["http://ann:s3cret@host/", "ann:s3cret@host", "http://ann:${PASSWORD}@host/", "http://${A}:x@host", "http://ann@host"]
-        {
+        for written in [
+            "http://ann:s3cret@host/",
+            "ann:s3cret@host",
+            "http://ann:${PASSWORD}@host/",
+            "http://${A}:x@host",
+            "http://ann@host",
+        ] {
             assert!(may_hold_user(written), "{written}");
         }
-        for written in ["http://host:8000/retrieve", "${RETRIEVER_URL}", "http://${USER}:${PASSWORD}@host/", "http://${USER}@host/"] {
+        for written in [
+            "http://host:8000/retrieve",
+            "${RETRIEVER_URL}",
+            "http://${USER}:${PASSWORD}@host/",
+            "http://${USER}@host/",
+        ] {
             assert!(!may_hold_user(written), "{written}");
         }
     }

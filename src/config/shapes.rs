@@ -1,8 +1,9 @@
-//! The shapes of the networks a recipe names: from config.json where the folder is on this machine, else from the table of
-//! published models, so that a plan needs no download.
+//! The shapes of the networks a recipe names: from config.json where the folder is on this machine,
+//! else from the table of published models, so that a plan needs no download.
 //!
 //! # Source
-//! The config.json of each model's page; a test holds the parameters they give equal to the published counts.
+//! The config.json of each model's page; a test holds the parameters they give equal to the
+//! published counts.
 use super::Recipe;
 use crate::hub;
 use dgpo_models::config::{BertConfig, DecoderConfig, Family, RopeScaling};
@@ -19,15 +20,33 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Finds the shapes of the recipe's networks; passages are counted by whoever reads the corpus. What cannot be found becomes
-    /// a note, not an error: a plan can be made anywhere.
+    /// Finds the shapes of the recipe's networks; passages are counted by whoever reads the corpus.
+    /// What cannot be found becomes a note, not an error: a plan can be made anywhere.
     pub fn resolve(recipe: &Recipe) -> (Self, Vec<String>) {
         let mut notes = Vec::new();
         let model = &recipe.model;
-        let student = shape_of("student", &model.student, DecoderConfig::from_file, published_decoder, &mut notes);
-        let teacher = shape_of("teacher", &model.teacher, DecoderConfig::from_file, published_decoder, &mut notes);
+        let student = shape_of(
+            "student",
+            &model.student,
+            DecoderConfig::from_file,
+            published_decoder,
+            &mut notes,
+        );
+        let teacher = shape_of(
+            "teacher",
+            &model.teacher,
+            DecoderConfig::from_file,
+            published_decoder,
+            &mut notes,
+        );
         let encoder = match recipe.retriever.kind.as_str() {
-            "dense" => shape_of("encoder", &recipe.retriever.encoder, BertConfig::from_file, published_encoder, &mut notes),
+            "dense" => shape_of(
+                "encoder",
+                &recipe.retriever.encoder,
+                BertConfig::from_file,
+                published_encoder,
+                &mut notes,
+            ),
             _ => None,
         };
         (Self { student, teacher, encoder, n_passages: None }, notes)
@@ -57,12 +76,13 @@ fn shape_of<C>(
     None
 }
 
-/// The shape of a published decoder by its hub name, with or without `@REVISION`: the models of the paper, and what was trained from
-/// them under a name this project knows.
+/// The shape of a published decoder by its hub name, with or without `@REVISION`: the models of the
+/// paper, and what was trained from them under a name this project knows.
 pub fn published_decoder(name: &str) -> Option<DecoderConfig> {
     let name = name.split_once('@').map_or(name, |(name, _)| name);
     let (owner, model) = name.split_once('/')?;
-    let searcher = model.strip_prefix("SearchR1-nq_hotpotqa_train-").filter(|_| owner == "PeterJinGo");
+    let searcher =
+        model.strip_prefix("SearchR1-nq_hotpotqa_train-").filter(|_| owner == "PeterJinGo");
     let size = match (owner, model) {
         ("Qwen", model) => model.strip_suffix("-Instruct").unwrap_or(model),
         ("meta-llama", model) => model.strip_suffix("-Instruct").unwrap_or(model),
@@ -75,14 +95,22 @@ pub fn published_decoder(name: &str) -> Option<DecoderConfig> {
     match size {
         "Qwen2.5-0.5B" => Some(qwen(24, 896, 4864, (14, 2), 151_936)),
         "Qwen2.5-3B" => Some(qwen(36, 2048, 11_008, (16, 2), 151_936)),
-        "Qwen2.5-7B" => Some(DecoderConfig { is_tied: false, ..qwen(28, 3584, 18_944, (28, 4), 152_064) }),
+        "Qwen2.5-7B" => {
+            Some(DecoderConfig { is_tied: false, ..qwen(28, 3584, 18_944, (28, 4), 152_064) })
+        }
         "Llama-3.2-1B" => Some(llama(16, 2048, 8192, 32.0)),
         "Llama-3.1-8B" => Some(DecoderConfig { is_tied: false, ..llama(32, 4096, 14_336, 8.0) }),
         _ => None,
     }
 }
 
-fn qwen(n_layers: usize, width: usize, feed_forward: usize, (heads, kv_heads): (usize, usize), vocab_size: usize) -> DecoderConfig {
+fn qwen(
+    n_layers: usize,
+    width: usize,
+    feed_forward: usize,
+    (heads, kv_heads): (usize, usize),
+    vocab_size: usize,
+) -> DecoderConfig {
     DecoderConfig {
         family: Family::Qwen2,
         vocab_size,
@@ -164,7 +192,10 @@ mod tests {
     fn e5_has_its_published_parameters_but_for_the_pooler_that_is_never_read() {
         // A dense layer of 768 to 768 with its bias.
         let pooler = 768 * 768 + 768;
-        assert_eq!(published_encoder("intfloat/e5-base-v2").unwrap().n_parameters() + pooler, 109_482_240);
+        assert_eq!(
+            published_encoder("intfloat/e5-base-v2").unwrap().n_parameters() + pooler,
+            109_482_240
+        );
     }
 
     #[test]
@@ -179,7 +210,9 @@ mod tests {
         ] {
             assert_eq!(base(trained), base(from), "{trained}");
         }
-        for unknown in ["Qwen/Qwen2.5-14B-Instruct", "somebody/Qwen2.5-3B-Instruct", "Qwen2.5-3B", ""] {
+        for unknown in
+            ["Qwen/Qwen2.5-14B-Instruct", "somebody/Qwen2.5-3B-Instruct", "Qwen2.5-3B", ""]
+        {
             assert!(published_decoder(unknown).is_none(), "{unknown}");
         }
     }

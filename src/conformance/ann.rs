@@ -1,4 +1,5 @@
-//! Family `ann`: exact nearest neighbours must be the recorded ones, the graph index must find nearly all of them.
+//! Family `ann`: exact nearest neighbours must be the recorded ones, the graph index must find
+//! nearly all of them.
 //!
 //! Where two distances tie within 1e-6, either neighbour is right.
 use super::{
@@ -22,7 +23,14 @@ const VALUE: Tolerance = Tolerance::abs(2e-6);
 const MISSED: Tolerance = Tolerance::abs(0.05);
 
 /// Describe the data; nothing to compare with.
-const METADATA: [&str; 6] = ["dtype", "min_gap_rank3_4", "min_gap_rank10_11", "mean_top1_ip", "mean_top10_ip", "duplicates"];
+const METADATA: [&str; 6] = [
+    "dtype",
+    "min_gap_rank3_4",
+    "min_gap_rank10_11",
+    "mean_top1_ip",
+    "mean_top10_ip",
+    "duplicates",
+];
 
 pub fn run(dir: &Path) -> Vec<Case> {
     cases_of(dir, |name, path, case| match name {
@@ -63,7 +71,11 @@ fn neighbours(tensors: &Tensors, case: &mut Case) -> Result<(), FixtureError> {
     let queries = tensors.floats("queries")?;
     let [n_queries, query_dim] = queries.dims::<2>("queries")?;
     if dim == 0 || query_dim != dim {
-        return Err(FixtureError::Shape { key: "queries".into(), shape: queries.shape, expected: format!("[queries, {dim}]") });
+        return Err(FixtureError::Shape {
+            key: "queries".into(),
+            shape: queries.shape,
+            expected: format!("[queries, {dim}]"),
+        });
     }
     for (name, metric) in [("ip", Metric::InnerProduct), ("l2", Metric::SquaredL2)] {
         if !tensors.has(&format!("{name}.ids")) {
@@ -95,37 +107,62 @@ struct Expected {
 }
 
 impl Expected {
-    fn new(tensors: &Tensors, name: &str, [n_queries, n]: [usize; 2]) -> Result<Self, FixtureError> {
+    fn new(
+        tensors: &Tensors,
+        name: &str,
+        [n_queries, n]: [usize; 2],
+    ) -> Result<Self, FixtureError> {
         let key = format!("{name}.ids");
         let ids = tensors.integers(&key)?;
         let [_, k] = ids.dims::<2>(&key)?;
-        if ids.shape[0] != n_queries || k == 0 || ids.data.iter().any(|&id| !(0..n as i64).contains(&id)) {
-            return Err(FixtureError::Shape { key, shape: ids.shape, expected: format!("rows of {n_queries} queries, below {n}") });
+        if ids.shape[0] != n_queries
+            || k == 0
+            || ids.data.iter().any(|&id| !(0..n as i64).contains(&id))
+        {
+            return Err(FixtureError::Shape {
+                key,
+                shape: ids.shape,
+                expected: format!("rows of {n_queries} queries, below {n}"),
+            });
         }
-        Ok(Self { k, values: tensors.floats_of(&format!("{name}.value"), &ids.shape)?, ids: ids.data })
+        Ok(Self {
+            k,
+            values: tensors.floats_of(&format!("{name}.value"), &ids.shape)?,
+            ids: ids.data,
+        })
     }
 
-    /// The first rank at which another vector was found than recorded, unless the two tie: both must have the recorded value, computed from the
-    /// vectors themselves. A recorded id that occurs twice is wrong whatever was found.
+    /// The first rank at which another vector was found than recorded, unless the two tie: both
+    /// must have the recorded value, computed from the vectors themselves. A recorded id that
+    /// occurs twice is wrong whatever was found.
     fn wrong_neighbour(&self, found: &[Vec<Neighbour>], exact: &Exact<'_>) -> Option<String> {
         for (query, found) in found.iter().enumerate() {
             let row = query * self.k..(query + 1) * self.k;
             let (ids, values) = (&self.ids[row.clone()], &self.values[row]);
             if found.len() != self.k || ids.iter().collect::<BTreeSet<_>>().len() != self.k {
-                return Some(format!("query {query}: found {} neighbours, recorded {ids:?}", found.len()));
+                return Some(format!(
+                    "query {query}: found {} neighbours, recorded {ids:?}",
+                    found.len()
+                ));
             }
-            let ties = |id: usize, value: f32| (exact.score(query, id) - f64::from(value)).abs() <= TIE;
+            let ties =
+                |id: usize, value: f32| (exact.score(query, id) - f64::from(value)).abs() <= TIE;
             for (rank, neighbour) in found.iter().enumerate() {
                 let (recorded, value) = (ids[rank] as usize, values[rank]);
-                if neighbour.id != recorded && !(ties(neighbour.id, value) && ties(recorded, value)) {
-                    return Some(format!("query {query}, rank {rank}: found {}, recorded {recorded} at {value}", neighbour.id));
+                if neighbour.id != recorded && !(ties(neighbour.id, value) && ties(recorded, value))
+                {
+                    return Some(format!(
+                        "query {query}, rank {rank}: found {}, recorded {recorded} at {value}",
+                        neighbour.id
+                    ));
                 }
             }
         }
         None
     }
 
-    /// How many of the first `k` recorded neighbours of all queries were found, a tie with the k-th counting as a hit.
+    /// How many of the first `k` recorded neighbours of all queries were found, a tie with the k-th
+    /// counting as a hit.
     fn n_hits(&self, found: &[Vec<Neighbour>], k: usize, exact: &Exact<'_>) -> usize {
         let hits_of = |(query, found): (usize, &Vec<Neighbour>)| {
             let row = query * self.k..query * self.k + k;
@@ -134,7 +171,8 @@ impl Expected {
                 Metric::InnerProduct => exact.score(query, id) >= border - TIE,
                 Metric::SquaredL2 => exact.score(query, id) <= border + TIE,
             };
-            let found: BTreeSet<usize> = found.iter().take(k).map(|neighbour| neighbour.id).collect();
+            let found: BTreeSet<usize> =
+                found.iter().take(k).map(|neighbour| neighbour.id).collect();
             found.into_iter().filter(|&id| ids.contains(&(id as i64)) || is_near(id)).count()
         };
         found.iter().enumerate().map(hits_of).sum()
@@ -152,7 +190,10 @@ struct Exact<'a> {
 impl Exact<'_> {
     fn score(&self, query: usize, id: usize) -> f64 {
         let of = |at: usize| at * self.dim..(at + 1) * self.dim;
-        let pairs = self.queries[of(query)].iter().zip(&self.base[of(id)]).map(|(&q, &b)| (f64::from(q), f64::from(b)));
+        let pairs = self.queries[of(query)]
+            .iter()
+            .zip(&self.base[of(id)])
+            .map(|(&q, &b)| (f64::from(q), f64::from(b)));
         match self.metric {
             Metric::InnerProduct => pairs.map(|(q, b)| q * b).sum(),
             Metric::SquaredL2 => pairs.map(|(q, b)| (q - b).powi(2)).sum(),
@@ -163,9 +204,15 @@ impl Exact<'_> {
 /// Recall of the graph index at 3 and 10 (or as many as are recorded).
 fn approximate(base: &Array<f32>, exact: &Exact<'_>, expected: &Expected, case: &mut Case) {
     let recipe = RetrieverRecipe::default();
-    let params = HnswParams { m: recipe.hnsw_m, ef_construction: recipe.hnsw_ef_construction, ef_search: recipe.hnsw_ef_search };
+    let params = HnswParams {
+        m: recipe.hnsw_m,
+        ef_construction: recipe.hnsw_ef_construction,
+        ef_search: recipe.hnsw_ef_search,
+    };
     let vectors = Arc::new(Vectors::from_rows(base.data.clone(), exact.dim));
-    let index = match HnswIndex::build(vectors, params, Insertion::Parallel, &mut |_, _| ControlFlow::Continue(())) {
+    let index = match HnswIndex::build(vectors, params, Insertion::Parallel, &mut |_, _| {
+        ControlFlow::Continue(())
+    }) {
         Ok(index) => index,
         Err(error) => return case.fail("hnsw", error.to_string()),
     };

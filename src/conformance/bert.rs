@@ -14,16 +14,28 @@ use std::path::Path;
 
 const EMBEDDING: Tolerance = Tolerance::abs(2e-6);
 
-pub fn compare<B: Backend>(dir: &Path, device: &B::Device, case: &mut Case) -> Result<(), FixtureError> {
+pub fn compare<B: Backend>(
+    dir: &Path,
+    device: &B::Device,
+    case: &mut Case,
+) -> Result<(), FixtureError> {
     let model = load_bert::<B>(dir, DType::F32, device)?;
-    let (tensors, json) = (Tensors::open(&dir.join("reference.safetensors"))?, read_json(&dir.join("reference.json"))?);
+    let (tensors, json) = (
+        Tensors::open(&dir.join("reference.safetensors"))?,
+        read_json(&dir.join("reference.json"))?,
+    );
     for key in object(&json, "reference.json")?.keys() {
         match key.as_str() {
             "params" => {
-                // The reference counts its pooler, a linear layer that embeddings do not use and that is not loaded.
+                // The reference counts its pooler, a linear layer that embeddings do not use and
+                // that is not loaded.
                 let (n_params, width) = (model.num_params(), model.config().hidden_size);
                 let expected = count(&json, key)?;
-                case.equal(key, &[n_params, n_params + width * (width + 1)].contains(&expected), &true);
+                case.equal(
+                    key,
+                    &[n_params, n_params + width * (width + 1)].contains(&expected),
+                    &true,
+                );
             }
             // The reference's own noise, and its activation in words.
             "activation" => {}
@@ -34,7 +46,8 @@ pub fn compare<B: Backend>(dir: &Path, device: &B::Device, case: &mut Case) -> R
     let ids = tensors.integers("input_ids")?;
     let [n_rows, n_cols] = ids.dims::<2>("input_ids")?;
     let mask = tensors.integers_of("attention_mask", &[n_rows, n_cols])?;
-    let tensor = |values: Vec<i64>| Tensor::from_data(TensorData::new(values, [n_rows, n_cols]), device);
+    let tensor =
+        |values: Vec<i64>| Tensor::from_data(TensorData::new(values, [n_rows, n_cols]), device);
     let (ids, mask_tensor) = (tensor(ids.data), tensor(mask.clone()));
     let states: Vec<Array<f32>> = model
         .all_hidden(ids.clone(), mask_tensor.clone())
@@ -45,17 +58,32 @@ pub fn compare<B: Backend>(dir: &Path, device: &B::Device, case: &mut Case) -> R
     let width = embedding.dims()[1];
     let cosine = to_vec(embedding.clone().matmul(embedding.clone().transpose()));
     let embedding = to_vec(embedding);
-    let Some(last) = states.last() else { return Err(FixtureError::Missing("hidden states of the encoder".into())) };
+    let Some(last) = states.last() else {
+        return Err(FixtureError::Missing("hidden states of the encoder".into()));
+    };
     let is_real = |i: usize| mask[i / width % (n_rows * n_cols)] != 0;
     let n_checks = case.checks.len();
     for key in tensors.keys().map(str::to_owned).collect::<Vec<_>>() {
         match key.as_str() {
             "hidden_states" => {
-                let got: Vec<f32> = states.iter().flat_map(|state| state.data.iter().copied()).collect();
-                case.close_where(&key, &got, &tensors.floats_of(&key, &[states.len(), n_rows, n_cols, width])?, is_real, HIDDEN);
+                let got: Vec<f32> =
+                    states.iter().flat_map(|state| state.data.iter().copied()).collect();
+                case.close_where(
+                    &key,
+                    &got,
+                    &tensors.floats_of(&key, &[states.len(), n_rows, n_cols, width])?,
+                    is_real,
+                    HIDDEN,
+                );
             }
             "last_hidden_state" => {
-                case.close_where(&key, &last.data, &tensors.floats_of(&key, &[n_rows, n_cols, width])?, is_real, HIDDEN);
+                case.close_where(
+                    &key,
+                    &last.data,
+                    &tensors.floats_of(&key, &[n_rows, n_cols, width])?,
+                    is_real,
+                    HIDDEN,
+                );
             }
             "mean_pooled" => case.close(
                 &key,
@@ -64,11 +92,16 @@ pub fn compare<B: Backend>(dir: &Path, device: &B::Device, case: &mut Case) -> R
                 HIDDEN,
             ),
             "cls_pooled" => {
-                let first: Vec<f32> = last.data.chunks(n_cols * width).flat_map(|row| unit(&row[..width])).collect();
+                let first: Vec<f32> =
+                    last.data.chunks(n_cols * width).flat_map(|row| unit(&row[..width])).collect();
                 case.close(&key, &first, &tensors.floats_of(&key, &[n_rows, width])?, HIDDEN);
             }
-            "embedding" => case.close(&key, &embedding, &tensors.floats_of(&key, &[n_rows, width])?, EMBEDDING),
-            "cosine" => case.close(&key, &cosine, &tensors.floats_of(&key, &[n_rows, n_rows])?, EMBEDDING),
+            "embedding" => {
+                case.close(&key, &embedding, &tensors.floats_of(&key, &[n_rows, width])?, EMBEDDING)
+            }
+            "cosine" => {
+                case.close(&key, &cosine, &tensors.floats_of(&key, &[n_rows, n_rows])?, EMBEDDING)
+            }
             _ => {}
         }
     }
@@ -84,7 +117,10 @@ fn mean_pooled(hidden: &[f32], mask: &[i64], [n_rows, n_cols, width]: [usize; 3]
     let mut pooled = Vec::with_capacity(n_rows * width);
     for row in 0..n_rows {
         let real: Vec<usize> = (0..n_cols).filter(|&col| mask[row * n_cols + col] != 0).collect();
-        let mean = |at: usize| real.iter().map(|col| f64::from(hidden[(row * n_cols + col) * width + at])).sum::<f64>() / real.len() as f64;
+        let mean = |at: usize| {
+            real.iter().map(|col| f64::from(hidden[(row * n_cols + col) * width + at])).sum::<f64>()
+                / real.len() as f64
+        };
         pooled.extend((0..width).map(|at| mean(at) as f32));
     }
     pooled

@@ -1,4 +1,5 @@
-//! Reads fixtures: safetensors as host arrays, JSON. Remembers which tensors were asked for, so that a run can name the ones it did not understand.
+//! Reads fixtures: safetensors as host arrays, JSON. Remembers which tensors were asked for, so
+//! that a run can name the ones it did not understand.
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::{
@@ -46,12 +47,17 @@ pub struct Tensors {
 
 impl Tensors {
     pub fn open(path: &Path) -> Result<Self, FixtureError> {
-        let bytes = fs::read(path).map_err(|source| FixtureError::Read { path: path.to_owned(), source })?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|source| FixtureError::SafeTensors { path: path.to_owned(), source })?;
+        let bytes = fs::read(path)
+            .map_err(|source| FixtureError::Read { path: path.to_owned(), source })?;
+        let file = SafeTensors::deserialize(&bytes)
+            .map_err(|source| FixtureError::SafeTensors { path: path.to_owned(), source })?;
         let entry = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
             (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()))
         };
-        Ok(Self { entries: file.tensors().into_iter().map(entry).collect(), used: RefCell::default() })
+        Ok(Self {
+            entries: file.tensors().into_iter().map(entry).collect(),
+            used: RefCell::default(),
+        })
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &str> {
@@ -81,7 +87,13 @@ impl Tensors {
             Dtype::F64 => words(bytes, |b| f64::from_le_bytes(b) as f32),
             Dtype::F16 => words(bytes, |b| f16_to_f32(u16::from_le_bytes(b))),
             Dtype::BF16 => words(bytes, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
-            _ => return Err(FixtureError::Dtype { key: key.to_owned(), dtype: format!("{dtype:?}"), expected: "a float" }),
+            _ => {
+                return Err(FixtureError::Dtype {
+                    key: key.to_owned(),
+                    dtype: format!("{dtype:?}"),
+                    expected: "a float",
+                });
+            }
         };
         Ok(Array { shape: shape.clone(), data })
     }
@@ -93,7 +105,13 @@ impl Tensors {
             Dtype::I64 => words(bytes, i64::from_le_bytes),
             Dtype::I32 => words(bytes, |b| i64::from(i32::from_le_bytes(b))),
             Dtype::U8 | Dtype::BOOL => bytes.iter().map(|&b| i64::from(b)).collect(),
-            _ => return Err(FixtureError::Dtype { key: key.to_owned(), dtype: format!("{dtype:?}"), expected: "an integer" }),
+            _ => {
+                return Err(FixtureError::Dtype {
+                    key: key.to_owned(),
+                    dtype: format!("{dtype:?}"),
+                    expected: "an integer",
+                });
+            }
         };
         Ok(Array { shape: shape.clone(), data })
     }
@@ -115,13 +133,21 @@ fn check_shape(key: &str, shape: &[usize], expected: &[usize]) -> Result<(), Fix
     if shape == expected {
         return Ok(());
     }
-    Err(FixtureError::Shape { key: key.to_owned(), shape: shape.to_vec(), expected: format!("{expected:?}") })
+    Err(FixtureError::Shape {
+        key: key.to_owned(),
+        shape: shape.to_vec(),
+        expected: format!("{expected:?}"),
+    })
 }
 
 impl<T> Array<T> {
     /// The shape as `N` numbers.
     pub fn dims<const N: usize>(&self, key: &str) -> Result<[usize; N], FixtureError> {
-        let error = || FixtureError::Shape { key: key.to_owned(), shape: self.shape.clone(), expected: format!("{N} dimensions") };
+        let error = || FixtureError::Shape {
+            key: key.to_owned(),
+            shape: self.shape.clone(),
+            expected: format!("{N} dimensions"),
+        };
         self.shape.clone().try_into().map_err(|_| error())
     }
 }
@@ -132,7 +158,8 @@ fn words<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T>
 
 /// IEEE half to single, exactly.
 fn f16_to_f32(bits: u16) -> f32 {
-    let (sign, exponent, fraction) = (u32::from(bits >> 15) << 31, u32::from(bits >> 10) & 31, u32::from(bits) & 1023);
+    let (sign, exponent, fraction) =
+        (u32::from(bits >> 15) << 31, u32::from(bits >> 10) & 31, u32::from(bits) & 1023);
     match exponent {
         // Zero and subnormals: fraction · 2^-24 is exact in f32.
         0 => f32::from_bits((fraction as f32 * 2f32.powi(-24)).to_bits() | sign),
@@ -141,9 +168,11 @@ fn f16_to_f32(bits: u16) -> f32 {
     }
 }
 
-/// Reads JSON as Python writes it: the literals NaN and Infinity, which JSON has not, are read as null.
+/// Reads JSON as Python writes it: the literals NaN and Infinity, which JSON has not, are read as
+/// null.
 pub fn read_json(path: &Path) -> Result<Value, FixtureError> {
-    let bytes = fs::read(path).map_err(|source| FixtureError::Read { path: path.to_owned(), source })?;
+    let bytes =
+        fs::read(path).map_err(|source| FixtureError::Read { path: path.to_owned(), source })?;
     let parsed = serde_json::from_slice(&bytes).or_else(|error| {
         let Ok(text) = std::str::from_utf8(&bytes) else { return Err(error) };
         serde_json::from_str(&without_non_finite(text))
@@ -157,7 +186,11 @@ fn without_non_finite(text: &str) -> String {
     let (mut is_string, mut is_escaped) = (false, false);
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
-        if !is_string && let Some(tail) = ["NaN", "Infinity", "-Infinity"].iter().find_map(|literal| rest.strip_prefix(literal)) {
+        if !is_string
+            && let Some(tail) = ["NaN", "Infinity", "-Infinity"]
+                .iter()
+                .find_map(|literal| rest.strip_prefix(literal))
+        {
             result.push_str("null");
             rest = tail;
             continue;
@@ -187,7 +220,10 @@ pub fn count(value: &Value, key: &str) -> Result<usize, FixtureError> {
 
 /// A list of whole numbers.
 pub fn integers(value: &Value, key: &str) -> Result<Vec<i64>, FixtureError> {
-    list(value, key)?.iter().map(|v| v.as_i64().ok_or_else(|| wrong(key, v, "a whole number"))).collect()
+    list(value, key)?
+        .iter()
+        .map(|v| v.as_i64().ok_or_else(|| wrong(key, v, "a whole number")))
+        .collect()
 }
 
 /// A string, or null for none.
@@ -213,20 +249,32 @@ pub fn list<'v>(value: &'v Value, key: &str) -> Result<&'v [Value], FixtureError
 
 /// A list of numbers; null (the reference's NaN) becomes NaN.
 pub fn numbers(value: &Value, key: &str) -> Result<Vec<f64>, FixtureError> {
-    let one = |v: &Value| if v.is_null() { Ok(f64::NAN) } else { v.as_f64().ok_or_else(|| wrong(key, v, "a number")) };
+    let one = |v: &Value| {
+        if v.is_null() { Ok(f64::NAN) } else { v.as_f64().ok_or_else(|| wrong(key, v, "a number")) }
+    };
     list(value, key)?.iter().map(one).collect()
 }
 
 pub fn strings(value: &Value, key: &str) -> Result<Vec<String>, FixtureError> {
-    list(value, key)?.iter().map(|v| v.as_str().map(str::to_owned).ok_or_else(|| wrong(key, v, "a string"))).collect()
+    list(value, key)?
+        .iter()
+        .map(|v| v.as_str().map(str::to_owned).ok_or_else(|| wrong(key, v, "a string")))
+        .collect()
 }
 
-pub fn object<'v>(value: &'v Value, key: &str) -> Result<&'v serde_json::Map<String, Value>, FixtureError> {
+pub fn object<'v>(
+    value: &'v Value,
+    key: &str,
+) -> Result<&'v serde_json::Map<String, Value>, FixtureError> {
     value.as_object().ok_or_else(|| wrong(key, value, "an object"))
 }
 
 fn wrong(key: &str, found: &Value, expected: &'static str) -> FixtureError {
-    FixtureError::Value { key: key.to_owned(), found: found.to_string().chars().take(60).collect(), expected }
+    FixtureError::Value {
+        key: key.to_owned(),
+        found: found.to_string().chars().take(60).collect(),
+        expected,
+    }
 }
 
 #[cfg(test)]

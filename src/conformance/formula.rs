@@ -1,6 +1,8 @@
-//! Evaluates the closed forms that stand for logits too large to store, such as `f32(6*sin(0.37*i + k) + 3*cos(0.00071*j*(i+1)))`, in f64.
+//! Evaluates the closed forms that stand for logits too large to store, such as `f32(6*sin(0.37*i +
+//! k) + 3*cos(0.00071*j*(i+1)))`, in f64.
 //!
-//! Grammar: sum of products of (signed) numbers, variables i, j, k, parentheses and the functions sin, cos, tanh, exp, sqrt, f32 (round to single).
+//! Grammar: sum of products of (signed) numbers, variables i, j, k, parentheses and the functions
+//! sin, cos, tanh, exp, sqrt, f32 (round to single).
 
 /// A parsed formula.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +36,8 @@ pub struct FormulaError {
 impl Formula {
     pub fn parse(formula: &str) -> Result<Self, FormulaError> {
         let mut parser = Parser { rest: formula };
-        let error = |rest: &str| FormulaError { formula: formula.to_owned(), rest: rest.to_owned() };
+        let error =
+            |rest: &str| FormulaError { formula: formula.to_owned(), rest: rest.to_owned() };
         let parsed = parser.sum().ok_or_else(|| error(parser.rest))?;
         if parser.peek().is_some() { Err(error(parser.rest)) } else { Ok(parsed) }
     }
@@ -99,7 +102,11 @@ impl<'t> Parser<'t> {
     }
 
     /// operand (operator operand)*, left to right.
-    fn chain(&mut self, operators: [char; 2], operand: fn(&mut Self) -> Option<Formula>) -> Option<Formula> {
+    fn chain(
+        &mut self,
+        operators: [char; 2],
+        operand: fn(&mut Self) -> Option<Formula>,
+    ) -> Option<Formula> {
         let mut left = operand(self)?;
         while let Some(operator) = self.peek().filter(|c| operators.contains(c)) {
             self.take(operator)?;
@@ -115,7 +122,11 @@ impl<'t> Parser<'t> {
                 Some(Formula::Negated(Box::new(self.factor()?)))
             }
             '(' => self.parenthesised(),
-            c if c.is_ascii_digit() || c == '.' => self.take_while(|c| c.is_ascii_digit() || c == '.').parse().ok().map(Formula::Number),
+            c if c.is_ascii_digit() || c == '.' => self
+                .take_while(|c| c.is_ascii_digit() || c == '.')
+                .parse()
+                .ok()
+                .map(Formula::Number),
             _ => {
                 let before = self.rest;
                 let function = match self.take_while(|c| c.is_ascii_alphanumeric()) {
@@ -151,8 +162,10 @@ mod tests {
 
     #[test]
     fn the_recorded_formula_has_its_literal_value() {
-        let formula = Formula::parse("f32(6*sin(0.37*i + 0.0113*j + k) + 3*cos(0.00071*j*(i+1)))").unwrap();
-        let expected = (6.0 * (0.37 * 2.0 + 0.0113 * 5.0 + 0.25f64).sin() + 3.0 * (0.00071f64 * 5.0 * 3.0).cos()) as f32;
+        let formula =
+            Formula::parse("f32(6*sin(0.37*i + 0.0113*j + k) + 3*cos(0.00071*j*(i+1)))").unwrap();
+        let expected = (6.0 * (0.37 * 2.0 + 0.0113 * 5.0 + 0.25f64).sin()
+            + 3.0 * (0.00071f64 * 5.0 * 3.0).cos()) as f32;
         assert_eq!(formula.evaluate([2.0, 5.0, 0.25]), f64::from(expected));
     }
 

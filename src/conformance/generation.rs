@@ -1,4 +1,5 @@
-//! Greedy generation through the engine that rollouts use: the recorded tokens must come out of it, whatever number of rows it decodes at a time.
+//! Greedy generation through the engine that rollouts use: the recorded tokens must come out of it,
+//! whatever number of rows it decodes at a time.
 use super::{
     Case, FixtureError,
     fixtures::count,
@@ -12,14 +13,20 @@ use crate::{
 };
 use dgpo_models::{Backend, cache::KvCache};
 
-/// The fixtures' models have no tokenizer. The engine needs one to look for stop strings, and here there are none: no id has a text.
+/// The fixtures' models have no tokenizer. The engine needs one to look for stop strings, and here
+/// there are none: no id has a text.
 const TOKENIZER_WITHOUT_TEXT: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
 "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}}"#;
 
 /// Without an end-of-sequence token, and with one.
 pub fn compare<B: Backend>(fixture: &Fixture<'_, B>, case: &mut Case) -> Result<(), FixtureError> {
     let prompts = PaddedRows::read(fixture.tensors, "gen.")?;
-    let generation = Generation { fixture, prompts, n_new: count(fixture.json, "gen.max_new_tokens")?, tokenizer: tokenizer()? };
+    let generation = Generation {
+        fixture,
+        prompts,
+        n_new: count(fixture.json, "gen.max_new_tokens")?,
+        tokenizer: tokenizer()?,
+    };
     if fixture.tensors.has("gen.tokens") {
         generation.endless(case)?;
     }
@@ -57,11 +64,13 @@ impl<B: Backend> Generation<'_, B> {
             max_new_tokens: self.n_new,
             sampling: Sampling::GREEDY,
         };
-        let mut engine = Engine::new(self.fixture.model, &self.tokenizer, options, self.fixture.device);
+        let mut engine =
+            Engine::new(self.fixture.model, &self.tokenizer, options, self.fixture.device);
         engine.generate((0..self.prompts.n_rows()).map(request).collect())
     }
 
-    /// All rows together; and half of them, so that the others take the slots of those that have left.
+    /// All rows together; and half of them, so that the others take the slots of those that have
+    /// left.
     fn for_each_batch(
         &self,
         key: &str,
@@ -83,7 +92,8 @@ impl<B: Backend> Generation<'_, B> {
     fn endless(&self, case: &mut Case) -> Result<(), FixtureError> {
         let tensors = self.fixture.tensors;
         let expected = tensors.integers_of("gen.tokens", &[self.prompts.n_rows(), self.n_new])?;
-        let logits_key = tensors.keys().find(|key| key.starts_with("gen.step_logits_first")).map(str::to_owned);
+        let logits_key =
+            tensors.keys().find(|key| key.starts_with("gen.step_logits_first")).map(str::to_owned);
         self.for_each_batch("gen.tokens", &[], case, |label, completions, case| {
             case.equal(label, &padded(&completions, self.n_new, -1), &expected);
             match &logits_key {
@@ -93,15 +103,32 @@ impl<B: Backend> Generation<'_, B> {
         })
     }
 
-    /// The logits in front of the first tokens, along the engine's own tokens, and the log-probs that the engine reports of them.
-    fn first_logits(&self, key: &str, completions: &[Completion], case: &mut Case) -> Result<(), FixtureError> {
+    /// The logits in front of the first tokens, along the engine's own tokens, and the log-probs
+    /// that the engine reports of them.
+    fn first_logits(
+        &self,
+        key: &str,
+        completions: &[Completion],
+        case: &mut Case,
+    ) -> Result<(), FixtureError> {
         let recorded = self.fixture.tensors.floats(key)?;
         let [n_rows, n_steps, vocab] = recorded.dims::<3>(key)?;
-        if n_rows != completions.len() || completions.iter().any(|completion| completion.ids.len() < n_steps) {
+        if n_rows != completions.len()
+            || completions.iter().any(|completion| completion.ids.len() < n_steps)
+        {
             let expected = format!("{} rows of at most {} steps", completions.len(), self.n_new);
-            return Err(FixtureError::Shape { key: key.to_owned(), shape: recorded.shape, expected });
+            return Err(FixtureError::Shape {
+                key: key.to_owned(),
+                shape: recorded.shape,
+                expected,
+            });
         }
-        let mut cache = KvCache::new(&self.fixture.model.config(), n_rows, self.prompts.width() + n_steps, self.fixture.device);
+        let mut cache = KvCache::new(
+            &self.fixture.model.config(),
+            n_rows,
+            self.prompts.width() + n_steps,
+            self.fixture.device,
+        );
         let mut got = vec![0.0; n_rows * n_steps * vocab];
         for step in 0..n_steps {
             let ids = |row: usize| match step {
@@ -115,18 +142,30 @@ impl<B: Backend> Generation<'_, B> {
             }
         }
         case.close(key, &got, &recorded.data, HIDDEN);
-        let log_probs: Vec<f32> = completions.iter().flat_map(|completion| completion.log_probs[..n_steps].iter().copied()).collect();
+        let log_probs: Vec<f32> = completions
+            .iter()
+            .flat_map(|completion| completion.log_probs[..n_steps].iter().copied())
+            .collect();
         let ids = completions.iter().flat_map(|completion| &completion.ids[..n_steps]);
-        let expected: Vec<f32> = recorded.data.chunks(vocab).zip(ids).map(|(logits, &id)| log_softmax_at(logits, id as usize)).collect();
+        let expected: Vec<f32> = recorded
+            .data
+            .chunks(vocab)
+            .zip(ids)
+            .map(|(logits, &id)| log_softmax_at(logits, id as usize))
+            .collect();
         case.close("the engine's log-probs", &log_probs, &expected, HIDDEN);
         Ok(())
     }
 
     fn ended(&self, case: &mut Case) -> Result<(), FixtureError> {
-        let (eos, pad) = (count(self.fixture.json, "gen_eos.eos_token_id")?, count(self.fixture.json, "gen_eos.pad_token_id")?);
+        let (eos, pad) = (
+            count(self.fixture.json, "gen_eos.eos_token_id")?,
+            count(self.fixture.json, "gen_eos.pad_token_id")?,
+        );
         let expected = self.fixture.tensors.integers("gen_eos.tokens")?;
         self.for_each_batch("gen_eos.tokens", &[eos as u32], case, |label, completions, case| {
-            let longest = completions.iter().map(|completion| completion.ids.len()).max().unwrap_or(0);
+            let longest =
+                completions.iter().map(|completion| completion.ids.len()).max().unwrap_or(0);
             let got = (vec![completions.len(), longest], padded(&completions, longest, pad as i64));
             case.equal(label, &got, &(expected.shape.clone(), expected.data.clone()));
             Ok(())

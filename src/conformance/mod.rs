@@ -1,7 +1,8 @@
 //! Runs recorded reference numbers through the project's own code: `dgpo conformance DIR`.
 //!
-//! DIR holds families of fixtures (models, step, losses, ppo, text, ann; any subset), or is one family, or one model folder. Fixtures are read by
-//! the keys they hold, parameters are parsed from names, and whatever is not understood is a failed check: nothing is skipped silently. A file
+//! DIR holds families of fixtures (models, step, losses, ppo, text, ann; any subset), or is one
+//! family, or one model folder. Fixtures are read by the keys they hold, parameters are parsed from
+//! names, and whatever is not understood is a failed check: nothing is skipped silently. A file
 //! that cannot be read, and a panic in the code under test, are failed checks of their case.
 mod ann;
 mod bert;
@@ -33,7 +34,8 @@ use std::{
 pub enum ConformanceError {
     #[error("cannot list {}: {source}", dir.display())]
     List { dir: PathBuf, source: std::io::Error },
-    #[error("{} holds no fixtures; hint: give a folder with one or more of models, step, losses, ppo, text, ann", dir.display())]
+    #[error("{} holds no fixtures; hint: give a folder with one or more of models, step, losses, \
+             ppo, text, ann", dir.display())]
     Nothing { dir: PathBuf },
 }
 
@@ -49,7 +51,8 @@ enum Family {
 }
 
 impl Family {
-    const ALL: [Self; 6] = [Self::Models, Self::Step, Self::Losses, Self::Ppo, Self::Text, Self::Ann];
+    const ALL: [Self; 6] =
+        [Self::Models, Self::Step, Self::Losses, Self::Ppo, Self::Text, Self::Ann];
 
     fn name(self) -> &'static str {
         match self {
@@ -80,7 +83,8 @@ impl Family {
     }
 
     fn by_files(dir: &Path) -> Option<Self> {
-        let files: BTreeSet<String> = entries(dir).ok()?.into_iter().map(|(name, _)| name).collect();
+        let files: BTreeSet<String> =
+            entries(dir).ok()?.into_iter().map(|(name, _)| name).collect();
         let has_any = |names: &[&str]| names.iter().any(|&name| files.contains(name));
         if has_any(&["config.json"]) {
             return Some(Self::Models);
@@ -91,18 +95,28 @@ impl Family {
         if has_any(&["ann.json", "ann.safetensors"]) {
             return Some(Self::Ann);
         }
-        if has_any(&["scoring.json", "actions.json", "documents.json", "format_reward.json", "rollouts.json", "chat_templates.json"]) {
+        if has_any(&[
+            "scoring.json",
+            "actions.json",
+            "documents.json",
+            "format_reward.json",
+            "rollouts.json",
+            "chat_templates.json",
+        ]) {
             return Some(Self::Text);
         }
         // Both of the others have values.json; episodes have a shape and pieces are called so.
         let values = fixtures::read_json(&dir.join("values.json")).ok();
         let is_ppo = |values: &serde_json::Value| {
-            values.as_object().is_some_and(|cases| cases.iter().any(|(name, case)| name == "pieces" || case.get("shape").is_some()))
+            values.as_object().is_some_and(|cases| {
+                cases.iter().any(|(name, case)| name == "pieces" || case.get("shape").is_some())
+            })
         };
         if values.as_ref().is_some_and(is_ppo) {
             return Some(Self::Ppo);
         }
-        (values.is_some() || has_any(&["taid_schedule.json", "large_vocab.json"])).then_some(Self::Losses)
+        (values.is_some() || has_any(&["taid_schedule.json", "large_vocab.json"]))
+            .then_some(Self::Losses)
     }
 }
 
@@ -110,8 +124,11 @@ impl Family {
 /// # Errors
 /// If `dir` cannot be listed or holds no family. What goes wrong inside a family is a failed check.
 pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Result<Report, ConformanceError> {
-    // The whole path: families are known by their folder's name, and `step` finds the models beside its folder.
-    let dir = &dir.canonicalize().map_err(|source| ConformanceError::List { dir: dir.to_owned(), source })?;
+    // The whole path: families are known by their folder's name, and `step` finds the models beside
+    // its folder.
+    let dir = &dir
+        .canonicalize()
+        .map_err(|source| ConformanceError::List { dir: dir.to_owned(), source })?;
     let mut report = Report::default();
     if let Some(family) = Family::of(dir) {
         report.add(family.name(), family.run::<B>(dir, device));
@@ -126,10 +143,15 @@ pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Result<Report, Co
             report.add(&name, vec![case]);
         }
     }
-    if report.families.is_empty() { Err(ConformanceError::Nothing { dir: dir.to_owned() }) } else { Ok(report) }
+    if report.families.is_empty() {
+        Err(ConformanceError::Nothing { dir: dir.to_owned() })
+    } else {
+        Ok(report)
+    }
 }
 
-/// Files and folders of a directory by name; notes (`*.md`, `*.txt`) and hidden entries are not fixtures.
+/// Files and folders of a directory by name; notes (`*.md`, `*.txt`) and hidden entries are not
+/// fixtures.
 fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>, ConformanceError> {
     let error = |source| ConformanceError::List { dir: dir.to_owned(), source };
     let mut entries = Vec::new();
@@ -145,9 +167,15 @@ fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>, ConformanceError> {
 }
 
 /// One case for each entry of a family's folder.
-fn cases_of(dir: &Path, compare: impl Fn(&str, &Path, &mut Case) -> Result<(), FixtureError>) -> Vec<Case> {
+fn cases_of(
+    dir: &Path,
+    compare: impl Fn(&str, &Path, &mut Case) -> Result<(), FixtureError>,
+) -> Vec<Case> {
     match entries(dir) {
-        Ok(entries) => entries.iter().map(|(name, path)| one_case(stem(name), |case| compare(name, path, case))).collect(),
+        Ok(entries) => entries
+            .iter()
+            .map(|(name, path)| one_case(stem(name), |case| compare(name, path, case)))
+            .collect(),
         Err(error) => vec![one_case("folder", |case| {
             case.fail("folder", error.to_string());
             Ok(())
@@ -162,7 +190,8 @@ fn stem(name: &str) -> &str {
 /// Runs one case; errors and panics end it as failed, the checks made so far stay.
 fn one_case(name: &str, compare: impl FnOnce(&mut Case) -> Result<(), FixtureError>) -> Case {
     let mut case = Case::new(name);
-    // A panic is a bug of the code under test (or a shape no check foresaw): it fails this case, and the other cases still run.
+    // A panic is a bug of the code under test (or a shape no check foresaw): it fails this case,
+    // and the other cases still run.
     match caught(|| compare(&mut case)) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => case.fail("fixture", error.to_string()),

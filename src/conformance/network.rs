@@ -1,4 +1,5 @@
-//! What the model families share: padded fixture batches in the project's own layout, parameters and gradients by their Hugging Face names.
+//! What the model families share: padded fixture batches in the project's own layout, parameters
+//! and gradients by their Hugging Face names.
 use super::{
     Case, FixtureError, Tolerance,
     fixtures::{Array, Tensors},
@@ -24,7 +25,8 @@ pub struct PaddedRows {
 }
 
 impl PaddedRows {
-    /// Reads `PREFIX.input_ids` and, where there are, `PREFIX.attention_mask` and `PREFIX.position_ids`.
+    /// Reads `PREFIX.input_ids` and, where there are, `PREFIX.attention_mask` and
+    /// `PREFIX.position_ids`.
     pub fn read(tensors: &Tensors, prefix: &str) -> Result<Self, FixtureError> {
         let key = |name: &str| format!("{prefix}{name}");
         let ids = tensors.integers(&key("input_ids"))?;
@@ -34,17 +36,28 @@ impl PaddedRows {
             true => tensors.integers_of(&key("attention_mask"), &shape)?,
             false => vec![1; n_rows * n_cols],
         };
-        let columns: Vec<Vec<usize>> =
-            mask.chunks(n_cols.max(1)).map(|row| (0..row.len()).filter(|&col| row[col] != 0).collect()).collect();
+        let columns: Vec<Vec<usize>> = mask
+            .chunks(n_cols.max(1))
+            .map(|row| (0..row.len()).filter(|&col| row[col] != 0).collect())
+            .collect();
         let positions = match tensors.has(&key("position_ids")) {
             true => tensors.integers_of(&key("position_ids"), &shape)?,
             false => {
-                let slot = |(row, col): (usize, usize)| columns[row].iter().position(|&c| c == col).unwrap_or(0) as i64;
-                (0..n_rows).flat_map(|row| (0..n_cols).map(move |col| (row, col))).map(slot).collect()
+                let slot = |(row, col): (usize, usize)| {
+                    columns[row].iter().position(|&c| c == col).unwrap_or(0) as i64
+                };
+                (0..n_rows)
+                    .flat_map(|row| (0..n_cols).map(move |col| (row, col)))
+                    .map(slot)
+                    .collect()
             }
         };
         if ids.data.iter().chain(&positions).any(|&x| x < 0) {
-            return Err(FixtureError::Value { key: key("input_ids"), found: "a negative number".into(), expected: "ids and positions" });
+            return Err(FixtureError::Value {
+                key: key("input_ids"),
+                found: "a negative number".into(),
+                expected: "ids and positions",
+            });
         }
         Ok(Self { n_cols, columns, ids: ids.data, positions })
     }
@@ -85,15 +98,22 @@ impl PaddedRows {
 
     /// All real tokens: where they are here, and at which of the fixture's [B, T] entries.
     pub fn real(&self) -> TokenIndex {
-        self.index(|row, at| Some((at, self.ids[row * self.n_cols + self.columns[row][at]], self.columns[row][at])))
+        self.index(|row, at| {
+            Some((at, self.ids[row * self.n_cols + self.columns[row][at]], self.columns[row][at]))
+        })
     }
 
-    /// Each real token but a row's first, read at the one before it, and stored (as the fixtures do) at the column before it of [B, T-1].
+    /// Each real token but a row's first, read at the one before it, and stored (as the fixtures
+    /// do) at the column before it of [B, T-1].
     pub fn next_tokens(&self) -> TokenIndex {
         let n_cols = self.n_cols - 1;
         let mut index = self.index(|row, at| {
             let before = at.checked_sub(1)?;
-            Some((before, self.ids[row * self.n_cols + self.columns[row][at]], self.columns[row][before]))
+            Some((
+                before,
+                self.ids[row * self.n_cols + self.columns[row][at]],
+                self.columns[row][before],
+            ))
         });
         index.at.iter_mut().for_each(|at| *at = *at / self.n_cols * n_cols + *at % self.n_cols);
         index
@@ -146,12 +166,22 @@ pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> BTreeMap<String, Arra
 }
 
 /// The gradients of a module's parameters by name.
-pub fn gradients<B: Backend, M: Module<B>>(module: &M, grads: &GradientsParams) -> BTreeMap<String, Array<f32>> {
+pub fn gradients<B: Backend, M: Module<B>>(
+    module: &M,
+    grads: &GradientsParams,
+) -> BTreeMap<String, Array<f32>> {
     collect::<B, M>(module, Some(grads))
 }
 
-fn collect<B: Backend, M: Module<B>>(module: &M, grads: Option<&GradientsParams>) -> BTreeMap<String, Array<f32>> {
-    let mut visitor = Collect { names: parameter_names::<B, M>(module).into_iter().collect(), grads, found: BTreeMap::new() };
+fn collect<B: Backend, M: Module<B>>(
+    module: &M,
+    grads: Option<&GradientsParams>,
+) -> BTreeMap<String, Array<f32>> {
+    let mut visitor = Collect {
+        names: parameter_names::<B, M>(module).into_iter().collect(),
+        grads,
+        found: BTreeMap::new(),
+    };
     module.visit(&mut visitor);
     visitor.found
 }
@@ -180,12 +210,24 @@ impl<B: Backend> ModuleVisitor<B> for Collect<'_> {
 
 /// Compares a parameter behind optimizer steps.
 ///
-/// Steps that change losses and log-probs cannot leave a weight where it was, bit for bit: a recorded tensor that equals the weight before the
-/// first step was recorded too early (the public fixtures do so), and holding the optimizer to it would demand one that does nothing. That is
+/// Steps that change losses and log-probs cannot leave a weight where it was, bit for bit: a
+/// recorded tensor that equals the weight before the first step was recorded too early (the public
+/// fixtures do so), and holding the optimizer to it would demand one that does nothing. That is
 /// said in a note; losses, norms, log-probs and values recorded beside it pin every step.
-pub fn compare_trained(key: &str, before: &Array<f32>, after: &Array<f32>, expected: &[f32], tolerance: Tolerance, case: &mut Case) {
+pub fn compare_trained(
+    key: &str,
+    before: &Array<f32>,
+    after: &Array<f32>,
+    expected: &[f32],
+    tolerance: Tolerance,
+    case: &mut Case,
+) {
     if expected == before.data && after.data != before.data {
-        case.note(key, "not compared: the fixture holds this weight as it was before the first step, bit for bit");
+        case.note(
+            key,
+            "not compared: the fixture holds this weight as it was before the first step, bit for \
+             bit",
+        );
     } else {
         case.close(key, &after.data, expected, tolerance);
     }

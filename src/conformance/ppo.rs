@@ -1,7 +1,8 @@
-//! Family `ppo`: the selective token reward, GAE, GRPO, whitening, policy and value losses with gradients, on recorded episodes; and the pieces.
+//! Family `ppo`: the selective token reward, GAE, GRPO, whitening, policy and value losses with
+//! gradients, on recorded episodes; and the pieces.
 //!
-//! The fixtures' arrays are [B, P+R] masks and [B, R] response columns; the reference lets GAE run over padding too. The row functions of `algo` are
-//! used on exactly those columns.
+//! The fixtures' arrays are [B, P+R] masks and [B, R] response columns; the reference lets GAE run
+//! over padding too. The row functions of `algo` are used on exactly those columns.
 use super::{
     Case, FixtureError, Tensors, Tolerance, cases_of,
     fixtures::{count, member, number, numbers, object, read_json, strings, text},
@@ -20,19 +21,26 @@ use serde_json::Value;
 use std::path::Path;
 
 const TENSOR: Tolerance = Tolerance::abs(2e-5);
-/// The floor is the rounding of the reference's own f32 mean of terms of size 1 where the mean nearly cancels (1.4e-7 seen at -0.006).
+/// The floor is the rounding of the reference's own f32 mean of terms of size 1 where the mean
+/// nearly cancels (1.4e-7 seen at -0.006).
 const SCALAR: Tolerance = Tolerance::abs(1e-6).or_rel(2e-5);
 const ADAPTIVE: Tolerance = Tolerance::rel(1e-9);
 
-/// What the reference's adaptive controller was built with (its defaults); only its inputs and outputs are recorded.
-const ADAPTIVE_START: kl::KlController = kl::KlController { coef: 0.2, target: 6.0, horizon: 10_000.0 };
+/// What the reference's adaptive controller was built with (its defaults); only its inputs and
+/// outputs are recorded.
+const ADAPTIVE_START: kl::KlController =
+    kl::KlController { coef: 0.2, target: 6.0, horizon: 10_000.0 };
 const ADAPTIVE_EPISODES: usize = 256;
 
 pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
     cases_of(dir, |name, path, case| {
         if name == "values.json" {
             for name in object(&read_json(path)?, "values.json")?.keys() {
-                case.equal(&format!("{name}.safetensors exists"), &dir.join(format!("{name}.safetensors")).is_file(), &true);
+                case.equal(
+                    &format!("{name}.safetensors exists"),
+                    &dir.join(format!("{name}.safetensors")).is_file(),
+                    &true,
+                );
             }
             return Ok(());
         }
@@ -69,7 +77,8 @@ fn parse_estimator(name: &str) -> Option<KlEstimator> {
 struct Episode {
     n_rows: usize,
     n_cols: usize,
-    /// [B, R] agent tokens; valid response tokens; the attention mask one column to the left (value mask).
+    /// [B, R] agent tokens; valid response tokens; the attention mask one column to the left (value
+    /// mask).
     info_mask: Vec<bool>,
     attention_mask: Vec<bool>,
     value_mask: Vec<bool>,
@@ -83,15 +92,23 @@ struct Episode {
 
 impl Episode {
     fn new(tensors: &Tensors, shape: &Value) -> Result<Self, FixtureError> {
-        let (n_rows, n_prompt, n_cols) = (count(shape, "batch")?, count(shape, "prompt")?, count(shape, "response")?);
+        let (n_rows, n_prompt, n_cols) =
+            (count(shape, "batch")?, count(shape, "prompt")?, count(shape, "response")?);
         if n_prompt == 0 {
-            return Err(FixtureError::Value { key: "shape.prompt".into(), found: "0".into(), expected: "a prompt of at least one column" });
+            return Err(FixtureError::Value {
+                key: "shape.prompt".into(),
+                found: "0".into(),
+                expected: "a prompt of at least one column",
+            });
         }
         let n_total = n_prompt + n_cols;
         // The ids themselves play no role in any of the equations.
         tensors.integers_of("in.responses", &[n_rows, n_cols])?;
         let columns = |mask: &[i64], from: usize| -> Vec<bool> {
-            mask.chunks(n_total).flat_map(|row| &row[from..from + n_cols]).map(|&m| m != 0).collect()
+            mask.chunks(n_total)
+                .flat_map(|row| &row[from..from + n_cols])
+                .map(|&m| m != 0)
+                .collect()
         };
         let attention = tensors.integers_of("in.attention_mask", &[n_rows, n_total])?;
         let info = tensors.integers_of("in.info_mask", &[n_rows, n_total])?;
@@ -125,7 +142,8 @@ impl Episode {
             .collect();
         let (mut rewards, mut sum_kl) = (Vec::new(), 0.0);
         for row in self.rows() {
-            let (scores, kl, mask) = (&self.scores[row.clone()], &kl[row.clone()], &self.info_mask[row]);
+            let (scores, kl, mask) =
+                (&self.scores[row.clone()], &kl[row.clone()], &self.info_mask[row]);
             let is_penalised = kl::is_penalised(mode, scores);
             rewards.extend(kl::row_rewards(scores, kl, mask, is_penalised, coef));
             sum_kl += kl::row_mean_kl(kl, mask, is_penalised);
@@ -134,9 +152,16 @@ impl Episode {
     }
 }
 
-fn episode<B: TrainBackend>(tensors: &Tensors, values: &Value, device: &B::Device, case: &mut Case) -> Result<(), FixtureError> {
+fn episode<B: TrainBackend>(
+    tensors: &Tensors,
+    values: &Value,
+    device: &B::Device,
+    case: &mut Case,
+) -> Result<(), FixtureError> {
     let episode = Episode::new(tensors, member(values, "shape")?)?;
-    for (group, expected) in object(values, "values.json")?.iter().filter(|(group, _)| *group != "shape") {
+    for (group, expected) in
+        object(values, "values.json")?.iter().filter(|(group, _)| *group != "shape")
+    {
         let mode = match group.split('.').next() {
             Some("dgpo" | "grpo") => KlMode::Selective,
             Some("searchr1") => KlMode::Uniform,
@@ -159,9 +184,21 @@ fn one_group<B: TrainBackend>(
     case: &mut Case,
 ) -> Result<(), FixtureError> {
     let params = member(expected, "params")?;
-    let known = ["kl_penalty", "kl_coef", "gamma", "lam", "cliprange", "cliprange_value", "advantage", "uid"];
+    let known = [
+        "kl_penalty",
+        "kl_coef",
+        "gamma",
+        "lam",
+        "cliprange",
+        "cliprange_value",
+        "advantage",
+        "uid",
+    ];
     case.fail_unknown(
-        object(params, "params")?.keys().filter(|key| !known.contains(&key.as_str())).map(|key| format!("{group}.params.{key}")),
+        object(params, "params")?
+            .keys()
+            .filter(|key| !known.contains(&key.as_str()))
+            .map(|key| format!("{group}.params.{key}")),
     );
     let penalty = text(params, "kl_penalty")?;
     let Some(estimator) = parse_estimator(penalty) else {
@@ -191,7 +228,8 @@ fn one_group<B: TrainBackend>(
         let (loss, grad_key, stats) = match part.as_str() {
             "params" | "kl_metric" => continue,
             "state_masked" | "unmasked" => {
-                let mask = if part == "unmasked" { &episode.attention_mask } else { &episode.info_mask };
+                let mask =
+                    if part == "unmasked" { &episode.attention_mask } else { &episode.info_mask };
                 policy::<B>(episode, &advantages, mask, number(params, "cliprange")?, device)
             }
             "value" => value::<B>(episode, &returns, number(params, "cliprange_value")?, device),
@@ -217,28 +255,50 @@ fn one_group<B: TrainBackend>(
 
 /// GAE over every column, padding included; whitened over the valid response tokens.
 fn gae(episode: &Episode, rewards: &[f32], gamma: f64, lambda: f64) -> (Vec<f32>, Vec<f32>) {
-    let mut advantages: Vec<f32> =
-        episode.rows().flat_map(|row| advantage::gae_row(&rewards[row.clone()], &episode.values[row], gamma, lambda)).collect();
+    let mut advantages: Vec<f32> = episode
+        .rows()
+        .flat_map(|row| {
+            advantage::gae_row(&rewards[row.clone()], &episode.values[row], gamma, lambda)
+        })
+        .collect();
     let returns = advantages.iter().zip(&episode.values).map(|(a, v)| a + v).collect();
     advantage::whiten(&mut advantages, &episode.attention_mask);
     (advantages, returns)
 }
 
-fn grpo(episode: &Episode, rewards: &[f32], groups: &[String]) -> Result<(Vec<f32>, Vec<f32>), FixtureError> {
+fn grpo(
+    episode: &Episode,
+    rewards: &[f32],
+    groups: &[String],
+) -> Result<(Vec<f32>, Vec<f32>), FixtureError> {
     if groups.len() != episode.n_rows {
-        return Err(FixtureError::Shape { key: "uid".into(), shape: vec![groups.len()], expected: format!("{} rows", episode.n_rows) });
+        return Err(FixtureError::Shape {
+            key: "uid".into(),
+            shape: vec![groups.len()],
+            expected: format!("{} rows", episode.n_rows),
+        });
     }
     let scores: Vec<f32> = episode.rows().map(|row| rewards[row].iter().sum()).collect();
     let rows = advantage::group_advantages(&scores, groups);
-    let advantages: Vec<f32> =
-        episode.attention_mask.iter().enumerate().map(|(i, &valid)| if valid { rows[i / episode.n_cols] } else { 0.0 }).collect();
+    let advantages: Vec<f32> = episode
+        .attention_mask
+        .iter()
+        .enumerate()
+        .map(|(i, &valid)| if valid { rows[i / episode.n_cols] } else { 0.0 })
+        .collect();
     Ok((advantages.clone(), advantages))
 }
 
 /// Gradient, the gradient's key, and scalars by their keys.
 type LossResult = (Vec<f32>, &'static str, Vec<(&'static str, f64)>);
 
-fn policy<B: TrainBackend>(episode: &Episode, advantages: &[f32], mask: &[bool], clip_ratio: f64, device: &B::Device) -> LossResult {
+fn policy<B: TrainBackend>(
+    episode: &Episode,
+    advantages: &[f32],
+    mask: &[bool],
+    clip_ratio: f64,
+    device: &B::Device,
+) -> LossResult {
     let log_probs = vector::<B>(&episode.log_probs, device).require_grad();
     let tokens = ppo::PolicyTokens {
         log_probs: log_probs.clone(),
@@ -247,11 +307,20 @@ fn policy<B: TrainBackend>(episode: &Episode, advantages: &[f32], mask: &[bool],
         mask: mask_vector(mask, device),
     };
     let (loss, stats) = ppo::policy_loss(tokens, clip_ratio, n_true(mask));
-    let scalars = vec![("pg_loss", stats.loss), ("pg_clipfrac", stats.clip_fraction), ("ppo_kl", stats.old_approx_kl)];
+    let scalars = vec![
+        ("pg_loss", stats.loss),
+        ("pg_clipfrac", stats.clip_fraction),
+        ("ppo_kl", stats.old_approx_kl),
+    ];
     (gradient(loss, log_probs), "grad_log_prob", scalars)
 }
 
-fn value<B: TrainBackend>(episode: &Episode, returns: &[f32], clip_value: f64, device: &B::Device) -> LossResult {
+fn value<B: TrainBackend>(
+    episode: &Episode,
+    returns: &[f32],
+    clip_value: f64,
+    device: &B::Device,
+) -> LossResult {
     let values = vector::<B>(&episode.vpreds, device).require_grad();
     let tokens = ppo::ValueTokens {
         values: values.clone(),
@@ -260,12 +329,18 @@ fn value<B: TrainBackend>(episode: &Episode, returns: &[f32], clip_value: f64, d
         mask: mask_vector(&episode.value_mask, device),
     };
     let (loss, stats) = ppo::value_loss(tokens, clip_value, n_true(&episode.value_mask));
-    (gradient(loss, values), "grad_vpreds", vec![("vf_loss", stats.loss), ("vf_clipfrac", stats.clip_fraction)])
+    (
+        gradient(loss, values),
+        "grad_vpreds",
+        vec![("vf_loss", stats.loss), ("vf_clipfrac", stats.clip_fraction)],
+    )
 }
 
 fn gradient<B: TrainBackend>(loss: Tensor<B, 1>, of: Tensor<B, 1>) -> Vec<f32> {
     let mut grads = loss.backward();
-    of.grad_remove(&mut grads).map(|grad| grad.into_data().iter::<f32>().collect()).unwrap_or_default()
+    of.grad_remove(&mut grads)
+        .map(|grad| grad.into_data().iter::<f32>().collect())
+        .unwrap_or_default()
 }
 
 pub(super) fn vector<B: TrainBackend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
@@ -280,20 +355,33 @@ pub(super) fn n_true(mask: &[bool]) -> f64 {
     mask.iter().filter(|&&m| m).count() as f64
 }
 
-/// Log-probs, entropies, estimators, exact KL, masked statistics, the adaptive controller: each on its own.
-fn pieces<B: TrainBackend>(tensors: &Tensors, values: &Value, device: &B::Device, case: &mut Case) -> Result<(), FixtureError> {
+/// Log-probs, entropies, estimators, exact KL, masked statistics, the adaptive controller: each on
+/// its own.
+fn pieces<B: TrainBackend>(
+    tensors: &Tensors,
+    values: &Value,
+    device: &B::Device,
+    case: &mut Case,
+) -> Result<(), FixtureError> {
     let logits = tensors.floats("logits")?;
     let [rows, cols, vocab] = logits.dims::<3>("logits")?;
     let shape = [rows, cols];
     let n = rows * cols;
     let labels = tensors.integers_of("labels", &shape)?;
     if labels.iter().any(|label| !(0..vocab as i64).contains(label)) {
-        return Err(FixtureError::Value { key: "labels".into(), found: format!("{labels:?}"), expected: "ids of the vocabulary" });
+        return Err(FixtureError::Value {
+            key: "labels".into(),
+            found: format!("{labels:?}"),
+            expected: "ids of the vocabulary",
+        });
     }
-    let mask: Vec<bool> = tensors.integers_of("mask", &shape)?.into_iter().map(|m| m != 0).collect();
+    let mask: Vec<bool> =
+        tensors.integers_of("mask", &shape)?.into_iter().map(|m| m != 0).collect();
     let x = tensors.floats_of("x", &shape)?;
-    let matrix = |data: Vec<f32>| Tensor::<B, 2>::from_data(TensorData::new(data, [n, vocab]), device);
-    let (logits, ref_logits) = (matrix(logits.data), matrix(tensors.floats_of("ref_logits", &[rows, cols, vocab])?));
+    let matrix =
+        |data: Vec<f32>| Tensor::<B, 2>::from_data(TensorData::new(data, [n, vocab]), device);
+    let (logits, ref_logits) =
+        (matrix(logits.data), matrix(tensors.floats_of("ref_logits", &[rows, cols, vocab])?));
     let labels = Tensor::from_data(TensorData::new(labels, [n]), device);
     let log_probs = host(token_log_probs(logits.clone(), labels.clone(), 1.0).log_probs);
     let ref_log_probs = host(token_log_probs(ref_logits.clone(), labels.clone(), 1.0).log_probs);
@@ -308,22 +396,33 @@ fn pieces<B: TrainBackend>(tensors: &Tensors, values: &Value, device: &B::Device
             host(token_log_probs(logits.clone(), labels.clone(), temperature).entropy)
         } else if let Some(estimator) = key.strip_prefix("kl_penalty.").and_then(parse_estimator) {
             estimates(estimator, &log_probs, &ref_log_probs)
-        } else if let Some(estimator) =
-            key.strip_prefix("kl_penalty.").and_then(|name| name.split_once("_clamped")).and_then(|(name, _)| parse_estimator(name))
+        } else if let Some(estimator) = key
+            .strip_prefix("kl_penalty.")
+            .and_then(|name| name.split_once("_clamped"))
+            .and_then(|(name, _)| parse_estimator(name))
         {
-            let (log_probs, reference) = (tensors.floats("clamp.logprob")?, tensors.floats("clamp.ref_logprob")?);
+            let (log_probs, reference) =
+                (tensors.floats("clamp.logprob")?, tensors.floats("clamp.ref_logprob")?);
             estimates(estimator, &log_probs.data, &reference.data)
-        } else if let Some(eos) = key.strip_prefix("eos.mask_for_eos").and_then(|id| id.parse::<i64>().ok()) {
+        } else if let Some(eos) =
+            key.strip_prefix("eos.mask_for_eos").and_then(|id| id.parse::<i64>().ok())
+        {
             let response = tensors.integers("eos.response")?;
             let mask = tensors.integers_of(key, &response.shape)?;
-            case.equal(key, &eos_mask(&response.data, response.shape.last().copied().unwrap_or(1), eos), &mask);
+            case.equal(
+                key,
+                &eos_mask(&response.data, response.shape.last().copied().unwrap_or(1), eos),
+                &mask,
+            );
             continue;
         } else {
             match key.as_str() {
                 "full_kl_policy_ref" => full_kl(KlEstimator::Full, &logits, &ref_logits),
                 "full_kl_ref_policy" => full_kl(KlEstimator::FullReversed, &logits, &ref_logits),
                 "masked_whiten" => in_place(&x, |x| advantage::whiten(x, &mask)),
-                "masked_whiten_keep_mean" => in_place(&x, |x| advantage::whiten_keep_mean(x, &mask)),
+                "masked_whiten_keep_mean" => {
+                    in_place(&x, |x| advantage::whiten_keep_mean(x, &mask))
+                }
                 _ => continue,
             }
         };
@@ -331,11 +430,14 @@ fn pieces<B: TrainBackend>(tensors: &Tensors, values: &Value, device: &B::Device
     }
     let (x, mask_tensor) = (vector::<B>(&x, device), mask_vector::<B>(&mask, device));
     for (key, expected) in object(values, "pieces")? {
-        let mean = |values: Tensor<B, 1>| f64::from(host(masked_mean(values, mask_tensor.clone(), n_true(&mask)))[0]);
+        let mean = |values: Tensor<B, 1>| {
+            f64::from(host(masked_mean(values, mask_tensor.clone(), n_true(&mask)))[0])
+        };
         match key.as_str() {
             "masked_mean" => case.number(key, mean(x.clone()), expected, SCALAR),
             "masked_var_unbiased" => {
-                let variance = advantage::masked_mean_and_variance(&host(x.clone()), &mask).map_or(f64::NAN, |(_, variance)| variance);
+                let variance = advantage::masked_mean_and_variance(&host(x.clone()), &mask)
+                    .map_or(f64::NAN, |(_, variance)| variance);
                 case.number(key, variance, expected, SCALAR);
             }
             "entropy_loss" => {
@@ -350,11 +452,20 @@ fn pieces<B: TrainBackend>(tensors: &Tensors, values: &Value, device: &B::Device
 }
 
 fn estimates(estimator: KlEstimator, log_probs: &[f32], ref_log_probs: &[f32]) -> Vec<f32> {
-    log_probs.iter().zip(ref_log_probs).filter_map(|(&p, &r)| kl::estimate(estimator, p, r)).collect()
+    log_probs
+        .iter()
+        .zip(ref_log_probs)
+        .filter_map(|(&p, &r)| kl::estimate(estimator, p, r))
+        .collect()
 }
 
-fn full_kl<B: TrainBackend>(estimator: KlEstimator, logits: &Tensor<B, 2>, ref_logits: &Tensor<B, 2>) -> Vec<f32> {
-    let exact = |divergence| host(row_divergence(logits.clone(), ref_logits.clone(), divergence, 1.0));
+fn full_kl<B: TrainBackend>(
+    estimator: KlEstimator,
+    logits: &Tensor<B, 2>,
+    ref_logits: &Tensor<B, 2>,
+) -> Vec<f32> {
+    let exact =
+        |divergence| host(row_divergence(logits.clone(), ref_logits.clone(), divergence, 1.0));
     kl::full_divergence(estimator).map(exact).unwrap_or_default()
 }
 
@@ -381,7 +492,11 @@ fn adaptive_kl(expected: &Value, key: &str, case: &mut Case) -> Result<(), Fixtu
     for pair in pairs {
         let pair = numbers(&serde_json::json!({ "pair": pair }), "pair")?;
         let [mean_kl, coef] = pair[..] else {
-            return Err(FixtureError::Shape { key: key.to_owned(), shape: vec![pair.len()], expected: "pairs".into() });
+            return Err(FixtureError::Shape {
+                key: key.to_owned(),
+                shape: vec![pair.len()],
+                expected: "pairs".into(),
+            });
         };
         controller.update(mean_kl, ADAPTIVE_EPISODES);
         got.push(controller.coef);

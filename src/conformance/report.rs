@@ -1,4 +1,5 @@
-//! What a conformance run found: families of cases of checks, each with its worst deviation and the tolerance it was held to.
+//! What a conformance run found: families of cases of checks, each with its worst deviation and the
+//! tolerance it was held to.
 use serde::Serialize;
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Debug};
@@ -89,11 +90,20 @@ impl Case {
     }
 
     /// Compares the entries for which `is_compared(index)`.
-    pub fn close_where(&mut self, key: &str, got: &[f32], expected: &[f32], is_compared: impl Fn(usize) -> bool, tolerance: Tolerance) {
+    pub fn close_where(
+        &mut self,
+        key: &str,
+        got: &[f32],
+        expected: &[f32],
+        is_compared: impl Fn(usize) -> bool,
+        tolerance: Tolerance,
+    ) {
         if got.len() != expected.len() {
             return self.fail(key, format!("{} values, expected {}", got.len(), expected.len()));
         }
-        let pairs = (0..got.len()).filter(|&i| is_compared(i)).map(|i| (f64::from(got[i]), f64::from(expected[i])));
+        let pairs = (0..got.len())
+            .filter(|&i| is_compared(i))
+            .map(|i| (f64::from(got[i]), f64::from(expected[i])));
         self.compare(key, &pairs.collect::<Vec<_>>(), tolerance);
     }
 
@@ -102,22 +112,34 @@ impl Case {
         if got.len() != expected.len() {
             return self.fail(key, format!("{} values, expected {}", got.len(), expected.len()));
         }
-        self.compare(key, &got.iter().copied().zip(expected.iter().copied()).collect::<Vec<_>>(), tolerance);
+        self.compare(
+            key,
+            &got.iter().copied().zip(expected.iter().copied()).collect::<Vec<_>>(),
+            tolerance,
+        );
     }
 
     pub fn scalar(&mut self, key: &str, got: f64, expected: f64, tolerance: Tolerance) {
         self.compare(key, &[(got, expected)], tolerance);
     }
 
-    /// As [`Case::scalar`], the expected value as the fixture writes it: anything but a number fails.
+    /// As [`Case::scalar`], the expected value as the fixture writes it: anything but a number
+    /// fails.
     pub fn number(&mut self, key: &str, got: f64, expected: &Value, tolerance: Tolerance) {
         match expected.as_f64() {
             Some(expected) => self.scalar(key, got, expected, tolerance),
-            None => self.fail(key, format!("the fixture holds {}, expected a number", shortened(&expected.to_string()))),
+            None => self.fail(
+                key,
+                format!(
+                    "the fixture holds {}, expected a number",
+                    shortened(&expected.to_string())
+                ),
+            ),
         }
     }
 
-    /// A reference that holds no numbers cannot be met: a recorded value that is not finite fails, and so does a comparison of no entries.
+    /// A reference that holds no numbers cannot be met: a recorded value that is not finite fails,
+    /// and so does a comparison of no entries.
     fn compare(&mut self, key: &str, pairs: &[(f64, f64)], tolerance: Tolerance) {
         if pairs.is_empty() {
             return self.fail(key, "the fixture holds no value to compare");
@@ -126,14 +148,19 @@ impl Case {
         let mut worst = (0.0, tolerance.abs + tolerance.rel_of_max * max, -1.0);
         for (i, &(got, expected)) in pairs.iter().enumerate() {
             if !got.is_finite() || !expected.is_finite() {
-                let whose = if expected.is_finite() { "" } else { ": the recorded value is not finite" };
-                return self.fail(key, format!("entry {i} of {} is {got}, expected {expected}{whose}", pairs.len()));
+                let whose =
+                    if expected.is_finite() { "" } else { ": the recorded value is not finite" };
+                return self.fail(
+                    key,
+                    format!("entry {i} of {} is {got}, expected {expected}{whose}", pairs.len()),
+                );
             }
             if got == expected {
                 continue;
             }
             let deviation = (got - expected).abs();
-            let allowed = tolerance.abs + tolerance.rel * expected.abs() + tolerance.rel_of_max * max;
+            let allowed =
+                tolerance.abs + tolerance.rel * expected.abs() + tolerance.rel_of_max * max;
             if deviation / allowed > worst.2 {
                 worst = (deviation, allowed, deviation / allowed);
             }
@@ -141,18 +168,37 @@ impl Case {
         let (deviation, allowed, share) = worst;
         let passed = share <= 1.0;
         let message = (!passed).then(|| format!("off by {deviation:.3e}, allowed {allowed:.3e}"));
-        self.checks.push(Check { key: key.to_owned(), passed, deviation: Some(deviation), tolerance: Some(allowed), message });
+        self.checks.push(Check {
+            key: key.to_owned(),
+            passed,
+            deviation: Some(deviation),
+            tolerance: Some(allowed),
+            message,
+        });
     }
 
     /// Compares exactly.
     pub fn equal<T: PartialEq + Debug + ?Sized>(&mut self, key: &str, got: &T, expected: &T) {
         let passed = got == expected;
-        let message = (!passed).then(|| format!("got {}, expected {}", shortened(got), shortened(expected)));
-        self.checks.push(Check { key: key.to_owned(), passed, deviation: None, tolerance: None, message });
+        let message =
+            (!passed).then(|| format!("got {}, expected {}", shortened(got), shortened(expected)));
+        self.checks.push(Check {
+            key: key.to_owned(),
+            passed,
+            deviation: None,
+            tolerance: None,
+            message,
+        });
     }
 
     pub fn fail(&mut self, key: &str, message: impl Into<String>) {
-        self.checks.push(Check { key: key.to_owned(), passed: false, deviation: None, tolerance: None, message: Some(message.into()) });
+        self.checks.push(Check {
+            key: key.to_owned(),
+            passed: false,
+            deviation: None,
+            tolerance: None,
+            message: Some(message.into()),
+        });
     }
 
     /// A passed check with a remark: a difference from the reference that `method §1` asks for.
@@ -162,7 +208,13 @@ impl Case {
 
     /// A passed check with a remark.
     pub fn note(&mut self, key: &str, remark: impl Into<String>) {
-        self.checks.push(Check { key: key.to_owned(), passed: true, deviation: None, tolerance: None, message: Some(remark.into()) });
+        self.checks.push(Check {
+            key: key.to_owned(),
+            passed: true,
+            deviation: None,
+            tolerance: None,
+            message: Some(remark.into()),
+        });
     }
 
     /// Keys of a fixture nobody has looked at: what is not understood is not passed.
@@ -177,7 +229,11 @@ impl Case {
 fn shortened(value: &(impl Debug + ?Sized)) -> String {
     const LIMIT: usize = 200;
     let text = format!("{value:?}");
-    if text.chars().count() <= LIMIT { text } else { text.chars().take(LIMIT).chain("…".chars()).collect() }
+    if text.chars().count() <= LIMIT {
+        text
+    } else {
+        text.chars().take(LIMIT).chain("…".chars()).collect()
+    }
 }
 
 #[cfg(test)]
@@ -196,9 +252,13 @@ mod tests {
     #[test]
     fn nothing_passes_without_finite_numbers_on_both_sides() {
         let mut case = Case::new("c");
-        for (got, expected) in
-            [(f64::NAN, 1.0), (1.0, f64::NAN), (1.0, f64::INFINITY), (f64::INFINITY, f64::INFINITY), (f64::NAN, f64::NAN)]
-        {
+        for (got, expected) in [
+            (f64::NAN, 1.0),
+            (1.0, f64::NAN),
+            (1.0, f64::INFINITY),
+            (f64::INFINITY, f64::INFINITY),
+            (f64::NAN, f64::NAN),
+        ] {
             case.scalar("not finite", got, expected, Tolerance::abs(9.0).or_rel(9.0));
         }
         case.close("length", &[1.0], &[1.0, 1.0], Tolerance::abs(9.0));

@@ -1,8 +1,11 @@
-//! Family `step`: one whole DGPO update and one distillation step per loss, through the trainer's own accumulation and optimizer.
+//! Family `step`: one whole DGPO update and one distillation step per loss, through the trainer's
+//! own accumulation and optimizer.
 //!
-//! The chain: log-probs under student and teacher, the selective KL in the reward, GAE, whitening, two PPO minibatches for actor and critic.
-//! The reference's critic also counts the state behind a row's last token (its mask is the attention mask moved by one column); that
-//! layout is rebuilt here, while training counts response tokens alone. `rl_step` runs the trainer's own step over the same batch. Models come from the `models` folder beside the family's.
+//! The chain: log-probs under student and teacher, the selective KL in the reward, GAE, whitening,
+//! two PPO minibatches for actor and critic. The reference's critic also counts the state behind a
+//! row's last token (its mask is the attention mask moved by one column); that layout is rebuilt
+//! here, while training counts response tokens alone. `rl_step` runs the trainer's own step over
+//! the same batch. Models come from the `models` folder beside the family's.
 use super::{
     Case, FixtureError, Tensors, Tolerance,
     fixtures::{count, list, member, number, numbers, object, read_json},
@@ -47,7 +50,8 @@ pub(super) const AFTER: Tolerance = Tolerance::abs(2e-2);
 const KD_LOSS: Tolerance = Tolerance::rel(2e-5);
 const KD_GRAD_NORM: Tolerance = Tolerance::rel(2e-4);
 
-/// Block by block, so that the recorded steps hold the backward pass that recomputes, too; the family `models` runs the other one.
+/// Block by block, so that the recorded steps hold the backward pass that recomputes, too; the
+/// family `models` runs the other one.
 const ACTIVATIONS: Activations = Activations::Recomputed;
 
 const STUDENT: &str = "qwen2_tied";
@@ -59,8 +63,10 @@ const UNDISCOUNTED: f64 = 1.0;
 pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
     let models = dir.parent().unwrap_or(dir).join("models");
     vec![one_case("step", |case| {
-        let (tensors, json) = (Tensors::open(&dir.join("step.safetensors"))?, read_json(&dir.join("step.json"))?);
-        let load = |name: &str| load_decoder::<B::InnerBackend>(&models.join(name), DType::F32, device);
+        let (tensors, json) =
+            (Tensors::open(&dir.join("step.safetensors"))?, read_json(&dir.join("step.json"))?);
+        let load =
+            |name: &str| load_decoder::<B::InnerBackend>(&models.join(name), DType::F32, device);
         let chain = Chain::<B>::new(&tensors, &json, load(STUDENT)?, load(TEACHER)?, device)?;
         chain.update(case)?;
         rl_step::compare(&chain, case)?;
@@ -95,13 +101,21 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         teacher: Decoder<B::InnerBackend>,
         device: &'a B::Device,
     ) -> Result<Self, FixtureError> {
-        let (n_rows, n_prompt, n_response) = (count(json, "batch")?, count(json, "prompt")?, count(json, "response")?);
+        let (n_rows, n_prompt, n_response) =
+            (count(json, "batch")?, count(json, "prompt")?, count(json, "response")?);
         if n_prompt == 0 {
-            return Err(FixtureError::Value { key: "prompt".into(), found: "0".into(), expected: "a prompt of at least one column" });
+            return Err(FixtureError::Value {
+                key: "prompt".into(),
+                found: "0".into(),
+                expected: "a prompt of at least one column",
+            });
         }
         let shape = [n_rows, n_prompt + n_response];
         let columns = |mask: &[i64], from: usize| -> Vec<bool> {
-            mask.chunks(shape[1]).flat_map(|row| &row[from..from + n_response]).map(|&m| m != 0).collect()
+            mask.chunks(shape[1])
+                .flat_map(|row| &row[from..from + n_response])
+                .map(|&m| m != 0)
+                .collect()
         };
         let attention = tensors.integers_of("attention_mask", &shape)?;
         let info = tensors.integers_of("info_mask", &shape)?;
@@ -132,13 +146,15 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         self.tensors.floats_of(key, &self.response_shape())
     }
 
-    /// Response tokens of some rows where `mask` [B, R] is true: where they are read (the real token before), and which of [B, R] they are.
+    /// Response tokens of some rows where `mask` [B, R] is true: where they are read (the real
+    /// token before), and which of [B, R] they are.
     fn response_tokens(&self, mask: &[bool], rows: std::ops::Range<usize>) -> TokenIndex {
         let width = self.rows.width();
         let mut index = TokenIndex::default();
         for row in rows {
             let ids = self.rows.row_ids(row);
-            let n_prompt = self.rows.columns[row].iter().filter(|&&col| col < self.n_prompt).count();
+            let n_prompt =
+                self.rows.columns[row].iter().filter(|&&col| col < self.n_prompt).count();
             for t in (0..self.n_response).filter(|&t| mask[row * self.n_response + t]) {
                 index.hidden.push(row * width + n_prompt + t - 1);
                 // Behind the last token there is no label: a value is read there, never a log-prob.
@@ -173,7 +189,11 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
     pub(super) fn optimizer_recipe(&self) -> Result<AdamWRecipe, FixtureError> {
         let betas = numbers(self.json, "betas")?;
         let [beta1, beta2] = betas[..] else {
-            return Err(FixtureError::Shape { key: "betas".into(), shape: vec![betas.len()], expected: "two".into() });
+            return Err(FixtureError::Shape {
+                key: "betas".into(),
+                shape: vec![betas.len()],
+                expected: "two".into(),
+            });
         };
         Ok(AdamWRecipe {
             lr: number(self.json, "lr")?,
@@ -199,19 +219,32 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         let rewards = self.rewards(&old, &reference, case)?;
         let response = |row: usize| row * self.n_response..(row + 1) * self.n_response;
         let (gamma, lambda) = (self.factor("gamma")?, self.factor("lam")?);
-        let mut advantages: Vec<f32> =
-            (0..self.n_rows()).flat_map(|row| gae_row(&rewards[response(row)], &values[response(row)], gamma, lambda)).collect();
+        let mut advantages: Vec<f32> = (0..self.n_rows())
+            .flat_map(|row| gae_row(&rewards[response(row)], &values[response(row)], gamma, lambda))
+            .collect();
         let returns: Vec<f32> = advantages.iter().zip(&values).map(|(a, v)| a + v).collect();
         whiten(&mut advantages, &self.attention_mask);
         case.close("advantages", &advantages, &self.floats("advantages")?, ADVANTAGES);
         case.close("returns", &returns, &self.floats("returns")?, ADVANTAGES);
 
         let actor = self.train_actor(&old, &advantages, case)?;
-        case.close("actor.after.log_probs", &self.log_probs(&actor), &self.floats("actor.after.log_probs")?, AFTER);
+        case.close(
+            "actor.after.log_probs",
+            &self.log_probs(&actor),
+            &self.floats("actor.after.log_probs")?,
+            AFTER,
+        );
         let critic = self.train_critic(critic, &values, &returns, case)?;
-        case.close("critic.after.values", &self.values(&critic), &self.floats("critic.after.values")?, AFTER);
+        case.close(
+            "critic.after.values",
+            &self.values(&critic),
+            &self.floats("critic.after.values")?,
+            AFTER,
+        );
         let initial = parameters(&self.student);
-        for (prefix, trained) in [("actor.after.", parameters(&actor)), ("critic.after.", parameters(&critic))] {
+        for (prefix, trained) in
+            [("actor.after.", parameters(&actor)), ("critic.after.", parameters(&critic))]
+        {
             for (name, after) in trained {
                 let key = format!("{prefix}{name}");
                 if !self.tensors.has(&key) {
@@ -231,54 +264,102 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         self.json.get(key).map_or(Ok(UNDISCOUNTED), |_| number(self.json, key))
     }
 
-    fn rewards(&self, old: &[f32], reference: &[f32], case: &mut Case) -> Result<Vec<f32>, FixtureError> {
+    fn rewards(
+        &self,
+        old: &[f32],
+        reference: &[f32],
+        case: &mut Case,
+    ) -> Result<Vec<f32>, FixtureError> {
         let scores = self.floats("token_level_scores")?;
-        let kl: Vec<f32> = old.iter().zip(reference).filter_map(|(&old, &reference)| estimate(KlEstimator::K1, old, reference)).collect();
+        let kl: Vec<f32> = old
+            .iter()
+            .zip(reference)
+            .filter_map(|(&old, &reference)| estimate(KlEstimator::K1, old, reference))
+            .collect();
         let coef = number(self.json, "kl_coef")?;
         let (mut rewards, mut selected, mut sum_kl) = (Vec::new(), Vec::new(), 0.0);
         for row in 0..self.n_rows() {
             let range = row * self.n_response..(row + 1) * self.n_response;
-            let (scores, kl, mask) = (&scores[range.clone()], &kl[range.clone()], &self.info_mask[range]);
+            let (scores, kl, mask) =
+                (&scores[range.clone()], &kl[range.clone()], &self.info_mask[range]);
             let is_penalised = is_penalised(KlMode::Selective, scores);
             rewards.extend(row_rewards(scores, kl, mask, is_penalised, coef));
             selected.extend(vec![f32::from(is_penalised); self.n_response]);
             sum_kl += row_mean_kl(kl, mask, is_penalised);
         }
-        case.close("selective_mask", &selected, &self.floats("selective_mask")?, Tolerance::abs(0.0));
-        case.close("token_level_rewards", &rewards, &self.floats("token_level_rewards")?, LOG_PROBS);
-        case.scalar("kl_metric", sum_kl / self.n_rows() as f64, number(self.json, "kl_metric")?, FIRST_MINIBATCH);
+        case.close(
+            "selective_mask",
+            &selected,
+            &self.floats("selective_mask")?,
+            Tolerance::abs(0.0),
+        );
+        case.close(
+            "token_level_rewards",
+            &rewards,
+            &self.floats("token_level_rewards")?,
+            LOG_PROBS,
+        );
+        case.scalar(
+            "kl_metric",
+            sum_kl / self.n_rows() as f64,
+            number(self.json, "kl_metric")?,
+            FIRST_MINIBATCH,
+        );
         Ok(rewards)
     }
 
     /// Consecutive rows, one optimizer step each.
     pub(super) fn minibatches(&self) -> Result<Vec<std::ops::Range<usize>>, FixtureError> {
         let size = count(self.json, "minibatch")?.max(1);
-        Ok((0..self.n_rows()).step_by(size).map(|start| start..(start + size).min(self.n_rows())).collect())
+        Ok((0..self.n_rows())
+            .step_by(size)
+            .map(|start| start..(start + size).min(self.n_rows()))
+            .collect())
     }
 
-    fn train_actor(&self, old: &[f32], advantages: &[f32], case: &mut Case) -> Result<Decoder<B::InnerBackend>, FixtureError> {
+    fn train_actor(
+        &self,
+        old: &[f32],
+        advantages: &[f32],
+        case: &mut Case,
+    ) -> Result<Decoder<B::InnerBackend>, FixtureError> {
         let (mut optimizer, lr) = self.optimizer()?;
         let clip_ratio = number(self.json, "cliprange")?;
-        case.equal("actor minibatches", &self.minibatches()?.len(), &list(self.json, "actor")?.len());
+        case.equal(
+            "actor minibatches",
+            &self.minibatches()?.len(),
+            &list(self.json, "actor")?.len(),
+        );
         let mut actor = self.student.clone();
         for (step, rows) in self.minibatches()?.into_iter().enumerate() {
             let model: Decoder<B> = with_gradients(actor.clone());
             let index = self.response_tokens(&self.info_mask, rows);
             let mut sums = GradientsAccumulator::new();
             let mut stats = PolicyStats::default();
-            accumulate_decoder(&model, self.rows.ids(self.device), &index, ACTIVATIONS, &mut sums, |head| {
-                let tokens = PolicyTokens {
-                    log_probs: token_log_probs(head, index.labels_tensor(self.device), 1.0).log_probs,
-                    old_log_probs: vector(&index.pick(old), self.device),
-                    advantages: vector(&index.pick(advantages), self.device),
-                    mask: vector(&vec![1.0; index.len()], self.device),
-                };
-                let (loss, part) = policy_loss(tokens, clip_ratio, index.len() as f64);
-                stats += part;
-                loss
-            });
+            accumulate_decoder(
+                &model,
+                self.rows.ids(self.device),
+                &index,
+                ACTIVATIONS,
+                &mut sums,
+                |head| {
+                    let tokens = PolicyTokens {
+                        log_probs: token_log_probs(head, index.labels_tensor(self.device), 1.0)
+                            .log_probs,
+                        old_log_probs: vector(&index.pick(old), self.device),
+                        advantages: vector(&index.pick(advantages), self.device),
+                        mask: vector(&vec![1.0; index.len()], self.device),
+                    };
+                    let (loss, part) = policy_loss(tokens, clip_ratio, index.len() as f64);
+                    stats += part;
+                    loss
+                },
+            );
             let grads = sums.grads();
-            let norms = gradients(&actor, &grads).into_iter().map(|(name, grad)| (name, norm(&grad.data))).collect::<Vec<_>>();
+            let norms = gradients(&actor, &grads)
+                .into_iter()
+                .map(|(name, grad)| (name, norm(&grad.data)))
+                .collect::<Vec<_>>();
             let (stepped, applied) = optimizer.step(actor, grads, lr, stats.loss);
             actor = stepped;
             let scalars = [
@@ -301,28 +382,46 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
     ) -> Result<Critic<B::InnerBackend>, FixtureError> {
         let (mut optimizer, lr) = self.optimizer()?;
         let clip_value = number(self.json, "cliprange_value")?;
-        case.equal("critic minibatches", &self.minibatches()?.len(), &list(self.json, "critic")?.len());
+        case.equal(
+            "critic minibatches",
+            &self.minibatches()?.len(),
+            &list(self.json, "critic")?.len(),
+        );
         for (step, rows) in self.minibatches()?.into_iter().enumerate() {
             let model: Critic<B> = with_gradients(critic.clone());
             let index = self.response_tokens(&self.value_mask, rows);
             let mut sums = GradientsAccumulator::new();
             let mut stats = ValueStats::default();
-            accumulate_critic(&model, self.rows.ids(self.device), &index, ACTIVATIONS, &mut sums, |values| {
-                let tokens = ValueTokens {
-                    values,
-                    old_values: vector(&index.pick(old_values), self.device),
-                    returns: vector(&index.pick(returns), self.device),
-                    mask: vector(&vec![1.0; index.len()], self.device),
-                };
-                let (loss, part) = value_loss(tokens, clip_value, index.len() as f64);
-                stats += part;
-                loss
-            });
+            accumulate_critic(
+                &model,
+                self.rows.ids(self.device),
+                &index,
+                ACTIVATIONS,
+                &mut sums,
+                |values| {
+                    let tokens = ValueTokens {
+                        values,
+                        old_values: vector(&index.pick(old_values), self.device),
+                        returns: vector(&index.pick(returns), self.device),
+                        mask: vector(&vec![1.0; index.len()], self.device),
+                    };
+                    let (loss, part) = value_loss(tokens, clip_value, index.len() as f64);
+                    stats += part;
+                    loss
+                },
+            );
             let grads = sums.grads();
-            let norms = gradients(&critic, &grads).into_iter().map(|(name, grad)| (name, norm(&grad.data))).collect::<Vec<_>>();
+            let norms = gradients(&critic, &grads)
+                .into_iter()
+                .map(|(name, grad)| (name, norm(&grad.data)))
+                .collect::<Vec<_>>();
             let (stepped, applied) = optimizer.step(critic, grads, lr, stats.loss);
             critic = stepped;
-            let scalars = [("loss", stats.loss), ("clipfrac", stats.clip_fraction), ("grad_norm", applied.grad_norm)];
+            let scalars = [
+                ("loss", stats.loss),
+                ("clipfrac", stats.clip_fraction),
+                ("grad_norm", applied.grad_norm),
+            ];
             self.compare_minibatch("critic", step, &scalars, &norms, case)?;
         }
         Ok(critic)
@@ -337,15 +436,22 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         case: &mut Case,
     ) -> Result<(), FixtureError> {
         let steps = list(self.json, network)?;
-        let expected = steps.get(step).ok_or_else(|| FixtureError::Missing(format!("{network}[{step}]")))?;
-        let tolerance = Tolerance { abs: SCALAR_FLOOR, ..if step == 0 { FIRST_MINIBATCH } else { LATER_MINIBATCH } };
+        let expected =
+            steps.get(step).ok_or_else(|| FixtureError::Missing(format!("{network}[{step}]")))?;
+        let tolerance = Tolerance {
+            abs: SCALAR_FLOOR,
+            ..if step == 0 { FIRST_MINIBATCH } else { LATER_MINIBATCH }
+        };
         // A step without its loss was not recorded.
         member(expected, "loss")?;
         for (key, value) in object(expected, network)? {
             let label = format!("{network}[{step}].{key}");
             if key == "param_grad_norms" {
                 for (name, value) in object(value, key)? {
-                    let got = norms.iter().find(|(known, _)| known == name).map_or(f64::NAN, |&(_, norm)| norm);
+                    let got = norms
+                        .iter()
+                        .find(|(known, _)| known == name)
+                        .map_or(f64::NAN, |&(_, norm)| norm);
                     case.number(&format!("{label}.{name}"), got, value, tolerance);
                 }
             } else if let Some(&(_, got)) = scalars.iter().find(|(known, _)| known == key) {
@@ -374,13 +480,30 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             let model: Decoder<B> = with_gradients(self.student.clone());
             let mut sums = GradientsAccumulator::new();
             let mut loss = 0.0;
-            accumulate_decoder(&model, self.rows.ids(self.device), &index, ACTIVATIONS, &mut sums, |student| {
-                let teacher = LinearHead::from_inner(teacher.clone());
-                let rows = kd_rows(student.into(), Some(teacher.into()), index.labels_tensor(self.device), weights).loss;
-                let share = crate::algo::masked_mean(rows, mask_vector(&vec![true; index.len()], self.device), normaliser);
-                loss += to_vec(share.clone()).into_iter().map(f64::from).sum::<f64>();
-                share
-            });
+            accumulate_decoder(
+                &model,
+                self.rows.ids(self.device),
+                &index,
+                ACTIVATIONS,
+                &mut sums,
+                |student| {
+                    let teacher = LinearHead::from_inner(teacher.clone());
+                    let rows = kd_rows(
+                        student.into(),
+                        Some(teacher.into()),
+                        index.labels_tensor(self.device),
+                        weights,
+                    )
+                    .loss;
+                    let share = crate::algo::masked_mean(
+                        rows,
+                        mask_vector(&vec![true; index.len()], self.device),
+                        normaliser,
+                    );
+                    loss += to_vec(share.clone()).into_iter().map(f64::from).sum::<f64>();
+                    share
+                },
+            );
             let grads = gradients(&self.student, &sums.grads());
             member(expected, "loss")?;
             for key in object(expected, name)?.keys() {
@@ -388,7 +511,8 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
                 match key.as_str() {
                     "loss" => case.scalar(&label, loss, number(expected, key)?, KD_LOSS),
                     "grad_norm" => {
-                        let got = grads.values().map(|grad| norm(&grad.data).powi(2)).sum::<f64>().sqrt();
+                        let got =
+                            grads.values().map(|grad| norm(&grad.data).powi(2)).sum::<f64>().sqrt();
                         case.scalar(&label, got, number(expected, key)?, KD_GRAD_NORM);
                     }
                     _ => case.fail_unknown([label]),
@@ -397,7 +521,12 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             for (parameter, grad) in grads {
                 let key = format!("kd.{name}.grad.{parameter}");
                 if self.tensors.has(&key) {
-                    case.close(&key, &grad.data, &self.tensors.floats_of(&key, &grad.shape)?, GRADIENT);
+                    case.close(
+                        &key,
+                        &grad.data,
+                        &self.tensors.floats_of(&key, &grad.shape)?,
+                        GRADIENT,
+                    );
                 }
             }
         }
@@ -426,7 +555,12 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             "critic",
             "kd",
         ];
-        case.fail_unknown(object(self.json, "step.json")?.keys().filter(|key| !known.contains(&key.as_str())).cloned());
+        case.fail_unknown(
+            object(self.json, "step.json")?
+                .keys()
+                .filter(|key| !known.contains(&key.as_str()))
+                .cloned(),
+        );
         Ok(())
     }
 }

@@ -8,9 +8,19 @@ pub(super) fn oracles(family: &str) -> PathBuf {
 }
 
 pub(super) fn failures(report: &Report) -> Vec<String> {
-    let failed =
-        |case: &Case| case.checks.iter().filter(|c| !c.passed).map(|c| format!("{}/{}: {:?}", case.name, c.key, c.message)).collect();
-    report.families.values().flatten().flat_map(|case: &Case| -> Vec<String> { failed(case) }).collect()
+    let failed = |case: &Case| {
+        case.checks
+            .iter()
+            .filter(|c| !c.passed)
+            .map(|c| format!("{}/{}: {:?}", case.name, c.key, c.message))
+            .collect()
+    };
+    report
+        .families
+        .values()
+        .flatten()
+        .flat_map(|case: &Case| -> Vec<String> { failed(case) })
+        .collect()
 }
 
 fn run_family(family: &str) -> Report {
@@ -73,7 +83,8 @@ fn changed_losses(change: impl FnOnce(&mut serde_json::Value)) -> Report {
     let mut values = fixtures::read_json(&oracles("losses/values.json")).unwrap();
     values.as_object_mut().unwrap().retain(|name, _| name == "one_valid_row");
     change(&mut values["one_valid_row"]);
-    fs::copy(oracles("losses/one_valid_row.safetensors"), family.join("one_valid_row.safetensors")).unwrap();
+    fs::copy(oracles("losses/one_valid_row.safetensors"), family.join("one_valid_row.safetensors"))
+        .unwrap();
     fs::write(family.join("values.json"), values.to_string()).unwrap();
     run::<CpuTrain>(dir.path(), &Default::default()).unwrap()
 }
@@ -83,19 +94,25 @@ fn a_wrong_value_fails_with_its_deviation() {
     let report = changed_losses(|values| values["reverse_kl"]["value"] = 1.0.into());
     let failed = failures(&report);
     assert_eq!((failed.len(), report.failed), (1, 1));
-    assert!(failed[0].contains("one_valid_row/reverse_kl") && failed[0].contains("off by"), "{failed:?}");
+    assert!(
+        failed[0].contains("one_valid_row/reverse_kl") && failed[0].contains("off by"),
+        "{failed:?}"
+    );
 }
 
 #[test]
 fn an_unknown_loss_fails_by_name() {
-    let failed = failures(&changed_losses(|values| values["wasserstein_2"] = serde_json::json!({ "value": 1.0 })));
+    let failed = failures(&changed_losses(|values| {
+        values["wasserstein_2"] = serde_json::json!({ "value": 1.0 })
+    }));
     assert_eq!(failed.len(), 1);
     assert!(failed[0].contains("wasserstein_2"), "{failed:?}");
 }
 
 #[test]
 fn a_gradient_without_a_value_fails_as_unknown() {
-    let failed = failures(&changed_losses(|values| drop(values.as_object_mut().unwrap().remove("ce"))));
+    let failed =
+        failures(&changed_losses(|values| drop(values.as_object_mut().unwrap().remove("ce"))));
     assert_eq!(failed.len(), 1);
     assert!(failed[0].contains("grad.ce") && failed[0].contains("unknown key"), "{failed:?}");
 }
@@ -127,7 +144,10 @@ fn a_folder_without_fixtures_is_an_error_with_a_hint() {
 fn loss_names_carry_their_parameters() {
     use crate::algo::distill::Divergence;
     let loss = losses::parse_loss("gkd_jsd_beta0.25_T3.5").unwrap();
-    assert_eq!((loss.divergence, loss.temperature), (Divergence::GeneralisedJsd { beta: 0.25 }, 3.5));
+    assert_eq!(
+        (loss.divergence, loss.temperature),
+        (Divergence::GeneralisedJsd { beta: 0.25 }, 3.5)
+    );
     let loss = losses::parse_loss("kd_ratio0.25").unwrap();
     assert_eq!((loss.ce_weight, loss.kl_weight), (0.75, 0.25));
     assert_eq!(losses::parse_loss("taid_tx"), None);
@@ -157,7 +177,8 @@ pub(super) fn write_integers(path: &Path, tensors: &[(&str, [usize; 2], Vec<i64>
     fs::write(path, bytes).unwrap();
 }
 
-/// A rollout of one row in which the agent answers and then searches, as the reference records it: it cuts at `</search>`.
+/// A rollout of one row in which the agent answers and then searches, as the reference records it:
+/// it cuts at `</search>`.
 fn answer_before_search(response: &str) -> Report {
     let dir = tempfile::tempdir().unwrap();
     let family = dir.path().join("text");
@@ -165,7 +186,8 @@ fn answer_before_search(response: &str) -> Report {
     let prompt = "#0# p";
     let rollout = serde_json::json!({
         "corpus": [["T", "text"]],
-        "search_rule": "document i for query q is corpus[(len(q) + i) % 1], i < topk; len counts characters",
+        "search_rule": "document i for query q is corpus[(len(q) + i) % 1], i < topk; len counts \
+                        characters",
         "tokeniser": "byte + 3, pad id 0",
         "cases": [{
             "name": "c",
@@ -205,7 +227,9 @@ fn answer_before_search(response: &str) -> Report {
 fn a_turn_that_ends_earlier_on_purpose_is_named_and_compared_up_to_there() {
     let notes = |report: &Report| {
         let checks = report.families["text"].iter().flat_map(|case| &case.checks);
-        checks.filter(|c| c.message.as_ref().is_some_and(|m| m.starts_with("differs on purpose"))).count()
+        checks
+            .filter(|c| c.message.as_ref().is_some_and(|m| m.starts_with("differs on purpose")))
+            .count()
     };
     let same = answer_before_search("<answer>A</answer>");
     assert_eq!((failures(&same), notes(&same)), (Vec::new(), 0));

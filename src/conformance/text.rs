@@ -1,4 +1,5 @@
-//! Family `text`: normalisation and scores, actions and observations, documents, format reward, chat templates; rollouts are in `rollouts`.
+//! Family `text`: normalisation and scores, actions and observations, documents, format reward,
+//! chat templates; rollouts are in `rollouts`.
 use super::{
     Case, FixtureError, cases_of,
     fixtures::{self, list, member, object, optional_text, read_json, strings, text},
@@ -9,13 +10,14 @@ use crate::{
     data::corpus::Passage,
     env::{
         protocol::{
-            Action, DEFAULT_INSTRUCTION, INVALID_ACTION, cut_at_first_stop, format_documents, information_block, parse_action,
-            reference_action, reference_cut,
+            Action, DEFAULT_INSTRUCTION, INVALID_ACTION, cut_at_first_stop, format_documents,
+            information_block, parse_action, reference_action, reference_cut,
         },
         reward::{
             exact_match,
             format::{FormatWeights, check_sequence, format_score, information_blocks},
-            normalise_answer, reference_exact_match, reference_extract_answer, reference_score, reference_substring_match, substring_match,
+            normalise_answer, reference_exact_match, reference_extract_answer, reference_score,
+            reference_substring_match, substring_match,
         },
     },
     tokenizer::chat::{Chat, Message},
@@ -36,7 +38,9 @@ pub fn run(dir: &Path) -> Vec<Case> {
             case.equal("rollouts.json exists", &dir.join("rollouts.json").is_file(), &true);
             Ok(())
         }
-        "rollouts.json" => rollouts::compare(&read_json(path)?, &dir.join("rollouts.safetensors"), case),
+        "rollouts.json" => {
+            rollouts::compare(&read_json(path)?, &dir.join("rollouts.safetensors"), case)
+        }
         "scoring.json" => scoring(&read_json(path)?, case),
         "actions.json" => each(&read_json(path)?, case, action),
         "documents.json" => each(&read_json(path)?, case, documents),
@@ -55,7 +59,8 @@ fn each(
     case: &mut Case,
     compare: impl Fn(&Value, &str, &str, &mut Case) -> Result<bool, FixtureError>,
 ) -> Result<(), FixtureError> {
-    let records = records.as_array().ok_or_else(|| FixtureError::Missing("a list of records".into()))?;
+    let records =
+        records.as_array().ok_or_else(|| FixtureError::Missing("a list of records".into()))?;
     for (i, record) in records.iter().enumerate() {
         for key in object(record, "record")?.keys() {
             if !compare(record, key, &format!("{i}.{key}"), case)? {
@@ -87,15 +92,24 @@ fn scoring(json: &Value, case: &mut Case) -> Result<(), FixtureError> {
                 continue;
             }
         };
-        each(records, case, |record, key, name, case| compare(record, key, &format!("{section}.{name}"), case))?;
+        each(records, case, |record, key, name, case| {
+            compare(record, key, &format!("{section}.{name}"), case)
+        })?;
     }
     Ok(())
 }
 
-fn normalisation(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<bool, FixtureError> {
+fn normalisation(
+    record: &Value,
+    key: &str,
+    name: &str,
+    case: &mut Case,
+) -> Result<bool, FixtureError> {
     match key {
         "in" => {}
-        "out" => case.equal(name, normalise_answer(text(record, "in")?).as_str(), text(record, key)?),
+        "out" => {
+            case.equal(name, normalise_answer(text(record, "in")?).as_str(), text(record, key)?)
+        }
         _ => return Ok(false),
     }
     Ok(true)
@@ -110,17 +124,27 @@ fn matches(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<boo
     let (theirs, ours) = match key {
         "prediction" | "golden" => return Ok(true),
         "em" => (reference_exact_match(prediction, &golds), exact_match(prediction, &golds)),
-        "subem" => (reference_substring_match(prediction, &golds), substring_match(prediction, &golds)),
+        "subem" => {
+            (reference_substring_match(prediction, &golds), substring_match(prediction, &golds))
+        }
         _ => return Ok(false),
     };
     score_equal(case, name, f32::from(u8::from(theirs)), &record[key]);
     if ours != theirs {
-        case.differs_on_purpose(name, "a gold answer that normalises to nothing is compared as it is written");
+        case.differs_on_purpose(
+            name,
+            "a gold answer that normalises to nothing is compared as it is written",
+        );
     }
     Ok(true)
 }
 
-fn extraction(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<bool, FixtureError> {
+fn extraction(
+    record: &Value,
+    key: &str,
+    name: &str,
+    case: &mut Case,
+) -> Result<bool, FixtureError> {
     let whole = text(record, "text")?;
     match key {
         "text" => return Ok(true),
@@ -134,7 +158,9 @@ fn extraction(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<
         reference_score(whole, &[gold.to_owned()], 0.0, reference_exact_match)
     } else if let Some(gold) = key.strip_prefix("subem_score_vs_") {
         reference_score(whole, &[gold.to_owned()], 0.0, reference_substring_match)
-    } else if let Some(format_score) = key.strip_prefix("em_format_score_").and_then(|score| score.parse().ok()) {
+    } else if let Some(format_score) =
+        key.strip_prefix("em_format_score_").and_then(|score| score.parse().ok())
+    {
         reference_score(whole, &[FORMAT_GOLD.to_owned()], format_score, reference_exact_match)
     } else {
         return Ok(false);
@@ -157,13 +183,18 @@ fn action(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<bool
     let cut = reference_cut(raw);
     let action = reference_action(cut);
     let untruncated = reference_action(raw);
-    let flag_equal = |case: &mut Case, got: bool| case.equal(name, &f64::from(u8::from(got)), &flag(&record[key]));
+    let flag_equal = |case: &mut Case, got: bool| {
+        case.equal(name, &f64::from(u8::from(got)), &flag(&record[key]))
+    };
     match key {
         "raw" => {}
         "truncated" => {
             case.equal(name, cut, text(record, key)?);
             if cut_at_first_stop(raw) != cut {
-                case.differs_on_purpose(name, "generation ends at whichever stop string is complete first");
+                case.differs_on_purpose(
+                    name,
+                    "generation ends at whichever stop string is complete first",
+                );
             }
         }
         "action" => {
@@ -173,13 +204,18 @@ fn action(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<bool
             }
         }
         "content" => case.equal(name, parts(&action).1, text(record, key)?),
-        "untruncated_action" => case.equal(name, &parts(&untruncated).0, &optional_text(record, key)?),
+        "untruncated_action" => {
+            case.equal(name, &parts(&untruncated).0, &optional_text(record, key)?)
+        }
         "untruncated_content" => case.equal(name, parts(&untruncated).1, text(record, key)?),
         "done" | "final_turn_done" => flag_equal(case, matches!(action, Action::Answer(_))),
         "valid_action" => flag_equal(case, action != Action::Invalid),
         "is_search" => flag_equal(case, matches!(action, Action::Search(_))),
         _ => {
-            let Some(result) = key.strip_prefix("observation_when_search_returns_'").and_then(|key| key.strip_suffix('\'')) else {
+            let Some(result) = key
+                .strip_prefix("observation_when_search_returns_'")
+                .and_then(|key| key.strip_suffix('\''))
+            else {
                 return Ok(false);
             };
             let observation = match &action {
@@ -201,7 +237,8 @@ fn documents(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<b
                 let document = hit.get("document").unwrap_or(hit);
                 Ok(Passage { id: String::new(), contents: text(document, "contents")?.to_owned() })
             };
-            let passages = list(record, "result")?.iter().map(passage).collect::<Result<Vec<_>, _>>()?;
+            let passages =
+                list(record, "result")?.iter().map(passage).collect::<Result<Vec<_>, _>>()?;
             case.equal(name, format_documents(&passages).as_str(), text(record, key)?);
         }
         _ => return Ok(false),
@@ -209,7 +246,12 @@ fn documents(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<b
     Ok(true)
 }
 
-fn format_reward(record: &Value, key: &str, name: &str, case: &mut Case) -> Result<bool, FixtureError> {
+fn format_reward(
+    record: &Value,
+    key: &str,
+    name: &str,
+    case: &mut Case,
+) -> Result<bool, FixtureError> {
     let whole = text(record, "text")?;
     match key {
         "text" => {}
@@ -218,9 +260,18 @@ fn format_reward(record: &Value, key: &str, name: &str, case: &mut Case) -> Resu
             let reason = check_sequence(whole).err().unwrap_or_else(|| VALID_SEQUENCE.to_owned());
             case.equal(name, reason.as_str(), text(record, key)?);
         }
-        "information_blocks" => case.equal(name, &information_blocks(whole), &strings(record, key)?.iter().map(String::as_str).collect()),
+        "information_blocks" => case.equal(
+            name,
+            &information_blocks(whole),
+            &strings(record, key)?.iter().map(String::as_str).collect(),
+        ),
         "score_full_weights" => {
-            score_equal(case, name, format_score(whole, &[FORMAT_GOLD.to_owned()], FormatWeights::default()), &record[key]);
+            score_equal(
+                case,
+                name,
+                format_score(whole, &[FORMAT_GOLD.to_owned()], FormatWeights::default()),
+                &record[key],
+            );
         }
         _ => return Ok(false),
     }
@@ -241,17 +292,27 @@ fn chat_templates(json: &Value, case: &mut Case) -> Result<(), FixtureError> {
         let known = ["family", "messages", "add_generation_prompt", "date_string", "text"];
         let unknown = object(record, &key)?.keys().filter(|name| !known.contains(&name.as_str()));
         case.fail_unknown(unknown.map(|name| format!("{key}.{name}")));
-        let Ok(template) = serde_json::from_value::<ChatTemplate>(member(record, "family")?.clone()) else {
+        let Ok(template) =
+            serde_json::from_value::<ChatTemplate>(member(record, "family")?.clone())
+        else {
             case.fail(&key, "unknown template family");
             continue;
         };
         let message = |message: &Value| -> Result<Message, FixtureError> {
-            Ok(Message { role: text(message, "role")?.to_owned(), content: text(message, "content")?.to_owned() })
+            Ok(Message {
+                role: text(message, "role")?.to_owned(),
+                content: text(message, "content")?.to_owned(),
+            })
         };
-        let messages = list(record, "messages")?.iter().map(message).collect::<Result<Vec<_>, _>>()?;
-        let date = record.get("date_string").map_or(Ok(None), |_| optional_text(record, "date_string"))?.unwrap_or("26 Jul 2024");
+        let messages =
+            list(record, "messages")?.iter().map(message).collect::<Result<Vec<_>, _>>()?;
+        let date = record
+            .get("date_string")
+            .map_or(Ok(None), |_| optional_text(record, "date_string"))?
+            .unwrap_or("26 Jul 2024");
         let add_generation_prompt = fixtures::flag(record, "add_generation_prompt")?;
-        let rendered = Chat::built_in(template, date).and_then(|chat| chat.render(&messages, add_generation_prompt));
+        let rendered = Chat::built_in(template, date)
+            .and_then(|chat| chat.render(&messages, add_generation_prompt));
         match rendered {
             Ok(rendered) => case.equal(&key, rendered.as_str(), text(record, "text")?),
             Err(error) => case.fail(&key, error.to_string()),

@@ -16,7 +16,9 @@ impl Copy {
         let copy = Self(tempfile::tempdir().unwrap());
         for part in parts {
             fs::create_dir_all(copy.path(part)).unwrap();
-            for (name, path) in entries(&oracles(part)).unwrap().into_iter().filter(|(_, path)| path.is_file()) {
+            for (name, path) in
+                entries(&oracles(part)).unwrap().into_iter().filter(|(_, path)| path.is_file())
+            {
                 fs::copy(path, copy.path(part).join(name)).unwrap();
             }
         }
@@ -37,10 +39,18 @@ impl Copy {
     fn tensors(&self, name: &str, mut change: impl FnMut(&str, &mut Vec<u8>) -> bool) {
         let bytes = fs::read(self.path(name)).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
-        let all = file.tensors().into_iter().map(|(name, view)| (name, view.dtype(), view.shape().to_vec(), view.data().to_vec()));
-        let kept: Vec<_> =
-            all.filter_map(|(name, dtype, shape, mut data)| change(&name, &mut data).then_some((name, dtype, shape, data))).collect();
-        let views = kept.iter().map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+        let all = file
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| (name, view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+        let kept: Vec<_> = all
+            .filter_map(|(name, dtype, shape, mut data)| {
+                change(&name, &mut data).then_some((name, dtype, shape, data))
+            })
+            .collect();
+        let views = kept.iter().map(|(name, dtype, shape, data)| {
+            (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+        });
         safetensors::serialize_to_file(views, None, &self.path(name)).unwrap();
     }
 
@@ -83,14 +93,22 @@ fn losses() -> Copy {
 fn losses_without_values_fail() {
     for (change, n_failed) in [(Value::Null, 1), (json!("7.0"), 1), (json!({}), 1)] {
         let copy = losses();
-        copy.json("losses/values.json", |values| values["normal"]["reverse_kl"]["value"] = change.clone());
+        copy.json("losses/values.json", |values| {
+            values["normal"]["reverse_kl"]["value"] = change.clone()
+        });
         let failed = copy.failures();
-        assert!(failed.len() == n_failed && failed[0].contains("normal/reverse_kl"), "{change}: {failed:?}");
+        assert!(
+            failed.len() == n_failed && failed[0].contains("normal/reverse_kl"),
+            "{change}: {failed:?}"
+        );
     }
     let copy = losses();
     copy.json("losses/values.json", |values| {
         for case in values.as_object_mut().unwrap().values_mut() {
-            case.as_object_mut().unwrap().values_mut().for_each(|loss| _ = loss.as_object_mut().unwrap().remove("value"));
+            case.as_object_mut()
+                .unwrap()
+                .values_mut()
+                .for_each(|loss| _ = loss.as_object_mut().unwrap().remove("value"));
         }
     });
     let failed = copy.failures();
@@ -104,14 +122,20 @@ fn only_a_loss_recorded_as_not_finite_may_lack_numbers() {
     let without_numbers = |is_finite: bool| {
         let copy = losses();
         copy.json("losses/values.json", |values| {
-            values["normal"]["reverse_kl"] = json!({ "value": null, "value_f32": null, "finite": is_finite });
+            values["normal"]["reverse_kl"] =
+                json!({ "value": null, "value_f32": null, "finite": is_finite });
         });
         copy.fill("losses/normal.safetensors", "grad.reverse_kl", f32::NAN);
         copy.failures()
     };
     assert_eq!(without_numbers(false), Vec::<String>::new());
     let failed = without_numbers(true);
-    assert!(failed.len() == 2 && has(&failed, "normal/reverse_kl") && has(&failed, "normal/grad.reverse_kl"), "{failed:?}");
+    assert!(
+        failed.len() == 2
+            && has(&failed, "normal/reverse_kl")
+            && has(&failed, "normal/grad.reverse_kl"),
+        "{failed:?}"
+    );
 }
 
 #[test]
@@ -122,7 +146,10 @@ fn ppo_scalars_without_numbers_fail() {
         values["pieces"]["masked_mean"] = json!("0.5");
     });
     let failed = copy.failures();
-    assert!(failed.len() == 2 && has(&failed, "pg_loss") && has(&failed, "masked_mean"), "{failed:?}");
+    assert!(
+        failed.len() == 2 && has(&failed, "pg_loss") && has(&failed, "masked_mean"),
+        "{failed:?}"
+    );
 }
 
 fn step() -> Copy {
@@ -148,14 +175,19 @@ fn update_scalars_without_numbers_fail() {
     assert!(has(&failed, "\"clipfrac\"") || has(&failed, "actor[0].clipfrac"), "{failed:?}");
     copy.json("step/step.json", |step| step["actor"][0]["clipfrac"] = json!(0.0));
     let failed = step_failures(&copy);
-    assert!(failed.len() == 2 && failed.iter().all(|failure| failure.contains("critic[1].grad_norm")), "{failed:?}");
+    assert!(
+        failed.len() == 2 && failed.iter().all(|failure| failure.contains("critic[1].grad_norm")),
+        "{failed:?}"
+    );
 }
 
 #[test]
 fn a_minibatch_beyond_the_rows_fails() {
     for network in ["actor", "critic"] {
         let copy = step();
-        copy.json("step/step.json", |step| step[network].as_array_mut().unwrap().push(json!({ "loss": 5.0 })));
+        copy.json("step/step.json", |step| {
+            step[network].as_array_mut().unwrap().push(json!({ "loss": 5.0 }))
+        });
         assert!(has(&step_failures(&copy), &format!("{network} minibatches")), "{network}");
     }
 }
@@ -193,7 +225,11 @@ fn generated_tokens_are_the_engines() {
         true
     });
     let failed = copy.failures();
-    for check in ["gen.tokens, 3 rows at a time", "gen.tokens, 2 rows at a time", "gen_eos.tokens, 3 rows at a time"] {
+    for check in [
+        "gen.tokens, 3 rows at a time",
+        "gen.tokens, 2 rows at a time",
+        "gen_eos.tokens, 3 rows at a time",
+    ] {
         assert!(has(&failed, check), "{check}: {failed:?}");
     }
 }
@@ -203,25 +239,37 @@ fn a_reference_of_inputs_alone_fails() {
     let copy = Copy::of(&["models/llama3_tied", "models/bert_e5"]);
     for model in ["llama3_tied", "bert_e5"] {
         let inputs = ["input_ids", "attention_mask", "position_ids"];
-        copy.tensors(&format!("models/{model}/reference.safetensors"), |key, _| inputs.iter().any(|input| key.ends_with(input)));
+        copy.tensors(&format!("models/{model}/reference.safetensors"), |key, _| {
+            inputs.iter().any(|input| key.ends_with(input))
+        });
         copy.json(&format!("models/{model}/reference.json"), |reference| *reference = json!({}));
     }
     let failed = copy.failures();
-    assert!(has(&failed, "llama3_tied/reference") && has(&failed, "bert_e5/reference"), "{failed:?}");
+    assert!(
+        has(&failed, "llama3_tied/reference") && has(&failed, "bert_e5/reference"),
+        "{failed:?}"
+    );
 }
 
 #[test]
 fn recorded_numbers_without_their_tensors_fail() {
     let copy = Copy::of(&["models/llama3_tied"]);
-    copy.tensors("models/llama3_tied/reference.safetensors", |key, _| !key.starts_with("grad.") && !key.starts_with("adamw."));
+    copy.tensors("models/llama3_tied/reference.safetensors", |key, _| {
+        !key.starts_with("grad.") && !key.starts_with("adamw.")
+    });
     let failed = copy.failures();
-    assert!(has(&failed, "llama3_tied/grad.loss") && has(&failed, "llama3_tied/grad.norms"), "{failed:?}");
+    assert!(
+        has(&failed, "llama3_tied/grad.loss") && has(&failed, "llama3_tied/grad.norms"),
+        "{failed:?}"
+    );
 }
 
 #[test]
 fn a_bound_wider_than_the_recorded_deviation_fails() {
     let copy = Copy::of(&["models/qwen2_tied_bf16"]);
-    copy.json("models/qwen2_tied_bf16/reference.json", |reference| reference["left.bf16_compute_max_abs_dev"] = json!(1e9));
+    copy.json("models/qwen2_tied_bf16/reference.json", |reference| {
+        reference["left.bf16_compute_max_abs_dev"] = json!(1e9)
+    });
     assert!(has(&copy.failures(), "left.bf16_compute_max_abs_dev"));
 }
 
@@ -259,25 +307,35 @@ fn a_limit_that_the_recorded_rollouts_do_not_keep_excuses_nothing() {
             }
         });
         let failed = copy.failures();
-        for case in ["two_searches_then_answer", "invalid_then_budget_runs_out", "observation_truncated"] {
+        for case in
+            ["two_searches_then_answer", "invalid_then_budget_runs_out", "observation_truncated"]
+        {
             assert!(has(&failed, &format!("rollouts/{case}")), "{limit}, {case}: {failed:?}");
         }
     }
 }
 
-/// A rollout whose second context the reference cut to `max_prompt_length`, recorded with `recorded_limit` and declared with `declared_limit`.
+/// A rollout whose second context the reference cut to `max_prompt_length`, recorded with
+/// `recorded_limit` and declared with `declared_limit`.
 fn truncated_rollout(recorded_limit: usize, declared_limit: usize) -> Report {
     let dir = tempfile::tempdir().unwrap();
     let family = dir.path().join("text");
     fs::create_dir(&family).unwrap();
     let (prompt, search, answer) = ("#0# p", "<search>q</search>", "<answer>A</answer>");
-    let page = crate::data::corpus::Passage { id: String::new(), contents: format!("T\n{}", "long text ".repeat(12)) };
-    let observation = crate::env::protocol::information_block(&crate::env::protocol::format_documents(std::slice::from_ref(&page)));
+    let page = crate::data::corpus::Passage {
+        id: String::new(),
+        contents: format!("T\n{}", "long text ".repeat(12)),
+    };
+    let observation = crate::env::protocol::information_block(
+        &crate::env::protocol::format_documents(std::slice::from_ref(&page)),
+    );
     let context = format!("{prompt}{search}{observation}");
-    let response: String = format!("{search}{observation}{answer}").chars().take(recorded_limit).collect();
+    let response: String =
+        format!("{search}{observation}{answer}").chars().take(recorded_limit).collect();
     let rollout = json!({
         "corpus": [["T", "long text ".repeat(12)]],
-        "search_rule": "document i for query q is corpus[(len(q) + i) % 1], i < topk; len counts characters",
+        "search_rule": "document i for query q is corpus[(len(q) + i) % 1], i < topk; len counts \
+                        characters",
         "tokeniser": "byte + 3, pad id 0",
         "cases": [{
             "name": "c",
@@ -316,16 +374,31 @@ fn truncated_rollout(recorded_limit: usize, declared_limit: usize) -> Report {
 fn a_rollout_that_really_met_the_limit_is_compared_up_to_there() {
     let report = truncated_rollout(60, 60);
     assert_eq!(failures(&report), Vec::<String>::new());
-    let notes = report.families["text"].iter().flat_map(|case| &case.checks).filter_map(|check| check.message.as_ref());
-    assert!(notes.into_iter().any(|note| note.contains("an episode that would pass max_prompt_length is closed")));
-    assert!(!failures(&truncated_rollout(500, 60)).is_empty(), "the recorded rollout is longer than its limit");
+    let notes = report.families["text"]
+        .iter()
+        .flat_map(|case| &case.checks)
+        .filter_map(|check| check.message.as_ref());
+    assert!(
+        notes
+            .into_iter()
+            .any(|note| note.contains("an episode that would pass max_prompt_length is closed"))
+    );
+    assert!(
+        !failures(&truncated_rollout(500, 60)).is_empty(),
+        "the recorded rollout is longer than its limit"
+    );
 }
 
 #[test]
 fn text_records_of_another_type_fail() {
     let copy = Copy::of(&["text"]);
     copy.json("text/actions.json", |actions| {
-        let invalid = actions.as_array_mut().unwrap().iter_mut().find(|action| action["action"].is_null()).unwrap();
+        let invalid = actions
+            .as_array_mut()
+            .unwrap()
+            .iter_mut()
+            .find(|action| action["action"].is_null())
+            .unwrap();
         invalid["action"] = json!(5);
     });
     assert!(has(&copy.failures(), "is 5, expected a string"));

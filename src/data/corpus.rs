@@ -1,7 +1,8 @@
 //! Passages: JSON Lines, memory-mapped with an offset table.
 //!
-//! What a line may be says [`passage`](super::passage). A plain file stays on disk: opening it checks every line once, in parallel, and keeps 8 bytes a
-//! passage (Wikipedia 2018: 21 M passages, 168 MB of offsets for 14 GB of text). A gzip file is unpacked into memory as a whole. Extra keys
+//! What a line may be says [`passage`](super::passage). A plain file stays on disk: opening it
+//! checks every line once, in parallel, and keeps 8 bytes a passage (Wikipedia 2018: 21 M passages,
+//! 168 MB of offsets for 14 GB of text). A gzip file is unpacked into memory as a whole. Extra keys
 //! are ignored; two passages with one id are an error.
 
 use super::{
@@ -21,7 +22,8 @@ use std::{
 
 pub use super::passage::Passage;
 
-/// Text is checked in pieces of about this size, one a thread. Nothing that can be seen depends on it.
+/// Text is checked in pieces of about this size, one a thread. Nothing that can be seen depends on
+/// it.
 const CHUNK_BYTES: usize = 4 << 20;
 /// Pieces in flight: bounds the memory that the check takes beside the offset table.
 const CHUNKS_AT_ONCE: usize = 64;
@@ -65,8 +67,9 @@ impl Corpus {
             // An empty file cannot be mapped.
             Text::Unpacked(read_bytes(path)?)
         } else {
-            // SAFETY: the map is read-only and private to this value. As with every map, another program that truncates the file while it
-            // is open would end this process with a bus error; corpora are written once and replaced by renaming.
+            // SAFETY: the map is read-only and private to this value. As with every map, another
+            // program that truncates the file while it is open would end this process with a bus
+            // error; corpora are written once and replaced by renaming.
             #[allow(unsafe_code)]
             let map = unsafe { Mmap::map(&file) }.map_err(io)?;
             Text::Mapped(map)
@@ -82,12 +85,20 @@ impl Corpus {
             });
         }
         if let Some((first, second)) = duplicate(text.bytes(), &scan) {
-            let id = parse(line_at(text.bytes(), scan.offsets[second])).map(|parsed| parsed.id.into_owned()).unwrap_or_default();
+            let id = parse(line_at(text.bytes(), scan.offsets[second]))
+                .map(|parsed| parsed.id.into_owned())
+                .unwrap_or_default();
             let line = |row: usize| line_number(text.bytes(), scan.offsets[row]);
-            let why = format!("field `id`: \"{id}\" is already the id of line {}; hint: ids must be unique", line(first));
+            let why = format!(
+                "field `id`: \"{id}\" is already the id of line {}; hint: ids must be unique",
+                line(first)
+            );
             return Err(DataError::Line { path: path.to_owned(), line: line(second), why });
         }
-        Ok(Self { fingerprint: scan.fingerprint, store: Store::Lines { path: path.to_owned(), text, offsets: scan.offsets } })
+        Ok(Self {
+            fingerprint: scan.fingerprint,
+            store: Store::Lines { path: path.to_owned(), text, offsets: scan.offsets },
+        })
     }
 
     /// A corpus in memory; its fingerprint is that of a file with the same passages.
@@ -125,24 +136,32 @@ impl Corpus {
     pub fn passage(&self, idx: usize) -> Result<Passage, DataError> {
         let out_of_range = |path: &Path| DataError::Format {
             path: path.to_owned(),
-            why: format!("passage {idx} was asked for, but there are {}; hint: was the index built from this corpus?", self.len()),
+            why: format!(
+                "passage {idx} was asked for, but there are {}; hint: was the index built from \
+                 this corpus?",
+                self.len()
+            ),
         };
         match &self.store {
-            Store::Passages(passages) => passages.get(idx).cloned().ok_or_else(|| out_of_range(Path::new("(passages in memory)"))),
+            Store::Passages(passages) => passages
+                .get(idx)
+                .cloned()
+                .ok_or_else(|| out_of_range(Path::new("(passages in memory)"))),
             Store::Lines { path, text, offsets } => {
                 let &offset = offsets.get(idx).ok_or_else(|| out_of_range(path))?;
-                let parsed = parse(line_at(text.bytes(), offset)).map_err(|why| DataError::Line {
-                    path: path.clone(),
-                    line: line_number(text.bytes(), offset),
-                    why: format!("{why} (the file changed while it was open)"),
-                })?;
+                let parsed =
+                    parse(line_at(text.bytes(), offset)).map_err(|why| DataError::Line {
+                        path: path.clone(),
+                        line: line_number(text.bytes(), offset),
+                        why: format!("{why} (the file changed while it was open)"),
+                    })?;
                 Ok(Passage { id: parsed.id.into_owned(), contents: parsed.contents.into_owned() })
             }
         }
     }
 
-    /// SHA-256 (hex) over ids and contents in order: an index remembers which corpus it was built from. The same for a plain file, its
-    /// gzip and the passages in memory.
+    /// SHA-256 (hex) over ids and contents in order: an index remembers which corpus it was built
+    /// from. The same for a plain file, its gzip and the passages in memory.
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
     }
@@ -168,18 +187,33 @@ struct Chunk {
 
 impl Scan {
     fn run(path: &Path, text: &[u8]) -> Result<Self, DataError> {
-        let mut scan = Self { offsets: Vec::new(), id_hashes: Vec::new(), fingerprint: String::new(), half_pairs: HalfPairs::default() };
+        let mut scan = Self {
+            offsets: Vec::new(),
+            id_hashes: Vec::new(),
+            fingerprint: String::new(),
+            half_pairs: HalfPairs::default(),
+        };
         let mut outer = Sha256::new();
         let mut n_lines = 0;
         for batch in chunk_ranges(text).chunks(CHUNKS_AT_ONCE) {
-            let chunks: Vec<_> = batch.par_iter().map(|&(start, end)| scan_chunk(&text[start..end], start as u64)).collect();
+            let chunks: Vec<_> = batch
+                .par_iter()
+                .map(|&(start, end)| scan_chunk(&text[start..end], start as u64))
+                .collect();
             // In order, so that the first bad line of the file is the one reported.
             for chunk in chunks {
-                let chunk = chunk.map_err(|(line, why)| DataError::Line { path: path.to_owned(), line: n_lines + line, why })?;
+                let chunk = chunk.map_err(|(line, why)| DataError::Line {
+                    path: path.to_owned(),
+                    line: n_lines + line,
+                    why,
+                })?;
                 scan.offsets.extend(chunk.offsets);
                 scan.id_hashes.extend(chunk.id_hashes);
                 chunk.digests.iter().for_each(|digest| outer.update(digest));
-                chunk.half_pairs.iter().for_each(|&(n, line)| scan.half_pairs.add(n, n_lines + line));
+                chunk
+                    .half_pairs
+                    .iter()
+                    .for_each(|&(n, line)| scan.half_pairs.add(n, n_lines + line));
                 n_lines += chunk.n_lines;
             }
         }
@@ -188,13 +222,17 @@ impl Scan {
     }
 }
 
-/// Byte ranges of about `CHUNK_BYTES` that end behind a line feed or at the end, from the first byte behind a byte order mark on.
+/// Byte ranges of about `CHUNK_BYTES` that end behind a line feed or at the end, from the first
+/// byte behind a byte order mark on.
 fn chunk_ranges(text: &[u8]) -> Vec<(usize, usize)> {
     let mut ranges = Vec::new();
     let mut start = text.len() - without_mark(text).len();
     while start < text.len() {
         let at_least = text.len().min(start + CHUNK_BYTES);
-        let end = text[at_least..].iter().position(|&byte| byte == b'\n').map_or(text.len(), |n| at_least + n + 1);
+        let end = text[at_least..]
+            .iter()
+            .position(|&byte| byte == b'\n')
+            .map_or(text.len(), |n| at_least + n + 1);
         ranges.push((start, end));
         start = end;
     }
@@ -238,8 +276,11 @@ fn duplicate(text: &[u8], scan: &Scan) -> Option<(usize, usize)> {
     let id = |row: usize| parse(line_at(text, scan.offsets[row])).map(|parsed| parsed.id).ok();
     let mut found: Option<(usize, usize)> = None;
     for run in by_hash.chunk_by(|a, b| a.0 == b.0).filter(|run| run.len() > 1) {
-        // Rows are ascending within a run. Equal hashes are nearly always equal ids: the first repetition ends the search in it.
-        let repeated = (1..run.len()).find_map(|j| (0..j).find(|&i| id(run[i].1) == id(run[j].1)).map(|i| (run[i].1, run[j].1)));
+        // Rows are ascending within a run. Equal hashes are nearly always equal ids: the first
+        // repetition ends the search in it.
+        let repeated = (1..run.len()).find_map(|j| {
+            (0..j).find(|&i| id(run[i].1) == id(run[j].1)).map(|i| (run[i].1, run[j].1))
+        });
         found = match (found, repeated) {
             (Some(a), Some(b)) => Some(if b.1 < a.1 { b } else { a }),
             (a, b) => a.or(b),
@@ -273,13 +314,24 @@ mod tests {
     use std::io::Write;
 
     fn passages(n: usize) -> Vec<Passage> {
-        (0..n).map(|i| Passage { id: format!("p{i}"), contents: format!("\"Title {i}\"\nté\"xt\t{i}\nsecond") }).collect()
+        (0..n)
+            .map(|i| Passage {
+                id: format!("p{i}"),
+                contents: format!("\"Title {i}\"\nté\"xt\t{i}\nsecond"),
+            })
+            .collect()
     }
 
     fn lines(passages: &[Passage]) -> String {
         passages
             .iter()
-            .map(|p| format!("{{\"src\": [\"x\"], \"id\": {:?}, \"contents\": {}}}\n", p.id, serde_json::json!(p.contents)))
+            .map(|p| {
+                format!(
+                    "{{\"src\": [\"x\"], \"id\": {:?}, \"contents\": {}}}\n",
+                    p.id,
+                    serde_json::json!(p.contents)
+                )
+            })
             .collect()
     }
 
@@ -313,7 +365,12 @@ mod tests {
         assert_eq!(corpus.passage(0).unwrap(), passages[0]);
         assert_eq!(corpus.fingerprint(), Corpus::from_passages(passages).fingerprint());
         assert!(open(marked).err().unwrap().contains("holds no passages"));
-        assert!(open(&[marked.as_slice(), b"{\"id\": \"x\"}\n"].concat()).err().unwrap().contains("wiki.jsonl:1: "));
+        assert!(
+            open(&[marked.as_slice(), b"{\"id\": \"x\"}\n"].concat())
+                .err()
+                .unwrap()
+                .contains("wiki.jsonl:1: ")
+        );
     }
 
     #[test]
@@ -324,9 +381,15 @@ mod tests {
         let mut damaged = packed.clone();
         let checksum_at = packed.len() - 8;
         damaged[checksum_at] ^= 1;
-        for (bytes, what) in [(&packed[..packed.len() / 2], "is cut off"), (&damaged, "is damaged")] {
+        for (bytes, what) in [(&packed[..packed.len() / 2], "is cut off"), (&damaged, "is damaged")]
+        {
             let error = open(bytes).err().unwrap();
-            assert!(error.contains("wiki.jsonl") && error.contains(what) && error.contains("hint: download or copy it again"), "{error}");
+            assert!(
+                error.contains("wiki.jsonl")
+                    && error.contains(what)
+                    && error.contains("hint: download or copy it again"),
+                "{error}"
+            );
         }
     }
 
@@ -340,7 +403,8 @@ mod tests {
         renamed[2].id.push('x');
         let mut edited = base;
         edited[2].contents.push('x');
-        fingerprints.extend([moved, renamed, edited].map(|p| Corpus::from_passages(p).fingerprint()));
+        fingerprints
+            .extend([moved, renamed, edited].map(|p| Corpus::from_passages(p).fingerprint()));
         assert!(fingerprints.iter().all(|f| f.len() == 64));
         fingerprints.sort();
         fingerprints.dedup();
@@ -349,7 +413,8 @@ mod tests {
 
     #[test]
     fn a_bad_line_is_reported_with_its_number() {
-        let error = open(format!("{}\n{{\"id\": \"x\"}}\n", lines(&passages(2))).as_bytes()).err().unwrap();
+        let error =
+            open(format!("{}\n{{\"id\": \"x\"}}\n", lines(&passages(2))).as_bytes()).err().unwrap();
         assert!(error.contains("wiki.jsonl:4: field `contents` is missing; hint: "), "{error}");
         let invalid_utf8 = [br#"{"id": "3", "contents": ""#.as_slice(), b"\xff\"}"].concat();
         assert!(open(&invalid_utf8).err().unwrap().contains("wiki.jsonl:1: "));
@@ -376,7 +441,12 @@ mod tests {
         passages[7].id = "p2".into();
         passages[8].id = "p1".into();
         let error = open(lines(&passages).as_bytes()).err().unwrap();
-        assert!(error.contains("wiki.jsonl:8: ") && error.contains("\"p2\"") && error.contains("line 3"), "{error}");
+        assert!(
+            error.contains("wiki.jsonl:8: ")
+                && error.contains("\"p2\"")
+                && error.contains("line 3"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -388,11 +458,19 @@ mod tests {
 
     #[test]
     fn pieces_end_at_lines_whatever_their_length() {
-        let text = [vec![b'x'; CHUNK_BYTES + 5], b"\nab\n".to_vec(), vec![b'y'; CHUNK_BYTES], b"\nz".to_vec()].concat();
+        let text = [
+            vec![b'x'; CHUNK_BYTES + 5],
+            b"\nab\n".to_vec(),
+            vec![b'y'; CHUNK_BYTES],
+            b"\nz".to_vec(),
+        ]
+        .concat();
         let ranges = chunk_ranges(&text);
         assert_eq!(ranges.first().unwrap().0, 0);
         assert_eq!(ranges.last().unwrap().1, text.len());
-        assert!(ranges.windows(2).all(|pair| pair[0].1 == pair[1].0 && text[pair[0].1 - 1] == b'\n'));
+        assert!(
+            ranges.windows(2).all(|pair| pair[0].1 == pair[1].0 && text[pair[0].1 - 1] == b'\n')
+        );
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! The beginning of a data file: enough to see that it is what it should be, before a run starts that will read all of it.
+//! The beginning of a data file: enough to see that it is what it should be, before a run starts
+//! that will read all of it.
 //!
-//! The readers themselves decide: a small file is given to them as it is, of a large one they get the first lines, as a file of their
-//! own. What passes here can still hold a bad line further down, which is found when the file is read.
+//! The readers themselves decide: a small file is given to them as it is, of a large one they get
+//! the first lines, as a file of their own. What passes here can still hold a bad line further
+//! down, which is found when the file is read.
 use super::{
     DataError,
     jsonl::{GZIP_MAGIC, without_mark},
@@ -16,10 +18,14 @@ use std::{
 /// Files up to this size are read whole.
 const HEAD_BYTES: u64 = 4 << 20;
 
-/// Reads a file, or its first few megabytes, with one of the readers of this layer. Their warnings are left to the run.
+/// Reads a file, or its first few megabytes, with one of the readers of this layer. Their warnings
+/// are left to the run.
 /// # Errors
 /// Those of `read`, with the file's own name.
-pub fn check_head<T>(path: &Path, read: impl Fn(&Path) -> Result<T, DataError>) -> Result<(), DataError> {
+pub fn check_head<T>(
+    path: &Path,
+    read: impl Fn(&Path) -> Result<T, DataError>,
+) -> Result<(), DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
     tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
         let Some((head, name)) = long_head(path).map_err(io)? else { return read(path).map(drop) };
@@ -30,19 +36,24 @@ pub fn check_head<T>(path: &Path, read: impl Fn(&Path) -> Result<T, DataError>) 
     })
 }
 
-/// How many rows a file of JSON Lines has, from the length of its first ones; None for a packed file, whose length says little.
+/// How many rows a file of JSON Lines has, from the length of its first ones; None for a packed
+/// file, whose length says little.
 pub fn estimated_rows(path: &Path) -> Option<usize> {
     let size_bytes = std::fs::metadata(path).ok()?.len();
     let mut head = Vec::new();
     File::open(path).ok()?.take(HEAD_BYTES).read_to_end(&mut head).ok()?;
-    let n_lines = without_mark(&head).split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count();
+    let n_lines = without_mark(&head)
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.trim_ascii().is_empty())
+        .count();
     match head.starts_with(&GZIP_MAGIC) || n_lines == 0 {
         true => None,
         false => Some((n_lines as f64 * size_bytes as f64 / head.len() as f64).round() as usize),
     }
 }
 
-/// The whole first lines of a long file, unpacked, and the name the part may have; None of a short one, and of what is no text.
+/// The whole first lines of a long file, unpacked, and the name the part may have; None of a short
+/// one, and of what is no text.
 fn long_head(path: &Path) -> io::Result<Option<(Vec<u8>, String)>> {
     let mut file = File::open(path)?;
     if file.metadata()?.len() <= HEAD_BYTES {
@@ -58,7 +69,9 @@ fn long_head(path: &Path) -> io::Result<Option<(Vec<u8>, String)>> {
     if text.starts_with(&GZIP_MAGIC) {
         let mut unpacked = Vec::new();
         // Of the first megabytes alone: that the last member is cut off says nothing.
-        let _ = flate2::read::MultiGzDecoder::new(text.as_slice()).take(HEAD_BYTES).read_to_end(&mut unpacked);
+        let _ = flate2::read::MultiGzDecoder::new(text.as_slice())
+            .take(HEAD_BYTES)
+            .read_to_end(&mut unpacked);
         text = unpacked;
     }
     let Some(last) = text.iter().rposition(|&byte| byte == b'\n') else { return Ok(None) };
@@ -73,7 +86,11 @@ mod tests {
     use std::io::Write;
 
     fn question(n: usize) -> String {
-        format!("{{\"id\": \"{n}\", \"question\": \"who?\", \"golden_answers\": [\"a\"], \"filler\": \"{}\"}}\n", "x".repeat(100))
+        format!(
+            "{{\"id\": \"{n}\", \"question\": \"who?\", \"golden_answers\": [\"a\"], \"filler\": \
+             \"{}\"}}\n",
+            "x".repeat(100)
+        )
     }
 
     #[test]
@@ -95,7 +112,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("short.jsonl");
         std::fs::write(&path, format!("{}not json\n", question(0))).unwrap();
-        assert!(check_head(&path, read_questions).unwrap_err().to_string().contains("short.jsonl:2: "));
+        assert!(
+            check_head(&path, read_questions).unwrap_err().to_string().contains("short.jsonl:2: ")
+        );
         assert_eq!(estimated_rows(&path), Some(2));
         assert!(check_head(&folder.path().join("none.jsonl"), read_questions).is_err());
     }
@@ -106,13 +125,27 @@ mod tests {
         let path = folder.path().join("corpus.jsonl.gz");
         // Digits of a counter hash badly enough to stay above the limit when packed.
         let key = crate::rng::Key::new(3, crate::rng::Purpose::World);
-        let mut packer = flate2::write::GzEncoder::new(File::create(&path).unwrap(), flate2::Compression::none());
+        let mut packer = flate2::write::GzEncoder::new(
+            File::create(&path).unwrap(),
+            flate2::Compression::none(),
+        );
         for n in 0..40_000u64 {
-            writeln!(packer, "{{\"id\": \"{n}\", \"contents\": \"t\\n{:x}{}\"}}", key.bits(n), "y".repeat(100)).unwrap();
+            writeln!(
+                packer,
+                "{{\"id\": \"{n}\", \"contents\": \"t\\n{:x}{}\"}}",
+                key.bits(n),
+                "y".repeat(100)
+            )
+            .unwrap();
         }
         packer.finish().unwrap();
         assert!(std::fs::metadata(&path).unwrap().len() > HEAD_BYTES);
         check_head(&path, Corpus::open).unwrap();
-        assert!(check_head(&path, read_questions).unwrap_err().to_string().contains("corpus.jsonl.gz:1: "));
+        assert!(
+            check_head(&path, read_questions)
+                .unwrap_err()
+                .to_string()
+                .contains("corpus.jsonl.gz:1: ")
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! JSON Lines, plain or gzip, with errors that name file, line, field and remedy.
 //!
-//! For files that fit into memory (questions, episodes). Lines of white space alone are skipped; unknown keys are ignored. Every reader of JSON
-//! Lines goes through [`Fields::parse`], the corpus where its own faster parser gives up.
+//! For files that fit into memory (questions, episodes). Lines of white space alone are skipped;
+//! unknown keys are ignored. Every reader of JSON Lines goes through [`Fields::parse`], the corpus
+//! where its own faster parser gives up.
 
 use super::{DataError, lenient};
 use dgpo_models::files::replace_file;
@@ -22,18 +23,20 @@ use std::{
 /// The first bytes of a gzip member.
 pub(crate) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// A longer line is no question or episode but a file of another kind; nothing is parsed to find that out. A tree of JSON values takes up to thirty times
-/// the bytes of its text.
+/// A longer line is no question or episode but a file of another kind; nothing is parsed to find
+/// that out. A tree of JSON values takes up to thirty times the bytes of its text.
 const MAX_LINE_BYTES: usize = 16 << 20;
 /// The same of a passage, of which no more is kept than its text.
 pub(super) const MAX_PASSAGE_BYTES: usize = 256 << 20;
 
 /// A gzip file may always unpack to this many bytes.
 const SMALL_UNPACKED_BYTES: u64 = 256 << 20;
-/// Beyond that to this many times its own size. Text shrinks to a third or a tenth, very repetitive records to a fiftieth; the format's own limit, of a
-/// file made to fill somebody's memory, is 1,032.
+/// Beyond that to this many times its own size. Text shrinks to a third or a tenth, very repetitive
+/// records to a fiftieth; the format's own limit, of a file made to fill somebody's memory, is
+/// 1,032.
 const MAX_GZIP_RATIO: u64 = 200;
-/// And never to more than this, as it is unpacked into memory. Wikipedia 2018, the largest corpus in use, has 14 GB.
+/// And never to more than this, as it is unpacked into memory. Wikipedia 2018, the largest corpus
+/// in use, has 14 GB.
 const MAX_UNPACKED_BYTES: u64 = 32 << 30;
 
 /// Bytes that a gzip file of `packed` bytes may unpack to.
@@ -49,7 +52,8 @@ pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
 }
 
-/// The file's bytes; gzip is recognised by its first two bytes, not by the name, and unpacked (all members of it).
+/// The file's bytes; gzip is recognised by its first two bytes, not by the name, and unpacked (all
+/// members of it).
 pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
     let packed = std::fs::read(path).map_err(io)?;
@@ -63,16 +67,20 @@ fn unpacked(path: &Path, packed: &[u8], limit: u64) -> Result<Vec<u8>, DataError
     let format = |why: String| DataError::Format { path: path.to_owned(), why };
     let mut plain = Vec::with_capacity(packed.len() * 4);
     // The packed bytes are in memory: what fails here is what they say, not the disk.
-    flate2::read::MultiGzDecoder::new(packed).take(limit + 1).read_to_end(&mut plain).map_err(|error| {
-        format(match error.kind() {
-            ErrorKind::UnexpectedEof => "the gzip file is cut off; hint: download or copy it again".to_owned(),
-            _ => format!("the gzip file is damaged ({error}); hint: download or copy it again"),
-        })
-    })?;
+    flate2::read::MultiGzDecoder::new(packed).take(limit + 1).read_to_end(&mut plain).map_err(
+        |error| {
+            format(match error.kind() {
+                ErrorKind::UnexpectedEof => {
+                    "the gzip file is cut off; hint: download or copy it again".to_owned()
+                }
+                _ => format!("the gzip file is damaged ({error}); hint: download or copy it again"),
+            })
+        },
+    )?;
     if plain.len() as u64 > limit {
         return Err(format(format!(
-            "the gzip file of {} bytes unpacks to more than {limit}, which is not what text does; hint: if that is right, unpack it to disk: \
-             gunzip --keep {}",
+            "the gzip file of {} bytes unpacks to more than {limit}, which is not what text does; \
+             hint: if that is right, unpack it to disk: gunzip --keep {}",
             packed.len(),
             path.display()
         )));
@@ -84,7 +92,10 @@ fn unpacked(path: &Path, packed: &[u8], limit: u64) -> Result<Vec<u8>, DataError
 pub(super) fn check_length(n_bytes: usize, most: usize) -> Result<(), String> {
     match n_bytes <= most {
         true => Ok(()),
-        false => Err(format!("the line has {n_bytes} bytes, more than {most}; hint: one JSON object a line, not one list of all")),
+        false => Err(format!(
+            "the line has {n_bytes} bytes, more than {most}; hint: one JSON object a line, not one \
+             list of all"
+        )),
     }
 }
 
@@ -122,7 +133,10 @@ impl Fields {
     fn of(value: Value) -> Result<Self, String> {
         match value {
             Value::Object(object) => Ok(Self::new(object, 0)),
-            other => Err(format!("expected a JSON object, found {}; hint: one object a line", kind(&other))),
+            other => Err(format!(
+                "expected a JSON object, found {}; hint: one object a line",
+                kind(&other)
+            )),
         }
     }
 
@@ -134,7 +148,10 @@ impl Fields {
     /// The value of a field that must be there.
     pub fn value(&self, key: &str) -> Result<&Value, String> {
         match self.object.get(key) {
-            Some(Value::Null) => Err(format!("field `{key}` is {}; hint: write its value, or remove the row", self.null())),
+            Some(Value::Null) => Err(format!(
+                "field `{key}` is {}; hint: write its value, or remove the row",
+                self.null()
+            )),
             Some(value) => Ok(value),
             None => Err(format!("field `{key}` is missing; hint: the line has {}", self.keys())),
         }
@@ -146,9 +163,17 @@ impl Fields {
             Value::String(text) => Ok(text.clone()),
             Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
             // Its digits are gone: two of them may have become one.
-            Value::Number(_) => Err(format!("field `{key}` must be a string or a whole number of at most 64 bits; hint: {QUOTE}")),
-            Value::Bool(_) => Err(format!("field `{key}` must be a string, found a boolean; hint: {QUOTE}")),
-            other => Err(format!("field `{key}` must be a string, found {}; hint: write one text", kind(other))),
+            Value::Number(_) => Err(format!(
+                "field `{key}` must be a string or a whole number of at most 64 bits; hint: \
+                 {QUOTE}"
+            )),
+            Value::Bool(_) => {
+                Err(format!("field `{key}` must be a string, found a boolean; hint: {QUOTE}"))
+            }
+            other => Err(format!(
+                "field `{key}` must be a string, found {}; hint: write one text",
+                kind(other)
+            )),
         }
     }
 
@@ -158,9 +183,11 @@ impl Fields {
 
     /// At least one string, none of them blank.
     pub fn answers(&self, key: &str) -> Result<Vec<String>, String> {
-        self.value(key).and_then(|value| answers(value, key)).map_err(|why| match self.n_not_numbers {
-            0 => why,
-            _ => why.replace("holds null", "holds null or NaN"),
+        self.value(key).and_then(|value| answers(value, key)).map_err(|why| {
+            match self.n_not_numbers {
+                0 => why,
+                _ => why.replace("holds null", "holds null or NaN"),
+            }
         })
     }
 
@@ -184,28 +211,49 @@ pub(crate) fn answers(value: &Value, key: &str) -> Result<Vec<String>, String> {
     let items = match value {
         Value::Array(items) => items.as_slice(),
         // Files that went through pandas hold lists as text, which no prediction would ever equal.
-        Value::String(text) if text.trim_start().starts_with('[') && text.trim_end().ends_with(']') => {
+        Value::String(text)
+            if text.trim_start().starts_with('[') && text.trim_end().ends_with(']') =>
+        {
             return Err(format!(
-                "field `{key}` is a list written as text, {text:?}; hint: write [\"answer\"] without quotation marks around it"
+                "field `{key}` is a list written as text, {text:?}; hint: write [\"answer\"] \
+                 without quotation marks around it"
             ));
         }
         Value::String(_) => std::slice::from_ref(value),
-        Value::Null => return Err(format!("field `{key}` is null; hint: write its value, or remove the row")),
-        other => return Err(format!("field `{key}` must be a list of strings, found {}; hint: write [\"answer\"]", kind(other))),
+        Value::Null => {
+            return Err(format!("field `{key}` is null; hint: write its value, or remove the row"));
+        }
+        other => {
+            return Err(format!(
+                "field `{key}` must be a list of strings, found {}; hint: write [\"answer\"]",
+                kind(other)
+            ));
+        }
     };
     if items.is_empty() {
-        return Err(format!("field `{key}` is empty; hint: a question needs at least one gold answer, or leave the row out"));
+        return Err(format!(
+            "field `{key}` is empty; hint: a question needs at least one gold answer, or leave the \
+             row out"
+        ));
     }
     let answer = |(item, place): (&Value, usize)| match item {
-        Value::String(text) if super::text::strip(text).is_empty() => {
-            Err(format!("field `{key}` holds a blank answer; hint: it would match nothing or everything, remove it"))
-        }
+        Value::String(text) if super::text::strip(text).is_empty() => Err(format!(
+            "field `{key}` holds a blank answer; hint: it would match nothing or everything, \
+             remove it"
+        )),
         Value::String(text) => Ok(text.clone()),
-        Value::Null => Err(format!("field `{key}` holds null in place {place}; hint: remove it, or leave the row out")),
-        Value::Number(_) | Value::Bool(_) => {
-            Err(format!("field `{key}` must hold strings only, found {} in place {place}; hint: {QUOTE}", kind(item)))
-        }
-        other => Err(format!("field `{key}` must hold strings only, found {} in place {place}; hint: write [\"answer\"]", kind(other))),
+        Value::Null => Err(format!(
+            "field `{key}` holds null in place {place}; hint: remove it, or leave the row out"
+        )),
+        Value::Number(_) | Value::Bool(_) => Err(format!(
+            "field `{key}` must hold strings only, found {} in place {place}; hint: {QUOTE}",
+            kind(item)
+        )),
+        other => Err(format!(
+            "field `{key}` must hold strings only, found {} in place {place}; hint: write \
+             [\"answer\"]",
+            kind(other)
+        )),
     };
     items.iter().zip(1..).map(answer).collect()
 }
@@ -221,14 +269,16 @@ pub(crate) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// The parser's message with its column, without its line number (which counts within the one line it was given).
+/// The parser's message with its column, without its line number (which counts within the one line
+/// it was given).
 pub(crate) fn json_error(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let what = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
     format!("{what}, column {}", error.column())
 }
 
-/// A string borrowed from its line where it has no escapes. With `OR_NUMBER` a whole number is taken as its digits.
+/// A string borrowed from its line where it has no escapes. With `OR_NUMBER` a whole number is
+/// taken as its digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Text<'a, const OR_NUMBER: bool>(pub Cow<'a, str>);
 
@@ -238,7 +288,11 @@ impl<'de: 'a, 'a, const OR_NUMBER: bool> Deserialize<'de> for Text<'a, OR_NUMBER
         impl<'de, const OR_NUMBER: bool> Visitor<'de> for Reader<OR_NUMBER> {
             type Value = Text<'de, OR_NUMBER>;
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str(if OR_NUMBER { "a string or a whole number" } else { "a string" })
+                formatter.write_str(if OR_NUMBER {
+                    "a string or a whole number"
+                } else {
+                    "a string"
+                })
             }
             fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
                 Ok(Text(Cow::Borrowed(text)))
@@ -250,10 +304,18 @@ impl<'de: 'a, 'a, const OR_NUMBER: bool> Deserialize<'de> for Text<'a, OR_NUMBER
                 Ok(Text(Cow::Owned(text)))
             }
             fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
-                if OR_NUMBER { Ok(Text(Cow::Owned(number.to_string()))) } else { Err(E::invalid_type(Unexpected::Unsigned(number), &self)) }
+                if OR_NUMBER {
+                    Ok(Text(Cow::Owned(number.to_string())))
+                } else {
+                    Err(E::invalid_type(Unexpected::Unsigned(number), &self))
+                }
             }
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
-                if OR_NUMBER { Ok(Text(Cow::Owned(number.to_string()))) } else { Err(E::invalid_type(Unexpected::Signed(number), &self)) }
+                if OR_NUMBER {
+                    Ok(Text(Cow::Owned(number.to_string())))
+                } else {
+                    Err(E::invalid_type(Unexpected::Signed(number), &self))
+                }
             }
         }
         deserializer.deserialize_any(Reader)
@@ -261,14 +323,19 @@ impl<'de: 'a, 'a, const OR_NUMBER: bool> Deserialize<'de> for Text<'a, OR_NUMBER
 }
 
 /// An id that may be absent, null, a string or a whole number.
-pub(crate) fn optional_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+pub(crate) fn optional_id<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
     let id = Option::<Text<'_, true>>::deserialize(deserializer)?;
     Ok(id.map(|Text(id)| id.into_owned()))
 }
 
-/// Calls `row` with every object of the file, in order; what it rejects becomes an error with the line number. Text that had to be replaced is
-/// said once.
-pub(crate) fn for_each_row(path: &Path, mut row: impl FnMut(&Fields) -> Result<(), String>) -> Result<(), DataError> {
+/// Calls `row` with every object of the file, in order; what it rejects becomes an error with the
+/// line number. Text that had to be replaced is said once.
+pub(crate) fn for_each_row(
+    path: &Path,
+    mut row: impl FnMut(&Fields) -> Result<(), String>,
+) -> Result<(), DataError> {
     let bytes = read_bytes(path)?;
     check_encoding(path, &bytes)?;
     let mut half_pairs = HalfPairs::default();
@@ -308,12 +375,16 @@ impl HalfPairs {
         let Self { n, first_line } = self;
         if n > 0 {
             let what = "read as U+FFFD; hint: the text was cut within a character when it was made";
-            warn_once(format!("{}: {n} halves of surrogate pairs, the first in line {first_line}, are {what}", path.display()));
+            warn_once(format!(
+                "{}: {n} halves of surrogate pairs, the first in line {first_line}, are {what}",
+                path.display()
+            ));
         }
     }
 }
 
-/// Logs a warning about a file the first time it is due: a file is read again for every evaluation of a run.
+/// Logs a warning about a file the first time it is due: a file is read again for every evaluation
+/// of a run.
 pub(crate) fn warn_once(text: String) {
     // Where nobody listens (a look at the file before a run starts), nothing is said.
     if !tracing::enabled!(tracing::Level::WARN) {
@@ -332,16 +403,21 @@ pub(super) fn check_encoding(path: &Path, text: &[u8]) -> Result<(), DataError> 
     match text {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err(DataError::Format {
             path: path.to_owned(),
-            why: format!("the text is UTF-16; hint: iconv -f UTF-16 -t UTF-8 {0} > {0}.utf8", path.display()),
+            why: format!(
+                "the text is UTF-16; hint: iconv -f UTF-16 -t UTF-8 {0} > {0}.utf8",
+                path.display()
+            ),
         }),
         _ => Ok(()),
     }
 }
 
-/// Writes one object a line (gzip where the name ends in `.gz`); the file appears whole or not at all.
+/// Writes one object a line (gzip where the name ends in `.gz`); the file appears whole or not at
+/// all.
 pub(crate) fn write_rows<T: Serialize>(path: &Path, rows: &[T]) -> Result<(), DataError> {
     let io = |source| DataError::Write { path: path.to_owned(), source };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(io)?;
     let is_packed = path.extension().is_some_and(|extension| extension == "gz");
     let written = replace_file(path, |unfinished| {
@@ -379,8 +455,17 @@ mod tests {
         assert!(plain.len() > 100 * packed.len(), "{} of {}", packed.len(), plain.len());
         assert_eq!(unpacked(&path, &packed, plain.len() as u64).unwrap(), plain);
         let error = unpacked(&path, &packed, plain.len() as u64 - 1).unwrap_err().to_string();
-        assert!(error.contains("rows.jsonl.gz") && error.contains("unpacks to more than"), "{error}");
-        assert!(error.contains(&format!("hint: if that is right, unpack it to disk: gunzip --keep {}", path.display())), "{error}");
+        assert!(
+            error.contains("rows.jsonl.gz") && error.contains("unpacks to more than"),
+            "{error}"
+        );
+        assert!(
+            error.contains(&format!(
+                "hint: if that is right, unpack it to disk: gunzip --keep {}",
+                path.display()
+            )),
+            "{error}"
+        );
     }
 
     #[test]
@@ -394,14 +479,21 @@ mod tests {
     fn a_line_beyond_all_measure_is_refused_with_its_length() {
         let line = vec![b' '; MAX_LINE_BYTES + 1];
         let error = Fields::parse(&line).err().unwrap();
-        assert!(error.contains("the line has 16777217 bytes") && error.contains("hint: "), "{error}");
+        assert!(
+            error.contains("the line has 16777217 bytes") && error.contains("hint: "),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_file_that_cannot_be_written_says_so() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("file"), "").unwrap();
-        let error = write_rows(&folder.path().join("file/rows.jsonl"), &[1]).unwrap_err().to_string();
-        assert!(error.starts_with("cannot write ") && error.contains("hint: check free space"), "{error}");
+        let error =
+            write_rows(&folder.path().join("file/rows.jsonl"), &[1]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot write ") && error.contains("hint: check free space"),
+            "{error}"
+        );
     }
 }

@@ -7,7 +7,8 @@
 //! | half of a surrogate pair, `\ud83d` | `json.dumps` of text that was cut | U+FFFD |
 //! | a byte order mark in front | files put one behind the other | nothing |
 //!
-//! Only lines that strict parsing refuses come here, so what is JSON costs nothing. A `null` in a field that somebody reads is an error there.
+//! Only lines that strict parsing refuses come here, so what is JSON costs nothing. A `null` in a
+//! field that somebody reads is an error there.
 
 /// What was changed in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +28,8 @@ const ESCAPE_LEN: usize = 6;
 /// The line with everything of the table replaced; `None` where there is nothing of the kind.
 pub(super) fn mended(line: &[u8]) -> Option<Mended> {
     let body = super::jsonl::without_mark(line);
-    let mut out = Mended { text: Vec::with_capacity(line.len()), n_not_numbers: 0, n_half_pairs: 0 };
+    let mut out =
+        Mended { text: Vec::with_capacity(line.len()), n_not_numbers: 0, n_half_pairs: 0 };
     let mut rest = body;
     while let Some(&byte) = rest.first() {
         let n = match byte {
@@ -50,8 +52,10 @@ fn word(rest: &[u8], out: &mut Mended) -> usize {
     let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
     let n = rest.iter().position(|byte| !is_part(byte)).unwrap_or(rest.len());
     let text = &rest[..n];
-    let is_too_large =
-        || text.iter().any(u8::is_ascii_digit) && std::str::from_utf8(text).is_ok_and(|t| t.parse().is_ok_and(f64::is_infinite));
+    let is_too_large = || {
+        text.iter().any(u8::is_ascii_digit)
+            && std::str::from_utf8(text).is_ok_and(|t| t.parse().is_ok_and(f64::is_infinite))
+    };
     if NOT_NUMBERS.contains(&text) || is_too_large() {
         out.text.extend_from_slice(b"null");
         out.n_not_numbers += 1;
@@ -67,7 +71,9 @@ fn string(rest: &[u8], out: &mut Mended) -> usize {
     while let Some(&byte) = rest.get(at) {
         at += match (byte, unicode_escape(&rest[at..])) {
             (b'"', _) => return at + copied(b"\"", out),
-            (_, Some(0xd800..0xdc00)) if matches!(unicode_escape(&rest[at + ESCAPE_LEN..]), Some(0xdc00..0xe000)) => {
+            (_, Some(0xd800..0xdc00))
+                if matches!(unicode_escape(&rest[at + ESCAPE_LEN..]), Some(0xdc00..0xe000)) =>
+            {
                 copied(&rest[at..at + 2 * ESCAPE_LEN], out)
             }
             (_, Some(0xd800..0xe000)) => {
@@ -100,8 +106,12 @@ mod tests {
 
     #[test]
     fn what_python_writes_for_numbers_that_are_none_is_null() {
-        let line = r#"{"a": NaN, "b": [Infinity, -Infinity,1e999,-1e999], "c": -0.5e-3, "d": true}"#;
-        assert_eq!(read(line), (json!({"a": null, "b": [null, null, null, null], "c": -0.5e-3, "d": true}), 5, 0));
+        let line =
+            r#"{"a": NaN, "b": [Infinity, -Infinity,1e999,-1e999], "c": -0.5e-3, "d": true}"#;
+        assert_eq!(
+            read(line),
+            (json!({"a": null, "b": [null, null, null, null], "c": -0.5e-3, "d": true}), 5, 0)
+        );
     }
 
     #[test]
@@ -124,8 +134,16 @@ mod tests {
 
     #[test]
     fn a_line_with_nothing_of_the_kind_is_left_to_the_strict_parser() {
-        for line in [r#"{"a": 1, "b": "\ud83d\ude00"}"#, r#"{"a": nan}"#, r#"{"a": "open"#, r#"{"a": "\u12"#, "", "\"", "\\", r#"{"a": "\"#]
-        {
+        for line in [
+            r#"{"a": 1, "b": "\ud83d\ude00"}"#,
+            r#"{"a": nan}"#,
+            r#"{"a": "open"#,
+            r#"{"a": "\u12"#,
+            "",
+            "\"",
+            "\\",
+            r#"{"a": "\"#,
+        ] {
             assert_eq!(mended(line.as_bytes()), None, "{line}");
         }
     }

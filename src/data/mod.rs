@@ -1,7 +1,7 @@
 //! Questions, passages, teacher episodes, the sampler, the built-in tiny world.
 //!
-//! Every reader checks every row when it opens a file: a broken one is an error with file, line, field and a hint, never a skipped row.
-//! Knows no tokens.
+//! Every reader checks every row when it opens a file: a broken one is an error with file, line,
+//! field and a hint, never a skipped row. Knows no tokens.
 pub mod corpus;
 pub mod head;
 pub(crate) mod jsonl;
@@ -33,7 +33,9 @@ pub enum DataError {
     #[error("{}: {why}", path.display())]
     Format { path: PathBuf, why: String },
     /// An episode's text that cannot be split into what the agent and what the environment wrote.
-    #[error("episode {id}: {why}; hint: every <information> needs its own </information> behind it")]
+    #[error(
+        "episode {id}: {why}; hint: every <information> needs its own </information> behind it"
+    )]
     Episode { id: String, why: String },
 }
 
@@ -52,8 +54,8 @@ impl DataError {
     }
 }
 
-/// The folder of real data for tests, named by `DGPO_DATA_DIR`. Without it the caller's test has nothing to check and returns,
-/// unless `DGPO_REQUIRE_DATA=1` demands it.
+/// The folder of real data for tests, named by `DGPO_DATA_DIR`. Without it the caller's test has
+/// nothing to check and returns, unless `DGPO_REQUIRE_DATA=1` demands it.
 #[cfg(test)]
 pub(crate) fn test_data(path: &str) -> Option<PathBuf> {
     let found = std::env::var_os("DGPO_DATA_DIR").map(|folder| PathBuf::from(folder).join(path));

@@ -1,7 +1,8 @@
 //! Are questions tested on that are trained on? Their answers would then be remembered, not found.
 //!
-//! A test question is asked in training too if its text is, both normalised as answers are; where the data set and the id are the same as well it
-//! is the same row of the data set. Ids alone prove nothing: many files count theirs from 0.
+//! A test question is asked in training too if its text is, both normalised as answers are; where
+//! the data set and the id are the same as well it is the same row of the data set. Ids alone prove
+//! nothing: many files count theirs from 0.
 use super::{questions::Question, text::normalise_answer};
 use serde::Serialize;
 use std::{
@@ -24,7 +25,10 @@ pub struct Overlap {
 }
 
 /// Compares all test questions with what is trained on; `None` where they do not meet.
-pub fn overlap<'q>(train: impl IntoIterator<Item = &'q Question>, test: &[Question]) -> Option<Overlap> {
+pub fn overlap<'q>(
+    train: impl IntoIterator<Item = &'q Question>,
+    test: &[Question],
+) -> Option<Overlap> {
     let name = |question: &'q Question| (question.dataset.as_str(), question.id.as_str());
     let (mut texts, mut by_name) = (HashSet::new(), HashMap::<_, HashSet<String>>::new());
     for question in train {
@@ -57,18 +61,23 @@ impl fmt::Display for Overlap {
         if n_asked > 0 {
             write!(
                 f,
-                "{n_asked} of {n_test} test questions are trained on too: {n_same_id} with their id, {n_same_text} as the same text \
-                 under another one (first: {first:?})"
+                "{n_asked} of {n_test} test questions are trained on too: {n_same_id} with their \
+                 id, {n_same_text} as the same text under another one (first: {first:?})"
             )?;
         }
         if *n_same_id_only > 0 {
             let begin = if n_asked > 0 { "; " } else { "" };
             write!(
                 f,
-                "{begin}{n_same_id_only} of {n_test} test questions have the data set and the id of a training question that asks something else"
+                "{begin}{n_same_id_only} of {n_test} test questions have the data set and the id \
+                 of a training question that asks something else"
             )?;
         }
-        write!(f, "; hint: take these rows out of data.train or data.trajectories, or name other files in data.test")
+        write!(
+            f,
+            "; hint: take these rows out of data.train or data.trajectories, or name other files \
+             in data.test"
+        )
     }
 }
 
@@ -89,7 +98,11 @@ mod tests {
 
     #[test]
     fn a_test_question_counts_once_by_its_id_and_else_by_its_normalised_text() {
-        let train = [question("nq", "1", "Who wrote the Iliad?"), question("nq", "2", "who?"), question("nq", "3", "when?")];
+        let train = [
+            question("nq", "1", "Who wrote the Iliad?"),
+            question("nq", "2", "who?"),
+            question("nq", "3", "when?"),
+        ];
         let test = [
             question("nq", "1", "who wrote Iliad ?"),
             question("hotpotqa", "1", "WHO WROTE THE ILIAD?"),
@@ -97,16 +110,31 @@ mod tests {
             question("nq", "9", "why?"),
         ];
         let found = overlap(&train, &test).unwrap();
-        assert_eq!((found.n_test, found.n_same_id, found.n_same_text, found.n_same_id_only), (4, 1, 1, 1));
+        assert_eq!(
+            (found.n_test, found.n_same_id, found.n_same_text, found.n_same_id_only),
+            (4, 1, 1, 1)
+        );
         let told = found.to_string();
-        assert!(told.contains("2 of 4 test questions are trained on too: 1 with their id, 1 as the same text"), "{told}");
-        assert!(told.contains("1 of 4 test questions have the data set and the id") && told.contains("hint: "), "{told}");
+        assert!(
+            told.contains(
+                "2 of 4 test questions are trained on too: 1 with their id, 1 as the same text"
+            ),
+            "{told}"
+        );
+        assert!(
+            told.contains("1 of 4 test questions have the data set and the id")
+                && told.contains("hint: "),
+            "{told}"
+        );
     }
 
     #[test]
     fn different_questions_do_not_meet() {
         let train = [question("nq", "1", "who?")];
-        assert_eq!(overlap(&train, &[question("nq", "2", "where?"), question("hotpotqa", "1", "when?")]), None);
+        assert_eq!(
+            overlap(&train, &[question("nq", "2", "where?"), question("hotpotqa", "1", "when?")]),
+            None
+        );
         assert_eq!(overlap(&[], &train), None);
     }
 

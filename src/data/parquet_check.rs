@@ -1,15 +1,18 @@
 //! A Parquet file from outside, checked before the `parquet` crate reads it.
 //!
-//! The crate believes its files: a length that is read becomes an allocation, a nesting a recursion, a number of rows a loop, and what a page unpacks to
-//! is not looked at before it is in memory. Here the footer and the page headers are walked first, in Thrift's compact form, and every size is held
-//! against the bytes that are there. What remains (encodings, levels) can only fail or panic, and is contained where the file is read.
+//! The crate believes its files: a length that is read becomes an allocation, a nesting a
+//! recursion, a number of rows a loop, and what a page unpacks to is not looked at before it is in
+//! memory. Here the footer and the page headers are walked first, in Thrift's compact form, and
+//! every size is held against the bytes that are there. What remains (encodings, levels) can only
+//! fail or panic, and is contained where the file is read.
 //!
 //! ```text
 //! PAR1   [page header, page]*   footer (metadata)   length of the footer, u32   PAR1
 //! ```
 //!
 //! # Source
-//! apache/parquet-format: README.md, src/main/thrift/parquet.thrift; apache/thrift: doc/specs/thrift-compact-protocol.md
+//! apache/parquet-format: README.md, src/main/thrift/parquet.thrift; apache/thrift:
+//! doc/specs/thrift-compact-protocol.md
 use parquet::{
     basic::Compression,
     file::metadata::{ColumnChunkMetaData, ParquetMetaData},
@@ -27,11 +30,13 @@ const MAX_SCHEMA_DEPTH: usize = 32;
 const MAX_PAGE_BYTES: usize = 256 << 20;
 /// Rows that a file may have beyond one a byte: a question needs more than that.
 const FREE_ROWS: usize = 1 << 20;
-/// Values of a column, which are more than rows where those hold lists: so many in any file, and so many more a byte. A row's are in memory together.
+/// Values of a column, which are more than rows where those hold lists: so many in any file, and so
+/// many more a byte. A row's are in memory together.
 const FREE_VALUES: usize = 1 << 22;
 const VALUES_A_BYTE: usize = 4;
-/// What the texts of a column may take together if each is as long as its longest, in any file, and how much more a byte: a text that stands once in a
-/// dictionary is copied for every value that refers to it.
+/// What the texts of a column may take together if each is as long as its longest, in any file, and
+/// how much more a byte: a text that stands once in a dictionary is copied for every value that
+/// refers to it.
 const FREE_TEXT_BYTES: usize = 1 << 30;
 const TEXT_BYTES_A_BYTE: usize = 200;
 
@@ -45,10 +50,13 @@ pub(super) fn check_footer(file: &[u8]) -> Result<(), String> {
     let tail = file.len() - TAIL_BYTES;
     let length = u32::from_le_bytes(file[tail..tail + 4].try_into().expect("four bytes")) as usize;
     let start = tail.checked_sub(length).filter(|&start| start >= MAGIC.len());
-    let footer = &file[start.ok_or_else(|| format!("its footer should have {length} bytes, the file has {}", file.len()))?..tail];
+    let footer = &file[start.ok_or_else(|| {
+        format!("its footer should have {length} bytes, the file has {}", file.len())
+    })?..tail];
     let mut n_children = Vec::new();
     let mut thrift = Thrift { bytes: footer, at: 0 };
-    // FileMetaData: field 2 is the list of columns and groups, depth first; field 5 of each, which only groups have, the number of its members.
+    // FileMetaData: field 2 is the list of columns and groups, depth first; field 5 of each, which
+    // only groups have, the number of its members.
     thrift.structure(0, &mut Vec::new(), &mut |path, value| match (path, value) {
         ([2], Value::Element) => n_children.push(0),
         ([2, 5], Value::Integer(n)) => {
@@ -66,7 +74,10 @@ fn check_tree(n_children: &[i64]) -> Result<(), String> {
     let mut open: Vec<i64> = Vec::new();
     for (at, &n) in n_children.iter().enumerate() {
         if n < 0 || n as usize > n_children.len() - at - 1 {
-            return Err(format!("column {at} should have {n} members, {} follow", n_children.len() - at - 1));
+            return Err(format!(
+                "column {at} should have {n} members, {} follow",
+                n_children.len() - at - 1
+            ));
         }
         if let Some(left) = open.last_mut() {
             *left -= 1;
@@ -87,19 +98,30 @@ fn check_tree(n_children: &[i64]) -> Result<(), String> {
 /// Holds rows, values and pages of the columns that will be read against each other and the bytes.
 /// # Errors
 /// What does not hold.
-pub(super) fn check_columns(file: &[u8], metadata: &ParquetMetaData, is_wanted: &dyn Fn(&str) -> bool) -> Result<(), String> {
+pub(super) fn check_columns(
+    file: &[u8],
+    metadata: &ParquetMetaData,
+    is_wanted: &dyn Fn(&str) -> bool,
+) -> Result<(), String> {
     let max_rows = file.len() + FREE_ROWS;
     let mut n_rows = 0i64;
     for (number, group) in metadata.row_groups().iter().enumerate() {
         n_rows = n_rows.saturating_add(group.num_rows());
         if group.num_rows() < 0 || n_rows as usize > max_rows {
-            return Err(format!("row group {number} should have {} rows, in a file of {} bytes", group.num_rows(), file.len()));
+            return Err(format!(
+                "row group {number} should have {} rows, in a file of {} bytes",
+                group.num_rows(),
+                file.len()
+            ));
         }
         for column in group.columns() {
             if column.column_path().parts().first().is_some_and(|name| is_wanted(name)) {
-                let n_values =
-                    check_pages(file, column).map_err(|why| format!("row group {number}, column {}: {why}", column.column_path()))?;
-                if (group.num_rows() as usize) > n_values || n_values > FREE_VALUES.saturating_add(file.len().saturating_mul(VALUES_A_BYTE))
+                let n_values = check_pages(file, column).map_err(|why| {
+                    format!("row group {number}, column {}: {why}", column.column_path())
+                })?;
+                if (group.num_rows() as usize) > n_values
+                    || n_values
+                        > FREE_VALUES.saturating_add(file.len().saturating_mul(VALUES_A_BYTE))
                 {
                     return Err(format!(
                         "row group {number}, column {}: {n_values} values in {} rows",
@@ -116,39 +138,62 @@ pub(super) fn check_columns(file: &[u8], metadata: &ParquetMetaData, is_wanted: 
 /// Holds the longest text of a column's dictionary against the number of its values.
 /// # Errors
 /// What does not hold.
-pub(super) fn check_dictionary(file_bytes: usize, column: &ColumnChunkMetaData, dictionary: &[u8]) -> Result<(), String> {
+pub(super) fn check_dictionary(
+    file_bytes: usize,
+    column: &ColumnChunkMetaData,
+    dictionary: &[u8],
+) -> Result<(), String> {
     let (mut longest, mut rest) = (0, dictionary);
     // Texts lie one behind the other, each behind its length.
     while let Some((length, behind)) = rest.split_first_chunk::<4>() {
         let n = u32::from_le_bytes(*length) as usize;
-        rest = behind.get(n..).ok_or_else(|| format!("a text of {n} bytes in a dictionary that has {} left", behind.len()))?;
+        rest = behind.get(n..).ok_or_else(|| {
+            format!("a text of {n} bytes in a dictionary that has {} left", behind.len())
+        })?;
         longest = longest.max(n);
     }
     let n_values = usize::try_from(column.num_values()).unwrap_or(usize::MAX);
-    match n_values.saturating_mul(longest) > FREE_TEXT_BYTES.saturating_add(file_bytes.saturating_mul(TEXT_BYTES_A_BYTE)) {
-        true => Err(format!("column {}: {n_values} texts of up to {longest} bytes in a file of {file_bytes}", column.column_path())),
+    match n_values.saturating_mul(longest)
+        > FREE_TEXT_BYTES.saturating_add(file_bytes.saturating_mul(TEXT_BYTES_A_BYTE))
+    {
+        true => Err(format!(
+            "column {}: {n_values} texts of up to {longest} bytes in a file of {file_bytes}",
+            column.column_path()
+        )),
         false => Ok(()),
     }
 }
 
 /// Walks the pages of a column and returns the number of its values.
 fn check_pages(file: &[u8], column: &ColumnChunkMetaData) -> Result<usize, String> {
-    let first = column.dictionary_page_offset().filter(|&offset| offset > 0).unwrap_or_else(|| column.data_page_offset());
+    let first = column
+        .dictionary_page_offset()
+        .filter(|&offset| offset > 0)
+        .unwrap_or_else(|| column.data_page_offset());
     let size = usize::try_from(column.compressed_size()).map_err(|_| "its size is negative")?;
-    let range = usize::try_from(first).ok().and_then(|start| Some((start, start.checked_add(size)?)));
-    let (start, end) = range.filter(|&(_, end)| end <= file.len()).ok_or("it lies outside the file")?;
-    let n_expected = usize::try_from(column.num_values()).map_err(|_| "its number of values is negative")?;
+    let range =
+        usize::try_from(first).ok().and_then(|start| Some((start, start.checked_add(size)?)));
+    let (start, end) =
+        range.filter(|&(_, end)| end <= file.len()).ok_or("it lies outside the file")?;
+    let n_expected =
+        usize::try_from(column.num_values()).map_err(|_| "its number of values is negative")?;
     let (mut thrift, mut n_values) = (Thrift { bytes: &file[start..end], at: 0 }, 0usize);
     while n_values < n_expected {
         let page = Page::read(&mut thrift)?;
         let body = thrift.take(page.packed)?;
         let levels = page.n_level_bytes;
         if levels > page.packed || levels > page.plain || page.plain > MAX_PAGE_BYTES {
-            return Err(format!("a page of {} bytes should have {}, {levels} of them levels", page.packed, page.plain));
+            return Err(format!(
+                "a page of {} bytes should have {}, {levels} of them levels",
+                page.packed, page.plain
+            ));
         }
         check_unpacked(&body[levels..], column.compression(), page.is_packed, page.plain - levels)?;
         if page.n_entries > page.plain {
-            return Err(format!("a dictionary of {} entries in {} bytes", page.n_entries, page.plain));
+            return Err(format!(
+                "a dictionary of {} entries in {} bytes",
+                page.n_entries, page.plain
+            ));
         }
         n_values = n_values.saturating_add(page.n_values);
         if page.n_values == 0 && page.n_entries == 0 && page.packed == 0 {
@@ -190,7 +235,8 @@ impl Page {
                 [7, 1] => &mut page.n_entries,
                 [8, 5] | [8, 6] => {
                     is_negative |= n < 0;
-                    page.n_level_bytes = page.n_level_bytes.saturating_add(usize::try_from(n).unwrap_or(0));
+                    page.n_level_bytes =
+                        page.n_level_bytes.saturating_add(usize::try_from(n).unwrap_or(0));
                     return;
                 }
                 _ => return,
@@ -203,19 +249,32 @@ impl Page {
 }
 
 /// Unpacks into nothing what the crate would unpack into memory without a limit.
-fn check_unpacked(packed: &[u8], codec: Compression, is_packed: bool, expected: usize) -> Result<(), String> {
+fn check_unpacked(
+    packed: &[u8],
+    codec: Compression,
+    is_packed: bool,
+    expected: usize,
+) -> Result<(), String> {
     let count = |reader: &mut dyn Read| {
-        let n = std::io::copy(&mut reader.take(expected as u64 + 1), &mut std::io::sink()).map_err(|error| error.to_string())?;
-        if n == expected as u64 { Ok(()) } else { Err(format!("a page unpacks to other than the {expected} bytes that it should have")) }
+        let n = std::io::copy(&mut reader.take(expected as u64 + 1), &mut std::io::sink())
+            .map_err(|error| error.to_string())?;
+        if n == expected as u64 {
+            Ok(())
+        } else {
+            Err(format!("a page unpacks to other than the {expected} bytes that it should have"))
+        }
     };
     if !is_packed || expected == 0 {
         return Ok(());
     }
     match codec {
         Compression::GZIP(_) => count(&mut flate2::read::MultiGzDecoder::new(packed)),
-        Compression::ZSTD(_) => count(&mut zstd::Decoder::new(packed).map_err(|error| error.to_string())?),
+        Compression::ZSTD(_) => {
+            count(&mut zstd::Decoder::new(packed).map_err(|error| error.to_string())?)
+        }
         Compression::BROTLI(_) => count(&mut brotli::Decompressor::new(packed, 4096)),
-        // Snappy and the LZ4 of blocks unpack into exactly the bytes that are expected; the LZ4 of frames to at most 255 times its own.
+        // Snappy and the LZ4 of blocks unpack into exactly the bytes that are expected; the LZ4 of
+        // frames to at most 255 times its own.
         _ => Ok(()),
     }
 }
@@ -240,7 +299,9 @@ type Visit<'v> = dyn FnMut(&[i16], Value) + 'v;
 impl<'b> Thrift<'b> {
     fn take(&mut self, n: usize) -> Result<&'b [u8], String> {
         let end = self.at.checked_add(n).filter(|&end| end <= self.bytes.len());
-        let end = end.ok_or_else(|| format!("{n} bytes are announced where {} are left", self.bytes.len() - self.at))?;
+        let end = end.ok_or_else(|| {
+            format!("{n} bytes are announced where {} are left", self.bytes.len() - self.at)
+        })?;
         let taken = &self.bytes[self.at..end];
         self.at = end;
         Ok(taken)
@@ -263,7 +324,12 @@ impl<'b> Thrift<'b> {
         Ok((n >> 1) as i64 ^ -((n & 1) as i64))
     }
 
-    fn structure(&mut self, depth: usize, path: &mut Vec<i16>, visit: &mut Visit<'_>) -> Result<(), String> {
+    fn structure(
+        &mut self,
+        depth: usize,
+        path: &mut Vec<i16>,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), String> {
         if depth > MAX_THRIFT_DEPTH {
             return Err(format!("structures nested more than {MAX_THRIFT_DEPTH} deep"));
         }
@@ -274,8 +340,11 @@ impl<'b> Thrift<'b> {
                 return Ok(());
             }
             field = match head >> 4 {
-                0 => i16::try_from(self.integer()?).map_err(|_| "a field number of more than 16 bits")?,
-                step => field.checked_add(i16::from(step)).ok_or("a field number of more than 16 bits")?,
+                0 => i16::try_from(self.integer()?)
+                    .map_err(|_| "a field number of more than 16 bits")?,
+                step => field
+                    .checked_add(i16::from(step))
+                    .ok_or("a field number of more than 16 bits")?,
             };
             path.push(field);
             match head & 0xf {
@@ -287,7 +356,13 @@ impl<'b> Thrift<'b> {
         }
     }
 
-    fn value(&mut self, kind: u8, depth: usize, path: &mut Vec<i16>, visit: &mut Visit<'_>) -> Result<(), String> {
+    fn value(
+        &mut self,
+        kind: u8,
+        depth: usize,
+        path: &mut Vec<i16>,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), String> {
         match kind {
             // Of a list of booleans every element is a byte.
             1..=3 => _ = self.take(1)?,
@@ -297,7 +372,8 @@ impl<'b> Thrift<'b> {
             }
             7 => _ = self.take(8)?,
             8 => {
-                let n = usize::try_from(self.varint()?).map_err(|_| "a text of more than 64 bits")?;
+                let n =
+                    usize::try_from(self.varint()?).map_err(|_| "a text of more than 64 bits")?;
                 self.take(n)?;
             }
             9 | 10 => {
@@ -325,7 +401,13 @@ impl<'b> Thrift<'b> {
     }
 
     /// Lists in lists count as depth, as structures do.
-    fn element(&mut self, kind: u8, depth: usize, path: &mut Vec<i16>, visit: &mut Visit<'_>) -> Result<(), String> {
+    fn element(
+        &mut self,
+        kind: u8,
+        depth: usize,
+        path: &mut Vec<i16>,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), String> {
         if depth > MAX_THRIFT_DEPTH {
             return Err(format!("lists nested more than {MAX_THRIFT_DEPTH} deep"));
         }
@@ -335,6 +417,10 @@ impl<'b> Thrift<'b> {
     /// Every element has a byte at least.
     fn check_number(&self, n: u64) -> Result<(), String> {
         let left = self.bytes.len() - self.at;
-        if n > left as u64 { Err(format!("a list of {n} elements where {left} bytes are left")) } else { Ok(()) }
+        if n > left as u64 {
+            Err(format!("a list of {n} elements where {left} bytes are left"))
+        } else {
+            Ok(())
+        }
     }
 }

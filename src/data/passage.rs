@@ -52,23 +52,30 @@ struct RawPassage<'a> {
     text: Option<Text<'a, false>>,
 }
 
-/// A line as a passage: the fast way, and where that fails field by field, which reads more and names what is wrong.
+/// A line as a passage: the fast way, and where that fails field by field, which reads more and
+/// names what is wrong.
 pub(super) fn parse(line: &[u8]) -> Result<Parsed<'_>, String> {
     check_length(line.len(), MAX_PASSAGE_BYTES)?;
-    let fast = serde_json::from_slice::<RawPassage<'_>>(line).ok().and_then(|RawPassage { id, contents, title, text }| {
-        let contents = match (contents, title, text) {
-            (Some(contents), ..) => contents.0,
-            (None, Some(title), Some(text)) if !strip(&text.0).is_empty() => Cow::Owned(titled(&title.0, &text.0)),
-            _ => return None,
-        };
-        Some(Parsed { id: id.0, contents, n_half_pairs: 0 })
-    });
+    let fast = serde_json::from_slice::<RawPassage<'_>>(line).ok().and_then(
+        |RawPassage { id, contents, title, text }| {
+            let contents = match (contents, title, text) {
+                (Some(contents), ..) => contents.0,
+                (None, Some(title), Some(text)) if !strip(&text.0).is_empty() => {
+                    Cow::Owned(titled(&title.0, &text.0))
+                }
+                _ => return None,
+            };
+            Some(Parsed { id: id.0, contents, n_half_pairs: 0 })
+        },
+    );
     let parsed = fast.map_or_else(|| by_field(line), Ok)?;
     if parsed.id.is_empty() {
         return Err("field `id` is empty; hint: every passage needs an id of its own".to_owned());
     }
     if strip(&parsed.contents).is_empty() {
-        return Err("field `contents` is blank; hint: it holds \"TITLE\"\\nTEXT; remove passages without text".to_owned());
+        return Err("field `contents` is blank; hint: it holds \"TITLE\"\\nTEXT; remove passages \
+                    without text"
+            .to_owned());
     }
     Ok(parsed)
 }
@@ -92,14 +99,17 @@ fn by_field(line: &[u8]) -> Result<Parsed<'_>, String> {
 /// A field that must be text: unlike an id, a number is none.
 fn text_of(fields: &Fields, key: &str) -> Result<String, String> {
     match fields.value(key)? {
-        serde_json::Value::Number(_) => Err(format!("field `{key}` must be a string, found a number; hint: put it in quotation marks")),
+        serde_json::Value::Number(_) => Err(format!(
+            "field `{key}` must be a string, found a number; hint: put it in quotation marks"
+        )),
         _ => fields.string(key),
     }
 }
 
 /// `contents` of a passage whose title stands apart.
 fn titled(title: &str, text: &str) -> String {
-    let title: String = title.chars().map(|c| if matches!(c, '\n' | '\r') { ' ' } else { c }).collect();
+    let title: String =
+        title.chars().map(|c| if matches!(c, '\n' | '\r') { ' ' } else { c }).collect();
     format!("\"{title}\"\n{text}")
 }
 
@@ -121,16 +131,27 @@ mod tests {
 
     #[test]
     fn ids_are_strings_or_whole_numbers() {
-        for (id, wanted) in [("0", "0"), ("-7", "-7"), ("18446744073709551615", "18446744073709551615"), ("\"1\"", "1")] {
+        for (id, wanted) in [
+            ("0", "0"),
+            ("-7", "-7"),
+            ("18446744073709551615", "18446744073709551615"),
+            ("\"1\"", "1"),
+        ] {
             assert_eq!(read(&format!("{{\"id\": {id}, \"contents\": \"a\"}}")).unwrap().0, wanted);
-            assert_eq!(read(&format!("{{\"id\": {id}, \"contents\": \"a\", \"x\": NaN}}")).unwrap().0, wanted);
+            assert_eq!(
+                read(&format!("{{\"id\": {id}, \"contents\": \"a\", \"x\": NaN}}")).unwrap().0,
+                wanted
+            );
         }
     }
 
     #[test]
     fn a_title_that_stands_apart_becomes_the_first_line() {
         for (line, wanted) in [
-            (r#"{"id": "0", "title": "A \"B\"", "text": "first\nsecond"}"#, "\"A \"B\"\"\nfirst\nsecond"),
+            (
+                r#"{"id": "0", "title": "A \"B\"", "text": "first\nsecond"}"#,
+                "\"A \"B\"\"\nfirst\nsecond",
+            ),
             (r#"{"id": "1", "text": "t", "title": "", "contents": null}"#, "\"\"\nt"),
             (r#"{"id": "2", "title": "two\nlines", "text": "t", "x": NaN}"#, "\"two lines\"\nt"),
             (r#"{"id": "3", "title": ["ignored"], "contents": "\"C\"\nwhole"}"#, "\"C\"\nwhole"),
@@ -142,7 +163,12 @@ mod tests {
 
     #[test]
     fn what_python_writes_and_json_has_not_is_read() {
-        assert_eq!(read(r#"{"id": "0", "contents": "a", "score": NaN, "x": [-Infinity, 1e999]}"#).unwrap().1, "a");
+        assert_eq!(
+            read(r#"{"id": "0", "contents": "a", "score": NaN, "x": [-Infinity, 1e999]}"#)
+                .unwrap()
+                .1,
+            "a"
+        );
         let half = parse(br#"{"id": "1", "contents": "half \ud83d"}"#).unwrap();
         assert_eq!((half.contents.as_ref(), half.n_half_pairs), ("half \u{fffd}", 1));
     }
@@ -153,12 +179,25 @@ mod tests {
             (r#"{"id": "x"}"#, "field `contents` is missing"),
             (r#"{"contents": "x"}"#, "field `id` is missing"),
             (r#"{"id": 3.5, "contents": "x"}"#, "field `id` must be a string or a whole number"),
-            (r#"{"id": 36893488147419103232, "contents": "x"}"#, "field `id` must be a string or a whole number"),
-            (r#"{"id": ["x"], "contents": "x"}"#, "field `id` must be a string, found a list; hint: write one text"),
+            (
+                r#"{"id": 36893488147419103232, "contents": "x"}"#,
+                "field `id` must be a string or a whole number",
+            ),
+            (
+                r#"{"id": ["x"], "contents": "x"}"#,
+                "field `id` must be a string, found a list; hint: write one text",
+            ),
             (r#"{"id": null, "contents": "x"}"#, "field `id` is null; hint: write its value"),
             (r#"{"id": "x", "contents": null}"#, "field `contents` is null"),
-            (r#"{"id": "x", "contents": 5}"#, "field `contents` must be a string, found a number; hint: put it in quotation marks"),
-            (r#"{"id": "x", "contents": ["x"]}"#, "field `contents` must be a string, found a list; hint: write one text"),
+            (
+                r#"{"id": "x", "contents": 5}"#,
+                "field `contents` must be a string, found a number; hint: put it in quotation \
+                 marks",
+            ),
+            (
+                r#"{"id": "x", "contents": ["x"]}"#,
+                "field `contents` must be a string, found a list; hint: write one text",
+            ),
             (r#"{"id": "x", "contents": ""}"#, "field `contents` is blank"),
             (r#"{"id": "x", "contents": " \n\t\u00a0"}"#, "field `contents` is blank"),
             (r#"{"id": "x", "text": "x"}"#, "field `title` is missing"),

@@ -1,8 +1,9 @@
 //! Questions with gold answers: JSON Lines (plain or gzip) and the Parquet form of Search-R1.
 //!
-//! JSON Lines is the FlashRAG form, `{"id", "question", "golden_answers": [..], "metadata"?}`, with the optional fields of [`Question`]
-//! beside it; unknown keys are ignored, ids may be whole numbers, and one gold answer may stand alone as a string. A file is Parquet when it
-//! begins with Parquet's magic, whatever its name.
+//! JSON Lines is the FlashRAG form, `{"id", "question", "golden_answers": [..], "metadata"?}`, with
+//! the optional fields of [`Question`] beside it; unknown keys are ignored, ids may be whole
+//! numbers, and one gold answer may stand alone as a string. A file is Parquet when it begins with
+//! Parquet's magic, whatever its name.
 //!
 //! # Source
 //! method §7
@@ -51,7 +52,9 @@ pub fn read_questions(path: &Path) -> Result<Vec<Question>, DataError> {
     let mut unstripped = UnstrippedGolds::default();
     let questions = if is_parquet(path)? {
         let questions = search_r1::read_questions(path, &dataset)?;
-        questions.iter().zip(1..).for_each(|(question, row)| unstripped.add(&question.id, &question.golden_answers, row));
+        questions.iter().zip(1..).for_each(|(question, row)| {
+            unstripped.add(&question.id, &question.golden_answers, row)
+        });
         questions
     } else {
         let mut questions = Vec::new();
@@ -72,7 +75,11 @@ pub fn read_questions(path: &Path) -> Result<Vec<Question>, DataError> {
     };
     unstripped.tell(path);
     if questions.is_empty() {
-        return Err(DataError::Empty { path: path.to_owned(), what: "questions", hint: "one JSON object a line" });
+        return Err(DataError::Empty {
+            path: path.to_owned(),
+            what: "questions",
+            hint: "one JSON object a line",
+        });
     }
     Ok(questions)
 }
@@ -100,8 +107,9 @@ impl UnstrippedGolds {
     fn told(&self) -> Option<String> {
         let (gold, id, line) = self.first.as_ref()?;
         Some(format!(
-            "{} gold answers of {} questions are nothing but articles and punctuation, so they are compared as they are written \
-             (first: {gold:?} of question {id:?}, line {line}); hint: remove them if they are mistakes",
+            "{} gold answers of {} questions are nothing but articles and punctuation, so they are \
+             compared as they are written (first: {gold:?} of question {id:?}, line {line}); hint: \
+             remove them if they are mistakes",
             self.n, self.n_questions
         ))
     }
@@ -119,35 +127,46 @@ pub fn write_questions(path: &Path, questions: &[Question]) -> Result<(), DataEr
     jsonl::write_rows(path, questions)
 }
 
-/// White space around the question removed, and exactly one `?` at its end. White space before the `?` stays, as in the published data.
+/// White space around the question removed, and exactly one `?` at its end. White space before the
+/// `?` stays, as in the published data.
 ///
 /// # Errors
 /// A question without any text.
 pub fn normalise_question(question: &str) -> Result<String, String> {
     if question.len() > MAX_QUESTION_BYTES {
         let n_bytes = question.len();
-        return Err(format!("field `question` has {n_bytes} bytes, more than {MAX_QUESTION_BYTES}; hint: is it a passage?"));
+        return Err(format!(
+            "field `question` has {n_bytes} bytes, more than {MAX_QUESTION_BYTES}; hint: is it a \
+             passage?"
+        ));
     }
     let question = text::strip(question);
     let body = question.trim_end_matches('?');
     if text::strip(body).is_empty() {
-        return Err("field `question` is blank; hint: remove the row or write the question".to_owned());
+        return Err(
+            "field `question` is blank; hint: remove the row or write the question".to_owned()
+        );
     }
     Ok(format!("{body}?"))
 }
 
 fn supporting(row: &jsonl::Fields) -> Result<Vec<Supporting>, String> {
     let Some(value) = row.get("supporting") else { return Ok(Vec::new()) };
-    Vec::<Supporting>::deserialize(value)
-        .map_err(|error| format!("field `supporting`: {error}; hint: a list of {{\"title\", \"text\", \"pid\"?}} with string values"))
+    Vec::<Supporting>::deserialize(value).map_err(|error| {
+        format!(
+            "field `supporting`: {error}; hint: a list of {{\"title\", \"text\", \"pid\"?}} with \
+             string values"
+        )
+    })
 }
 
-/// "nq" for `nq.jsonl.gz`, `nq/train.jsonl` and `nq_train.parquet`'s neighbour `nq/test.parquet`: the first part of the file name, or the
-/// folder's name where the file is named after a split.
+/// "nq" for `nq.jsonl.gz`, `nq/train.jsonl` and `nq_train.parquet`'s neighbour `nq/test.parquet`:
+/// the first part of the file name, or the folder's name where the file is named after a split.
 fn dataset_name(path: &Path) -> String {
     let stem = path.file_name().unwrap_or_default().to_string_lossy();
     let stem = stem.split('.').next().unwrap_or_default().to_owned();
-    let folder = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    let folder =
+        path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
     match folder {
         Some(folder) if matches!(stem.as_str(), "train" | "dev" | "test" | "validation") => folder,
         _ => stem,
@@ -185,7 +204,9 @@ mod tests {
 
     #[test]
     fn a_byte_order_mark_is_skipped() {
-        let questions = read("\u{feff}{\"id\": \"0\", \"question\": \"who?\", \"golden_answers\": [\"A\"]}\n").unwrap();
+        let questions =
+            read("\u{feff}{\"id\": \"0\", \"question\": \"who?\", \"golden_answers\": [\"A\"]}\n")
+                .unwrap();
         assert_eq!(questions[0].id, "0");
     }
 
@@ -194,28 +215,67 @@ mod tests {
         let good = r#"{"id": "0", "question": "who?", "golden_answers": ["A"]}"#;
         for (bad, field) in [
             (r#"{"question": "who?", "golden_answers": ["A"]}"#, "field `id` is missing"),
-            (r#"{"id": "1", "question": ["who?"], "golden_answers": ["A"]}"#, "field `question` must be a string"),
-            (r#"{"id": "1", "question": " ? ", "golden_answers": ["A"]}"#, "field `question` is blank"),
+            (
+                r#"{"id": "1", "question": ["who?"], "golden_answers": ["A"]}"#,
+                "field `question` must be a string",
+            ),
+            (
+                r#"{"id": "1", "question": " ? ", "golden_answers": ["A"]}"#,
+                "field `question` is blank",
+            ),
             (r#"{"id": "1", "question": "who?"}"#, "field `golden_answers` is missing"),
-            (r#"{"id": "1", "question": "who?", "golden_answers": []}"#, "field `golden_answers` is empty"),
-            (r#"{"id": "1", "question": "who?", "golden_answers": 3}"#, "field `golden_answers` must be a list"),
-            (r#"{"id": "1", "question": "who?", "golden_answers": "['A' 'B']"}"#, "field `golden_answers` is a list written as text"),
+            (
+                r#"{"id": "1", "question": "who?", "golden_answers": []}"#,
+                "field `golden_answers` is empty",
+            ),
+            (
+                r#"{"id": "1", "question": "who?", "golden_answers": 3}"#,
+                "field `golden_answers` must be a list",
+            ),
+            (
+                r#"{"id": "1", "question": "who?", "golden_answers": "['A' 'B']"}"#,
+                "field `golden_answers` is a list written as text",
+            ),
             (
                 r#"{"id": "1", "question": "who?", "golden_answers": ["A", 3]}"#,
                 "found a number in place 2; hint: put it in quotation marks",
             ),
-            (r#"{"id": "1", "question": "who?", "golden_answers": ["A", null]}"#, "holds null in place 2; hint: remove it"),
-            (r#"{"id": "1", "question": "who?", "golden_answers": ["A", NaN]}"#, "holds null or NaN in place 2; hint: remove it"),
-            (r#"{"id": "1", "question": "who?", "golden_answers": [["A"]]}"#, "found a list in place 1; hint: write [\"answer\"]"),
-            (r#"{"id": "1", "question": "who?", "golden_answers": null}"#, "field `golden_answers` is null; hint: write its value"),
-            (r#"{"id": "1", "question": NaN, "golden_answers": ["A"]}"#, "field `question` is null or NaN; hint: write its value"),
-            (r#"{"id": "1", "question": "who?", "golden_answers": [" "]}"#, "field `golden_answers` holds a blank answer"),
-            (r#"{"id": "1", "question": "who?", "golden_answers": ["A"], "supporting": [{"title": "T"}]}"#, "field `supporting`"),
+            (
+                r#"{"id": "1", "question": "who?", "golden_answers": ["A", null]}"#,
+                "holds null in place 2; hint: remove it",
+            ),
+            (
+                r#"{"id": "1", "question": "who?", "golden_answers": ["A", NaN]}"#,
+                "holds null or NaN in place 2; hint: remove it",
+            ),
+            (
+                r#"{"id": "1", "question": "who?", "golden_answers": [["A"]]}"#,
+                "found a list in place 1; hint: write [\"answer\"]",
+            ),
+            (
+                r#"{"id": "1", "question": "who?", "golden_answers": null}"#,
+                "field `golden_answers` is null; hint: write its value",
+            ),
+            (
+                r#"{"id": "1", "question": NaN, "golden_answers": ["A"]}"#,
+                "field `question` is null or NaN; hint: write its value",
+            ),
+            (
+                r#"{"id": "1", "question": "who?", "golden_answers": [" "]}"#,
+                "field `golden_answers` holds a blank answer",
+            ),
+            (
+                r#"{"id": "1", "question": "who?", "golden_answers": ["A"], "supporting": [{"title": "T"}]}"#,
+                "field `supporting`",
+            ),
             (r#"{"id": "1", "question": "#, "not JSON"),
             (r#"["id"]"#, "expected a JSON object, found a list"),
         ] {
             let error = read(&format!("{good}\n\n{bad}\n{good}")).unwrap_err();
-            assert!(error.contains("nq.jsonl:3: ") && error.contains(field) && error.contains("hint: "), "{error}");
+            assert!(
+                error.contains("nq.jsonl:3: ") && error.contains(field) && error.contains("hint: "),
+                "{error}"
+            );
         }
         assert!(read(" \n").unwrap_err().contains("holds no questions"));
     }
@@ -228,7 +288,10 @@ mod tests {
             r#"{"id": 2, "question": "half \ud83d?", "golden_answers": "A b", "supporting": [{"title": "T", "text": "t", "pid": 7}]}"#,
         ))
         .unwrap();
-        assert_eq!((questions[0].id.as_str(), questions[1].question.as_str()), ("1", "half \u{fffd}?"));
+        assert_eq!(
+            (questions[0].id.as_str(), questions[1].question.as_str()),
+            ("1", "half \u{fffd}?")
+        );
         assert_eq!(questions[1].golden_answers, ["A b"]);
         assert_eq!(questions[1].supporting[0].pid.as_deref(), Some("7"));
     }
@@ -240,7 +303,11 @@ mod tests {
         assert_eq!(found.told(), None);
         found.add("q1", &["!!!".to_owned(), "x".to_owned(), "A".to_owned()], 4);
         let told = found.told().unwrap();
-        assert!(told.starts_with("2 gold answers of 2 questions ") && told.contains("first: \"!!!\" of question \"q1\", line 4"), "{told}");
+        assert!(
+            told.starts_with("2 gold answers of 2 questions ")
+                && told.contains("first: \"!!!\" of question \"q1\", line 4"),
+            "{told}"
+        );
     }
 
     #[test]
@@ -263,7 +330,11 @@ mod tests {
             dataset: "hotpotqa".into(),
             question: "où?".into(),
             golden_answers: vec!["là".into()],
-            supporting: vec![Supporting { title: "T".into(), text: "t".into(), pid: Some("3".into()) }],
+            supporting: vec![Supporting {
+                title: "T".into(),
+                text: "t".into(),
+                pid: Some("3".into()),
+            }],
             supporting_kind: "annotated".into(),
         }];
         let folder = tempfile::tempdir().unwrap();
@@ -299,7 +370,10 @@ mod tests {
         ] {
             let questions = read_questions(&folder.join(format!("{name}.jsonl.gz"))).unwrap();
             assert_eq!(questions.len(), n_rows, "{name}");
-            assert!(questions.iter().all(|q| q.question.ends_with('?') && !q.question.ends_with("??")), "{name}");
+            assert!(
+                questions.iter().all(|q| q.question.ends_with('?') && !q.question.ends_with("??")),
+                "{name}"
+            );
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Requests -> completions: ragged batched decoding over the KV cache, with continuous batching.
 //!
-//! Knows no text beyond stop strings, no episodes and no retrieval. The caller numbers its rows; a row owns a slot of the cache from its
-//! first request until [`Engine::release`], so that a later request (an observation) prefills its own tokens only.
+//! Knows no text beyond stop strings, no episodes and no retrieval. The caller numbers its rows; a
+//! row owns a slot of the cache from its first request until [`Engine::release`], so that a later
+//! request (an observation) prefills its own tokens only.
 //!
 //! # A step
-//! Every row has a list of tokens that the cache does not hold yet. One [`Engine::step`] feeds them all and draws one token a row:
+//! Every row has a list of tokens that the cache does not hold yet. One [`Engine::step`] feeds them
+//! all and draws one token a row:
 //!
 //! ```text
 //! row 7  cache [p p p p p p]   unfed [s]             generating: the token drawn last      -> decode batch   [R, 1]
@@ -12,14 +14,17 @@
 //! row 9  cache []              unfed [p p p p]       a prompt that has just got a slot     -> prefill batch
 //! ```
 //!
-//! The token that ended a generation (a', drawn but never fed) stays unfed until the row's next request, so decoding and
-//! prefilling are one operation. The head is computed at the last real position of each row; the logits stay on the device, where a token a row
-//! is drawn, and ids and log-probs of all rows reach the host in one transfer. A row that ends leaves at once; a waiting one takes its slot at the next step.
+//! The token that ended a generation (a', drawn but never fed) stays unfed until the row's next
+//! request, so decoding and prefilling are one operation. The head is computed at the last real
+//! position of each row; the logits stay on the device, where a token a row is drawn, and ids and
+//! log-probs of all rows reach the host in one transfer. A row that ends leaves at once; a waiting
+//! one takes its slot at the next step.
 //!
 //! # What a row's tokens depend on
-//! The weights, its own ids, its key and its sampling; never on neighbours, batch size or order: draws are
-//! counter-based, and scheduling uses no clock and no thread race. The logits of a row may differ by rounding between batch shapes, which
-//! changes a token only where the draw falls within rounding of the border between two tokens.
+//! The weights, its own ids, its key and its sampling; never on neighbours, batch size or order:
+//! draws are counter-based, and scheduling uses no clock and no thread race. The logits of a row
+//! may differ by rounding between batch shapes, which changes a token only where the draw falls
+//! within rounding of the border between two tokens.
 pub use crate::config::Sampling;
 use crate::{
     rng::Key,
@@ -57,16 +62,20 @@ pub enum StopReason {
 pub struct Completion {
     /// The caller's number of the row (`Request::row`).
     pub row: usize,
-    /// Sampled ids; the last one completed the stop string or is the EOS. Empty where the row had no room for a token (`Capacity`).
+    /// Sampled ids; the last one completed the stop string or is the EOS. Empty where the row had
+    /// no room for a token (`Capacity`).
     pub ids: Vec<u32>,
-    /// [ids.len()] log-prob of each sampled id under the sampling temperature's distribution before top-k/top-p.
+    /// [ids.len()] log-prob of each sampled id under the sampling temperature's distribution before
+    /// top-k/top-p.
     pub log_probs: Vec<f32>,
-    /// Decoded text of `ids` (may run past the stop string where its last token holds more characters).
+    /// Decoded text of `ids` (may run past the stop string where its last token holds more
+    /// characters).
     pub text: String,
     pub stop: StopReason,
 }
 
-/// Tokens to append to a row and then to generate from. A row's first request is its prompt; later ones are observations.
+/// Tokens to append to a row and then to generate from. A row's first request is its prompt; later
+/// ones are observations.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Chosen by the caller; a row keeps its KV between requests until `release`.
@@ -83,8 +92,9 @@ pub struct Request {
 /// What is the same for all rows.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Rows decoded together at most, at least 1; more requests wait in a queue (first come, first served). The KV cache is
-    /// allocated for this many: no more than the rows that will be submitted.
+    /// Rows decoded together at most, at least 1; more requests wait in a queue (first come, first
+    /// served). The KV cache is allocated for this many: no more than the rows that will be
+    /// submitted.
     pub max_rows: usize,
     /// Positions a row may hold (prompt + response).
     pub capacity: usize,
@@ -96,11 +106,13 @@ pub struct EngineOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     #[error(
-        "row {row}: the logits at position {position} hold NaN or no finite value; hint: the weights are broken or the learning rate was too high"
+        "row {row}: the logits at position {position} hold NaN or no finite value; hint: the \
+         weights are broken or the learning rate was too high"
     )]
     NotFinite { row: usize, position: usize },
     #[error(
-        "row {row}: the prompt has no tokens; hint: an empty question under the plain chat template, or a tokenizer that drops its text"
+        "row {row}: the prompt has no tokens; hint: an empty question under the plain chat \
+         template, or a tokenizer that drops its text"
     )]
     EmptyPrompt { row: usize },
     /// Not a failure: whoever drives the engine was asked to stop.
@@ -108,7 +120,8 @@ pub enum EngineError {
     Interrupted,
 }
 
-/// Generates for many rows at once. Lives as long as the weights do not change: its cache holds keys and values of these weights.
+/// Generates for many rows at once. Lives as long as the weights do not change: its cache holds
+/// keys and values of these weights.
 pub struct Engine<'a, B: Backend> {
     model: &'a Decoder<B>,
     tokenizer: &'a Tokenizer,
@@ -142,13 +155,28 @@ struct Generation<'a> {
 
 impl<'a, B: Backend> Engine<'a, B> {
     /// Allocates the cache: `max_rows` x `capacity` positions.
-    pub fn new(model: &'a Decoder<B>, tokenizer: &'a Tokenizer, options: EngineOptions, device: &B::Device) -> Self {
+    pub fn new(
+        model: &'a Decoder<B>,
+        tokenizer: &'a Tokenizer,
+        options: EngineOptions,
+        device: &B::Device,
+    ) -> Self {
         let cache = KvCache::new(&model.config(), options.max_rows, options.capacity, device);
         let free_slots = (0..options.max_rows).collect();
-        Self { model, tokenizer, device: device.clone(), options, cache, free_slots, queue: VecDeque::new(), rows: BTreeMap::new() }
+        Self {
+            model,
+            tokenizer,
+            device: device.clone(),
+            options,
+            cache,
+            free_slots,
+            queue: VecDeque::new(),
+            rows: BTreeMap::new(),
+        }
     }
 
-    /// Queues a request. A row not seen before gets a slot when one is free; a known row continues in its slot.
+    /// Queues a request. A row not seen before gets a slot when one is free; a known row continues
+    /// in its slot.
     /// # Panics
     /// If the row's previous request has not completed: one generation a row at a time.
     pub fn submit(&mut self, request: Request) {
@@ -158,13 +186,18 @@ impl<'a, B: Backend> Engine<'a, B> {
                 row.start(request, self.tokenizer);
             }
             None => {
-                assert!(self.queue.iter().all(|queued| queued.row != request.row), "row {} is already queued", request.row);
+                assert!(
+                    self.queue.iter().all(|queued| queued.row != request.row),
+                    "row {} is already queued",
+                    request.row
+                );
                 self.queue.push_back(request);
             }
         }
     }
 
-    /// One step: prefill of queued requests that have a slot, then one token for every decoding row. Returns the generations that ended, by row.
+    /// One step: prefill of queued requests that have a slot, then one token for every decoding
+    /// row. Returns the generations that ended, by row.
     /// # Errors
     /// If a row's logits are not finite or its prompt is empty.
     pub fn step(&mut self) -> Result<Vec<Completion>, EngineError> {
@@ -185,10 +218,11 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(completions)
     }
 
-    /// True while a row is generating or a queued request can be served. (Queued rows may remain when every slot is kept by an
-    /// idle row: release one.)
+    /// True while a row is generating or a queued request can be served. (Queued rows may remain
+    /// when every slot is kept by an idle row: release one.)
     pub fn is_busy(&self) -> bool {
-        (!self.queue.is_empty() && !self.free_slots.is_empty()) || self.rows.values().any(|row| row.generation.is_some())
+        (!self.queue.is_empty() && !self.free_slots.is_empty())
+            || self.rows.values().any(|row| row.generation.is_some())
     }
 
     /// Frees the row's slot, or takes the row out of the queue. Unknown rows are ignored.
@@ -200,12 +234,14 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
     }
 
-    /// Tokens of a row: those in the cache and those drawn or appended behind them. 0 for a row without a slot.
+    /// Tokens of a row: those in the cache and those drawn or appended behind them. 0 for a row
+    /// without a slot.
     pub fn row_len(&self, row: usize) -> usize {
         self.rows.get(&row).map_or(0, |row| self.cache.len(row.slot) + row.unfed.len())
     }
 
-    /// Runs every request to its end (no later turns), in the order of the requests. Rows are released.
+    /// Runs every request to its end (no later turns), in the order of the requests. Rows are
+    /// released.
     /// # Errors
     /// As [`Engine::step`].
     /// # Panics
@@ -220,7 +256,10 @@ impl<'a, B: Backend> Engine<'a, B> {
                 completions.insert(completion.row, completion);
             }
         }
-        Ok(order.iter().map(|row| completions.remove(row).expect("every request completes")).collect())
+        Ok(order
+            .iter()
+            .map(|row| completions.remove(row).expect("every request completes"))
+            .collect())
     }
 
     /// Gives free slots to queued rows, first come, first served.
@@ -245,42 +284,60 @@ impl<'a, B: Backend> Engine<'a, B> {
         for (&number, row) in &mut self.rows {
             let has_room = self.cache.len(row.slot) + row.unfed.len() < self.options.capacity;
             let stop = if has_room { StopReason::Length } else { StopReason::Capacity };
-            if let Some(ended) = row.generation.take_if(|generation| !has_room || generation.max_new_tokens == 0) {
+            if let Some(ended) =
+                row.generation.take_if(|generation| !has_room || generation.max_new_tokens == 0)
+            {
                 completions.push(ended.complete(number, stop));
             }
         }
         completions
     }
 
-    /// Feeds the unfed tokens of all generating rows. Returns the rows, each with the token drawn behind its last one (`None`: no distribution).
+    /// Feeds the unfed tokens of all generating rows. Returns the rows, each with the token drawn
+    /// behind its last one (`None`: no distribution).
     fn feed(&mut self) -> Vec<(usize, Option<Draw>)> {
         let batches = self.plan();
         if batches.is_empty() {
             return Vec::new();
         }
-        let mut hidden: Vec<Tensor<B, 2>> = batches.iter().map(|batch| self.forward(batch)).collect();
+        let mut hidden: Vec<Tensor<B, 2>> =
+            batches.iter().map(|batch| self.forward(batch)).collect();
         let hidden = if hidden.len() == 1 { hidden.remove(0) } else { Tensor::cat(hidden, 0) };
         let order = batches.concat();
-        let samplings: Vec<RowSampling> =
-            order.iter().map(|row| self.rows[row].generation.as_ref().expect("only generating rows are fed").next_sampling()).collect();
+        let samplings: Vec<RowSampling> = order
+            .iter()
+            .map(|row| {
+                self.rows[row]
+                    .generation
+                    .as_ref()
+                    .expect("only generating rows are fed")
+                    .next_sampling()
+            })
+            .collect();
         let draws = sample::read(sample(self.model.logits(hidden), &samplings));
         order.into_iter().zip(draws).collect()
     }
 
-    /// Which rows go through the model together: all rows with one unfed token in one batch, the others by length.
+    /// Which rows go through the model together: all rows with one unfed token in one batch, the
+    /// others by length.
     ///
-    /// Prefill batches are cut from the rows sorted by length, longest first, so that at most half of a batch is padding and its padded
-    /// size stays within MAX_PREFILL_TOKENS.
+    /// Prefill batches are cut from the rows sorted by length, longest first, so that at most half
+    /// of a batch is padding and its padded size stays within MAX_PREFILL_TOKENS.
     fn plan(&self) -> Vec<Vec<usize>> {
         let generating = self.rows.iter().filter(|(_, row)| row.generation.is_some());
-        let mut lengths: Vec<(usize, usize)> = generating.map(|(&number, row)| (row.unfed.len(), number)).collect();
+        let mut lengths: Vec<(usize, usize)> =
+            generating.map(|(&number, row)| (row.unfed.len(), number)).collect();
         lengths.sort_by_key(|&(length, number)| (std::cmp::Reverse(length), number));
         let mut batches: Vec<Vec<usize>> = Vec::new();
         let mut longest = 0;
         for (length, number) in lengths {
             match batches.last_mut() {
                 Some(batch) if length == 1 && longest == 1 => batch.push(number),
-                Some(batch) if length > 1 && 2 * length >= longest && (batch.len() + 1) * longest <= MAX_PREFILL_TOKENS => {
+                Some(batch)
+                    if length > 1
+                        && 2 * length >= longest
+                        && (batch.len() + 1) * longest <= MAX_PREFILL_TOKENS =>
+                {
                     batch.push(number)
                 }
                 _ => {
@@ -296,7 +353,8 @@ impl<'a, B: Backend> Engine<'a, B> {
     fn forward(&mut self, batch: &[usize]) -> Tensor<B, 2> {
         let n_cols = batch.iter().map(|row| self.rows[row].unfed.len()).max().unwrap_or(0);
         let mut ids = vec![0i32; batch.len() * n_cols];
-        let (mut slots, mut n_new) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        let (mut slots, mut n_new) =
+            (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         for (number, columns) in batch.iter().zip(ids.chunks_exact_mut(n_cols)) {
             let row = self.rows.get_mut(number).expect("planned rows have a slot");
             for (column, &id) in columns.iter_mut().zip(&row.unfed) {
@@ -306,14 +364,22 @@ impl<'a, B: Backend> Engine<'a, B> {
             n_new.push(row.unfed.len());
             row.unfed.clear();
         }
-        let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [batch.len(), n_cols]), &self.device);
-        let hidden = self.model.hidden(ids, None, Some(CacheRows { cache: &mut self.cache, slots: &slots, n_new: &n_new }));
+        let ids = Tensor::<B, 2, Int>::from_data(
+            TensorData::new(ids, [batch.len(), n_cols]),
+            &self.device,
+        );
+        let hidden = self.model.hidden(
+            ids,
+            None,
+            Some(CacheRows { cache: &mut self.cache, slots: &slots, n_new: &n_new }),
+        );
         let [n_rows, _, width] = hidden.dims();
         let hidden = hidden.reshape([n_rows * n_cols, width]);
         if n_cols == 1 {
             return hidden;
         }
-        let last: Vec<i32> = n_new.iter().enumerate().map(|(r, n)| (r * n_cols + n - 1) as i32).collect();
+        let last: Vec<i32> =
+            n_new.iter().enumerate().map(|(r, n)| (r * n_cols + n - 1) as i32).collect();
         hidden.select(0, Tensor::from_data(TensorData::new(last, [n_rows]), &self.device))
     }
 }
@@ -323,7 +389,14 @@ impl<'a> Row<'a> {
         let Request { ids, key, max_new_tokens, sampling, .. } = request;
         self.unfed.extend(ids);
         let stream = TextStream::new(tokenizer);
-        self.generation = Some(Generation { key, max_new_tokens, sampling, ids: Vec::new(), log_probs: Vec::new(), stream });
+        self.generation = Some(Generation {
+            key,
+            max_new_tokens,
+            sampling,
+            ids: Vec::new(),
+            log_probs: Vec::new(),
+            stream,
+        });
     }
 }
 
@@ -351,7 +424,13 @@ impl Generation<'_> {
     }
 
     fn complete(self, row: usize, stop: StopReason) -> Completion {
-        Completion { row, ids: self.ids, log_probs: self.log_probs, text: self.stream.finish(), stop }
+        Completion {
+            row,
+            ids: self.ids,
+            log_probs: self.log_probs,
+            text: self.stream.finish(),
+            stop,
+        }
     }
 }
 

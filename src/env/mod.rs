@@ -1,7 +1,8 @@
 //! Text in, observation out: the protocol of method §1. Knows no token ids.
 //!
-//! The environment is stateless: who is in which turn is the rollout's business. All searches that become due together go to the retriever
-//! in one call. A failed search ends its episode as failed; it never becomes an empty list of passages.
+//! The environment is stateless: who is in which turn is the rollout's business. All searches that
+//! become due together go to the retriever in one call. A failed search ends its episode as failed;
+//! it never becomes an empty list of passages.
 
 pub mod prompt;
 pub mod protocol;
@@ -78,22 +79,34 @@ impl Env<'_> {
             _ => None,
         };
         let queries: Vec<String> = turns.iter().filter_map(due).collect();
-        let results = if queries.is_empty() { Vec::new() } else { self.retriever.search(&queries, self.top_k) };
+        let results = if queries.is_empty() {
+            Vec::new()
+        } else {
+            self.retriever.search(&queries, self.top_k)
+        };
         let n_results = results.len();
         let mut results = results.into_iter();
         let outcome = |turn: &Turn| match &turn.action {
             Action::Answer(prediction) => Outcome::Done { prediction: prediction.clone() },
             _ if turn.is_last => Outcome::OutOfTurns,
-            Action::Invalid => Outcome::Observation(Observation::InvalidAction { text: protocol::INVALID_ACTION.to_owned() }),
+            Action::Invalid => Outcome::Observation(Observation::InvalidAction {
+                text: protocol::INVALID_ACTION.to_owned(),
+            }),
             Action::Search(query) => match results.next() {
                 // With a result too many or too few nobody knows whose is whose.
-                _ if n_results != queries.len() => {
-                    Outcome::Failed(format!("the retriever returned {n_results} results for {} queries", queries.len()))
-                }
+                _ if n_results != queries.len() => Outcome::Failed(format!(
+                    "the retriever returned {n_results} results for {} queries",
+                    queries.len()
+                )),
                 Some(Ok(hits)) => {
-                    let passages: Vec<Passage> = hits.iter().map(|hit| hit.passage.clone()).collect();
+                    let passages: Vec<Passage> =
+                        hits.iter().map(|hit| hit.passage.clone()).collect();
                     let text = protocol::search_observation(&passages);
-                    Outcome::Observation(Observation::Information { text, query: query.clone(), hits })
+                    Outcome::Observation(Observation::Information {
+                        text,
+                        query: query.clone(),
+                        hits,
+                    })
                 }
                 Some(Err(error)) => Outcome::Failed(error.to_string()),
                 None => Outcome::Failed("the retriever returned nothing".to_owned()),
@@ -103,16 +116,25 @@ impl Env<'_> {
     }
 }
 
-/// Whether a gold answer occurs, letter by letter, in one of the passages; one that normalises to nothing, as [`reward::GoldAnswer`] says.
+/// Whether a gold answer occurs, letter by letter, in one of the passages; one that normalises to
+/// nothing, as [`reward::GoldAnswer`] says.
 ///
 /// # Source
 /// method §8
-pub fn is_hit<'p>(passages: impl IntoIterator<Item = &'p Passage>, golden_answers: &[String]) -> bool {
-    passages.into_iter().any(|passage| reward::contains_answer_verbatim(&passage.contents, golden_answers))
+pub fn is_hit<'p>(
+    passages: impl IntoIterator<Item = &'p Passage>,
+    golden_answers: &[String],
+) -> bool {
+    passages
+        .into_iter()
+        .any(|passage| reward::contains_answer_verbatim(&passage.contents, golden_answers))
 }
 
 /// As [`is_hit`], both sides normalised as for the score: "the U.S.A." is found in "USA".
-pub fn is_hit_normalised<'p>(passages: impl IntoIterator<Item = &'p Passage>, golden_answers: &[String]) -> bool {
+pub fn is_hit_normalised<'p>(
+    passages: impl IntoIterator<Item = &'p Passage>,
+    golden_answers: &[String],
+) -> bool {
     passages.into_iter().any(|passage| reward::contains_answer(&passage.contents, golden_answers))
 }
 
@@ -129,12 +151,25 @@ mod tests {
         extra_results: usize,
     }
     impl Retriever for Scripted {
-        fn search(&self, queries: &[String], top_k: usize) -> Vec<Result<Vec<Hit>, RetrieverError>> {
+        fn search(
+            &self,
+            queries: &[String],
+            top_k: usize,
+        ) -> Vec<Result<Vec<Hit>, RetrieverError>> {
             self.calls.borrow_mut().push(queries.to_vec());
-            let hit = |query: &String| Hit { passage: Passage { id: query.clone(), contents: format!("\"T\"\n{query}") }, score: 1.0 };
+            let hit = |query: &String| Hit {
+                passage: Passage { id: query.clone(), contents: format!("\"T\"\n{query}") },
+                score: 1.0,
+            };
             let mut results: Vec<_> = queries
                 .iter()
-                .map(|query| if query == "down" { Err(RetrieverError::Failed("timeout".into())) } else { Ok(vec![hit(query); top_k]) })
+                .map(|query| {
+                    if query == "down" {
+                        Err(RetrieverError::Failed("timeout".into()))
+                    } else {
+                        Ok(vec![hit(query); top_k])
+                    }
+                })
                 .collect();
             results.extend((0..self.extra_results).map(|_| Ok(Vec::new())));
             results
@@ -162,7 +197,8 @@ mod tests {
             supporting: Vec::new(),
             supporting_kind: String::new(),
         };
-        let expected = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nQ: who?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n";
+        let expected = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nQ: \
+                        who?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n";
         assert_eq!(env(&Scripted::default()).prompt(&question).expect("renders").text, expected);
     }
 
@@ -198,7 +234,10 @@ mod tests {
     fn a_search_that_finds_nothing_is_an_observation_in_words() {
         let retriever = Scripted::default();
         let outcomes = Env { top_k: 0, ..env(&retriever) }.observe(&[search("one", false)]);
-        let [Outcome::Observation(Observation::Information { text, hits, .. })] = &outcomes[..] else { panic!("{outcomes:?}") };
+        let [Outcome::Observation(Observation::Information { text, hits, .. })] = &outcomes[..]
+        else {
+            panic!("{outcomes:?}")
+        };
         assert!(hits.is_empty() && text.contains(protocol::NOTHING_FOUND), "{text}");
     }
 
@@ -213,15 +252,27 @@ mod tests {
     fn a_wrong_number_of_results_fails_every_search() {
         let retriever = Scripted { extra_results: 1, ..Scripted::default() };
         let outcomes = env(&retriever).observe(&[search("one", false), search("two", false)]);
-        assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Failed(why) if why.contains("3 results for 2 queries"))));
+        let is_told = |outcome: &Outcome| match outcome {
+            Outcome::Failed(why) => why.contains("3 results for 2 queries"),
+            _ => false,
+        };
+        assert!(outcomes.iter().all(is_told));
     }
 
     #[test]
     fn a_hit_is_a_gold_answer_inside_a_passage() {
-        let passages = [Passage { id: "0".into(), contents: "\"Hugo\"\nborn in the USA, 1,802.".into() }];
+        let passages =
+            [Passage { id: "0".into(), contents: "\"Hugo\"\nborn in the USA, 1,802.".into() }];
         let golds = |gold: &str| vec!["nowhere".to_owned(), gold.to_owned()];
-        assert!(is_hit(&passages, &golds("USA, 1")) && !is_hit(&passages, &golds("usa")) && !is_hit(&passages, &golds("")));
-        assert!(is_hit_normalised(&passages, &golds("the U.S.A.")) && is_hit_normalised(&passages, &golds("1802")));
+        assert!(
+            is_hit(&passages, &golds("USA, 1"))
+                && !is_hit(&passages, &golds("usa"))
+                && !is_hit(&passages, &golds(""))
+        );
+        assert!(
+            is_hit_normalised(&passages, &golds("the U.S.A."))
+                && is_hit_normalised(&passages, &golds("1802"))
+        );
         assert!(!is_hit_normalised(&passages, &golds("France")));
         // Normalised, these two would be part of every passage: they are looked for as words.
         assert!(is_hit(&passages, &golds("the")) && is_hit_normalised(&passages, &golds("The")));

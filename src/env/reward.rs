@@ -1,7 +1,9 @@
-//! The outcome reward: exact match of the normalised answer (method §2), and the reference's scores of a whole text.
+//! The outcome reward: exact match of the normalised answer (method §2), and the reference's scores
+//! of a whole text.
 //!
-//! An episode knows its prediction, so training needs [`outcome_reward`] alone. What counts as found is decided in one place, [`GoldAnswer`], for
-//! exact match, substring match and hits alike. The `reference_*` functions compute as the reference does, also where this project differs on
+//! An episode knows its prediction, so training needs [`outcome_reward`] alone. What counts as
+//! found is decided in one place, [`GoldAnswer`], for exact match, substring match and hits alike.
+//! The `reference_*` functions compute as the reference does, also where this project differs on
 //! purpose; they exist for conformance.
 
 pub mod format;
@@ -12,8 +14,9 @@ use std::cell::LazyCell;
 
 /// A gold answer in the form in which it is compared.
 ///
-/// Normalisation removes articles and punctuation. Of "A", "The The" or "!!!" it leaves nothing, which every empty answer equals and every text
-/// contains; so such an answer is compared as it is written, and a part of a text only where no letter continues it:
+/// Normalisation removes articles and punctuation. Of "A", "The The" or "!!!" it leaves nothing,
+/// which every empty answer equals and every text contains; so such an answer is compared as it is
+/// written, and a part of a text only where no letter continues it:
 ///
 /// | gold | equals | is contained in | not in |
 /// |---|---|---|---|
@@ -24,37 +27,46 @@ use std::cell::LazyCell;
 pub enum GoldAnswer {
     /// By [`normalise_answer`]; not empty.
     Normalised(String),
-    /// Lower-case, white space collapsed. Empty only where the answer is blank: that one equals nothing and is part of nothing.
+    /// Lower-case, white space collapsed. Empty only where the answer is blank: that one equals
+    /// nothing and is part of nothing.
     AsWritten(String),
 }
 
 impl GoldAnswer {
     pub fn of(gold: &str) -> Self {
         let normalised = normalise_answer(gold);
-        if normalised.is_empty() { Self::AsWritten(as_written(gold)) } else { Self::Normalised(normalised) }
+        if normalised.is_empty() {
+            Self::AsWritten(as_written(gold))
+        } else {
+            Self::Normalised(normalised)
+        }
     }
 }
 
 /// Whether some gold answer equals the text. An empty text equals none.
 fn equals(text: &str, golden_answers: &[String]) -> bool {
-    let (normalised, written) = (LazyCell::new(|| normalise_answer(text)), LazyCell::new(|| as_written(text)));
+    let (normalised, written) =
+        (LazyCell::new(|| normalise_answer(text)), LazyCell::new(|| as_written(text)));
     golden_answers.iter().any(|gold| match GoldAnswer::of(gold) {
         GoldAnswer::Normalised(gold) => gold == *normalised,
         GoldAnswer::AsWritten(gold) => !gold.is_empty() && gold == *written,
     })
 }
 
-/// Whether some gold answer is a part of the text, both sides normalised: "the U.S.A." is found in "USA".
+/// Whether some gold answer is a part of the text, both sides normalised: "the U.S.A." is found in
+/// "USA".
 pub fn contains_answer(text: &str, golden_answers: &[String]) -> bool {
-    let (normalised, written) = (LazyCell::new(|| normalise_answer(text)), LazyCell::new(|| as_written(text)));
+    let (normalised, written) =
+        (LazyCell::new(|| normalise_answer(text)), LazyCell::new(|| as_written(text)));
     golden_answers.iter().any(|gold| match GoldAnswer::of(gold) {
         GoldAnswer::Normalised(gold) => normalised.contains(&gold),
         GoldAnswer::AsWritten(gold) => contains_apart(&written, &gold),
     })
 }
 
-/// Whether some gold answer occurs in the text letter by letter (method §8); one that normalises to nothing where no letter continues it. Upper and
-/// lower case are different letters here, so "A" is not found in every passage that holds an article.
+/// Whether some gold answer occurs in the text letter by letter (method §8); one that normalises to
+/// nothing where no letter continues it. Upper and lower case are different letters here, so "A" is
+/// not found in every passage that holds an article.
 pub fn contains_answer_verbatim(text: &str, golden_answers: &[String]) -> bool {
     golden_answers.iter().any(|gold| match GoldAnswer::of(gold) {
         GoldAnswer::Normalised(_) => text.contains(gold.as_str()),
@@ -64,19 +76,29 @@ pub fn contains_answer_verbatim(text: &str, golden_answers: &[String]) -> bool {
 
 /// Lower-case, white space collapsed, nothing removed.
 fn as_written(text: &str) -> String {
-    text.to_lowercase().split(is_space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    text.to_lowercase()
+        .split(is_space)
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
-/// Whether `part` occurs in the text where no word character goes on from its first or last one. An empty part occurs nowhere.
+/// Whether `part` occurs in the text where no word character goes on from its first or last one. An
+/// empty part occurs nowhere.
 fn contains_apart(text: &str, part: &str) -> bool {
-    let (Some(first), Some(last)) = (part.chars().next(), part.chars().next_back()) else { return false };
+    let (Some(first), Some(last)) = (part.chars().next(), part.chars().next_back()) else {
+        return false;
+    };
     text.match_indices(part).any(|(start, _)| {
-        let is_joined = |edge: char, beside: Option<char>| is_word(edge) && beside.is_some_and(is_word);
-        !is_joined(first, text[..start].chars().next_back()) && !is_joined(last, text[start + part.len()..].chars().next())
+        let is_joined =
+            |edge: char, beside: Option<char>| is_word(edge) && beside.is_some_and(is_word);
+        !is_joined(first, text[..start].chars().next_back())
+            && !is_joined(last, text[start + part.len()..].chars().next())
     })
 }
 
-/// r_EM: 1 if the normalised prediction equals a normalised gold answer, else 0; without a prediction 0.
+/// r_EM: 1 if the normalised prediction equals a normalised gold answer, else 0; without a
+/// prediction 0.
 ///
 /// ```
 /// let golds = ["The Beatles".to_string()];
@@ -87,15 +109,19 @@ fn contains_apart(text: &str, part: &str) -> bool {
 /// # Source
 /// method §2
 pub fn outcome_reward(prediction: Option<&str>, golden_answers: &[String]) -> f32 {
-    f32::from(u8::from(prediction.is_some_and(|prediction| exact_match(prediction, golden_answers))))
+    f32::from(u8::from(
+        prediction.is_some_and(|prediction| exact_match(prediction, golden_answers)),
+    ))
 }
 
-/// Whether the prediction equals some gold answer, as [`GoldAnswer`] says. An empty prediction never does.
+/// Whether the prediction equals some gold answer, as [`GoldAnswer`] says. An empty prediction
+/// never does.
 pub fn exact_match(prediction: &str, golden_answers: &[String]) -> bool {
     equals(prediction, golden_answers)
 }
 
-/// Whether some gold answer occurs in the prediction, as [`GoldAnswer`] says. Reported, never trained on.
+/// Whether some gold answer occurs in the prediction, as [`GoldAnswer`] says. Reported, never
+/// trained on.
 pub fn substring_match(prediction: &str, golden_answers: &[String]) -> bool {
     contains_answer(prediction, golden_answers)
 }
@@ -118,7 +144,8 @@ pub fn reference_substring_match(prediction: &str, golden_answers: &[String]) ->
     golden_answers.iter().any(|gold| prediction.contains(&normalise_answer(gold)))
 }
 
-/// The reference's answer of a whole text: the last of at least two `<answer>` matches, since the prompt's example is the first.
+/// The reference's answer of a whole text: the last of at least two `<answer>` matches, since the
+/// prompt's example is the first.
 ///
 /// # Source
 /// method §2; PeterGriffinJin/Search-R1:verl/utils/reward_score/qa_em.py `extract_solution`
@@ -127,9 +154,15 @@ pub fn reference_extract_answer(text: &str) -> Option<&str> {
     if answers.len() < 2 { None } else { answers.last().copied().map(strip) }
 }
 
-/// The reference's score of a whole text: 1 where the extracted answer matches, `format_score` where there is an answer at all, else 0.
-/// `is_match` is [`reference_exact_match`] or [`reference_substring_match`].
-pub fn reference_score(text: &str, golden_answers: &[String], format_score: f32, is_match: fn(&str, &[String]) -> bool) -> f32 {
+/// The reference's score of a whole text: 1 where the extracted answer matches, `format_score`
+/// where there is an answer at all, else 0. `is_match` is [`reference_exact_match`] or
+/// [`reference_substring_match`].
+pub fn reference_score(
+    text: &str,
+    golden_answers: &[String],
+    format_score: f32,
+    is_match: fn(&str, &[String]) -> bool,
+) -> f32 {
     match reference_extract_answer(text) {
         Some(answer) if is_match(answer, golden_answers) => 1.0,
         Some(_) => format_score,
@@ -137,7 +170,8 @@ pub fn reference_score(text: &str, golden_answers: &[String], format_score: f32,
     }
 }
 
-/// Inner texts of all matches of `open(.*?)close`, dot matching newlines, from left to right without overlap.
+/// Inner texts of all matches of `open(.*?)close`, dot matching newlines, from left to right
+/// without overlap.
 fn blocks<'t>(text: &'t str, open: &str, close: &str) -> Vec<&'t str> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -156,7 +190,11 @@ mod tests {
     use serde_json::Value;
 
     fn oracle() -> Value {
-        serde_json::from_str(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracles/text/scoring.json"))).unwrap()
+        serde_json::from_str(include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/oracles/text/scoring.json"
+        )))
+        .unwrap()
     }
 
     #[test]
@@ -165,7 +203,10 @@ mod tests {
         let cases = oracle["normalize"].as_array().unwrap();
         assert_eq!(cases.len(), 45);
         for case in cases {
-            assert_eq!(normalise_answer(case["in"].as_str().unwrap()), case["out"].as_str().unwrap());
+            assert_eq!(
+                normalise_answer(case["in"].as_str().unwrap()),
+                case["out"].as_str().unwrap()
+            );
         }
     }
 
@@ -180,11 +221,27 @@ mod tests {
                 golds => serde_json::from_value(golds.clone()).unwrap(),
             };
             let prediction = case["prediction"].as_str().unwrap();
-            assert_eq!(u64::from(reference_exact_match(prediction, &golds)), case["em"].as_u64().unwrap(), "{case}");
-            assert_eq!(u64::from(reference_substring_match(prediction, &golds)), case["subem"].as_u64().unwrap(), "{case}");
+            assert_eq!(
+                u64::from(reference_exact_match(prediction, &golds)),
+                case["em"].as_u64().unwrap(),
+                "{case}"
+            );
+            assert_eq!(
+                u64::from(reference_substring_match(prediction, &golds)),
+                case["subem"].as_u64().unwrap(),
+                "{case}"
+            );
             if golds.iter().all(|gold| !normalise_answer(gold).is_empty()) {
-                assert_eq!(f64::from(outcome_reward(Some(prediction), &golds)), case["em"].as_f64().unwrap(), "{case}");
-                assert_eq!(u64::from(substring_match(prediction, &golds)), case["subem"].as_u64().unwrap(), "{case}");
+                assert_eq!(
+                    f64::from(outcome_reward(Some(prediction), &golds)),
+                    case["em"].as_f64().unwrap(),
+                    "{case}"
+                );
+                assert_eq!(
+                    u64::from(substring_match(prediction, &golds)),
+                    case["subem"].as_u64().unwrap(),
+                    "{case}"
+                );
             }
         }
     }
@@ -236,7 +293,10 @@ mod tests {
         for gold in ["A", "The The", "!!!", "?", "---", "", " ", "Paris"] {
             let golds = [gold.to_owned()];
             for prediction in ["", " ", "\n\t"] {
-                assert!(!exact_match(prediction, &golds) && !substring_match(prediction, &golds), "{gold:?}");
+                assert!(
+                    !exact_match(prediction, &golds) && !substring_match(prediction, &golds),
+                    "{gold:?}"
+                );
                 assert_eq!(outcome_reward(Some(prediction), &golds), 0.0);
             }
         }
@@ -250,11 +310,25 @@ mod tests {
         for case in cases {
             let text = case["text"].as_str().unwrap();
             assert_eq!(reference_extract_answer(text), case["answer"].as_str(), "{case}");
-            let score = |gold: &str, format_score, is_match| f64::from(reference_score(text, &[gold.to_owned()], format_score, is_match));
-            assert_eq!(score("Paris", 0.0, reference_exact_match), case["em_score_vs_paris"].as_f64().unwrap(), "{case}");
-            assert_eq!(score("Par", 0.0, reference_substring_match), case["subem_score_vs_par"].as_f64().unwrap(), "{case}");
+            let score = |gold: &str, format_score, is_match| {
+                f64::from(reference_score(text, &[gold.to_owned()], format_score, is_match))
+            };
+            assert_eq!(
+                score("Paris", 0.0, reference_exact_match),
+                case["em_score_vs_paris"].as_f64().unwrap(),
+                "{case}"
+            );
+            assert_eq!(
+                score("Par", 0.0, reference_substring_match),
+                case["subem_score_vs_par"].as_f64().unwrap(),
+                "{case}"
+            );
             let wanted = case["em_format_score_0.1"].as_f64().unwrap() as f32;
-            assert_eq!(reference_score(text, &["Paris".to_owned()], 0.1, reference_exact_match), wanted, "{case}");
+            assert_eq!(
+                reference_score(text, &["Paris".to_owned()], 0.1, reference_exact_match),
+                wanted,
+                "{case}"
+            );
         }
     }
 }

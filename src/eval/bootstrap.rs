@@ -1,16 +1,20 @@
-//! How sure is a mean over questions? The percentile bootstrap: draw as many questions again, with replacement, take the mean, [`N_RESAMPLES`]
-//! times; the middle 95 % of those means is the interval.
+//! How sure is a mean over questions? The percentile bootstrap: draw as many questions again, with
+//! replacement, take the mean, [`N_RESAMPLES`] times; the middle 95 % of those means is the
+//! interval.
 //!
-//! It says how much the figure would move with other questions of the same kind. It knows nothing of other seeds of the training, unless several were
-//! made: [`resampled_over_runs`] draws them again too.
+//! It says how much the figure would move with other questions of the same kind. It knows nothing
+//! of other seeds of the training, unless several were made: [`resampled_over_runs`] draws them
+//! again too.
 //!
-//! Data sets are resampled each for itself, and a draw is a function of (seed, data set, resample, place): an interval depends neither on which
-//! other data sets were evaluated nor on their order, and two models on the same questions are resampled alike. Metrics of one question are drawn
-//! together: one pass over the questions serves them all (2,000 resamples of the seven published test sets are 100 million draws, about a second).
+//! Data sets are resampled each for itself, and a draw is a function of (seed, data set, resample,
+//! place): an interval depends neither on which other data sets were evaluated nor on their order,
+//! and two models on the same questions are resampled alike. Metrics of one question are drawn
+//! together: one pass over the questions serves them all (2,000 resamples of the seven published
+//! test sets are 100 million draws, about a second).
 //!
 //! # Source
-//! Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13; paired comparison as in Koehn, "Statistical significance tests for
-//! machine translation evaluation" (2004).
+//! Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13; paired comparison as
+//! in Koehn, "Statistical significance tests for machine translation evaluation" (2004).
 use crate::rng::{Key, Purpose};
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +44,8 @@ pub fn key_of(seed: u64, dataset: &str) -> Key {
     dataset.bytes().fold(Key::new(seed, Purpose::Bootstrap), |key, byte| key.fold(u64::from(byte)))
 }
 
-/// Means of `M` metrics over each of [`N_RESAMPLES`] resamples of the questions; none without questions.
+/// Means of `M` metrics over each of [`N_RESAMPLES`] resamples of the questions; none without
+/// questions.
 /// # Shapes
 /// rows [n_questions][M] -> [N_RESAMPLES][M]
 pub fn resampled_means<const M: usize>(rows: &[[f64; M]], key: Key) -> Vec<[f64; M]> {
@@ -59,8 +64,10 @@ pub fn resampled_means<const M: usize>(rows: &[[f64; M]], key: Key) -> Vec<[f64;
     (0..N_RESAMPLES).map(resample).collect()
 }
 
-/// Means over each of [`N_RESAMPLES`] resamples of runs and of questions: as many runs as there are, with replacement, and the same drawn questions of
-/// each. `of_runs` decides which runs, `of_questions` which questions: what shares a key is drawn together. None without runs or without questions.
+/// Means over each of [`N_RESAMPLES`] resamples of runs and of questions: as many runs as there
+/// are, with replacement, and the same drawn questions of each. `of_runs` decides which runs,
+/// `of_questions` which questions: what shares a key is drawn together. None without runs or
+/// without questions.
 /// # Shapes
 /// runs [n_runs][n_questions] -> [N_RESAMPLES]
 /// # Panics
@@ -73,9 +80,13 @@ pub fn resampled_over_runs(runs: &[Vec<f64>], of_runs: Key, of_questions: Key) -
     }
     let resample = |r: usize| {
         let (of_runs, of_questions) = (of_runs.fold(r as u64), of_questions.fold(r as u64));
-        let drawn: Vec<&Vec<f64>> = (0..runs.len()).map(|place| &runs[of_runs.below(place as u64, runs.len())]).collect();
+        let drawn: Vec<&Vec<f64>> =
+            (0..runs.len()).map(|place| &runs[of_runs.below(place as u64, runs.len())]).collect();
         let question = |place: usize| of_questions.below(place as u64, n_questions);
-        let sum: f64 = (0..n_questions).map(question).map(|question| drawn.iter().map(|run| run[question]).sum::<f64>()).sum();
+        let sum: f64 = (0..n_questions)
+            .map(question)
+            .map(|question| drawn.iter().map(|run| run[question]).sum::<f64>())
+            .sum();
         sum / (n_questions * runs.len()) as f64
     };
     (0..N_RESAMPLES).map(resample).collect()
@@ -92,7 +103,8 @@ pub fn estimates<const M: usize>(rows: &[[f64; M]], key: Key) -> Option<[Estimat
     all?.try_into().ok()
 }
 
-/// The middle [`CONFIDENCE`] of the values, by linear interpolation between order statistics; `None` without values.
+/// The middle [`CONFIDENCE`] of the values, by linear interpolation between order statistics;
+/// `None` without values.
 pub fn interval(values: impl IntoIterator<Item = f64>) -> Option<Interval> {
     let mut sorted: Vec<f64> = values.into_iter().collect();
     sorted.sort_by(f64::total_cmp);
@@ -106,8 +118,8 @@ pub fn interval(values: impl IntoIterator<Item = f64>) -> Option<Interval> {
     Some(Interval { low: quantile(tail), high: quantile(1.0 - tail) })
 }
 
-/// Share of resampled differences that do not lie on the side of the observed one (0 lies on neither); `None` where there is no difference to
-/// doubt.
+/// Share of resampled differences that do not lie on the side of the observed one (0 lies on
+/// neither); `None` where there is no difference to doubt.
 pub fn share_of_other_sign(observed: f64, resampled: impl IntoIterator<Item = f64>) -> Option<f64> {
     if observed == 0.0 {
         return None;
@@ -138,11 +150,17 @@ mod tests {
     #[test]
     fn the_spread_of_a_share_is_the_binomial_standard_error() {
         for (n, n_right) in [(400, 120), (125, 40), (3610, 1400)] {
-            let means: Vec<f64> = resampled_means(&answers(n, n_right), key_of(3, "nq")).iter().map(|mean| mean[0]).collect();
+            let means: Vec<f64> = resampled_means(&answers(n, n_right), key_of(3, "nq"))
+                .iter()
+                .map(|mean| mean[0])
+                .collect();
             let centre = means.iter().sum::<f64>() / means.len() as f64;
-            let spread = (means.iter().map(|mean| (mean - centre).powi(2)).sum::<f64>() / means.len() as f64).sqrt();
+            let spread = (means.iter().map(|mean| (mean - centre).powi(2)).sum::<f64>()
+                / means.len() as f64)
+                .sqrt();
             let expected = binomial_error(n, n_right);
-            // A standard deviation of 2,000 normal draws is known to 1/sqrt(4,000) = 1.6 %, their mean to 1/sqrt(2,000) = 2.2 % of it; five of each.
+            // A standard deviation of 2,000 normal draws is known to 1/sqrt(4,000) = 1.6 %, their
+            // mean to 1/sqrt(2,000) = 2.2 % of it; five of each.
             assert!((spread / expected - 1.0).abs() < 0.08, "{n}: {spread} {expected}");
             assert!((centre - n_right as f64 / n as f64).abs() < 0.112 * expected, "{n}: {centre}");
         }
@@ -151,11 +169,13 @@ mod tests {
     #[test]
     fn an_interval_of_a_share_is_1_96_standard_errors_wide_on_each_side() {
         let (n, n_right) = (3610, 1400);
-        let [Estimate { value, interval }] = estimates(&answers(n, n_right), key_of(0, "nq")).expect("questions");
+        let [Estimate { value, interval }] =
+            estimates(&answers(n, n_right), key_of(0, "nq")).expect("questions");
         let error = binomial_error(n, n_right);
         assert_eq!(value, n_right as f64 / n as f64);
         for side in [value - interval.low, interval.high - value] {
-            // The 2.5 % quantile of 2,000 normal draws is known to sqrt(0.025 · 0.975 / 2000) / φ(1.96) = 0.06 of their deviation; five of them.
+            // The 2.5 % quantile of 2,000 normal draws is known to sqrt(0.025 · 0.975 / 2000) /
+            // φ(1.96) = 0.06 of their deviation; five of them.
             assert!((side / error - 1.96).abs() < 0.3, "{side} {error}");
         }
     }
@@ -164,7 +184,8 @@ mod tests {
     fn an_interval_depends_on_the_seed_and_the_data_set_alone() {
         // Values without ties: the ends of two intervals of a share often fall on the same count.
         let rows: Vec<[f64; 1]> = (0..200).map(|i| [f64::from(i).sqrt()]).collect();
-        let interval_of = |seed, dataset| estimates(&rows, key_of(seed, dataset)).expect("questions");
+        let interval_of =
+            |seed, dataset| estimates(&rows, key_of(seed, dataset)).expect("questions");
         assert_eq!(interval_of(1, "nq"), interval_of(1, "nq"));
         assert_ne!(interval_of(1, "nq"), interval_of(2, "nq"));
         assert_ne!(interval_of(1, "nq"), interval_of(1, "qn"));
@@ -172,16 +193,24 @@ mod tests {
 
     #[test]
     fn metrics_of_one_question_are_drawn_together() {
-        let rows: Vec<[f64; 2]> = (0..50).map(|i| [f64::from(i % 7), 3.0 * f64::from(i % 7)]).collect();
-        assert!(resampled_means(&rows, key_of(0, "x")).iter().all(|[one, three]| (3.0 * one - three).abs() < 1e-9));
+        let rows: Vec<[f64; 2]> =
+            (0..50).map(|i| [f64::from(i % 7), 3.0 * f64::from(i % 7)]).collect();
+        assert!(
+            resampled_means(&rows, key_of(0, "x"))
+                .iter()
+                .all(|[one, three]| (3.0 * one - three).abs() < 1e-9)
+        );
     }
 
     #[test]
     fn over_runs_the_spread_is_that_of_runs_and_questions_together() {
-        let runs: Vec<Vec<f64>> = (0..8).map(|run| (0..200).map(|q| f64::from(run) + f64::from(q % 5)).collect()).collect();
+        let runs: Vec<Vec<f64>> = (0..8)
+            .map(|run| (0..200).map(|q| f64::from(run) + f64::from(q % 5)).collect())
+            .collect();
         let means = resampled_over_runs(&runs, key_of(0, "runs"), key_of(0, "x"));
         let centre = means.iter().sum::<f64>() / means.len() as f64;
-        let variance = means.iter().map(|mean| (mean - centre).powi(2)).sum::<f64>() / means.len() as f64;
+        let variance =
+            means.iter().map(|mean| (mean - centre).powi(2)).sum::<f64>() / means.len() as f64;
         // Variances of 0..8 and of 0..5, each over the number of its draws.
         let expected = (64.0 - 1.0) / 12.0 / 8.0 + (25.0 - 1.0) / 12.0 / 200.0;
         assert!((variance / expected - 1.0).abs() < 0.16, "{variance} {expected}");
@@ -193,7 +222,10 @@ mod tests {
         let rows = answers(60, 20);
         let run: Vec<f64> = rows.iter().map(|row| row[0]).collect();
         let means = resampled_over_runs(&[run], key_of(0, "runs"), key_of(0, "x"));
-        assert_eq!(means, resampled_means(&rows, key_of(0, "x")).iter().map(|mean| mean[0]).collect::<Vec<_>>());
+        assert_eq!(
+            means,
+            resampled_means(&rows, key_of(0, "x")).iter().map(|mean| mean[0]).collect::<Vec<_>>()
+        );
         assert!(resampled_over_runs(&[], key_of(0, "runs"), key_of(0, "x")).is_empty());
     }
 

@@ -1,11 +1,14 @@
-//! Is one model better than another, or were its questions easier? Two evaluations question by question.
+//! Is one model better than another, or were its questions easier? Two evaluations question by
+//! question.
 //!
-//! Only questions that both played count: the differences of their figures are resampled (paired bootstrap), which takes out how hard the
-//! questions are and leaves what the models do differently. Questions are the same if data set, id and wording are; where a question was played
+//! Only questions that both played count: the differences of their figures are resampled (paired
+//! bootstrap), which takes out how hard the questions are and leaves what the models do
+//! differently. Questions are the same if data set, id and wording are; where a question was played
 //! several times, the first plays are paired, then the second ones.
 //!
-//! An interval of a difference that excludes 0 says that other questions of the same kind would most likely show the same sign. It says nothing
-//! about another seed of the training: that takes runs.
+//! An interval of a difference that excludes 0 says that other questions of the same kind would
+//! most likely show the same sign. It says nothing about another seed of the training: that takes
+//! runs.
 use super::{
     bootstrap::{Interval, interval, key_of, resampled_means, share_of_other_sign},
     intervals::{METRICS, QuestionName, average, name_of, row},
@@ -24,14 +27,16 @@ pub struct Comparison {
     /// Questions that one side alone played.
     pub n_only_left: usize,
     pub n_only_right: usize,
-    /// Questions of both that one side or the other lost to the retriever; they are not among the paired ones.
+    /// Questions of both that one side or the other lost to the retriever; they are not among the
+    /// paired ones.
     pub n_lost_to_retriever: usize,
     /// Paired questions on which both wrote the same text, token by token.
     pub n_identical: usize,
     /// Of the unweighted mean over data sets.
     pub average: BTreeMap<&'static str, Difference>,
     pub datasets: BTreeMap<String, DatasetDifferences>,
-    /// Questions that the right side alone answered, and those that the left side alone answered (exact match): how many, and which.
+    /// Questions that the right side alone answered, and those that the left side alone answered
+    /// (exact match): how many, and which.
     pub n_gained: usize,
     pub n_lost: usize,
     pub gained: Vec<Changed>,
@@ -55,7 +60,8 @@ pub struct Difference {
     /// 95 % interval of the difference over questions.
     #[serde(flatten)]
     pub interval: Interval,
-    /// Share of the resamples whose difference does not lie on this one's side of 0; absent where there is no difference.
+    /// Share of the resamples whose difference does not lie on this one's side of 0; absent where
+    /// there is no difference.
     pub other_sign: Option<f64>,
 }
 
@@ -123,7 +129,9 @@ pub fn compare(left: &[Episode], right: &[Episode], seed: u64) -> Comparison {
         let mean = mean_of(&rows);
         let means = resampled_means(&rows, key_of(seed, dataset));
         let metrics = differences(&mean, &means);
-        comparison.datasets.insert(dataset.to_owned(), DatasetDifferences { n_paired: rows.len(), metrics });
+        comparison
+            .datasets
+            .insert(dataset.to_owned(), DatasetDifferences { n_paired: rows.len(), metrics });
         observed.push(vec![mean]);
         resampled.push(means);
     }
@@ -154,14 +162,26 @@ fn mean_of(rows: &[[f64; 2 * N_METRICS]]) -> [f64; 2 * N_METRICS] {
 }
 
 /// Every metric's difference: `mean` as observed, `means` as resampled.
-fn differences(mean: &[f64; 2 * N_METRICS], means: &[[f64; 2 * N_METRICS]]) -> BTreeMap<&'static str, Difference> {
+fn differences(
+    mean: &[f64; 2 * N_METRICS],
+    means: &[[f64; 2 * N_METRICS]],
+) -> BTreeMap<&'static str, Difference> {
     let difference_of = |mean: &[f64; 2 * N_METRICS], at: usize| mean[N_METRICS + at] - mean[at];
     let of_metric = |(at, name): (usize, &&'static str)| {
         let difference = difference_of(mean, at);
         let resampled = || means.iter().map(|mean| difference_of(mean, at));
         let interval = interval(resampled())?;
         let other_sign = share_of_other_sign(difference, resampled());
-        Some((*name, Difference { left: mean[at], right: mean[N_METRICS + at], difference, interval, other_sign }))
+        Some((
+            *name,
+            Difference {
+                left: mean[at],
+                right: mean[N_METRICS + at],
+                difference,
+                interval,
+                other_sign,
+            },
+        ))
     };
     METRICS.iter().enumerate().filter_map(of_metric).collect()
 }
@@ -200,22 +220,36 @@ mod tests {
         episode
     }
 
-    /// 300 questions, of which the left side answers the first 120, the right side those from 60 to 210.
+    /// 300 questions, of which the left side answers the first 120, the right side those from 60 to
+    /// 210.
     fn two_sides() -> (Vec<Episode>, Vec<Episode>) {
-        ((0..300).map(|i| played(i, i < 120)).collect(), (0..300).map(|i| played(i, (60..210).contains(&i))).collect())
+        (
+            (0..300).map(|i| played(i, i < 120)).collect(),
+            (0..300).map(|i| played(i, (60..210).contains(&i))).collect(),
+        )
     }
 
     #[test]
     fn the_interval_of_a_paired_difference_has_the_closed_forms_width() {
         let (left, right) = two_sides();
         let em = compare(&left, &right, 1).average["em"];
-        assert!((em.left - 0.4).abs() < 1e-12 && (em.right - 0.5).abs() < 1e-12 && (em.difference - 0.1).abs() < 1e-12, "{em:?}");
+        assert!(
+            (em.left - 0.4).abs() < 1e-12
+                && (em.right - 0.5).abs() < 1e-12
+                && (em.difference - 0.1).abs() < 1e-12,
+            "{em:?}"
+        );
         // 90 questions gained and 60 lost of 300: Var = (0.3 + 0.2 - 0.1²) / 300.
         let error = (0.49f64 / 300.0).sqrt();
         let Interval { low, high } = em.interval;
-        // Each end of a bootstrap interval is known to 0.06 of the error (see `bootstrap`), and a step of the difference is 1/300 = 0.08 of it.
-        assert!(((0.1 - low) / error - 1.96).abs() < 0.4 && ((high - 0.1) / error - 1.96).abs() < 0.4, "{low} {high} {error}");
-        // Φ(-0.1 / error) = Φ(-2.474) = 0.0067 without the resamples of exactly 0; 2,000 draws know it to 0.002.
+        // Each end of a bootstrap interval is known to 0.06 of the error (see `bootstrap`), and a
+        // step of the difference is 1/300 = 0.08 of it.
+        assert!(
+            ((0.1 - low) / error - 1.96).abs() < 0.4 && ((high - 0.1) / error - 1.96).abs() < 0.4,
+            "{low} {high} {error}"
+        );
+        // Φ(-0.1 / error) = Φ(-2.474) = 0.0067 without the resamples of exactly 0; 2,000 draws know
+        // it to 0.002.
         assert!((0.0..0.018).contains(&em.other_sign.expect("a difference")), "{em:?}");
     }
 
@@ -226,7 +260,10 @@ mod tests {
         assert_eq!((comparison.n_paired, comparison.n_gained, comparison.n_lost), (300, 90, 60));
         assert_eq!(comparison.n_identical, 150);
         let gained = &comparison.gained[0];
-        assert_eq!((gained.left.prediction.as_deref(), gained.right.prediction.as_deref()), (Some("Kel"), Some("Vex")));
+        assert_eq!(
+            (gained.left.prediction.as_deref(), gained.right.prediction.as_deref()),
+            (Some("Kel"), Some("Vex"))
+        );
         assert_eq!((&gained.left.queries, gained.left.has_hit), (&vec!["Nolmar".to_owned()], true));
     }
 
@@ -234,9 +271,15 @@ mod tests {
     fn a_model_differs_from_itself_in_nothing() {
         let (left, _) = two_sides();
         let comparison = compare(&left, &left, 0);
-        assert_eq!((comparison.n_identical, comparison.gained.len(), comparison.lost.len()), (300, 0, 0));
+        assert_eq!(
+            (comparison.n_identical, comparison.gained.len(), comparison.lost.len()),
+            (300, 0, 0)
+        );
         for difference in comparison.average.values() {
-            assert_eq!((difference.difference, difference.interval), (0.0, Interval { low: 0.0, high: 0.0 }));
+            assert_eq!(
+                (difference.difference, difference.interval),
+                (0.0, Interval { low: 0.0, high: 0.0 })
+            );
             assert_eq!(difference.other_sign, None);
         }
     }
@@ -249,7 +292,15 @@ mod tests {
         // The same id with another wording is another question.
         left[6].question.question = "Who wrote Nolmar?".to_owned();
         let comparison = compare(&left, &right, 0);
-        assert_eq!((comparison.n_only_left, comparison.n_only_right, comparison.n_lost_to_retriever, comparison.n_paired), (5, 7, 1, 4));
+        assert_eq!(
+            (
+                comparison.n_only_left,
+                comparison.n_only_right,
+                comparison.n_lost_to_retriever,
+                comparison.n_paired
+            ),
+            (5, 7, 1, 4)
+        );
         assert_eq!(comparison.average["em"].difference, -1.0);
         assert!(compare(&left[..4], &right, 0).average.is_empty());
     }
@@ -259,6 +310,9 @@ mod tests {
         let left = [played(0, false), played(0, true)];
         let right = [played(0, false), played(0, true), played(0, true)];
         let comparison = compare(&left, &right, 0);
-        assert_eq!((comparison.n_paired, comparison.n_identical, comparison.n_only_right), (2, 2, 1));
+        assert_eq!(
+            (comparison.n_paired, comparison.n_identical, comparison.n_only_right),
+            (2, 2, 1)
+        );
     }
 }

@@ -5,7 +5,15 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Figures of an episode that have a mean over questions; the names of [`EpisodeStats`].
-pub const METRICS: [&str; 7] = ["em", "substring_em", "searches", "hit_ratio", "invalid_actions", "response_tokens", "agent_tokens"];
+pub const METRICS: [&str; 7] = [
+    "em",
+    "substring_em",
+    "searches",
+    "hit_ratio",
+    "invalid_actions",
+    "response_tokens",
+    "agent_tokens",
+];
 
 /// The 95 % intervals of every metric.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -19,13 +27,22 @@ pub struct Intervals {
     pub datasets: BTreeMap<String, BTreeMap<String, Interval>>,
 }
 
-/// [`METRICS`] of one episode, as its own [`EpisodeStats`] have them; `None` if the episode was lost to the retriever and counts nowhere.
+/// [`METRICS`] of one episode, as its own [`EpisodeStats`] have them; `None` if the episode was
+/// lost to the retriever and counts nowhere.
 pub fn row(episode: &Episode) -> Option<[f64; METRICS.len()]> {
     if matches!(episode.status, Status::RetrieverFailed(_)) {
         return None;
     }
     let stats = EpisodeStats::of([episode]);
-    Some([stats.em, stats.substring_em, stats.searches, stats.hit_ratio, stats.invalid_actions, stats.response_tokens, stats.agent_tokens])
+    Some([
+        stats.em,
+        stats.substring_em,
+        stats.searches,
+        stats.hit_ratio,
+        stats.invalid_actions,
+        stats.response_tokens,
+        stats.agent_tokens,
+    ])
 }
 
 /// What tells a question from all others: data set, id, wording.
@@ -47,7 +64,8 @@ pub fn by_dataset(episodes: &[Episode]) -> BTreeMap<&str, Vec<&Episode>> {
 }
 
 impl Intervals {
-    /// Resamples the questions of each data set for itself; the average over data sets goes over these resamples.
+    /// Resamples the questions of each data set for itself; the average over data sets goes over
+    /// these resamples.
     pub fn of(episodes: &[Episode], seed: u64) -> Self {
         let mut intervals = Self::default();
         let (mut means_of_datasets, mut sizes) = (Vec::new(), Vec::new());
@@ -66,7 +84,8 @@ impl Intervals {
     }
 }
 
-/// The unweighted mean over data sets, resample by resample. -> [N_RESAMPLES][M], or nothing without data sets
+/// The unweighted mean over data sets, resample by resample. -> [N_RESAMPLES][M], or nothing
+/// without data sets
 pub fn average<const M: usize>(means_of_datasets: &[Vec<[f64; M]>]) -> Vec<[f64; M]> {
     weighted(means_of_datasets, &vec![1.0; means_of_datasets.len()])
 }
@@ -84,7 +103,9 @@ fn weighted<const M: usize>(means_of_datasets: &[Vec<[f64; M]>], weights: &[f64]
 }
 
 fn of_means(means: &[[f64; METRICS.len()]]) -> BTreeMap<String, Interval> {
-    let of_metric = |(at, name): (usize, &&str)| Some(((*name).to_owned(), interval(means.iter().map(|mean| mean[at]))?));
+    let of_metric = |(at, name): (usize, &&str)| {
+        Some(((*name).to_owned(), interval(means.iter().map(|mean| mean[at]))?))
+    };
     METRICS.iter().enumerate().filter_map(of_metric).collect()
 }
 
@@ -96,7 +117,8 @@ mod tests {
     /// `n_right` of `n` questions of a data set answered.
     fn played(dataset: &str, n: usize, n_right: usize) -> Vec<Episode> {
         let episode = |i: usize| {
-            let mut episode = Episode { reward: f32::from(u8::from(i < n_right)), ..drawn_episode() };
+            let mut episode =
+                Episode { reward: f32::from(u8::from(i < n_right)), ..drawn_episode() };
             episode.question.dataset = dataset.to_owned();
             episode
         };
@@ -113,9 +135,16 @@ mod tests {
     fn episodes_lost_to_the_retriever_are_not_resampled() {
         let mut episodes = played("a", 10, 10);
         for lost in &mut episodes[..4] {
-            *lost = Episode { status: Status::RetrieverFailed("503".to_owned()), reward: 0.0, ..lost.clone() };
+            *lost = Episode {
+                status: Status::RetrieverFailed("503".to_owned()),
+                reward: 0.0,
+                ..lost.clone()
+            };
         }
-        assert_eq!(Intervals::of(&episodes, 0).datasets["a"]["em"], Interval { low: 1.0, high: 1.0 });
+        assert_eq!(
+            Intervals::of(&episodes, 0).datasets["a"]["em"],
+            Interval { low: 1.0, high: 1.0 }
+        );
         assert!(Intervals::of(&episodes[..4], 0).datasets.is_empty());
     }
 
@@ -126,7 +155,10 @@ mod tests {
         // Var of the mean of two shares: (p_a (1 - p_a) / n_a + p_b (1 - p_b) / n_b) / 4.
         let error = ((0.3 * 0.7 / 400.0 + 0.25 / 100.0) / 4.0f64).sqrt();
         // Each end is known to 0.06 of the error (see `bootstrap`); five of them.
-        assert!(((0.4 - low) / error - 1.96).abs() < 0.3 && ((high - 0.4) / error - 1.96).abs() < 0.3, "{low} {high} {error}");
+        assert!(
+            ((0.4 - low) / error - 1.96).abs() < 0.3 && ((high - 0.4) / error - 1.96).abs() < 0.3,
+            "{low} {high} {error}"
+        );
     }
 
     #[test]
@@ -135,7 +167,10 @@ mod tests {
         let Interval { low, high } = Intervals::of(&episodes, 5).all["em"];
         // 170 of 500; Var of a sum of shares weighted 4 to 1.
         let error = (0.64 * 0.3 * 0.7 / 400.0 + 0.04 * 0.25 / 100.0f64).sqrt();
-        assert!(((0.34 - low) / error - 1.96).abs() < 0.3 && ((high - 0.34) / error - 1.96).abs() < 0.3, "{low} {high} {error}");
+        assert!(
+            ((0.34 - low) / error - 1.96).abs() < 0.3 && ((high - 0.34) / error - 1.96).abs() < 0.3,
+            "{low} {high} {error}"
+        );
     }
 
     #[test]

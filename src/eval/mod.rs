@@ -44,14 +44,18 @@ pub struct Figures {
 impl Figures {
     /// Groups episodes by their question's data set.
     pub fn of(episodes: &[Episode]) -> Self {
-        let datasets: BTreeMap<String, EpisodeStats> =
-            by_dataset(episodes).into_iter().map(|(name, episodes)| (name.to_owned(), EpisodeStats::of(episodes))).collect();
-        let average_em = datasets.values().map(|stats| stats.em).sum::<f64>() / datasets.len().max(1) as f64;
+        let datasets: BTreeMap<String, EpisodeStats> = by_dataset(episodes)
+            .into_iter()
+            .map(|(name, episodes)| (name.to_owned(), EpisodeStats::of(episodes)))
+            .collect();
+        let average_em =
+            datasets.values().map(|stats| stats.em).sum::<f64>() / datasets.len().max(1) as f64;
         Self { all: EpisodeStats::of(episodes), average_em, datasets, intervals: None, arcap: None }
     }
 }
 
-/// Names of the models a run evaluates, in the order of its tables: what it has from the start, then what a phase leaves, by the phase's name.
+/// Names of the models a run evaluates, in the order of its tables: what it has from the start,
+/// then what a phase leaves, by the phase's name.
 pub const MODELS: [&str; 5] = ["student", "teacher", "kd", "gkd", "rl"];
 
 /// Those of a stage, in the order of its phases: the last one is what the run was for.
@@ -108,10 +112,16 @@ mod tests {
 
     #[test]
     fn the_summary_has_the_keys_other_tools_read() {
-        let kd = Figures { all: EpisodeStats { em: 0.5, ..EpisodeStats::default() }, ..Figures::default() };
+        let kd = Figures {
+            all: EpisodeStats { em: 0.5, ..EpisodeStats::default() },
+            ..Figures::default()
+        };
         let summary = Summary { kd: Some(kd), seed: 3, wall_s: 1.5, ..Summary::default() };
         let written: Value = serde_json::to_value(&summary).expect("plain figures");
-        assert_eq!((&written["kd"]["em"], &written["seed"], &written["wall_s"]), (&json!(0.5), &json!(3), &json!(1.5)));
+        assert_eq!(
+            (&written["kd"]["em"], &written["seed"], &written["wall_s"]),
+            (&json!(0.5), &json!(3), &json!(1.5))
+        );
         assert_eq!(written.get("rl"), None);
         assert_eq!(serde_json::from_value::<Summary>(written).expect("what was written"), summary);
     }
@@ -121,7 +131,11 @@ mod tests {
             for model in models_of(stage) {
                 let mut summary = Summary::default();
                 summary.set(model, Figures { average_em: 0.5, ..Figures::default() });
-                let entered: Vec<&str> = summary.rows().into_iter().filter_map(|(name, figures)| figures.map(|_| name)).collect();
+                let entered: Vec<&str> = summary
+                    .rows()
+                    .into_iter()
+                    .filter_map(|(name, figures)| figures.map(|_| name))
+                    .collect();
                 assert_eq!(entered, [model]);
             }
         }

@@ -1,4 +1,5 @@
-//! Does a search find what the question needs? Hit ratios of each way of searching, on the questions themselves as queries.
+//! Does a search find what the question needs? Hit ratios of each way of searching, on the
+//! questions themselves as queries.
 use crate::{
     data::questions::Question,
     env::{is_hit, is_hit_normalised},
@@ -18,7 +19,8 @@ pub struct HitRatios {
     pub search: &'static str,
     pub top_k: usize,
     pub n_questions: usize,
-    /// Questions that count for `answer`: not those answered by yes or no alone, because "no" stands in nearly every passage.
+    /// Questions that count for `answer`: not those answered by yes or no alone, because "no"
+    /// stands in nearly every passage.
     pub n_answers: usize,
     /// Share of those with a gold answer in one of the passages, letter by letter (method §8).
     pub answer: Option<f64>,
@@ -31,22 +33,29 @@ pub struct HitRatios {
     pub all_gold_passages: Option<f64>,
 }
 
-/// Keeps of every question's annotated gold passages those that lie in the corpus; guesses of whoever made the file are dropped.
+/// Keeps of every question's annotated gold passages those that lie in the corpus; guesses of
+/// whoever made the file are dropped.
 pub fn keep_annotated(questions: &mut [Question], in_corpus: &HashSet<String>) {
     for question in questions {
         let is_annotated = question.supporting_kind == ANNOTATED;
-        question.supporting.retain(|passage| is_annotated && passage.pid.as_ref().is_some_and(|id| in_corpus.contains(id)));
+        question.supporting.retain(|passage| {
+            is_annotated && passage.pid.as_ref().is_some_and(|id| in_corpus.contains(id))
+        });
     }
 }
 
 /// Ids of all gold passages that the data sets name.
 pub fn annotated_ids(questions: &[Question]) -> HashSet<&str> {
     let annotated = questions.iter().filter(|question| question.supporting_kind == ANNOTATED);
-    annotated.flat_map(|question| &question.supporting).filter_map(|passage| passage.pid.as_deref()).collect()
+    annotated
+        .flat_map(|question| &question.supporting)
+        .filter_map(|passage| passage.pid.as_deref())
+        .collect()
 }
 
-/// Hit ratios for each data set (in the order of their first question) and each way of searching. `found` holds one list a question, and the
-/// questions' `supporting` passages are those of [`keep_annotated`].
+/// Hit ratios for each data set (in the order of their first question) and each way of searching.
+/// `found` holds one list a question, and the questions' `supporting` passages are those of
+/// [`keep_annotated`].
 pub fn hit_ratios(questions: &[Question], found: &[Found]) -> Vec<HitRatios> {
     let mut datasets: Vec<&str> = Vec::new();
     for question in questions {
@@ -54,20 +63,27 @@ pub fn hit_ratios(questions: &[Question], found: &[Found]) -> Vec<HitRatios> {
             datasets.push(&question.dataset);
         }
     }
-    datasets.iter().flat_map(|dataset| found.iter().map(|found| of_dataset(dataset, questions, found))).collect()
+    datasets
+        .iter()
+        .flat_map(|dataset| found.iter().map(|found| of_dataset(dataset, questions, found)))
+        .collect()
 }
 
 fn of_dataset(dataset: &str, questions: &[Question], found: &Found) -> HitRatios {
     let [mut n_questions, mut n_answers, mut answers, mut answers_normalised] = [0; 4];
     let [mut n_annotated, mut any_gold, mut all_gold] = [0; 3];
-    for (question, passages) in questions.iter().zip(&found.passages).filter(|(question, _)| question.dataset == dataset) {
+    for (question, passages) in
+        questions.iter().zip(&found.passages).filter(|(question, _)| question.dataset == dataset)
+    {
         n_questions += 1;
         if !is_yes_or_no(&question.golden_answers) {
             n_answers += 1;
             answers += usize::from(is_hit(passages, &question.golden_answers));
-            answers_normalised += usize::from(is_hit_normalised(passages, &question.golden_answers));
+            answers_normalised +=
+                usize::from(is_hit_normalised(passages, &question.golden_answers));
         }
-        let gold: Vec<&String> = question.supporting.iter().filter_map(|passage| passage.pid.as_ref()).collect();
+        let gold: Vec<&String> =
+            question.supporting.iter().filter_map(|passage| passage.pid.as_ref()).collect();
         if !gold.is_empty() {
             let is_found = |id: &&&String| passages.iter().any(|passage| passage.id == ***id);
             let n_found = gold.iter().filter(is_found).count();
@@ -101,7 +117,11 @@ mod tests {
     use crate::data::{corpus::Passage, questions::Supporting};
 
     fn question(dataset: &str, golds: &[&str], pids: &[&str]) -> Question {
-        let supporting = |pid: &&str| Supporting { title: String::new(), text: String::new(), pid: Some((*pid).to_owned()) };
+        let supporting = |pid: &&str| Supporting {
+            title: String::new(),
+            text: String::new(),
+            pid: Some((*pid).to_owned()),
+        };
         Question {
             id: "q".to_owned(),
             dataset: dataset.to_owned(),
@@ -114,7 +134,10 @@ mod tests {
 
     #[test]
     fn counts_answers_and_gold_passages_of_each_data_set() {
-        let passage = |id: &str, text: &str| Passage { id: id.to_owned(), contents: format!("\"T\"\n{text}") };
+        let passage = |id: &str, text: &str| Passage {
+            id: id.to_owned(),
+            contents: format!("\"T\"\n{text}"),
+        };
         let questions = [
             question("b", &["Ada"], &["1", "2"]),
             question("b", &["the U.S.A."], &["3"]),
@@ -137,7 +160,10 @@ mod tests {
 
     #[test]
     fn gold_passages_are_annotated_and_in_the_corpus() {
-        let guessed = Question { supporting_kind: "retrieved_contains_answer".to_owned(), ..question("a", &["x"], &["1"]) };
+        let guessed = Question {
+            supporting_kind: "retrieved_contains_answer".to_owned(),
+            ..question("a", &["x"], &["1"])
+        };
         let mut questions = [guessed, question("a", &["x"], &["1", "2"])];
         assert_eq!(annotated_ids(&questions), HashSet::from(["1", "2"]));
         keep_annotated(&mut questions, &HashSet::from(["1".to_owned()]));

@@ -1,4 +1,5 @@
-//! Random choices of one case: a key and a counter, so that a case is the same whichever process works on it.
+//! Random choices of one case: a key and a counter, so that a case is the same whichever process
+//! works on it.
 use crate::rng::{Key, Purpose};
 
 pub(super) struct Dice {

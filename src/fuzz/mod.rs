@@ -1,11 +1,13 @@
 //! Does any file from outside make the program panic, abort, hang or eat memory? `dgpo fuzz`.
 //!
-//! Every reader gets valid files of its format ([`samples`]) with damage in one to four places ([`mutate`]): it may read them or refuse them with a
-//! message, nothing else. Cases are numbered, and a case is a function of (seed, reader, number) alone, so one that was found is found again.
+//! Every reader gets valid files of its format ([`samples`]) with damage in one to four places
+//! ([`mutate`]): it may read them or refuse them with a message, nothing else. Cases are numbered,
+//! and a case is a function of (seed, reader, number) alone, so one that was found is found again.
 //!
-//! A panic is caught where it happens. What cannot be caught (an abort, a stack that overflows, a loop, memory) ends or holds up the process; so the
-//! cases are worked on in processes of their own, which [`supervise`] starts, watches and, where one is lost, starts anew behind the case that it was
-//! lost with.
+//! A panic is caught where it happens. What cannot be caught (an abort, a stack that overflows, a
+//! loop, memory) ends or holds up the process; so the cases are worked on in processes of their
+//! own, which [`supervise`] starts, watches and, where one is lost, starts anew behind the case
+//! that it was lost with.
 //!
 //! ```text
 //! supervise ── starts, watches ──▶ workers     one line a case: `read`, `refused`, or what went wrong
@@ -42,7 +44,10 @@ impl Sample {
     }
 
     /// All files below `folder`, in the order of their names.
-    fn of_folder(folder: &Path, is_changed: impl Fn(&str) -> bool) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    fn of_folder(
+        folder: &Path,
+        is_changed: impl Fn(&str) -> bool,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let mut files = Vec::new();
         collect(folder, "", &mut files)?;
         files.sort();
@@ -90,7 +95,8 @@ pub struct Line {
 
 /// Works on cases `from..to` in `folder`, which stays as the last case left it.
 ///
-/// Case `n` below the number of samples is sample `n` without any damage: a reader that refuses those tests nothing.
+/// Case `n` below the number of samples is sample `n` without any damage: a reader that refuses
+/// those tests nothing.
 /// # Errors
 /// If the samples cannot be made, or files or lines cannot be written.
 pub fn work(
@@ -108,7 +114,9 @@ pub fn work(
         let at = case % n_samples;
         let sample = &samples[at as usize];
         match there {
-            Some((same, damaged)) if same == at => damaged.map_or(Ok(()), |file| write(folder, &sample.files[file]))?,
+            Some((same, damaged)) if same == at => {
+                damaged.map_or(Ok(()), |file| write(folder, &sample.files[file]))?
+            }
             _ => write_all(folder, sample)?,
         }
         let mut damaged = None;
@@ -123,15 +131,23 @@ pub fn work(
         let before = n_contained();
         let ending = match contained(|| (reader.read)(folder)) {
             Ok(Ok(())) => Ending::Read,
-            Ok(Err(why)) if case < n_samples => Ending::Wrong(format!("the valid files are refused: {why}")),
-            Ok(Err(why)) if why.trim().is_empty() => Ending::Wrong("refused without a word".to_owned()),
+            Ok(Err(why)) if case < n_samples => {
+                Ending::Wrong(format!("the valid files are refused: {why}"))
+            }
+            Ok(Err(why)) if why.trim().is_empty() => {
+                Ending::Wrong("refused without a word".to_owned())
+            }
             Ok(Err(_)) => Ending::Refused,
             Err(why) => Ending::Panic(why),
         };
         // The panic of this case is told as its ending.
         let n_contained = n_contained() - before - usize::from(matches!(ending, Ending::Panic(_)));
         let most_bytes = supervise::resident_bytes("self");
-        writeln!(out, "{}", serde_json::to_string(&Line { case, ending, n_contained, most_bytes })?)?;
+        writeln!(
+            out,
+            "{}",
+            serde_json::to_string(&Line { case, ending, n_contained, most_bytes })?
+        )?;
         out.flush()?;
     }
     Ok(())
@@ -158,8 +174,12 @@ mod tests {
     fn lines(reader: &Reader, cases: std::ops::Range<u64>) -> Vec<Line> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut out = Vec::new();
-        work(reader, 0, cases, &folder.path().join("case"), &mut out).expect("the samples are made");
-        out.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice(line).expect("a line")).collect()
+        work(reader, 0, cases, &folder.path().join("case"), &mut out)
+            .expect("the samples are made");
+        out.split(|&byte| byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).expect("a line"))
+            .collect()
     }
 
     #[test]
@@ -177,10 +197,16 @@ mod tests {
         for reader in readers() {
             let mut all = lines(reader, 10..50);
             assert!(all.iter().any(|line| line.ending == Ending::Refused), "{}", reader.name);
-            assert!(all.iter().all(|line| matches!(line.ending, Ending::Read | Ending::Refused)), "{} {all:?}", reader.name);
+            assert!(
+                all.iter().all(|line| matches!(line.ending, Ending::Read | Ending::Refused)),
+                "{} {all:?}",
+                reader.name
+            );
             let mut again = lines(reader, 40..50);
             // Memory, and panics contained elsewhere in the process, are not of the case.
-            all.iter_mut().chain(&mut again).for_each(|line| (line.most_bytes, line.n_contained) = (0, 0));
+            all.iter_mut()
+                .chain(&mut again)
+                .for_each(|line| (line.most_bytes, line.n_contained) = (0, 0));
             assert_eq!(again, all[30..], "{}", reader.name);
         }
     }

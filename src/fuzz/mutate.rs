@@ -1,7 +1,9 @@
-//! Damage to a valid file: what a broken disk, a cut download, a slip in an editor or ill will may make of it.
+//! Damage to a valid file: what a broken disk, a cut download, a slip in an editor or ill will may
+//! make of it.
 //!
-//! Bytes alone would nearly always end at the first check (not JSON, not gzip), so formats are changed from within as well: a value of a JSON tree,
-//! the header of a safetensors file with its length put right, what a gzip file unpacks to, a number in a text.
+//! Bytes alone would nearly always end at the first check (not JSON, not gzip), so formats are
+//! changed from within as well: a value of a JSON tree, the header of a safetensors file with its
+//! length put right, what a gzip file unpacks to, a number in a text.
 use super::dice::Dice;
 use serde_json::{Map, Value, json};
 use std::io::{Read, Write};
@@ -87,7 +89,9 @@ fn in_bytes(bytes: &[u8], dice: &mut Dice) -> Vec<u8> {
     match dice.below(9) {
         0 => bytes[at] ^= 1 << dice.below(8),
         1 => bytes[at] = dice.byte(),
-        2 => bytes[at] = *dice.one_of(&[0, 1, 0x7f, 0x80, 0xff, b'"', b'\n', b'{', b'[', b'9', b'-']),
+        2 => {
+            bytes[at] = *dice.one_of(&[0, 1, 0x7f, 0x80, 0xff, b'"', b'\n', b'{', b'[', b'9', b'-'])
+        }
         3 => bytes.truncate(at),
         4 => bytes.insert(at, dice.byte()),
         5 => _ = bytes.remove(at),
@@ -132,7 +136,9 @@ fn in_text(bytes: &[u8], dice: &mut Dice) -> Option<Vec<u8>> {
 
 /// The first whole number of the line replaced.
 fn with_another_number(line: &str, dice: &mut Dice) -> String {
-    let Some(start) = line.find(|c: char| c.is_ascii_digit()) else { return format!("{line}{}", dice.one_of(&TEXTS)) };
+    let Some(start) = line.find(|c: char| c.is_ascii_digit()) else {
+        return format!("{line}{}", dice.one_of(&TEXTS));
+    };
     let end = line[start..].find(|c: char| !c.is_ascii_digit()).map_or(line.len(), |n| start + n);
     format!("{}{}{}", &line[..start], dice.one_of(&NUMBERS), &line[end..])
 }
@@ -144,7 +150,9 @@ fn with_another_value(line: &str, dice: &mut Dice) -> String {
         2 => format!("{:?}", dice.one_of(&TEXTS)),
         _ => {
             let depth = 1 << dice.below(10);
-            (*dice.one_of(&["true", "[]", "{}", "inf", "nan", "-inf", "1979-05-27", "'''"])).to_owned() + &"[".repeat(depth)
+            (*dice.one_of(&["true", "[]", "{}", "inf", "nan", "-inf", "1979-05-27", "'''"]))
+                .to_owned()
+                + &"[".repeat(depth)
         }
     };
     match line.split_once('=') {
@@ -192,7 +200,9 @@ fn change_value(tree: &mut Value, left: &mut usize, dice: &mut Dice) {
     *left -= 1;
     match tree {
         Value::Array(items) => items.iter_mut().for_each(|item| step_into(item, left, dice)),
-        Value::Object(members) => members.values_mut().for_each(|member| step_into(member, left, dice)),
+        Value::Object(members) => {
+            members.values_mut().for_each(|member| step_into(member, left, dice))
+        }
         _ => {}
     }
 }
@@ -206,7 +216,9 @@ fn step_into(tree: &mut Value, left: &mut usize, dice: &mut Dice) {
 fn change_here(value: &mut Value, dice: &mut Dice) {
     match value {
         Value::Array(items) if !items.is_empty() && !dice.once_in(3) => change_list(items, dice),
-        Value::Object(members) if !members.is_empty() && !dice.once_in(3) => change_members(members, dice),
+        Value::Object(members) if !members.is_empty() && !dice.once_in(3) => {
+            change_members(members, dice)
+        }
         Value::String(text) if dice.once_in(2) => {
             let at = text.floor_char_boundary(dice.below(text.len() + 1));
             match dice.below(3) {
@@ -261,7 +273,10 @@ fn another_value(dice: &mut Dice) -> Value {
         _ => {
             let depth = if dice.once_in(4) { 1 + dice.below(100) } else { 1 + dice.below(3) };
             let is_list = dice.once_in(2);
-            (0..depth).fold(Value::Null, |inner, _| if is_list { json!([inner]) } else { json!({"a": inner}) })
+            (0..depth).fold(
+                Value::Null,
+                |inner, _| if is_list { json!([inner]) } else { json!({"a": inner}) },
+            )
         }
     }
 }
@@ -284,7 +299,10 @@ fn in_safetensors(bytes: &[u8], dice: &mut Dice) -> Option<Vec<u8>> {
 /// What it unpacks to, packed again.
 fn in_gzip(name: &str, bytes: &[u8], dice: &mut Dice) -> Option<Vec<u8>> {
     let mut plain = Vec::new();
-    flate2::read::MultiGzDecoder::new(bytes).take(MOST_ADDED as u64 * 4).read_to_end(&mut plain).ok()?;
+    flate2::read::MultiGzDecoder::new(bytes)
+        .take(MOST_ADDED as u64 * 4)
+        .read_to_end(&mut plain)
+        .ok()?;
     let plain = match dice.below(8) {
         // Far more than it takes.
         0 => plain.repeat(1 + dice.below(64)),
@@ -307,20 +325,30 @@ mod tests {
         assert_eq!(case(7), case(7));
         let n_same = (0..200).filter(|&n| case(n) == valid).count();
         let different: std::collections::BTreeSet<Vec<u8>> = (0..200).map(case).collect();
-        assert!(n_same < 20 && different.len() > 150, "{n_same} unchanged, {} different", different.len());
+        assert!(
+            n_same < 20 && different.len() > 150,
+            "{n_same} unchanged, {} different",
+            different.len()
+        );
     }
 
     #[test]
     fn many_cases_of_a_format_still_are_of_that_format() {
         let valid = br#"{"a": [1, 2, {"b": "c"}], "d": 5.5}"#;
-        let is_json = |case| serde_json::from_slice::<Value>(&changed("x.json", valid, &mut Dice::new(0, 2, case))).is_ok();
+        let is_json = |case| {
+            serde_json::from_slice::<Value>(&changed("x.json", valid, &mut Dice::new(0, 2, case)))
+                .is_ok()
+        };
         assert!((0..300).filter(|&case| is_json(case)).count() > 60);
         let header = br#"{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
         let file = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 4]].concat();
         let has_header = |case| {
             let bytes = changed("w.safetensors", &file, &mut Dice::new(0, 3, case));
             let n = bytes.first_chunk::<8>().map_or(u64::MAX, |n| u64::from_le_bytes(*n));
-            usize::try_from(n).ok().and_then(|n| bytes.get(8..)?.get(..n)).is_some_and(|h| serde_json::from_slice::<Value>(h).is_ok())
+            usize::try_from(n)
+                .ok()
+                .and_then(|n| bytes.get(8..)?.get(..n))
+                .is_some_and(|h| serde_json::from_slice::<Value>(h).is_ok())
         };
         assert!((0..300).filter(|&case| has_header(case)).count() > 60);
     }

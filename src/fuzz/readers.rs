@@ -77,13 +77,29 @@ const READERS: [Reader; 17] = [
     reader("passages", "passages in JSON Lines, and BM25 over them", samples::passages, passages),
     reader("parquet", "questions in Parquet", samples::parquet, parquet),
     reader("gzip", "packed questions and passages", samples::gzip, gzip),
-    reader("trajectories", "episodes made elsewhere, as text and as records", samples::trajectories, trajectories),
+    reader(
+        "trajectories",
+        "episodes made elsewhere, as text and as records",
+        samples::trajectories,
+        trajectories,
+    ),
     reader("episodes", "episodes of a run, and their comparison", samples::episodes, episodes),
-    reader("checkpoint", "state, optimizer and replay buffer of a checkpoint", samples::checkpoints, checkpoint),
+    reader(
+        "checkpoint",
+        "state, optimizer and replay buffer of a checkpoint",
+        samples::checkpoints,
+        checkpoint,
+    ),
     reader("index", "index folders, with and without their graph", samples::indexes, index),
     reader("fixtures", "recorded reference numbers", samples::fixtures, fixtures),
-    Reader { writes: true, ..reader("run", "metrics, figures, episodes and provenance of a run", samples::runs, run) },
-    Reader { writes: true, ..reader("results", "results of a reproduction", samples::results, results) },
+    Reader {
+        writes: true,
+        ..reader("run", "metrics, figures, episodes and provenance of a run", samples::runs, run)
+    },
+    Reader {
+        writes: true,
+        ..reader("results", "results of a reproduction", samples::results, results)
+    },
     reader("answer", "what a retrieval server answers", samples::answers, server_answer),
 ];
 
@@ -105,7 +121,12 @@ fn models(folder: &Path) -> Result<(), String> {
     let device = Default::default();
     let ids = || Tensor::<Cpu, 2, Int>::from_ints([[1, 2, 3]], &device);
     match ModelClass::of(&folder.join("config.json")).map_err(said)? {
-        ModelClass::Decoder => _ = load_decoder::<Cpu>(folder, DType::F32, &device).map_err(said)?.hidden(ids(), None, None).into_data(),
+        ModelClass::Decoder => {
+            _ = load_decoder::<Cpu>(folder, DType::F32, &device)
+                .map_err(said)?
+                .hidden(ids(), None, None)
+                .into_data()
+        }
         ModelClass::Critic => {
             let critic = load_critic::<Cpu>(folder, DType::F32, &device).map_err(said)?;
             let hidden = critic.trunk.hidden(ids(), None, None);
@@ -121,7 +142,8 @@ fn models(folder: &Path) -> Result<(), String> {
     visit_tensors(folder, |_| ()).map_err(said)
 }
 
-/// Texts that are encoded: words, nothing, white space, what is special somewhere, letters of many scripts.
+/// Texts that are encoded: words, nothing, white space, what is special somewhere, letters of many
+/// scripts.
 const TEXTS: [&str; 6] = [
     "who is the lawyer?",
     "",
@@ -136,7 +158,11 @@ fn tokenizer(folder: &Path) -> Result<(), String> {
     let mut first = None;
     for text in TEXTS {
         // An error on one text is as good as an error on opening.
-        match (tokenizer.encode(text), tokenizer.encode_text(text), tokenizer.encode_with_special(text)) {
+        match (
+            tokenizer.encode(text),
+            tokenizer.encode_text(text),
+            tokenizer.encode_with_special(text),
+        ) {
             (Ok(ids), Ok(_), Ok(_)) => {
                 _ = tokenizer.decode(&ids);
                 let mut stream = TextStream::new(&tokenizer);
@@ -146,7 +172,9 @@ fn tokenizer(folder: &Path) -> Result<(), String> {
                 }
                 _ = stream.finish();
             }
-            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => first = first.or(Some(error.to_string())),
+            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
+                first = first.or(Some(error.to_string()))
+            }
         }
     }
     first.map_or(Ok(()), Err)
@@ -155,10 +183,14 @@ fn tokenizer(folder: &Path) -> Result<(), String> {
 /// Rendered with one message, and with the template's own idea of a system prompt.
 fn chat(folder: &Path) -> Result<(), String> {
     let tokenizer = Tokenizer::from_path(folder).map_err(said)?;
-    let chat = Chat::open(ChatTemplate::Auto, "26 Jul 2024", &[folder.to_owned()], &tokenizer).map_err(said)?;
-    let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
-    let chats =
-        [vec![message("user", "who? \u{e000}")], vec![message("system", "Search."), message("user", ""), message("assistant", "a\n")]];
+    let chat = Chat::open(ChatTemplate::Auto, "26 Jul 2024", &[folder.to_owned()], &tokenizer)
+        .map_err(said)?;
+    let message =
+        |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+    let chats = [
+        vec![message("user", "who? \u{e000}")],
+        vec![message("system", "Search."), message("user", ""), message("assistant", "a\n")],
+    ];
     // A template may refuse the second one.
     let rendered = chats.map(|messages| chat.render(&messages, true).map_err(said));
     let [first, _] = rendered;
@@ -187,7 +219,11 @@ fn search(path: &Path) -> Result<(), String> {
         _ = corpus.passage(at).map_err(said)?;
     }
     let retriever = Bm25Retriever::new(corpus).map_err(said)?;
-    retriever.search(&["Rema Delir lawyer".to_owned()], 3).into_iter().try_for_each(|found| found.map(drop)).map_err(said)
+    retriever
+        .search(&["Rema Delir lawyer".to_owned()], 3)
+        .into_iter()
+        .try_for_each(|found| found.map(drop))
+        .map_err(said)
 }
 
 fn passages(folder: &Path) -> Result<(), String> {
@@ -196,7 +232,11 @@ fn passages(folder: &Path) -> Result<(), String> {
 
 fn gzip(folder: &Path) -> Result<(), String> {
     let questions = folder.join("questions.jsonl.gz");
-    if questions.is_file() { read_questions(&questions).map(drop).map_err(said) } else { search(&folder.join("corpus.jsonl.gz")) }
+    if questions.is_file() {
+        read_questions(&questions).map(drop).map_err(said)
+    } else {
+        search(&folder.join("corpus.jsonl.gz"))
+    }
 }
 
 fn trajectories(folder: &Path) -> Result<(), String> {
@@ -210,7 +250,8 @@ fn trajectories(folder: &Path) -> Result<(), String> {
         };
         if let Err(error) = episode_from_given(&tokenizer, &prompt, &one) {
             // The records of the sample were played with another tokenizer.
-            first = first.or(Some(error.to_string()).filter(|why| !why.contains("another tokenizer")));
+            first =
+                first.or(Some(error.to_string()).filter(|why| !why.contains("another tokenizer")));
         }
     }
     first.map_or(Ok(()), Err)
@@ -238,9 +279,17 @@ fn checkpoint(folder: &Path) -> Result<(), String> {
         _ = state.sampler.next(20);
     }
     let model = read_model::<Cpu>(folder, DType::F32, &device).map_err(said)?;
-    _ = read_optimizer(&AdamWRecipe::default(), state.n_updates, &model, folder, &device).map_err(said)?;
+    _ = read_optimizer(&AdamWRecipe::default(), state.n_updates, &model, folder, &device)
+        .map_err(said)?;
     if has_critic(folder) {
-        _ = read_critic::<Cpu>(&AdamWRecipe::default(), state.critic_updates, DType::F32, folder, &device).map_err(said)?;
+        _ = read_critic::<Cpu>(
+            &AdamWRecipe::default(),
+            state.critic_updates,
+            DType::F32,
+            folder,
+            &device,
+        )
+        .map_err(said)?;
         return Ok(());
     }
     read_episodes(&folder.join("replay.jsonl")).map(drop).map_err(said)
@@ -267,7 +316,10 @@ fn run(folder: &Path) -> Result<(), String> {
     let run = RunDir::open(folder).map_err(said)?;
     let written = report::write(&run).map_err(said)?;
     // What is missing or damaged is named on the page.
-    let named = written.warnings.iter().find(|warning| !warning.contains("tokens are shown by their numbers"));
+    let named = written
+        .warnings
+        .iter()
+        .find(|warning| !warning.contains("tokens are shown by their numbers"));
     named.map_or(Ok(()), |warning| Err(warning.clone()))
 }
 
@@ -281,8 +333,10 @@ fn server_answer(folder: &Path) -> Result<(), String> {
     lists.into_iter().try_for_each(|list| list.map(drop))
 }
 
-/// Does what no reader may do: case 0 panics, 1 aborts, 2 never ends, 3 takes all memory. So it can be tested that each is found.
-const WRONG_ON_PURPOSE: Reader = reader("wrong-on-purpose", "what must be found", wrong_samples, wrong);
+/// Does what no reader may do: case 0 panics, 1 aborts, 2 never ends, 3 takes all memory. So it can
+/// be tested that each is found.
+const WRONG_ON_PURPOSE: Reader =
+    reader("wrong-on-purpose", "what must be found", wrong_samples, wrong);
 
 fn wrong_samples() -> Result<Vec<Sample>, Box<dyn Error + Send + Sync>> {
     let named = |name: &str| Sample::changing_all(vec![(name.to_owned(), b"1".to_vec())]);
@@ -330,7 +384,8 @@ mod tests {
             for (name, bytes) in &sample.files {
                 std::fs::write(folder.path().join(name), bytes).expect("written");
             }
-            if matches!(ModelClass::of(&folder.path().join("config.json")), Ok(ModelClass::Decoder)) {
+            if matches!(ModelClass::of(&folder.path().join("config.json")), Ok(ModelClass::Decoder))
+            {
                 assert!(DecoderConfig::from_file(&folder.path().join("config.json")).is_ok());
             }
         }

@@ -1,4 +1,5 @@
-//! Valid files of every format that the program reads, as small as they can be: what the changes are made to.
+//! Valid files of every format that the program reads, as small as they can be: what the changes
+//! are made to.
 use super::Sample;
 use crate::{
     algo::{distill::TaidSchedule, kl::KlController, student_outputs::StudentShare},
@@ -45,7 +46,12 @@ type Samples = Result<Vec<Sample>, Box<dyn Error + Send + Sync>>;
 
 /// Qwen2's form with a tied head, or Llama's with its own and with stretched rotary frequencies.
 fn decoder_config(is_tied: bool) -> DecoderConfig {
-    let llama3 = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position_embeddings: 64 };
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 64,
+    };
     DecoderConfig {
         family: if is_tied { Family::Qwen2 } else { Family::Llama },
         vocab_size: 16,
@@ -82,14 +88,20 @@ fn bert_config() -> BertConfig {
     }
 }
 
-/// Model folders of every class, one of them in two shards; `is_changed` says which files are changed.
+/// Model folders of every class, one of them in two shards; `is_changed` says which files are
+/// changed.
 fn models(is_changed: fn(&str) -> bool) -> Samples {
     let (folder, device) = (tempfile::tempdir()?, Default::default());
-    let [tied, untied, critic, bert] = ["tied", "untied", "critic", "bert"].map(|name| folder.path().join(name));
+    let [tied, untied, critic, bert] =
+        ["tied", "untied", "critic", "bert"].map(|name| folder.path().join(name));
     for path in [&tied, &untied, &critic, &bert] {
         fs::create_dir(path)?;
     }
-    save_decoder(&Decoder::<Cpu>::init(&decoder_config(true), 1, &device), &tied, Some(burn::tensor::DType::BF16))?;
+    save_decoder(
+        &Decoder::<Cpu>::init(&decoder_config(true), 1, &device),
+        &tied,
+        Some(burn::tensor::DType::BF16),
+    )?;
     save_decoder(&Decoder::<Cpu>::init(&decoder_config(false), 2, &device), &untied, None)?;
     shard(&untied)?;
     save_critic(&Critic::<Cpu>::init(&decoder_config(true), 3, &device), &critic, None)?;
@@ -123,7 +135,11 @@ pub(super) fn configs() -> Samples {
 
 /// A file that is part of the program.
 fn builtin(path: &str) -> Vec<u8> {
-    builtin_files().iter().find(|(name, _)| *name == path).map(|(_, bytes)| bytes.to_vec()).unwrap_or_default()
+    builtin_files()
+        .iter()
+        .find(|(name, _)| *name == path)
+        .map(|(_, bytes)| bytes.to_vec())
+        .unwrap_or_default()
 }
 
 pub(super) fn tokenizers() -> Samples {
@@ -142,7 +158,10 @@ pub(super) fn tokenizers() -> Samples {
 
 pub(super) fn chats() -> Samples {
     let tokenizer = || ("tokenizer.json".to_owned(), builtin("tiny/student/tokenizer.json"));
-    let changing = |name: &str, bytes: Vec<u8>| Sample { files: vec![tokenizer(), (name.to_owned(), bytes)], changed: vec![1] };
+    let changing = |name: &str, bytes: Vec<u8>| Sample {
+        files: vec![tokenizer(), (name.to_owned(), bytes)],
+        changed: vec![1],
+    };
     let generation = json!({"eos_token_id": [974, 972]}).to_string().into_bytes();
     Ok(vec![
         changing("tokenizer_config.json", builtin("tiny/student/tokenizer_config.json")),
@@ -168,9 +187,12 @@ fn recipe() -> Recipe {
 
 pub(super) fn recipes() -> Samples {
     let whole = ("recipe.toml".to_owned(), to_toml(&recipe()).into_bytes());
-    let short = "extends = \"other.toml\"\n[rl]\nsteps = 20\nquestions_per_step = 8\nmini_batch = 8\n[optim.actor]\nlr = 1e-5\n";
-    let other = "extends = [\"base\", \"tiny\"]\nstage = \"rl\"\nkl = { mode = \"uniform\", coef = 0.01 }\n[data]\nmax_train = 10\n";
-    let pair = vec![("recipe.toml".to_owned(), short.into()), ("other.toml".to_owned(), other.into())];
+    let short = "extends = \"other.toml\"\n[rl]\nsteps = 20\nquestions_per_step = 8\nmini_batch = \
+                 8\n[optim.actor]\nlr = 1e-5\n";
+    let other = "extends = [\"base\", \"tiny\"]\nstage = \"rl\"\nkl = \
+                 { mode = \"uniform\", coef = 0.01 }\n[data]\nmax_train = 10\n";
+    let pair =
+        vec![("recipe.toml".to_owned(), short.into()), ("other.toml".to_owned(), other.into())];
     Ok(vec![Sample::changing_all(vec![whole]), Sample::changing_all(pair)])
 }
 
@@ -180,7 +202,8 @@ fn lines(rows: &[serde_json::Value]) -> Vec<u8> {
 
 fn question_lines() -> Vec<u8> {
     lines(&[
-        json!({"id": "q1", "question": "Who founded Teil Press", "golden_answers": ["Rema Delir", "R. Delir"], "dataset": "tiny"}),
+        json!({"id": "q1", "question": "Who founded Teil Press",
+            "golden_answers": ["Rema Delir", "R. Delir"], "dataset": "tiny"}),
         json!({"id": 2, "question": "where is it?", "golden_answers": "Paris", "extra": [1.5, null], "supporting_kind": "title",
             "supporting": [{"title": "A", "text": "a", "pid": "17"}, {"title": "B", "text": "b"}]}),
         json!({"id": "q3", "question": "what does a naïve 🙂 say?", "golden_answers": ["The", "!!!"]}),
@@ -190,7 +213,8 @@ fn question_lines() -> Vec<u8> {
 fn passage_lines() -> Vec<u8> {
     lines(&[
         json!({"id": "0", "contents": "\"Rema Delir\"\nRema Delir is a lawyer born in Tobsa Port."}),
-        json!({"id": 1, "title": "Neba \"Delir\"", "text": "Neba Delir works as a teacher.\nSo they say.", "score": 1.5}),
+        json!({"id": 1, "title": "Neba \"Delir\"", "text": "Neba Delir works as a teacher.\nSo \
+                                                            they say.", "score": 1.5}),
         json!({"id": "x-2", "contents": "\"Rema Mevin\"\nnaïve 🙂 中国", "meta": {"a": [1, 2]}}),
         json!({"id": "x-3", "contents": "\"Teil Press\"\nTeil Press was founded by Rema Delir."}),
     ])
@@ -205,7 +229,8 @@ pub(super) fn passages() -> Samples {
 }
 
 pub(super) fn parquet() -> Samples {
-    let file = |bytes: &[u8]| Sample::changing_all(vec![("questions.parquet".to_owned(), bytes.to_vec())]);
+    let file =
+        |bytes: &[u8]| Sample::changing_all(vec![("questions.parquet".to_owned(), bytes.to_vec())]);
     Ok(vec![
         file(include_bytes!("../../tests/parquet/snappy.parquet")),
         file(include_bytes!("../../tests/parquet/prompts-gzip-v2.parquet")),
@@ -247,7 +272,10 @@ fn episode() -> Episode {
         segments: vec![
             Segment::Prompt { ids: vec![2, 41, 42, 3] },
             agent(&[5, 310, 6], 0),
-            Segment::Observation { ids: vec![7, 402, 403, 88, 8], kind: ObservationKind::Information },
+            Segment::Observation {
+                ids: vec![7, 402, 403, 88, 8],
+                kind: ObservationKind::Information,
+            },
             agent(&[9, 512, 10], 1),
         ],
         status: Status::Answered,
@@ -270,18 +298,27 @@ fn episode_lines() -> Result<Vec<u8>, serde_json::Error> {
     let mut measured = plain.clone();
     measured["tokens"] = json!({"version": 1, "old_log_probs": [-0.1, -0.2, -0.3, -0.4, -0.5, null], "kl": [0, 0, 0.5, 0, 0, 0],
         "values": vec![0.5; 11], "advantages": vec![-0.5; 11]});
-    let failed = Episode { status: Status::RetrieverFailed("503".to_owned()), prediction: None, reward: 0.0, ..episode() };
+    let failed = Episode {
+        status: Status::RetrieverFailed("503".to_owned()),
+        prediction: None,
+        reward: 0.0,
+        ..episode()
+    };
     Ok(lines(&[measured, plain, serde_json::to_value(failed)?]))
 }
 
 pub(super) fn trajectories() -> Samples {
-    let response = "<think> I need it. </think> <search> Teil Press </search>\n\n<information>Doc 1(Title: \"Teil Press\") founded by Rema \
-                    Delir.</information>\n\n<think> Now. </think> <answer> Rema Delir </answer>";
+    let response = "<think> I need it. </think> <search> Teil Press </search>\n\n<information>Doc \
+                    1(Title: \"Teil Press\") founded by Rema Delir.</information>\n\n<think> Now. \
+                    </think> <answer> Rema Delir </answer>";
     let text = |response: &str| json!({"id": "t", "question": "who?", "golden_answers": ["Rema Delir"], "response": response});
     let mut bytes = lines(&[text(response), text("<answer> a </answer>"), text("I do not know.")]);
     bytes.extend(episode_lines()?);
     let tokenizer = ("tokenizer.json".to_owned(), builtin("tiny/student/tokenizer.json"));
-    Ok(vec![Sample { changed: vec![0], files: vec![("trajectories.jsonl".to_owned(), bytes), tokenizer] }])
+    Ok(vec![Sample {
+        changed: vec![0],
+        files: vec![("trajectories.jsonl".to_owned(), bytes), tokenizer],
+    }])
 }
 
 pub(super) fn episodes() -> Samples {
@@ -323,7 +360,9 @@ pub(super) fn checkpoints() -> Samples {
             _ => write_episodes(&dir.join("replay.jsonl"), &[episode()])?,
         }
         write_state(&dir, &state(phase))?;
-        samples.push(Sample::of_folder(&dir, |name| !name.contains("model/") && !name.contains("critic/"))?);
+        samples.push(Sample::of_folder(&dir, |name| {
+            !name.contains("model/") && !name.contains("critic/")
+        })?);
     }
     Ok(samples)
 }
@@ -332,7 +371,8 @@ pub(super) fn checkpoints() -> Samples {
 pub(super) fn indexes() -> Samples {
     const N: usize = 40;
     const DIM: usize = 8;
-    let passage = |at: usize| Passage { id: at.to_string(), contents: format!("\"{at}\"\ntext of {at}") };
+    let passage =
+        |at: usize| Passage { id: at.to_string(), contents: format!("\"{at}\"\ntext of {at}") };
     let corpus = Corpus::from_passages((0..N).map(passage).collect());
     let identity = EncoderIdentity {
         name: "encoder".to_owned(),
@@ -345,8 +385,11 @@ pub(super) fn indexes() -> Samples {
     };
     let mut embed = |texts: &[String], _: &mut crate::retriever::Tick| {
         let row = |text: &String| -> Vec<f32> {
-            let numbers: Vec<f32> =
-                (0..DIM).map(|at| (text.len() as f32 + text.as_bytes()[at % text.len()] as f32 * at as f32).sin()).collect();
+            let numbers: Vec<f32> = (0..DIM)
+                .map(|at| {
+                    (text.len() as f32 + text.as_bytes()[at % text.len()] as f32 * at as f32).sin()
+                })
+                .collect();
             let norm = numbers.iter().map(|x| x * x).sum::<f32>().sqrt();
             numbers.into_iter().map(|x| x / norm).collect()
         };
@@ -359,14 +402,21 @@ pub(super) fn indexes() -> Samples {
         hnsw: HnswParams { m: 4, ef_construction: 16, ef_search: 16 },
         replace: false,
     };
-    build(folder.path(), &options, &identity, &corpus, &mut embed, &mut |_| ControlFlow::Continue(()))?;
+    build(folder.path(), &options, &identity, &corpus, &mut embed, &mut |_| {
+        ControlFlow::Continue(())
+    })?;
     Ok(vec![Sample::of_folder(folder.path(), |_| true)?])
 }
 
 /// Recorded numbers of three families.
 pub(super) fn fixtures() -> Samples {
     let sample = |family: &str, files: &[(&str, &[u8])]| {
-        Sample::changing_all(files.iter().map(|(name, bytes)| (format!("{family}/{name}"), bytes.to_vec())).collect())
+        Sample::changing_all(
+            files
+                .iter()
+                .map(|(name, bytes)| (format!("{family}/{name}"), bytes.to_vec()))
+                .collect(),
+        )
     };
     Ok(vec![
         sample(
@@ -374,7 +424,10 @@ pub(super) fn fixtures() -> Samples {
             &[
                 ("actions.json", include_bytes!("../../tests/oracles/text/actions.json")),
                 ("documents.json", include_bytes!("../../tests/oracles/text/documents.json")),
-                ("format_reward.json", include_bytes!("../../tests/oracles/text/format_reward.json")),
+                (
+                    "format_reward.json",
+                    include_bytes!("../../tests/oracles/text/format_reward.json"),
+                ),
                 ("scoring.json", include_bytes!("../../tests/oracles/text/scoring.json")),
             ],
         ),
@@ -382,13 +435,31 @@ pub(super) fn fixtures() -> Samples {
             "ppo",
             &[
                 ("values.json", include_bytes!("../../tests/oracles/ppo/values.json")),
-                ("episode0a.safetensors", include_bytes!("../../tests/oracles/ppo/episode0a.safetensors")),
-                ("episode0b.safetensors", include_bytes!("../../tests/oracles/ppo/episode0b.safetensors")),
-                ("episode1a.safetensors", include_bytes!("../../tests/oracles/ppo/episode1a.safetensors")),
-                ("pieces.safetensors", include_bytes!("../../tests/oracles/ppo/pieces.safetensors")),
+                (
+                    "episode0a.safetensors",
+                    include_bytes!("../../tests/oracles/ppo/episode0a.safetensors"),
+                ),
+                (
+                    "episode0b.safetensors",
+                    include_bytes!("../../tests/oracles/ppo/episode0b.safetensors"),
+                ),
+                (
+                    "episode1a.safetensors",
+                    include_bytes!("../../tests/oracles/ppo/episode1a.safetensors"),
+                ),
+                (
+                    "pieces.safetensors",
+                    include_bytes!("../../tests/oracles/ppo/pieces.safetensors"),
+                ),
             ],
         ),
-        sample("losses", &[("taid_schedule.json", include_bytes!("../../tests/oracles/losses/taid_schedule.json"))]),
+        sample(
+            "losses",
+            &[(
+                "taid_schedule.json",
+                include_bytes!("../../tests/oracles/losses/taid_schedule.json"),
+            )],
+        ),
     ])
 }
 
@@ -400,9 +471,17 @@ pub(super) fn runs() -> Samples {
     let run = RunDir::create(root.path(), "run", &recipe(), &provenance)?;
     let mut log = run.metrics(None)?;
     for step in 1..=3 {
-        log.append(Phase::Rl, step, &[(REWARD, 0.1 * step as f64), (SEARCHES, 1.5), ("losses/kl", -0.25)])?;
+        log.append(
+            Phase::Rl,
+            step,
+            &[(REWARD, 0.1 * step as f64), (SEARCHES, 1.5), ("losses/kl", -0.25)],
+        )?;
     }
-    run.write_summary(&Summary { rl: Some(Figures::of(&[episode()])), student: Some(Figures::of(&[])), ..Summary::default() })?;
+    run.write_summary(&Summary {
+        rl: Some(Figures::of(&[episode()])),
+        student: Some(Figures::of(&[])),
+        ..Summary::default()
+    })?;
     fs::create_dir(run.evaluation_dir())?;
     let mut evaluation = serde_json::to_value(Figures::of(&[episode(), episode()]))?;
     evaluation["of"] = json!("rl-step-000003");
@@ -426,12 +505,18 @@ pub(super) fn results() -> Samples {
     };
     let results = json!({"seed": 0, "settings": ["rl.steps=2"], "rows": {"qwen-student": row(0.1), "qwen-teacher": row(0.7), "qwen-kd": row(0.5),
         "qwen-dgpo": row(0.8), "qwen-ppo": {"outcome": "failed", "why": "a guard"}}});
-    Ok(vec![Sample::changing_all(vec![("reproduction/seed-0.json".to_owned(), results.to_string().into_bytes())])])
+    Ok(vec![Sample::changing_all(vec![(
+        "reproduction/seed-0.json".to_owned(),
+        results.to_string().into_bytes(),
+    )])])
 }
 
 /// What a `/retrieve` server says to two queries.
 pub(super) fn answers() -> Samples {
     let hit = |id: serde_json::Value| json!({"document": {"id": id, "contents": "\"A\"\ntext"}, "score": 0.75});
     let answer = json!({"result": [[hit(json!("1")), hit(json!(2))], [{"id": 3, "contents": "\"B\"\nmore"}]], "time": 0.5});
-    Ok(vec![Sample::changing_all(vec![("answer.json".to_owned(), answer.to_string().into_bytes())])])
+    Ok(vec![Sample::changing_all(vec![(
+        "answer.json".to_owned(),
+        answer.to_string().into_bytes(),
+    )])])
 }

@@ -1,4 +1,5 @@
-//! Workers in processes of their own: started, watched, started anew behind a case that one was lost with.
+//! Workers in processes of their own: started, watched, started anew behind a case that one was
+//! lost with.
 use super::{Ending, Line, Reader};
 use serde::Serialize;
 use std::{
@@ -75,7 +76,8 @@ pub enum FuzzError {
     #[error("cannot {doing}: {source}; hint: --keep names a folder that can be written to")]
     Io { doing: &'static str, source: io::Error },
     #[error(
-        "the worker of {reader} cannot begin: {why}; hint: `dgpo fuzz --reader {reader} --cases 1 --keep FOLDER` leaves its files in FOLDER"
+        "the worker of {reader} cannot begin: {why}; hint: `dgpo fuzz --reader {reader} --cases 1 \
+         --keep FOLDER` leaves its files in FOLDER"
     )]
     NoBegin { reader: &'static str, why: String },
 }
@@ -87,7 +89,11 @@ fn io_error(doing: &'static str) -> impl Fn(io::Error) -> FuzzError {
 /// Tries the readers. `hear` is told of each reader that is done.
 /// # Errors
 /// If workers cannot be started. What they find is no error.
-pub fn run(readers: &[&'static Reader], options: &Options, hear: &(dyn Fn(&Count) + Sync)) -> Result<(Vec<Count>, Vec<Fault>), FuzzError> {
+pub fn run(
+    readers: &[&'static Reader],
+    options: &Options,
+    hear: &(dyn Fn(&Count) + Sync),
+) -> Result<(Vec<Count>, Vec<Fault>), FuzzError> {
     let (next, found) = (AtomicUsize::new(0), Mutex::new((Vec::new(), Vec::new())));
     let result = Mutex::new(Ok(()));
     let one_after_the_other = |worker: usize| {
@@ -99,7 +105,9 @@ pub fn run(readers: &[&'static Reader], options: &Options, hear: &(dyn Fn(&Count
                     found.0.push(count);
                     found.1.append(&mut faults);
                 }
-                Err(error) => return *result.lock().unwrap_or_else(PoisonError::into_inner) = Err(error),
+                Err(error) => {
+                    return *result.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
+                }
             }
         }
     };
@@ -110,14 +118,19 @@ pub fn run(readers: &[&'static Reader], options: &Options, hear: &(dyn Fn(&Count
         }
     });
     result.into_inner().unwrap_or_else(PoisonError::into_inner)?;
-    let (mut counts, mut faults): (Vec<Count>, Vec<Fault>) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (mut counts, mut faults): (Vec<Count>, Vec<Fault>) =
+        found.into_inner().unwrap_or_else(PoisonError::into_inner);
     let place = |name: &str| readers.iter().position(|reader| reader.name == name);
     counts.sort_by_key(|count| place(count.reader));
     faults.sort_by_key(|fault| (place(fault.reader), fault.case));
     Ok((counts, faults))
 }
 
-fn one_reader(reader: &'static Reader, options: &Options, worker: usize) -> Result<(Count, Vec<Fault>), FuzzError> {
+fn one_reader(
+    reader: &'static Reader,
+    options: &Options,
+    worker: usize,
+) -> Result<(Count, Vec<Fault>), FuzzError> {
     let (mut count, mut faults) = (Count { reader: reader.name, ..Count::default() }, Vec::new());
     let end = options.first.saturating_add(options.n_cases);
     let mut case = options.first;
@@ -140,11 +153,14 @@ fn one_worker(
 ) -> Result<u64, FuzzError> {
     std::fs::create_dir_all(folder).map_err(io_error("make a folder"))?;
     let stderr = folder.join("stderr");
-    let mut child = start(reader, options, &cases, folder, &stderr).map_err(io_error("start a worker"))?;
+    let mut child =
+        start(reader, options, &cases, folder, &stderr).map_err(io_error("start a worker"))?;
     let stdout = child.stdout.take().expect("it is piped");
     let (send, lines) = mpsc::channel();
     // Ends with the process, whose end of the pipe it reads.
-    let reading = thread::spawn(move || BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| _ = send.send(line)));
+    let reading = thread::spawn(move || {
+        BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| _ = send.send(line))
+    });
     let (mut case, mut since, began) = (cases.start, Instant::now(), Instant::now());
     let limit = Duration::from_secs_f64(options.limit_s);
     let mut is_begun = false;
@@ -169,10 +185,20 @@ fn one_worker(
                 let n_bytes = resident_bytes(&child.id().to_string());
                 count.most_bytes = count.most_bytes.max(n_bytes);
                 if n_bytes > options.limit_bytes {
-                    break Some(("memory", format!("{} MiB of memory after {:.1} s", n_bytes >> 20, since.elapsed().as_secs_f64())));
+                    break Some((
+                        "memory",
+                        format!(
+                            "{} MiB of memory after {:.1} s",
+                            n_bytes >> 20,
+                            since.elapsed().as_secs_f64()
+                        ),
+                    ));
                 }
                 if since.elapsed() > limit {
-                    break Some(("no end", format!("it had not ended after {} s", options.limit_s)));
+                    break Some((
+                        "no end",
+                        format!("it had not ended after {} s", options.limit_s),
+                    ));
                 }
             }
             Err(RecvTimeoutError::Disconnected) => break None,
@@ -191,7 +217,14 @@ fn one_worker(
     let last_words = || {
         let text = std::fs::read(&stderr).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).trim().to_owned();
-        text.lines().rev().take(3).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join(" / ")
+        text.lines()
+            .rev()
+            .take(3)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .collect::<Vec<_>>()
+            .join(" / ")
     };
     if !is_begun && lost.is_none() && status.code() == Some(1) {
         return Err(FuzzError::NoBegin { reader: reader.name, why: last_words() });
@@ -203,10 +236,25 @@ fn one_worker(
     Ok(case + 1)
 }
 
-fn start(reader: &Reader, options: &Options, cases: &Range<u64>, folder: &Path, stderr: &Path) -> io::Result<Child> {
+fn start(
+    reader: &Reader,
+    options: &Options,
+    cases: &Range<u64>,
+    folder: &Path,
+    stderr: &Path,
+) -> io::Result<Child> {
     let numbers = [cases.start, cases.end].map(|n| n.to_string());
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--quiet", "fuzz", "--worker", reader.name, &numbers[0], &numbers[1], "--seed", &options.seed.to_string()]);
+    command.args([
+        "--quiet",
+        "fuzz",
+        "--worker",
+        reader.name,
+        &numbers[0],
+        &numbers[1],
+        "--seed",
+        &options.seed.to_string(),
+    ]);
     command.arg("--keep").arg(folder.join("files"));
     // One thread a worker: there are as many workers as processors.
     command.env("RAYON_NUM_THREADS", "1").env("RUST_BACKTRACE", "0");
@@ -227,9 +275,11 @@ fn enter(line: Line, reader: &'static Reader, count: &mut Count, faults: &mut Ve
     faults.push(Fault { reader: reader.name, case: line.case, kind, why });
 }
 
-/// The largest resident set that a process has had; 0 where the system does not say (it is not Linux).
+/// The largest resident set that a process has had; 0 where the system does not say (it is not
+/// Linux).
 pub(super) fn resident_bytes(process: &str) -> u64 {
     let Ok(text) = std::fs::read_to_string(format!("/proc/{process}/status")) else { return 0 };
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).map_or(0, |n| n * 1024)
+    line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok())
+        .map_or(0, |n| n * 1024)
 }

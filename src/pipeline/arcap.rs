@@ -1,4 +1,5 @@
-//! The episodes behind ARCap: each annotated question twice with its gold passages given, each question once as a query.
+//! The episodes behind ARCap: each annotated question twice with its gold passages given, each
+//! question once as a query.
 use super::{
     PipelineError,
     served::{Losses, Waiting},
@@ -31,7 +32,8 @@ pub struct ArcapEpisodes {
 }
 
 impl ArcapEpisodes {
-    /// Writes `STEM-arcap-without-thinking.jsonl` and `STEM-arcap-with-thinking.jsonl` into a folder; returns their names.
+    /// Writes `STEM-arcap-without-thinking.jsonl` and `STEM-arcap-with-thinking.jsonl` into a
+    /// folder; returns their names.
     /// # Errors
     /// If a file cannot be written.
     pub fn write(&self, dir: &Path, stem: &str) -> Result<[String; 2], DataError> {
@@ -55,7 +57,8 @@ impl<I: Backend> Setup<I> {
         waiting: &mut Waiting<'_>,
     ) -> Result<(ArcapEpisodes, Arcap), PipelineError> {
         let questions = episodes.iter().map(|episode| &episode.question);
-        let annotated: Vec<Question> = questions.clone().filter(|question| has_gold_passages(question)).cloned().collect();
+        let annotated: Vec<Question> =
+            questions.clone().filter(|question| has_gold_passages(question)).cloned().collect();
         let sampling = Sampling { temperature: self.recipe.eval.temperature, ..Sampling::GREEDY };
         let key = Key::new(self.recipe.run.seed, Purpose::Arcap);
         let [answer, think] = [ANSWER_OPEN, THINK_OPEN].map(|tag| tag_prefix(tokenizer, tag));
@@ -66,7 +69,11 @@ impl<I: Backend> Setup<I> {
             let served = waiting.until_served(what, retriever, annotated.len(), |watched| {
                 let is_over = || watched.has_lost_too_much() || stop.is_requested();
                 let ordinary = self.player(tokenizer, watched, &is_over);
-                let player = Player { opening: &|question| gold_opening(question, opening), limits: limits.clone(), ..ordinary };
+                let player = Player {
+                    opening: &|question| gold_opening(question, opening),
+                    limits: limits.clone(),
+                    ..ordinary
+                };
                 let episodes = player.play(model, &annotated, sampling, key, &self.device)?;
                 let losses = Losses::of_episodes(&episodes);
                 Ok((episodes, losses))
@@ -74,13 +81,26 @@ impl<I: Backend> Setup<I> {
             served.map(|served| served.value)
         };
         let played = ArcapEpisodes {
-            with_thinking: play("source referencing with thinking", &think, &self.recipe.episode, key.fold(0))?,
-            without_thinking: play("source referencing without thinking", &answer, &one_turn, key.fold(1))?,
+            with_thinking: play(
+                "source referencing with thinking",
+                &think,
+                &self.recipe.episode,
+                key.fold(0),
+            )?,
+            without_thinking: play(
+                "source referencing without thinking",
+                &answer,
+                &one_turn,
+                key.fold(1),
+            )?,
         };
         devices::check::<I>(&self.device)?;
         let searched = search_all(questions, retriever, self.recipe.retriever.top_k, waiting)?;
         let ArcapEpisodes { without_thinking, with_thinking } = &played;
-        let arcap = Arcap::of(Played { ordinary: episodes, searched: &searched, without_thinking, with_thinking }, self.recipe.run.seed);
+        let arcap = Arcap::of(
+            Played { ordinary: episodes, searched: &searched, without_thinking, with_thinking },
+            self.recipe.run.seed,
+        );
         Ok((played, arcap))
     }
 }
@@ -94,16 +114,17 @@ fn search_all<'q>(
 ) -> Result<Vec<Result<Vec<Hit>, RetrieverError>>, PipelineError> {
     let queries: Vec<String> = questions.map(|question| question.question.clone()).collect();
     let stop = waiting.stop;
-    let served = waiting.until_served("the questions as queries", retriever, queries.len(), |watched| {
-        let mut found = Vec::with_capacity(queries.len());
-        for batch in queries.chunks(SEARCH_BATCH) {
-            if stop.is_requested() {
-                return Err(PipelineError::Stopped);
+    let served =
+        waiting.until_served("the questions as queries", retriever, queries.len(), |watched| {
+            let mut found = Vec::with_capacity(queries.len());
+            for batch in queries.chunks(SEARCH_BATCH) {
+                if stop.is_requested() {
+                    return Err(PipelineError::Stopped);
+                }
+                found.extend(watched.search(batch, top_k));
             }
-            found.extend(watched.search(batch, top_k));
-        }
-        let losses = Losses::of_results(&found);
-        Ok((found, losses))
-    });
+            let losses = Losses::of_results(&found);
+            Ok((found, losses))
+        });
     served.map(|served| served.value)
 }

@@ -4,13 +4,13 @@
 //! episodes/demos-000003.jsonl   what is kept of the block's episodes
 //! episodes/demos-000003.json    how many were played, kept and lost to the retriever; written last
 //! ```
-//! A block is done where its counts are there, its file has the size they state, and it lost no more episodes
-//! than `retriever.max_lost_share` allows: an empty file is a block of which nothing was kept, and never one
-//! that an outage or a power cut left. Blocks are done in their order, so everything behind the first that is
-//! not is played again, which gives the same episodes.
+//! A block is done where its counts are there, its file has the size they state, and it lost no
+//! more episodes than `retriever.max_lost_share` allows: an empty file is a block of which nothing
+//! was kept, and never one that an outage or a power cut left. Blocks are done in their order, so
+//! everything behind the first that is not is played again, which gives the same episodes.
 //!
-//! Blocks written before there were counts are done if they hold an episode, end with a whole line, and the
-//! run's metrics say that the retriever failed none of their episodes.
+//! Blocks written before there were counts are done if they hold an episode, end with a whole line,
+//! and the run's metrics say that the retriever failed none of their episodes.
 use super::PipelineError;
 use crate::{
     config::Phase,
@@ -46,7 +46,8 @@ pub struct Counts {
 impl Counts {
     /// Of a block's episodes, before its file is written.
     pub fn of(played: &[Episode]) -> Self {
-        let count = |is: &dyn Fn(&Episode) -> bool| played.iter().filter(|episode| is(episode)).count();
+        let count =
+            |is: &dyn Fn(&Episode) -> bool| played.iter().filter(|episode| is(episode)).count();
         Self {
             n_played: played.len(),
             n_searched: count(&Episode::has_searched),
@@ -69,11 +70,19 @@ pub fn counts_path(episodes_dir: &Path, block: usize) -> PathBuf {
 /// Writes a block; from here on it is done.
 /// # Errors
 /// If the disk fails.
-pub fn write_block(run: &RunDir, block: usize, counts: Counts, kept: &[Episode]) -> Result<(), PipelineError> {
-    let (path, beside) = (block_path(&run.episodes_dir(), block), counts_path(&run.episodes_dir(), block));
+pub fn write_block(
+    run: &RunDir,
+    block: usize,
+    counts: Counts,
+    kept: &[Episode],
+) -> Result<(), PipelineError> {
+    let (path, beside) =
+        (block_path(&run.episodes_dir(), block), counts_path(&run.episodes_dir(), block));
     write_episodes(&path, kept)?;
     let n_bytes = fs::metadata(&path).map_err(|source| PipelineError::Io { path, source })?.len();
-    let text = serde_json::to_string(&Counts { n_kept: kept.len(), n_bytes, ..counts }).expect("plain numbers") + "\n";
+    let text = serde_json::to_string(&Counts { n_kept: kept.len(), n_bytes, ..counts })
+        .expect("plain numbers")
+        + "\n";
     write_file(&beside, text).map_err(|source| PipelineError::Io { path: beside, source })
 }
 
@@ -95,13 +104,22 @@ pub fn n_blocks_done(run: &RunDir, max_lost_share: f64) -> Result<usize, RunDirE
 }
 
 /// `metrics` are read once, and only for a block without counts.
-fn is_done(run: &RunDir, block: usize, max_lost_share: f64, metrics: &mut Option<Vec<Map<String, Value>>>) -> Result<bool, RunDirError> {
+fn is_done(
+    run: &RunDir,
+    block: usize,
+    max_lost_share: f64,
+    metrics: &mut Option<Vec<Map<String, Value>>>,
+) -> Result<bool, RunDirError> {
     let path = block_path(&run.episodes_dir(), block);
     let Ok(mut file) = File::open(&path) else { return Ok(false) };
     if counts_path(&run.episodes_dir(), block).is_file() {
-        let is_whole = |counts: Counts| file.metadata().is_ok_and(|file| file.len() == counts.n_bytes);
-        let is_served = |counts: Counts| counts.n_lost as f64 <= max_lost_share * counts.n_searched as f64;
-        return Ok(counts_of(run, block).is_some_and(|counts| is_whole(counts) && is_served(counts)));
+        let is_whole =
+            |counts: Counts| file.metadata().is_ok_and(|file| file.len() == counts.n_bytes);
+        let is_served =
+            |counts: Counts| counts.n_lost as f64 <= max_lost_share * counts.n_searched as f64;
+        return Ok(
+            counts_of(run, block).is_some_and(|counts| is_whole(counts) && is_served(counts))
+        );
     }
     if !ends_with_a_line(&mut file) {
         return Ok(false);
@@ -110,9 +128,12 @@ fn is_done(run: &RunDir, block: usize, max_lost_share: f64, metrics: &mut Option
         Some(lines) => lines,
         None => metrics.insert(run.read_metrics()?),
     };
-    let is_of_block =
-        |line: &&Map<String, Value>| line.get("phase") == Some(&json!(Phase::Demos)) && line.get("step") == Some(&json!(block + 1));
-    let failed = lines.iter().find(is_of_block).and_then(|line| line.get(RETRIEVER_FAILED)?.as_f64());
+    let is_of_block = |line: &&Map<String, Value>| {
+        line.get("phase") == Some(&json!(Phase::Demos))
+            && line.get("step") == Some(&json!(block + 1))
+    };
+    let failed =
+        lines.iter().find(is_of_block).and_then(|line| line.get(RETRIEVER_FAILED)?.as_f64());
     Ok(failed.is_some_and(|failed| failed <= max_lost_share))
 }
 
@@ -152,7 +173,10 @@ mod tests {
         write_block(&run, 1, Counts::of(&episodes), &[]).unwrap();
         assert_eq!(done(&run), 2);
         let counts = counts_of(&run, 0).unwrap();
-        assert_eq!((counts.n_played, counts.n_searched, counts.n_lost, counts.n_kept), (2, 2, 0, 1));
+        assert_eq!(
+            (counts.n_played, counts.n_searched, counts.n_lost, counts.n_kept),
+            (2, 2, 0, 1)
+        );
     }
 
     #[test]
@@ -178,7 +202,11 @@ mod tests {
     #[test]
     fn a_block_that_lost_more_than_is_allowed_is_not_done() {
         let (_root, run) = run();
-        let lost = Episode { status: Status::RetrieverFailed("503".into()), searches: Vec::new(), ..drawn_episode() };
+        let lost = Episode {
+            status: Status::RetrieverFailed("503".into()),
+            searches: Vec::new(),
+            ..drawn_episode()
+        };
         let episodes = [lost, drawn_episode(), drawn_episode(), drawn_episode()];
         write_block(&run, 0, Counts::of(&episodes), &episodes[1..]).unwrap();
         assert_eq!((done(&run), n_blocks_done(&run, 0.25).unwrap()), (0, 1));

@@ -1,4 +1,5 @@
-//! A distillation phase of any kind: draw episodes, learn from them, save; `trainer::distill` is one of its steps, [`Source`] says whose they are.
+//! A distillation phase of any kind: draw episodes, learn from them, save; `trainer::distill` is
+//! one of its steps, [`Source`] says whose they are.
 use super::{
     Inner, Pipeline, PipelineError,
     served::Waiting,
@@ -13,10 +14,16 @@ use crate::{
         checkpoint,
         distill::{DistillLoss, DistillStep, Student, distill_step},
         events::Event,
-        metrics::{DISTILL_KL, ENTROPY, LEARNING_RATE, SKIPPED_UPDATES, STEP_SECONDS, TAID_T, UPDATE_TOKENS_PER_SECOND},
+        metrics::{
+            DISTILL_KL, ENTROPY, LEARNING_RATE, SKIPPED_UPDATES, STEP_SECONDS, TAID_T,
+            UPDATE_TOKENS_PER_SECOND,
+        },
         optimizer::AdamW,
         score::record_log_prob_difference,
-        state::{DistillState, PhaseState, SideFiles, read_model, read_optimizer, write_model, write_optimizer},
+        state::{
+            DistillState, PhaseState, SideFiles, read_model, read_optimizer, write_model,
+            write_optimizer,
+        },
         update::Activations,
     },
 };
@@ -44,8 +51,13 @@ struct Running<'s, B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Pipeline<'_, B> {
-    /// Steps with checkpoints, from `start` or behind the phase's newest checkpoint. Returns the trained student.
-    pub(super) fn distil(&mut self, start: Decoder<Inner<B>>, task: Distillation<'_, B>) -> Result<Decoder<Inner<B>>, PipelineError> {
+    /// Steps with checkpoints, from `start` or behind the phase's newest checkpoint. Returns the
+    /// trained student.
+    pub(super) fn distil(
+        &mut self,
+        start: Decoder<Inner<B>>,
+        task: Distillation<'_, B>,
+    ) -> Result<Decoder<Inner<B>>, PipelineError> {
         let (phase, total) = (task.phase, task.total);
         let mut running = self.start_or_restore(start, task)?;
         self.say(&describe_model("student", &running.student.model));
@@ -56,7 +68,13 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             {
                 // What was learned must not depend on whether the evaluation comes to its end.
                 self.save_unless_done(&running)?;
-                self.evaluate_step((phase, running.step), tokenizer, retriever, &running.student.model, running.task.teacher.as_ref())?;
+                self.evaluate_step(
+                    (phase, running.step),
+                    tokenizer,
+                    retriever,
+                    &running.student.model,
+                    running.task.teacher.as_ref(),
+                )?;
             }
             self.distil_step(&mut running)?;
             if self.is_save_due(running.step, total) {
@@ -68,7 +86,11 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         Ok(running.student.model)
     }
 
-    fn start_or_restore<'s>(&mut self, start: Decoder<Inner<B>>, mut task: Distillation<'s, B>) -> Result<Running<'s, B>, PipelineError> {
+    fn start_or_restore<'s>(
+        &mut self,
+        start: Decoder<Inner<B>>,
+        mut task: Distillation<'s, B>,
+    ) -> Result<Running<'s, B>, PipelineError> {
         let optim = self.setup.recipe.optim.distill.clone();
         let side_files = self.setup.side_files()?;
         let mut taid = TaidSchedule::of(&task.recipe.taid);
@@ -78,40 +100,62 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         };
         let state: PhaseState = checkpoint.read_state()?;
         task.source.restore(&state, &checkpoint.path)?;
-        let model = self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?);
-        let optimizer = read_optimizer(&optim, state.n_updates, &model, &checkpoint.path, &self.setup.device)?;
+        let model = self.setup.cut_to_shared(read_model(
+            &checkpoint.path,
+            self.setup.dtype,
+            &self.setup.device,
+        )?);
+        let optimizer =
+            read_optimizer(&optim, state.n_updates, &model, &checkpoint.path, &self.setup.device)?;
         if let Some(distill) = &state.distill {
-            // The limits are the recipe's, and where the target is between them is what it had become.
-            taid = TaidSchedule { t: distill.taid.t, momentum: distill.taid.momentum, prev_loss: distill.taid.prev_loss, ..taid };
+            // The limits are the recipe's, and where the target is between them is what it had
+            // become.
+            taid = TaidSchedule {
+                t: distill.taid.t,
+                momentum: distill.taid.momentum,
+                prev_loss: distill.taid.prev_loss,
+                ..taid
+            };
         }
         self.guards.insert(task.phase, state.guards);
         let student = Student { model, optimizer, n_skipped: state.n_skipped };
         Ok(Running { task, student, taid, step: state.step, side_files })
     }
 
-    /// Draws, learns, and reports; where a checkpoint follows, the episodes that were played are written too.
+    /// Draws, learns, and reports; where a checkpoint follows, the episodes that were played are
+    /// written too.
     fn distil_step(&mut self, running: &mut Running<'_, B>) -> Result<(), PipelineError> {
         let started = Instant::now();
         let (phase, total, step) = (running.task.phase, running.task.total, running.step);
         let recipe = &running.task.recipe;
         let mut say = |text: &str| (self.observer)(Event::Message(text));
-        let mut waiting = Waiting { recipe: &self.setup.recipe.retriever, stop: &self.stop, say: &mut say };
+        let mut waiting =
+            Waiting { recipe: &self.setup.recipe.retriever, stop: &self.stop, say: &mut say };
         let of = Batch { step, total, n: recipe.batch };
-        let drawn = match running.task.source.draw(&self.setup, &running.student.model, of, &mut waiting) {
-            // The steps done so far are worth more than a retriever that is down for now.
-            Err(unserved @ (PipelineError::RetrieverDown { .. } | PipelineError::Stopped)) => {
-                self.save_unless_done(running)?;
-                return Err(unserved);
-            }
-            drawn => drawn?,
-        };
+        let drawn =
+            match running.task.source.draw(&self.setup, &running.student.model, of, &mut waiting) {
+                // The steps done so far are worth more than a retriever that is down for now.
+                Err(unserved @ (PipelineError::RetrieverDown { .. } | PipelineError::Stopped)) => {
+                    self.save_unless_done(running)?;
+                    return Err(unserved);
+                }
+                drawn => drawn?,
+            };
         let updating = Instant::now();
-        let trainable: Vec<&Episode> = drawn.episodes.iter().filter(|episode| episode.is_trainable()).collect();
+        let trainable: Vec<&Episode> =
+            drawn.episodes.iter().filter(|episode| episode.is_trainable()).collect();
         let batch = RolloutBatch::new(&trainable);
-        let loss = DistillLoss::of(recipe, running.taid.t, Activations::of(&self.setup.recipe.model));
+        let loss =
+            DistillLoss::of(recipe, running.taid.t, Activations::of(&self.setup.recipe.model));
         let lr = learning_rate(&self.setup.recipe.optim.distill, step, total);
-        let DistillStep { metrics: learned, log_probs, divergence, entropy } =
-            distill_step::<B>(&mut running.student, running.task.teacher.as_ref(), &batch, &loss, lr, &self.setup.device);
+        let DistillStep { metrics: learned, log_probs, divergence, entropy } = distill_step::<B>(
+            &mut running.student,
+            running.task.teacher.as_ref(),
+            &batch,
+            &loss,
+            lr,
+            &self.setup.device,
+        );
         let mut metrics = drawn.metrics;
         if recipe.divergence == DistillDivergence::Taid {
             metrics.set(TAID_T, running.taid.t);
@@ -125,21 +169,27 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         if let (true, Some(entropy)) = (drawn.is_played, entropy) {
             metrics.set(ENTROPY, entropy);
         }
-        // `log_probs` are those at temperature 1: of a policy played at another one they say nothing.
+        // `log_probs` are those at temperature 1: of a policy played at another one they say
+        // nothing.
         if drawn.is_played && self.setup.recipe.episode.temperature == 1.0 {
             record_log_prob_difference(&batch, &log_probs, &mut metrics);
         }
         running.step += 1;
-        let (seconds, update_s) = (started.elapsed().as_secs_f64(), updating.elapsed().as_secs_f64());
+        let (seconds, update_s) =
+            (started.elapsed().as_secs_f64(), updating.elapsed().as_secs_f64());
         metrics.set(LEARNING_RATE, lr);
         metrics.set(SKIPPED_UPDATES, running.student.n_skipped as f64);
-        metrics.set(UPDATE_TOKENS_PER_SECOND, batch.lengths.iter().sum::<usize>() as f64 / update_s);
+        metrics
+            .set(UPDATE_TOKENS_PER_SECOND, batch.lengths.iter().sum::<usize>() as f64 / update_s);
         metrics.set(STEP_SECONDS, seconds);
         // Before the checkpoint: a run resumed from it has the metrics of every step it stands for.
         self.report(phase, running.step, total, &metrics)?;
         if drawn.is_played && self.is_save_due(running.step, total) {
-            let tokens = (0..batch.n_rows).map(|row| TokenRecord::of_distilled_row(&batch, row, &log_probs, &divergence)).collect();
-            let path = self.run.episodes_dir().join(format!("{phase}-step-{:06}.jsonl", running.step));
+            let tokens = (0..batch.n_rows)
+                .map(|row| TokenRecord::of_distilled_row(&batch, row, &log_probs, &divergence))
+                .collect();
+            let path =
+                self.run.episodes_dir().join(format!("{phase}-step-{:06}.jsonl", running.step));
             write_records(&path, &EpisodeRecord::beside(drawn.episodes, tokens))?;
         }
         Ok(())
@@ -147,7 +197,11 @@ impl<B: TrainBackend> Pipeline<'_, B> {
 
     /// A checkpoint out of turn, if there is anything to save that is not on disk.
     fn save_unless_done(&mut self, running: &Running<'_, B>) -> Result<(), PipelineError> {
-        if self.is_saved(running.task.phase, running.step)? { Ok(()) } else { self.save_distilled(running) }
+        if self.is_saved(running.task.phase, running.step)? {
+            Ok(())
+        } else {
+            self.save_distilled(running)
+        }
     }
 
     fn save_distilled(&mut self, running: &Running<'_, B>) -> Result<(), PipelineError> {

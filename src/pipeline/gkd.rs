@@ -1,4 +1,5 @@
-//! The GKD phase: the student plays, the teacher corrects every token it wrote (method §5). No reward takes part.
+//! The GKD phase: the student plays, the teacher corrects every token it wrote (method §5). No
+//! reward takes part.
 use super::{
     Inner, Pipeline, PipelineError,
     distill::Distillation,
@@ -33,9 +34,20 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             micro_batch_tokens: gkd.micro_batch_tokens,
             ..DistillRecipe::default()
         };
-        let (sampler, key) = (Sampler::new(seed, questions.len()), Key::new(seed, Purpose::Rollout));
-        let source = Source::Played(Played { phase: Phase::Gkd, tokenizer, retriever, questions, sampler, key });
+        let (sampler, key) =
+            (Sampler::new(seed, questions.len()), Key::new(seed, Purpose::Rollout));
+        let source = Source::Played(Played {
+            phase: Phase::Gkd,
+            tokenizer,
+            retriever,
+            questions,
+            sampler,
+            key,
+        });
         let teacher = self.setup.load_teacher(tokenizer)?;
-        self.distil(start, Distillation { phase: Phase::Gkd, teacher, source, recipe, total: gkd.steps })
+        self.distil(
+            start,
+            Distillation { phase: Phase::Gkd, teacher, source, recipe, total: gkd.steps },
+        )
     }
 }

@@ -1,8 +1,11 @@
-//! A whole run: teacher episodes → KD → RL → evaluation, or other phases in another order, with checkpoints between the steps.
+//! A whole run: teacher episodes → KD → RL → evaluation, or other phases in another order, with
+//! checkpoints between the steps.
 //!
-//! A run is a sequence of phases, and each phase first looks at what the run directory already holds: a finished phase is skipped, an
-//! interrupted one goes on behind its newest checkpoint, a missing one starts. So resuming is running again, and there is one code path for both.
-//! And so is beginning with what another run has finished: [`takeover`] puts its phases into the new run's directory.
+//! A run is a sequence of phases, and each phase first looks at what the run directory already
+//! holds: a finished phase is skipped, an interrupted one goes on behind its newest checkpoint, a
+//! missing one starts. So resuming is running again, and there is one code path for both. And so is
+//! beginning with what another run has finished: [`takeover`] puts its phases into the new run's
+//! directory.
 //!
 //! | phase | what it leaves |
 //! |---|---|
@@ -69,31 +72,41 @@ pub enum PipelineError {
     #[error("{}", .0.iter().map(Alarm::to_string).collect::<Vec<_>>().join("\n  also: "))]
     Guard(Vec<Alarm>),
     #[error(
-        "{} holds no critic: it was written with rl.algorithm = \"grpo\"; hint: set it back, or begin a new run from this checkpoint's model", .0.display()
+        "{} holds no critic: it was written with rl.algorithm = \"grpo\"; hint: set it back, or \
+         begin a new run from this checkpoint's model", .0.display()
     )]
     NoCritic(PathBuf),
     #[error(
-        "{phase} is to go on, but {later} has begun from what it was before and would not learn from it; \
-         hint: give {phase} its steps or its last checkpoint back, or remove the checkpoints of {later}, which is then made again"
+        "{phase} is to go on, but {later} has begun from what it was before and would not learn \
+         from it; hint: give {phase} its steps or its last checkpoint back, or remove the \
+         checkpoints of {later}, which is then made again"
     )]
     BegunFromLess { phase: Phase, later: Phase },
     #[error("{phase} has nothing to train on: {why}; hint: {hint}")]
     NothingToTrain { phase: Phase, why: String, hint: &'static str },
     #[error(
-        "{what}: {n_lost} of {n_asked} that searched were lost to the retriever, more than retriever.max_lost_share = {max_lost_share} allows, \
-         {lasting}: {}",
+        "{what}: {n_lost} of {n_asked} that searched were lost to the retriever, more than \
+         retriever.max_lost_share = {max_lost_share} allows, {lasting}: {}",
         with_hint(why)
     )]
-    RetrieverDown { what: String, n_lost: usize, n_asked: usize, max_lost_share: f64, lasting: String, why: String },
+    RetrieverDown {
+        what: String,
+        n_lost: usize,
+        n_asked: usize,
+        max_lost_share: f64,
+        lasting: String,
+        why: String,
+    },
     #[error(
-        "episode.max_prompt_length is {longest}, but {model} was made for {limit} positions (max_position_embeddings); \
-         hint: set episode.max_prompt_length to {limit} or less"
+        "episode.max_prompt_length is {longest}, but {model} was made for {limit} positions \
+         (max_position_embeddings); hint: set episode.max_prompt_length to {limit} or less"
     )]
     TooLong { model: String, longest: usize, limit: usize },
     #[error("question {id:?} of data set {dataset:?} is asked twice, {}", twice(files))]
     AskedTwice { id: String, dataset: String, files: [String; 2] },
     #[error(
-        "the checkpoint drew from {then} {what}, and now there are {now}; hint: restore the files named in the recipe, or start a new run"
+        "the checkpoint drew from {then} {what}, and now there are {now}; hint: restore the files \
+         named in the recipe, or start a new run"
     )]
     DataChanged { what: &'static str, then: usize, now: usize },
     #[error(transparent)]
@@ -131,9 +144,14 @@ pub enum PipelineError {
 /// Where a question stands twice, and what to do.
 fn twice([first, second]: &[String; 2]) -> String {
     match first == second {
-        true => format!("both times in {first}; hint: give each question of a data set an id of its own"),
+        true => format!(
+            "both times in {first}; hint: give each question of a data set an id of its own"
+        ),
         false => {
-            format!("by {first} and by {second}; hint: name every test file once, and give each question of a data set an id of its own")
+            format!(
+                "by {first} and by {second}; hint: name every test file once, and give each \
+                 question of a data set an id of its own"
+            )
         }
     }
 }
@@ -178,12 +196,22 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
     /// Opens the run's metrics behind its newest checkpoint.
     /// # Errors
     /// If the run directory is damaged or the recipe names an unknown dtype.
-    pub fn new(recipe: Recipe, run: RunDir, observer: &'a mut Observer<'a>, stop: Stop, device: &B::Device) -> Result<Self, PipelineError> {
+    pub fn new(
+        recipe: Recipe,
+        run: RunDir,
+        observer: &'a mut Observer<'a>,
+        stop: Stop,
+        device: &B::Device,
+    ) -> Result<Self, PipelineError> {
         let stage = recipe.stage;
         let newest = checkpoint::latest(run.path(), stage)?;
-        // The teacher's episodes leave no checkpoint: where they came last, the lines of their blocks are kept.
+        // The teacher's episodes leave no checkpoint: where they came last, the lines of their
+        // blocks are kept.
         let n_blocks = blocks::n_blocks_done(&run, recipe.retriever.max_lost_share)?;
-        let reached = [newest.as_ref().map(|c| (c.phase, c.step)), (n_blocks > 0).then_some((Phase::Demos, n_blocks))];
+        let reached = [
+            newest.as_ref().map(|c| (c.phase, c.step)),
+            (n_blocks > 0).then_some((Phase::Demos, n_blocks)),
+        ];
         let furthest = reached.into_iter().flatten().max_by_key(|&(phase, _)| stage.place(phase));
         let metrics = run.metrics(furthest.map(|(phase, step)| (stage, phase, step)))?;
         let mut earlier_wall_s = 0.0;
@@ -191,34 +219,58 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
             let earlier: Earlier = checkpoint.read_state()?;
             earlier_wall_s = earlier.wall_s;
             for Change { key, was, now } in steer::check(&run, &recipe, Some(checkpoint))? {
-                observer(Event::Message(&format!("{RECIPE_CHANGED} {}: {key} is {now} (was {was})", checkpoint.path.display())));
+                observer(Event::Message(&format!(
+                    "{RECIPE_CHANGED} {}: {key} is {now} (was {was})",
+                    checkpoint.path.display()
+                )));
             }
         }
         let setup = setup::setup_of::<B>(recipe, device)?;
         let (guards, alarms, student_of) = (HashMap::new(), Vec::new(), None);
-        Ok(Self { setup, run, observer, stop, metrics, guards, alarms, student_of, started: Instant::now(), earlier_wall_s })
+        Ok(Self {
+            setup,
+            run,
+            observer,
+            stop,
+            metrics,
+            guards,
+            alarms,
+            student_of,
+            started: Instant::now(),
+            earlier_wall_s,
+        })
     }
 
     /// Runs (or continues) every phase of the recipe's stage.
     /// # Errors
-    /// [`PipelineError::Stopped`] after a stop request and [`PipelineError::Guard`] after an alarm, with a checkpoint of the last step written (but of a
-    /// student that cannot play, where the earlier ones are better); otherwise what went wrong.
+    /// [`PipelineError::Stopped`] after a stop request and [`PipelineError::Guard`] after an alarm,
+    /// with a checkpoint of the last step written (but of a student that cannot play, where the
+    /// earlier ones are better); otherwise what went wrong.
     pub fn run(mut self) -> Result<Summary, PipelineError> {
         let ended = self.run_phases();
         ended.or_else(|error| Err(self.guarded(error)?))
     }
 
-    /// A student that was trained until its logits are no numbers is what the guards are for, whoever finds out; every other error is as it was.
+    /// A student that was trained until its logits are no numbers is what the guards are for,
+    /// whoever finds out; every other error is as it was.
     /// # Errors
     /// If the alarm cannot be recorded.
     fn guarded(&mut self, error: PipelineError) -> Result<PipelineError, PipelineError> {
         let broken = match &error {
-            PipelineError::Rollout(RolloutError::Engine(EngineError::NotFinite { row, position })) => Some((*row, *position)),
+            PipelineError::Rollout(RolloutError::Engine(EngineError::NotFinite {
+                row,
+                position,
+            })) => Some((*row, *position)),
             _ => None,
         };
         match (broken, self.student_of) {
-            (Some((row, position)), Some((phase, step))) if self.setup.recipe.guards.action == GuardAction::Stop => {
-                let why = format!("in row {row} of the batch the logits at position {position} hold NaN or no finite value");
+            (Some((row, position)), Some((phase, step)))
+                if self.setup.recipe.guards.action == GuardAction::Stop =>
+            {
+                let why = format!(
+                    "in row {row} of the batch the logits at position {position} hold NaN or no \
+                     finite value"
+                );
                 let alarm = self.guards_of(phase).unplayable(phase, step, &why);
                 self.metrics.append_alarm(&alarm)?;
                 Ok(PipelineError::Guard(vec![alarm]))
@@ -240,15 +292,21 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
             tracing::warn!("{overlap}");
         }
         let is_evaluated = stage.phases().contains(&Phase::Eval);
-        let asks = plays_episodes(&self.setup.recipe) || (is_evaluated && !self.setup.recipe.data.test.is_empty());
+        let asks = plays_episodes(&self.setup.recipe)
+            || (is_evaluated && !self.setup.recipe.data.test.is_empty());
         let retriever = if asks { Some(self.open_retriever()?) } else { None };
         let mut trained: Vec<(Phase, Decoder<Inner<B>>)> = Vec::new();
         for phase in stage.training_phases() {
-            self.student_of = self.newest(phase)?.map(|checkpoint| (phase, checkpoint.step)).or(self.student_of);
+            self.student_of =
+                self.newest(phase)?.map(|checkpoint| (phase, checkpoint.step)).or(self.student_of);
             let model = match (self.finished_model(phase)?, trained.last()) {
                 (Some(finished), _) => finished,
-                (None, _) if let Some(later) = self.begun_behind(phase)? => return Err(PipelineError::BegunFromLess { phase, later }),
-                (None, Some((_, start))) => self.train(phase, &tokenizer, retriever.as_deref(), start.clone())?,
+                (None, _) if let Some(later) = self.begun_behind(phase)? => {
+                    return Err(PipelineError::BegunFromLess { phase, later });
+                }
+                (None, Some((_, start))) => {
+                    self.train(phase, &tokenizer, retriever.as_deref(), start.clone())?
+                }
                 (None, None) => {
                     let start = self.setup.load(&self.setup.recipe.model.student, &tokenizer)?;
                     self.train(phase, &tokenizer, retriever.as_deref(), start)?
@@ -256,7 +314,11 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
             };
             trained.push((phase, model));
         }
-        if is_evaluated { self.evaluate(&tokenizer, retriever.as_deref(), trained) } else { Ok(self.summary_so_far()) }
+        if is_evaluated {
+            self.evaluate(&tokenizer, retriever.as_deref(), trained)
+        } else {
+            Ok(self.summary_so_far())
+        }
     }
 
     /// One phase, from `start` or behind its newest checkpoint.
@@ -273,7 +335,9 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
             Phase::Kd => self.kd_phase(tokenizer, retriever, start),
             Phase::Gkd => self.gkd_phase(tokenizer, needed(), start),
             Phase::Rl => self.rl_phase(tokenizer, needed(), start),
-            Phase::Encoder | Phase::Demos | Phase::Eval => unreachable!("{phase} trains no student"),
+            Phase::Encoder | Phase::Demos | Phase::Eval => {
+                unreachable!("{phase} trains no student")
+            }
         }
     }
 
@@ -282,17 +346,27 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         let Some(checkpoint) = self.newest(phase)? else { return Ok(None) };
         let state: PhaseState = checkpoint.read_state()?;
         // A run that is told to go on longer goes on.
-        if state.step < steer::total_now(phase, state.total, state.recipe.as_ref(), &self.setup.recipe) {
+        if state.step
+            < steer::total_now(phase, state.total, state.recipe.as_ref(), &self.setup.recipe)
+        {
             return Ok(None);
         }
-        Ok(Some(self.setup.cut_to_shared(read_model(&checkpoint.path, self.setup.dtype, &self.setup.device)?)))
+        Ok(Some(self.setup.cut_to_shared(read_model(
+            &checkpoint.path,
+            self.setup.dtype,
+            &self.setup.device,
+        )?)))
     }
 
     /// The first phase behind `phase` that has a checkpoint.
     fn begun_behind(&self, phase: Phase) -> Result<Option<Phase>, PipelineError> {
         let stage = self.setup.recipe.stage;
-        let behind = checkpoint::list_checkpoints(self.run.path(), stage)?.into_iter().map(|checkpoint| checkpoint.phase);
-        Ok(behind.filter(|&other| stage.place(other) > stage.place(phase)).min_by_key(|&other| stage.place(other)))
+        let behind = checkpoint::list_checkpoints(self.run.path(), stage)?
+            .into_iter()
+            .map(|checkpoint| checkpoint.phase);
+        Ok(behind
+            .filter(|&other| stage.place(other) > stage.place(phase))
+            .min_by_key(|&other| stage.place(other)))
     }
 
     fn open_retriever(&mut self) -> Result<Box<dyn Retriever>, PipelineError> {
@@ -303,22 +377,32 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
 
     /// The newest checkpoint of a phase.
     fn newest(&self, phase: Phase) -> Result<Option<Checkpoint>, PipelineError> {
-        Ok(checkpoint::list_checkpoints(self.run.path(), self.setup.recipe.stage)?.into_iter().rev().find(|c| c.phase == phase))
+        Ok(checkpoint::list_checkpoints(self.run.path(), self.setup.recipe.stage)?
+            .into_iter()
+            .rev()
+            .find(|c| c.phase == phase))
     }
 
     fn say(&mut self, text: &str) {
         (self.observer)(Event::Message(text));
     }
 
-    /// Records a finished step (counted from 1) and tells the observer, if the device says that it computed all of it: a checkpoint follows. Then the
-    /// guards look at it.
-    fn report(&mut self, phase: Phase, step: usize, total: usize, metrics: &Metrics) -> Result<(), PipelineError> {
+    /// Records a finished step (counted from 1) and tells the observer, if the device says that it
+    /// computed all of it: a checkpoint follows. Then the guards look at it.
+    fn report(
+        &mut self,
+        phase: Phase,
+        step: usize,
+        total: usize,
+        metrics: &Metrics,
+    ) -> Result<(), PipelineError> {
         devices::check::<Inner<B>>(&self.setup.device)?;
         self.metrics.append(phase, step, &metrics.0)?;
         (self.observer)(Event::Step { phase, step, total, metrics: &metrics.0 });
         self.student_of = Guards::watches(phase).then_some((phase, step));
         let recipe = &self.setup.recipe.guards;
-        let alarms = self.guards.entry(phase).or_default().observe(recipe, phase, (step, total), metrics);
+        let alarms =
+            self.guards.entry(phase).or_default().observe(recipe, phase, (step, total), metrics);
         for alarm in &alarms {
             self.metrics.append_alarm(alarm)?;
         }
@@ -331,9 +415,15 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
     }
 
     /// Writes a checkpoint, which stands for the metrics of every step before it.
-    fn save(&mut self, phase: Phase, step: usize, write: impl FnOnce(&Path) -> Result<(), WriteError>) -> Result<(), PipelineError> {
+    fn save(
+        &mut self,
+        phase: Phase,
+        step: usize,
+        write: impl FnOnce(&Path) -> Result<(), WriteError>,
+    ) -> Result<(), PipelineError> {
         self.metrics.sync()?;
-        let saved = checkpoint::save(self.run.path(), phase, step, self.setup.recipe.run.keep, write)?;
+        let saved =
+            checkpoint::save(self.run.path(), phase, step, self.setup.recipe.run.keep, write)?;
         (self.observer)(Event::CheckpointSaved { path: &saved.path });
         Ok(())
     }
@@ -343,7 +433,8 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         self.guards.get(&phase).cloned().unwrap_or_default()
     }
 
-    /// Ends the run between two steps, behind the checkpoint of the first, where a guard or somebody wants it.
+    /// Ends the run between two steps, behind the checkpoint of the first, where a guard or
+    /// somebody wants it.
     fn stop_if_wanted(&mut self, step: usize, total: usize) -> Result<(), PipelineError> {
         if !self.alarms.is_empty() {
             return Err(PipelineError::Guard(std::mem::take(&mut self.alarms)));
@@ -359,7 +450,8 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         Summary { seed: self.setup.recipe.run.seed, wall_s: self.wall_s(), ..Summary::default() }
     }
 
-    /// Whether the networks behind `step` are on disk; before the first step there is nothing to save.
+    /// Whether the networks behind `step` are on disk; before the first step there is nothing to
+    /// save.
     fn is_saved(&self, phase: Phase, step: usize) -> Result<bool, PipelineError> {
         Ok(step == 0 || self.newest(phase)?.is_some_and(|newest| newest.step == step))
     }
@@ -367,7 +459,10 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
     /// Whether step `step` of `total` (counted from 1) is followed by a checkpoint.
     fn is_save_due(&self, step: usize, total: usize) -> bool {
         let every = self.setup.recipe.run.save_every;
-        step == total || (every > 0 && step.is_multiple_of(every)) || self.stop.is_requested() || !self.alarms.is_empty()
+        step == total
+            || (every > 0 && step.is_multiple_of(every))
+            || self.stop.is_requested()
+            || !self.alarms.is_empty()
     }
 }
 
@@ -380,7 +475,8 @@ struct Earlier {
 /// Begins the line that says how the recipe of a resumed run was edited.
 const RECIPE_CHANGED: &str = "the recipe was changed since";
 
-/// The sampler of a checkpoint, if there are as many items now as there were then: its cursor means nothing in another set.
+/// The sampler of a checkpoint, if there are as many items now as there were then: its cursor means
+/// nothing in another set.
 fn same_items(sampler: Sampler, what: &'static str, now: usize) -> Result<Sampler, PipelineError> {
     match sampler.n_items == now {
         true => Ok(sampler),

@@ -9,8 +9,8 @@ use crate::{
     rollout::trajectory::read_given,
 };
 
-/// What the test questions of a recipe have in common with those of `data.train` and `data.trajectories`. A file that cannot be read has no
-/// questions here: whoever needs it says so.
+/// What the test questions of a recipe have in common with those of `data.train` and
+/// `data.trajectories`. A file that cannot be read has no questions here: whoever needs it says so.
 pub fn overlap_of(recipe: &Recipe) -> Option<Overlap> {
     let data = &recipe.data;
     if data.test.is_empty() || (data.train.is_empty() && data.trajectories.is_empty()) {
@@ -43,7 +43,11 @@ mod tests {
             std::fs::write(&path, lines.join("\n")).unwrap();
             path.display().to_string()
         };
-        let question = |id: u32, text: &str| format!(r#"{{"id": {id}, "dataset": "d", "question": "{text}", "golden_answers": ["A"]}}"#);
+        let question = |id: u32, text: &str| {
+            format!(
+                r#"{{"id": {id}, "dataset": "d", "question": "{text}", "golden_answers": ["A"]}}"#
+            )
+        };
         let (who, when, why) = (question(1, "who?"), question(2, "when?"), question(3, "why?"));
         let given = why.replace('}', r#", "response": "<answer> A </answer>"}"#);
         let mut recipe = Recipe::default();

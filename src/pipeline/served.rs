@@ -1,15 +1,16 @@
 //! Play until served: what every phase does when the retriever fails.
 //!
-//! A step that lost searches must not be learned from, and an evaluation that lost some is no figure. The
-//! episodes that are left are those that did not search, and what learns from them learns not to. So where
-//! more than `retriever.max_lost_share` of the episodes that searched was lost, the same episodes are played
-//! again: same model, same questions, same keys, so that what comes out is what an undisturbed retriever
-//! would have given, bit for bit. Pauses grow between the attempts, and a stop request ends them. After
-//! `retriever.max_outage_s`, or at once where the server refuses a search instead of failing at it, the run
-//! ends with its checkpoint and in the retriever's own words.
+//! A step that lost searches must not be learned from, and an evaluation that lost some is no
+//! figure. The episodes that are left are those that did not search, and what learns from them
+//! learns not to. So where more than `retriever.max_lost_share` of the episodes that searched was
+//! lost, the same episodes are played again: same model, same questions, same keys, so that what
+//! comes out is what an undisturbed retriever would have given, bit for bit. Pauses grow between
+//! the attempts, and a stop request ends them. After `retriever.max_outage_s`, or at once where the
+//! server refuses a search instead of failing at it, the run ends with its checkpoint and in the
+//! retriever's own words.
 //!
-//! An attempt that can no longer succeed is cut short: from the first loss too many on, nothing is asked
-//! ([`Watched`]), and the engine is stopped at its next step.
+//! An attempt that can no longer succeed is cut short: from the first loss too many on, nothing is
+//! asked ([`Watched`]), and the engine is stopped at its next step.
 use super::PipelineError;
 use crate::{
     config::RetrieverRecipe,
@@ -35,7 +36,8 @@ pub struct Waiting<'a> {
     pub say: &'a mut dyn FnMut(&str),
 }
 
-/// What an attempt asked of the retriever and what of it was lost: episodes that searched, or queries.
+/// What an attempt asked of the retriever and what of it was lost: episodes that searched, or
+/// queries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
     pub n_asked: usize,
@@ -57,7 +59,11 @@ impl Losses {
 
     pub fn of_results<T>(results: &[Result<T, RetrieverError>]) -> Self {
         let lost = || results.iter().filter_map(|result| result.as_ref().err());
-        Self { n_asked: results.len(), n_lost: lost().count(), why: lost().next().map(RetrieverError::to_string) }
+        Self {
+            n_asked: results.len(),
+            n_lost: lost().count(),
+            why: lost().next().map(RetrieverError::to_string),
+        }
     }
 
     /// The most that a recipe accepts.
@@ -74,11 +80,11 @@ pub struct Served<T> {
 }
 
 impl Waiting<'_> {
-    /// Attempts `what` until the retriever has served it. An attempt asks the retriever it is given and hands back
-    /// what it did and lost; `n` is the number of episodes (or queries) it is about.
+    /// Attempts `what` until the retriever has served it. An attempt asks the retriever it is given
+    /// and hands back what it did and lost; `n` is the number of episodes (or queries) it is about.
     /// # Errors
-    /// [`PipelineError::RetrieverDown`] if the outage lasts too long or is none but a refusal, [`PipelineError::Stopped`] after a stop request,
-    /// and what `attempt` fails with.
+    /// [`PipelineError::RetrieverDown`] if the outage lasts too long or is none but a refusal,
+    /// [`PipelineError::Stopped`] after a stop request, and what `attempt` fails with.
     pub fn until_served<T>(
         &mut self,
         what: &str,
@@ -87,7 +93,8 @@ impl Waiting<'_> {
         mut attempt: impl FnMut(&Watched<'_>) -> Result<(T, Losses), PipelineError>,
     ) -> Result<Served<T>, PipelineError> {
         let share = self.recipe.max_lost_share;
-        let longest = Duration::try_from_secs_f64(self.recipe.max_outage_s).unwrap_or(Duration::MAX);
+        let longest =
+            Duration::try_from_secs_f64(self.recipe.max_outage_s).unwrap_or(Duration::MAX);
         let mut pause = self.first_pause();
         let mut outage = None;
         loop {
@@ -104,15 +111,27 @@ impl Waiting<'_> {
                 return Err(PipelineError::Stopped);
             }
             if watched.is_refused.get() {
-                return Err(self.down(what, losses, "and it refuses them, which waiting does not change".to_owned()));
+                return Err(self.down(
+                    what,
+                    losses,
+                    "and it refuses them, which waiting does not change".to_owned(),
+                ));
             }
             let so_far = outage.get_or_insert_with(Instant::now).elapsed();
             if so_far >= longest {
-                let lasting = format!("and for longer than retriever.max_outage_s = {}", self.recipe.max_outage_s);
+                let lasting = format!(
+                    "and for longer than retriever.max_outage_s = {}",
+                    self.recipe.max_outage_s
+                );
                 return Err(self.down(what, losses, lasting));
             }
             let left = longest - so_far;
-            (self.say)(&format!("{what}: {}; it is played again in {:.1?}, for {:.0?} more at most", told(&losses), pause.min(left), left));
+            (self.say)(&format!(
+                "{what}: {}; it is played again in {:.1?}, for {:.0?} more at most",
+                told(&losses),
+                pause.min(left),
+                left
+            ));
             self.pause(pause.min(left))?;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -140,18 +159,30 @@ impl Waiting<'_> {
     fn down(&self, what: &str, losses: Losses, lasting: String) -> PipelineError {
         let Losses { n_asked, n_lost, why } = losses;
         let (what, why) = (what.to_owned(), why.unwrap_or_default());
-        PipelineError::RetrieverDown { what, n_lost, n_asked, max_lost_share: self.recipe.max_lost_share, lasting, why }
+        PipelineError::RetrieverDown {
+            what,
+            n_lost,
+            n_asked,
+            max_lost_share: self.recipe.max_lost_share,
+            lasting,
+            why,
+        }
     }
 }
 
-/// "12 of 40 that searched were lost to the retriever: ...", without the advice: there is time for that at the end.
+/// "12 of 40 that searched were lost to the retriever: ...", without the advice: there is time for
+/// that at the end.
 fn told(losses: &Losses) -> String {
     let why = losses.why.as_deref().unwrap_or_default();
     let why = why.split("; hint: ").next().unwrap_or_default();
-    format!("{} of {} that searched were lost to the retriever: {why}", losses.n_lost, losses.n_asked)
+    format!(
+        "{} of {} that searched were lost to the retriever: {why}",
+        losses.n_lost, losses.n_asked
+    )
 }
 
-/// A retriever under watch for one attempt: once it has failed too many queries, it is not asked any more.
+/// A retriever under watch for one attempt: once it has failed too many queries, it is not asked
+/// any more.
 pub struct Watched<'r> {
     inner: &'r dyn Retriever,
     /// Losses that are too many whatever else the attempt asks.
@@ -165,7 +196,14 @@ pub struct Watched<'r> {
 
 impl<'r> Watched<'r> {
     fn new(inner: &'r dyn Retriever, most: f64) -> Self {
-        Self { inner, most, n_asked: Cell::new(0), n_lost: Cell::new(0), first: OnceCell::new(), is_refused: Cell::new(false) }
+        Self {
+            inner,
+            most,
+            n_asked: Cell::new(0),
+            n_lost: Cell::new(0),
+            first: OnceCell::new(),
+            is_refused: Cell::new(false),
+        }
     }
 
     /// Whether the attempt is lost. What plays may stop then, as after a stop request.
@@ -188,7 +226,11 @@ impl Retriever for Watched<'_> {
         let mut results = self.inner.search(queries, top_k);
         if results.len() != queries.len() {
             // With a result too many or too few nobody knows whose is whose.
-            let why = format!("the retriever returned {} results for {} queries", results.len(), queries.len());
+            let why = format!(
+                "the retriever returned {} results for {} queries",
+                results.len(),
+                queries.len()
+            );
             results = queries.iter().map(|_| Err(RetrieverError::Failed(why.clone()))).collect();
         }
         let lost = results.iter().filter_map(|result| result.as_ref().err());

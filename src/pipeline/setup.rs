@@ -1,4 +1,5 @@
-//! What every command that plays episodes needs, made from a recipe: models, retriever, questions, the player.
+//! What every command that plays episodes needs, made from a recipe: models, retriever, questions,
+//! the player.
 use super::{
     Inner, PipelineError,
     served::{Losses, Served, Waiting},
@@ -49,7 +50,8 @@ pub struct Play<'p, I: Backend> {
     pub sampling: Sampling,
     /// Question i draws from this folded by i.
     pub key: Key,
-    /// Whether a stop request ends the play. Half a rollout of a training step is worth nothing: there it waits for the step.
+    /// Whether a stop request ends the play. Half a rollout of a training step is worth nothing:
+    /// there it waits for the step.
     pub is_interruptible: bool,
 }
 
@@ -67,21 +69,28 @@ impl<I: Backend> Setup<I> {
 
     /// The tokenizer that student and teacher share, with the chat format of its prompts.
     /// # Errors
-    /// If it is not found or does not load; if there is no chat template, or one that cannot be rendered or has tokens it does not know.
+    /// If it is not found or does not load; if there is no chat template, or one that cannot be
+    /// rendered or has tokens it does not know.
     pub fn tokenizer(&self) -> Result<Tokenizer, PipelineError> {
-        let tokenizer = models::load_tokenizer(&self.recipe.model.tokenizer, &self.recipe.model.student)?;
+        let tokenizer =
+            models::load_tokenizer(&self.recipe.model.tokenizer, &self.recipe.model.student)?;
         let ModelRecipe { chat_template, template_date, .. } = &self.recipe.model;
         // The tokenizer's own folder before the student's.
         let folders: Vec<PathBuf> = self.side_files()?.folders.into_iter().rev().collect();
         let chat = Chat::open(*chat_template, template_date, &folders, &tokenizer)?;
-        Ok(tokenizer.with_chat(chat).with_special_tokens_in_text(self.recipe.episode.special_tokens_in_text))
+        Ok(tokenizer
+            .with_chat(chat)
+            .with_special_tokens_in_text(self.recipe.episode.special_tokens_in_text))
     }
 
-    /// Loads a model and checks that tokenizer and recipe fit it. Its logits are cut to the vocabulary that student and teacher share.
+    /// Loads a model and checks that tokenizer and recipe fit it. Its logits are cut to the
+    /// vocabulary that student and teacher share.
     /// # Errors
-    /// If it is not found, does not load, has a smaller vocabulary than the tokenizer, or was made for shorter sequences.
+    /// If it is not found, does not load, has a smaller vocabulary than the tokenizer, or was made
+    /// for shorter sequences.
     pub fn load(&self, source: &str, tokenizer: &Tokenizer) -> Result<Decoder<I>, PipelineError> {
-        let model: Decoder<I> = models::load(source, self.recipe.run.seed, self.dtype, &self.device)?;
+        let model: Decoder<I> =
+            models::load(source, self.recipe.run.seed, self.dtype, &self.device)?;
         self.check_shape(source, &model.config(), Some(tokenizer))?;
         Ok(self.cut_to_shared(model))
     }
@@ -89,24 +98,36 @@ impl<I: Backend> Setup<I> {
     /// Checks that tokenizer and recipe fit a model of this shape.
     /// # Errors
     /// If its vocabulary is smaller than the tokenizer's, or it was made for shorter sequences.
-    pub fn check_shape(&self, source: &str, config: &DecoderConfig, tokenizer: Option<&Tokenizer>) -> Result<(), PipelineError> {
+    pub fn check_shape(
+        &self,
+        source: &str,
+        config: &DecoderConfig,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<(), PipelineError> {
         if let Some(tokenizer) = tokenizer {
             tokenizer.check_fits(config.vocab_size)?;
         }
-        let (longest, limit) = (self.recipe.episode.max_prompt_length, config.max_position_embeddings);
+        let (longest, limit) =
+            (self.recipe.episode.max_prompt_length, config.max_position_embeddings);
         match longest > limit {
             true => Err(PipelineError::TooLong { model: source.to_owned(), longest, limit }),
             false => Ok(()),
         }
     }
 
-    /// Cuts a model's logits to the vocabulary that student and teacher share, as far as their shapes are known (method §3).
+    /// Cuts a model's logits to the vocabulary that student and teacher share, as far as their
+    /// shapes are known (method §3).
     pub fn cut_to_shared(&self, model: Decoder<I>) -> Decoder<I> {
         let vocab_size = |source: &String| {
-            let config = DecoderConfig::from_file(&models::model_dir(source).ok()?.join("config.json")).ok()?;
+            let config =
+                DecoderConfig::from_file(&models::model_dir(source).ok()?.join("config.json"))
+                    .ok()?;
             Some(config.vocab_size)
         };
-        let shared = [&self.recipe.model.student, &self.recipe.model.teacher].into_iter().filter_map(vocab_size).min();
+        let shared = [&self.recipe.model.student, &self.recipe.model.teacher]
+            .into_iter()
+            .filter_map(vocab_size)
+            .min();
         shared.map_or(model.clone(), |shared| model.with_logits_cut_to(shared))
     }
 
@@ -137,14 +158,18 @@ impl<I: Backend> Setup<I> {
 
     /// Opens the recipe's retriever; an index that has to be built on disk lies in `dir`.
     /// # Errors
-    /// [`PipelineError::Stopped`] after a stop request; otherwise what is wrong with corpus, encoder or index.
+    /// [`PipelineError::Stopped`] after a stop request; otherwise what is wrong with corpus,
+    /// encoder or index.
     pub fn retriever(&self, dir: &Path, stop: &Stop) -> Result<Box<dyn Retriever>, PipelineError> {
         let corpus = match self.recipe.data.corpus.as_str() {
             "" => None,
             name => Some(Arc::new(self.corpus(name)?)),
         };
-        let mut progress = |_| if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        match retriever::open::<I>(&self.recipe.retriever, corpus, dir, &self.device, &mut progress) {
+        let mut progress = |_| {
+            if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        match retriever::open::<I>(&self.recipe.retriever, corpus, dir, &self.device, &mut progress)
+        {
             Err(RetrieverError::Interrupted { .. }) => Err(PipelineError::Stopped),
             opened => Ok(opened?),
         }
@@ -156,13 +181,15 @@ impl<I: Backend> Setup<I> {
         match self.recipe.data.max_passages {
             0 => Ok(corpus),
             max => {
-                let passages: Result<Vec<_>, _> = (0..corpus.len().min(max)).map(|i| corpus.passage(i)).collect();
+                let passages: Result<Vec<_>, _> =
+                    (0..corpus.len().min(max)).map(|i| corpus.passage(i)).collect();
                 Ok(Corpus::from_passages(passages?))
             }
         }
     }
 
-    /// Plays every question once, again and again until the retriever has served them ([`super::served`]).
+    /// Plays every question once, again and again until the retriever has served them
+    /// ([`super::served`]).
     /// # Errors
     /// If the model breaks, the retriever is away for too long, or a stop was requested.
     pub fn play_until_served(
@@ -175,22 +202,40 @@ impl<I: Backend> Setup<I> {
         let Play { model, questions, sampling, key, is_interruptible } = play;
         let stop = waiting.stop;
         waiting.until_served(what, retriever, questions.len(), |watched| {
-            let is_over = || watched.has_lost_too_much() || (is_interruptible && stop.is_requested());
-            let episodes = self.player(tokenizer, watched, &is_over).play(model, questions, sampling, key, &self.device)?;
+            let is_over =
+                || watched.has_lost_too_much() || (is_interruptible && stop.is_requested());
+            let episodes = self.player(tokenizer, watched, &is_over).play(
+                model,
+                questions,
+                sampling,
+                key,
+                &self.device,
+            )?;
             let losses = Losses::of_episodes(&episodes);
             Ok((episodes, losses))
         })
     }
 
     /// Tokenizer, environment and limits for playing episodes; the play ends where `is_over`.
-    pub fn player<'p>(&self, tokenizer: &'p Tokenizer, retriever: &'p dyn Retriever, is_over: &'p dyn Fn() -> bool) -> Player<'p> {
+    pub fn player<'p>(
+        &self,
+        tokenizer: &'p Tokenizer,
+        retriever: &'p dyn Retriever,
+        is_over: &'p dyn Fn() -> bool,
+    ) -> Player<'p> {
         let env = Env {
             instruction: self.recipe.episode.instruction.clone(),
             chat: tokenizer.chat().clone(),
             retriever,
             top_k: self.recipe.retriever.top_k,
         };
-        Player { tokenizer, env, limits: self.recipe.episode.clone(), opening: &Opening::none, is_over }
+        Player {
+            tokenizer,
+            env,
+            limits: self.recipe.episode.clone(),
+            opening: &Opening::none,
+            is_over,
+        }
     }
 
     /// All questions of some files, at most `max` a file (0 = all).
@@ -206,7 +251,8 @@ impl<I: Backend> Setup<I> {
         Ok(questions)
     }
 
-    /// The test questions, each once: one that counts twice would pull the mean and narrow its interval.
+    /// The test questions, each once: one that counts twice would pull the mean and narrow its
+    /// interval.
     /// # Errors
     /// Those of [`Setup::questions`]; if two questions of one data set have the same id.
     pub fn test_questions(&self) -> Result<Vec<Question>, PipelineError> {
@@ -214,9 +260,15 @@ impl<I: Backend> Setup<I> {
         let mut asked_by = HashMap::new();
         for file in &self.recipe.data.test {
             for question in self.questions(std::slice::from_ref(file), self.recipe.data.max_test)? {
-                if let Some(first) = asked_by.insert((question.dataset.clone(), question.id.clone()), file) {
+                if let Some(first) =
+                    asked_by.insert((question.dataset.clone(), question.id.clone()), file)
+                {
                     let Question { id, dataset, .. } = question;
-                    return Err(PipelineError::AskedTwice { id, dataset, files: [first.clone(), file.clone()] });
+                    return Err(PipelineError::AskedTwice {
+                        id,
+                        dataset,
+                        files: [first.clone(), file.clone()],
+                    });
                 }
                 questions.push(question);
             }
@@ -226,7 +278,8 @@ impl<I: Backend> Setup<I> {
 
     /// Plays the test questions with a model, greedily unless the recipe says otherwise.
     /// # Errors
-    /// If questions cannot be read, the model breaks, the retriever is away for too long, or a stop was requested.
+    /// If questions cannot be read, the model breaks, the retriever is away for too long, or a stop
+    /// was requested.
     pub fn play_test(
         &self,
         tokenizer: &Tokenizer,
@@ -238,9 +291,13 @@ impl<I: Backend> Setup<I> {
         let sampling = Sampling { temperature: self.recipe.eval.temperature, ..Sampling::GREEDY };
         let key = Key::new(self.recipe.run.seed, Purpose::Eval);
         let play = Play { model, questions: &questions, sampling, key, is_interruptible: true };
-        let episodes = self.play_until_served("the evaluation", (tokenizer, retriever), play, waiting)?.value;
+        let episodes =
+            self.play_until_served("the evaluation", (tokenizer, retriever), play, waiting)?.value;
         devices::check::<I>(&self.device)?;
-        let figures = Figures { intervals: Some(Intervals::of(&episodes, self.recipe.run.seed)), ..Figures::of(&episodes) };
+        let figures = Figures {
+            intervals: Some(Intervals::of(&episodes, self.recipe.run.seed)),
+            ..Figures::of(&episodes)
+        };
         Ok((episodes, figures))
     }
 
@@ -259,12 +316,20 @@ impl<I: Backend> Setup<I> {
 /// Parameters of a model, for the log.
 pub fn describe_model<I: Backend>(name: &str, model: &Decoder<I>) -> String {
     let config = model.config();
-    format!("{name}: {} parameters, {} layers of {}", config.n_parameters(), config.num_hidden_layers, config.hidden_size)
+    format!(
+        "{name}: {} parameters, {} layers of {}",
+        config.n_parameters(),
+        config.num_hidden_layers,
+        config.hidden_size
+    )
 }
 
 /// The setup for a training backend: its inner backend does everything but the updates.
 /// # Errors
 /// As [`Setup::new`].
-pub fn setup_of<B: TrainBackend>(recipe: Recipe, device: &B::Device) -> Result<SetupOf<B>, PipelineError> {
+pub fn setup_of<B: TrainBackend>(
+    recipe: Recipe,
+    device: &B::Device,
+) -> Result<SetupOf<B>, PipelineError> {
     Setup::new(recipe, device)
 }

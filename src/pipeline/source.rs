@@ -1,4 +1,5 @@
-//! Where the episodes of a distillation step come from: given ones, the student's own, or now these and now those.
+//! Where the episodes of a distillation step come from: given ones, the student's own, or now these
+//! and now those.
 use super::{
     PipelineError, same_items,
     served::{Served, Waiting},
@@ -17,7 +18,10 @@ use crate::{
     tokenizer::Tokenizer,
     trainer::{
         checkpoint::WriteError,
-        metrics::{EPISODE_SOURCE, Metrics, ROLLOUT_TOKENS_PER_SECOND, STUDENT_SHARE, VALIDATION_LOSS, record_episodes},
+        metrics::{
+            EPISODE_SOURCE, Metrics, ROLLOUT_TOKENS_PER_SECOND, STUDENT_SHARE, VALIDATION_LOSS,
+            record_episodes,
+        },
         score::{self, Pass},
         state::{DistillState, PhaseState},
     },
@@ -81,7 +85,8 @@ impl<'s> Source<'s> {
     /// Adds the source's part to a checkpoint's state.
     pub fn add_to(&self, state: &mut DistillState) {
         if let Self::Mixed(mixed) = self {
-            (state.share, state.questions) = (Some(mixed.share), Some(mixed.played.sampler.clone()));
+            (state.share, state.questions) =
+                (Some(mixed.share), Some(mixed.played.sampler.clone()));
         }
     }
 
@@ -97,7 +102,8 @@ impl<'s> Source<'s> {
 
     /// Goes on where a checkpoint left the source.
     /// # Errors
-    /// If the replay buffer is damaged, or there are other episodes or questions now than there were then.
+    /// If the replay buffer is damaged, or there are other episodes or questions now than there
+    /// were then.
     pub fn restore(&mut self, state: &PhaseState, dir: &Path) -> Result<(), PipelineError> {
         let episodes = |given: &mut Given| -> Result<(), PipelineError> {
             given.sampler = same_items(state.sampler.clone(), "episodes", given.episodes.len())?;
@@ -106,15 +112,21 @@ impl<'s> Source<'s> {
         match self {
             Self::Given(given) => episodes(given),
             Self::Played(played) => {
-                played.sampler = same_items(state.sampler.clone(), "questions", played.questions.len())?;
+                played.sampler =
+                    same_items(state.sampler.clone(), "questions", played.questions.len())?;
                 Ok(())
             }
             Self::Mixed(mixed) => {
                 episodes(&mut mixed.given)?;
-                // A checkpoint without them is of a recipe that had no such episodes yet: they begin here.
-                if let Some(DistillState { share: Some(share), questions: Some(questions), .. }) = &state.distill {
+                // A checkpoint without them is of a recipe that had no such episodes yet: they
+                // begin here.
+                if let Some(DistillState {
+                    share: Some(share), questions: Some(questions), ..
+                }) = &state.distill
+                {
                     mixed.share = *share;
-                    mixed.played.sampler = same_items(questions.clone(), "questions", mixed.played.questions.len())?;
+                    mixed.played.sampler =
+                        same_items(questions.clone(), "questions", mixed.played.questions.len())?;
                     mixed.replay = read_episodes(&dir.join(REPLAY_FILE))?;
                 }
                 Ok(())
@@ -122,9 +134,11 @@ impl<'s> Source<'s> {
         }
     }
 
-    /// The episodes of a step. Where the retriever did not serve them, the source is left as it was.
+    /// The episodes of a step. Where the retriever did not serve them, the source is left as it
+    /// was.
     /// # Errors
-    /// If the student breaks, the retriever is away for too long, or a stop was requested while it was.
+    /// If the student breaks, the retriever is away for too long, or a stop was requested while it
+    /// was.
     pub fn draw<I: Backend>(
         &mut self,
         setup: &Setup<I>,
@@ -143,7 +157,10 @@ impl<'s> Source<'s> {
         };
         if let Some(seconds) = played_s {
             record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
-            metrics.set(ROLLOUT_TOKENS_PER_SECOND, episodes.iter().map(Episode::n_agent_tokens).sum::<usize>() as f64 / seconds);
+            metrics.set(
+                ROLLOUT_TOKENS_PER_SECOND,
+                episodes.iter().map(Episode::n_agent_tokens).sum::<usize>() as f64 / seconds,
+            );
         }
         Ok(Drawn { episodes, is_played: played_s.is_some(), metrics })
     }
@@ -185,11 +202,14 @@ impl Played<'_> {
         waiting: &mut Waiting<'_>,
     ) -> Result<Served<Vec<Episode>>, PipelineError> {
         let mut sampler = self.sampler.clone();
-        let drawn: Vec<Question> = sampler.next(n).into_iter().map(|i| self.questions[i].clone()).collect();
+        let drawn: Vec<Question> =
+            sampler.next(n).into_iter().map(|i| self.questions[i].clone()).collect();
         let (sampling, key) = (setup.recipe.episode.sampling(), self.key.fold(step as u64));
-        let play = Play { model: student, questions: &drawn, sampling, key, is_interruptible: false };
+        let play =
+            Play { model: student, questions: &drawn, sampling, key, is_interruptible: false };
         let what = format!("{} step {}", self.phase, step + 1);
-        let served = setup.play_until_served(&what, (self.tokenizer, self.retriever), play, waiting)?;
+        let served =
+            setup.play_until_served(&what, (self.tokenizer, self.retriever), play, waiting)?;
         self.sampler = sampler;
         Ok(served)
     }
@@ -224,7 +244,10 @@ impl<'s> Mixed<'s> {
         if n_held_out == 0 {
             return Err(PipelineError::NothingToTrain {
                 phase: Phase::Kd,
-                why: format!("of {} teacher episodes, one has to be held out of training and one to remain", episodes.len()),
+                why: format!(
+                    "of {} teacher episodes, one has to be held out of training and one to remain",
+                    episodes.len()
+                ),
                 hint: "raise demos.n_episodes, or name more data.trajectories",
             });
         }
@@ -232,13 +255,21 @@ impl<'s> Mixed<'s> {
         for at in key.fold(HELD_OUT).permutation(episodes.len()).into_iter().take(n_held_out) {
             is_held_out[at] = true;
         }
-        let (held_out, kept): (Vec<_>, Vec<_>) = episodes.into_iter().zip(is_held_out).partition(|(_, is_held_out)| *is_held_out);
+        let (held_out, kept): (Vec<_>, Vec<_>) =
+            episodes.into_iter().zip(is_held_out).partition(|(_, is_held_out)| *is_held_out);
         let held_out: Vec<Episode> = held_out.into_iter().map(|(episode, _)| episode).collect();
         let sampler = Sampler::new(key.fold(QUESTIONS).bits(0), questions.len());
         let (tokenizer, retriever) = player;
         Ok(Self {
             given: Given::new(kept.into_iter().map(|(episode, _)| episode).collect(), seed),
-            played: Played { phase: Phase::Kd, tokenizer, retriever, questions, sampler, key: key.fold(ROLLOUTS) },
+            played: Played {
+                phase: Phase::Kd,
+                tokenizer,
+                retriever,
+                questions,
+                sampler,
+                key: key.fold(ROLLOUTS),
+            },
             held_out: RolloutBatch::new(&held_out.iter().collect::<Vec<_>>()),
             share: StudentShare::new(recipe),
             replay: Vec::new(),
@@ -269,18 +300,27 @@ impl<'s> Mixed<'s> {
             metrics.set(VALIDATION_LOSS, loss);
         }
         let key = self.key.fold(step as u64);
-        let author = share.author(key.uniform(0), step, total, self.replay.len() >= self.recipe.capacity);
+        let author =
+            share.author(key.uniform(0), step, total, self.replay.len() >= self.recipe.capacity);
         let episodes = match author {
             Author::Teacher => self.given.draw(n),
             Author::Student => {
-                let Served { value: episodes, seconds } = self.played.play(setup, student, of, waiting)?;
+                let Served { value: episodes, seconds } =
+                    self.played.play(setup, student, of, waiting)?;
                 played_s = Some(seconds);
-                self.replay.extend(episodes.iter().filter(|episode| episode.is_trainable()).cloned());
+                self.replay
+                    .extend(episodes.iter().filter(|episode| episode.is_trainable()).cloned());
                 let n_old = self.replay.len().saturating_sub(self.recipe.capacity);
                 self.replay.drain(..n_old);
                 episodes
             }
-            Author::Replay => key.fold(1).permutation(self.replay.len()).into_iter().take(n).map(|i| self.replay[i].clone()).collect(),
+            Author::Replay => key
+                .fold(1)
+                .permutation(self.replay.len())
+                .into_iter()
+                .take(n)
+                .map(|i| self.replay[i].clone())
+                .collect(),
         };
         self.share = share;
         metrics.set(STUDENT_SHARE, share.share);
@@ -288,11 +328,17 @@ impl<'s> Mixed<'s> {
         Ok((episodes, played_s))
     }
 
-    /// Cross-entropy a token on the held-out episodes, as the published script has it: no teacher is needed.
+    /// Cross-entropy a token on the held-out episodes, as the published script has it: no teacher
+    /// is needed.
     fn held_out_loss<I: Backend>(&self, setup: &Setup<I>, student: &Decoder<I>) -> f64 {
         let rows: Vec<usize> = (0..self.held_out.n_rows).collect();
-        let pass = Pass { micro_batch_tokens: setup.recipe.distill.micro_batch_tokens, temperature: 1.0, device: &setup.device };
+        let pass = Pass {
+            micro_batch_tokens: setup.recipe.distill.micro_batch_tokens,
+            temperature: 1.0,
+            device: &setup.device,
+        };
         let log_probs = score::log_probs(student, &self.held_out, &rows, &pass);
-        -log_probs.into_iter().map(f64::from).sum::<f64>() / self.held_out.n_agent_tokens(&rows).max(1) as f64
+        -log_probs.into_iter().map(f64::from).sum::<f64>()
+            / self.held_out.n_agent_tokens(&rows).max(1) as f64
     }
 }

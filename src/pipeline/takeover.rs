@@ -1,6 +1,8 @@
-//! `--from RUN`: what another run has finished, and this one would do the same way, is taken over instead of done again.
+//! `--from RUN`: what another run has finished, and this one would do the same way, is taken over
+//! instead of done again.
 //!
-//! A phase is the same where everything it depends on is equal in both recipes and in the files they name, and the student comes to it in the same way:
+//! A phase is the same where everything it depends on is equal in both recipes and in the files
+//! they name, and the student comes to it in the same way:
 //!
 //! | phase | depends on |
 //! |---|---|
@@ -9,10 +11,12 @@
 //! | gkd | models to `episode`, the seed, `gkd`, `optim.distill`; every training phase before it |
 //! | rl | models to `episode`, the seed, `rl`, `kl`, `gae`, `optim.actor`, `optim.critic`; every training phase before it |
 //!
-//! Guards, evaluations, and how often checkpoints are written may differ: no finished phase computes anything else because of them.
+//! Guards, evaluations, and how often checkpoints are written may differ: no finished phase
+//! computes anything else because of them.
 //!
-//! Files are linked, or copied where the file system has no links; nothing in a run directory is changed in place, so both runs stay whole whatever
-//! becomes of the other. Checkpoints come last: a process that dies on the way leaves a run that does the rest itself.
+//! Files are linked, or copied where the file system has no links; nothing in a run directory is
+//! changed in place, so both runs stay whole whatever becomes of the other. Checkpoints come last:
+//! a process that dies on the way leaves a run that does the rest itself.
 use super::blocks::{block_path, counts_path, n_blocks_done};
 use crate::{
     config::{Phase, Recipe, load::differences},
@@ -32,11 +36,25 @@ use std::{
 };
 
 /// What every phase that plays or trains depends on.
-const COMMON: [&str; 8] = ["model", "data.train", "data.max_train", "data.corpus", "data.max_passages", "retriever", "episode", "run.seed"];
+const COMMON: [&str; 8] = [
+    "model",
+    "data.train",
+    "data.max_train",
+    "data.corpus",
+    "data.max_passages",
+    "retriever",
+    "episode",
+    "run.seed",
+];
 
 /// How long and in which portions a retriever is asked: what it answers in the end is the same.
-const PATIENCE: [&str; 5] =
-    ["retriever.timeout_s", "retriever.max_retries", "retriever.first_pause_s", "retriever.batch_queries", "retriever.max_outage_s"];
+const PATIENCE: [&str; 5] = [
+    "retriever.timeout_s",
+    "retriever.max_retries",
+    "retriever.first_pause_s",
+    "retriever.batch_queries",
+    "retriever.max_outage_s",
+];
 
 /// What a phase depends on beside [`COMMON`]: keys, or tables of keys.
 fn own_keys(phase: Phase) -> &'static [&'static str] {
@@ -52,15 +70,18 @@ fn own_keys(phase: Phase) -> &'static [&'static str] {
 /// Why nothing is taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
-    #[error("nothing of the run {} can be taken over: {why}; hint: make the settings equal (--set KEY=VALUE), or leave --from out", run.display())]
+    #[error("nothing of the run {} can be taken over: {why}; hint: make the settings equal (--set \
+             KEY=VALUE), or leave --from out", run.display())]
     Different { run: PathBuf, why: String },
     #[error(
-        "the run {} has finished no phase that this run (stage {stage}) goes through in the same way; hint: `dgpo runs show {}` says how far it is",
+        "the run {} has finished no phase that this run (stage {stage}) goes through in the same \
+         way; hint: `dgpo runs show {}` says how far it is",
         run.display(), run.display()
     )]
     Nothing { run: PathBuf, stage: String },
     #[error(
-        "{name} has changed since the run {} was started, so what that run learned is not what this one would; hint: restore the file, or leave --from out",
+        "{name} has changed since the run {} was started, so what that run learned is not what \
+         this one would; hint: restore the file, or leave --from out",
         run.display()
     )]
     FileChanged { run: PathBuf, name: String },
@@ -82,8 +103,11 @@ pub struct Refused {
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys: Vec<String> =
-            self.keys.iter().map(|(key, there, here)| format!("{key}, which is {there} there and {here} here")).collect();
+        let keys: Vec<String> = self
+            .keys
+            .iter()
+            .map(|(key, there, here)| format!("{key}, which is {there} there and {here} here"))
+            .collect();
         write!(f, "{} depends on {}", self.phase, keys.join(", on "))
     }
 }
@@ -103,28 +127,48 @@ pub struct Takeover {
 }
 
 impl Takeover {
-    /// Compares a finished run (or the finished part of one) with the recipe of a new run; `files` are the fingerprints of the new run's inputs.
+    /// Compares a finished run (or the finished part of one) with the recipe of a new run; `files`
+    /// are the fingerprints of the new run's inputs.
     /// # Errors
     /// If nothing can be taken over, with the reason; if the other run cannot be read.
-    pub fn plan(source: &RunDir, recipe: &Recipe, files: &BTreeMap<String, String>) -> Result<Self, TakeoverError> {
+    pub fn plan(
+        source: &RunDir,
+        recipe: &Recipe,
+        files: &BTreeMap<String, String>,
+    ) -> Result<Self, TakeoverError> {
         let theirs = source.recipe()?;
         let different = differences(&theirs, recipe);
-        let mut plan = Self { source: source.clone(), phases: Vec::new(), refused: Vec::new(), checkpoints: Vec::new(), wall_s: 0.0 };
+        let mut plan = Self {
+            source: source.clone(),
+            phases: Vec::new(),
+            refused: Vec::new(),
+            checkpoints: Vec::new(),
+            wall_s: 0.0,
+        };
         let mut their_training = theirs.stage.training_phases();
         let mut is_same_student = true;
         for &phase in recipe.stage.phases() {
             let checkpoint = match phase {
                 Phase::Demos => {
-                    let have_both = theirs.stage.place(Phase::Demos).is_some() && recipe.data.trajectories.is_empty();
-                    // A run goes on behind the furthest phase of which it has anything: none before it may be missing.
-                    if !is_same_student || !have_both || n_blocks_done(source, theirs.retriever.max_lost_share)? == 0 {
+                    let have_both = theirs.stage.place(Phase::Demos).is_some()
+                        && recipe.data.trajectories.is_empty();
+                    // A run goes on behind the furthest phase of which it has anything: none before
+                    // it may be missing.
+                    if !is_same_student
+                        || !have_both
+                        || n_blocks_done(source, theirs.retriever.max_lost_share)? == 0
+                    {
                         continue;
                     }
                     None
                 }
                 Phase::Kd | Phase::Gkd | Phase::Rl => {
                     is_same_student = is_same_student && their_training.next() == Some(phase);
-                    let finished = if is_same_student { finished_checkpoint(source, &theirs, phase)? } else { None };
+                    let finished = if is_same_student {
+                        finished_checkpoint(source, &theirs, phase)?
+                    } else {
+                        None
+                    };
                     if finished.is_none() {
                         is_same_student = false;
                         continue;
@@ -133,8 +177,12 @@ impl Takeover {
                 }
                 Phase::Pretrain | Phase::Encoder | Phase::Eval => continue,
             };
-            let is_input = |key: &str| COMMON.iter().chain(own_keys(phase)).any(|table| is_in(key, table)) && !PATIENCE.contains(&key);
-            let keys: Vec<_> = different.iter().filter(|(key, ..)| is_input(key)).cloned().collect();
+            let is_input = |key: &str| {
+                COMMON.iter().chain(own_keys(phase)).any(|table| is_in(key, table))
+                    && !PATIENCE.contains(&key)
+            };
+            let keys: Vec<_> =
+                different.iter().filter(|(key, ..)| is_input(key)).cloned().collect();
             if keys.is_empty() {
                 plan.phases.push(phase);
                 if let Some((checkpoint, wall_s)) = checkpoint {
@@ -148,7 +196,9 @@ impl Takeover {
         }
         let run = || source.path().to_owned();
         match (plan.phases.is_empty(), plan.refused.first()) {
-            (true, Some(refused)) => return Err(TakeoverError::Different { run: run(), why: refused.to_string() }),
+            (true, Some(refused)) => {
+                return Err(TakeoverError::Different { run: run(), why: refused.to_string() });
+            }
             (true, None) => {
                 let stage = json!(recipe.stage).as_str().unwrap_or_default().to_owned();
                 return Err(TakeoverError::Nothing { run: run(), stage });
@@ -163,13 +213,18 @@ impl Takeover {
 
     /// For the new run's provenance.
     pub fn taken_over(&self) -> TakenOver {
-        TakenOver { run: self.source.path().to_owned(), phases: self.phases.clone(), wall_s: self.wall_s }
+        TakenOver {
+            run: self.source.path().to_owned(),
+            phases: self.phases.clone(),
+            wall_s: self.wall_s,
+        }
     }
 
     /// What is taken over, and what is not, for the log.
     pub fn describe(&self) -> Vec<String> {
         let names: Vec<&str> = self.phases.iter().map(|phase| phase.as_str()).collect();
-        let taken = format!("taken over from {}: {}", self.source.path().display(), names.join(", "));
+        let taken =
+            format!("taken over from {}: {}", self.source.path().display(), names.join(", "));
         let refused = self.refused.iter().map(|refused| format!("not taken over: {refused}"));
         [taken].into_iter().chain(refused).collect()
     }
@@ -181,15 +236,20 @@ impl Takeover {
         if self.phases.contains(&Phase::Demos) {
             for block in 0..n_blocks_done(&self.source, recipe.retriever.max_lost_share)? {
                 for path in [block_path, counts_path] {
-                    let (from, to) = (path(&self.source.episodes_dir(), block), path(&run.episodes_dir(), block));
+                    let (from, to) = (
+                        path(&self.source.episodes_dir(), block),
+                        path(&run.episodes_dir(), block),
+                    );
                     // A block from before there were counts goes without them.
                     if from.is_file() {
-                        link(&from, &to).map_err(|source| TakeoverError::Copy { path: from, source })?;
+                        link(&from, &to)
+                            .map_err(|source| TakeoverError::Copy { path: from, source })?;
                     }
                 }
             }
         }
-        sync_folder(&run.episodes_dir()).map_err(|source| TakeoverError::Copy { path: run.episodes_dir(), source })?;
+        sync_folder(&run.episodes_dir())
+            .map_err(|source| TakeoverError::Copy { path: run.episodes_dir(), source })?;
         run.take_metrics(&self.source, &self.phases)?;
         for taken in &self.checkpoints {
             let mut state: Value = taken.read_state()?;
@@ -209,19 +269,32 @@ pub(super) fn is_in(key: &str, table: &str) -> bool {
     key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// The checkpoint of a phase's last step with the seconds of work behind it, if the run has come that far.
-fn finished_checkpoint(run: &RunDir, recipe: &Recipe, phase: Phase) -> Result<Option<(Checkpoint, f64)>, TakeoverError> {
-    let newest = checkpoint::list_checkpoints(run.path(), recipe.stage)?.into_iter().rev().find(|checkpoint| checkpoint.phase == phase);
+/// The checkpoint of a phase's last step with the seconds of work behind it, if the run has come
+/// that far.
+fn finished_checkpoint(
+    run: &RunDir,
+    recipe: &Recipe,
+    phase: Phase,
+) -> Result<Option<(Checkpoint, f64)>, TakeoverError> {
+    let newest = checkpoint::list_checkpoints(run.path(), recipe.stage)?
+        .into_iter()
+        .rev()
+        .find(|checkpoint| checkpoint.phase == phase);
     let Some(newest) = newest else { return Ok(None) };
     let state: PhaseState = newest.read_state()?;
     Ok((state.step >= state.total).then_some((newest, state.wall_s)))
 }
 
 /// An input of both runs whose contents are not what they were; test questions may change.
-fn changed_file(provenance: &Value, recipe: &Recipe, files: &BTreeMap<String, String>) -> Option<String> {
+fn changed_file(
+    provenance: &Value,
+    recipe: &Recipe,
+    files: &BTreeMap<String, String>,
+) -> Option<String> {
     let then = provenance.get("files").and_then(Value::as_object)?;
-    let is_changed =
-        |(name, now): &(&String, &String)| then.get(*name).is_some_and(|then| then != *now) && !recipe.data.test.contains(name);
+    let is_changed = |(name, now): &(&String, &String)| {
+        then.get(*name).is_some_and(|then| then != *now) && !recipe.data.test.contains(name)
+    };
     files.iter().find(is_changed).map(|(name, _)| name.clone())
 }
 
@@ -269,9 +342,11 @@ mod tests {
         [(INPUT.to_owned(), print.to_owned()), ("t.jsonl".to_owned(), print.to_owned())].into()
     }
 
-    /// A run with a block of teacher episodes, and checkpoints of 3 of 3 KD steps and of `rl_step` of 3 RL steps.
+    /// A run with a block of teacher episodes, and checkpoints of 3 of 3 KD steps and of `rl_step`
+    /// of 3 RL steps.
     fn run_with(root: &Path, name: &str, recipe: &Recipe, rl_step: usize) -> RunDir {
-        let run = RunDir::create(root, name, recipe, &json!({ "files": files("sha256:a") })).unwrap();
+        let run =
+            RunDir::create(root, name, recipe, &json!({ "files": files("sha256:a") })).unwrap();
         write_block(&run, 0, Counts::default(), &[]).unwrap();
         let mut log = run.metrics(None).unwrap();
         for (phase, step) in [(Phase::Demos, 1), (Phase::Kd, 3), (Phase::Rl, rl_step)] {
@@ -293,7 +368,11 @@ mod tests {
     }
 
     fn plan(root: &Path, rl_step: usize, new: &Recipe) -> Result<Takeover, TakeoverError> {
-        Takeover::plan(&run_with(root, "old", &recipe(Stage::Pipeline), rl_step), new, &files("sha256:a"))
+        Takeover::plan(
+            &run_with(root, "old", &recipe(Stage::Pipeline), rl_step),
+            new,
+            &files("sha256:a"),
+        )
     }
 
     fn phases_of(rl_step: usize, new: &Recipe) -> Vec<Phase> {
@@ -312,9 +391,18 @@ mod tests {
         new.kl.mode = KlMode::Uniform;
         let root = tempfile::tempdir().unwrap();
         let plan = plan(root.path(), 3, &new).unwrap();
-        assert_eq!((plan.taken_over().phases, plan.taken_over().wall_s), (vec![Phase::Demos, Phase::Kd], 12.5));
+        assert_eq!(
+            (plan.taken_over().phases, plan.taken_over().wall_s),
+            (vec![Phase::Demos, Phase::Kd], 12.5)
+        );
         let told = plan.describe().join("\n");
-        assert!(told.contains("not taken over: rl depends on kl.mode, which is \"selective\" there and \"uniform\" here"), "{told}");
+        assert!(
+            told.contains(
+                "not taken over: rl depends on kl.mode, which is \"selective\" there and \
+                 \"uniform\" here"
+            ),
+            "{told}"
+        );
     }
 
     #[test]
@@ -326,9 +414,13 @@ mod tests {
 
     #[test]
     fn the_same_phase_from_another_start_is_another_phase() {
-        // KD comes behind RL in this stage, and RL from the student before it is not the RL behind KD. The teacher's episodes are behind it too.
+        // KD comes behind RL in this stage, and RL from the student before it is not the RL behind
+        // KD. The teacher's episodes are behind it too.
         let root = tempfile::tempdir().unwrap();
-        assert!(matches!(plan(root.path(), 3, &recipe(Stage::RlDistill)), Err(TakeoverError::Nothing { .. })));
+        assert!(matches!(
+            plan(root.path(), 3, &recipe(Stage::RlDistill)),
+            Err(TakeoverError::Nothing { .. })
+        ));
         assert_eq!(phases_of(3, &recipe(Stage::DistillGkd)), [Phase::Demos, Phase::Kd]);
     }
 
@@ -347,21 +439,31 @@ mod tests {
         new.run.seed = 1;
         let root = tempfile::tempdir().unwrap();
         let error = plan(root.path(), 3, &new).unwrap_err().to_string();
-        assert!(error.contains("demos depends on run.seed, which is 0 there and 1 here") && error.contains("hint: make"), "{error}");
+        assert!(
+            error.contains("demos depends on run.seed, which is 0 there and 1 here")
+                && error.contains("hint: make"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_run_without_a_phase_in_common_says_so() {
         let root = tempfile::tempdir().unwrap();
         let error = plan(root.path(), 3, &recipe(Stage::Gkd)).unwrap_err().to_string();
-        assert!(error.contains("has finished no phase that this run (stage gkd)") && error.contains("hint: "), "{error}");
+        assert!(
+            error.contains("has finished no phase that this run (stage gkd)")
+                && error.contains("hint: "),
+            "{error}"
+        );
     }
 
     #[test]
     fn an_input_that_changed_is_named_and_test_questions_may() {
         let root = tempfile::tempdir().unwrap();
         let run = run_with(root.path(), "old", &recipe(Stage::Pipeline), 3);
-        let error = Takeover::plan(&run, &recipe(Stage::Pipeline), &files("sha256:b")).unwrap_err().to_string();
+        let error = Takeover::plan(&run, &recipe(Stage::Pipeline), &files("sha256:b"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("q.jsonl has changed since"), "{error}");
         let mut now = files("sha256:a");
         now.insert("t.jsonl".into(), "sha256:b".into());
@@ -377,12 +479,19 @@ mod tests {
         let run = RunDir::create(root.path(), "new", &new, &json!({})).unwrap();
         plan.apply(&run, &new).unwrap();
         let checkpoints = checkpoint::list_checkpoints(run.path(), new.stage).unwrap();
-        assert_eq!(checkpoints.iter().map(|c| (c.phase, c.step)).collect::<Vec<_>>(), [(Phase::Kd, 3)]);
-        assert_eq!(fs::read_to_string(checkpoints[0].path.join("model/model.safetensors")).unwrap(), "kd");
+        assert_eq!(
+            checkpoints.iter().map(|c| (c.phase, c.step)).collect::<Vec<_>>(),
+            [(Phase::Kd, 3)]
+        );
+        assert_eq!(
+            fs::read_to_string(checkpoints[0].path.join("model/model.safetensors")).unwrap(),
+            "kd"
+        );
         let state: PhaseState = checkpoints[0].read_state().unwrap();
         assert_eq!((state.step, state.wall_s, state.recipe), (3, 12.5, Some(new)));
         assert_eq!(n_blocks_done(&run, 0.0).unwrap(), 1);
-        let phases: Vec<Value> = run.read_metrics().unwrap().into_iter().map(|line| line["phase"].clone()).collect();
+        let phases: Vec<Value> =
+            run.read_metrics().unwrap().into_iter().map(|line| line["phase"].clone()).collect();
         assert_eq!(phases, ["demos", "kd"]);
     }
 }

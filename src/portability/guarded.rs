@@ -1,7 +1,8 @@
-//! A piece of work whose failure is its own: a panic, and an error that the device reports late, become a message.
+//! A piece of work whose failure is its own: a panic, and an error that the device reports late,
+//! become a message.
 //!
-//! A GPU is given work and computes it later; what it could not do is said at the next wait, whoever waits. So everything that is reported on its own is
-//! waited for on its own.
+//! A GPU is given work and computes it later; what it could not do is said at the next wait,
+//! whoever waits. So everything that is reported on its own is waited for on its own.
 use crate::{
     contained::caught,
     trainer::devices::{self, DeviceError},
@@ -12,7 +13,10 @@ use dgpo_models::Backend;
 /// Does the work and waits for the device.
 /// # Errors
 /// What a panic said, or what the device says that it could not do.
-pub(super) fn guarded<B: Backend, R>(device: &Device<B>, work: impl FnOnce() -> R) -> Result<R, String> {
+pub(super) fn guarded<B: Backend, R>(
+    device: &Device<B>,
+    work: impl FnOnce() -> R,
+) -> Result<R, String> {
     let wait = || {
         devices::check::<B>(device).map_err(|error| match error {
             // Without the advice for a training run.
@@ -24,7 +28,10 @@ pub(super) fn guarded<B: Backend, R>(device: &Device<B>, work: impl FnOnce() -> 
 }
 
 /// Waits behind a panic too: what it left behind must not be blamed on the next piece of work.
-fn work_and_wait<R>(work: impl FnOnce() -> R, wait: impl FnOnce() -> Result<(), String>) -> Result<R, String> {
+fn work_and_wait<R>(
+    work: impl FnOnce() -> R,
+    wait: impl FnOnce() -> Result<(), String>,
+) -> Result<R, String> {
     let result = caught(work);
     let late = caught(wait).and_then(|waited| waited);
     result.and_then(|value| late.map(|()| value))
@@ -37,7 +44,10 @@ mod tests {
     #[test]
     fn an_error_that_the_device_reports_late_is_that_of_the_work_before() {
         assert_eq!(work_and_wait(|| 7, || Ok(())), Ok(7));
-        assert_eq!(work_and_wait(|| 7, || Err("no memory".to_owned())), Err("no memory".to_owned()));
+        assert_eq!(
+            work_and_wait(|| 7, || Err("no memory".to_owned())),
+            Err("no memory".to_owned())
+        );
         assert_eq!(work_and_wait(|| 7, || panic!("lost")), Err("lost".to_owned()));
     }
 

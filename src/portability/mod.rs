@@ -7,9 +7,11 @@
 //! training     the tiny model's forward pass, one KD step and one DGPO step against the CPU backend
 //! ```
 //!
-//! Contract: no input beyond the built-in assets, about two minutes, and whatever fails (a rate, an operation, its timing, a step) is a failed line of the
-//! report, not the end of it: each is done, and waited for, by itself (`guarded.rs`). Sizes follow from the rates measured first, so that a slow device
-//! takes as long as a fast one; a busy one runs out of the time for timing, and the report says what was left out.
+//! Contract: no input beyond the built-in assets, about two minutes, and whatever fails (a rate, an
+//! operation, its timing, a step) is a failed line of the report, not the end of it: each is done,
+//! and waited for, by itself (`guarded.rs`). Sizes follow from the rates measured first, so that a
+//! slow device takes as long as a fast one; a busy one runs out of the time for timing, and the
+//! report says what was left out.
 mod guarded;
 mod operations;
 mod training;
@@ -56,7 +58,8 @@ pub struct Report {
     pub runtime: String,
     pub features: BTreeMap<&'static str, String>,
     pub limits: BTreeMap<&'static str, u64>,
-    /// "fused", or "reference" where `DGPO_KERNELS=reference` is set: then nothing is said of the kernels.
+    /// "fused", or "reference" where `DGPO_KERNELS=reference` is set: then nothing is said of the
+    /// kernels.
     pub kernels: &'static str,
     /// "f16" -> "yes", or what is used instead.
     pub dtypes: BTreeMap<&'static str, String>,
@@ -86,7 +89,8 @@ pub struct Rates {
     pub copy_bytes_per_s: Option<f64>,
     /// For each float type, of a product of two square matrices.
     pub product_flops_per_s: BTreeMap<&'static str, f64>,
-    /// What could not be measured ("copy", "matrix product, bf16"), and why: each is a failed check.
+    /// What could not be measured ("copy", "matrix product, bf16"), and why: each is a failed
+    /// check.
     pub errors: BTreeMap<String, String>,
 }
 
@@ -113,10 +117,18 @@ pub fn run<B: TrainBackend>(about: About, device: &Device<B>, say: &dyn Fn(&str)
     say("measuring the rates of a copy and of matrix products");
     let rates = rates::<B>(&about, &dtypes, device);
     let mut operations = operations::check_all::<B::InnerBackend>(&dtypes, device, say);
-    let not_timed = operations::time_all::<B::InnerBackend>(&mut operations, &dtypes, &rates, TIMING, device, say);
+    let not_timed = operations::time_all::<B::InnerBackend>(
+        &mut operations,
+        &dtypes,
+        &rates,
+        TIMING,
+        device,
+        say,
+    );
     say("tiny model: forward pass, one KD step, one DGPO step, here and on the CPU");
     let training = training::run::<B>(device);
-    let n_sound = operations.iter().filter(|operation| operation.passed).count() + training.iter().filter(|c| c.passed).count();
+    let n_sound = operations.iter().filter(|operation| operation.passed).count()
+        + training.iter().filter(|c| c.passed).count();
     Report {
         about,
         runtime: facts.runtime,
@@ -169,7 +181,8 @@ fn copy<B: Backend>(is_cpu: bool, device: &Device<B>) -> f64 {
     const MOST_BYTES: usize = 1 << 30;
     let copy = |n_bytes: usize, budget: Budget| {
         let on_device = copy_rate::<B>(n_bytes, device, budget);
-        // On the CPU the tensor operation is no plain copy; memory itself can do at least what it does.
+        // On the CPU the tensor operation is no plain copy; memory itself can do at least what it
+        // does.
         if is_cpu { on_device.max(host_copy_rate(n_bytes, budget)) } else { on_device }
     };
     let n_bytes = (copy(LEAST_BYTES, LOOK) * PROBE_S / 2.0) as usize;

@@ -1,4 +1,5 @@
-//! Every operation in every float type: compared with its definition, and timed at a size that suits the device.
+//! Every operation in every float type: compared with its definition, and timed at a size that
+//! suits the device.
 use super::{Rates, dtype_name, guarded::guarded};
 use burn::tensor::{DType, Device};
 use dgpo_kernels::{
@@ -14,10 +15,12 @@ use serde::Serialize;
 use std::time::{Duration, Instant};
 
 const TIMED: Budget = Budget { time: Duration::from_millis(200), most_runs: 10 };
-/// How long the timed operations that memory decides, and those that products decide, should take forwards and backwards.
+/// How long the timed operations that memory decides, and those that products decide, should take
+/// forwards and backwards.
 const MEMORY_S: f64 = 0.008;
 const PRODUCT_S: f64 = 0.1;
-/// Qwen2.5's vocabulary and the width of its half-billion shape, and what a device that is slower than a billion multiplications a millisecond gets.
+/// Qwen2.5's vocabulary and the width of its half-billion shape, and what a device that is slower
+/// than a billion multiplications a millisecond gets.
 const REAL: [usize; 2] = [151_936, 896];
 const SMALL: [usize; 2] = [32_000, 256];
 const REAL_FLOPS: f64 = 1e12;
@@ -63,7 +66,11 @@ pub struct NotTimed {
 }
 
 /// Every operation in every float type.
-pub fn check_all<B: KernelOps>(dtypes: &[DType], device: &Device<B>, say: &dyn Fn(&str)) -> Vec<Operation> {
+pub fn check_all<B: KernelOps>(
+    dtypes: &[DType],
+    device: &Device<B>,
+    say: &dyn Fn(&str),
+) -> Vec<Operation> {
     let mut operations = Vec::new();
     for &dtype in dtypes {
         for case in standard(dtype) {
@@ -74,8 +81,8 @@ pub fn check_all<B: KernelOps>(dtypes: &[DType], device: &Device<B>, say: &dyn F
     operations
 }
 
-/// Adds speeds to the operations until `limit` is over, so that a slow or busy device still ends. Goes operation by operation through all float types:
-/// none takes the time of another.
+/// Adds speeds to the operations until `limit` is over, so that a slow or busy device still ends.
+/// Goes operation by operation through all float types: none takes the time of another.
 pub fn time_all<B: KernelOps>(
     operations: &mut [Operation],
     dtypes: &[DType],
@@ -93,13 +100,19 @@ pub fn time_all<B: KernelOps>(
             let Some(op) = ops.get(number) else { continue };
             let (name, dtype_name, shape) = (op.name(), dtype_name(dtype), op.shape());
             if started.elapsed() >= limit {
-                let why = format!("the {} s for timing were over: the device is slow, or busy with other work", limit.as_secs());
+                let why = format!(
+                    "the {} s for timing were over: the device is slow, or busy with other work",
+                    limit.as_secs()
+                );
                 not_timed.push(NotTimed { name, dtype: dtype_name, shape, why });
                 continue;
             }
             say(&format!("timing {name} {dtype_name} {shape}"));
             let (speeds, error) = speeds::<B>(op, dtype, rates, device);
-            let same = operations.iter_mut().rev().find(|other| other.name == name && other.dtype == dtype_name);
+            let same = operations
+                .iter_mut()
+                .rev()
+                .find(|other| other.name == name && other.dtype == dtype_name);
             let operation = same.expect("what is timed is among what is checked");
             operation.speeds.extend(speeds);
             if let Some(error) = error {
@@ -113,7 +126,13 @@ pub fn time_all<B: KernelOps>(
 
 fn check<B: KernelOps>(case: &Case, device: &Device<B>) -> Operation {
     let result = guarded::<B, _>(device, || case.check::<B>(device));
-    let used = |check: &Check| if check.holds() { check.worst / check.tolerance.max(f64::MIN_POSITIVE) } else { f64::INFINITY };
+    let used = |check: &Check| {
+        if check.holds() {
+            check.worst / check.tolerance.max(f64::MIN_POSITIVE)
+        } else {
+            f64::INFINITY
+        }
+    };
     let (worst, error) = match &result {
         Ok(checks) => (checks.iter().max_by(|a, b| used(a).total_cmp(&used(b))).copied(), None),
         Err(error) => (None, Some(error.clone())),
@@ -126,8 +145,11 @@ fn check<B: KernelOps>(case: &Case, device: &Device<B>) -> Operation {
         quantity: worst.map_or("", |check| check.quantity),
         worst_error: worst.map(|check| check.worst).filter(|worst| worst.is_finite()),
         tolerance: worst.map_or(0.0, |check| check.tolerance),
-        error: error
-            .or_else(|| worst.filter(|check| check.worst.is_infinite()).map(|_| "NaN where a number is due, or the reverse".to_owned())),
+        error: error.or_else(|| {
+            worst
+                .filter(|check| check.worst.is_infinite())
+                .map(|_| "NaN where a number is due, or the reverse".to_owned())
+        }),
         speeds: Vec::new(),
     }
 }
@@ -135,21 +157,32 @@ fn check<B: KernelOps>(case: &Case, device: &Device<B>) -> Operation {
 /// Rows that take about as long as they should.
 fn shapes_for(dtype: DType, rates: &Rates) -> Vec<Op> {
     // A rate that could not be measured counts as a slow device's.
-    let (copy, product) = (rates.copy_bytes_per_s.unwrap_or_default(), rates.product(dtype).unwrap_or_default());
+    let (copy, product) =
+        (rates.copy_bytes_per_s.unwrap_or_default(), rates.product(dtype).unwrap_or_default());
     let [n_vocab, width] = if product >= REAL_FLOPS { REAL } else { SMALL };
     let by_memory = copy * MEMORY_S / (3 * n_vocab * dtype.size()) as f64;
     let by_products = product * PRODUCT_S / (8.0 * (n_vocab * width) as f64);
     let rows = |n: f64| (n as usize).clamp(8, 4096).next_power_of_two();
-    let is_product = |op: &Op| matches!(op, Op::LinearLogProbs(..) | Op::LinearKl(..) | Op::Attention(_));
-    let of = |n_rows: usize, products: bool| shapes(n_rows, n_vocab, width).into_iter().filter(move |op| is_product(op) == products);
+    let is_product =
+        |op: &Op| matches!(op, Op::LinearLogProbs(..) | Op::LinearKl(..) | Op::Attention(_));
+    let of = |n_rows: usize, products: bool| {
+        shapes(n_rows, n_vocab, width).into_iter().filter(move |op| is_product(op) == products)
+    };
     of(rows(by_memory), false).chain(of(rows(by_products), true)).collect()
 }
 
 /// The speeds of each pass, and why there are no more.
-fn speeds<B: KernelOps>(op: &Op, dtype: DType, rates: &Rates, device: &Device<B>) -> (Vec<Speed>, Option<String>) {
+fn speeds<B: KernelOps>(
+    op: &Op,
+    dtype: DType,
+    rates: &Rates,
+    device: &Device<B>,
+) -> (Vec<Speed>, Option<String>) {
     let mut speeds = Vec::new();
     let work = op.work(dtype);
-    for (pass, name, n_passes) in [(Pass::Forward, "forward", 1), (Pass::Training, "forward and backward", 2)] {
+    for (pass, name, n_passes) in
+        [(Pass::Forward, "forward", 1), (Pass::Training, "forward and backward", 2)]
+    {
         // Its inputs may already be more than the device can hold.
         let run = || prepare::<B>(op, dtype, Body::Fused, pass, device).map(|job| time(job, TIMED));
         let timing = match guarded::<B, _>(device, run) {
@@ -165,7 +198,14 @@ fn speeds<B: KernelOps>(op: &Op, dtype: DType, rates: &Rates, device: &Device<B>
         };
         let rate = amount / timing.best_s;
         let fraction = most.map(|most| rate / most);
-        speeds.push(Speed { shape: op.shape(), pass: name, best_ms: timing.best_s * 1e3, unit, rate: rate / 1e9, fraction });
+        speeds.push(Speed {
+            shape: op.shape(),
+            pass: name,
+            best_ms: timing.best_s * 1e3,
+            unit,
+            rate: rate / 1e9,
+            fraction,
+        });
     }
     (speeds, None)
 }
@@ -178,35 +218,62 @@ mod tests {
 
     #[test]
     fn a_slow_device_gets_fewer_rows_and_a_smaller_vocabulary() {
-        let rates =
-            |copy, product| Rates { copy_bytes_per_s: Some(copy), product_flops_per_s: [("f32", product)].into(), ..Rates::default() };
-        let [slow, fast] = [rates(5e9, 5e9), rates(2e12, 5e13)].map(|rates| shapes_for(DType::F32, &rates));
+        let rates = |copy, product| Rates {
+            copy_bytes_per_s: Some(copy),
+            product_flops_per_s: [("f32", product)].into(),
+            ..Rates::default()
+        };
+        let [slow, fast] =
+            [rates(5e9, 5e9), rates(2e12, 5e13)].map(|rates| shapes_for(DType::F32, &rates));
         assert_eq!(slow.len(), fast.len());
-        let rows =
-            |ops: &[Op]| ops.iter().find_map(|op| if let Op::LogProbs(rows) = op { Some((rows.n_rows, rows.n_vocab)) } else { None });
+        let rows = |ops: &[Op]| {
+            ops.iter().find_map(|op| {
+                if let Op::LogProbs(rows) = op { Some((rows.n_rows, rows.n_vocab)) } else { None }
+            })
+        };
         assert_eq!((rows(&slow), rows(&fast)), (Some((128, 32_000)), Some((4096, 151_936))));
     }
 
     #[test]
     fn a_panic_is_a_failed_line_with_its_message() {
         let [sound, broken] = [2, 3].map(|n_heads| {
-            let shape = AttentionShape { starts: vec![0], lengths: None, n_heads, n_kv_heads: 2, n_queries: 3, n_keys: 3, head_dim: 4 };
+            let shape = AttentionShape {
+                starts: vec![0],
+                lengths: None,
+                n_heads,
+                n_kv_heads: 2,
+                n_queries: 3,
+                n_keys: 3,
+                head_dim: 4,
+            };
             check::<Flex>(&Case::new(Op::Attention(shape), DType::F32), &Default::default())
         });
         assert!(sound.passed && sound.error.is_none(), "{sound:?}");
-        assert!(!broken.passed && broken.error.as_ref().is_some_and(|error| error.contains("not a multiple")), "{broken:?}");
+        assert!(
+            !broken.passed
+                && broken.error.as_ref().is_some_and(|error| error.contains("not a multiple")),
+            "{broken:?}"
+        );
     }
 
     #[test]
     fn a_speed_is_a_fraction_of_the_rate_that_decides() {
-        let rates = Rates { copy_bytes_per_s: Some(1e9), product_flops_per_s: [("f32", 1e9)].into(), ..Rates::default() };
+        let rates = Rates {
+            copy_bytes_per_s: Some(1e9),
+            product_flops_per_s: [("f32", 1e9)].into(),
+            ..Rates::default()
+        };
         let ops = shapes(8, 300, 64);
         for (op, unit) in [(&ops[0], "GB/s"), (&ops[4], "GFLOP/s")] {
             let (speeds, error) = speeds::<Flex>(op, DType::F32, &rates, &Default::default());
             assert_eq!((speeds.len(), error), (2, None));
             for speed in speeds {
                 assert_eq!(speed.unit, unit);
-                assert!((speed.fraction.unwrap() - speed.rate).abs() < 1e-9 * speed.rate && speed.rate > 0.0, "{speed:?}");
+                assert!(
+                    (speed.fraction.unwrap() - speed.rate).abs() < 1e-9 * speed.rate
+                        && speed.rate > 0.0,
+                    "{speed:?}"
+                );
             }
         }
     }
@@ -214,21 +281,45 @@ mod tests {
     #[test]
     fn a_panic_in_front_of_the_timing_is_an_error_and_not_the_end() {
         // Labels below an empty vocabulary.
-        let (speeds, error) = speeds::<Flex>(&Op::LogProbs(Rows::new(2, 0)), DType::F32, &Rates::default(), &Default::default());
-        assert!(speeds.is_empty() && error.as_ref().is_some_and(|error| error.contains("zero")), "{error:?}");
+        let (speeds, error) = speeds::<Flex>(
+            &Op::LogProbs(Rows::new(2, 0)),
+            DType::F32,
+            &Rates::default(),
+            &Default::default(),
+        );
+        assert!(
+            speeds.is_empty() && error.as_ref().is_some_and(|error| error.contains("zero")),
+            "{error:?}"
+        );
     }
 
     #[test]
     fn what_the_time_does_not_reach_is_named_in_every_float_type() {
         let (device, dtypes) = (Default::default(), [DType::F32, DType::BF16]);
         let mut operations = check_all::<Flex>(&dtypes, &device, &|_| ());
-        let not_timed = time_all::<Flex>(&mut operations, &dtypes, &Rates::default(), Duration::ZERO, &device, &|_| ());
+        let not_timed = time_all::<Flex>(
+            &mut operations,
+            &dtypes,
+            &Rates::default(),
+            Duration::ZERO,
+            &device,
+            &|_| (),
+        );
         for dtype in ["f32", "bf16"] {
-            let names: Vec<&str> = not_timed.iter().filter(|left| left.dtype == dtype).map(|left| left.name).collect();
-            let missing = operations.iter().find(|operation| operation.dtype == dtype && !names.contains(&operation.name));
+            let names: Vec<&str> =
+                not_timed.iter().filter(|left| left.dtype == dtype).map(|left| left.name).collect();
+            let missing = operations
+                .iter()
+                .find(|operation| operation.dtype == dtype && !names.contains(&operation.name));
             assert!(missing.is_none(), "{missing:?}");
-            assert!(names.iter().all(|name| operations.iter().any(|operation| operation.name == *name)), "{names:?}");
+            assert!(
+                names.iter().all(|name| operations.iter().any(|operation| operation.name == *name)),
+                "{names:?}"
+            );
         }
-        assert!(not_timed.iter().all(|left| left.why.contains("0 s")) && operations.iter().all(|operation| operation.speeds.is_empty()));
+        assert!(
+            not_timed.iter().all(|left| left.why.contains("0 s"))
+                && operations.iter().all(|operation| operation.speeds.is_empty())
+        );
     }
 }

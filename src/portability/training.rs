@@ -1,4 +1,5 @@
-//! The tiny student on the device and on the CPU backend: forward pass, one KD step, one DGPO step, on the same episodes.
+//! The tiny student on the device and on the CPU backend: forward pass, one KD step, one DGPO step,
+//! on the same episodes.
 use super::{
     guarded::guarded,
     workload::{Shape, actor_critic, dgpo_step, episodes, kd_step, recipe, student},
@@ -7,7 +8,10 @@ use crate::{
     rollout::RolloutBatch,
     trainer::{
         devices::{Cpu, CpuTrain},
-        metrics::{ACTOR_GRAD_NORM, CRITIC_GRAD_NORM, DISTILL_CE, DISTILL_GRAD_NORM, DISTILL_KL, ENTROPY, KL, POLICY_LOSS, VALUE_LOSS},
+        metrics::{
+            ACTOR_GRAD_NORM, CRITIC_GRAD_NORM, DISTILL_CE, DISTILL_GRAD_NORM, DISTILL_KL, ENTROPY,
+            KL, POLICY_LOSS, VALUE_LOSS,
+        },
         models,
         score::{self, Pass},
         update::Activations,
@@ -22,11 +26,13 @@ const TEACHER: &str = "builtin:tiny/teacher";
 const SHAPE: Shape = Shape { n_rows: 4, n_prompt: 24, n_agent: 10, n_observation: 20 };
 const MICRO_BATCH_TOKENS: usize = 128;
 
-/// Two layers of f32: products of 64 terms and softmaxes, some hundred roundings of 2^-24 one after the other.
+/// Two layers of f32: products of 64 terms and softmaxes, some hundred roundings of 2^-24 one after
+/// the other.
 const FORWARD: f64 = 1e-4;
 /// Losses and gradient norms are means of such numbers over the batch.
 const STEP: f64 = 1e-3;
-/// AdamW's first update is the sign of the gradient: a component near 0 may go the other way, two learning rates (1e-4) apart.
+/// AdamW's first update is the sign of the gradient: a component near 0 may go the other way, two
+/// learning rates (1e-4) apart.
 const AFTER: f64 = 5e-3;
 
 /// One quantity on the device and on the CPU.
@@ -44,12 +50,24 @@ pub struct Comparison {
 type Quantity = (&'static str, Vec<f64>, f64);
 
 pub fn run<B: TrainBackend>(device: &B::Device) -> Vec<Comparison> {
-    let here = guarded::<B::InnerBackend, _>(device, || trace::<B>(device)).and_then(|traced| traced);
+    let here =
+        guarded::<B::InnerBackend, _>(device, || trace::<B>(device)).and_then(|traced| traced);
     let cpu_device = Default::default();
-    match (here, guarded::<Cpu, _>(&cpu_device, || trace::<CpuTrain>(&cpu_device)).and_then(|traced| traced)) {
-        (Ok(here), Ok(cpu)) => here.iter().zip(&cpu).map(|(here, cpu)| compare(here, cpu)).collect(),
+    match (
+        here,
+        guarded::<Cpu, _>(&cpu_device, || trace::<CpuTrain>(&cpu_device)).and_then(|traced| traced),
+    ) {
+        (Ok(here), Ok(cpu)) => {
+            here.iter().zip(&cpu).map(|(here, cpu)| compare(here, cpu)).collect()
+        }
         (Err(error), _) | (_, Err(error)) => {
-            vec![Comparison { name: "tiny model", passed: false, worst_error: None, tolerance: FORWARD, error: Some(error) }]
+            vec![Comparison {
+                name: "tiny model",
+                passed: false,
+                worst_error: None,
+                tolerance: FORWARD,
+                error: Some(error),
+            }]
         }
     }
 }
@@ -59,23 +77,41 @@ fn compare(here: &Quantity, cpu: &Quantity) -> Comparison {
     let worst = dgpo_kernels::suite::numbers::worst_error(&here.1, &cpu.1);
     let is_number = cpu.1.iter().all(|x| x.is_finite());
     let error = (!worst.is_finite() || !is_number).then(|| "not a finite number".to_owned());
-    Comparison { name, passed: error.is_none() && worst <= tolerance, worst_error: Some(worst).filter(|w| w.is_finite()), tolerance, error }
+    Comparison {
+        name,
+        passed: error.is_none() && worst <= tolerance,
+        worst_error: Some(worst).filter(|w| w.is_finite()),
+        tolerance,
+        error,
+    }
 }
 
 /// Everything that is compared, in the order of time.
 fn trace<B: TrainBackend>(device: &B::Device) -> Result<Vec<Quantity>, String> {
-    let load = |name: &str| models::load::<B::InnerBackend>(name, 0, DType::F32, device).map_err(|error| error.to_string());
+    let load = |name: &str| {
+        models::load::<B::InnerBackend>(name, 0, DType::F32, device)
+            .map_err(|error| error.to_string())
+    };
     let (model, teacher) = (load(STUDENT)?, load(TEACHER)?);
-    let (episodes, recipe) = (episodes(SHAPE, model.config().vocab_size, 1), recipe(SHAPE, MICRO_BATCH_TOKENS));
+    let (episodes, recipe) =
+        (episodes(SHAPE, model.config().vocab_size, 1), recipe(SHAPE, MICRO_BATCH_TOKENS));
     let batch = RolloutBatch::new(&episodes.iter().collect::<Vec<_>>());
     let rows: Vec<usize> = (0..batch.n_rows).collect();
-    let pass = Pass { micro_batch_tokens: MICRO_BATCH_TOKENS, temperature: recipe.episode.temperature, device };
+    let pass = Pass {
+        micro_batch_tokens: MICRO_BATCH_TOKENS,
+        temperature: recipe.episode.temperature,
+        device,
+    };
     let f64s = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<_>>();
     let log_probs = |model: &_| f64s(score::log_probs(model, &batch, &rows, &pass));
 
-    let hidden = model.hidden(batch.ids_tensor(&rows, device), None, None).into_data().convert::<f32>();
+    let hidden =
+        model.hidden(batch.ids_tensor(&rows, device), None, None).into_data().convert::<f32>();
     let hidden = hidden.to_vec::<f32>().map_err(|error| format!("{error:?}"))?;
-    let mut quantities = vec![("forward: hidden states", f64s(hidden), FORWARD), ("forward: log-probs", log_probs(&model), FORWARD)];
+    let mut quantities = vec![
+        ("forward: hidden states", f64s(hidden), FORWARD),
+        ("forward: log-probs", log_probs(&model), FORWARD),
+    ];
 
     let mut student = student::<B>(&model, &recipe);
     let metrics = kd_step(&mut student, &teacher, &episodes, &recipe, Activations::Kept, device);
@@ -112,7 +148,10 @@ mod tests {
     fn the_cpu_agrees_with_itself_to_the_last_bit_and_the_steps_change_something() {
         let comparisons = run::<CpuTrain>(&Default::default());
         assert_eq!(comparisons.len(), 14);
-        assert!(comparisons.iter().all(|c| c.passed && c.worst_error == Some(0.0)), "{comparisons:?}");
+        assert!(
+            comparisons.iter().all(|c| c.passed && c.worst_error == Some(0.0)),
+            "{comparisons:?}"
+        );
         let trace = trace::<CpuTrain>(&Default::default()).unwrap();
         let of = |name: &str| &trace.iter().find(|quantity| quantity.0 == name).unwrap().1;
         assert_ne!(of("forward: log-probs"), of("KD step: log-probs after"));

@@ -1,4 +1,5 @@
-//! Episodes and networks for one training step, from a seed: what `portability` compares and `bench step` times.
+//! Episodes and networks for one training step, from a seed: what `portability` compares and `bench
+//! step` times.
 use crate::{
     config::{AdamWRecipe, DistillRecipe, KlRecipe, OptimRecipe, Recipe, RlRecipe},
     data::questions::Question,
@@ -19,7 +20,8 @@ use dgpo_models::{TrainBackend, decoder::Decoder};
 const LEARNING_RATE: f64 = 1e-4;
 const CRITIC_SEED: u64 = 7;
 
-/// Tokens of each episode: a prompt, a turn of the agent, an observation, another turn. All rows have one length, so nothing is padding.
+/// Tokens of each episode: a prompt, a turn of the agent, an observation, another turn. All rows
+/// have one length, so nothing is padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     pub n_rows: usize,
@@ -49,11 +51,18 @@ pub fn episodes(shape: Shape, n_vocab: usize, seed: u64) -> Vec<Episode> {
     };
     (0..shape.n_rows)
         .map(|row| {
-            let agent = |ids: Vec<u32>| Segment::Agent { ids, sample_log_probs: Vec::new(), stop: StopReason::Length };
+            let agent = |ids: Vec<u32>| Segment::Agent {
+                ids,
+                sample_log_probs: Vec::new(),
+                stop: StopReason::Length,
+            };
             let segments = vec![
                 Segment::Prompt { ids: ids(shape.n_prompt) },
                 agent(ids(shape.n_agent)),
-                Segment::Observation { ids: ids(shape.n_observation), kind: ObservationKind::Information },
+                Segment::Observation {
+                    ids: ids(shape.n_observation),
+                    kind: ObservationKind::Information,
+                },
                 agent(ids(shape.n_agent)),
             ];
             let question = Question {
@@ -82,7 +91,12 @@ pub fn recipe(shape: Shape, micro_batch_tokens: usize) -> Recipe {
     let adamw = AdamWRecipe { lr: LEARNING_RATE, ..AdamWRecipe::default() };
     Recipe {
         distill: DistillRecipe { micro_batch_tokens, ..DistillRecipe::default() },
-        rl: RlRecipe { steps: 1, mini_batch: shape.n_rows, micro_batch_tokens, ..RlRecipe::default() },
+        rl: RlRecipe {
+            steps: 1,
+            mini_batch: shape.n_rows,
+            micro_batch_tokens,
+            ..RlRecipe::default()
+        },
         kl: KlRecipe { coef: 0.1, ..KlRecipe::default() },
         optim: OptimRecipe { distill: adamw.clone(), actor: adamw.clone(), critic: adamw },
         ..Recipe::default()
@@ -91,7 +105,11 @@ pub fn recipe(shape: Shape, micro_batch_tokens: usize) -> Recipe {
 
 /// A student in front of its first KD step.
 pub fn student<B: TrainBackend>(model: &Decoder<B::InnerBackend>, recipe: &Recipe) -> Student<B> {
-    Student { model: model.clone(), optimizer: AdamW::new(recipe.optim.distill.clone()), n_skipped: 0 }
+    Student {
+        model: model.clone(),
+        optimizer: AdamW::new(recipe.optim.distill.clone()),
+        n_skipped: 0,
+    }
 }
 
 /// One KD step on all episodes.
@@ -109,7 +127,10 @@ pub fn kd_step<B: TrainBackend>(
 }
 
 /// Actor and critic in front of their first step, both from one model.
-pub fn actor_critic<B: TrainBackend>(model: &Decoder<B::InnerBackend>, recipe: &Recipe) -> ActorCritic<B> {
+pub fn actor_critic<B: TrainBackend>(
+    model: &Decoder<B::InnerBackend>,
+    recipe: &Recipe,
+) -> ActorCritic<B> {
     ActorCritic::new(model.clone(), CRITIC_SEED, recipe)
 }
 
@@ -134,7 +155,10 @@ mod tests {
         let episodes = episodes(shape, 50, 1);
         assert_eq!(episodes.iter().map(|e| e.ids().len()).sum::<usize>(), shape.n_tokens());
         assert_eq!(episodes.iter().map(Episode::n_agent_tokens).collect::<Vec<_>>(), [4, 4, 4]);
-        assert_eq!(episodes.iter().map(Episode::is_correct).collect::<Vec<_>>(), [false, true, false]);
+        assert_eq!(
+            episodes.iter().map(Episode::is_correct).collect::<Vec<_>>(),
+            [false, true, false]
+        );
         assert!(episodes.iter().all(|e| e.ids().iter().all(|&id| id < 50)));
     }
 }

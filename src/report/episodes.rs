@@ -1,8 +1,10 @@
 //! The episodes that the page shows: which ones, and with which numbers.
 //!
-//! A run may hold gigabytes of episodes and the page is one file: [`MAX_FILES`] files spread over the run, and of each as many episodes as its
-//! share of [`MAX_TOKENS`] allows. The longest, those with the most searches and those with invalid actions are taken first, then wrong and
-//! correct ones in turn, so that every filter of the viewer finds what it looks for. The page says how many of how many there are.
+//! A run may hold gigabytes of episodes and the page is one file: [`MAX_FILES`] files spread over
+//! the run, and of each as many episodes as its share of [`MAX_TOKENS`] allows. The longest, those
+//! with the most searches and those with invalid actions are taken first, then wrong and correct
+//! ones in turn, so that every filter of the viewer finds what it looks for. The page says how many
+//! of how many there are.
 use crate::{
     config::Phase,
     eval::MODELS,
@@ -22,7 +24,8 @@ use std::{
 
 /// Files embedded at most.
 pub const MAX_FILES: usize = 24;
-/// Tokens embedded at most; about 10 bytes each in the page, 30 in files with the numbers of the update.
+/// Tokens embedded at most; about 10 bytes each in the page, 30 in files with the numbers of the
+/// update.
 pub const MAX_TOKENS: usize = 150_000;
 /// Episodes taken first for being extreme, in each respect.
 const N_EXTREME: usize = 4;
@@ -66,7 +69,11 @@ impl Episodes {
 }
 
 /// Reads the folder of episodes. What cannot be read is left out and named in `warnings`.
-pub fn gather(folder: &Path, tokenizer: Option<&Tokenizer>, warnings: &mut Vec<String>) -> Episodes {
+pub fn gather(
+    folder: &Path,
+    tokenizer: Option<&Tokenizer>,
+    warnings: &mut Vec<String>,
+) -> Episodes {
     let mut files: Vec<(Kind, usize, String, PathBuf)> = match std::fs::read_dir(folder) {
         Ok(entries) => entries.filter_map(|entry| described(entry.ok()?.path())).collect(),
         Err(error) => {
@@ -76,7 +83,8 @@ pub fn gather(folder: &Path, tokenizer: Option<&Tokenizer>, warnings: &mut Vec<S
     };
     files.sort();
     let kept = spread(files.len(), MAX_FILES);
-    let mut gathered = Episodes { n_files_left_out: files.len() - kept.len(), ..Episodes::default() };
+    let mut gathered =
+        Episodes { n_files_left_out: files.len() - kept.len(), ..Episodes::default() };
     let budget = MAX_TOKENS / kept.len().max(1);
     for (kind, _, label, path) in kept.into_iter().map(|at| files[at].clone()) {
         let records = match read_records(&path) {
@@ -88,7 +96,9 @@ pub fn gather(folder: &Path, tokenizer: Option<&Tokenizer>, warnings: &mut Vec<S
         };
         let chosen = choose(&records, budget);
         for id in chosen.iter().flat_map(|&at| records[at].episode.ids()) {
-            gathered.pieces.entry(id).or_insert_with(|| tokenizer.map_or_else(|| format!("[id {id}]"), |known| known.piece(id)));
+            gathered.pieces.entry(id).or_insert_with(|| {
+                tokenizer.map_or_else(|| format!("[id {id}]"), |known| known.piece(id))
+            });
         }
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let episodes = chosen.into_iter().map(|at| shown(at, &records[at])).collect();
@@ -103,16 +113,17 @@ fn described(path: PathBuf) -> Option<(Kind, usize, String, PathBuf)> {
     let stem = name.strip_suffix(".gz").unwrap_or(&name).strip_suffix(".jsonl")?;
     let number = |prefix: &str| stem.strip_prefix(prefix)?.parse::<usize>().ok();
     let of_phase = stem.split_once("-step-").filter(|(phase, _)| Phase::from_name(phase).is_some());
-    let (kind, place, label) = if let Some(step) = of_phase.and_then(|(_, step)| step.parse::<usize>().ok()) {
-        (Kind::Training, step, format!("step {step}"))
-    } else if let Some(block) = number("demos-") {
-        (Kind::Teacher, block, format!("block {}", block + 1))
-    } else if let Some(model) = stem.strip_prefix("eval-") {
-        let place = MODELS.iter().position(|known| *known == model).unwrap_or(usize::MAX);
-        (Kind::Evaluation, place, model.to_owned())
-    } else {
-        (Kind::Other, 0, stem.to_owned())
-    };
+    let (kind, place, label) =
+        if let Some(step) = of_phase.and_then(|(_, step)| step.parse::<usize>().ok()) {
+            (Kind::Training, step, format!("step {step}"))
+        } else if let Some(block) = number("demos-") {
+            (Kind::Teacher, block, format!("block {}", block + 1))
+        } else if let Some(model) = stem.strip_prefix("eval-") {
+            let place = MODELS.iter().position(|known| *known == model).unwrap_or(usize::MAX);
+            (Kind::Evaluation, place, model.to_owned())
+        } else {
+            (Kind::Other, 0, stem.to_owned())
+        };
     Some((kind, place, label, path))
 }
 
@@ -126,7 +137,8 @@ fn choose(records: &[EpisodeRecord], max_tokens: usize) -> Vec<usize> {
     let of = |at: &usize| &records[*at].episode;
     let all = || 0..records.len();
     let mut wanted: Vec<usize> = Vec::new();
-    let respects: [&dyn Fn(&Episode) -> usize; 3] = [&Episode::response_len, &|e| e.searches.len(), &|e| e.n_invalid_actions];
+    let respects: [&dyn Fn(&Episode) -> usize; 3] =
+        [&Episode::response_len, &|e| e.searches.len(), &|e| e.n_invalid_actions];
     for respect in respects {
         let mut extreme: Vec<usize> = all().filter(|at| respect(of(at)) > 0).collect();
         // Stable: of equals, the first ones in the file.
@@ -169,7 +181,8 @@ fn shown(at: usize, record: &EpisodeRecord) -> Value {
     let segment = |segment: &Segment| match segment {
         Segment::Prompt { ids } => json!({"author": "prompt", "ids": ids}),
         Segment::Agent { ids, sample_log_probs, .. } => {
-            let sampled: Vec<Option<f64>> = sample_log_probs.iter().map(|&x| short(Some(x))).collect();
+            let sampled: Vec<Option<f64>> =
+                sample_log_probs.iter().map(|&x| short(Some(x))).collect();
             json!({"author": "agent", "ids": ids, "sampled": sampled})
         }
         Segment::Observation { ids, kind } => {
@@ -195,11 +208,19 @@ fn shown(at: usize, record: &EpisodeRecord) -> Value {
         "segments": episode.segments.iter().map(segment).collect::<Vec<_>>(),
     });
     if let Some(tokens) = &record.tokens {
-        let numbers = |numbers: &Option<Numbers>| numbers.as_ref().map(|n| n.iter().map(|&x| short(x)).collect::<Vec<_>>());
+        let numbers = |numbers: &Option<Numbers>| {
+            numbers.as_ref().map(|n| n.iter().map(|&x| short(x)).collect::<Vec<_>>())
+        };
         // Older files have numbers for tokens that are not trained on.
         let behind_prompt = episode.segments.iter().filter(|segment| !segment.is_prompt());
-        let is_agent = behind_prompt.flat_map(|segment| std::iter::repeat_n(segment.is_agent(), segment.ids().len()));
-        let trained = |n: &Numbers| n.iter().zip(is_agent).map(|(&x, is_agent)| short(x).filter(|_| is_agent)).collect::<Vec<_>>();
+        let is_agent = behind_prompt
+            .flat_map(|segment| std::iter::repeat_n(segment.is_agent(), segment.ids().len()));
+        let trained = |n: &Numbers| {
+            n.iter()
+                .zip(is_agent)
+                .map(|(&x, is_agent)| short(x).filter(|_| is_agent))
+                .collect::<Vec<_>>()
+        };
         shown["tokens"] = json!({
             "old": numbers(&tokens.old_log_probs),
             "ref": numbers(&tokens.ref_log_probs),
@@ -233,9 +254,21 @@ mod tests {
         };
         let segments = vec![
             Segment::Prompt { ids: vec![7] },
-            Segment::Agent { ids: vec![3; agent], sample_log_probs: Vec::new(), stop: StopReason::Eos },
+            Segment::Agent {
+                ids: vec![3; agent],
+                sample_log_probs: Vec::new(),
+                stop: StopReason::Eos,
+            },
         ];
-        Episode { question, segments, status: Status::Answered, prediction: None, reward, searches: Vec::new(), n_invalid_actions }
+        Episode {
+            question,
+            segments,
+            status: Status::Answered,
+            prediction: None,
+            reward,
+            searches: Vec::new(),
+            n_invalid_actions,
+        }
     }
 
     fn records(episodes: impl IntoIterator<Item = Episode>) -> Vec<EpisodeRecord> {
@@ -244,15 +277,25 @@ mod tests {
 
     #[test]
     fn everything_is_shown_where_there_is_room() {
-        assert_eq!(choose(&records((0..30).map(|i| episode(5, (i % 2) as f32, 0))), MAX_TOKENS), (0..30).collect::<Vec<_>>());
+        assert_eq!(
+            choose(&records((0..30).map(|i| episode(5, (i % 2) as f32, 0))), MAX_TOKENS),
+            (0..30).collect::<Vec<_>>()
+        );
     }
 
     #[test]
     fn extremes_go_first_and_then_wrong_and_correct_ones_in_turn() {
-        // 40 correct ones of 10 tokens, then a long one, one with an invalid action, and two wrong ones.
+        // 40 correct ones of 10 tokens, then a long one, one with an invalid action, and two wrong
+        // ones.
         let mut episodes: Vec<Episode> = (0..40).map(|_| episode(9, 1.0, 0)).collect();
-        episodes.extend([episode(49, 1.0, 0), episode(9, 1.0, 2), episode(9, 0.0, 0), episode(9, 0.0, 0)]);
-        // Room for the long one (50) and nine others: three more of the longest (the first ones), the invalid one, two wrong, three correct.
+        episodes.extend([
+            episode(49, 1.0, 0),
+            episode(9, 1.0, 2),
+            episode(9, 0.0, 0),
+            episode(9, 0.0, 0),
+        ]);
+        // Room for the long one (50) and nine others: three more of the longest (the first ones),
+        // the invalid one, two wrong, three correct.
         let chosen = choose(&records(episodes), 140);
         assert_eq!(chosen, [0, 1, 2, 3, 4, 5, 40, 41, 42, 43]);
     }
@@ -272,8 +315,13 @@ mod tests {
 
     #[test]
     fn files_are_known_by_their_names() {
-        let of = |name: &str| described(PathBuf::from(name)).map(|(kind, place, label, _)| (kind, place, label));
-        assert_eq!(of("a/rl-step-000200.jsonl"), Some((Kind::Training, 200, "step 200".to_owned())));
+        let of = |name: &str| {
+            described(PathBuf::from(name)).map(|(kind, place, label, _)| (kind, place, label))
+        };
+        assert_eq!(
+            of("a/rl-step-000200.jsonl"),
+            Some((Kind::Training, 200, "step 200".to_owned()))
+        );
         assert_eq!(of("demos-000003.jsonl.gz"), Some((Kind::Teacher, 3, "block 4".to_owned())));
         assert_eq!(of("eval-teacher.jsonl"), Some((Kind::Evaluation, 1, "teacher".to_owned())));
         assert_eq!(of("mine.jsonl"), Some((Kind::Other, 0, "mine".to_owned())));
@@ -283,8 +331,14 @@ mod tests {
     #[test]
     fn an_advantage_is_shown_on_trained_tokens_alone() {
         let mut observed = episode(2, 0.0, 0);
-        observed.segments.insert(2, Segment::Observation { ids: vec![5], kind: ObservationKind::Information });
-        observed.segments.push(Segment::Agent { ids: vec![3], sample_log_probs: Vec::new(), stop: StopReason::Eos });
+        observed
+            .segments
+            .insert(2, Segment::Observation { ids: vec![5], kind: ObservationKind::Information });
+        observed.segments.push(Segment::Agent {
+            ids: vec![3],
+            sample_log_probs: Vec::new(),
+            stop: StopReason::Eos,
+        });
         let tokens = TokenRecord {
             values: Some(vec![Some(0.5); 4]),
             // As files from before this was so have it: a number for the observation too.
@@ -307,6 +361,9 @@ mod tests {
         assert_eq!(gathered.sets.iter().map(|set| set.label.as_str()).collect::<Vec<_>>(), ["kd"]);
         assert!(warnings.len() == 1 && warnings[0].contains("eval-rl.jsonl:1: "), "{warnings:?}");
         // Without a tokenizer, tokens are shown by their numbers.
-        assert_eq!(gathered.pieces, BTreeMap::from([(3, "[id 3]".to_owned()), (7, "[id 7]".to_owned())]));
+        assert_eq!(
+            gathered.pieces,
+            BTreeMap::from([(3, "[id 3]".to_owned()), (7, "[id 7]".to_owned())])
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What was run, with what, and what came out: everything of a report that is neither a curve nor an episode.
+//! What was run, with what, and what came out: everything of a report that is neither a curve nor
+//! an episode.
 use crate::{
     config::{KlMode, KlReference, Recipe, load::differences, load::to_toml},
     eval::{Figures, MODELS, Summary, bootstrap::Interval},
@@ -42,7 +43,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// `[0.790, 0.865]`: the 95 % interval of its EM over the questions of a data set, over all questions, or of the mean over data sets.
+    /// `[0.790, 0.865]`: the 95 % interval of its EM over the questions of a data set, over all
+    /// questions, or of the mean over data sets.
     pub fn em_interval(&self, of: Of<'_>) -> Option<String> {
         let intervals = self.figures.intervals.as_ref()?;
         let figures = match of {
@@ -88,22 +90,34 @@ pub const COLUMNS: [Column; 11] = [
     Column { title: "questions", value: |s| s.n_episodes.to_string() },
 ];
 
-/// Reads everything but metrics and episodes. What is missing or damaged is left out and named in `warnings`.
+/// Reads everything but metrics and episodes. What is missing or damaged is left out and named in
+/// `warnings`.
 pub fn gather(run: &RunDir, warnings: &mut Vec<String>) -> Facts {
-    let recipe = run.recipe().map_err(|error| warnings.push(format!("the recipe is left out: {error}"))).ok();
-    let provenance = run.provenance().map_err(|error| warnings.push(error.to_string())).unwrap_or_default();
-    let summary: Summary = run.summary().map_err(|error| warnings.push(error.to_string())).unwrap_or_default().unwrap_or_default();
-    let mut facts = Facts { name: run.name(), models: models(run, &summary, warnings), ..Facts::default() };
+    let recipe = run
+        .recipe()
+        .map_err(|error| warnings.push(format!("the recipe is left out: {error}")))
+        .ok();
+    let provenance =
+        run.provenance().map_err(|error| warnings.push(error.to_string())).unwrap_or_default();
+    let summary: Summary = run
+        .summary()
+        .map_err(|error| warnings.push(error.to_string()))
+        .unwrap_or_default()
+        .unwrap_or_default();
+    let mut facts =
+        Facts { name: run.name(), models: models(run, &summary, warnings), ..Facts::default() };
     if let Some(recipe) = &recipe {
         facts.settings = settings(recipe);
         facts.reference = match recipe.kl.reference {
             KlReference::Teacher => "teacher",
             KlReference::Initial => "start",
         };
-        let text = |value: toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let text =
+            |value: toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let changed = differences(&Recipe::default(), recipe).into_iter();
         facts.kl = recipe.stage.has_rl().then_some(recipe.kl.mode);
-        facts.changed = changed.map(|(key, default, value)| [key, text(default), text(value)]).collect();
+        facts.changed =
+            changed.map(|(key, default, value)| [key, text(default), text(value)]).collect();
         facts.recipe = to_toml(recipe);
     }
     facts.provenance = described(&provenance, &summary);
@@ -111,9 +125,11 @@ pub fn gather(run: &RunDir, warnings: &mut Vec<String>) -> Facts {
     facts.inputs = files.map(|(name, fingerprint)| (name.clone(), text(fingerprint))).collect();
     let stage = recipe.as_ref().map(|recipe| format!("stage {}", stage_name(recipe)));
     let seed = recipe.as_ref().map(|recipe| format!("seed {}", recipe.run.seed));
-    let device = provenance.get("device").and_then(Value::as_str).map(|device| format!("on {device}"));
+    let device =
+        provenance.get("device").and_then(Value::as_str).map(|device| format!("on {device}"));
     let time = (summary.wall_s > 0.0).then(|| format!("{} of work", duration(summary.wall_s)));
-    facts.subtitle = [stage, seed, device, time].into_iter().flatten().collect::<Vec<_>>().join(" · ");
+    facts.subtitle =
+        [stage, seed, device, time].into_iter().flatten().collect::<Vec<_>>().join(" · ");
     facts
 }
 
@@ -137,12 +153,20 @@ fn settings(recipe: &Recipe) -> Vec<(String, String)> {
         ("training questions", named(&recipe.data.train.join(", "))),
         ("test questions", named(&recipe.data.test.join(", "))),
         ("passages", named(&recipe.data.corpus)),
-        ("retriever", format!("{}, top {}", value(serde_json::json!(recipe.retriever.kind)), recipe.retriever.top_k)),
+        (
+            "retriever",
+            format!(
+                "{}, top {}",
+                value(serde_json::json!(recipe.retriever.kind)),
+                recipe.retriever.top_k
+            ),
+        ),
     ];
     if recipe.stage.has_distillation() {
         let distill = &recipe.distill;
         let divergence = value(serde_json::json!(distill.divergence));
-        let weights = format!("{} · cross-entropy + {} · {divergence}", distill.ce_weight, distill.kl_weight);
+        let weights =
+            format!("{} · cross-entropy + {} · {divergence}", distill.ce_weight, distill.kl_weight);
         let from = match (recipe.data.trajectories.is_empty(), recipe.demos.only_correct) {
             (false, true) => "the correct episodes of files",
             (false, false) => "all episodes of files",
@@ -155,8 +179,14 @@ fn settings(recipe: &Recipe) -> Vec<(String, String)> {
     }
     if recipe.stage.has_gkd() {
         let gkd = &recipe.gkd;
-        let sizes = format!("{} steps of {} questions; learning rate {}", gkd.steps, gkd.questions_per_step, recipe.optim.distill.lr);
-        settings.push(("on-policy distillation", format!("generalised JSD with β {}; {sizes}", gkd.jsd_beta)));
+        let sizes = format!(
+            "{} steps of {} questions; learning rate {}",
+            gkd.steps, gkd.questions_per_step, recipe.optim.distill.lr
+        );
+        settings.push((
+            "on-policy distillation",
+            format!("generalised JSD with β {}; {sizes}", gkd.jsd_beta),
+        ));
     }
     if recipe.stage.has_rl() {
         let (rl, kl) = (&recipe.rl, &recipe.kl);
@@ -166,17 +196,31 @@ fn settings(recipe: &Recipe) -> Vec<(String, String)> {
         };
         let steps = format!("{} steps of {} questions{episodes}", rl.steps, rl.questions_per_step);
         let algorithm = value(serde_json::json!(rl.algorithm));
-        settings.push(("RL", format!("{algorithm}, {steps}; learning rate {}", recipe.optim.actor.lr)));
-        let placed = format!("{} in the {}", value(serde_json::json!(kl.estimator)), value(serde_json::json!(kl.placement)));
-        let penalty =
-            format!("{}, reference {}, {placed}, β {}", value(serde_json::json!(kl.mode)), value(serde_json::json!(kl.reference)), kl.coef);
+        settings
+            .push(("RL", format!("{algorithm}, {steps}; learning rate {}", recipe.optim.actor.lr)));
+        let placed = format!(
+            "{} in the {}",
+            value(serde_json::json!(kl.estimator)),
+            value(serde_json::json!(kl.placement))
+        );
+        let penalty = format!(
+            "{}, reference {}, {placed}, β {}",
+            value(serde_json::json!(kl.mode)),
+            value(serde_json::json!(kl.reference)),
+            kl.coef
+        );
         settings.push(("KL penalty", penalty));
     }
     settings.into_iter().map(|(what, value)| (what.to_owned(), value)).collect()
 }
 
 fn described(provenance: &Value, summary: &Summary) -> Vec<(String, String)> {
-    let known = |what: &str, key: &str| provenance.get(key).filter(|value| !value.is_null()).map(|value| (what.to_owned(), text(value)));
+    let known = |what: &str, key: &str| {
+        provenance
+            .get(key)
+            .filter(|value| !value.is_null())
+            .map(|value| (what.to_owned(), text(value)))
+    };
     let words = provenance.get("command_line").and_then(Value::as_array).into_iter().flatten();
     let command = words.map(text).collect::<Vec<_>>().join(" ");
     let facts = [
@@ -190,7 +234,8 @@ fn described(provenance: &Value, summary: &Summary) -> Vec<(String, String)> {
         known("executable", "executable"),
         taken_over(provenance),
     ];
-    let changes = changes(provenance).into_iter().map(|change| ("changed on the way".to_owned(), change));
+    let changes =
+        changes(provenance).into_iter().map(|change| ("changed on the way".to_owned(), change));
     facts.into_iter().flatten().chain(changes).collect()
 }
 
@@ -198,7 +243,10 @@ fn described(provenance: &Value, summary: &Summary) -> Vec<(String, String)> {
 fn taken_over(provenance: &Value) -> Option<(String, String)> {
     let taken = provenance.get("taken_over")?;
     let phases: Vec<String> = taken.get("phases")?.as_array()?.iter().map(text).collect();
-    Some(("taken over".to_owned(), format!("{} from {}", phases.join(", "), text(taken.get("run")?))))
+    Some((
+        "taken over".to_owned(),
+        format!("{} from {}", phases.join(", "), text(taken.get("run")?)),
+    ))
 }
 
 /// evaluation/NAME.json: the figures, and the weights they belong to.
@@ -210,28 +258,39 @@ struct Evaluation {
     figures: Figures,
 }
 
-/// Every evaluated model. The summary is written at the end of a run, the files of the folder after each model, so both are asked.
+/// Every evaluated model. The summary is written at the end of a run, the files of the folder after
+/// each model, so both are asked.
 fn models(run: &RunDir, summary: &Summary, warnings: &mut Vec<String>) -> Vec<Model> {
     let mut models: BTreeMap<(usize, String), Model> = BTreeMap::new();
     // Others than a run's own follow by name.
     let place = |name: &str| MODELS.iter().position(|known| *known == name).unwrap_or(MODELS.len());
     for (name, figures) in summary.rows() {
         if let Some(figures) = figures {
-            let model = Model { name: name.to_owned(), weights: String::new(), figures: figures.clone() };
+            let model =
+                Model { name: name.to_owned(), weights: String::new(), figures: figures.clone() };
             models.insert((place(name), name.to_owned()), model);
         }
     }
     // A run that was not evaluated has no such folder.
     for entry in std::fs::read_dir(run.evaluation_dir()).into_iter().flatten().flatten() {
         let path = entry.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json")).map(str::to_owned) else { continue };
-        let read =
-            std::fs::read(&path).map_err(|e| e.to_string()).and_then(|text| serde_json::from_slice(&text).map_err(|e| e.to_string()));
+        let Some(name) = path
+            .file_name()
+            .and_then(|name| name.to_str()?.strip_suffix(".json"))
+            .map(str::to_owned)
+        else {
+            continue;
+        };
+        let read = std::fs::read(&path)
+            .map_err(|e| e.to_string())
+            .and_then(|text| serde_json::from_slice(&text).map_err(|e| e.to_string()));
         match read {
             Ok(Evaluation { of, figures }) => {
                 models.insert((place(&name), name.clone()), Model { name, weights: of, figures });
             }
-            Err(why) => warnings.push(format!("an evaluation is left out: {}: {why}", path.display())),
+            Err(why) => {
+                warnings.push(format!("an evaluation is left out: {}: {why}", path.display()))
+            }
         }
     }
     models.into_values().collect()
@@ -239,7 +298,8 @@ fn models(run: &RunDir, summary: &Summary, warnings: &mut Vec<String>) -> Vec<Mo
 
 /// Names of the data sets of all models, in order.
 pub fn datasets(models: &[Model]) -> Vec<&str> {
-    let mut names: Vec<&str> = models.iter().flat_map(|model| model.figures.datasets.keys().map(String::as_str)).collect();
+    let mut names: Vec<&str> =
+        models.iter().flat_map(|model| model.figures.datasets.keys().map(String::as_str)).collect();
     names.sort_unstable();
     names.dedup();
     names
@@ -276,17 +336,34 @@ mod tests {
         let root = tempfile::tempdir().expect("temporary folder");
         let run = run_with_provenance(root.path(), &json!({}));
         let figures = |em: f64| Figures { average_em: em, ..Figures::default() };
-        run.write_summary(&Summary { kd: Some(figures(0.25)), student: Some(figures(0.125)), ..Summary::default() }).expect("written");
+        run.write_summary(&Summary {
+            kd: Some(figures(0.25)),
+            student: Some(figures(0.125)),
+            ..Summary::default()
+        })
+        .expect("written");
         let folder = run.evaluation_dir();
         std::fs::create_dir(&folder).expect("made");
         for (name, em) in [("kd", 0.5), ("another", 0.75)] {
             let mut evaluation = serde_json::to_value(figures(em)).expect("plain figures");
             evaluation["of"] = json!("kd-step-000300");
-            std::fs::write(folder.join(format!("{name}.json")), evaluation.to_string()).expect("written");
+            std::fs::write(folder.join(format!("{name}.json")), evaluation.to_string())
+                .expect("written");
         }
         let facts = gather(&run, &mut Vec::new());
-        let rows: Vec<_> = facts.models.iter().map(|m| (m.name.as_str(), m.weights.as_str(), m.figures.average_em)).collect();
-        assert_eq!(rows, [("student", "", 0.125), ("kd", "kd-step-000300", 0.5), ("another", "kd-step-000300", 0.75)]);
+        let rows: Vec<_> = facts
+            .models
+            .iter()
+            .map(|m| (m.name.as_str(), m.weights.as_str(), m.figures.average_em))
+            .collect();
+        assert_eq!(
+            rows,
+            [
+                ("student", "", 0.125),
+                ("kd", "kd-step-000300", 0.5),
+                ("another", "kd-step-000300", 0.75)
+            ]
+        );
     }
 
     #[test]
@@ -301,14 +378,26 @@ mod tests {
         let facts = gather(&run, &mut warnings);
         assert!(warnings.len() == 1 && warnings[0].contains("summary.json"), "{warnings:?}");
         assert_eq!(facts.subtitle, "stage pipeline · seed 7 · on cpu");
-        for (what, value) in [("command", "dgpo train"), ("taken over", "demos, kd from runs/cold")] {
-            assert!(facts.provenance.contains(&(what.to_owned(), value.to_owned())), "{:?}", facts.provenance);
+        for (what, value) in [("command", "dgpo train"), ("taken over", "demos, kd from runs/cold")]
+        {
+            assert!(
+                facts.provenance.contains(&(what.to_owned(), value.to_owned())),
+                "{:?}",
+                facts.provenance
+            );
         }
-        assert!(facts.changed.iter().any(|[key, _, value]| key == "run.seed" && value == "7"), "{:?}", facts.changed);
+        assert!(
+            facts.changed.iter().any(|[key, _, value]| key == "run.seed" && value == "7"),
+            "{:?}",
+            facts.changed
+        );
     }
 
     #[test]
     fn times_are_written_in_their_two_largest_units() {
-        assert_eq!([0.42, 75.0, 3661.0, 90_000.0].map(duration), ["0.4 s", "1 min 15 s", "1 h 1 min", "1 d 1 h"]);
+        assert_eq!(
+            [0.42, 75.0, 3661.0, 90_000.0].map(duration),
+            ["0.4 s", "1 min 15 s", "1 h 1 min", "1 d 1 h"]
+        );
     }
 }

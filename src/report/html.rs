@@ -1,7 +1,8 @@
 //! The page: one file that loads nothing, with everything that comes from data escaped.
 //!
-//! Text goes into the page in two ways, and each has one door: [`escaped`] for HTML, [`embedded`] for the JSON that the scripts read. A passage,
-//! a question or a file's name may hold anything, `</script>` included; the scripts put text into the page as text (`textContent`), never as HTML.
+//! Text goes into the page in two ways, and each has one door: [`escaped`] for HTML, [`embedded`]
+//! for the JSON that the scripts read. A passage, a question or a file's name may hold anything,
+//! `</script>` included; the scripts put text into the page as text (`textContent`), never as HTML.
 use super::{
     Report,
     episodes::Episodes,
@@ -18,7 +19,8 @@ const COMMON_SCRIPTS: [&str; 2] = [include_str!("page/common.js"), include_str!(
 const MAIN: &str = include_str!("page/page.html");
 const VIEWER: &str = include_str!("page/viewer.js");
 
-/// A page but for what all pages have: style, theme switch, navigation, charts of the data's `sections`. Text is plain, `main` and `scripts` are code.
+/// A page but for what all pages have: style, theme switch, navigation, charts of the data's
+/// `sections`. Text is plain, `main` and `scripts` are code.
 #[derive(Debug)]
 pub struct Page<'a> {
     /// Of the window.
@@ -63,7 +65,10 @@ impl Page<'_> {
 pub fn page(report: &Report) -> String {
     let facts = &report.facts;
     let main = filled(MAIN, |slot| match slot {
-        "notes" => note("What the guards saw", &report.alarms) + &note("Left out of this report", &report.warnings),
+        "notes" => {
+            note("What the guards saw", &report.alarms)
+                + &note("Left out of this report", &report.warnings)
+        }
         "results" => results(&facts.models),
         "episodes" => escaped(title_of_episodes(report)),
         "shown" => escaped(&what_is_shown(&report.episodes)),
@@ -76,10 +81,20 @@ pub fn page(report: &Report) -> String {
         kind: "dgpo run",
         title: &facts.name,
         subtitle: &facts.subtitle,
-        nav: &[("results", "Results"), ("episodes", title_of_episodes(report)), ("curves", "Curves"), ("run", "What was run")],
+        nav: &[
+            ("results", "Results"),
+            ("episodes", title_of_episodes(report)),
+            ("curves", "Curves"),
+            ("run", "What was run"),
+        ],
         main,
         source: "the files of the run",
-        data: json!({"sections": report.sections, "episodes": report.episodes, "reference": facts.reference, "kl": facts.kl}),
+        data: json!({
+            "sections": report.sections,
+            "episodes": report.episodes,
+            "reference": facts.reference,
+            "kl": facts.kl,
+        }),
         scripts: VIEWER,
     }
     .to_html()
@@ -121,10 +136,13 @@ pub fn escaped(text: &str) -> String {
     html
 }
 
-/// A value as JSON inside a `<script>` element: no `<` is left that could end the element or open a comment in it.
+/// A value as JSON inside a `<script>` element: no `<` is left that could end the element or open a
+/// comment in it.
 pub fn embedded(value: &impl Serialize) -> String {
     // `<` occurs in JSON inside strings alone, where \u003c is the same character.
-    serde_json::to_string(value).expect("keys are text and values are finite or null").replace('<', "\\u003c")
+    serde_json::to_string(value)
+        .expect("keys are text and values are finite or null")
+        .replace('<', "\\u003c")
 }
 
 /// Four significant digits.
@@ -147,7 +165,10 @@ fn note(title: &str, lines: &[String]) -> String {
         return String::new();
     }
     let items: String = lines.iter().map(|line| format!("<li>{}</li>", escaped(line))).collect();
-    format!("<section class=\"note\" aria-label=\"{0}\"><strong>{0}</strong><ul>{items}</ul></section>", escaped(title))
+    format!(
+        "<section class=\"note\" aria-label=\"{0}\"><strong>{0}</strong><ul>{items}</ul></section>",
+        escaped(title)
+    )
 }
 
 fn results(models: &[Model]) -> String {
@@ -156,16 +177,20 @@ fn results(models: &[Model]) -> String {
     }
     let card = |model: &Model| {
         let em = model.figures.average_em;
-        let sure = model.em_interval(Of::Average).map_or(String::new(), |sure| format!(" <span class=\"sure\">{sure}</span>"));
+        let sure = model
+            .em_interval(Of::Average)
+            .map_or(String::new(), |sure| format!(" <span class=\"sure\">{sure}</span>"));
         format!(
-            "<li class=\"card\"><span class=\"what\">{}</span><strong>{em:.3}</strong>{sure}<span class=\"meter\" style=\"--share:{:.1}%\"></span></li>",
+            "<li class=\"card\"><span class=\"what\">{}</span><strong>{em:.3}</strong>{sure}<span \
+             class=\"meter\" style=\"--share:{:.1}%\"></span></li>",
             escaped(&model.name),
             100.0 * em.clamp(0.0, 1.0)
         )
     };
     let cards: String = models.iter().map(card).collect();
     let mut html = format!(
-        "<p class=\"muted\">Exact match on the test questions, unweighted mean over data sets; in brackets 95 % intervals over the questions.</p><ul class=\"cards\">{cards}</ul>"
+        "<p class=\"muted\">Exact match on the test questions, unweighted mean over data sets; in \
+         brackets 95 % intervals over the questions.</p><ul class=\"cards\">{cards}</ul>"
     );
     html += "<h3>Exact match by data set</h3>";
     html += &exact_match(models);
@@ -179,11 +204,22 @@ fn exact_match(models: &[Model]) -> String {
     let figures = names.iter().copied().chain(["mean over data sets"]).map(Head::Figure);
     let heads = [Head::Text("model")].into_iter().chain(figures).chain([Head::Text("weights")]);
     let row = |model: &Model| {
-        let em = |em: Option<f64>, of: Of<'_>| em.map_or("<td>–</td>".to_owned(), |em| format!("<td>{em:.3}{}</td>", sure(model, of)));
+        let em = |em: Option<f64>, of: Of<'_>| {
+            em.map_or("<td>–</td>".to_owned(), |em| {
+                format!("<td>{em:.3}{}</td>", sure(model, of))
+            })
+        };
         let figures = &model.figures;
-        let cells: String = names.iter().map(|name| em(figures.datasets.get(*name).map(|stats| stats.em), Of::Dataset(name))).collect();
+        let cells: String = names
+            .iter()
+            .map(|name| em(figures.datasets.get(*name).map(|stats| stats.em), Of::Dataset(name)))
+            .collect();
         let average = em(Some(figures.average_em), Of::Average);
-        format!("<th scope=\"row\">{}</th>{cells}{average}<td class=\"text\">{}</td>", escaped(&model.name), escaped(&model.weights))
+        format!(
+            "<th scope=\"row\">{}</th>{cells}{average}<td class=\"text\">{}</td>",
+            escaped(&model.name),
+            escaped(&model.weights)
+        )
     };
     table(heads, models.iter().map(row))
 }
@@ -192,22 +228,34 @@ fn all_figures(models: &[Model]) -> String {
     let figures = COLUMNS.iter().map(|column| Head::Figure(column.title));
     let heads = ["model", "questions of"].map(Head::Text).into_iter().chain(figures);
     let rows = models.iter().flat_map(|model| {
-        let of_sets = model.figures.datasets.iter().map(|(name, stats)| (name.as_str(), Of::Dataset(name), stats));
-        [("all", Of::All, &model.figures.all)].into_iter().chain(of_sets).map(move |(set, of, stats)| {
-            let cell = |column: &Column| {
-                let sure = if column.title == EM { sure(model, of) } else { String::new() };
-                format!("<td>{}{sure}</td>", escaped(&(column.value)(stats)))
-            };
-            let cells: String = COLUMNS.iter().map(cell).collect();
-            format!("<th scope=\"row\">{}</th><td class=\"text\">{}</td>{cells}", escaped(&model.name), escaped(set))
-        })
+        let of_sets = model
+            .figures
+            .datasets
+            .iter()
+            .map(|(name, stats)| (name.as_str(), Of::Dataset(name), stats));
+        [("all", Of::All, &model.figures.all)].into_iter().chain(of_sets).map(
+            move |(set, of, stats)| {
+                let cell = |column: &Column| {
+                    let sure = if column.title == EM { sure(model, of) } else { String::new() };
+                    format!("<td>{}{sure}</td>", escaped(&(column.value)(stats)))
+                };
+                let cells: String = COLUMNS.iter().map(cell).collect();
+                format!(
+                    "<th scope=\"row\">{}</th><td class=\"text\">{}</td>{cells}",
+                    escaped(&model.name),
+                    escaped(set)
+                )
+            },
+        )
     });
     table(heads, rows)
 }
 
 /// The interval beside an EM in a cell.
 fn sure(model: &Model, of: Of<'_>) -> String {
-    model.em_interval(of).map_or(String::new(), |sure| format!(" <span class=\"sure\">{sure}</span>"))
+    model
+        .em_interval(of)
+        .map_or(String::new(), |sure| format!(" <span class=\"sure\">{sure}</span>"))
 }
 
 /// The head of a column, aligned as its cells are.
@@ -224,7 +272,10 @@ fn table<'h>(heads: impl Iterator<Item = Head<'h>>, rows: impl Iterator<Item = S
     };
     let heads: String = heads.map(head).collect();
     let rows: String = rows.map(|row| format!("<tr>{row}</tr>")).collect();
-    format!("<div class=\"scroll\" tabindex=\"0\"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>")
+    format!(
+        "<div class=\"scroll\" \
+         tabindex=\"0\"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
 }
 
 fn what_is_shown(episodes: &Episodes) -> String {
@@ -234,15 +285,20 @@ fn what_is_shown(episodes: &Episodes) -> String {
         return "No episodes were saved (yet).".to_owned();
     }
     if n_shown == n_all && episodes.n_files_left_out == 0 {
-        return format!("All {} of {}, token by token.", counted(n_all, "episode"), counted(n_files, "file"));
+        return format!(
+            "All {} of {}, token by token.",
+            counted(n_all, "episode"),
+            counted(n_files, "file")
+        );
     }
     let files = match episodes.n_files_left_out {
         0 => counted(n_files, "file"),
         n => format!("{} spread over the run, {n} more being left out", counted(n_files, "file")),
     };
     format!(
-        "{n_shown} of {} of {files}, token by token: from each file first the longest, those with the most searches and those with \
-         invalid actions, then wrong and correct ones in turn, as far as its share of this page reaches.",
+        "{n_shown} of {} of {files}, token by token: from each file first the longest, those with \
+         the most searches and those with invalid actions, then wrong and correct ones in turn, as \
+         far as its share of this page reaches.",
         counted(n_all, "episode")
     )
 }
@@ -254,11 +310,16 @@ fn counted(n: usize, what: &str) -> String {
 fn what_was_run(report: &Report) -> String {
     let facts = &report.facts;
     let pairs = |pairs: &[(String, String)]| {
-        let items: String =
-            pairs.iter().map(|(what, value)| format!("<div><dt>{}</dt><dd>{}</dd></div>", escaped(what), escaped(value))).collect();
+        let items: String = pairs
+            .iter()
+            .map(|(what, value)| {
+                format!("<div><dt>{}</dt><dd>{}</dd></div>", escaped(what), escaped(value))
+            })
+            .collect();
         format!("<dl class=\"facts\">{items}</dl>")
     };
-    let mut html = pairs(&facts.settings) + "<h3>Program and machine</h3>" + &pairs(&facts.provenance);
+    let mut html =
+        pairs(&facts.settings) + "<h3>Program and machine</h3>" + &pairs(&facts.provenance);
     if !facts.changed.is_empty() {
         let rows = facts.changed.iter().map(|[key, default, value]| {
             format!(
@@ -269,124 +330,34 @@ fn what_was_run(report: &Report) -> String {
             )
         });
         let table = table(["key", "default", "this run"].map(Head::Text).into_iter(), rows);
-        html += &format!("<details><summary>Settings that differ from the defaults ({})</summary>{table}</details>", facts.changed.len());
+        html += &format!(
+            "<details><summary>Settings that differ from the defaults \
+             ({})</summary>{table}</details>",
+            facts.changed.len()
+        );
     }
     if !facts.recipe.is_empty() {
-        html += &format!("<details><summary>The whole recipe</summary><pre tabindex=\"0\">{}</pre></details>", escaped(&facts.recipe));
+        html += &format!(
+            "<details><summary>The whole recipe</summary><pre tabindex=\"0\">{}</pre></details>",
+            escaped(&facts.recipe)
+        );
     }
     if !facts.inputs.is_empty() {
         let rows = facts.inputs.iter().map(|(name, print)| {
-            format!("<th scope=\"row\">{}</th><td class=\"text\"><code>{}</code></td>", escaped(name), escaped(print))
+            format!(
+                "<th scope=\"row\">{}</th><td class=\"text\"><code>{}</code></td>",
+                escaped(name),
+                escaped(print)
+            )
         });
         let table = table(["file", "fingerprint"].map(Head::Text).into_iter(), rows);
-        html += &format!("<details><summary>Input files ({})</summary>{table}</details>", facts.inputs.len());
+        html += &format!(
+            "<details><summary>Input files ({})</summary>{table}</details>",
+            facts.inputs.len()
+        );
     }
     html
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        eval::{Figures, bootstrap::Interval, intervals::Intervals},
-        report::{
-            episodes::{Kind, Set},
-            facts::Facts,
-        },
-        rollout::EpisodeStats,
-    };
-    use std::collections::BTreeMap;
-
-    /// Text that breaks out of everything that forgets to escape.
-    const HOSTILE: &str = "</script><script>alert(1)</script><!--<img src=x onerror='alert(2)'>\"&{{data}}";
-
-    fn hostile_report() -> Report {
-        let set = Set {
-            file: HOSTILE.to_owned(),
-            kind: Kind::Other,
-            label: HOSTILE.to_owned(),
-            n_all: 1,
-            episodes: vec![json!({"question": HOSTILE})],
-        };
-        let facts = Facts {
-            name: HOSTILE.to_owned(),
-            subtitle: HOSTILE.to_owned(),
-            settings: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
-            changed: vec![[(); 3].map(|()| HOSTILE.to_owned())],
-            recipe: HOSTILE.to_owned(),
-            provenance: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
-            inputs: vec![(HOSTILE.to_owned(), HOSTILE.to_owned())],
-            reference: HOSTILE,
-            kl: Some(KlMode::Selective),
-            models: vec![Model { name: HOSTILE.to_owned(), weights: HOSTILE.to_owned(), ..Model::default() }],
-        };
-        let pieces = [(1, HOSTILE.to_owned())].into();
-        let episodes = Episodes { sets: vec![set], pieces, n_files_left_out: 0 };
-        Report { facts, sections: Vec::new(), episodes, alarms: vec![HOSTILE.to_owned()], warnings: vec![HOSTILE.to_owned()] }
-    }
-
-    /// The JSON that the scripts will read: what stands between its tag and the first end of a script behind it.
-    fn data_of(page: &str) -> serde_json::Value {
-        let (_, behind) = page.split_once("<script type=\"application/json\" id=\"data\">").expect("the data's element");
-        serde_json::from_str(behind.split_once("</script>").expect("closed").0).expect("JSON")
-    }
-
-    #[test]
-    fn no_text_of_the_data_becomes_part_of_the_page() {
-        let page = page(&hostile_report());
-        let tags = ["<script", "</script", "<!--", "<img"].map(|tag| page.matches(tag).count());
-        // Two scripts of the page's own; nothing else.
-        assert_eq!(tags, [2, 2, 0, 0]);
-    }
-
-    #[test]
-    fn the_data_reaches_the_scripts_unchanged() {
-        let data = data_of(&page(&hostile_report()));
-        let set = &data["episodes"]["sets"][0];
-        assert_eq!([&set["label"], &set["episodes"][0]["question"], &data["episodes"]["pieces"]["1"]], [HOSTILE; 3]);
-    }
-
-    #[test]
-    fn slots_in_the_data_stay_text() {
-        assert_eq!(filled("a{{x}}b{{y}}", |name| if name == "x" { "{{y}}".to_owned() } else { "1".to_owned() }), "a{{y}}b1");
-    }
-
-    #[test]
-    fn every_em_has_its_interval_beside_it() {
-        let of = |low, high| BTreeMap::from([("em".to_owned(), Interval { low, high })]);
-        let datasets = BTreeMap::from([("tiny".to_owned(), of(0.25, 0.75))]);
-        let intervals = Intervals { all: of(0.125, 0.875), average: of(0.375, 0.625), datasets };
-        let stats = EpisodeStats { em: 0.5, ..EpisodeStats::default() };
-        let datasets = BTreeMap::from([("tiny".to_owned(), stats)]);
-        let figures = Figures { all: stats, average_em: 0.5, datasets, intervals: Some(intervals), arcap: None };
-        let html = results(&[Model { name: "kd".to_owned(), figures, ..Model::default() }]);
-        // Card, average, the data set in two tables, all questions.
-        for (interval, n) in [("[0.375, 0.625]", 2), ("[0.250, 0.750]", 2), ("[0.125, 0.875]", 1)] {
-            assert_eq!(html.matches(interval).count(), n, "{interval} in {html}");
-        }
-        assert_eq!(html.matches("0.500").count() - html.matches("0.500 <span").count() - html.matches("0.500</strong> <span").count(), 0);
-    }
-
-    #[test]
-    fn the_page_names_no_address_to_load_from() {
-        let page = page(&Report::default());
-        for forbidden in ["http://", "https://", "@import", "url(", " src="] {
-            assert!(!page.replace("http://www.w3.org/2000/svg", "").contains(forbidden), "{forbidden}");
-        }
-    }
-
-    #[test]
-    fn numbers_have_four_digits() {
-        let shown = [0.0, 123_456.0, 44_910.2, 105.19, 12.345, 1.2345, 0.58333, 0.00001].map(number);
-        assert_eq!(shown, ["0", "1.235e5", "44910", "105.2", "12.35", "1.234", "0.5833", "1.00e-5"]);
-    }
-
-    #[test]
-    fn the_page_says_how_much_of_the_run_it_shows() {
-        let set = |n_all| Set { file: String::new(), kind: Kind::Training, label: String::new(), n_all, episodes: vec![json!({})] };
-        let whole = Episodes { sets: vec![set(1)], ..Episodes::default() };
-        assert_eq!(what_is_shown(&whole), "All 1 episode of 1 file, token by token.");
-        let part = Episodes { sets: vec![set(5)], n_files_left_out: 3, ..Episodes::default() };
-        assert!(what_is_shown(&part).starts_with("1 of 5 episodes of 1 file spread over the run, 3 more being left out"));
-    }
-}
+mod tests;

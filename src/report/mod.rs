@@ -1,7 +1,8 @@
 //! Run directory -> `report.md`, `report.html`, TensorBoard events: what a run did, for people.
 //!
-//! Everything is read from the files of the run, so a report can be made at any time, also of a run that is still going on, was interrupted, or was
-//! made by an earlier version. What is missing or damaged is left out and named on the page; only a disk that cannot be written is an error.
+//! Everything is read from the files of the run, so a report can be made at any time, also of a run
+//! that is still going on, was interrupted, or was made by an earlier version. What is missing or
+//! damaged is left out and named on the page; only a disk that cannot be written is an error.
 //!
 //! | file | answers |
 //! |---|---|
@@ -87,7 +88,8 @@ pub fn write(run: &RunDir) -> Result<Written, ReportError> {
     let facts = facts::gather(run, &mut warnings);
     let tokenizer = tokenizer(run, &mut warnings);
     let episodes = episodes::gather(&run.episodes_dir(), tokenizer.as_ref(), &mut warnings);
-    let alarms = alarms(&lines).into_iter().map(|(what, advice)| format!("{what}; {advice}")).collect();
+    let alarms =
+        alarms(&lines).into_iter().map(|(what, advice)| format!("{what}; {advice}")).collect();
     let report = Report { facts, sections: curves::sections(&lines), episodes, alarms, warnings };
     let page = html::page(&report);
     let size_bytes = page.len();
@@ -103,18 +105,26 @@ pub fn write(run: &RunDir) -> Result<Written, ReportError> {
     })
 }
 
-/// The tokenizer that lies in the run's newest checkpoint, else the one its recipe names: models may have moved since.
+/// The tokenizer that lies in the run's newest checkpoint, else the one its recipe names: models
+/// may have moved since.
 fn tokenizer(run: &RunDir, warnings: &mut Vec<String>) -> Option<Tokenizer> {
-    // A recipe that does not load was named when the facts were gathered; of a folder of checkpoints any will do.
+    // A recipe that does not load was named when the facts were gathered; of a folder of
+    // checkpoints any will do.
     let recipe = run.recipe().ok();
     let stage = recipe.as_ref().map_or(Stage::default(), |recipe| recipe.stage);
-    let newest = checkpoint::list_checkpoints(run.path(), stage).ok().and_then(|mut checkpoints| checkpoints.pop());
-    if let Some(known) = newest.and_then(|newest| Tokenizer::from_path(&newest.path.join(MODEL_DIR)).ok()) {
+    let newest = checkpoint::list_checkpoints(run.path(), stage)
+        .ok()
+        .and_then(|mut checkpoints| checkpoints.pop());
+    if let Some(known) =
+        newest.and_then(|newest| Tokenizer::from_path(&newest.path.join(MODEL_DIR)).ok())
+    {
         return Some(known);
     }
     let recipe = recipe?;
     let loaded = load_tokenizer(&recipe.model.tokenizer, &recipe.model.student);
-    loaded.map_err(|error| warnings.push(format!("tokens are shown by their numbers: {error}"))).ok()
+    loaded
+        .map_err(|error| warnings.push(format!("tokens are shown by their numbers: {error}")))
+        .ok()
 }
 
 #[cfg(test)]
@@ -137,11 +147,20 @@ mod tests {
         recipe.data.corpus = "c.jsonl".into();
         recipe.model.student = "no/such/model".into();
         let run = RunDir::create(root.path(), "young", &recipe, &json!({})).expect("a run");
-        run.metrics(None).expect("opened").append(Phase::Kd, 1, &[("losses/distill_loss", 3.5)]).expect("appended");
+        run.metrics(None)
+            .expect("opened")
+            .append(Phase::Kd, 1, &[("losses/distill_loss", 3.5)])
+            .expect("appended");
         let written = write(&run).expect("a report");
         assert_eq!(written.n_episodes, 0);
-        assert!(written.warnings.len() == 1 && written.warnings[0].contains("tokens are shown by their numbers"), "{:?}", written.warnings);
-        let [page, text] = [&written.html, &written.markdown].map(|path| std::fs::read_to_string(path).expect("written"));
+        assert!(
+            written.warnings.len() == 1
+                && written.warnings[0].contains("tokens are shown by their numbers"),
+            "{:?}",
+            written.warnings
+        );
+        let [page, text] = [&written.html, &written.markdown]
+            .map(|path| std::fs::read_to_string(path).expect("written"));
         assert_eq!(written.size_bytes, page.len());
         assert!(page.contains("young") && page.contains("losses/distill_loss"), "{page}");
         assert!(text.contains("# Run young") && text.contains("3.5"), "{text}");
@@ -159,11 +178,22 @@ mod tests {
         let mut log = run.metrics(None).expect("opened");
         log.append(Phase::Rl, 2, &[("rollout/repetition", 0.9)]).expect("appended");
         let seen = "it writes in loops".to_owned();
-        log.append_alarm(&Alarm { phase: Phase::Rl, step: 2, sign: Sign::Repetition, seen, first_bad_step: 2 }).expect("appended");
+        log.append_alarm(&Alarm {
+            phase: Phase::Rl,
+            step: 2,
+            sign: Sign::Repetition,
+            seen,
+            first_bad_step: 2,
+        })
+        .expect("appended");
         let written = write(&run).expect("a report");
         for path in [&written.html, &written.markdown] {
             let page = std::fs::read_to_string(path).expect("written");
-            assert!(page.contains("What the guards saw") && page.contains("rl step 2: repetition: it writes in loops"), "{page}");
+            assert!(
+                page.contains("What the guards saw")
+                    && page.contains("rl step 2: repetition: it writes in loops"),
+                "{page}"
+            );
             assert!(page.contains("lower optim.actor.lr"), "{page}");
         }
     }

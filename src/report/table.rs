@@ -27,13 +27,15 @@ pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Whether a character acts on what shows it instead of being shown: control characters (C0, DEL, C1), and those that order the text around them
-/// anew, so that it reads otherwise than it is written.
+/// Whether a character acts on what shows it instead of being shown: control characters (C0, DEL,
+/// C1), and those that order the text around them anew, so that it reads otherwise than it is
+/// written.
 pub fn acts_on_display(c: char) -> bool {
     c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Text that stays inside its cell, and is text there: Markdown would read `|`, a line's end, `<` and emphasis as its own.
+/// Text that stays inside its cell, and is text there: Markdown would read `|`, a line's end, `<`
+/// and emphasis as its own.
 pub fn cell(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -52,7 +54,10 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let text = table(&["a", "count"], &[vec!["longer".into(), "1".into()], vec!["b".into(), "1234567".into()]]);
+        let text = table(
+            &["a", "count"],
+            &[vec!["longer".into(), "1".into()], vec!["b".into(), "1234567".into()]],
+        );
         let expected = "\
 | a      |   count |
 | ------ | ------: |

@@ -1,19 +1,23 @@
-//! metrics.jsonl -> TensorBoard event files, `tb/PHASE/events.out.tfevents.0.dgpo`; look at them with `tensorboard --logdir runs/NAME/tb`.
+//! metrics.jsonl -> TensorBoard event files, `tb/PHASE/events.out.tfevents.0.dgpo`; look at them
+//! with `tensorboard --logdir runs/NAME/tb`.
 //!
-//! An event file is a sequence of TFRecords, and a record is a protobuf message between checksums (CRC-32C, rotated and shifted so that a checksum
-//! of data that holds checksums stays a good one):
+//! An event file is a sequence of TFRecords, and a record is a protobuf message between checksums
+//! (CRC-32C, rotated and shifted so that a checksum of data that holds checksums stays a good one):
 //!
 //! ```text
 //! length u64 | masked crc of those 8 bytes u32 | message | masked crc of the message u32        little endian
 //! Event   { 1: wall_time double, 2: step int64, 3: file_version string, 5: Summary }
 //! Summary { 1: Value { 1: tag string, 2: simple_value float } ... }
 //! ```
-//! That is all there is to scalars, so it is written here: the crates for it bring protobuf compilers or image codecs, and none has been kept up.
-//! A phase is a TensorBoard run of its own, because its steps count from 1. `wall_time` is when the run was made, as its provenance has it, and the
-//! seconds of work since then: metrics carry no dates, pauses between two processes are left out, and the same run gives the same files.
+//! That is all there is to scalars, so it is written here: the crates for it bring protobuf
+//! compilers or image codecs, and none has been kept up. A phase is a TensorBoard run of its own,
+//! because its steps count from 1. `wall_time` is when the run was made, as its provenance has it,
+//! and the seconds of work since then: metrics carry no dates, pauses between two processes are
+//! left out, and the same run gives the same files.
 //!
 //! # Source
-//! tensorflow/tensorflow:tensorflow/core/util/event.proto, framework/summary.proto, lib/io/record_writer.cc
+//! tensorflow/tensorflow:tensorflow/core/util/event.proto, framework/summary.proto,
+//! lib/io/record_writer.cc
 use super::{ReportError, io_error};
 use crate::trainer::{
     metrics::STEP_SECONDS,
@@ -52,7 +56,9 @@ const MASK_DELTA: u32 = 0xa282_ead8;
 /// If the disk fails.
 pub fn write(run: &RunDir, lines: &[Map<String, Value>]) -> Result<PathBuf, ReportError> {
     let folder = run.path().join(TENSORBOARD_DIR);
-    let phase_of = |line: &Map<String, Value>| line.get("phase").and_then(Value::as_str).unwrap_or("run").to_owned();
+    let phase_of = |line: &Map<String, Value>| {
+        line.get("phase").and_then(Value::as_str).unwrap_or("run").to_owned()
+    };
     let mut phases: Vec<String> = lines.iter().map(phase_of).collect();
     phases.sort();
     phases.dedup();
@@ -60,11 +66,15 @@ pub fn write(run: &RunDir, lines: &[Map<String, Value>]) -> Result<PathBuf, Repo
     fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
     for phase in phases {
         // A file changed by hand may call its phase anything, also the name of a folder elsewhere.
-        let Some(name) = Path::new(&phase).file_name().filter(|name| *name == phase.as_str()) else { continue };
+        let Some(name) = Path::new(&phase).file_name().filter(|name| *name == phase.as_str())
+        else {
+            continue;
+        };
         let folder = folder.join(name);
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         let path = folder.join(EVENTS_FILE);
-        write_file(&path, events(lines.iter().filter(|(_, line)| phase_of(line) == phase))).map_err(io_error("write", &path))?;
+        write_file(&path, events(lines.iter().filter(|(_, line)| phase_of(line) == phase)))
+            .map_err(io_error("write", &path))?;
     }
     Ok(folder)
 }
@@ -72,8 +82,16 @@ pub fn write(run: &RunDir, lines: &[Map<String, Value>]) -> Result<PathBuf, Repo
 /// When the run was made, in seconds since 1970. Provenance from before it was recorded there is as
 /// old as its file.
 fn started_unix_s(run: &RunDir) -> f64 {
-    let recorded = run.provenance().ok().and_then(|provenance| provenance.get("started_unix_s")?.as_f64());
-    let written = || fs::metadata(run.path().join(PROVENANCE_FILE)).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok();
+    let recorded =
+        run.provenance().ok().and_then(|provenance| provenance.get("started_unix_s")?.as_f64());
+    let written = || {
+        fs::metadata(run.path().join(PROVENANCE_FILE))
+            .ok()?
+            .modified()
+            .ok()?
+            .duration_since(UNIX_EPOCH)
+            .ok()
+    };
     recorded.or_else(|| written().map(|since| since.as_secs_f64())).unwrap_or_default()
 }
 
@@ -92,7 +110,10 @@ fn events<'l>(lines: impl Iterator<Item = &'l (f64, &'l Map<String, Value>)>) ->
     let mut file = record(&version());
     for (time, line) in lines {
         let step = line.get("step").and_then(Value::as_u64).unwrap_or_default();
-        let scalars = line.iter().filter(|(name, _)| *name != "step").filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)));
+        let scalars = line
+            .iter()
+            .filter(|(name, _)| *name != "step")
+            .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)));
         file.extend(record(&event(*time, step, scalars)));
     }
     file
@@ -105,7 +126,11 @@ fn version() -> Vec<u8> {
     event
 }
 
-fn event<'m>(wall_time_s: f64, step: u64, scalars: impl Iterator<Item = (&'m str, f64)>) -> Vec<u8> {
+fn event<'m>(
+    wall_time_s: f64,
+    step: u64,
+    scalars: impl Iterator<Item = (&'m str, f64)>,
+) -> Vec<u8> {
     let mut summary = Vec::new();
     for (name, value) in scalars {
         let mut scalar = Vec::new();
@@ -151,7 +176,9 @@ fn masked_crc(bytes: &[u8]) -> [u8; 4] {
 /// Bit by bit: a run's metrics are a few megabytes at most.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ POLYNOMIAL } else { crc >> 1 })
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            if crc & 1 == 1 { (crc >> 1) ^ POLYNOMIAL } else { crc >> 1 }
+        })
     })
 }
 
@@ -175,10 +202,12 @@ mod tests {
     #[test]
     fn the_file_is_byte_for_byte_that_of_tensorboard() {
         // Written by tensorboard 2.21.0: RecordWriter over Event(file_version="brain.Event:2") and
-        // Event(wall_time=1.5, step=300, summary=Summary(value=[Value(tag="kl/mean", simple_value=0.25)])).
-        let expected = "0f000000000000006d532b091a0d627261696e2e4576656e743a32fc9851291e00000000000000d9dc1232\
-                        09000000000000f83f10ac022a100a0e0a076b6c2f6d65616e150000803e0a87c846";
-        let written = [record(&version()), record(&event(1.5, 300, [("kl/mean", 0.25)].into_iter()))].concat();
+        // Event(wall_time=1.5, step=300, summary=Summary(value=[Value(tag="kl/mean",
+        // simple_value=0.25)])).
+        let expected = "0f000000000000006d532b091a0d627261696e2e4576656e743a32fc9851291e00000000000000d9dc123209000000000000f83f10ac022a100a0e0a076b6c2f6d65616e150000803e0a87c846";
+        let written =
+            [record(&version()), record(&event(1.5, 300, [("kl/mean", 0.25)].into_iter()))]
+                .concat();
         let hex: String = written.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, expected);
     }
@@ -187,14 +216,17 @@ mod tests {
     fn time_is_the_start_and_the_work_since_over_all_phases_and_text_is_no_scalar() {
         let root = tempfile::tempdir().expect("temporary folder");
         let provenance = json!({"started_unix_s": 1_700_000_000_u64});
-        let run = RunDir::create(root.path(), "a", &crate::config::Recipe::default(), &provenance).expect("a run");
+        let run = RunDir::create(root.path(), "a", &crate::config::Recipe::default(), &provenance)
+            .expect("a run");
         let lines = [("kd", 1), ("rl", 1), ("rl", 2)].map(|(phase, step)| {
             let line = json!({"phase": phase, "step": step, STEP_SECONDS: 0.5, "a": null});
             line.as_object().expect("an object").clone()
         });
         let folder = write(&run, &lines).expect("written");
         let expected = |times: &[(f64, u64)]| {
-            let events = times.iter().map(|&(time, step)| record(&event(time, step, [(STEP_SECONDS, 0.5)].into_iter())));
+            let events = times
+                .iter()
+                .map(|&(time, step)| record(&event(time, step, [(STEP_SECONDS, 0.5)].into_iter())));
             [record(&version()), events.collect::<Vec<_>>().concat()].concat()
         };
         let written = |phase: &str| fs::read(folder.join(phase).join(EVENTS_FILE)).expect("read");
@@ -205,9 +237,11 @@ mod tests {
     #[test]
     fn a_run_whose_provenance_has_no_time_is_as_old_as_that_file() {
         let root = tempfile::tempdir().expect("temporary folder");
-        let run = RunDir::create(root.path(), "a", &crate::config::Recipe::default(), &json!({})).expect("a run");
+        let run = RunDir::create(root.path(), "a", &crate::config::Recipe::default(), &json!({}))
+            .expect("a run");
         let then = UNIX_EPOCH + std::time::Duration::from_secs(1_600_000_000);
-        let file = fs::File::options().write(true).open(run.path().join(PROVENANCE_FILE)).expect("open");
+        let file =
+            fs::File::options().write(true).open(run.path().join(PROVENANCE_FILE)).expect("open");
         file.set_modified(then).expect("dated");
         assert_eq!(started_unix_s(&run), 1.6e9);
     }
@@ -215,8 +249,12 @@ mod tests {
     #[test]
     fn a_phase_cannot_name_a_folder_elsewhere() {
         let root = tempfile::tempdir().expect("temporary folder");
-        let run = RunDir::create(root.path(), "a", &crate::config::Recipe::default(), &json!({})).expect("a run");
-        let lines = [line(json!({"phase": "../outside", "step": 1})), line(json!({"phase": "rl", "step": 1, "a": 1.0}))];
+        let run = RunDir::create(root.path(), "a", &crate::config::Recipe::default(), &json!({}))
+            .expect("a run");
+        let lines = [
+            line(json!({"phase": "../outside", "step": 1})),
+            line(json!({"phase": "rl", "step": 1, "a": 1.0})),
+        ];
         let folder = write(&run, &lines).expect("written");
         assert!(folder.join("rl").join(EVENTS_FILE).is_file());
         assert_eq!(fs::read_dir(&folder).expect("read").count(), 1);

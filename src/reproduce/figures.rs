@@ -1,4 +1,5 @@
-//! Courses of training, as the paper's Figures 4 and 6 show them: what several rows recorded, in the same chart.
+//! Courses of training, as the paper's Figures 4 and 6 show them: what several rows recorded, in
+//! the same chart.
 use super::{
     results::{Course, SeedResults},
     rows::{Pair, name},
@@ -17,7 +18,11 @@ struct Figure {
 }
 
 const FIGURES: [Figure; 2] = [
-    Figure { phase: "figure-4", title: "Figure 4: PPO and GRPO from the student", rows: &[("ppo", "PPO"), ("grpo", "GRPO")] },
+    Figure {
+        phase: "figure-4",
+        title: "Figure 4: PPO and GRPO from the student",
+        rows: &[("ppo", "PPO"), ("grpo", "GRPO")],
+    },
     Figure {
         phase: "figure-6",
         title: "Figure 6: DGPO and its variants",
@@ -51,22 +56,43 @@ const CHARTS: [(&str, &str, &str); 12] = [
 pub fn all(seeds: &[&SeedResults]) -> Vec<Section> {
     let section = |figure: &Figure| {
         let chart = |&(metric, title, note): &(&str, &str, &str)| {
-            let curves: Vec<Curve> = figure.rows.iter().filter_map(|(row, label)| curve(seeds, row, label, metric)).collect();
-            (!curves.is_empty()).then(|| Chart { title: title.to_owned(), note: note.to_owned(), curves })
+            let curves: Vec<Curve> = figure
+                .rows
+                .iter()
+                .filter_map(|(row, label)| curve(seeds, row, label, metric))
+                .collect();
+            (!curves.is_empty()).then(|| Chart {
+                title: title.to_owned(),
+                note: note.to_owned(),
+                curves,
+            })
         };
-        Section { phase: figure.phase.to_owned(), title: figure.title.to_owned(), charts: CHARTS.iter().filter_map(chart).collect() }
+        Section {
+            phase: figure.phase.to_owned(),
+            title: figure.title.to_owned(),
+            charts: CHARTS.iter().filter_map(chart).collect(),
+        }
     };
     FIGURES.iter().map(section).collect()
 }
 
-/// The mean over the seeds that recorded the metric at the same steps as the first one, and between which values they lie.
+/// The mean over the seeds that recorded the metric at the same steps as the first one, and between
+/// which values they lie.
 fn curve(seeds: &[&SeedResults], row: &str, label: &str, metric: &str) -> Option<Curve> {
-    let courses: Vec<&Course> =
-        seeds.iter().filter_map(|results| results.rows.get(&name(Pair::Qwen, row))?.done()?.courses.get(metric)).collect();
+    let courses: Vec<&Course> = seeds
+        .iter()
+        .filter_map(|results| results.rows.get(&name(Pair::Qwen, row))?.done()?.courses.get(metric))
+        .collect();
     let first = *courses.first()?;
-    let alike: Vec<&Course> = courses.into_iter().filter(|course| course.steps == first.steps).collect();
+    let alike: Vec<&Course> =
+        courses.into_iter().filter(|course| course.steps == first.steps).collect();
     // A file of results may have been edited: what it lacks is unknown.
-    let known = |at: usize| alike.iter().filter_map(|course| course.values.get(at).copied().flatten()).collect::<Vec<f64>>();
+    let known = |at: usize| {
+        alike
+            .iter()
+            .filter_map(|course| course.values.get(at).copied().flatten())
+            .collect::<Vec<f64>>()
+    };
     let mean = |at: usize| {
         let known = known(at);
         (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
@@ -97,7 +123,11 @@ mod tests {
     fn with_course(seed_number: u64, row: &str, values: &[f64]) -> SeedResults {
         let Outcome::Done(mut done) = answering(1, 1) else { unreachable!("made above") };
         let steps = (1..=values.len() as u64).collect();
-        let course = Course { steps, values: values.iter().copied().map(Some).collect(), steps_per_point: 1 };
+        let course = Course {
+            steps,
+            values: values.iter().copied().map(Some).collect(),
+            steps_per_point: 1,
+        };
         done.courses.insert(REWARD.to_owned(), course);
         seed(seed_number, &[(row, Outcome::Done(done))])
     }
@@ -110,14 +140,19 @@ mod tests {
         assert_eq!((chart.curves.len(), chart.curves[0].label.as_str()), (1, "PPO"));
         assert_eq!(chart.curves[0].values, [Some(0.5), Some(0.75)]);
         let band = chart.curves[0].band.as_ref().unwrap();
-        assert_eq!((&band.low[..], &band.high[..]), (&[Some(0.25), Some(0.5)][..], &[Some(0.75), Some(1.0)][..]));
+        assert_eq!(
+            (&band.low[..], &band.high[..]),
+            (&[Some(0.25), Some(0.5)][..], &[Some(0.75), Some(1.0)][..])
+        );
         assert!(sections[1].charts.is_empty());
     }
 
     #[test]
     fn values_that_a_file_lacks_are_unknown() {
         let mut one = with_course(0, "ppo", &[0.25, 0.5]);
-        let Some(Outcome::Done(done)) = one.rows.values_mut().next() else { unreachable!("made above") };
+        let Some(Outcome::Done(done)) = one.rows.values_mut().next() else {
+            unreachable!("made above")
+        };
         done.courses.get_mut(REWARD).unwrap().values.truncate(1);
         assert_eq!(all(&[&one])[0].charts[0].curves[0].values, [Some(0.25), None]);
     }

@@ -1,6 +1,8 @@
-//! A picture of the orderings: a line for each, with the difference measured here, its 95 % interval, and the paper's difference.
+//! A picture of the orderings: a line for each, with the difference measured here, its 95 %
+//! interval, and the paper's difference.
 //!
-//! Elements and a style sheet alone, so that it is there without scripts; places are shares of the width in percent.
+//! Elements and a style sheet alone, so that it is there without scripts; places are shares of the
+//! width in percent.
 use super::{
     orderings::{Found, Ordering, Verdict, verdict},
     results::SeedResults,
@@ -31,7 +33,8 @@ impl Scale {
     /// Around zero and everything that is drawn.
     fn of(judged: &[Judged]) -> Self {
         let drawn = judged.iter().flat_map(|(ordering, found)| {
-            let ends = found.as_ref().map(|found| [found.interval.low, found.interval.high, found.mean]);
+            let ends =
+                found.as_ref().map(|found| [found.interval.low, found.interval.high, found.mean]);
             ends.into_iter().flatten().chain([ordering.paper])
         });
         let (low, high) = drawn.fold((0.0f64, 0.0f64), |(low, high), x| (low.min(x), high.max(x)));
@@ -50,7 +53,11 @@ impl Scale {
         let number = |at: usize| {
             let x = self.low + at as f64 * self.step;
             // The one at zero has no sign.
-            let text = if x.abs() < self.step / 2.0 { "0".to_owned() } else { format!("{x:+.1}").replace('-', "−") };
+            let text = if x.abs() < self.step / 2.0 {
+                "0".to_owned()
+            } else {
+                format!("{x:+.1}").replace('-', "−")
+            };
             format!("<span style=\"left:{:.2}%\">{text}</span>", self.place(x))
         };
         (0..=n).map(number).collect()
@@ -60,7 +67,10 @@ impl Scale {
 /// The picture.
 pub fn html(judged: &[Judged]) -> String {
     let scale = Scale::of(judged);
-    let numbers = format!("<div class=\"row\"><span class=\"track numbers\" aria-hidden=\"true\">{}</span></div>", scale.numbers());
+    let numbers = format!(
+        "<div class=\"row\"><span class=\"track numbers\" aria-hidden=\"true\">{}</span></div>",
+        scale.numbers()
+    );
     let mut lines = numbers.clone();
     let mut source = "";
     for (ordering, found) in judged {
@@ -70,9 +80,10 @@ pub fn html(judged: &[Judged]) -> String {
         }
         lines += &line(scale, ordering, found.as_ref());
     }
-    let key = "<p class=\"muted key\">Difference of exact match, above minus below:<i class=\"dot\"></i>measured here, mean over the seeds\
-               <i class=\"range\"></i>its 95 % interval over seeds and questions<i class=\"theirs\"></i>in the paper. Right of the dashed line \
-               the ordering is the paper’s.</p>";
+    let key = "<p class=\"muted key\">Difference of exact match, above minus below:<i \
+               class=\"dot\"></i>measured here, mean over the seeds<i class=\"range\"></i>its 95 % \
+               interval over seeds and questions<i class=\"theirs\"></i>in the paper. Right of the \
+               dashed line the ordering is the paper’s.</p>";
     format!("{key}<div class=\"forest\">{lines}{numbers}</div>")
 }
 
@@ -83,17 +94,27 @@ fn line(scale: Scale, ordering: &Ordering, found: Option<&Found>) -> String {
         Verdict::Reversed => "reversed",
         Verdict::WithinNoise | Verdict::NotMeasured => "noise",
     };
-    let at = |class: &str, x: f64| format!("<i class=\"{class}\" style=\"left:{:.2}%\"></i>", scale.place(x));
+    let at = |class: &str, x: f64| {
+        format!("<i class=\"{class}\" style=\"left:{:.2}%\"></i>", scale.place(x))
+    };
     let ours = found.map_or(String::new(), |found| {
         let (low, high) = (scale.place(found.interval.low), scale.place(found.interval.high));
-        format!("<i class=\"range\" style=\"left:{low:.2}%;width:{:.2}%\"></i>{}", high - low, at("dot", found.mean))
+        format!(
+            "<i class=\"range\" style=\"left:{low:.2}%;width:{:.2}%\"></i>{}",
+            high - low,
+            at("dot", found.mean)
+        )
     });
     let told = found.map_or("not measured here".to_owned(), |found| {
-        format!("{:+.3} here, 95 % interval {:+.3} to {:+.3}", found.mean, found.interval.low, found.interval.high)
+        format!(
+            "{:+.3} here, 95 % interval {:+.3} to {:+.3}",
+            found.mean, found.interval.low, found.interval.high
+        )
     });
     format!(
-        "<div class=\"row {class}\"><span class=\"what\">{}</span><span class=\"said\">{}</span><span class=\"track\" role=\"img\" \
-         aria-label=\"{told}, {:+.3} in the paper\" title=\"{told}, {:+.3} in the paper\">{}{}{ours}</span></div>",
+        "<div class=\"row {class}\"><span class=\"what\">{}</span><span \
+         class=\"said\">{}</span><span class=\"track\" role=\"img\" aria-label=\"{told}, {:+.3} in \
+         the paper\" title=\"{told}, {:+.3} in the paper\">{}{}{ours}</span></div>",
         escaped(&ordering.text),
         judged.as_str(),
         ordering.paper,
@@ -118,10 +139,20 @@ mod tests {
         let html = html(&judged);
         let count = |part: &str| html.matches(part).count();
         // The key has one of each too.
-        assert_eq!((count("class=\"what\""), count("class=\"theirs\"")), (judged.len(), judged.len() + 1));
+        assert_eq!(
+            (count("class=\"what\""), count("class=\"theirs\"")),
+            (judged.len(), judged.len() + 1)
+        );
         let n_measured = judged.iter().filter(|(_, found)| found.is_some()).count();
-        assert_eq!((count("class=\"dot\""), count("class=\"range\"")), (n_measured + 1, n_measured + 1));
-        assert!(n_measured > 0 && n_measured < judged.len() && count("row holds") > 0, "{n_measured} of {}", judged.len());
+        assert_eq!(
+            (count("class=\"dot\""), count("class=\"range\"")),
+            (n_measured + 1, n_measured + 1)
+        );
+        assert!(
+            n_measured > 0 && n_measured < judged.len() && count("row holds") > 0,
+            "{n_measured} of {}",
+            judged.len()
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The paper's experiment at tiny scale: which runs it takes, what came out of them, and the page that sets it beside the paper's numbers.
+//! The paper's experiment at tiny scale: which runs it takes, what came out of them, and the page
+//! that sets it beside the paper's numbers.
 //!
 //! | file | answers |
 //! |---|---|
@@ -12,7 +13,8 @@
 //! | [`forecast`] | how long the rest will take |
 //! | [`page`] | reproduction.md and reproduction.html |
 //!
-//! Nothing here trains: the command line makes the runs, each an ordinary one that `dgpo train --resume` and `dgpo report` know.
+//! Nothing here trains: the command line makes the runs, each an ordinary one that `dgpo train
+//! --resume` and `dgpo report` know.
 pub mod figures;
 pub mod forecast;
 pub mod forest;
@@ -33,13 +35,16 @@ pub enum ReproduceError {
     RunDir(#[from] RunDirError),
     #[error(transparent)]
     Data(#[from] DataError),
-    #[error("the run {} has no evaluation of {model}; hint: remove its folder, and it is made again", run.display())]
+    #[error("the run {} has no evaluation of {model}; hint: remove its folder, and it is made \
+             again", run.display())]
     NotEvaluated { run: PathBuf, model: &'static str },
     #[error("cannot {verb} {}: {source}; hint: check the path, free space and permissions", path.display())]
     Io { verb: &'static str, path: PathBuf, source: io::Error },
-    #[error("{} is damaged or of another version: {source}; hint: remove it, and make the seed's results again", path.display())]
+    #[error("{} is damaged or of another version: {source}; hint: remove it, and make the seed's \
+             results again", path.display())]
     Damaged { path: PathBuf, source: serde_json::Error },
-    #[error("{} holds the results of seed {seed}; hint: a seed's results are counted once, under their own name: seed-{seed}.json", path.display())]
+    #[error("{} holds the results of seed {seed}; hint: a seed's results are counted once, under \
+             their own name: seed-{seed}.json", path.display())]
     OtherSeed { path: PathBuf, seed: u64 },
     #[error("{} holds no results (seed-N.json); hint: `dgpo reproduce --seed 0` makes some", .0.display())]
     NoResults(PathBuf),

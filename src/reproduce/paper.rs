@@ -1,11 +1,13 @@
-//! The paper's numbers, as its tables print them: exact match, three digits, each model trained once.
+//! The paper's numbers, as its tables print them: exact match, three digits, each model trained
+//! once.
 //!
 //! # Source
-//! Kotoge, Nishimura, Ma: "Can Compact Language Models Search Like Agents? Distillation-Guided Policy Optimization for Preserving Agentic RAG
-//! Capabilities", Tables 2, 3, 5 and 6.
+//! Kotoge, Nishimura, Ma: "Can Compact Language Models Search Like Agents? Distillation-Guided
+//! Policy Optimization for Preserving Agentic RAG Capabilities", Tables 2, 3, 5 and 6.
 
 /// Data sets of Tables 2 and 6, and their unweighted mean.
-pub const DATASETS: [&str; 8] = ["NQ", "TriviaQA", "PopQA", "HotpotQA", "2wiki", "MuSiQue", "Bamboogle", "Avg."];
+pub const DATASETS: [&str; 8] =
+    ["NQ", "TriviaQA", "PopQA", "HotpotQA", "2wiki", "MuSiQue", "Bamboogle", "Avg."];
 
 /// A line of Table 2 or 6.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,10 +47,26 @@ pub const TABLE_2: [Line; 10] = [
 /// Table 6: what DGPO is without one of its parts.
 pub const TABLE_6: [Line; 5] = [
     line("dgpo", "DGPO", [0.378, 0.481, 0.402, 0.342, 0.303, 0.120, 0.274, 0.329]),
-    line("dgpo-no-kd", "(a) w/o cold-start initialization", [0.370, 0.465, 0.394, 0.330, 0.299, 0.117, 0.266, 0.320]),
-    line("dgpo-uniform-kl", "(b) w/o selective KL penalty", [0.362, 0.464, 0.394, 0.323, 0.306, 0.114, 0.234, 0.314]),
-    line("dgpo-no-teacher", "(c) w/o teacher guidance", [0.353, 0.455, 0.384, 0.316, 0.287, 0.098, 0.250, 0.306]),
-    line("ppo-kd", "(d) invert pipeline order", [0.320, 0.426, 0.371, 0.287, 0.282, 0.084, 0.234, 0.286]),
+    line(
+        "dgpo-no-kd",
+        "(a) w/o cold-start initialization",
+        [0.370, 0.465, 0.394, 0.330, 0.299, 0.117, 0.266, 0.320],
+    ),
+    line(
+        "dgpo-uniform-kl",
+        "(b) w/o selective KL penalty",
+        [0.362, 0.464, 0.394, 0.323, 0.306, 0.114, 0.234, 0.314],
+    ),
+    line(
+        "dgpo-no-teacher",
+        "(c) w/o teacher guidance",
+        [0.353, 0.455, 0.384, 0.316, 0.287, 0.098, 0.250, 0.306],
+    ),
+    line(
+        "ppo-kd",
+        "(d) invert pipeline order",
+        [0.320, 0.426, 0.371, 0.287, 0.282, 0.084, 0.234, 0.286],
+    ),
 ];
 
 /// Pairs of Table 3: student <- teacher.

@@ -1,7 +1,9 @@
-//! What came out of the runs of one seed: gathered from their folders, written as one small JSON file, read back for the page.
+//! What came out of the runs of one seed: gathered from their folders, written as one small JSON
+//! file, read back for the page.
 //!
-//! The file holds, of every row, its figures, whether each test question was answered (one character a question, which is all that a paired comparison
-//! needs), and its courses of training in at most [`MAX_POINTS`] points. A row that failed is there with the reason.
+//! The file holds, of every row, its figures, whether each test question was answered (one
+//! character a question, which is all that a paired comparison needs), and its courses of training
+//! in at most [`MAX_POINTS`] points. A row that failed is there with the reason.
 use super::{
     ReproduceError,
     rows::{Extra, Row, name},
@@ -24,7 +26,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Points of a course: a longer one is cut into stretches of equal length, and a point is a stretch's mean.
+/// Points of a course: a longer one is cut into stretches of equal length, and a point is a
+/// stretch's mean.
 pub const MAX_POINTS: usize = 50;
 
 /// What the dynamics figures show.
@@ -76,9 +79,11 @@ impl Outcome {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Done {
-    /// Fingerprint of the resolved recipe, without name and seed: rows of two seeds that have the same one were made in the same way.
+    /// Fingerprint of the resolved recipe, without name and seed: rows of two seeds that have the
+    /// same one were made in the same way.
     pub recipe: String,
-    /// Fingerprint of the program, the device, and the phases taken over, as the run's provenance has them.
+    /// Fingerprint of the program, the device, and the phases taken over, as the run's provenance
+    /// has them.
     pub provenance: Map<String, Value>,
     /// Seconds of all phases, and of those that this row did itself.
     pub wall_s: f64,
@@ -86,8 +91,8 @@ pub struct Done {
     pub score: Score,
     /// Courses of the last phase in which the student played.
     pub courses: BTreeMap<String, Course>,
-    /// Exact match of the sampled episodes on training questions, mean over the last tenth of the steps in which the student played, where that is
-    /// what the row ends with.
+    /// Exact match of the sampled episodes on training questions, mean over the last tenth of the
+    /// steps in which the student played, where that is what the row ends with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_reward: Option<f64>,
     /// What the guards saw along the way; in a reproduction they only warn.
@@ -174,22 +179,36 @@ fn figures_of<'s>(summary: &'s Summary, model: &str) -> Option<&'s Figures> {
 }
 
 impl SeedResults {
-    /// Enters a finished row, and the models it started from, where no earlier row has said more about them.
+    /// Enters a finished row, and the models it started from, where no earlier row has said more
+    /// about them.
     /// # Errors
     /// If files of the run cannot be read.
-    pub fn enter(&mut self, row: &Row, run: &RunDir, recipe: &Recipe) -> Result<(), ReproduceError> {
+    pub fn enter(
+        &mut self,
+        row: &Row,
+        run: &RunDir,
+        recipe: &Recipe,
+    ) -> Result<(), ReproduceError> {
         let summary: Summary = run.summary()?.unwrap_or_default();
         let model = target(recipe);
         let missing = || ReproduceError::NotEvaluated { run: run.path().to_owned(), model };
         let provenance = run.provenance()?;
-        let taken_wall_s = provenance.pointer("/taken_over/wall_s").and_then(Value::as_f64).unwrap_or(0.0);
+        let taken_wall_s =
+            provenance.pointer("/taken_over/wall_s").and_then(Value::as_f64).unwrap_or(0.0);
         let lines = run.read_metrics()?;
         let kept = ["version", "executable", "device", "n_host_cores"];
-        let provenance_kept = kept.iter().filter_map(|key| Some(((*key).to_owned(), provenance.get(*key)?.clone())));
+        let provenance_kept =
+            kept.iter().filter_map(|key| Some(((*key).to_owned(), provenance.get(*key)?.clone())));
         let own = score(run, model, figures_of(&summary, model).ok_or_else(missing)?)?;
-        let mut courses = if row.extra.contains(&Extra::Course) { courses(&lines, recipe) } else { BTreeMap::new() };
+        let mut courses = if row.extra.contains(&Extra::Course) {
+            courses(&lines, recipe)
+        } else {
+            BTreeMap::new()
+        };
         // Behind the last step of the course the evaluation is that of the row itself.
-        let n_steps = [(Phase::Rl, recipe.rl.steps), (Phase::Gkd, recipe.gkd.steps)].into_iter().find(|(phase, _)| phase.as_str() == model);
+        let n_steps = [(Phase::Rl, recipe.rl.steps), (Phase::Gkd, recipe.gkd.steps)]
+            .into_iter()
+            .find(|(phase, _)| phase.as_str() == model);
         if let (Some(course), Some((_, n_steps))) = (courses.get_mut(EVAL_AVERAGE_EM), n_steps) {
             course.steps.push(n_steps as u64);
             course.values.push(Some(rounded(own.average_em)));
@@ -207,7 +226,11 @@ impl SeedResults {
         self.rows.insert(row.name(), Outcome::Done(Box::new(done)));
         for start in ["student", "teacher"] {
             let name = name(row.pair, start);
-            let is_known = self.rows.get(&name).and_then(Outcome::done).is_some_and(|known| has_arcap(&known.score) || !recipe.eval.arcap);
+            let is_known = self
+                .rows
+                .get(&name)
+                .and_then(Outcome::done)
+                .is_some_and(|known| has_arcap(&known.score) || !recipe.eval.arcap);
             if let (Some(figures), false) = (figures_of(&summary, start), is_known) {
                 let done = Done { score: score(run, start, figures)?, ..Done::default() };
                 self.rows.insert(name, Outcome::Done(Box::new(done)));
@@ -226,12 +249,22 @@ impl SeedResults {
 
     /// As it is written: a row a line, so that two versions of the file can be compared.
     pub fn to_json(&self) -> String {
-        let rows: Vec<String> = self.rows.iter().map(|(name, outcome)| format!("{}: {}", json!(name), json!(outcome))).collect();
-        format!("{{\n\"seed\": {},\n\"settings\": {},\n\"rows\": {{\n{}\n}}\n}}\n", self.seed, json!(self.settings), rows.join(",\n"))
+        let rows: Vec<String> = self
+            .rows
+            .iter()
+            .map(|(name, outcome)| format!("{}: {}", json!(name), json!(outcome)))
+            .collect();
+        format!(
+            "{{\n\"seed\": {},\n\"settings\": {},\n\"rows\": {{\n{}\n}}\n}}\n",
+            self.seed,
+            json!(self.settings),
+            rows.join(",\n")
+        )
     }
 }
 
-/// Which phases a row took over and from which one: its name alone, the folder is the machine's own.
+/// Which phases a row took over and from which one: its name alone, the folder is the machine's
+/// own.
 fn taken_over(provenance: &Value) -> Option<(String, Value)> {
     let taken = provenance.get("taken_over").filter(|taken| !taken.is_null())?;
     let row = taken.get("run").and_then(Value::as_str).and_then(|run| Path::new(run).file_name());
@@ -251,18 +284,32 @@ fn score(run: &RunDir, model: &str, figures: &Figures) -> Result<Score, Reproduc
         let path = run.episodes_dir().join(format!("eval-{model}{end}.jsonl"));
         Ok(answered(&if path.is_file() { read_episodes(&path)? } else { Vec::new() }))
     };
-    let (ordinary, without, with) = (played("")?, played("-arcap-without-thinking")?, played("-arcap-with-thinking")?);
+    let (ordinary, without, with) =
+        (played("")?, played("-arcap-without-thinking")?, played("-arcap-with-thinking")?);
     let marks = |of: &BTreeMap<String, String>, set: &str| of.get(set).cloned().unwrap_or_default();
     let arcap = figures.arcap.as_ref();
     let set = |(name, stats): (&String, &crate::rollout::EpisodeStats)| {
         let capabilities = arcap.and_then(|arcap| arcap.datasets.get(name));
-        let arcap = capabilities.map(|row| set_arcap(row, marks(&without, name), marks(&with, name)));
-        (name.clone(), SetScore { em: stats.em, n_questions: stats.n_episodes, answered: marks(&ordinary, name), arcap })
+        let arcap =
+            capabilities.map(|row| set_arcap(row, marks(&without, name), marks(&with, name)));
+        (
+            name.clone(),
+            SetScore {
+                em: stats.em,
+                n_questions: stats.n_episodes,
+                answered: marks(&ordinary, name),
+                arcap,
+            },
+        )
     };
     let all = &figures.all;
     Ok(Score {
         average_em: figures.average_em,
-        interval: figures.intervals.as_ref().and_then(|intervals| intervals.average.get("em")).copied(),
+        interval: figures
+            .intervals
+            .as_ref()
+            .and_then(|intervals| intervals.average.get("em"))
+            .copied(),
         datasets: figures.datasets.iter().map(set).collect(),
         substring_em: all.substring_em,
         searches: all.searches,
@@ -279,8 +326,15 @@ fn set_arcap(row: &Capabilities, answered_without: String, answered_with: String
         with_thinking: row.with_thinking.as_ref().map(|played| played.em.value),
         answered_without,
         answered_with,
-        first_query_hit_ratio: row.query_rewriting.as_ref().map(|rewriting| rewriting.first_query_hit_ratio.value),
-        question_hit_ratio: row.query_rewriting.as_ref().and_then(|rewriting| rewriting.question_hit_ratio).map(|ratio| ratio.value),
+        first_query_hit_ratio: row
+            .query_rewriting
+            .as_ref()
+            .map(|rewriting| rewriting.first_query_hit_ratio.value),
+        question_hit_ratio: row
+            .query_rewriting
+            .as_ref()
+            .and_then(|rewriting| rewriting.question_hit_ratio)
+            .map(|ratio| ratio.value),
         hit_ratio: row.thinking.as_ref().map(|thinking| thinking.hit_ratio.value),
         searches: row.thinking.as_ref().map(|thinking| thinking.searches.value),
     }
@@ -290,17 +344,28 @@ fn set_arcap(row: &Capabilities, answered_without: String, answered_with: String
 fn answered(episodes: &[Episode]) -> BTreeMap<String, String> {
     let mut marks: BTreeMap<String, String> = BTreeMap::new();
     for episode in episodes {
-        marks.entry(episode.question.dataset.clone()).or_default().push(if episode.is_correct() { '1' } else { '0' });
+        marks.entry(episode.question.dataset.clone()).or_default().push(if episode.is_correct() {
+            '1'
+        } else {
+            '0'
+        });
     }
     marks
 }
 
 /// The courses of the last phase of the recipe in which the student plays.
 fn courses(lines: &[Map<String, Value>], recipe: &Recipe) -> BTreeMap<String, Course> {
-    let phase = recipe.stage.training_phases().filter(|phase| matches!(phase, Phase::Rl | Phase::Gkd)).last();
-    let lines: Vec<_> = lines.iter().filter(|line| line.get("phase") == Some(&json!(phase))).collect();
+    let phase = recipe
+        .stage
+        .training_phases()
+        .filter(|phase| matches!(phase, Phase::Rl | Phase::Gkd))
+        .last();
+    let lines: Vec<_> =
+        lines.iter().filter(|line| line.get("phase") == Some(&json!(phase))).collect();
     let course = |metric: &&str| {
-        let recorded = lines.iter().filter_map(|line| Some((line.get("step")?.as_u64()?, line.get(*metric)?.as_f64())));
+        let recorded = lines
+            .iter()
+            .filter_map(|line| Some((line.get("step")?.as_u64()?, line.get(*metric)?.as_f64())));
         let points: Vec<(u64, Option<f64>)> = recorded.collect();
         (!points.is_empty()).then(|| ((*metric).to_owned(), thinned(&points)))
     };
@@ -310,7 +375,9 @@ fn courses(lines: &[Map<String, Value>], recipe: &Recipe) -> BTreeMap<String, Co
 /// The mean reward over the last tenth of the steps of a phase, in which the student played.
 fn train_reward(lines: &[Map<String, Value>], phase: &str) -> Option<f64> {
     let is_played = [Phase::Rl, Phase::Gkd].iter().any(|played| played.as_str() == phase);
-    let of_phase = lines.iter().filter(|line| is_played && line.get("phase").and_then(Value::as_str) == Some(phase));
+    let of_phase = lines
+        .iter()
+        .filter(|line| is_played && line.get("phase").and_then(Value::as_str) == Some(phase));
     let rewards: Vec<f64> = of_phase.filter_map(|line| line.get(REWARD)?.as_f64()).collect();
     let last = &rewards[rewards.len() - rewards.len().div_ceil(10)..];
     (!last.is_empty()).then(|| rounded(last.iter().sum::<f64>() / last.len() as f64))
@@ -323,7 +390,10 @@ fn thinned(points: &[(u64, Option<f64>)]) -> Course {
         (!known.is_empty()).then(|| rounded(known.iter().sum::<f64>() / known.len() as f64))
     };
     Course {
-        steps: points.chunks(steps_per_point).filter_map(|stretch| Some(stretch.last()?.0)).collect(),
+        steps: points
+            .chunks(steps_per_point)
+            .filter_map(|stretch| Some(stretch.last()?.0))
+            .collect(),
         values: points.chunks(steps_per_point).map(mean).collect(),
         steps_per_point,
     }
@@ -343,8 +413,13 @@ pub fn path_of(folder: &Path, seed: u64) -> PathBuf {
 /// # Errors
 /// If it cannot be read or is none of these files.
 pub fn read(path: &Path) -> Result<SeedResults, ReproduceError> {
-    let text = fs::read_to_string(path).map_err(|source| ReproduceError::Io { verb: "read", path: path.to_owned(), source })?;
-    serde_json::from_str(&text).map_err(|source| ReproduceError::Damaged { path: path.to_owned(), source })
+    let text = fs::read_to_string(path).map_err(|source| ReproduceError::Io {
+        verb: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    serde_json::from_str(&text)
+        .map_err(|source| ReproduceError::Damaged { path: path.to_owned(), source })
 }
 
 /// The results of every seed in a folder, by seed; none where there is no such folder.
@@ -372,92 +447,4 @@ pub fn read_all(folder: &Path) -> Result<Vec<SeedResults>, ReproduceError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn results_are_read_back_as_they_were_written() {
-        let set = SetScore {
-            em: 0.5,
-            n_questions: 2,
-            answered: "10".into(),
-            arcap: Some(SetArcap { with_thinking: Some(0.25), ..SetArcap::default() }),
-        };
-        let score = Score {
-            average_em: 0.5,
-            interval: Some(Interval { low: 0.25, high: 0.75 }),
-            datasets: [("a".to_owned(), set)].into(),
-            ..Score::default()
-        };
-        let course = Course { steps: vec![2, 4], values: vec![Some(0.125), None], steps_per_point: 2 };
-        let done = Done { recipe: "ab".into(), wall_s: 3.5, score, courses: [(REWARD.to_owned(), course)].into(), ..Done::default() };
-        let rows =
-            [("qwen-kd".to_owned(), Outcome::Done(Box::new(done))), ("qwen-ppo".to_owned(), Outcome::Failed { why: "a \"guard\"".into() })];
-        let results = SeedResults { seed: 3, settings: vec!["rl.steps=2".into()], rows: rows.into() };
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(path_of(folder.path(), 3), results.to_json()).unwrap();
-        assert_eq!(read_all(folder.path()).unwrap(), std::slice::from_ref(&results));
-        assert_eq!(results.failed().collect::<Vec<_>>(), [("qwen-ppo", "a \"guard\"")]);
-    }
-
-    #[test]
-    fn a_copy_is_no_other_seed() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(path_of(folder.path(), 7), SeedResults::default().to_json()).unwrap();
-        let error = read_all(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("seed-7.json holds the results of seed 0") && error.contains("hint: "), "{error}");
-    }
-
-    #[test]
-    fn what_was_taken_over_is_told_without_the_machines_folders() {
-        let taken = json!({"taken_over": {"run": "/home/somebody/runs/seed-0/qwen-kd", "phases": ["demos", "kd"], "wall_s": 2.5}});
-        let told = json!({"run": "qwen-kd", "phases": ["demos", "kd"], "wall_s": 2.5});
-        assert_eq!(taken_over(&taken), Some(("taken_over".to_owned(), told)));
-        assert_eq!((taken_over(&json!({})), taken_over(&json!({"taken_over": null}))), (None, None));
-    }
-
-    #[test]
-    fn a_damaged_file_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(path_of(folder.path(), 1), "{\"seed\": 1").unwrap();
-        let error = read_all(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("seed-1.json is damaged") && error.contains("hint: "), "{error}");
-    }
-
-    #[test]
-    fn a_long_course_keeps_the_means_of_its_stretches_and_its_last_step() {
-        let n = 2 * MAX_POINTS as u64 + 1;
-        let points: Vec<_> = (1..=n).map(|step| (step, Some(step as f64))).collect();
-        let course = thinned(&points);
-        // Stretches of three, the last of two: 99 to 101 is 34 stretches.
-        assert_eq!((course.steps_per_point, course.steps.len(), course.steps.last()), (3, 34, Some(&n)));
-        assert_eq!((course.values[0], course.values[33]), (Some(2.0), Some(100.5)));
-        assert_eq!(thinned(&[(1, None), (2, Some(1.0 / 3.0))]).values, [None, Some(0.33333)]);
-    }
-
-    #[test]
-    fn the_course_is_that_of_the_phase_in_which_the_student_played() {
-        let line = |phase: &str, step: u64, reward: f64| json!({"phase": phase, "step": step, REWARD: reward}).as_object().unwrap().clone();
-        let lines = [line("demos", 1, 0.9), line("kd", 1, 0.8), line("rl", 1, 0.25), line("rl", 2, 0.5)];
-        let course = &courses(&lines, &Recipe::default())[REWARD];
-        assert_eq!((&course.steps, &course.values), (&vec![1, 2], &vec![Some(0.25), Some(0.5)]));
-    }
-
-    #[test]
-    fn the_last_tenth_of_the_rewards_is_averaged_where_the_student_played_last() {
-        let line = |phase: &str, step: u64, reward: f64| json!({"phase": phase, "step": step, REWARD: reward}).as_object().unwrap().clone();
-        let mut lines: Vec<_> = (1..=20).map(|step| line("rl", step, if step > 18 { 0.5 + step as f64 / 100.0 } else { 0.0 })).collect();
-        lines.push(json!({"phase": "rl", "step": 20, EVAL_AVERAGE_EM: 1.0}).as_object().unwrap().clone());
-        assert_eq!(train_reward(&lines, "rl"), Some(0.695));
-        assert_eq!((train_reward(&lines, "gkd"), train_reward(&[line("kd", 1, 1.0)], "kd")), (None, None));
-    }
-
-    #[test]
-    fn a_recipe_has_the_same_fingerprint_whatever_its_name_and_seed() {
-        let mut other = Recipe::default();
-        (other.run.seed, other.run.name) = (4, "x".into());
-        assert_eq!(digest(&other), digest(&Recipe::default()));
-        other.rl.steps += 1;
-        assert_ne!(digest(&other), digest(&Recipe::default()));
-    }
-}
+mod tests;

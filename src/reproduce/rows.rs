@@ -1,6 +1,8 @@
-//! Which runs are made: every row of the paper's tables for the main pair of models, and those of Table 3 for another student.
+//! Which runs are made: every row of the paper's tables for the main pair of models, and those of
+//! Table 3 for another student.
 //!
-//! A row begins with the phases that an earlier row of the same pair has finished, where they are the same (`crate::pipeline::takeover` decides).
+//! A row begins with the phases that an earlier row of the same pair has finished, where they are
+//! the same (`crate::pipeline::takeover` decides).
 use crate::config::{ConfigError, Recipe, load};
 
 /// A teacher and a student.
@@ -95,7 +97,8 @@ impl Row {
         ROWS.iter().find(|row| row.pair == self.pair && row.method == from)
     }
 
-    /// The recipe of its run. `settings` are laid over every row alike. Guards only warn: a row that collapses is a result of the paper too.
+    /// The recipe of its run. `settings` are laid over every row alike. Guards only warn: a row
+    /// that collapses is a result of the paper too.
     /// # Errors
     /// If a setting is none of the recipe, or the rules forbid it.
     pub fn recipe(&self, seed: u64, settings: &[String]) -> Result<Recipe, ConfigError> {
@@ -104,8 +107,12 @@ impl Row {
             Extra::Course => format!("eval.every={COURSE_EVERY}"),
         });
         let warn = ["guards.action=warn".to_owned()];
-        let overrides: Vec<String> =
-            warn.into_iter().chain(extra).chain(settings.iter().cloned()).chain([format!("run.seed={seed}")]).collect();
+        let overrides: Vec<String> = warn
+            .into_iter()
+            .chain(extra)
+            .chain(settings.iter().cloned())
+            .chain([format!("run.seed={seed}")])
+            .collect();
         Ok(load(&format!("{}/{}", self.pair.world(), self.method), &overrides)?.recipe)
     }
 }
@@ -123,7 +130,8 @@ mod tests {
 
     #[test]
     fn the_main_pair_has_a_row_for_every_method() {
-        let rows: BTreeSet<&str> = ROWS.iter().filter(|row| row.pair == Pair::Qwen).map(|row| row.method).collect();
+        let rows: BTreeSet<&str> =
+            ROWS.iter().filter(|row| row.pair == Pair::Qwen).map(|row| row.method).collect();
         assert_eq!(rows, library::methods().collect());
         assert_eq!(ROWS.iter().map(Row::name).collect::<BTreeSet<_>>().len(), ROWS.len());
     }
@@ -132,7 +140,9 @@ mod tests {
     fn a_row_comes_behind_the_one_it_begins_with() {
         for (at, row) in ROWS.iter().enumerate() {
             if row.from.is_some() {
-                let source = row.source().unwrap_or_else(|| panic!("{} begins with a row that is not there", row.name()));
+                let source = row.source().unwrap_or_else(|| {
+                    panic!("{} begins with a row that is not there", row.name())
+                });
                 assert!(ROWS[..at].contains(source), "{}", row.name());
             }
         }
@@ -152,11 +162,18 @@ mod tests {
 
     #[test]
     fn a_row_shares_the_training_that_it_begins_with() {
-        // Everything but the last training phase of a row that begins with another one's is that one's.
+        // Everything but the last training phase of a row that begins with another one's is that
+        // one's.
         for (row, source) in ROWS.iter().filter_map(|row| Some((row, row.source()?))) {
-            let training = |row: &Row| row.recipe(0, &[]).unwrap().stage.training_phases().collect::<Vec<_>>();
+            let training =
+                |row: &Row| row.recipe(0, &[]).unwrap().stage.training_phases().collect::<Vec<_>>();
             let (own, theirs) = (training(row), training(source));
-            assert!(own.starts_with(&theirs) || own == theirs, "{} from {}", row.name(), source.name());
+            assert!(
+                own.starts_with(&theirs) || own == theirs,
+                "{} from {}",
+                row.name(),
+                source.name()
+            );
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The address of a retrieval server: what is sent to it, and what of it may be seen.
 //!
 //! `http://user:password@host:8000/retrieve` sends user and password as `Authorization: Basic ...`
-//! (RFC 7617). They stand in no message and no file, and neither does what follows a `?`; the recipe
-//! names an environment variable instead ([`crate::config::secrets`]).
+//! (RFC 7617). They stand in no message and no file, and neither does what follows a `?`; the
+//! recipe names an environment variable instead ([`crate::config::secrets`]).
 use super::RetrieverError;
 use crate::{
     config::secrets::{ADDRESS_KEY, SECRET_HINT, may_hold_user, without_users},
@@ -25,18 +25,31 @@ pub struct Address {
 impl Address {
     /// Reads `retriever.url`; `${NAME}` in it is replaced by that environment variable.
     /// # Errors
-    /// If the variable is not set, the address is not `http://...`, or a user or password is written out.
+    /// If the variable is not set, the address is not `http://...`, or a user or password is
+    /// written out.
     pub fn of(written: &str) -> Result<Self, RetrieverError> {
         if may_hold_user(written) {
-            return Err(RetrieverError::option(ADDRESS_KEY, "an address with a user or a password", SECRET_HINT));
+            return Err(RetrieverError::option(
+                ADDRESS_KEY,
+                "an address with a user or a password",
+                SECRET_HINT,
+            ));
         }
         Self::parse(&hub::expand(written).map_err(RetrieverError::passed_on)?)
     }
 
     fn parse(address: &str) -> Result<Self, RetrieverError> {
-        let wrong = |hint| Err(RetrieverError::option(ADDRESS_KEY, format!("\"{}\"", without_users(address)), hint));
+        let wrong = |hint| {
+            Err(RetrieverError::option(
+                ADDRESS_KEY,
+                format!("\"{}\"", without_users(address)),
+                hint,
+            ))
+        };
         if address.starts_with("https://") {
-            return wrong("this program has no TLS; use http://, or a local proxy or tunnel that ends TLS");
+            return wrong(
+                "this program has no TLS; use http://, or a local proxy or tunnel that ends TLS",
+            );
         }
         let Some(behind) = address.strip_prefix("http://") else {
             return wrong("the address of a /retrieve server, e.g. http://127.0.0.1:8000/retrieve");
@@ -49,7 +62,9 @@ impl Address {
         let rest = &behind[host_end..];
         let path_end = rest.find(['?', '#']).unwrap_or(rest.len());
         if host.is_empty() || rest[..path_end].contains('@') {
-            return wrong("write a `/` or an `@` of a password as %2F or %40, and name the host behind it");
+            return wrong(
+                "write a `/` or an `@` of a password as %2F or %40, and name the host behind it",
+            );
         }
         let mut secrets = Vec::new();
         let authorization = user.map(|user| {
@@ -57,12 +72,23 @@ impl Address {
             let credentials = [&decoded(name)[..], b":", &decoded(password)].concat();
             let encoded = base64(&credentials);
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            secrets.extend([user.to_owned(), text(&credentials), encoded.clone(), password.to_owned(), text(&decoded(password))]);
+            secrets.extend([
+                user.to_owned(),
+                text(&credentials),
+                encoded.clone(),
+                password.to_owned(),
+                text(&decoded(password)),
+            ]);
             format!("Basic {encoded}")
         });
         secrets.retain(|secret| !secret.is_empty());
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        Ok(Self { url: format!("http://{host}{rest}"), authorization, shown: format!("http://{host}{}", &rest[..path_end]), secrets })
+        Ok(Self {
+            url: format!("http://{host}{rest}"),
+            authorization,
+            shown: format!("http://{host}{}", &rest[..path_end]),
+            secrets,
+        })
     }
 
     /// What a server said, without the user and password that it may quote.
@@ -95,7 +121,13 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let group = |group: &[u8]| {
         let bits = (0..3).fold(0u32, |bits, i| bits << 8 | u32::from(*group.get(i).unwrap_or(&0)));
-        let digit = move |i: usize| if i > group.len() { '=' } else { char::from(DIGITS[(bits >> (18 - 6 * i)) as usize & 63]) };
+        let digit = move |i: usize| {
+            if i > group.len() {
+                '='
+            } else {
+                char::from(DIGITS[(bits >> (18 - 6 * i)) as usize & 63])
+            }
+        };
         (0..4).map(digit).collect::<String>()
     };
     bytes.chunks(3).map(group).collect()
@@ -108,7 +140,8 @@ mod tests {
     #[test]
     fn user_and_password_are_sent_and_never_shown() {
         // RFC 7617, section 2.
-        let address = Address::parse("http://Aladdin:open%20sesame@host:8000/retrieve?key=k").expect("an address");
+        let address = Address::parse("http://Aladdin:open%20sesame@host:8000/retrieve?key=k")
+            .expect("an address");
         assert_eq!(address.authorization.as_deref(), Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="));
         assert_eq!(address.url, "http://host:8000/retrieve?key=k");
         assert_eq!(address.shown, "http://host:8000/retrieve");
@@ -118,28 +151,57 @@ mod tests {
     #[test]
     fn what_a_server_quotes_of_user_and_password_is_not_repeated() {
         let address = Address::parse("http://ann:open%20sesame@host/").expect("an address");
-        for said in ["no user ann:open sesame", "ann:open%20sesame is wrong", "open sesame?", "Basic YW5uOm9wZW4gc2VzYW1l"] {
+        for said in [
+            "no user ann:open sesame",
+            "ann:open%20sesame is wrong",
+            "open sesame?",
+            "Basic YW5uOm9wZW4gc2VzYW1l",
+        ] {
             let masked = address.masked(said);
-            assert!(masked.contains("***") && !masked.contains("sesame") && !masked.contains("YW5u"), "{masked}");
+            assert!(
+                masked.contains("***") && !masked.contains("sesame") && !masked.contains("YW5u"),
+                "{masked}"
+            );
         }
-        assert_eq!(Address::parse("http://host/").expect("an address").masked("as it was"), "as it was");
+        assert_eq!(
+            Address::parse("http://host/").expect("an address").masked("as it was"),
+            "as it was"
+        );
     }
 
     #[test]
     fn base64_is_that_of_the_standard() {
         // RFC 4648, section 10.
-        for (text, expected) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")] {
+        for (text, expected) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+        ] {
             assert_eq!(base64(text.as_bytes()), expected);
         }
     }
 
     #[test]
     fn an_address_with_its_password_written_out_is_refused_without_showing_it() {
-        for written in ["http://ann:s3cret@host/retrieve", "ann:s3cret@host/retrieve", "https://ann:s3cret@host/"] {
+        for written in [
+            "http://ann:s3cret@host/retrieve",
+            "ann:s3cret@host/retrieve",
+            "https://ann:s3cret@host/",
+        ] {
             let message = Address::of(written).err().expect("refused").to_string();
-            assert!(message.contains("${RETRIEVER_URL}") && message.contains("hint: ") && !message.contains("s3cret"), "{message}");
+            assert!(
+                message.contains("${RETRIEVER_URL}")
+                    && message.contains("hint: ")
+                    && !message.contains("s3cret"),
+                "{message}"
+            );
         }
-        for expanded in ["https://ann:s3cret@host/", "http://ann:s3/cret@host/", "ftp://ann:s3cret@host"] {
+        for expanded in
+            ["https://ann:s3cret@host/", "http://ann:s3/cret@host/", "ftp://ann:s3cret@host"]
+        {
             let message = Address::parse(expanded).err().expect("refused").to_string();
             assert!(message.contains("retriever.url") && !message.contains("s3"), "{message}");
         }
@@ -147,7 +209,8 @@ mod tests {
 
     #[test]
     fn a_variable_that_is_not_set_is_named() {
-        let message = Address::of("${DGPO_TEST_NO_SUCH_VARIABLE}").err().expect("unset").to_string();
+        let message =
+            Address::of("${DGPO_TEST_NO_SUCH_VARIABLE}").err().expect("unset").to_string();
         assert!(message.contains("DGPO_TEST_NO_SUCH_VARIABLE"), "{message}");
     }
 }

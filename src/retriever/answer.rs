@@ -1,15 +1,18 @@
 //! What a `/retrieve` server answered, read within bounds.
 //!
-//! A server is not trusted with memory. The bytes of an answer are limited by what was asked for ([`max_bytes`]), and reading them keeps
-//! no more than the texts of the passages that were asked for: a tree of everything an answer holds would be up to thirty times its size.
-//! Everything else (unknown fields, passages beyond `top_k`, whatever stands where it does not belong) is skipped without being kept, at
-//! any depth. What is wrong with one query's list is told about that query alone.
+//! A server is not trusted with memory. The bytes of an answer are limited by what was asked for
+//! ([`max_bytes`]), and reading them keeps no more than the texts of the passages that were asked
+//! for: a tree of everything an answer holds would be up to thirty times its size. Everything else
+//! (unknown fields, passages beyond `top_k`, whatever stands where it does not belong) is skipped
+//! without being kept, at any depth. What is wrong with one query's list is told about that query
+//! alone.
 use super::Hit;
 use crate::data::corpus::Passage;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
-/// Bytes a passage may take of an answer on average, JSON around it included: ten thousand words, more than an observation can show.
+/// Bytes a passage may take of an answer on average, JSON around it included: ten thousand words,
+/// more than an observation can show.
 const PASSAGE_BYTES: u64 = 64 << 10;
 /// Bytes an answer may take beside its passages.
 const REST_BYTES: u64 = 1 << 20;
@@ -27,13 +30,19 @@ pub fn max_bytes(n_queries: usize, top_k: usize) -> u64 {
 /// The passages of each query, at most `top_k` of each, in the order of the queries.
 /// # Errors
 /// If the whole answer is of another form; the inner error is of one query.
-pub fn read(text: &str, n_queries: usize, top_k: usize) -> Result<Vec<Result<Vec<Hit>, String>>, String> {
+pub fn read(
+    text: &str,
+    n_queries: usize,
+    top_k: usize,
+) -> Result<Vec<Result<Vec<Hit>, String>>, String> {
     let mut parser = serde_json::Deserializer::from_str(text);
     let reader = Reader { place: Place::Answer, n_queries, top_k };
     let answer = reader.deserialize(&mut parser).and_then(|answer| parser.end().map(|()| answer));
     match answer.map_err(|error| format!("the answer is not JSON ({error}): {}", quote(text)))? {
         Node::Object(mut fields) => match fields.take("result") {
-            Some(Node::List { kept, n }) if n == n_queries => Ok(kept.into_iter().map(hits).collect()),
+            Some(Node::List { kept, n }) if n == n_queries => {
+                Ok(kept.into_iter().map(hits).collect())
+            }
             Some(Node::List { n, .. }) => Err(format!("{n} results for {n_queries} queries")),
             Some(_) => Err("`result` is not a list".to_owned()),
             None => Err(format!("the answer has no `result`: {}", quote(text))),
@@ -50,13 +59,19 @@ pub fn quote(text: &str) -> String {
 
 /// The passages of one query.
 fn hits(result: Node) -> Result<Vec<Hit>, String> {
-    let Node::List { kept, .. } = result else { return Err("the result of a query is not a list".to_owned()) };
-    kept.into_iter().enumerate().map(|(rank, passage)| hit(passage).map_err(|why| format!("passage {rank}: {why}"))).collect()
+    let Node::List { kept, .. } = result else {
+        return Err("the result of a query is not a list".to_owned());
+    };
+    kept.into_iter()
+        .enumerate()
+        .map(|(rank, passage)| hit(passage).map_err(|why| format!("passage {rank}: {why}")))
+        .collect()
 }
 
 fn hit(passage: Node) -> Result<Hit, String> {
     let Node::Object(mut fields) = passage else { return Err("it is not an object".to_owned()) };
-    // An episode never sees the score, so one that is missing or no number is no reason to lose the passage.
+    // An episode never sees the score, so one that is missing or no number is no reason to lose the
+    // passage.
     let score = match fields.take("score") {
         Some(Node::Number { value, .. }) => value as f32,
         _ => 0.0,
@@ -124,7 +139,12 @@ impl Place {
     fn fields(self) -> &'static [(&'static str, Place)] {
         match self {
             Self::Answer => &[("result", Self::Results)],
-            Self::Passage => &[("document", Self::Document), ("score", Self::Scalar), ("id", Self::Scalar), ("contents", Self::Scalar)],
+            Self::Passage => &[
+                ("document", Self::Document),
+                ("score", Self::Scalar),
+                ("id", Self::Scalar),
+                ("contents", Self::Scalar),
+            ],
             Self::Document => &[("id", Self::Scalar), ("contents", Self::Scalar)],
             Self::Results | Self::Passages | Self::Scalar => &[],
         }
@@ -229,11 +249,15 @@ mod tests {
     fn only_the_texts_of_the_passages_that_were_asked_for_are_kept() {
         // A hundred thousand small values in every place that nobody reads.
         let junk = format!("[{}]", vec!["[0]"; 100_000].join(","));
-        let passage = |id: usize| format!("{{\"id\": {id}, \"contents\": \"x\", \"score\": {junk}, \"junk\": {junk}}}");
+        let passage = |id: usize| {
+            format!("{{\"id\": {id}, \"contents\": \"x\", \"score\": {junk}, \"junk\": {junk}}}")
+        };
         let list = format!("[{}]", (0..5).map(passage).collect::<Vec<_>>().join(","));
         let text = format!("{{\"junk\": {junk}, \"result\": [{list}, {junk}, 7]}}");
         let mut parser = serde_json::Deserializer::from_str(&text);
-        let Ok(Node::Object(mut fields)) = (Reader { place: Place::Answer, n_queries: 2, top_k: 3 }).deserialize(&mut parser) else {
+        let Ok(Node::Object(mut fields)) =
+            (Reader { place: Place::Answer, n_queries: 2, top_k: 3 }).deserialize(&mut parser)
+        else {
             panic!("an object")
         };
         let Some(Node::List { kept, n }) = fields.take("result") else { panic!("a list") };
@@ -242,7 +266,9 @@ mod tests {
         for (result, expected) in kept.iter().zip([[2; 3], [0; 3]]) {
             let Node::List { kept, .. } = result else { panic!("a list") };
             let n_text_fields = |passage: &Node| match passage {
-                Node::Object(fields) => fields.0.iter().filter(|(_, node)| !matches!(node, Node::Other)).count(),
+                Node::Object(fields) => {
+                    fields.0.iter().filter(|(_, node)| !matches!(node, Node::Other)).count()
+                }
                 _ => 0,
             };
             assert_eq!(kept.iter().map(n_text_fields).collect::<Vec<_>>(), expected);
@@ -253,10 +279,14 @@ mod tests {
     fn nesting_of_any_depth_neither_overflows_the_stack_nor_hides_the_passages() {
         let deep = "[".repeat(1 << 20) + &"]".repeat(1 << 20);
         let passage = format!("{{\"id\": 1, \"contents\": \"x\", \"extra\": {deep}}}");
-        let found = read(&format!("{{\"extra\": {deep}, \"result\": [[{passage}]]}}"), 1, 3).expect("an answer");
+        let found = read(&format!("{{\"extra\": {deep}, \"result\": [[{passage}]]}}"), 1, 3)
+            .expect("an answer");
         assert_eq!(found[0].as_ref().expect("found")[0].passage.contents, "x");
         // In the places that are read it is something that does not belong there.
-        let results = format!("{{\"result\": [[{{\"document\": {deep}}}], [{{\"id\": {deep}, \"contents\": \"x\"}}], {deep}]}}");
+        let results = format!(
+            "{{\"result\": [[{{\"document\": {deep}}}], [{{\"id\": {deep}, \"contents\": \"x\"}}], \
+             {deep}]}}"
+        );
         assert!(read(&results, 3, 3).expect("an answer").iter().all(Result::is_err));
         let message = read(&deep[..1 << 20], 1, 3).expect_err("never closed");
         assert!(message.contains("not JSON") && message.chars().count() < 300, "{message}");

@@ -1,13 +1,15 @@
 //! Queries in batches, and what is left of a batch that a server refuses.
 //!
-//! A batch goes out as one request. One that an answering server refuses (a search engine's 500 to one odd
-//! query) is halved, and so on down to single queries: what stays refused alone is lost, and nothing else.
+//! A batch goes out as one request. One that an answering server refuses (a search engine's 500 to
+//! one odd query) is halved, and so on down to single queries: what stays refused alone is lost,
+//! and nothing else.
 //!
-//! The work is bounded. A server that is away is not asked for parts, nor for the batches behind: all of
-//! them fail in its words. Both halves are asked before either is halved further, so that what is served
-//! shows early that the server is there. Behind every [`DOUBT_AFTER`] single queries refused in a row it is
-//! asked for a query that it served before; without one, or if it refuses that too, it counts as away. A
-//! server that refuses everything has then been asked for 26 parts of a batch of 512.
+//! The work is bounded. A server that is away is not asked for parts, nor for the batches behind:
+//! all of them fail in its words. Both halves are asked before either is halved further, so that
+//! what is served shows early that the server is there. Behind every [`DOUBT_AFTER`] single queries
+//! refused in a row it is asked for a query that it served before; without one, or if it refuses
+//! that too, it counts as away. A server that refuses everything has then been asked for 26 parts
+//! of a batch of 512.
 
 /// Single queries refused in a row after which the server itself is in doubt.
 pub const DOUBT_AFTER: usize = 8;
@@ -18,8 +20,8 @@ pub trait Refusal: Clone {
     fn is_about_the_request(&self) -> bool;
 }
 
-/// Asks for all `queries`, at most `batch` a request. `ask` gets a request's queries and whether it is a whole
-/// batch (or a part of one); it gives one result a query.
+/// Asks for all `queries`, at most `batch` a request. `ask` gets a request's queries and whether it
+/// is a whole batch (or a part of one); it gives one result a query.
 pub fn in_batches<T, R: Refusal>(
     queries: &[String],
     batch: usize,
@@ -66,11 +68,18 @@ impl<T, R: Refusal, F: FnMut(&[String], bool) -> Result<Vec<T>, R>> Parts<F, R> 
     /// Whether the server still serves a query that it served before.
     fn serves_again(&mut self) -> bool {
         self.n_refused_alone = 0;
-        self.served.as_ref().is_some_and(|served| (self.ask)(std::slice::from_ref(served), false).is_ok())
+        self.served
+            .as_ref()
+            .is_some_and(|served| (self.ask)(std::slice::from_ref(served), false).is_ok())
     }
 
     /// The results of some queries, from the answer to the request that held them.
-    fn settle(&mut self, queries: &[String], answer: Result<Vec<T>, R>, results: &mut Vec<Result<T, R>>) {
+    fn settle(
+        &mut self,
+        queries: &[String],
+        answer: Result<Vec<T>, R>,
+        results: &mut Vec<Result<T, R>>,
+    ) {
         match answer {
             Ok(found) => results.extend(found.into_iter().map(Ok)),
             Err(_) if queries.len() > 1 && self.away.is_none() => {
@@ -103,14 +112,24 @@ mod tests {
         (0..n).map(|i| i.to_string()).collect()
     }
 
-    /// What a server that refuses requests with one of these queries gives, and how many requests that takes.
-    fn refusing(n: usize, batch: usize, is_odd: impl Fn(usize) -> bool) -> (Vec<Result<usize, No>>, usize) {
+    /// What a server that refuses requests with one of these queries gives, and how many requests
+    /// that takes.
+    fn refusing(
+        n: usize,
+        batch: usize,
+        is_odd: impl Fn(usize) -> bool,
+    ) -> (Vec<Result<usize, No>>, usize) {
         let mut n_requests = 0;
         let results = in_batches(&numbers(n), batch, |queries, _| {
             n_requests += 1;
-            let numbers: Vec<usize> = queries.iter().map(|query| query.parse().expect("a number")).collect();
+            let numbers: Vec<usize> =
+                queries.iter().map(|query| query.parse().expect("a number")).collect();
             assert!(numbers.len() <= batch);
-            if numbers.iter().any(|&number| is_odd(number)) { Err(No::Refused) } else { Ok(numbers) }
+            if numbers.iter().any(|&number| is_odd(number)) {
+                Err(No::Refused)
+            } else {
+                Ok(numbers)
+            }
         });
         (results, n_requests)
     }
@@ -119,7 +138,8 @@ mod tests {
     fn of_a_refused_batch_only_the_refused_query_is_lost() {
         for odd in [0, 300, 511] {
             let (results, n_requests) = refusing(512, 512, |number| number == odd);
-            let expected: Vec<_> = (0..512).map(|i| if i == odd { Err(No::Refused) } else { Ok(i) }).collect();
+            let expected: Vec<_> =
+                (0..512).map(|i| if i == odd { Err(No::Refused) } else { Ok(i) }).collect();
             assert_eq!((results, n_requests), (expected, 1 + 2 * 9));
         }
     }

@@ -1,13 +1,16 @@
 //! BM25: passages that share rare words with the query.
 //!
-//! score(q, p) = sum over the words w of q:  idf(w) tf (k1 + 1) / (tf + k1 (1 - b + b |p| / avg |p|)),
-//! idf(w) = ln(1 + (n - df(w) + 0.5) / (df(w) + 0.5)), with tf = occurrences of w in p and a word counted as often as q repeats it.
+//! score(q, p) = sum over the words w of q:  idf(w) tf (k1 + 1) / (tf + k1 (1 - b + b |p| / avg
+//! |p|)), idf(w) = ln(1 + (n - df(w) + 0.5) / (df(w) + 0.5)), with tf = occurrences of w in p and a
+//! word counted as often as q repeats it.
 //!
-//! Words come from the `bm25` crate's English tokenizer (Unicode to ASCII, lower case, stop words out, Snowball stems). Its own index is
-//! not used: it scores a passage by walking the passage's whole embedding for each query word and sorts hash-map order by score alone.
-//! Here: postings in passage order with the contribution of each word precomputed, added up in a dense array. A tie goes to the lower
-//! passage number; passages that share no word with the query are not found, so it may get fewer than k, or none.
-//! Cost: 8 bytes a posting; a query touches the postings of its words plus one array of `n` numbers a thread.
+//! Words come from the `bm25` crate's English tokenizer (Unicode to ASCII, lower case, stop words
+//! out, Snowball stems). Its own index is not used: it scores a passage by walking the passage's
+//! whole embedding for each query word and sorts hash-map order by score alone. Here: postings in
+//! passage order with the contribution of each word precomputed, added up in a dense array. A tie
+//! goes to the lower passage number; passages that share no word with the query are not found, so
+//! it may get fewer than k, or none. Cost: 8 bytes a posting; a query touches the postings of its
+//! words plus one array of `n` numbers a thread.
 use super::{Hit, Retriever, RetrieverError};
 use crate::data::corpus::Corpus;
 use bm25::{DefaultTokenizer, Language, Tokenizer};
@@ -50,7 +53,11 @@ impl Bm25Retriever {
             return Err(RetrieverError::EmptyCorpus);
         }
         if u32::try_from(n).is_err() {
-            return Err(RetrieverError::option("corpus", n, "BM25 holds at most 2^32 passages; use a server and kind = \"remote\""));
+            return Err(RetrieverError::option(
+                "corpus",
+                n,
+                "BM25 holds at most 2^32 passages; use a server and kind = \"remote\"",
+            ));
         }
         let tokenizer = DefaultTokenizer::new(Language::English);
         let n_chunks = n.div_ceil(CHUNK_PASSAGES);
@@ -62,12 +69,15 @@ impl Bm25Retriever {
             })
             .collect::<Result<_, _>>()?;
 
-        // Words are numbered in the order of their first occurrence, so the index is a function of the corpus.
+        // Words are numbered in the order of their first occurrence, so the index is a function of
+        // the corpus.
         let mut words: HashMap<String, u32> = HashMap::new();
         let mut n_passages_of: Vec<u32> = Vec::new();
         let mut counts: Vec<(u32, u32, f32)> = Vec::new();
         let mut lengths: Vec<f32> = Vec::with_capacity(n);
-        for (passage, PassageWords { length, words: passage_words }) in (0u32..).zip(chunks.into_iter().flatten()) {
+        for (passage, PassageWords { length, words: passage_words }) in
+            (0u32..).zip(chunks.into_iter().flatten())
+        {
             lengths.push(length as f32);
             for (word, count) in passage_words {
                 let next = words.len() as u32;
@@ -83,12 +93,15 @@ impl Bm25Retriever {
         Ok(Self { corpus, tokenizer, words, starts, postings })
     }
 
-    /// Numbers of the `k` best passages that share a word with the query, and their scores, best first.
+    /// Numbers of the `k` best passages that share a word with the query, and their scores, best
+    /// first.
     fn best(&self, query: &str, k: usize, scores: &mut [f32]) -> Vec<(f32, u32)> {
         let mut touched: Vec<u32> = Vec::new();
         for word in self.tokenizer.tokenize(query) {
             let Some(&word) = self.words.get(&word) else { continue };
-            for posting in &self.postings[self.starts[word as usize]..self.starts[word as usize + 1]] {
+            for posting in
+                &self.postings[self.starts[word as usize]..self.starts[word as usize + 1]]
+            {
                 let score = &mut scores[posting.passage as usize];
                 // Contributions are positive, so zero means untouched.
                 if *score == 0.0 {
@@ -97,7 +110,10 @@ impl Bm25Retriever {
                 *score += posting.score;
             }
         }
-        let mut found: Vec<(f32, u32)> = touched.iter().map(|&passage| (std::mem::take(&mut scores[passage as usize]), passage)).collect();
+        let mut found: Vec<(f32, u32)> = touched
+            .iter()
+            .map(|&passage| (std::mem::take(&mut scores[passage as usize]), passage))
+            .collect();
         let better = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if found.len() > k {
             found.select_nth_unstable_by(k, better);
@@ -116,7 +132,11 @@ struct PassageWords {
 }
 
 impl PassageWords {
-    fn count(corpus: &Corpus, idx: usize, tokenizer: &DefaultTokenizer) -> Result<Self, RetrieverError> {
+    fn count(
+        corpus: &Corpus,
+        idx: usize,
+        tokenizer: &DefaultTokenizer,
+    ) -> Result<Self, RetrieverError> {
         let passage = corpus.passage(idx).map_err(RetrieverError::passed_on)?;
         let tokens = tokenizer.tokenize(&passage.contents);
         let length = tokens.len();
@@ -135,8 +155,13 @@ impl PassageWords {
     }
 }
 
-/// Sorts (word, passage, count) by word, keeping the order of passages, and turns counts into score contributions.
-fn invert(counts: &[(u32, u32, f32)], n_passages_of: &[u32], lengths: &[f32]) -> (Vec<usize>, Vec<Posting>) {
+/// Sorts (word, passage, count) by word, keeping the order of passages, and turns counts into score
+/// contributions.
+fn invert(
+    counts: &[(u32, u32, f32)],
+    n_passages_of: &[u32],
+    lengths: &[f32],
+) -> (Vec<usize>, Vec<Posting>) {
     let mut starts = Vec::with_capacity(n_passages_of.len() + 1);
     let mut total = 0;
     for &n_passages in n_passages_of {
@@ -145,7 +170,8 @@ fn invert(counts: &[(u32, u32, f32)], n_passages_of: &[u32], lengths: &[f32]) ->
     }
     starts.push(total);
     let n = lengths.len() as f32;
-    let mean_length = (lengths.iter().map(|&length| f64::from(length)).sum::<f64>() / f64::from(n)).max(1.0) as f32;
+    let mean_length = (lengths.iter().map(|&length| f64::from(length)).sum::<f64>() / f64::from(n))
+        .max(1.0) as f32;
     let mut next = starts.clone();
     let mut postings = vec![Posting { passage: 0, score: 0.0 }; total];
     for &(word, passage, count) in counts {
@@ -162,21 +188,32 @@ fn invert(counts: &[(u32, u32, f32)], n_passages_of: &[u32], lengths: &[f32]) ->
 impl Retriever for Bm25Retriever {
     fn search(&self, queries: &[String], top_k: usize) -> Vec<Result<Vec<Hit>, RetrieverError>> {
         if top_k == 0 {
-            return vec![Err(RetrieverError::option("retriever.top_k", 0, "3 is the paper's")); queries.len()];
+            return vec![
+                Err(RetrieverError::option("retriever.top_k", 0, "3 is the paper's"));
+                queries.len()
+            ];
         }
         let n = self.corpus.len();
         let hits = |best: Vec<(f32, u32)>| {
             let hit = |(score, passage): (f32, u32)| {
-                let passage = self.corpus.passage(passage as usize).map_err(RetrieverError::passed_on)?;
+                let passage =
+                    self.corpus.passage(passage as usize).map_err(RetrieverError::passed_on)?;
                 Ok(Hit { passage, score })
             };
             best.into_iter().map(hit).collect()
         };
-        queries.par_iter().map_init(|| vec![0.0; n], |scores, query| hits(self.best(query, top_k, scores))).collect()
+        queries
+            .par_iter()
+            .map_init(|| vec![0.0; n], |scores, query| hits(self.best(query, top_k, scores)))
+            .collect()
     }
 
     fn describe(&self) -> String {
-        format!("bm25 (k1 {K1}, b {B}) over {} passages, {} words", self.corpus.len(), self.words.len())
+        format!(
+            "bm25 (k1 {K1}, b {B}) over {} passages, {} words",
+            self.corpus.len(),
+            self.words.len()
+        )
     }
 }
 

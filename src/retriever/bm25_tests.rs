@@ -2,8 +2,12 @@ use super::*;
 use crate::data::corpus::Passage;
 
 fn retriever(contents: &[&str]) -> Bm25Retriever {
-    let passage = |(i, text): (usize, &&str)| Passage { id: i.to_string(), contents: (*text).to_owned() };
-    Bm25Retriever::new(Arc::new(Corpus::from_passages(contents.iter().enumerate().map(passage).collect()))).expect("indexed")
+    let passage =
+        |(i, text): (usize, &&str)| Passage { id: i.to_string(), contents: (*text).to_owned() };
+    Bm25Retriever::new(Arc::new(Corpus::from_passages(
+        contents.iter().enumerate().map(passage).collect(),
+    )))
+    .expect("indexed")
 }
 
 fn search(retriever: &Bm25Retriever, query: &str, k: usize) -> Vec<(String, f32)> {
@@ -11,12 +15,18 @@ fn search(retriever: &Bm25Retriever, query: &str, k: usize) -> Vec<(String, f32)
     hits.into_iter().map(|hit| (hit.passage.id, hit.score)).collect()
 }
 
-const PASSAGES: [&str; 5] =
-    ["castle river river", "castle castle garden tower", "banana", "river garden banana orange apple tower", "tower"];
+const PASSAGES: [&str; 5] = [
+    "castle river river",
+    "castle castle garden tower",
+    "banana",
+    "river garden banana orange apple tower",
+    "tower",
+];
 
 #[test]
 fn scores_are_those_of_the_formula() {
-    // Words here have no stop words and stem to distinct stems, so the bags can be written down literally.
+    // Words here have no stop words and stem to distinct stems, so the bags can be written down
+    // literally.
     let bags: Vec<Vec<&str>> = PASSAGES.iter().map(|text| text.split(' ').collect()).collect();
     let mean = bags.iter().map(Vec::len).sum::<usize>() as f64 / 5.0;
     let query = ["river", "castle", "castle"];
@@ -31,7 +41,8 @@ fn scores_are_those_of_the_formula() {
             })
             .sum()
     };
-    let mut expected: Vec<(String, f64)> = bags.iter().enumerate().map(|(i, bag)| (i.to_string(), score(bag))).collect();
+    let mut expected: Vec<(String, f64)> =
+        bags.iter().enumerate().map(|(i, bag)| (i.to_string(), score(bag))).collect();
     expected.sort_by(|a, b| b.1.total_cmp(&a.1));
     let found = search(&retriever(&PASSAGES), "River, castle CASTLE!", 3);
     for ((id, score), (expected_id, expected)) in found.iter().zip(&expected) {
@@ -43,7 +54,8 @@ fn scores_are_those_of_the_formula() {
 #[test]
 fn ties_come_in_the_order_of_the_corpus_and_unrelated_passages_do_not() {
     let retriever = retriever(&["tower", "banana", "tower", "tower"]);
-    let ids = |query, k| search(&retriever, query, k).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+    let ids =
+        |query, k| search(&retriever, query, k).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
     assert_eq!(ids("tower", 2), ["0", "2"]);
     assert_eq!(ids("tower", 4), ["0", "2", "3"]);
     assert!(ids("nothing of this", 2).is_empty() && ids("", 9).is_empty());
@@ -58,14 +70,22 @@ fn words_are_compared_by_their_stem_without_accents_or_case() {
 #[test]
 fn a_query_finds_the_same_alone_and_in_a_batch() {
     let retriever = retriever(&PASSAGES);
-    let queries: Vec<String> = ["castle garden", "river", "banana apple", "castle garden"].map(str::to_owned).to_vec();
-    let together: Vec<_> = retriever.search(&queries, 3).into_iter().map(|hits| hits.expect("found")).collect();
+    let queries: Vec<String> =
+        ["castle garden", "river", "banana apple", "castle garden"].map(str::to_owned).to_vec();
+    let together: Vec<_> =
+        retriever.search(&queries, 3).into_iter().map(|hits| hits.expect("found")).collect();
     for (query, hits) in queries.iter().zip(together) {
-        assert_eq!(retriever.search(std::slice::from_ref(query), 3).remove(0).expect("found"), hits);
+        assert_eq!(
+            retriever.search(std::slice::from_ref(query), 3).remove(0).expect("found"),
+            hits
+        );
     }
 }
 
 #[test]
 fn an_empty_corpus_is_an_error() {
-    assert!(matches!(Bm25Retriever::new(Arc::new(Corpus::from_passages(Vec::new()))), Err(RetrieverError::EmptyCorpus)));
+    assert!(matches!(
+        Bm25Retriever::new(Arc::new(Corpus::from_passages(Vec::new()))),
+        Err(RetrieverError::EmptyCorpus)
+    ));
 }

@@ -5,14 +5,18 @@
 //! vectors.f32, progress.json        while the graph is built
 //! vectors.f32, index.json           finished
 //! ```
-//! A block is appended and synced before `progress.json` counts it, and `index.json` is renamed into place last: killing the build at any
-//! point loses at most one block or the graph; asking it to stop loses no passage, because the block under way is finished first. Blocks are cut at
-//! the same passages every time, so a resumed build has the bytes of an uninterrupted one.
+//! A block is appended and synced before `progress.json` counts it, and `index.json` is renamed
+//! into place last: killing the build at any point loses at most one block or the graph; asking it
+//! to stop loses no passage, because the block under way is finished first. Blocks are cut at the
+//! same passages every time, so a resumed build has the bytes of an uninterrupted one.
 use super::{
     OnProgress, Progress, RetrieverError, Tick,
     encoder::EncoderIdentity,
     hnsw::{HnswIndex, HnswParams, Insertion},
-    index::{GraphMeta, IndexMeta, META_FILE, Search, VECTORS_FILE, VERSION, check_vectors, complete_build_command, vectors_sha256},
+    index::{
+        GraphMeta, IndexMeta, META_FILE, Search, VECTORS_FILE, VERSION, check_vectors,
+        complete_build_command, vectors_sha256,
+    },
     vectors::Vectors,
 };
 use crate::data::corpus::Corpus;
@@ -56,8 +60,8 @@ pub struct BuildReport {
 /// Passage texts -> embeddings `[n, dim]`, reporting to the tick.
 pub type Embed<'a> = dyn FnMut(&[String], &mut Tick) -> Result<Vec<f32>, RetrieverError> + 'a;
 
-/// Passages encoded between two syncs: what a kill loses, and what a request to stop waits for (half a minute on two busy CPU cores with e5-small). Also the
-/// unit of length sorting.
+/// Passages encoded between two syncs: what a kill loses, and what a request to stop waits for
+/// (half a minute on two busy CPU cores with e5-small). Also the unit of length sorting.
 pub const BLOCK_PASSAGES: usize = 512;
 const PART_FILE: &str = "vectors.f32.part";
 const PROGRESS_FILE: &str = "progress.json";
@@ -73,10 +77,12 @@ struct State {
 
 /// Builds the index of `corpus` in `dir`, or continues, or does nothing if it is there.
 ///
-/// An index of the same encoder and corpus but without the graph asked for (or with other parameters) keeps its vectors.
+/// An index of the same encoder and corpus but without the graph asked for (or with other
+/// parameters) keeps its vectors.
 /// # Errors
-/// Empty corpus, files that cannot be written, a failing encoder, an index of something else without `replace`, or an interruption (`progress` said
-/// stop; everything that was encoded is kept).
+/// Empty corpus, files that cannot be written, a failing encoder, an index of something else
+/// without `replace`, or an interruption (`progress` said stop; everything that was encoded is
+/// kept).
 pub fn build(
     dir: &Path,
     options: &BuildOptions,
@@ -108,18 +114,23 @@ pub fn build(
         Some(sha256) => sha256,
         None => vectors_sha256(&Vectors::map(&dir.join(VECTORS_FILE), corpus.len(), encoder.dim)?),
     };
-    let is_whole = |graph: &GraphMeta| graph.files.check(dir, HnswIndex::expected(corpus.len(), graph.params)).is_ok();
-    let (graph, graph_s) = match (finished.and_then(|meta| meta.graph), options.search.uses_graph(corpus.len())) {
-        (Some(graph), true) if is_same_graph(&graph.params, &options.hnsw) && is_whole(&graph) => {
-            (Some(GraphMeta { params: options.hnsw, ..graph }), 0.0)
-        }
-        (_, true) => {
-            let graph = link(dir, options, encoder, corpus, progress)?;
-            let build_s = graph.build_s;
-            (Some(graph), build_s)
-        }
-        (graph, false) => (graph, 0.0),
+    let is_whole = |graph: &GraphMeta| {
+        graph.files.check(dir, HnswIndex::expected(corpus.len(), graph.params)).is_ok()
     };
+    let (graph, graph_s) =
+        match (finished.and_then(|meta| meta.graph), options.search.uses_graph(corpus.len())) {
+            (Some(graph), true)
+                if is_same_graph(&graph.params, &options.hnsw) && is_whole(&graph) =>
+            {
+                (Some(GraphMeta { params: options.hnsw, ..graph }), 0.0)
+            }
+            (_, true) => {
+                let graph = link(dir, options, encoder, corpus, progress)?;
+                let build_s = graph.build_s;
+                (Some(graph), build_s)
+            }
+            (graph, false) => (graph, 0.0),
+        };
     let meta = IndexMeta {
         version: VERSION,
         n_passages: corpus.len(),
@@ -148,10 +159,21 @@ fn is_same_graph(a: &HnswParams, b: &HnswParams) -> bool {
     (a.m, a.ef_construction) == (b.m, b.ef_construction)
 }
 
-/// The finished index in `dir`, if it is of this encoder and corpus. One of something else is an error, or deleted if `replace`.
-fn existing(dir: &Path, options: &BuildOptions, encoder: &EncoderIdentity, corpus: &Corpus) -> Result<Option<IndexMeta>, RetrieverError> {
+/// The finished index in `dir`, if it is of this encoder and corpus. One of something else is an
+/// error, or deleted if `replace`.
+fn existing(
+    dir: &Path,
+    options: &BuildOptions,
+    encoder: &EncoderIdentity,
+    corpus: &Corpus,
+) -> Result<Option<IndexMeta>, RetrieverError> {
     let found = match IndexMeta::read(dir) {
-        Ok(meta) if meta.check_encoder(dir, encoder).and_then(|()| meta.check_corpus(dir, corpus)).is_ok() => {
+        Ok(meta)
+            if meta
+                .check_encoder(dir, encoder)
+                .and_then(|()| meta.check_corpus(dir, corpus))
+                .is_ok() =>
+        {
             let vectors = Vectors::map(&dir.join(VECTORS_FILE), meta.n_passages, encoder.dim);
             match vectors.and_then(|vectors| check_vectors(dir, &vectors, &meta)) {
                 Ok(()) => return Ok(Some(meta)),
@@ -159,14 +181,17 @@ fn existing(dir: &Path, options: &BuildOptions, encoder: &EncoderIdentity, corpu
                 Err(_) => None,
             }
         }
-        Ok(meta) => Some(format!("encoder {} and corpus \"{}\"", meta.encoder.name, meta.corpus_name)),
+        Ok(meta) => {
+            Some(format!("encoder {} and corpus \"{}\"", meta.encoder.name, meta.corpus_name))
+        }
         Err(RetrieverError::NoIndex { .. }) => return Ok(None),
         Err(error @ RetrieverError::Io { .. }) => return Err(error),
         Err(_) => Some("an unreadable kind".to_owned()),
     };
     if let (Some(found), false) = (found, options.replace) {
         let graph = options.search.uses_graph(corpus.len()).then_some(options.hnsw);
-        let command = complete_build_command(dir, &options.corpus_name, encoder, graph) + " --force";
+        let command =
+            complete_build_command(dir, &options.corpus_name, encoder, graph) + " --force";
         return Err(RetrieverError::IndexExists { dir: dir.to_owned(), found, command });
     }
     remove(dir, META_FILE)?;
@@ -176,16 +201,28 @@ fn existing(dir: &Path, options: &BuildOptions, encoder: &EncoderIdentity, corpu
 
 /// Where an interrupted build of the same index stands; the beginning if there is none.
 fn resume(dir: &Path, encoder: &EncoderIdentity, corpus: &Corpus) -> Result<State, RetrieverError> {
-    let fresh =
-        State { encoder_fingerprint: encoder.fingerprint.clone(), corpus_fingerprint: corpus.fingerprint(), n_encoded: 0, encode_s: 0.0 };
-    let Some(state) = std::fs::read(dir.join(PROGRESS_FILE)).ok().and_then(|bytes| serde_json::from_slice::<State>(&bytes).ok()) else {
+    let fresh = State {
+        encoder_fingerprint: encoder.fingerprint.clone(),
+        corpus_fingerprint: corpus.fingerprint(),
+        n_encoded: 0,
+        encode_s: 0.0,
+    };
+    let Some(state) = std::fs::read(dir.join(PROGRESS_FILE))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<State>(&bytes).ok())
+    else {
         return Ok(fresh);
     };
-    let is_same = (&state.encoder_fingerprint, &state.corpus_fingerprint) == (&fresh.encoder_fingerprint, &fresh.corpus_fingerprint);
+    let is_same = (&state.encoder_fingerprint, &state.corpus_fingerprint)
+        == (&fresh.encoder_fingerprint, &fresh.corpus_fingerprint);
     if !is_same || state.n_encoded > corpus.len() || state.encode_s < 0.0 {
         return Ok(fresh);
     }
-    let file = if state.n_encoded == corpus.len() && !dir.join(PART_FILE).exists() { VECTORS_FILE } else { PART_FILE };
+    let file = if state.n_encoded == corpus.len() && !dir.join(PART_FILE).exists() {
+        VECTORS_FILE
+    } else {
+        PART_FILE
+    };
     let size_bytes = std::fs::metadata(dir.join(file)).map_or(0, |meta| meta.len());
     let is_whole = size_bytes >= row_bytes(encoder) * state.n_encoded as u64;
     Ok(if is_whole { state } else { fresh })
@@ -213,28 +250,41 @@ fn encode(
     if std::fs::symlink_metadata(&part).is_ok_and(|found| !found.is_file()) {
         return Err(RetrieverError::damaged(&part, "it is no plain file".to_owned()));
     }
-    let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(&part).map_err(io)?;
+    let mut file =
+        OpenOptions::new().create(true).write(true).truncate(false).open(&part).map_err(io)?;
     // Bytes behind the last counted block are of a block that was cut short.
     file.set_len(row_bytes(encoder) * state.n_encoded as u64).map_err(io)?;
     file.seek(std::io::SeekFrom::End(0)).map_err(io)?;
     let mut is_stop_asked = false;
     while state.n_encoded < total {
         if is_stop_asked {
-            return Err(RetrieverError::Interrupted { stage: "encode", done: state.n_encoded, total });
+            return Err(RetrieverError::Interrupted {
+                stage: "encode",
+                done: state.n_encoded,
+                total,
+            });
         }
         let (started, first) = (Instant::now(), state.n_encoded);
         let end = (first + BLOCK_PASSAGES).min(total);
         let texts = passage_texts(corpus, first..end)?;
-        // A stop inside a block waits for its end: half a block cannot be kept, because its passages are encoded in order of length.
+        // A stop inside a block waits for its end: half a block cannot be kept, because its
+        // passages are encoded in order of length.
         let mut tick = |done: usize, _: usize| -> ControlFlow<()> {
-            is_stop_asked |= progress(Progress { stage: "encode", done: first + done, total }).is_break();
+            is_stop_asked |=
+                progress(Progress { stage: "encode", done: first + done, total }).is_break();
             ControlFlow::Continue(())
         };
         let embeddings = embed(&texts, &mut tick)?;
         if embeddings.len() != texts.len() * encoder.dim {
-            return Err(RetrieverError::option("embedding size", embeddings.len() / texts.len(), "the encoder's dim is another"));
+            return Err(RetrieverError::option(
+                "embedding size",
+                embeddings.len() / texts.len(),
+                "the encoder's dim is another",
+            ));
         }
-        file.write_all(bytemuck::cast_slice(&embeddings)).and_then(|()| file.sync_data()).map_err(io)?;
+        file.write_all(bytemuck::cast_slice(&embeddings))
+            .and_then(|()| file.sync_data())
+            .map_err(io)?;
         state.n_encoded = end;
         state.encode_s += started.elapsed().as_secs_f64();
         write_json(dir, PROGRESS_FILE, state)?;
@@ -244,8 +294,15 @@ fn encode(
 }
 
 /// `contents` of a range of passages.
-pub fn passage_texts(corpus: &Corpus, range: std::ops::Range<usize>) -> Result<Vec<String>, RetrieverError> {
-    range.map(|idx| corpus.passage(idx).map(|passage| passage.contents).map_err(RetrieverError::passed_on)).collect()
+pub fn passage_texts(
+    corpus: &Corpus,
+    range: std::ops::Range<usize>,
+) -> Result<Vec<String>, RetrieverError> {
+    range
+        .map(|idx| {
+            corpus.passage(idx).map(|passage| passage.contents).map_err(RetrieverError::passed_on)
+        })
+        .collect()
 }
 
 /// Builds and saves the graph over the finished vectors.
@@ -261,7 +318,12 @@ fn link(
     let mut tick = |done, total| progress(Progress { stage: "graph", done, total });
     let graph = HnswIndex::build(vectors, options.hnsw, insertion, &mut tick)?;
     let files = graph.save(dir, GRAPH_BASENAME)?;
-    Ok(GraphMeta { params: options.hnsw, insertion, build_s: started.elapsed().as_secs_f64(), files })
+    Ok(GraphMeta {
+        params: options.hnsw,
+        insertion,
+        build_s: started.elapsed().as_secs_f64(),
+        files,
+    })
 }
 
 fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), RetrieverError> {
@@ -274,7 +336,9 @@ fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), Retr
 fn remove(dir: &Path, name: &str) -> Result<(), RetrieverError> {
     let path = dir.join(name);
     match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(RetrieverError::io(&path, "remove", error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(RetrieverError::io(&path, "remove", error))
+        }
         _ => Ok(()),
     }
 }

@@ -1,7 +1,7 @@
 //! `dgpo index build|search|info` without flags and printing.
 //!
-//! `search` and `info` need only the folder: encoder and corpus default to the names the index remembers, and are checked against its
-//! fingerprints whatever they are.
+//! `search` and `info` need only the folder: encoder and corpus default to the names the index
+//! remembers, and are checked against its fingerprints whatever they are.
 use super::{
     Hit, OnProgress, Retriever, RetrieverError,
     bm25::Bm25Retriever,
@@ -30,7 +30,8 @@ use std::{
     time::Instant,
 };
 
-/// Builds (or continues, or completes with a graph) the index folder `dir` of the corpus `corpus` with the encoder and parameters of `recipe`.
+/// Builds (or continues, or completes with a graph) the index folder `dir` of the corpus `corpus`
+/// with the encoder and parameters of `recipe`.
 /// # Errors
 /// As [`build::build`]; also if encoder or corpus cannot be read.
 pub fn build_index<B: Backend>(
@@ -45,8 +46,16 @@ pub fn build_index<B: Backend>(
     let encoder = open_encoder::<B>(&recipe.encoder, encoder_options(recipe), device)?;
     encoder.warn_of_other_prompts();
     let search = encoder.identity().search(Search::parse(&recipe.search)?)?;
-    let options = BuildOptions { corpus_name: corpus.to_owned(), search, hnsw: hnsw_params(recipe), replace };
-    build::build(dir, &options, encoder.identity(), &passages, &mut |texts, tick| encoder.encode_passages(texts, tick), progress)
+    let options =
+        BuildOptions { corpus_name: corpus.to_owned(), search, hnsw: hnsw_params(recipe), replace };
+    build::build(
+        dir,
+        &options,
+        encoder.identity(),
+        &passages,
+        &mut |texts, tick| encoder.encode_passages(texts, tick),
+        progress,
+    )
 }
 
 /// Which index, and what to use instead of what it remembers.
@@ -112,7 +121,8 @@ pub struct GraphInfo {
     pub vectors_per_s: f64,
 }
 
-/// Speed and recall on this machine now. Recall counts a found passage whose score ties with the true k-th one as found.
+/// Speed and recall on this machine now. Recall counts a found passage whose score ties with the
+/// true k-th one as found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
     pub n_queries: usize,
@@ -150,7 +160,10 @@ pub struct Found {
 /// Which of these passage ids are in the index's corpus.
 /// # Errors
 /// If the index or its corpus cannot be opened.
-pub fn ids_in_corpus(request: IndexRequest, wanted: &HashSet<&str>) -> Result<HashSet<String>, RetrieverError> {
+pub fn ids_in_corpus(
+    request: IndexRequest,
+    wanted: &HashSet<&str>,
+) -> Result<HashSet<String>, RetrieverError> {
     let mut found = HashSet::new();
     if wanted.is_empty() {
         return Ok(found);
@@ -165,7 +178,8 @@ pub fn ids_in_corpus(request: IndexRequest, wanted: &HashSet<&str>) -> Result<Ha
     Ok(found)
 }
 
-/// Describes an index and measures it. With questions: also what exact search, the graph (if there is one) and BM25 find for them.
+/// Describes an index and measures it. With questions: also what exact search, the graph (if there
+/// is one) and BM25 find for them.
 /// # Errors
 /// If the index cannot be opened or a query cannot be encoded.
 pub fn index_info<B: Backend>(
@@ -182,16 +196,27 @@ pub fn index_info<B: Backend>(
     let equal_vectors = equal_vectors(retriever.index().vectors());
     let (measured, found) = match queries {
         Queries::Sampled { n, seed } => {
-            let (measured, _) = measure(&retriever, &sample_sentences(&corpus, n, seed)?, "first sentences of passages")?;
+            let (measured, _) = measure(
+                &retriever,
+                &sample_sentences(&corpus, n, seed)?,
+                "first sentences of passages",
+            )?;
             (measured, Vec::new())
         }
         Queries::Questions { texts, top_k } => {
             let (measured, neighbours) = measure(&retriever, texts, "questions")?;
             let mut found = Vec::new();
             for (search, lists) in neighbours {
-                let passage = |neighbour: &Neighbour| corpus.passage(neighbour.id).map_err(RetrieverError::passed_on);
-                let passages = |list: &Vec<Neighbour>| list.iter().take(top_k).map(passage).collect();
-                found.push(Found { search, top_k, passages: lists.iter().map(passages).collect::<Result<_, _>>()? });
+                let passage = |neighbour: &Neighbour| {
+                    corpus.passage(neighbour.id).map_err(RetrieverError::passed_on)
+                };
+                let passages =
+                    |list: &Vec<Neighbour>| list.iter().take(top_k).map(passage).collect();
+                found.push(Found {
+                    search,
+                    top_k,
+                    passages: lists.iter().map(passages).collect::<Result<_, _>>()?,
+                });
             }
             let by_words = Bm25Retriever::new(corpus)?.search(texts, top_k).into_iter();
             let passages = |hits: Vec<Hit>| hits.into_iter().map(|hit| hit.passage).collect();
@@ -236,7 +261,11 @@ fn open_corpus(name: &str) -> Result<Corpus, RetrieverError> {
     Corpus::open(&path).map_err(RetrieverError::passed_on)
 }
 
-fn open_encoder<B: Backend>(name: &str, options: EncoderOptions, device: &B::Device) -> Result<Encoder<B>, RetrieverError> {
+fn open_encoder<B: Backend>(
+    name: &str,
+    options: EncoderOptions,
+    device: &B::Device,
+) -> Result<Encoder<B>, RetrieverError> {
     let folder = hub::resolve(name).map_err(RetrieverError::passed_on)?;
     Encoder::open(&folder, name, options, device)
 }
@@ -256,10 +285,15 @@ fn open_index<B: Backend>(
         max_tokens: meta.encoder.max_tokens,
         batch_tokens: BATCH_TOKENS,
     };
-    let encoder = open_encoder::<B>(request.encoder.unwrap_or(&meta.encoder.name), options, device)?;
+    let encoder =
+        open_encoder::<B>(request.encoder.unwrap_or(&meta.encoder.name), options, device)?;
     // Without a graph the value is not used.
-    let ef_search = request.ef_search.or(meta.graph.as_ref().map(|graph| graph.params.ef_search)).unwrap_or(1);
-    Ok((DenseRetriever::open(request.dir, encoder, corpus.clone(), request.search, ef_search)?, corpus))
+    let ef_search =
+        request.ef_search.or(meta.graph.as_ref().map(|graph| graph.params.ef_search)).unwrap_or(1);
+    Ok((
+        DenseRetriever::open(request.dir, encoder, corpus.clone(), request.search, ef_search)?,
+        corpus,
+    ))
 }
 
 /// First sentences of up to `n` different passages.
@@ -270,7 +304,15 @@ fn sample_sentences(corpus: &Corpus, n: usize, seed: u64) -> Result<Vec<String>,
     while chosen.len() < n.min(corpus.len()) {
         chosen.extend(draws.next().map(|draw| key.below(draw, corpus.len())));
     }
-    chosen.into_iter().map(|idx| corpus.passage(idx).map(|passage| first_sentence(&passage)).map_err(RetrieverError::passed_on)).collect()
+    chosen
+        .into_iter()
+        .map(|idx| {
+            corpus
+                .passage(idx)
+                .map(|passage| first_sentence(&passage))
+                .map_err(RetrieverError::passed_on)
+        })
+        .collect()
 }
 
 /// The text up to its first full stop followed by a space; the title if there is no text.
@@ -331,7 +373,12 @@ pub fn recall(found: &[Vec<Neighbour>], exact: &[Vec<Neighbour>], k: usize) -> f
     for (found, exact) in found.iter().zip(exact) {
         let exact = &exact[..k.min(exact.len())];
         let Some(last) = exact.last() else { continue };
-        hits += found.iter().take(k).filter(|neighbour| neighbour.score >= last.score - TIE).count().min(exact.len());
+        hits += found
+            .iter()
+            .take(k)
+            .filter(|neighbour| neighbour.score >= last.score - TIE)
+            .count()
+            .min(exact.len());
         total += exact.len();
     }
     if total == 0 { 1.0 } else { hits as f64 / total as f64 }
@@ -343,7 +390,8 @@ mod tests {
 
     #[test]
     fn the_first_sentence_ends_at_the_first_full_stop() {
-        let passage = |contents: &str| Passage { id: "1".to_owned(), contents: contents.to_owned() };
+        let passage =
+            |contents: &str| Passage { id: "1".to_owned(), contents: contents.to_owned() };
         assert_eq!(first_sentence(&passage("\"T\"\nOne two. Three.")), "One two.");
         assert_eq!(first_sentence(&passage("\"T\"\nOne two")), "One two");
         assert_eq!(first_sentence(&passage("\"T\"\n")), "\"T\"");
@@ -351,7 +399,15 @@ mod tests {
 
     #[test]
     fn recall_counts_ties_and_misses() {
-        let list = |scores: &[f32]| vec![scores.iter().enumerate().map(|(id, &score)| Neighbour { id, score }).collect::<Vec<_>>()];
+        let list = |scores: &[f32]| {
+            vec![
+                scores
+                    .iter()
+                    .enumerate()
+                    .map(|(id, &score)| Neighbour { id, score })
+                    .collect::<Vec<_>>(),
+            ]
+        };
         let exact = list(&[0.9, 0.8, 0.7, 0.7]);
         assert_eq!(recall(&list(&[0.9, 0.8, 0.7]), &exact, 3), 1.0);
         assert_eq!(recall(&list(&[0.9, 0.7, 0.6]), &exact, 3), 2.0 / 3.0);

@@ -1,4 +1,5 @@
-//! What an encoder's folder declares beside its network: pooling, length of the vectors and prompts, in the files of sentence-transformers.
+//! What an encoder's folder declares beside its network: pooling, length of the vectors and
+//! prompts, in the files of sentence-transformers.
 //!
 //! | file | read from it |
 //! |---|---|
@@ -7,14 +8,18 @@
 //! | `config_sentence_transformers.json` | `prompts` of queries and passages; `similarity_fn_name` |
 //! | `sentence_bert_config.json` | `do_lower_case`, where the tokenizer does not do it |
 //!
-//! A folder without these files is E5's kind: mean pooling, vectors of unit length, no declared prompts.
+//! A folder without these files is E5's kind: mean pooling, vectors of unit length, no declared
+//! prompts.
 //!
-//! Vectors have unit length, which makes an inner product a cosine, unless `similarity_fn_name` is "dot" and there is no Normalize module: then
-//! they are compared as they are, which exact search can do and a graph cannot. The cosine is what sentence-transformers takes where no
-//! similarity is declared, and the published models that were trained for inner products declare "dot". Other similarities are refused by name.
+//! Vectors have unit length, which makes an inner product a cosine, unless `similarity_fn_name` is
+//! "dot" and there is no Normalize module: then they are compared as they are, which exact search
+//! can do and a graph cannot. The cosine is what sentence-transformers takes where no similarity is
+//! declared, and the published models that were trained for inner products declare "dot". Other
+//! similarities are refused by name.
 //!
 //! # Source
-//! sentence-transformers `SentenceTransformer.encode_query`, `encode_document`, `similarity_fn_name`; `models/Pooling.py`.
+//! sentence-transformers `SentenceTransformer.encode_query`, `encode_document`,
+//! `similarity_fn_name`; `models/Pooling.py`.
 use super::RetrieverError;
 use crate::config::AUTO_PREFIX;
 use dgpo_models::bert::{Pooling, SentenceHead};
@@ -41,7 +46,8 @@ pub struct Prompts {
     pub passage: String,
 }
 
-/// Texts before queries and passages where nothing else is said. Source: intfloat/e5-base-v2, method §6.
+/// Texts before queries and passages where nothing else is said. Source: intfloat/e5-base-v2,
+/// method §6.
 pub const E5_PREFIXES: (&str, &str) = ("query: ", "passage: ");
 /// No declaration is larger.
 const MAX_BYTES: u64 = 1 << 20;
@@ -54,36 +60,49 @@ const POOLING_FOLDER: &str = "1_Pooling";
 impl Declared {
     /// Reads the declarations of `folder`.
     /// # Errors
-    /// If one of the files is not what it should be, or asks for something that is not computed here; the message names file and value.
+    /// If one of the files is not what it should be, or asks for something that is not computed
+    /// here; the message names file and value.
     pub fn read(folder: &Path) -> Result<Self, RetrieverError> {
         let prompts = folder.join(PROMPTS_FILE);
         let prompts_file: PromptsFile = read_json(&prompts)?.unwrap_or_default();
-        let (pooling, dim, is_normalised) = match read_json::<Vec<Module>>(&folder.join(MODULES_FILE))? {
-            Some(modules) => pooling_and_norm(folder, &modules)?,
-            None => match read_json(&folder.join(POOLING_FOLDER).join("config.json"))? {
-                Some(config) => {
-                    let (pooling, dim) = pooling_of(&folder.join(POOLING_FOLDER).join("config.json"), &config)?;
-                    (pooling, dim, false)
-                }
-                None => (Pooling::Mean, None, false),
-            },
+        let (pooling, dim, is_normalised) =
+            match read_json::<Vec<Module>>(&folder.join(MODULES_FILE))? {
+                Some(modules) => pooling_and_norm(folder, &modules)?,
+                None => match read_json(&folder.join(POOLING_FOLDER).join("config.json"))? {
+                    Some(config) => {
+                        let (pooling, dim) =
+                            pooling_of(&folder.join(POOLING_FOLDER).join("config.json"), &config)?;
+                        (pooling, dim, false)
+                    }
+                    None => (Pooling::Mean, None, false),
+                },
+            };
+        let head = SentenceHead {
+            pooling,
+            is_unit_length: is_unit_length(&prompts, &prompts_file, is_normalised)?,
         };
-        let head = SentenceHead { pooling, is_unit_length: is_unit_length(&prompts, &prompts_file, is_normalised)? };
-        let lowercases = read_json::<TextForm>(&folder.join(TEXT_FILE))?.is_some_and(|form| form.do_lower_case);
+        let lowercases =
+            read_json::<TextForm>(&folder.join(TEXT_FILE))?.is_some_and(|form| form.do_lower_case);
         Ok(Self { head, dim, prompts: prompts_file.prompts(), lowercases })
     }
 
     /// The texts before queries and passages, for what a recipe says of each.
     pub fn resolve(&self, query_prefix: &str, passage_prefix: &str) -> Prompts {
         let auto = self.automatic();
-        let choose = |said: &str, auto: String| if said == AUTO_PREFIX { auto } else { said.to_owned() };
-        Prompts { query: choose(query_prefix, auto.query), passage: choose(passage_prefix, auto.passage) }
+        let choose =
+            |said: &str, auto: String| if said == AUTO_PREFIX { auto } else { said.to_owned() };
+        Prompts {
+            query: choose(query_prefix, auto.query),
+            passage: choose(passage_prefix, auto.passage),
+        }
     }
 
     fn automatic(&self) -> Prompts {
         match (&self.prompts, self.head.pooling) {
             (Some(prompts), _) => prompts.clone(),
-            (None, Pooling::Mean) => Prompts { query: E5_PREFIXES.0.to_owned(), passage: E5_PREFIXES.1.to_owned() },
+            (None, Pooling::Mean) => {
+                Prompts { query: E5_PREFIXES.0.to_owned(), passage: E5_PREFIXES.1.to_owned() }
+            }
             // E5 is mean-pooled: its words mean nothing to another family.
             (None, Pooling::Cls) => Prompts { query: String::new(), passage: String::new() },
         }
@@ -93,8 +112,9 @@ impl Declared {
     pub fn other_prompts(&self, name: &str, used: &Prompts) -> Option<String> {
         let declared = self.prompts.as_ref().filter(|declared| *declared != used)?;
         Some(format!(
-            "{name} declares the prompts {:?} and {:?}, and this recipe uses {:?} and {:?}; \
-             hint: retriever.query_prefix = \"auto\" and retriever.passage_prefix = \"auto\" take the declared ones",
+            "{name} declares the prompts {:?} and {:?}, and this recipe uses {:?} and {:?}; hint: \
+             retriever.query_prefix = \"auto\" and retriever.passage_prefix = \"auto\" take the \
+             declared ones",
             declared.query, declared.passage, used.query, used.passage
         ))
     }
@@ -102,11 +122,21 @@ impl Declared {
 
 /// The files of `folder` that declare something: their names in it, in order.
 pub fn declaration_files(folder: &Path) -> Vec<String> {
-    let modules = read_json::<Vec<Module>>(&folder.join(MODULES_FILE)).ok().flatten().unwrap_or_default();
-    let is_inside = |path: &str| Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
-    let of_modules = modules.into_iter().map(|module| module.path).filter(|path| !path.is_empty() && is_inside(path));
-    let configs = of_modules.chain([POOLING_FOLDER.to_owned()]).map(|path| format!("{path}/config.json"));
-    let mut names: Vec<String> = [MODULES_FILE, PROMPTS_FILE, TEXT_FILE].map(str::to_owned).into_iter().chain(configs).collect();
+    let modules =
+        read_json::<Vec<Module>>(&folder.join(MODULES_FILE)).ok().flatten().unwrap_or_default();
+    let is_inside =
+        |path: &str| Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    let of_modules = modules
+        .into_iter()
+        .map(|module| module.path)
+        .filter(|path| !path.is_empty() && is_inside(path));
+    let configs =
+        of_modules.chain([POOLING_FOLDER.to_owned()]).map(|path| format!("{path}/config.json"));
+    let mut names: Vec<String> = [MODULES_FILE, PROMPTS_FILE, TEXT_FILE]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(configs)
+        .collect();
     names.sort();
     names.dedup();
     names.retain(|name| folder.join(name).is_file());
@@ -153,80 +183,133 @@ struct Module {
 }
 
 /// Whether vectors get unit length, by the declared similarity.
-fn is_unit_length(path: &Path, prompts: &PromptsFile, is_normalised: bool) -> Result<bool, RetrieverError> {
+fn is_unit_length(
+    path: &Path,
+    prompts: &PromptsFile,
+    is_normalised: bool,
+) -> Result<bool, RetrieverError> {
     match prompts.similarity_fn_name.as_deref() {
         None | Some("cosine") => Ok(true),
         Some("dot" | "dot_product") => Ok(is_normalised),
         // Of unit vectors, the nearest is the one of the largest cosine.
         Some("euclidean") if is_normalised => Ok(true),
         Some(other) => {
-            let why = format!("its similarity_fn_name is {other:?}, and only cosine and dot are computed here");
+            let why = format!(
+                "its similarity_fn_name is {other:?}, and only cosine and dot are computed here"
+            );
             Err(refuse(path, why, "use an encoder for cosine or dot"))
         }
     }
 }
 
-/// What the modules make of the last layer's states: pooling, numbers of a vector, whether there is a Normalize module.
-fn pooling_and_norm(folder: &Path, modules: &[Module]) -> Result<(Pooling, Option<usize>, bool), RetrieverError> {
+/// What the modules make of the last layer's states: pooling, numbers of a vector, whether there is
+/// a Normalize module.
+fn pooling_and_norm(
+    folder: &Path,
+    modules: &[Module],
+) -> Result<(Pooling, Option<usize>, bool), RetrieverError> {
     let file = folder.join(MODULES_FILE);
     let (mut pooled, mut is_normalised) = (None, false);
     for (at, module) in modules.iter().enumerate() {
         match (module.kind.rsplit('.').next().unwrap_or_default(), at) {
             ("Transformer", 0) if module.path.is_empty() => {}
             ("Transformer", 0) => {
-                let why = format!("the network lies in {:?}, and is looked for beside this file", module.path);
-                return Err(refuse(&file, why, "move its files there and let \"path\" of the first module be \"\""));
+                let why = format!(
+                    "the network lies in {:?}, and is looked for beside this file",
+                    module.path
+                );
+                return Err(refuse(
+                    &file,
+                    why,
+                    "move its files there and let \"path\" of the first module be \"\"",
+                ));
             }
             ("Pooling", 1) => {
                 let path = folder.join(&module.path).join("config.json");
                 let Some(pooling) = read_json(&path)? else {
-                    return Err(refuse(&file, format!("{} is missing", path.display()), "fetch the encoder's files again"));
+                    return Err(refuse(
+                        &file,
+                        format!("{} is missing", path.display()),
+                        "fetch the encoder's files again",
+                    ));
                 };
                 pooled = Some(pooling_of(&path, &pooling)?);
             }
             ("Normalize", 2) => is_normalised = true,
             _ => {
-                let why = format!("module {at}, {:?} in {:?}, is not computed here", module.kind, module.path);
-                return Err(refuse(&file, why, "use an encoder of a Transformer, Pooling (mean or CLS) and Normalize"));
+                let why = format!(
+                    "module {at}, {:?} in {:?}, is not computed here",
+                    module.kind, module.path
+                );
+                return Err(refuse(
+                    &file,
+                    why,
+                    "use an encoder of a Transformer, Pooling (mean or CLS) and Normalize",
+                ));
             }
         }
     }
     let Some((pooling, dim)) = pooled else {
         let why = "no Pooling module, so a text has no vector".to_owned();
-        return Err(refuse(&file, why, "use an encoder of a Transformer, Pooling (mean or CLS) and Normalize"));
+        return Err(refuse(
+            &file,
+            why,
+            "use an encoder of a Transformer, Pooling (mean or CLS) and Normalize",
+        ));
     };
     Ok((pooling, dim, is_normalised))
 }
 
-/// Pooling and size of `1_Pooling/config.json`, whose form is one `pooling_mode_…` flag a kind, or (newer) their names in `pooling_mode`.
-fn pooling_of(path: &Path, config: &Map<String, Value>) -> Result<(Pooling, Option<usize>), RetrieverError> {
+/// Pooling and size of `1_Pooling/config.json`, whose form is one `pooling_mode_…` flag a kind, or
+/// (newer) their names in `pooling_mode`.
+fn pooling_of(
+    path: &Path,
+    config: &Map<String, Value>,
+) -> Result<(Pooling, Option<usize>), RetrieverError> {
     let mut modes: Vec<String> = match config.get("pooling_mode") {
         Some(Value::String(mode)) => vec![mode.clone()],
-        Some(Value::Array(modes)) => modes.iter().map(|mode| mode.as_str().unwrap_or("?").to_owned()).collect(),
+        Some(Value::Array(modes)) => {
+            modes.iter().map(|mode| mode.as_str().unwrap_or("?").to_owned()).collect()
+        }
         _ => Vec::new(),
     };
     if modes.is_empty() {
-        let flags = config.iter().filter_map(|(key, value)| Some((key.strip_prefix("pooling_mode_")?, value)));
-        modes = flags.filter(|(_, value)| **value == Value::Bool(true)).map(|(mode, _)| mode.to_owned()).collect();
+        let flags = config
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix("pooling_mode_")?, value)));
+        modes = flags
+            .filter(|(_, value)| **value == Value::Bool(true))
+            .map(|(mode, _)| mode.to_owned())
+            .collect();
         // The one flag that is true where it is not written.
         if !config.contains_key("pooling_mode_mean_tokens") {
             modes.push("mean_tokens".to_owned());
         }
     }
-    let modes: Vec<&str> = modes.iter().map(|mode| mode.strip_suffix("_tokens").or(mode.strip_suffix("_token")).unwrap_or(mode)).collect();
+    let modes: Vec<&str> = modes
+        .iter()
+        .map(|mode| mode.strip_suffix("_tokens").or(mode.strip_suffix("_token")).unwrap_or(mode))
+        .collect();
     let pooling = match modes.as_slice() {
         ["mean"] => Pooling::Mean,
         ["cls"] => Pooling::Cls,
         others => {
-            let why = format!("its pooling is {:?}, and only mean and cls are computed here", others.join(" + "));
+            let why = format!(
+                "its pooling is {:?}, and only mean and cls are computed here",
+                others.join(" + ")
+            );
             return Err(refuse(path, why, "use an encoder with mean or CLS pooling"));
         }
     };
     if pooling == Pooling::Mean && config.get("include_prompt") == Some(&Value::Bool(false)) {
-        let why = "include_prompt = false, a mean that leaves the prompt out, is not computed here".to_owned();
+        let why = "include_prompt = false, a mean that leaves the prompt out, is not computed here"
+            .to_owned();
         return Err(refuse(path, why, "use an encoder whose mean includes the prompt"));
     }
-    let dim = config.get("word_embedding_dimension").or(config.get("embedding_dimension")).and_then(Value::as_u64);
+    let dim = config
+        .get("word_embedding_dimension")
+        .or(config.get("embedding_dimension"))
+        .and_then(Value::as_u64);
     Ok((pooling, dim.and_then(|dim| usize::try_from(dim).ok())))
 }
 
@@ -239,7 +322,8 @@ struct PromptsFile {
 }
 
 impl PromptsFile {
-    /// The prompts, if any is not empty: sentence-transformers writes empty ones for models that have none.
+    /// The prompts, if any is not empty: sentence-transformers writes empty ones for models that
+    /// have none.
     fn prompts(&self) -> Option<Prompts> {
         let declared = self.prompts.as_ref()?;
         let named = |name: &str| declared.get(name).and_then(Value::as_str);
@@ -248,7 +332,10 @@ impl PromptsFile {
         }
         let default = self.default_prompt_name.as_deref().and_then(named).unwrap_or_default();
         let passage = ["document", "passage", "corpus"].into_iter().find_map(named);
-        Some(Prompts { query: named("query").unwrap_or(default).to_owned(), passage: passage.unwrap_or(default).to_owned() })
+        Some(Prompts {
+            query: named("query").unwrap_or(default).to_owned(),
+            passage: passage.unwrap_or(default).to_owned(),
+        })
     }
 }
 
@@ -259,137 +346,4 @@ struct TextForm {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MODULES: [&str; 3] = [
-        r#"{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}"#,
-        r#"{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}"#,
-        r#"{"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}"#,
-    ];
-
-    fn modules(entries: &[&str]) -> String {
-        format!("[{}]", entries.join(","))
-    }
-
-    fn read(files: &[(&str, &str)]) -> Result<Declared, RetrieverError> {
-        let folder = tempfile::tempdir().expect("a folder");
-        for (name, text) in files {
-            let path = folder.path().join(name);
-            std::fs::create_dir_all(path.parent().expect("below the folder")).expect("made");
-            std::fs::write(path, text).expect("written");
-        }
-        Declared::read(folder.path())
-    }
-
-    /// The declarations of a folder with this Pooling config, these modules and this config_sentence_transformers.json.
-    fn head(pooling: &str, entries: &[&str], more: &str) -> SentenceHead {
-        let modules = modules(entries);
-        let files = [("modules.json", &*modules), ("1_Pooling/config.json", pooling), ("config_sentence_transformers.json", more)];
-        read(&files).expect("readable").head
-    }
-
-    #[test]
-    fn pooling_and_normalisation_are_what_the_folder_says() {
-        use Pooling::{Cls, Mean};
-        let flags = |cls: bool, mean: bool| format!("{{\"pooling_mode_cls_token\": {cls}, \"pooling_mode_mean_tokens\": {mean}}}");
-        let (both, cls, mean) = (3, flags(true, false), flags(false, true));
-        for (pooling, n_modules, similarity, expected) in [
-            (&mean, both, "null", (Mean, true)),
-            (&mean, 2, "null", (Mean, true)),
-            (&mean, 2, "\"cosine\"", (Mean, true)),
-            (&mean, 2, "\"dot\"", (Mean, false)),
-            (&cls, both, "\"dot\"", (Cls, true)),
-            (&cls, both, "\"euclidean\"", (Cls, true)),
-            (&cls, 2, "\"dot\"", (Cls, false)),
-            (&cls, 2, "null", (Cls, true)),
-            (&"{\"pooling_mode\": \"cls\"}".to_owned(), both, "null", (Cls, true)),
-            (&"{}".to_owned(), both, "null", (Mean, true)),
-        ] {
-            let similarity = format!("{{\"similarity_fn_name\": {similarity}}}");
-            let found = head(pooling, &MODULES[..n_modules], &similarity);
-            assert_eq!((found.pooling, found.is_unit_length), expected, "{pooling}, {n_modules} modules, {similarity}");
-        }
-        assert_eq!(read(&[]).expect("nothing declared"), Declared::default());
-        assert_eq!(read(&[("1_Pooling/config.json", &cls)]).expect("readable").head.pooling, Cls);
-    }
-
-    #[test]
-    fn what_is_not_computed_is_refused_by_name_and_file() {
-        let dense = r#"{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}"#;
-        let inside = r#"{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}"#;
-        let mean = r#"{"pooling_mode_mean_tokens": true}"#;
-        let (all, with_dense) = (modules(&MODULES), modules(&[MODULES[0], MODULES[1], dense]));
-        let (in_folder, unpooled) = (modules(&[inside, MODULES[1]]), modules(&MODULES[..1]));
-        for (modules, pooling, expected) in [
-            (&all, r#"{"pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": false}"#, ["1_Pooling/config.json", "\"max\""]),
-            (&all, r#"{"pooling_mode_lasttoken": true, "pooling_mode_mean_tokens": false}"#, ["1_Pooling/config.json", "\"lasttoken\""]),
-            (&all, r#"{"pooling_mode": "weightedmean"}"#, ["1_Pooling/config.json", "\"weightedmean\""]),
-            (&all, r#"{"pooling_mode_cls_token": true}"#, ["1_Pooling/config.json", "\"cls + mean\""]),
-            (&all, r#"{"pooling_mode_mean_tokens": false}"#, ["1_Pooling/config.json", "\"\""]),
-            (&all, r#"{"pooling_mode_mean_tokens": true, "include_prompt": false}"#, ["1_Pooling/config.json", "include_prompt"]),
-            (&all, "7", ["1_Pooling/config.json", "invalid type"]),
-            (&with_dense, mean, ["modules.json", "models.Dense\" in \"2_Dense\""]),
-            (&in_folder, mean, ["modules.json", "0_Transformer"]),
-            (&unpooled, mean, ["modules.json", "no Pooling"]),
-        ] {
-            let message = read(&[("modules.json", modules), ("1_Pooling/config.json", pooling)]).expect_err(pooling).to_string();
-            assert!(expected.iter().all(|part| message.contains(part)) && message.contains("hint: "), "{message}");
-        }
-        for (similarity, entries) in [("manhattan", &all), ("euclidean", &modules(&MODULES[..2]))] {
-            let more = format!("{{\"similarity_fn_name\": \"{similarity}\"}}");
-            let files = [("modules.json", &**entries), ("1_Pooling/config.json", mean), ("config_sentence_transformers.json", &*more)];
-            let message = read(&files).expect_err(similarity).to_string();
-            assert!(message.contains("config_sentence_transformers.json") && message.contains(similarity), "{message}");
-        }
-        let message = read(&[("modules.json", &all)]).expect_err("no pooling file").to_string();
-        assert!(message.contains("1_Pooling") && message.contains("is missing"), "{message}");
-    }
-
-    #[test]
-    fn what_a_folder_declares_goes_with_the_network_trained_from_it() {
-        let (source, copy) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
-        let away = r#"{"path": "../elsewhere", "type": "sentence_transformers.models.Dense"}"#;
-        let files = [
-            ("modules.json", modules(&[MODULES[0], MODULES[1], away])),
-            ("1_Pooling/config.json", "{}".to_owned()),
-            ("config_sentence_transformers.json", r#"{"prompts": {"query": "Represent: "}}"#.to_owned()),
-            ("README.md", "text".to_owned()),
-        ];
-        for (name, text) in &files {
-            let path = source.path().join(name);
-            std::fs::create_dir_all(path.parent().expect("below the folder")).expect("made");
-            std::fs::write(path, text).expect("written");
-        }
-        assert_eq!(declaration_files(source.path()), ["1_Pooling/config.json", "config_sentence_transformers.json", "modules.json"]);
-        copy_declarations(source.path(), copy.path()).expect("copied");
-        for (name, text) in &files[..3] {
-            assert_eq!(&std::fs::read_to_string(copy.path().join(name)).expect("copied"), text);
-        }
-        assert_eq!(declaration_files(copy.path()).len(), 3);
-    }
-
-    #[test]
-    fn declared_prompts_are_taken_where_the_recipe_leaves_the_choice() {
-        let declared = |text: &str| read(&[("config_sentence_transformers.json", text)]).expect("readable");
-        let prompts = |query: &str, passage: &str| Prompts { query: query.to_owned(), passage: passage.to_owned() };
-        for (text, expected) in [
-            (r#"{"prompts": {"query": "Represent: "}}"#, prompts("Represent: ", "")),
-            (r#"{"prompts": {"query": "q ", "document": "d ", "passage": "p "}}"#, prompts("q ", "d ")),
-            (r#"{"prompts": {"any": "x "}, "default_prompt_name": "any"}"#, prompts("x ", "x ")),
-            // None declared, in the two ways in which that is written.
-            (r#"{"__version__": {}}"#, prompts("query: ", "passage: ")),
-            (r#"{"prompts": {"query": "", "document": ""}, "default_prompt_name": null}"#, prompts("query: ", "passage: ")),
-        ] {
-            assert_eq!(declared(text).resolve("auto", "auto"), expected, "{text}");
-        }
-        let mixedbread = declared(r#"{"prompts": {"query": "Represent: "}}"#);
-        let used = mixedbread.resolve("query: ", "auto");
-        assert_eq!(used, prompts("query: ", ""));
-        let warning = mixedbread.other_prompts("owner/name", &used).expect("another prompt than the declared one");
-        assert!(warning.contains("owner/name") && warning.contains("\"Represent: \"") && warning.contains("hint: "), "{warning}");
-        assert_eq!(mixedbread.other_prompts("owner/name", &mixedbread.resolve("auto", "auto")), None);
-        let cls = Declared { head: SentenceHead { pooling: Pooling::Cls, is_unit_length: true }, ..Declared::default() };
-        assert_eq!(cls.resolve("auto", "auto"), prompts("", ""));
-    }
-}
+mod tests;

@@ -1,8 +1,9 @@
 //! The dense retriever: encoder + index + corpus.
 //!
-//! Results of recent queries are kept (reinforcement learning asks the same questions again and again). A kept result is what a new
-//! search would give to the last bit, because a query's embedding does not depend on its neighbours ([`Encoder::encode_queries`]) and a
-//! search of a given index is deterministic: the cache changes speed, never an episode.
+//! Results of recent queries are kept (reinforcement learning asks the same questions again and
+//! again). A kept result is what a new search would give to the last bit, because a query's
+//! embedding does not depend on its neighbours ([`Encoder::encode_queries`]) and a search of a
+//! given index is deterministic: the cache changes speed, never an episode.
 use super::{
     Hit, OnProgress, Progress, Retriever, RetrieverError,
     build::passage_texts,
@@ -52,7 +53,8 @@ impl Recent {
 }
 
 impl<B: Backend> DenseRetriever<B> {
-    /// Encodes the whole corpus now and keeps the index in memory: for worlds of some thousand passages.
+    /// Encodes the whole corpus now and keeps the index in memory: for worlds of some thousand
+    /// passages.
     /// # Errors
     /// Empty corpus, a failing encoder, or `progress` said stop.
     pub fn build_in_memory(
@@ -66,7 +68,9 @@ impl<B: Backend> DenseRetriever<B> {
             return Err(RetrieverError::EmptyCorpus);
         }
         let texts = passage_texts(&corpus, 0..corpus.len())?;
-        let embeddings = encoder.encode_passages(&texts, &mut |done, total| progress(Progress { stage: "encode", done, total }))?;
+        let embeddings = encoder.encode_passages(&texts, &mut |done, total| {
+            progress(Progress { stage: "encode", done, total })
+        })?;
         let vectors = Vectors::from_rows(embeddings, encoder.identity().dim);
         let index = Index::in_memory(vectors, search, params, progress)?;
         Ok(Self { encoder, index, corpus, recent: Mutex::default() })
@@ -75,7 +79,13 @@ impl<B: Backend> DenseRetriever<B> {
     /// Opens a built index folder.
     /// # Errors
     /// If the index is not finished, damaged, or built with another encoder or from another corpus.
-    pub fn open(dir: &Path, encoder: Encoder<B>, corpus: Arc<Corpus>, search: Search, ef_search: usize) -> Result<Self, RetrieverError> {
+    pub fn open(
+        dir: &Path,
+        encoder: Encoder<B>,
+        corpus: Arc<Corpus>,
+        search: Search,
+        ef_search: usize,
+    ) -> Result<Self, RetrieverError> {
         let meta = IndexMeta::read(dir)?;
         meta.check_encoder(dir, encoder.identity())?;
         meta.check_corpus(dir, &corpus)?;
@@ -99,12 +109,19 @@ impl<B: Backend> DenseRetriever<B> {
     }
 
     /// Searches queries that are not among the recent ones.
-    fn search_new(&self, queries: &[String], top_k: usize) -> Vec<Result<Vec<Neighbour>, RetrieverError>> {
+    fn search_new(
+        &self,
+        queries: &[String],
+        top_k: usize,
+    ) -> Vec<Result<Vec<Neighbour>, RetrieverError>> {
         match self.encoder.encode_queries(queries) {
             Ok(embeddings) => self.index.search(&embeddings, top_k).into_iter().map(Ok).collect(),
             Err(error) if queries.len() == 1 => vec![Err(error)],
             // One of them cannot be encoded: the others must not suffer.
-            Err(_) => queries.iter().flat_map(|query| self.search_new(std::slice::from_ref(query), top_k)).collect(),
+            Err(_) => queries
+                .iter()
+                .flat_map(|query| self.search_new(std::slice::from_ref(query), top_k))
+                .collect(),
         }
     }
 
@@ -120,7 +137,10 @@ impl<B: Backend> DenseRetriever<B> {
 impl<B: Backend> Retriever for DenseRetriever<B> {
     fn search(&self, queries: &[String], top_k: usize) -> Vec<Result<Vec<Hit>, RetrieverError>> {
         if top_k == 0 {
-            return vec![Err(RetrieverError::option("retriever.top_k", 0, "3 is the paper's")); queries.len()];
+            return vec![
+                Err(RetrieverError::option("retriever.top_k", 0, "3 is the paper's"));
+                queries.len()
+            ];
         }
         let mut new: Vec<String> = queries.to_vec();
         new.sort_unstable();
@@ -130,13 +150,17 @@ impl<B: Backend> Retriever for DenseRetriever<B> {
             new.iter().cloned().zip(self.search_new(&new, top_k)).collect();
         let mut recent = self.recent();
         // The answers first: inserting new results may drop recent ones this batch asked for.
-        let answer = |query: &String| match (found.get(query), recent.results.get(&(query.clone(), top_k))) {
+        let answer = |query: &String| match (
+            found.get(query),
+            recent.results.get(&(query.clone(), top_k)),
+        ) {
             (Some(Ok(neighbours)), _) | (None, Some(neighbours)) => self.hits(neighbours),
             (Some(Err(error)), _) => Err(error.clone()),
             (None, None) => unreachable!("a query is either new or recent"),
         };
         let answers = queries.iter().map(answer).collect();
-        // In the sorted order of `new`, not in that of the map, so that what is dropped is reproducible.
+        // In the sorted order of `new`, not in that of the map, so that what is dropped is
+        // reproducible.
         for query in new {
             if let Some(Ok(neighbours)) = found.get(&query) {
                 recent.insert((query, top_k), neighbours.clone());

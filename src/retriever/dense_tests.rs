@@ -13,13 +13,23 @@ const HNSW: HnswParams = HnswParams { m: 8, ef_construction: 64, ef_search: 64 }
 
 fn corpus() -> Arc<Corpus> {
     let words = ["film", "river", "book", "firm", "city", "painter", "director"];
-    let contents = |i: usize| format!("\"{}\"\nThe {} of {} number {i}", words[i % 7], words[i / 7 % 7], words[i / 49 % 7]);
-    Arc::new(Corpus::from_passages((0..200).map(|i| Passage { id: format!("p{i}"), contents: contents(i) }).collect()))
+    let contents = |i: usize| {
+        format!(
+            "\"{}\"\nThe {} of {} number {i}",
+            words[i % 7],
+            words[i / 7 % 7],
+            words[i / 49 % 7]
+        )
+    };
+    Arc::new(Corpus::from_passages(
+        (0..200).map(|i| Passage { id: format!("p{i}"), contents: contents(i) }).collect(),
+    ))
 }
 
 fn in_memory(search: Search) -> DenseRetriever<Flex> {
     let progress = &mut |_: Progress| ControlFlow::Continue(());
-    DenseRetriever::build_in_memory(random_encoder(1, options()), corpus(), search, HNSW, progress).expect("built")
+    DenseRetriever::build_in_memory(random_encoder(1, options()), corpus(), search, HNSW, progress)
+        .expect("built")
 }
 
 fn queries() -> Vec<String> {
@@ -28,20 +38,30 @@ fn queries() -> Vec<String> {
 
 fn found(retriever: &dyn Retriever, queries: &[String]) -> Vec<Vec<(String, f32)>> {
     let results = retriever.search(queries, 3);
-    results.into_iter().map(|hits| hits.expect("found").into_iter().map(|hit| (hit.passage.id, hit.score)).collect()).collect()
+    results
+        .into_iter()
+        .map(|hits| {
+            hits.expect("found").into_iter().map(|hit| (hit.passage.id, hit.score)).collect()
+        })
+        .collect()
 }
 
 #[test]
 fn passages_are_those_with_the_largest_inner_product() {
     let retriever = in_memory(Search::Exact);
     let texts = passage_texts(&retriever.corpus, 0..200).expect("texts");
-    let passages = retriever.encoder.encode_passages(&texts, &mut |_, _| ControlFlow::Continue(())).expect("encoded");
+    let passages = retriever
+        .encoder
+        .encode_passages(&texts, &mut |_, _| ControlFlow::Continue(()))
+        .expect("encoded");
     let query = ["the river of a painter".to_owned()];
     let embedding = retriever.encoder.encode_queries(&query).expect("encoded");
     let mut scored: Vec<(f64, usize)> = passages
         .chunks_exact(32)
         .enumerate()
-        .map(|(id, passage)| (passage.iter().zip(&embedding).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum(), id))
+        .map(|(id, passage)| {
+            (passage.iter().zip(&embedding).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum(), id)
+        })
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let expected: Vec<String> = scored[..3].iter().map(|(_, id)| format!("p{id}")).collect();
@@ -51,7 +71,10 @@ fn passages_are_those_with_the_largest_inner_product() {
 
 #[test]
 fn two_graphs_of_a_small_world_answer_alike() {
-    assert_eq!(found(&in_memory(Search::Hnsw), &queries()), found(&in_memory(Search::Hnsw), &queries()));
+    assert_eq!(
+        found(&in_memory(Search::Hnsw), &queries()),
+        found(&in_memory(Search::Hnsw), &queries())
+    );
 }
 
 #[test]
@@ -69,18 +92,41 @@ fn the_oldest_query_is_forgotten_first() {
         recent.insert((i.to_string(), 3), Vec::new());
     }
     assert_eq!(recent.results.len(), Recent::CAPACITY);
-    assert!(!recent.results.contains_key(&("0".to_owned(), 3)) && recent.results.contains_key(&("1".to_owned(), 3)));
+    assert!(
+        !recent.results.contains_key(&("0".to_owned(), 3))
+            && recent.results.contains_key(&("1".to_owned(), 3))
+    );
 }
 
 #[test]
 fn a_folder_answers_as_memory_does_and_refuses_another_encoder() {
-    let (folder, encoder, corpus) = (tempfile::tempdir().expect("a folder"), random_encoder(1, options()), corpus());
-    let build_options = BuildOptions { corpus_name: "c".to_owned(), search: Search::Hnsw, hnsw: HNSW, replace: false };
-    let embed = &mut |texts: &[String], tick: &mut crate::retriever::Tick| encoder.encode_passages(texts, tick);
+    let (folder, encoder, corpus) =
+        (tempfile::tempdir().expect("a folder"), random_encoder(1, options()), corpus());
+    let build_options = BuildOptions {
+        corpus_name: "c".to_owned(),
+        search: Search::Hnsw,
+        hnsw: HNSW,
+        replace: false,
+    };
+    let embed = &mut |texts: &[String], tick: &mut crate::retriever::Tick| {
+        encoder.encode_passages(texts, tick)
+    };
     let progress = &mut |_: Progress| ControlFlow::Continue(());
-    build(folder.path(), &build_options, encoder.identity(), &corpus, embed, progress).expect("built");
-    let open = |seed| DenseRetriever::open(folder.path(), random_encoder(seed, options()), corpus.clone(), Search::Hnsw, 64);
-    assert_eq!(found(&open(1).expect("the same encoder"), &queries()), found(&in_memory(Search::Hnsw), &queries()));
+    build(folder.path(), &build_options, encoder.identity(), &corpus, embed, progress)
+        .expect("built");
+    let open = |seed| {
+        DenseRetriever::open(
+            folder.path(),
+            random_encoder(seed, options()),
+            corpus.clone(),
+            Search::Hnsw,
+            64,
+        )
+    };
+    assert_eq!(
+        found(&open(1).expect("the same encoder"), &queries()),
+        found(&in_memory(Search::Hnsw), &queries())
+    );
     assert!(matches!(open(2), Err(RetrieverError::WrongEncoder { .. })));
 }
 

@@ -6,7 +6,12 @@ use std::ops::ControlFlow;
 const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/tiny/encoder/tokenizer.json");
 
 pub fn options() -> EncoderOptions {
-    EncoderOptions { query_prefix: "query: ".to_owned(), passage_prefix: "passage: ".to_owned(), max_tokens: 24, batch_tokens: 64 }
+    EncoderOptions {
+        query_prefix: "query: ".to_owned(),
+        passage_prefix: "passage: ".to_owned(),
+        max_tokens: 24,
+        batch_tokens: 64,
+    }
 }
 
 /// A small BERT with random weights over the built-in world's tokenizer.
@@ -15,7 +20,11 @@ pub fn random_encoder(seed: u64, options: EncoderOptions) -> Encoder<Flex> {
 }
 
 /// As [`random_encoder`], with another pooling.
-pub fn random_encoder_with(head: SentenceHead, seed: u64, options: EncoderOptions) -> Encoder<Flex> {
+pub fn random_encoder_with(
+    head: SentenceHead,
+    seed: u64,
+    options: EncoderOptions,
+) -> Encoder<Flex> {
     let tokenizer = Tokenizer::from_path(Path::new(TOKENIZER)).expect("the built-in tokenizer");
     let config = BertConfig {
         vocab_size: tokenizer.n_tokens(),
@@ -33,12 +42,21 @@ pub fn random_encoder_with(head: SentenceHead, seed: u64, options: EncoderOption
     let device = Default::default();
     let model = BertEncoder::init(&config, seed, &device);
     let parts = Parts { model, tokenizer, declared: Declared { head, ..Declared::default() } };
-    Encoder::from_parts(parts, "random", format!("seed {seed}, {head:?}"), options, &device).expect("the parts fit")
+    Encoder::from_parts(parts, "random", format!("seed {seed}, {head:?}"), options, &device)
+        .expect("the parts fit")
 }
 
 fn texts() -> Vec<String> {
-    let words = ["river", "the film", "a book of", "born in", "who", "director of the long film", "x"];
-    (0..40).map(|i| (0..1 + i * 7 % 11).map(|j| words[(i + j * j) % words.len()]).collect::<Vec<_>>().join(" ")).collect()
+    let words =
+        ["river", "the film", "a book of", "born in", "who", "director of the long film", "x"];
+    (0..40)
+        .map(|i| {
+            (0..1 + i * 7 % 11)
+                .map(|j| words[(i + j * j) % words.len()])
+                .collect::<Vec<_>>()
+                .join(" ")
+        })
+        .collect()
 }
 
 fn encode(encoder: &Encoder<Flex>, texts: &[String]) -> Vec<f32> {
@@ -51,7 +69,8 @@ fn passages_come_in_input_order_whatever_the_batches() {
     let small = random_encoder(1, options());
     let large = random_encoder(1, EncoderOptions { batch_tokens: 100_000, ..options() });
     let together = encode(&large, &texts);
-    // f32 sums of some hundred terms of order 1, normalised: 1e-5 is far above rounding and far below any real difference.
+    // f32 sums of some hundred terms of order 1, normalised: 1e-5 is far above rounding and far
+    // below any real difference.
     let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-5);
     assert!(close(&encode(&small, &texts), &together));
     for (text, embedding) in texts.iter().zip(together.chunks_exact(32)) {
@@ -66,7 +85,11 @@ fn a_query_has_the_same_embedding_to_the_last_bit_alone_and_in_a_batch() {
     let texts = texts();
     let together = encoder.encode_queries(&texts).expect("encoded");
     for (text, embedding) in texts.iter().zip(together.chunks_exact(32)) {
-        assert_eq!(encoder.encode_queries(std::slice::from_ref(text)).expect("encoded"), embedding, "{text}");
+        assert_eq!(
+            encoder.encode_queries(std::slice::from_ref(text)).expect("encoded"),
+            embedding,
+            "{text}"
+        );
     }
 }
 
@@ -74,8 +97,14 @@ fn a_query_has_the_same_embedding_to_the_last_bit_alone_and_in_a_batch() {
 fn queries_and_passages_have_their_own_prefixes() {
     let text = ["the film".to_owned()];
     let encoder = random_encoder(3, options());
-    let swapped =
-        random_encoder(3, EncoderOptions { query_prefix: "passage: ".to_owned(), passage_prefix: "query: ".to_owned(), ..options() });
+    let swapped = random_encoder(
+        3,
+        EncoderOptions {
+            query_prefix: "passage: ".to_owned(),
+            passage_prefix: "query: ".to_owned(),
+            ..options()
+        },
+    );
     let query = encoder.encode_queries(&text).expect("encoded");
     assert_ne!(encode(&encoder, &text), query);
     let same = encode(&swapped, &text);
@@ -113,14 +142,21 @@ fn batches_hold_every_text_once_and_keep_to_the_budget() {
 
 #[test]
 fn encoding_stops_where_it_is_told() {
-    let error = random_encoder(1, options()).encode_passages(&texts(), &mut |_, _| ControlFlow::Break(())).expect_err("stopped");
+    let error = random_encoder(1, options())
+        .encode_passages(&texts(), &mut |_, _| ControlFlow::Break(()))
+        .expect_err("stopped");
     assert!(matches!(error, RetrieverError::Interrupted { total: 40, .. }), "{error}");
 }
 
 #[test]
 fn the_fingerprint_changes_with_everything_that_changes_an_embedding() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for (name, content) in [("config.json", "{}"), ("model.safetensors", "weights"), ("tokenizer.json", "words"), ("README.md", "text")] {
+    for (name, content) in [
+        ("config.json", "{}"),
+        ("model.safetensors", "weights"),
+        ("tokenizer.json", "words"),
+        ("README.md", "text"),
+    ] {
         std::fs::write(folder.path().join(name), content).expect("written");
     }
     let e5 = Declared::default();
@@ -150,18 +186,27 @@ fn more_tokens_than_positions_are_refused() {
 #[test]
 fn the_fingerprint_tells_other_poolings_apart_and_leaves_that_of_e5_as_it_is() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for (name, content) in [("config.json", "{}"), ("model.safetensors", "weights"), ("tokenizer.json", "words")] {
+    for (name, content) in
+        [("config.json", "{}"), ("model.safetensors", "weights"), ("tokenizer.json", "words")]
+    {
         std::fs::write(folder.path().join(name), content).expect("written");
     }
     let of = |pooling, is_unit_length| {
         let head = SentenceHead { pooling, is_unit_length };
-        fingerprint(folder.path(), &options(), &Declared { head, ..Declared::default() }).expect("readable")
+        fingerprint(folder.path(), &options(), &Declared { head, ..Declared::default() })
+            .expect("readable")
     };
-    // Of every part: eight bytes of the name's length, the name, eight bytes of the content's length, the content.
+    // Of every part: eight bytes of the name's length, the name, eight bytes of the content's
+    // length, the content.
     let mut hasher = Sha256::new();
     let max_tokens = 24u64.to_le_bytes();
-    let files: [(&str, &[u8]); 3] = [("config.json", b"{}"), ("model.safetensors", b"weights"), ("tokenizer.json", b"words")];
-    let texts: [(&str, &[u8]); 3] = [("query_prefix", b"query: "), ("passage_prefix", b"passage: "), ("max_tokens", &max_tokens)];
+    let files: [(&str, &[u8]); 3] =
+        [("config.json", b"{}"), ("model.safetensors", b"weights"), ("tokenizer.json", b"words")];
+    let texts: [(&str, &[u8]); 3] = [
+        ("query_prefix", b"query: "),
+        ("passage_prefix", b"passage: "),
+        ("max_tokens", &max_tokens),
+    ];
     for (name, content) in files.into_iter().chain(texts) {
         for part in [name.as_bytes(), content] {
             hasher.update((part.len() as u64).to_le_bytes());
@@ -169,7 +214,12 @@ fn the_fingerprint_tells_other_poolings_apart_and_leaves_that_of_e5_as_it_is() {
         }
     }
     assert_eq!(of(Pooling::Mean, true), format!("{:x}", hasher.finalize()));
-    let all = [of(Pooling::Mean, true), of(Pooling::Mean, false), of(Pooling::Cls, true), of(Pooling::Cls, false)];
+    let all = [
+        of(Pooling::Mean, true),
+        of(Pooling::Mean, false),
+        of(Pooling::Cls, true),
+        of(Pooling::Cls, false),
+    ];
     assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), 4);
 }
 
@@ -182,7 +232,11 @@ fn an_encoder_that_declares_cls_pooling_is_pooled_so() {
         std::fs::copy(tiny.join(name), folder.path().join(name)).expect("copied");
     }
     let open = |folder: &Path| {
-        let options = EncoderOptions { query_prefix: "q ".to_owned(), passage_prefix: "p ".to_owned(), ..options() };
+        let options = EncoderOptions {
+            query_prefix: "q ".to_owned(),
+            passage_prefix: "p ".to_owned(),
+            ..options()
+        };
         Encoder::<Flex>::open(folder, "tiny", options, &Default::default()).expect("opened")
     };
     let mean = open(folder.path());
@@ -197,8 +251,11 @@ fn an_encoder_that_declares_cls_pooling_is_pooled_so() {
         let n = ids.len();
         let ids = TensorData::new(ids.into_iter().map(i64::from).collect::<Vec<_>>(), [1, n]);
         let tensor = |data| Tensor::<Flex, 2, Int>::from_data(data, &Default::default());
-        let states = cls.parts.model.all_hidden(tensor(ids), tensor(TensorData::new(vec![1i64; n], [1, n])));
-        let first: Vec<f32> = states[states.len() - 1].clone().into_data().to_vec::<f32>().expect("f32")[..32].to_vec();
+        let states =
+            cls.parts.model.all_hidden(tensor(ids), tensor(TensorData::new(vec![1i64; n], [1, n])));
+        let first: Vec<f32> =
+            states[states.len() - 1].clone().into_data().to_vec::<f32>().expect("f32")[..32]
+                .to_vec();
         let length = first.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
         for (found, expected) in embedding.iter().zip(&first) {
             // One text alone and in a padded batch: f32 rounding of sums of some hundred terms.
@@ -210,15 +267,27 @@ fn an_encoder_that_declares_cls_pooling_is_pooled_so() {
 #[test]
 fn vectors_of_any_length_are_searched_exactly_and_by_their_inner_product() {
     let head = |is_unit_length| SentenceHead { pooling: Pooling::Mean, is_unit_length };
-    let (unit, any) = (random_encoder_with(head(true), 1, options()), random_encoder_with(head(false), 1, options()));
+    let (unit, any) = (
+        random_encoder_with(head(true), 1, options()),
+        random_encoder_with(head(false), 1, options()),
+    );
     assert_eq!(any.identity().search(Search::Auto).expect("auto"), Search::Exact);
     assert_eq!(unit.identity().search(Search::Hnsw).expect("hnsw"), Search::Hnsw);
     let message = any.identity().search(Search::Hnsw).expect_err("no unit length").to_string();
-    assert!(message.contains("retriever.search = \"hnsw\"") && message.contains("use exact"), "{message}");
+    assert!(
+        message.contains("retriever.search = \"hnsw\"") && message.contains("use exact"),
+        "{message}"
+    );
     let texts = texts();
-    for (any, unit) in encode(&any, &texts).chunks_exact(32).zip(encode(&unit, &texts).chunks_exact(32)) {
+    for (any, unit) in
+        encode(&any, &texts).chunks_exact(32).zip(encode(&unit, &texts).chunks_exact(32))
+    {
         let length = any.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
         assert!((length - 1.0).abs() > 0.1, "a layer norm gives other lengths than 1");
-        assert!(any.iter().zip(unit).all(|(x, y)| (f64::from(*x) / length - f64::from(*y)).abs() < 1e-5));
+        assert!(
+            any.iter()
+                .zip(unit)
+                .all(|(x, y)| (f64::from(*x) / length - f64::from(*y)).abs() < 1e-5)
+        );
     }
 }

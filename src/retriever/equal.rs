@@ -1,9 +1,11 @@
 //! Passages with equal vectors, and what they do to recall.
 //!
-//! Passages of the same text (or of the same first `max_tokens` tokens) have the same vector, and no search can tell them apart. Every search
-//! lists them by row number, lowest first (FAISS: highest first), so of a group of `g` only the first `k` can be among the `k` found: the
-//! other `g - k` are never found, whatever is asked. Where gold passages are counted by their ids, that is lost recall; where the answer is looked for in
-//! the text, it is not. Groups larger than the links of a point cut a graph into islands besides.
+//! Passages of the same text (or of the same first `max_tokens` tokens) have the same vector, and
+//! no search can tell them apart. Every search lists them by row number, lowest first (FAISS:
+//! highest first), so of a group of `g` only the first `k` can be among the `k` found: the other `g
+//! - k` are never found, whatever is asked. Where gold passages are counted by their ids, that is
+//! lost recall; where the answer is looked for in the text, it is not. Groups larger than the links
+//! of a point cut a graph into islands besides.
 //!
 //! Equal means equal bit for bit. Cost: one pass over the vectors and 16 bytes a passage.
 use super::{exact::Neighbour, vectors::Vectors};
@@ -35,9 +37,13 @@ pub fn equal_vectors(vectors: &Vectors) -> EqualVectors {
     };
     let mut rows: Vec<(u64, usize)> = (0..vectors.len()).into_par_iter().map(hashed).collect();
     // Rows are compared only where their hashes are equal.
-    rows.par_sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| row_bytes(vectors, a.1).cmp(row_bytes(vectors, b.1))));
+    rows.par_sort_unstable_by(|a, b| {
+        a.0.cmp(&b.0).then_with(|| row_bytes(vectors, a.1).cmp(row_bytes(vectors, b.1)))
+    });
     let mut found = EqualVectors::default();
-    let is_same = |a: &(u64, usize), b: &(u64, usize)| a.0 == b.0 && row_bytes(vectors, a.1) == row_bytes(vectors, b.1);
+    let is_same = |a: &(u64, usize), b: &(u64, usize)| {
+        a.0 == b.0 && row_bytes(vectors, a.1) == row_bytes(vectors, b.1)
+    };
     for group in rows.chunk_by(is_same).map(<[_]>::len).filter(|&size| size > 1) {
         found.n_passages += group;
         found.n_groups += 1;
@@ -52,12 +58,14 @@ fn row_bytes(vectors: &Vectors, row: usize) -> &[u8] {
     bytemuck::cast_slice(vectors.row(row))
 }
 
-/// Share of the passages that exact search lists first which are among the first `k` found: [`super::commands::recall`] without its mercy for ties.
+/// Share of the passages that exact search lists first which are among the first `k` found:
+/// [`super::commands::recall`] without its mercy for ties.
 pub fn recall_by_id(found: &[Vec<Neighbour>], exact: &[Vec<Neighbour>], k: usize) -> f64 {
     let (mut hits, mut total) = (0, 0);
     for (found, exact) in found.iter().zip(exact) {
         let exact = &exact[..k.min(exact.len())];
-        let is_found = |wanted: &&Neighbour| found.iter().take(k).any(|neighbour| neighbour.id == wanted.id);
+        let is_found =
+            |wanted: &&Neighbour| found.iter().take(k).any(|neighbour| neighbour.id == wanted.id);
         hits += exact.iter().filter(is_found).count();
         total += exact.len();
     }
@@ -77,8 +85,24 @@ mod tests {
         let of = |rows: &[f32]| equal_vectors(&Vectors::from_rows(rows.to_vec(), 2));
         assert_eq!(of(&[1.0, 0.0, 0.0, 1.0]), EqualVectors::default());
         // Rows 0, 2, 3, 5 and 6 are one vector, rows 1 and 4 another, row 7 is alone.
-        let rows = [[0.6, 0.8], [1.0, 0.0], [0.6, 0.8], [0.6, 0.8], [1.0, 0.0], [0.6, 0.8], [0.6, 0.8], [0.8, 0.6]].concat();
-        let expected = EqualVectors { n_passages: 7, n_groups: 2, largest: 5, never_among_3: 2, never_among_10: 0 };
+        let rows = [
+            [0.6, 0.8],
+            [1.0, 0.0],
+            [0.6, 0.8],
+            [0.6, 0.8],
+            [1.0, 0.0],
+            [0.6, 0.8],
+            [0.6, 0.8],
+            [0.8, 0.6],
+        ]
+        .concat();
+        let expected = EqualVectors {
+            n_passages: 7,
+            n_groups: 2,
+            largest: 5,
+            never_among_3: 2,
+            never_among_10: 0,
+        };
         assert_eq!(of(&rows), expected);
     }
 
@@ -98,7 +122,9 @@ mod tests {
 
     #[test]
     fn recall_by_id_counts_another_passage_of_the_same_vector_as_missed() {
-        let list = |ids: &[usize]| vec![ids.iter().map(|&id| Neighbour { id, score: 0.5 }).collect::<Vec<_>>()];
+        let list = |ids: &[usize]| {
+            vec![ids.iter().map(|&id| Neighbour { id, score: 0.5 }).collect::<Vec<_>>()]
+        };
         let (exact, found) = (list(&[4, 5, 6]), list(&[6, 4, 9]));
         assert_eq!(recall(&found, &exact, 3), 1.0);
         assert_eq!(recall_by_id(&found, &exact, 3), 2.0 / 3.0);

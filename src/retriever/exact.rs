@@ -1,15 +1,17 @@
 //! Exact nearest neighbours: every query against every vector.
 //!
-//! The oracle of the approximate index, and the default for small corpora: a rollout asks hundreds of queries at once, and as one
-//! matrix product that is cheap. Two passes:
-//! 1. A register-blocked f32 product of query panels with vector rows, fused with the selection of the best `k + 8`: the scores
-//!    `[n_queries, n]` are never stored. Rows are split among threads; the lists are merged by (score, id).
+//! The oracle of the approximate index, and the default for small corpora: a rollout asks hundreds
+//! of queries at once, and as one matrix product that is cheap. Two passes:
+//! 1. A register-blocked f32 product of query panels with vector rows, fused with the selection of
+//!    the best `k + 8`: the scores `[n_queries, n]` are never stored. Rows are split among threads;
+//!    the lists are merged by (score, id).
 //! 2. The survivors are scored again in f64, which settles the order.
 //!
-//! So the answer depends on neither threads, nor batch, nor the machine's vector width (unless more than eight vectors tie within f32
-//! rounding at the border), and equal vectors come in the order of their ids.
-//! Cost: 2 n dim flops a query, done at 188 GFLOP/s by one core of an AMD EPYC with AVX-512 (50,000 x 384, 1,000 queries in 0.20 CPU seconds; a
-//! single query is bound by memory: 6 ms); memory `n_queries (dim + k + 8)` numbers a thread.
+//! So the answer depends on neither threads, nor batch, nor the machine's vector width (unless more
+//! than eight vectors tie within f32 rounding at the border), and equal vectors come in the order
+//! of their ids. Cost: 2 n dim flops a query, done at 188 GFLOP/s by one core of an AMD EPYC with
+//! AVX-512 (50,000 x 384, 1,000 queries in 0.20 CPU seconds; a single query is bound by memory: 6
+//! ms); memory `n_queries (dim + k + 8)` numbers a thread.
 use bytemuck::Zeroable;
 use macerator::{Arch, Scalar, Simd, Vector, WithSimd};
 use rayon::prelude::*;
@@ -35,7 +37,8 @@ pub struct Neighbour {
 const RESCORE_MARGIN: usize = 8;
 /// A thread's piece is no smaller than this: packing the queries must not dominate.
 const MIN_PIECE_ROWS: usize = 1024;
-/// Row tiles that go against one query panel before the next panel: 16 tiles x 12 rows x 384 numbers = 295 kB, which fits a second-level cache.
+/// Row tiles that go against one query panel before the next panel: 16 tiles x 12 rows x 384
+/// numbers = 295 kB, which fits a second-level cache.
 const TILES_PER_BLOCK: usize = 16;
 
 /// The `k` nearest rows of `base` for each query, nearest first, ties by lowest id.
@@ -43,8 +46,17 @@ const TILES_PER_BLOCK: usize = 16;
 /// base `[n, dim]`, queries `[n_queries, dim]`, row-major -> `n_queries` lists of `min(k, n)`.
 /// # Panics
 /// If a slice is not a whole number of rows of `dim` > 0 numbers (a bug of the caller).
-pub fn top_k(base: &[f32], queries: &[f32], dim: usize, k: usize, metric: Metric) -> Vec<Vec<Neighbour>> {
-    assert!(dim > 0 && base.len().is_multiple_of(dim) && queries.len().is_multiple_of(dim), "rows of {dim} numbers");
+pub fn top_k(
+    base: &[f32],
+    queries: &[f32],
+    dim: usize,
+    k: usize,
+    metric: Metric,
+) -> Vec<Vec<Neighbour>> {
+    assert!(
+        dim > 0 && base.len().is_multiple_of(dim) && queries.len().is_multiple_of(dim),
+        "rows of {dim} numbers"
+    );
     let (n_rows, n_queries) = (base.len() / dim, queries.len() / dim);
     let k = k.min(n_rows);
     if k == 0 || n_queries == 0 {
@@ -56,13 +68,26 @@ pub fn top_k(base: &[f32], queries: &[f32], dim: usize, k: usize, metric: Metric
     let pieces: Vec<Vec<Best>> = base
         .par_chunks(piece_rows * dim)
         .enumerate()
-        .map(|(piece, rows)| Arch::new().dispatch(Scan { rows, first_id: piece * piece_rows, queries, dim, n_keep, metric }))
+        .map(|(piece, rows)| {
+            Arch::new().dispatch(Scan {
+                rows,
+                first_id: piece * piece_rows,
+                queries,
+                dim,
+                n_keep,
+                metric,
+            })
+        })
         .collect();
     (0..n_queries)
         .into_par_iter()
         .map(|query| {
-            let mut candidates: Vec<(f32, usize)> =
-                pieces.iter().flat_map(|bests| bests[query].scores.iter().copied().zip(bests[query].ids.iter().copied())).collect();
+            let mut candidates: Vec<(f32, usize)> = pieces
+                .iter()
+                .flat_map(|bests| {
+                    bests[query].scores.iter().copied().zip(bests[query].ids.iter().copied())
+                })
+                .collect();
             candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             candidates.truncate(n_keep);
             let ids = candidates.into_iter().map(|(_, id)| id);
@@ -74,9 +99,16 @@ pub fn top_k(base: &[f32], queries: &[f32], dim: usize, k: usize, metric: Metric
 /// Orders `ids` by the metric computed in f64 (ties by lowest id) and keeps `k`.
 /// # Shapes
 /// base `[n, dim]`, query `[dim]`
-pub fn rescore(base: &[f32], query: &[f32], ids: impl Iterator<Item = usize>, k: usize, metric: Metric) -> Vec<Neighbour> {
+pub fn rescore(
+    base: &[f32],
+    query: &[f32],
+    ids: impl Iterator<Item = usize>,
+    k: usize,
+    metric: Metric,
+) -> Vec<Neighbour> {
     let dim = query.len();
-    let mut scored: Vec<(f64, usize)> = ids.map(|id| (metric_f64(&base[id * dim..][..dim], query, metric), id)).collect();
+    let mut scored: Vec<(f64, usize)> =
+        ids.map(|id| (metric_f64(&base[id * dim..][..dim], query, metric), id)).collect();
     scored.sort_unstable_by(|a, b| nearer_first(a.0, b.0, metric).then(a.1.cmp(&b.1)));
     scored.truncate(k);
     scored.into_iter().map(|(score, id)| Neighbour { id, score: score as f32 }).collect()
@@ -97,7 +129,8 @@ fn metric_f64(a: &[f32], b: &[f32], metric: Metric) -> f64 {
         Metric::SquaredL2 => (f64::from(x) - f64::from(y)).powi(2),
     };
     let (heads_a, heads_b) = (a.chunks_exact(WAYS), b.chunks_exact(WAYS));
-    let rest: f64 = heads_a.remainder().iter().zip(heads_b.remainder()).map(|(&x, &y)| term(x, y)).sum();
+    let rest: f64 =
+        heads_a.remainder().iter().zip(heads_b.remainder()).map(|(&x, &y)| term(x, y)).sum();
     let mut sums = [0.0f64; WAYS];
     for (x, y) in heads_a.zip(heads_b) {
         for way in 0..WAYS {
@@ -126,7 +159,8 @@ impl WithSimd for Scan<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self) -> Vec<Best> {
-        // A tile of R rows x 2 vectors keeps 2R accumulators in registers: 24 of the 32 of AVX-512, 12 of the 16 of AVX2 and SSE.
+        // A tile of R rows x 2 vectors keeps 2R accumulators in registers: 24 of the 32 of AVX-512,
+        // 12 of the 16 of AVX2 and SSE.
         if S::lanes32() == 16 { self.run::<S, 12>() } else { self.run::<S, 6>() }
     }
 }
@@ -142,7 +176,8 @@ impl Scan<'_> {
             let starts = self.start_scores(rows);
             for panel in &mut panels {
                 let bests = &mut bests[panel.first_query..][..panel.n_queries];
-                // The last panel of a batch is half as wide where that is enough: one query does not pay for 32.
+                // The last panel of a batch is half as wide where that is enough: one query does
+                // not pay for 32.
                 match panel.n_vectors {
                     1 => panel.scan_block::<R, 1>(rows, &starts, self.dim, block_id, bests),
                     _ => panel.scan_block::<R, 2>(rows, &starts, self.dim, block_id, bests),
@@ -162,11 +197,13 @@ impl Scan<'_> {
     }
 }
 
-/// Some queries, transposed so that one vector register holds the same component of `lanes` queries.
+/// Some queries, transposed so that one vector register holds the same component of `lanes`
+/// queries.
 struct Panel<S: Simd> {
     /// `[dim, n_vectors, lanes]`
     columns: Vec<Vector<S, f32>>,
-    /// The score a row must exceed to enter a query's list, `[n_vectors, lanes]`; infinite in lanes without a query.
+    /// The score a row must exceed to enter a query's list, `[n_vectors, lanes]`; infinite in lanes
+    /// without a query.
     limits: [Vector<S, f32>; 2],
     n_vectors: usize,
     first_query: usize,
@@ -190,7 +227,13 @@ fn pack_panels<S: Simd>(queries: &[f32], dim: usize) -> Vec<Panel<S>> {
         }
         let mut limits = [f32::INFINITY.splat::<S>(); 2];
         bytemuck::cast_slice_mut::<_, f32>(&mut limits)[..n_queries].fill(f32::NEG_INFINITY);
-        panels.push(Panel { columns, limits, n_vectors, first_query: panel * 2 * lanes, n_queries });
+        panels.push(Panel {
+            columns,
+            limits,
+            n_vectors,
+            first_query: panel * 2 * lanes,
+            n_queries,
+        });
     }
     panels
 }
@@ -235,7 +278,8 @@ impl<S: Simd> Panel<S> {
         for (r, row) in scores.iter().enumerate().take(n_rows) {
             let row: &[f32] = bytemuck::cast_slice(row);
             let limits: &mut [f32] = bytemuck::cast_slice_mut(&mut self.limits);
-            // One bit a lane; at most 32 lanes. Branch-free, so that it becomes a vector comparison.
+            // One bit a lane; at most 32 lanes. Branch-free, so that it becomes a vector
+            // comparison.
             let mut entering = 0u32;
             for (lane, (score, limit)) in row.iter().zip(limits.iter()).enumerate() {
                 entering |= u32::from(score > limit) << lane;
@@ -249,7 +293,8 @@ impl<S: Simd> Panel<S> {
     }
 }
 
-/// `start[r] + sum_d tile[r][d] * columns[d]`: the R x C x lanes products of a tile, accumulated in registers.
+/// `start[r] + sum_d tile[r][d] * columns[d]`: the R x C x lanes products of a tile, accumulated in
+/// registers.
 #[inline(always)]
 fn tile_scores<S: Simd, const R: usize, const C: usize>(
     tile: &[&[f32]; R],
@@ -276,7 +321,10 @@ fn tile_scores<S: Simd, const R: usize, const C: usize>(
 }
 
 #[inline(always)]
-fn any_above<S: Simd, const R: usize, const C: usize>(scores: &[[Vector<S, f32>; C]; R], limits: &[Vector<S, f32>; 2]) -> bool {
+fn any_above<S: Simd, const R: usize, const C: usize>(
+    scores: &[[Vector<S, f32>; C]; R],
+    limits: &[Vector<S, f32>; 2],
+) -> bool {
     let mut is_above = false;
     for c in 0..C {
         let mut highest = scores[0][c];
@@ -300,14 +348,19 @@ impl Best {
         Self { n_keep, scores: Vec::with_capacity(n_keep + 1), ids: Vec::with_capacity(n_keep + 1) }
     }
 
-    /// Inserts a score that exceeds the current limit and returns the new limit. Ids must come in rising order.
+    /// Inserts a score that exceeds the current limit and returns the new limit. Ids must come in
+    /// rising order.
     fn insert(&mut self, score: f32, id: usize) -> f32 {
         let at = self.scores.partition_point(|&kept| kept >= score);
         self.scores.insert(at, score);
         self.ids.insert(at, id);
         self.scores.truncate(self.n_keep);
         self.ids.truncate(self.n_keep);
-        if self.scores.len() < self.n_keep { f32::NEG_INFINITY } else { self.scores[self.n_keep - 1] }
+        if self.scores.len() < self.n_keep {
+            f32::NEG_INFINITY
+        } else {
+            self.scores[self.n_keep - 1]
+        }
     }
 }
 

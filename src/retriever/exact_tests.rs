@@ -13,30 +13,40 @@ pub struct AnnOracle {
 }
 
 pub fn ann_oracle() -> AnnOracle {
-    let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracles/ann/ann.safetensors")).expect("the fixture is there");
+    let bytes =
+        std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracles/ann/ann.safetensors"))
+            .expect("the fixture is there");
     let file = SafeTensors::deserialize(&bytes).expect("the fixture is a safetensors file");
     let tensor = |name: &str| file.tensor(name).expect("the fixture holds this tensor");
     let floats = |name: &str| -> Vec<f32> {
         let tensor = tensor(name);
         match tensor.dtype() {
-            safetensors::Dtype::F16 => {
-                tensor.data().chunks_exact(2).map(|pair| burn::tensor::f16::from_le_bytes([pair[0], pair[1]]).to_f32()).collect()
-            }
-            safetensors::Dtype::F32 => {
-                tensor.data().chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
-            }
+            safetensors::Dtype::F16 => tensor
+                .data()
+                .chunks_exact(2)
+                .map(|pair| burn::tensor::f16::from_le_bytes([pair[0], pair[1]]).to_f32())
+                .collect(),
+            safetensors::Dtype::F32 => tensor
+                .data()
+                .chunks_exact(4)
+                .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+                .collect(),
             other => panic!("{name} is {other:?}"),
         }
     };
     let ids = |name: &str| -> Vec<Vec<usize>> {
         let tensor = tensor(name);
         let ids: Vec<usize> = match tensor.dtype() {
-            safetensors::Dtype::I64 => {
-                tensor.data().chunks_exact(8).map(|eight| i64::from_le_bytes(eight.try_into().expect("eight bytes")) as usize).collect()
-            }
-            safetensors::Dtype::I32 => {
-                tensor.data().chunks_exact(4).map(|four| i32::from_le_bytes(four.try_into().expect("four bytes")) as usize).collect()
-            }
+            safetensors::Dtype::I64 => tensor
+                .data()
+                .chunks_exact(8)
+                .map(|eight| i64::from_le_bytes(eight.try_into().expect("eight bytes")) as usize)
+                .collect(),
+            safetensors::Dtype::I32 => tensor
+                .data()
+                .chunks_exact(4)
+                .map(|four| i32::from_le_bytes(four.try_into().expect("four bytes")) as usize)
+                .collect(),
             other => panic!("{name} is {other:?}"),
         };
         ids.chunks(tensor.shape()[1]).map(<[usize]>::to_vec).collect()
@@ -106,11 +116,16 @@ fn l2_neighbours_and_distances_are_the_recorded_ones() {
 
 #[test]
 fn odd_shapes_agree_with_the_literal_definition() {
-    for (n, dim, n_queries, k) in [(1, 1, 1, 1), (5, 123, 3, 10), (13, 2, 17, 4), (2500, 7, 33, 5), (3100, 20, 65, 3)] {
+    for (n, dim, n_queries, k) in
+        [(1, 1, 1, 1), (5, 123, 3, 10), (13, 2, 17, 4), (2500, 7, 33, 5), (3100, 20, 65, 3)]
+    {
         let (base, queries) = (unit_vectors(n, dim, 1), unit_vectors(n_queries, dim, 2));
         for metric in [Metric::InnerProduct, Metric::SquaredL2] {
             let found = ids(&top_k(&base, &queries, dim, k, metric));
-            let expected: Vec<_> = queries.chunks_exact(dim).map(|query| literal_top_k(&base, query, k, metric)).collect();
+            let expected: Vec<_> = queries
+                .chunks_exact(dim)
+                .map(|query| literal_top_k(&base, query, k, metric))
+                .collect();
             assert_eq!(found, expected, "{n} x {dim}, {n_queries} queries, {metric:?}");
         }
     }

@@ -1,13 +1,16 @@
 //! The two files of a graph, checked before `hnsw_rs` sees a byte of them.
 //!
-//! `hnsw_rs` trusts its files: it allocates what a count says, indexes with what a link says, and ends the process where a number is another one
-//! than it expects. So everything it relies on is checked here first, in one pass that reads each file once: sizes, the magic numbers, names and
-//! parameters of its format (version 4), every count against what is there, every link against the points there are, every row number, and the
-//! SHA-256 of what was written. What passes this is a graph over exactly `n` vectors. Memory: four bytes and a bit a point; time: that of
-//! reading the files and hashing them (0.7 s a gigabyte with SHA instructions).
+//! `hnsw_rs` trusts its files: it allocates what a count says, indexes with what a link says, and
+//! ends the process where a number is another one than it expects. So everything it relies on is
+//! checked here first, in one pass that reads each file once: sizes, the magic numbers, names and
+//! parameters of its format (version 4), every count against what is there, every link against the
+//! points there are, every row number, and the SHA-256 of what was written. What passes this is a
+//! graph over exactly `n` vectors. Memory: four bytes and a bit a point; time: that of reading the
+//! files and hashing them (0.7 s a gigabyte with SHA instructions).
 //!
 //! # Source
-//! hnsw_rs 0.3.5 `src/hnswio.rs`: `Description::dump`, `PointIndexation::dump`, `dump_point`. Numbers are in the byte order of the machine.
+//! hnsw_rs 0.3.5 `src/hnswio.rs`: `Description::dump`, `PointIndexation::dump`, `dump_point`.
+//! Numbers are in the byte order of the machine.
 use super::RetrieverError;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -62,19 +65,28 @@ impl GraphFiles {
     pub fn of(dir: &Path, basename: &str) -> Result<Self, RetrieverError> {
         let [graph, data] = file_paths(dir, basename).map(|path| Source::open(&path)?.finish());
         let ((graph_bytes, graph_sha256), (data_bytes, data_sha256)) = (graph?, data?);
-        Ok(Self { basename: basename.to_owned(), graph_bytes, graph_sha256, data_bytes, data_sha256 })
+        Ok(Self {
+            basename: basename.to_owned(),
+            graph_bytes,
+            graph_sha256,
+            data_bytes,
+            data_sha256,
+        })
     }
 
     /// # Errors
     /// If a file is missing, is not the one that was written, or is no graph of what is `expected`.
     pub fn check(&self, dir: &Path, expected: Expected) -> Result<(), RetrieverError> {
-        let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
+        let is_plain =
+            |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
         if self.basename.is_empty() || !self.basename.chars().all(is_plain) {
             let why = format!("the graph's files cannot be called {:?}", self.basename);
             return Err(RetrieverError::damaged(&dir.join(super::index::META_FILE), why));
         }
         let [graph, data] = file_paths(dir, &self.basename);
-        let order = check_file(&graph, self.graph_bytes, &self.graph_sha256, |source| check_graph(source, expected))?;
+        let order = check_file(&graph, self.graph_bytes, &self.graph_sha256, |source| {
+            check_graph(source, expected)
+        })?;
         check_file(&data, self.data_bytes, &self.data_sha256, |source| check_data(source, &order))
     }
 
@@ -89,7 +101,8 @@ pub fn file_paths(dir: &Path, basename: &str) -> [PathBuf; 2] {
     ["graph", "data"].map(|part| dir.join(format!("{basename}.hnsw.{part}")))
 }
 
-/// Reads a file once: its size, what it holds, and its checksum, which explains better than anything else why it holds what it should not.
+/// Reads a file once: its size, what it holds, and its checksum, which explains better than
+/// anything else why it holds what it should not.
 fn check_file<T>(
     path: &Path,
     size_bytes: u64,
@@ -99,7 +112,10 @@ fn check_file<T>(
     let mut source = Source::open(path)?;
     let found = source.size_bytes;
     if found != size_bytes {
-        return Err(RetrieverError::damaged(path, format!("{found} bytes instead of {size_bytes}")));
+        return Err(RetrieverError::damaged(
+            path,
+            format!("{found} bytes instead of {size_bytes}"),
+        ));
     }
     let content = check(&mut source);
     let (_, found) = source.finish()?;
@@ -113,7 +129,11 @@ fn check_file<T>(
 fn check_graph(source: &mut Source, expected: Expected) -> Result<Vec<u32>, String> {
     source.magic(MAGIC_DESCRIPTION, "the head")?;
     source.is("the kind of dump", u8::from_ne_bytes, FULL_DUMP)?;
-    source.is("the links of a point", u8::from_ne_bytes, u8::try_from(expected.m).unwrap_or_default())?;
+    source.is(
+        "the links of a point",
+        u8::from_ne_bytes,
+        u8::try_from(expected.m).unwrap_or_default(),
+    )?;
     // The spread of the layers matters only where points are inserted.
     source.number("the spread of the layers", f64::from_ne_bytes)?;
     source.is("the layers", u8::from_ne_bytes, MAX_LAYER as u8)?;
@@ -127,8 +147,12 @@ fn check_graph(source: &mut Source, expected: Expected) -> Result<Vec<u32>, Stri
     if n_layers > MAX_LAYER {
         return Err(format!("{n_layers} layers, where {MAX_LAYER} are possible"));
     }
-    let mut points =
-        Points { order: Vec::new(), is_seen: vec![false; expected.n_points], n_in_layer: Vec::new(), highest: [None; MAX_LAYER] };
+    let mut points = Points {
+        order: Vec::new(),
+        is_seen: vec![false; expected.n_points],
+        n_in_layer: Vec::new(),
+        highest: [None; MAX_LAYER],
+    };
     for layer in 0..n_layers {
         source.magic(MAGIC_LAYER, "a layer")?;
         let n_points = source.number("the points of a layer", u64::from_ne_bytes)?;
@@ -142,7 +166,11 @@ fn check_graph(source: &mut Source, expected: Expected) -> Result<Vec<u32>, Stri
         points.n_in_layer.push(n_points);
     }
     if points.order.len() != expected.n_points {
-        return Err(format!("a graph of {} points over {} vectors", points.order.len(), expected.n_points));
+        return Err(format!(
+            "a graph of {} points over {} vectors",
+            points.order.len(),
+            expected.n_points
+        ));
     }
     points.row(source)?;
     let (layer, rank) = points.place(source)?;
@@ -175,7 +203,8 @@ impl Points {
         }
         for _ in 0..MAX_LAYER {
             let n_links = source.number("the links of a point", u64::from_ne_bytes)?;
-            // Nothing is allocated by this number here, and by hnsw_rs only if as many links are really there.
+            // Nothing is allocated by this number here, and by hnsw_rs only if as many links are
+            // really there.
             for _ in 0..n_links {
                 self.row(source)?;
                 let (layer, rank) = self.place(source)?;
@@ -207,7 +236,10 @@ impl Points {
 
     /// Remembers a place that must exist when all layers are read.
     fn note(&mut self, layer: usize, rank: u64) -> Result<(), String> {
-        let highest = self.highest.get_mut(layer).ok_or_else(|| format!("a link into layer {layer} of {MAX_LAYER}"))?;
+        let highest = self
+            .highest
+            .get_mut(layer)
+            .ok_or_else(|| format!("a link into layer {layer} of {MAX_LAYER}"))?;
         *highest = (*highest).max(Some(rank));
         Ok(())
     }
@@ -216,7 +248,9 @@ impl Points {
         for (layer, highest) in self.highest.iter().enumerate() {
             let n_points = self.n_in_layer.get(layer).copied().unwrap_or_default();
             if let Some(rank) = highest.filter(|&rank| rank >= n_points) {
-                return Err(format!("a link to point {rank} of layer {layer}, which has {n_points}"));
+                return Err(format!(
+                    "a link to point {rank} of layer {layer}, which has {n_points}"
+                ));
             }
         }
         Ok(())
@@ -251,7 +285,14 @@ impl Source {
         let io = |source| RetrieverError::io(path, "read", source);
         let file = File::open(path).map_err(io)?;
         let size_bytes = file.metadata().map_err(io)?.len();
-        Ok(Self { path: path.to_owned(), file, size_bytes, hasher: Sha256::new(), chunk: Vec::new(), at: 0 })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            size_bytes,
+            hasher: Sha256::new(),
+            chunk: Vec::new(),
+            at: 0,
+        })
     }
 
     /// The next bytes of the file into the empty chunk; none at its end.
@@ -270,13 +311,20 @@ impl Source {
             if self.at == self.chunk.len() {
                 self.fill().map_err(|error| error.to_string())?;
             }
-            *byte = *self.chunk.get(self.at).ok_or_else(|| format!("it ends where {what} should be"))?;
+            *byte = *self
+                .chunk
+                .get(self.at)
+                .ok_or_else(|| format!("it ends where {what} should be"))?;
             self.at += 1;
         }
         Ok(bytes)
     }
 
-    fn number<T, const N: usize>(&mut self, what: &str, read: impl FnOnce([u8; N]) -> T) -> Result<T, String> {
+    fn number<T, const N: usize>(
+        &mut self,
+        what: &str,
+        read: impl FnOnce([u8; N]) -> T,
+    ) -> Result<T, String> {
         self.bytes(what).map(read)
     }
 
@@ -287,7 +335,11 @@ impl Source {
         expected: T,
     ) -> Result<(), String> {
         let found = self.number(what, read)?;
-        if found == expected { Ok(()) } else { Err(format!("{what}: {found} instead of {expected}")) }
+        if found == expected {
+            Ok(())
+        } else {
+            Err(format!("{what}: {found} instead of {expected}"))
+        }
     }
 
     fn magic(&mut self, expected: u32, what: &str) -> Result<(), String> {
@@ -312,7 +364,11 @@ impl Source {
         if self.at == self.chunk.len() {
             self.fill().map_err(|error| error.to_string())?;
         }
-        if self.chunk.is_empty() { Ok(()) } else { Err("it goes on where it should end".to_owned()) }
+        if self.chunk.is_empty() {
+            Ok(())
+        } else {
+            Err("it goes on where it should end".to_owned())
+        }
     }
 
     /// Size and SHA-256 of the whole file.

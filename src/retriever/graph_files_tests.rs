@@ -25,13 +25,18 @@ impl Saved {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let vectors = Arc::new(Vectors::from_rows(unit_vectors(N, DIM, 1), DIM));
-        let graph = HnswIndex::build(vectors.clone(), PARAMS, Insertion::Serial, &mut |_, _| ControlFlow::Continue(())).expect("built");
+        let graph = HnswIndex::build(vectors.clone(), PARAMS, Insertion::Serial, &mut |_, _| {
+            ControlFlow::Continue(())
+        })
+        .expect("built");
         graph.save(folder.path(), "links").expect("saved");
-        let bytes = file_paths(folder.path(), "links").map(|path| std::fs::read(path).expect("written"));
+        let bytes =
+            file_paths(folder.path(), "links").map(|path| std::fs::read(path).expect("written"));
         Self { folder, vectors, bytes }
     }
 
-    /// Opens the graph with one file replaced, and with the checksum of what replaces it: only its content can give it away.
+    /// Opens the graph with one file replaced, and with the checksum of what replaces it: only its
+    /// content can give it away.
     fn open_with(&self, part: usize, content: &[u8]) -> Result<HnswIndex, RetrieverError> {
         let paths = file_paths(self.folder.path(), "links");
         for (path, bytes) in paths.iter().zip(&self.bytes) {
@@ -43,7 +48,12 @@ impl Saved {
     }
 
     /// The same with some bytes replaced.
-    fn open_patched(&self, part: usize, at: usize, patch: &[u8]) -> Result<HnswIndex, RetrieverError> {
+    fn open_patched(
+        &self,
+        part: usize,
+        at: usize,
+        patch: &[u8],
+    ) -> Result<HnswIndex, RetrieverError> {
         let mut content = self.bytes[part].clone();
         content[at..at + patch.len()].copy_from_slice(patch);
         self.open_with(part, &content)
@@ -53,7 +63,8 @@ impl Saved {
 #[test]
 fn what_a_graph_file_says_is_checked_whatever_its_checksum() {
     let saved = Saved::new();
-    // Where the layers begin: behind the description, whose only part of another length is the distance's name.
+    // Where the layers begin: behind the description, whose only part of another length is the
+    // distance's name.
     let layers = 58 + HnswIndex::expected(N, PARAMS).distance.len();
     let end = saved.bytes[0].len();
     let n = N as u64;
@@ -83,10 +94,16 @@ fn what_a_graph_file_says_is_checked_whatever_its_checksum() {
         let name = ["links.hnsw.graph", "links.hnsw.data"][part];
         for (at, patch, expected) in cases {
             let message = saved.open_patched(part, *at, patch).err().expect(expected).to_string();
-            assert!(message.contains(expected) && message.contains(name) && message.contains("hint: "), "{at}: {message}");
+            assert!(
+                message.contains(expected) && message.contains(name) && message.contains("hint: "),
+                "{at}: {message}"
+            );
         }
         let (content, more) = (&saved.bytes[part], [&saved.bytes[part][..], &[0]].concat());
-        for (content, expected) in [(&content[..content.len() - 1], "it ends where"), (&more[..], "it goes on where it should end")] {
+        for (content, expected) in [
+            (&content[..content.len() - 1], "it ends where"),
+            (&more[..], "it goes on where it should end"),
+        ] {
             let message = saved.open_with(part, content).err().expect(expected).to_string();
             assert!(message.contains(expected) && message.contains(name), "{message}");
         }
@@ -105,23 +122,34 @@ fn a_graph_file_with_changed_bytes_is_refused_or_searched() {
         let mut content = saved.bytes[part].clone();
         for change in 0..1 + key.below(0, 3) as u64 {
             // The head and what follows it decide most, and are a small part of the file.
-            let reach = if key.below(4 * change + 1, 2) == 0 { content.len().min(200) } else { content.len() };
+            let reach = if key.below(4 * change + 1, 2) == 0 {
+                content.len().min(200)
+            } else {
+                content.len()
+            };
             content[key.below(4 * change + 2, reach)] = key.below(4 * change + 3, 256) as u8;
         }
         match saved.open_with(part, &content) {
             Err(error) => {
                 n_refused += 1;
                 assert!(
-                    matches!(error, RetrieverError::Damaged { .. }) && !error.to_string().contains("hnsw_rs cannot read it"),
+                    matches!(error, RetrieverError::Damaged { .. })
+                        && !error.to_string().contains("hnsw_rs cannot read it"),
                     "case {case}: {error}"
                 );
             }
             Ok(graph) => {
                 let found = graph.search(&queries, 3);
-                assert!(found.iter().all(|list| list.len() == 3 && list.iter().all(|neighbour| neighbour.id < N)), "case {case}");
+                assert!(
+                    found.iter().all(
+                        |list| list.len() == 3 && list.iter().all(|neighbour| neighbour.id < N)
+                    ),
+                    "case {case}"
+                );
             }
         }
     }
-    // A changed length of a link is the only change that can be anything but damage; four of seventeen bytes of a link are its length.
+    // A changed length of a link is the only change that can be anything but damage; four of
+    // seventeen bytes of a link are its length.
     assert!(n_refused > 100, "{n_refused} of 200 were refused");
 }

@@ -1,14 +1,17 @@
-//! Approximate nearest neighbours: the HNSW graph of the `hnsw_rs` crate over vectors that stay where they are.
+//! Approximate nearest neighbours: the HNSW graph of the `hnsw_rs` crate over vectors that stay
+//! where they are.
 //!
-//! Malkov, Yashunin 2018: a search walks a layered proximity graph and looks at some hundred vectors instead of all.
-//! `hnsw_rs` wants to own a copy of every vector and to write a second copy into its dump. Here a point of the graph holds only its
-//! row number and the distance ([`StoredDot`]) looks the vector up in the shared [`Vectors`]: the vectors exist once, in memory
+//! Malkov, Yashunin 2018: a search walks a layered proximity graph and looks at some hundred
+//! vectors instead of all. `hnsw_rs` wants to own a copy of every vector and to write a second copy
+//! into its dump. Here a point of the graph holds only its row number and the distance
+//! ([`StoredDot`]) looks the vector up in the shared [`Vectors`]: the vectors exist once, in memory
 //! or in a mapped file, and a dump is links alone.
 //!
-//! The graph proposes candidates; their order and scores come from f64 inner products ([`exact::rescore`]), so a found passage
-//! has the same score here as in exact search, and ties go to the lowest id.
-//! Parallel insertion depends on thread timing, so the graph (hence which true neighbours are missed) differs between builds; serial
-//! insertion is reproducible. A given graph always answers alike.
+//! The graph proposes candidates; their order and scores come from f64 inner products
+//! ([`exact::rescore`]), so a found passage has the same score here as in exact search, and ties go
+//! to the lowest id. Parallel insertion depends on thread timing, so the graph (hence which true
+//! neighbours are missed) differs between builds; serial insertion is reproducible. A given graph
+//! always answers alike.
 use super::{
     RetrieverError, Tick,
     exact::{self, Metric, Neighbour},
@@ -26,11 +29,13 @@ use std::{path::Path, sync::Arc};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HnswParams {
-    /// Links a node keeps in the upper layers (twice as many in the lowest): more = better recall, more memory.
+    /// Links a node keeps in the upper layers (twice as many in the lowest): more = better recall,
+    /// more memory.
     pub m: usize,
     /// Candidates looked at when a node is inserted: more = better graph, slower build.
     pub ef_construction: usize,
-    /// Candidates looked at in a search: more = better recall, slower search. Applies to a finished graph too.
+    /// Candidates looked at in a search: more = better recall, slower search. Applies to a finished
+    /// graph too.
     pub ef_search: usize,
 }
 
@@ -72,33 +77,52 @@ impl HnswParams {
     /// # Errors
     /// If a value is outside what the graph and its file format allow.
     pub fn check(&self) -> Result<(), RetrieverError> {
-        let refuse = |key: &str, value: usize, hint: &str| Err(RetrieverError::option(key, value, hint));
+        let refuse =
+            |key: &str, value: usize, hint: &str| Err(RetrieverError::option(key, value, hint));
         match self {
-            Self { m, .. } if !(2..=255).contains(m) => refuse("hnsw_m", *m, "2 to 255; 16 to 64 are usual"),
+            Self { m, .. } if !(2..=255).contains(m) => {
+                refuse("hnsw_m", *m, "2 to 255; 16 to 64 are usual")
+            }
             Self { ef_construction, .. } if !(1..=MAX_EF).contains(ef_construction) => {
                 refuse("hnsw_ef_construction", *ef_construction, "1 to 65536; 200 is usual")
             }
-            Self { ef_search, .. } if !(1..=MAX_EF).contains(ef_search) => {
-                refuse("hnsw_ef_search", *ef_search, "at least top_k and at most 65536; 64 to 256 are usual")
-            }
+            Self { ef_search, .. } if !(1..=MAX_EF).contains(ef_search) => refuse(
+                "hnsw_ef_search",
+                *ef_search,
+                "at least top_k and at most 65536; 64 to 256 are usual",
+            ),
             _ => Ok(()),
         }
     }
 }
 
 impl HnswIndex {
-    /// Builds the graph over unit-length vectors. `tick` hears (done, total) and may stop the build.
+    /// Builds the graph over unit-length vectors. `tick` hears (done, total) and may stop the
+    /// build.
     /// # Errors
     /// Parameters out of range, more than 2^32 vectors, vectors of one number, or `tick` said stop.
-    pub fn build(vectors: Arc<Vectors>, params: HnswParams, insertion: Insertion, tick: &mut Tick) -> Result<Self, RetrieverError> {
+    pub fn build(
+        vectors: Arc<Vectors>,
+        params: HnswParams,
+        insertion: Insertion,
+        tick: &mut Tick,
+    ) -> Result<Self, RetrieverError> {
         params.check()?;
         let n = vectors.len();
         let Ok(n_ids) = u32::try_from(n) else {
-            return Err(RetrieverError::option("corpus", n, "a graph holds at most 2^32 passages; split the corpus"));
+            return Err(RetrieverError::option(
+                "corpus",
+                n,
+                "a graph holds at most 2^32 passages; split the corpus",
+            ));
         };
         // A slice of one number is a row number, any other length a query: see `StoredDot`.
         if vectors.dim() < 2 {
-            return Err(RetrieverError::option("embedding size", vectors.dim(), "a graph needs vectors of at least two numbers"));
+            return Err(RetrieverError::option(
+                "embedding size",
+                vectors.dim(),
+                "a graph needs vectors of at least two numbers",
+            ));
         }
         let distance = StoredDot { vectors: vectors.clone() };
         let graph = Hnsw::new(params.m, n, MAX_LAYER, params.ef_construction, distance);
@@ -107,7 +131,9 @@ impl HnswIndex {
         for (block, points) in points.chunks(INSERT_BLOCK).enumerate() {
             match insertion {
                 Insertion::Serial => points.iter().for_each(|&point| graph.insert_slice(point)),
-                Insertion::Parallel => points.par_iter().for_each(|&point| graph.insert_slice(point)),
+                Insertion::Parallel => {
+                    points.par_iter().for_each(|&point| graph.insert_slice(point))
+                }
             }
             let done = block * INSERT_BLOCK + points.len();
             if tick(done, n).is_break() {
@@ -117,18 +143,26 @@ impl HnswIndex {
         Ok(Self { graph, vectors, ef_search: params.ef_search })
     }
 
-    /// Writes the links as `BASENAME.hnsw.graph` and `BASENAME.hnsw.data` into `dir`, which must not hold them yet.
+    /// Writes the links as `BASENAME.hnsw.graph` and `BASENAME.hnsw.data` into `dir`, which must
+    /// not hold them yet.
     /// # Errors
     /// If the files cannot be written.
     pub fn save(&self, dir: &Path, basename: &str) -> Result<GraphFiles, RetrieverError> {
         let paths = file_paths(dir, basename);
-        // hnsw_rs panics if it cannot create its files, and writes through a link that lies at their names.
+        // hnsw_rs panics if it cannot create its files, and writes through a link that lies at
+        // their names.
         for path in &paths {
             new_file(path).map_err(|source| RetrieverError::io(path, "create", source))?;
         }
-        let written = self.graph.file_dump(dir, basename).map_err(|error| RetrieverError::damaged(&paths[0], error.to_string()))?;
+        let written = self
+            .graph
+            .file_dump(dir, basename)
+            .map_err(|error| RetrieverError::damaged(&paths[0], error.to_string()))?;
         if written != basename {
-            return Err(RetrieverError::damaged(&paths[0], format!("hnsw_rs wrote \"{written}\" instead")));
+            return Err(RetrieverError::damaged(
+                &paths[0],
+                format!("hnsw_rs wrote \"{written}\" instead"),
+            ));
         }
         for path in &paths {
             let synced = std::fs::File::open(path).and_then(|file| file.sync_all());
@@ -146,21 +180,39 @@ impl HnswIndex {
     /// Reads a saved graph over the same vectors.
     /// # Errors
     /// If a file is missing, damaged, or of another version of this program.
-    pub fn load(dir: &Path, files: &GraphFiles, vectors: Arc<Vectors>, params: HnswParams) -> Result<Self, RetrieverError> {
+    pub fn load(
+        dir: &Path,
+        files: &GraphFiles,
+        vectors: Arc<Vectors>,
+        params: HnswParams,
+    ) -> Result<Self, RetrieverError> {
         params.check()?;
         files.check(dir, Self::expected(vectors.len(), params))?;
         let paths = file_paths(dir, &files.basename);
-        // The loaded graph borrows its reader for the sake of vectors mapped by the reader. Points here are owned row numbers, so the
-        // reader is a path and some flags: leaking those hundred bytes for each opened index gives the graph a lifetime it can be stored with.
+        // The loaded graph borrows its reader for the sake of vectors mapped by the reader. Points
+        // here are owned row numbers, so the reader is a path and some flags: leaking those hundred
+        // bytes for each opened index gives the graph a lifetime it can be stored with.
         let reader: &'static HnswIo = Box::leak(Box::new(HnswIo::new(dir, &files.basename)));
         let distance = StoredDot { vectors: vectors.clone() };
-        // The files were checked for everything hnsw_rs insists on; should it insist on more one day, that is an error too.
+        // The files were checked for everything hnsw_rs insists on; should it insist on more one
+        // day, that is an error too.
         let graph = match contained(|| reader.load_hnsw_with_dist::<u32, StoredDot>(distance)) {
-            Ok(read) => read.map_err(|error| RetrieverError::damaged(&paths[0], format!("hnsw_rs cannot read it: {error}")))?,
-            Err(panic) => return Err(RetrieverError::damaged(&paths[0], format!("hnsw_rs cannot read it: {panic}"))),
+            Ok(read) => read.map_err(|error| {
+                RetrieverError::damaged(&paths[0], format!("hnsw_rs cannot read it: {error}"))
+            })?,
+            Err(panic) => {
+                return Err(RetrieverError::damaged(
+                    &paths[0],
+                    format!("hnsw_rs cannot read it: {panic}"),
+                ));
+            }
         };
         if graph.get_nb_point() != vectors.len() {
-            let why = format!("a graph of {} points over {} vectors", graph.get_nb_point(), vectors.len());
+            let why = format!(
+                "a graph of {} points over {} vectors",
+                graph.get_nb_point(),
+                vectors.len()
+            );
             return Err(RetrieverError::damaged(&paths[0], why));
         }
         Ok(Self { graph, vectors, ef_search: params.ef_search })
@@ -177,12 +229,21 @@ impl HnswIndex {
         }
         let n_candidates = k + RESCORE_MARGIN;
         let search_one = |query: &[f32]| {
-            let candidates = self.graph.search(bytemuck::cast_slice(query), n_candidates, self.ef_search);
+            let candidates =
+                self.graph.search(bytemuck::cast_slice(query), n_candidates, self.ef_search);
             if candidates.len() < k {
-                // Many equal vectors can cut the graph into islands: every link but one of a node is pruned as redundant.
-                return exact::top_k(self.vectors.as_slice(), query, dim, k, Metric::InnerProduct).swap_remove(0);
+                // Many equal vectors can cut the graph into islands: every link but one of a node
+                // is pruned as redundant.
+                return exact::top_k(self.vectors.as_slice(), query, dim, k, Metric::InnerProduct)
+                    .swap_remove(0);
             }
-            exact::rescore(self.vectors.as_slice(), query, candidates.iter().map(|found| found.d_id), k, Metric::InnerProduct)
+            exact::rescore(
+                self.vectors.as_slice(),
+                query,
+                candidates.iter().map(|found| found.d_id),
+                k,
+                Metric::InnerProduct,
+            )
         };
         queries.par_chunks_exact(dim).map(search_one).collect()
     }
@@ -199,8 +260,8 @@ fn new_file(path: &Path) -> std::io::Result<()> {
 
 /// `1 - a b`, half the squared distance of unit vectors.
 ///
-/// `hnsw_rs` hands over two slices of `u32`. A stored point is a slice of one: its row number. A query is a slice of `dim` >= 2: the
-/// bits of its f32 numbers. The length tells them apart.
+/// `hnsw_rs` hands over two slices of `u32`. A stored point is a slice of one: its row number. A
+/// query is a slice of `dim` >= 2: the bits of its f32 numbers. The length tells them apart.
 struct StoredDot {
     vectors: Arc<Vectors>,
 }
@@ -216,7 +277,8 @@ impl StoredDot {
 
 impl Distance<u32> for StoredDot {
     fn eval(&self, a: &[u32], b: &[u32]) -> f32 {
-        // Rounding may lift the product of a vector with itself above 1; the graph asserts distances >= 0.
+        // Rounding may lift the product of a vector with itself above 1; the graph asserts
+        // distances >= 0.
         (1.0 - dot(self.resolve(a), self.resolve(b))).max(0.0)
     }
 }
@@ -226,13 +288,16 @@ impl Distance<u32> for StoredDot {
 fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
     const WAYS: usize = 4;
     let lanes = S::lanes32();
-    let load = |numbers: &[f32]| -> Vector<S, f32> { bytemuck::pod_read_unaligned(bytemuck::cast_slice(numbers)) };
+    let load = |numbers: &[f32]| -> Vector<S, f32> {
+        bytemuck::pod_read_unaligned(bytemuck::cast_slice(numbers))
+    };
     let mut sums = [0.0f32.splat::<S>(); WAYS];
     let (blocks_a, blocks_b) = (a.chunks_exact(WAYS * lanes), b.chunks_exact(WAYS * lanes));
     let (rest_a, rest_b) = (blocks_a.remainder(), blocks_b.remainder());
     for (x, y) in blocks_a.zip(blocks_b) {
         for way in 0..WAYS {
-            sums[way] = load(&x[way * lanes..][..lanes]).mul_add(load(&y[way * lanes..][..lanes]), sums[way]);
+            sums[way] = load(&x[way * lanes..][..lanes])
+                .mul_add(load(&y[way * lanes..][..lanes]), sums[way]);
         }
     }
     let rest: f32 = rest_a.iter().zip(rest_b).map(|(x, y)| x * y).sum();
@@ -248,7 +313,8 @@ mod tests {
     const PARAMS: HnswParams = HnswParams { m: 16, ef_construction: 100, ef_search: 256 };
 
     fn build(vectors: &Arc<Vectors>, insertion: Insertion) -> HnswIndex {
-        HnswIndex::build(vectors.clone(), PARAMS, insertion, &mut |_, _| ControlFlow::Continue(())).expect("the graph is built")
+        HnswIndex::build(vectors.clone(), PARAMS, insertion, &mut |_, _| ControlFlow::Continue(()))
+            .expect("the graph is built")
     }
 
     /// Share of the first `k` recorded ids among the first `k` found.
@@ -278,7 +344,9 @@ mod tests {
     fn serial_insertion_builds_the_same_graph_twice() {
         let vectors = Arc::new(Vectors::from_rows(unit_vectors(700, 32, 1), 32));
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let [first, second] = ["a", "b"].map(|name| build(&vectors, Insertion::Serial).save(folder.path(), name).expect("saved"));
+        let [first, second] = ["a", "b"].map(|name| {
+            build(&vectors, Insertion::Serial).save(folder.path(), name).expect("saved")
+        });
         assert_eq!(first.graph_sha256, second.graph_sha256);
     }
 
@@ -302,9 +370,14 @@ mod tests {
         let bytes = std::fs::read(&path).expect("readable");
         let mut flipped = bytes.clone();
         flipped[bytes.len() / 2] ^= 1;
-        for (content, expected) in [(&bytes[..bytes.len() - 3], "bytes instead of"), (&flipped[..], "checksum")] {
+        for (content, expected) in
+            [(&bytes[..bytes.len() - 3], "bytes instead of"), (&flipped[..], "checksum")]
+        {
             std::fs::write(&path, content).expect("written");
-            let error = HnswIndex::load(folder.path(), &files, vectors.clone(), PARAMS).err().expect("damage is found").to_string();
+            let error = HnswIndex::load(folder.path(), &files, vectors.clone(), PARAMS)
+                .err()
+                .expect("damage is found")
+                .to_string();
             assert!(error.contains(expected) && error.contains("hint:"), "{error}");
         }
     }
@@ -312,7 +385,8 @@ mod tests {
     #[test]
     fn equal_vectors_do_not_break_the_graph() {
         let row = unit_vectors(1, 8, 4);
-        let vectors = Arc::new(Vectors::from_rows(row.iter().copied().cycle().take(8 * 300).collect(), 8));
+        let vectors =
+            Arc::new(Vectors::from_rows(row.iter().copied().cycle().take(8 * 300).collect(), 8));
         let found = build(&vectors, Insertion::Parallel).search(&row, 3);
         assert_eq!(found[0].len(), 3);
         assert!(found[0].iter().all(|neighbour| (neighbour.score - 1.0).abs() < 1e-6));
@@ -335,7 +409,10 @@ mod tests {
             HnswParams { ef_search: 0, ..PARAMS },
             HnswParams { ef_construction: 1 << 40, ..PARAMS },
         ] {
-            assert!(params.check().is_err_and(|error| error.to_string().contains("hint:")), "{params:?}");
+            assert!(
+                params.check().is_err_and(|error| error.to_string().contains("hint:")),
+                "{params:?}"
+            );
         }
     }
 }

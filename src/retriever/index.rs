@@ -6,12 +6,14 @@
 //! links.hnsw.graph    the HNSW links (kind = "hnsw" only)
 //! links.hnsw.data     their row numbers
 //! ```
-//! An index answers with row numbers; passages stay in the corpus. It is only right together with the encoder and the corpus it was built
-//! from, so it remembers the fingerprints of both and opening it checks them.
+//! An index answers with row numbers; passages stay in the corpus. It is only right together with
+//! the encoder and the corpus it was built from, so it remembers the fingerprints of both and
+//! opening it checks them.
 //!
-//! What is damaged is found before it is used: sizes always, the graph's files whole ([`super::graph_files`]), the vectors' checksum where they are
-//! no larger than [`CHECKED_AT_OPENING`]. Reading larger ones only to add them up would take minutes before every run; `dgpo index info` and
-//! `dgpo index build` check those, whatever their size.
+//! What is damaged is found before it is used: sizes always, the graph's files whole
+//! ([`super::graph_files`]), the vectors' checksum where they are no larger than
+//! [`CHECKED_AT_OPENING`]. Reading larger ones only to add them up would take minutes before every
+//! run; `dgpo index info` and `dgpo index build` check those, whatever their size.
 use super::{
     OnProgress, Progress, RetrieverError, beside, build_command,
     declared::E5_PREFIXES,
@@ -42,7 +44,8 @@ pub enum Search {
 }
 
 impl Search {
-    /// Below this many passages a batch of queries is answered exactly no slower than through a graph of good recall.
+    /// Below this many passages a batch of queries is answered exactly no slower than through a
+    /// graph of good recall.
     pub const EXACT_BELOW: usize = 50_000;
 
     /// # Errors
@@ -52,7 +55,11 @@ impl Search {
             "auto" => Ok(Self::Auto),
             "exact" => Ok(Self::Exact),
             "hnsw" => Ok(Self::Hnsw),
-            other => Err(RetrieverError::option("retriever.search", format!("\"{other}\""), "auto, exact or hnsw")),
+            other => Err(RetrieverError::option(
+                "retriever.search",
+                format!("\"{other}\""),
+                "auto, exact or hnsw",
+            )),
         }
     }
 
@@ -108,21 +115,33 @@ impl IndexMeta {
     pub fn read(dir: &Path) -> Result<Self, RetrieverError> {
         let path = dir.join(META_FILE);
         let mut text = Vec::new();
-        match File::open(&path).and_then(|file| file.take(MAX_META_BYTES + 1).read_to_end(&mut text)) {
+        match File::open(&path)
+            .and_then(|file| file.take(MAX_META_BYTES + 1).read_to_end(&mut text))
+        {
             Ok(_) => {}
             Err(_) if dir.is_file() => return Err(not_a_folder(dir)),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Err(RetrieverError::no_index(dir)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(RetrieverError::no_index(dir));
+            }
             Err(error) => return Err(RetrieverError::io(&path, "read", error)),
         }
         if text.len() as u64 > MAX_META_BYTES {
-            return Err(RetrieverError::damaged(&path, format!("more than {MAX_META_BYTES} bytes")));
+            return Err(RetrieverError::damaged(
+                &path,
+                format!("more than {MAX_META_BYTES} bytes"),
+            ));
         }
-        let meta: Self = serde_json::from_slice(&text).map_err(|error| RetrieverError::damaged(&path, error.to_string()))?;
+        let meta: Self = serde_json::from_slice(&text)
+            .map_err(|error| RetrieverError::damaged(&path, error.to_string()))?;
         if meta.version != VERSION {
-            return Err(RetrieverError::damaged(&path, format!("version {} where this program reads {VERSION}", meta.version)));
+            return Err(RetrieverError::damaged(
+                &path,
+                format!("version {} where this program reads {VERSION}", meta.version),
+            ));
         }
         if meta.n_passages == 0 || meta.encoder.dim == 0 {
-            let why = format!("an index of {} vectors of {} numbers", meta.n_passages, meta.encoder.dim);
+            let why =
+                format!("an index of {} vectors of {} numbers", meta.n_passages, meta.encoder.dim);
             return Err(RetrieverError::damaged(&path, why));
         }
         Ok(meta)
@@ -130,20 +149,35 @@ impl IndexMeta {
 
     /// The command that builds this index anew in `dir`, with all that decides what is in it.
     pub fn build_command(&self, dir: &Path) -> String {
-        complete_build_command(dir, &self.corpus_name, &self.encoder, self.graph.as_ref().map(|graph| graph.params))
+        complete_build_command(
+            dir,
+            &self.corpus_name,
+            &self.encoder,
+            self.graph.as_ref().map(|graph| graph.params),
+        )
     }
 
     /// # Errors
-    /// If the index was built with another encoder, with other weights under the same name, or with other prefixes or lengths.
-    pub fn check_encoder(&self, dir: &Path, encoder: &EncoderIdentity) -> Result<(), RetrieverError> {
+    /// If the index was built with another encoder, with other weights under the same name, or with
+    /// other prefixes or lengths.
+    pub fn check_encoder(
+        &self,
+        dir: &Path,
+        encoder: &EncoderIdentity,
+    ) -> Result<(), RetrieverError> {
         if self.encoder.fingerprint == encoder.fingerprint {
             return Ok(());
         }
         Err(RetrieverError::WrongEncoder {
             dir: dir.to_owned(),
-            built_with: format!("{} ({})", describe_encoder(&self.encoder), short(&self.encoder.fingerprint)),
+            built_with: format!(
+                "{} ({})",
+                describe_encoder(&self.encoder),
+                short(&self.encoder.fingerprint)
+            ),
             asked: format!("{} ({})", describe_encoder(encoder), short(&encoder.fingerprint)),
-            command: Self { encoder: encoder.clone(), ..self.clone() }.build_command(dir) + " --force",
+            command: Self { encoder: encoder.clone(), ..self.clone() }.build_command(dir)
+                + " --force",
         })
     }
 
@@ -155,19 +189,33 @@ impl IndexMeta {
         }
         Err(RetrieverError::WrongCorpus {
             dir: dir.to_owned(),
-            built_from: format!("\"{}\" of {} passages ({})", self.corpus_name, self.n_passages, short(&self.corpus_fingerprint)),
+            built_from: format!(
+                "\"{}\" of {} passages ({})",
+                self.corpus_name,
+                self.n_passages,
+                short(&self.corpus_fingerprint)
+            ),
             asked: format!("{} passages, {}", corpus.len(), short(&corpus.fingerprint())),
-            command: Self { corpus_name: path_of(corpus), ..self.clone() }.build_command(dir) + " --force",
+            command: Self { corpus_name: path_of(corpus), ..self.clone() }.build_command(dir)
+                + " --force",
         })
     }
 }
 
-/// The command that builds an index of these passages with this encoder in `dir`, with all that decides what is in it.
-pub fn complete_build_command(dir: &Path, corpus: &str, encoder: &EncoderIdentity, graph: Option<HnswParams>) -> String {
+/// The command that builds an index of these passages with this encoder in `dir`, with all that
+/// decides what is in it.
+pub fn complete_build_command(
+    dir: &Path,
+    corpus: &str,
+    encoder: &EncoderIdentity,
+    graph: Option<HnswParams>,
+) -> String {
     let defaults = RetrieverRecipe::default();
     let EncoderIdentity { name, query_prefix, passage_prefix, max_tokens, .. } = encoder;
     let mut words = source_words(corpus, name);
-    let mut set = |key: &str, value: String| words.extend(["--set".to_owned(), format!("retriever.{key}={value}")]);
+    let mut set = |key: &str, value: String| {
+        words.extend(["--set".to_owned(), format!("retriever.{key}={value}")])
+    };
     if (query_prefix.as_str(), passage_prefix.as_str()) != E5_PREFIXES {
         set("query_prefix", format!("{query_prefix:?}"));
         set("passage_prefix", format!("{passage_prefix:?}"));
@@ -185,22 +233,36 @@ pub fn complete_build_command(dir: &Path, corpus: &str, encoder: &EncoderIdentit
     build_command(dir, &words)
 }
 
-/// What a file is that was named as an index. FAISS files begin with four characters that say which kind of index it is: IxFI and IxF2 (flat), IxMp and
-/// IxM2 (with ids), IHNf (HNSW), IwFl and IwPQ (inverted lists), IBxF (of bits), and more of these families.
+/// What a file is that was named as an index. FAISS files begin with four characters that say which
+/// kind of index it is: IxFI and IxF2 (flat), IxMp and IxM2 (with ids), IHNf (HNSW), IwFl and IwPQ
+/// (inverted lists), IBxF (of bits), and more of these families.
 fn not_a_folder(path: &Path) -> RetrieverError {
     let mut start = [0; 4];
     let is_read = File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok();
-    let is_faiss = is_read && start[0] == b'I' && b"xwHBvNL2".contains(&start[1]) && start[2..].iter().all(u8::is_ascii_alphanumeric);
+    let is_faiss = is_read
+        && start[0] == b'I'
+        && b"xwHBvNL2".contains(&start[1])
+        && start[2..].iter().all(u8::is_ascii_alphanumeric);
     let found = match is_faiss {
-        true => "; it begins as FAISS indexes do, and those cannot be read: they do not say which encoder made their vectors",
+        true => {
+            "; it begins as FAISS indexes do, and those cannot be read: they do not say which \
+             encoder made their vectors"
+        }
         false => "",
     };
-    RetrieverError::NotAFolder { path: path.to_owned(), found, command: build_command(&beside(path), &unknown_source()) }
+    RetrieverError::NotAFolder {
+        path: path.to_owned(),
+        found,
+        command: build_command(&beside(path), &unknown_source()),
+    }
 }
 
 fn describe_encoder(encoder: &EncoderIdentity) -> String {
     let EncoderIdentity { name, query_prefix, passage_prefix, max_tokens, head, .. } = encoder;
-    format!("{name} with prefixes \"{query_prefix}\" and \"{passage_prefix}\", {max_tokens} tokens, {head}")
+    format!(
+        "{name} with prefixes \"{query_prefix}\" and \"{passage_prefix}\", {max_tokens} tokens, \
+         {head}"
+    )
 }
 
 /// Enough of a fingerprint to tell two apart.
@@ -216,15 +278,26 @@ pub struct Index {
 }
 
 impl Index {
-    /// Wraps embeddings that are in memory; the graph, where one is used, is built at once (serially if small, hence reproducibly).
+    /// Wraps embeddings that are in memory; the graph, where one is used, is built at once
+    /// (serially if small, hence reproducibly).
     /// # Errors
     /// If the graph cannot be built or `progress` stopped it.
-    pub fn in_memory(vectors: Vectors, search: Search, params: HnswParams, progress: &mut OnProgress) -> Result<Self, RetrieverError> {
+    pub fn in_memory(
+        vectors: Vectors,
+        search: Search,
+        params: HnswParams,
+        progress: &mut OnProgress,
+    ) -> Result<Self, RetrieverError> {
         let vectors = Arc::new(vectors);
         let graph = match search.uses_graph(vectors.len()) {
             true => {
                 let mut tick = |done, total| progress(Progress { stage: "graph", done, total });
-                Some(HnswIndex::build(vectors.clone(), params, Insertion::for_size(vectors.len()), &mut tick)?)
+                Some(HnswIndex::build(
+                    vectors.clone(),
+                    params,
+                    Insertion::for_size(vectors.len()),
+                    &mut tick,
+                )?)
             }
             false => None,
         };
@@ -232,15 +305,23 @@ impl Index {
         Ok(Self { vectors, graph, description })
     }
 
-    /// Opens a finished index folder. Encoder and corpus are checked by the caller with [`IndexMeta::check_encoder`] and
-    /// [`IndexMeta::check_corpus`], before the large files are touched.
+    /// Opens a finished index folder. Encoder and corpus are checked by the caller with
+    /// [`IndexMeta::check_encoder`] and [`IndexMeta::check_corpus`], before the large files are
+    /// touched.
     /// # Errors
     /// If a file is missing or damaged, or if `search` asks for a graph the index does not have.
-    pub fn open(dir: &Path, meta: &IndexMeta, search: Search, ef_search: usize) -> Result<Self, RetrieverError> {
-        Self::open_checked(dir, meta, search, ef_search).map_err(|error| error.rebuilt_with(|dir| meta.build_command(dir)))
+    pub fn open(
+        dir: &Path,
+        meta: &IndexMeta,
+        search: Search,
+        ef_search: usize,
+    ) -> Result<Self, RetrieverError> {
+        Self::open_checked(dir, meta, search, ef_search)
+            .map_err(|error| error.rebuilt_with(|dir| meta.build_command(dir)))
     }
 
-    /// Opens whatever index lies in `dir`, with its own parameters and without looking at encoder and corpus.
+    /// Opens whatever index lies in `dir`, with its own parameters and without looking at encoder
+    /// and corpus.
     /// # Errors
     /// If a file is missing or damaged.
     pub fn open_folder(dir: &Path) -> Result<Self, RetrieverError> {
@@ -252,9 +333,15 @@ impl Index {
         Self::open(dir, &meta, search, ef_search)
     }
 
-    fn open_checked(dir: &Path, meta: &IndexMeta, search: Search, ef_search: usize) -> Result<Self, RetrieverError> {
+    fn open_checked(
+        dir: &Path,
+        meta: &IndexMeta,
+        search: Search,
+        ef_search: usize,
+    ) -> Result<Self, RetrieverError> {
         let search = meta.encoder.search(search)?;
-        let vectors = Arc::new(Vectors::map(&dir.join(VECTORS_FILE), meta.n_passages, meta.encoder.dim)?);
+        let vectors =
+            Arc::new(Vectors::map(&dir.join(VECTORS_FILE), meta.n_passages, meta.encoder.dim)?);
         if vectors.as_bytes().len() as u64 <= CHECKED_AT_OPENING {
             check_vectors(dir, &vectors, meta)?;
         }
@@ -262,7 +349,10 @@ impl Index {
             (Some(graph), true) => {
                 let HnswParams { m, ef_construction, ef_search: built_ef_search } = graph.params;
                 graph.params.check().map_err(|_| {
-                    let why = format!("M {m}, ef {ef_construction}/{built_ef_search} are no parameters of a graph");
+                    let why = format!(
+                        "M {m}, ef {ef_construction}/{built_ef_search} are no parameters of a \
+                         graph"
+                    );
                     RetrieverError::damaged(&dir.join(META_FILE), why)
                 })?;
                 let params = HnswParams { ef_search, ..graph.params };
@@ -270,12 +360,19 @@ impl Index {
             }
             (None, true) if search == Search::Hnsw => {
                 let command = meta.build_command(dir);
-                let hint =
-                    format!("{} has no graph; add one with `{command} --set retriever.search=hnsw` (the vectors are kept)", dir.display());
+                let hint = format!(
+                    "{} has no graph; add one with `{command} --set retriever.search=hnsw` (the \
+                     vectors are kept)",
+                    dir.display()
+                );
                 return Err(RetrieverError::option("retriever.search", "\"hnsw\"", &hint));
             }
             (None, true) => {
-                tracing::warn!("{} has no graph: searching {} passages exactly", dir.display(), meta.n_passages);
+                tracing::warn!(
+                    "{} has no graph: searching {} passages exactly",
+                    dir.display(),
+                    meta.n_passages
+                );
                 None
             }
             (_, false) => None,
@@ -303,7 +400,8 @@ impl Index {
     /// # Errors
     /// If they are not those that were written, or one is not finite.
     pub fn check(&self, dir: &Path, meta: &IndexMeta) -> Result<(), RetrieverError> {
-        check_vectors(dir, &self.vectors, meta).map_err(|error| error.rebuilt_with(|dir| meta.build_command(dir)))
+        check_vectors(dir, &self.vectors, meta)
+            .map_err(|error| error.rebuilt_with(|dir| meta.build_command(dir)))
     }
 
     /// The embeddings, row i of passage i.
@@ -328,11 +426,20 @@ pub fn vectors_sha256(vectors: &Vectors) -> String {
 }
 
 /// # Errors
-/// If the vectors are not those that were written; where nothing says which those are, if a number is not finite.
-pub fn check_vectors(dir: &Path, vectors: &Vectors, meta: &IndexMeta) -> Result<(), RetrieverError> {
+/// If the vectors are not those that were written; where nothing says which those are, if a number
+/// is not finite.
+pub fn check_vectors(
+    dir: &Path,
+    vectors: &Vectors,
+    meta: &IndexMeta,
+) -> Result<(), RetrieverError> {
     let why = match &meta.vectors_sha256 {
-        Some(sha256) if *sha256 != vectors_sha256(vectors) => "its checksum is not the one in index.json".to_owned(),
-        None if !vectors.as_slice().iter().all(|number| number.is_finite()) => "a number in it is not finite".to_owned(),
+        Some(sha256) if *sha256 != vectors_sha256(vectors) => {
+            "its checksum is not the one in index.json".to_owned()
+        }
+        None if !vectors.as_slice().iter().all(|number| number.is_finite()) => {
+            "a number in it is not finite".to_owned()
+        }
         _ => return Ok(()),
     };
     Err(RetrieverError::damaged(&dir.join(VECTORS_FILE), why))
@@ -340,7 +447,9 @@ pub fn check_vectors(dir: &Path, vectors: &Vectors, meta: &IndexMeta) -> Result<
 
 fn describe(vectors: &Vectors, params: Option<HnswParams>) -> String {
     let kind = match params {
-        Some(HnswParams { m, ef_construction, ef_search }) => format!("hnsw (M {m}, ef {ef_construction}/{ef_search})"),
+        Some(HnswParams { m, ef_construction, ef_search }) => {
+            format!("hnsw (M {m}, ef {ef_construction}/{ef_search})")
+        }
         None => "exact".to_owned(),
     };
     format!("{kind} over {} vectors of {}", vectors.len(), vectors.dim())

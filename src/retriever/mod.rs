@@ -1,15 +1,18 @@
 //! Query -> passages.
 //!
-//! Three implementations of one trait: dense (an E5 encoder over exact or HNSW search), BM25, and a client of somebody's `/retrieve`
-//! server (method §6). [`open`] makes the one a recipe asks for; nothing else needs to know which it is.
+//! Three implementations of one trait: dense (an E5 encoder over exact or HNSW search), BM25, and a
+//! client of somebody's `/retrieve` server (method §6). [`open`] makes the one a recipe asks for;
+//! nothing else needs to know which it is.
 //!
-//! Reading order: [`exact`] and [`hnsw`] find vectors near a vector; [`vectors`] is where those lie; [`encoder`] makes them from
-//! text; [`index`] keeps them in a folder and [`build`] fills it; [`dense`] joins them; [`commands`] is `dgpo index …` without its flags.
-//! [`remote`] asks a server at an [`address`], in [`batches`].
+//! Reading order: [`exact`] and [`hnsw`] find vectors near a vector; [`vectors`] is where those
+//! lie; [`encoder`] makes them from text; [`index`] keeps them in a folder and [`build`] fills it;
+//! [`dense`] joins them; [`commands`] is `dgpo index …` without its flags. [`remote`] asks a server
+//! at an [`address`], in [`batches`].
 //!
-//! Contract: a query gets the passages that have something to do with it, at most k, or an error. An empty list says that nothing was
-//! found: what the agent reads then is the environment's business ([`crate::env`]). The same query gets the same passages whatever else
-//! is in the batch; ties go to the passage that comes first in the corpus. Nobody asks for a blank query.
+//! Contract: a query gets the passages that have something to do with it, at most k, or an error.
+//! An empty list says that nothing was found: what the agent reads then is the environment's
+//! business ([`crate::env`]). The same query gets the same passages whatever else is in the batch;
+//! ties go to the passage that comes first in the corpus. Nobody asks for a blank query.
 pub mod address;
 pub(crate) mod answer;
 pub mod batches;
@@ -53,8 +56,8 @@ pub struct Hit {
 
 /// Query -> passages.
 pub trait Retriever {
-    /// One result a query, in order; no passage where nothing was found. A failure concerns its query alone where the implementation
-    /// can tell, and is never an empty list of passages.
+    /// One result a query, in order; no passage where nothing was found. A failure concerns its
+    /// query alone where the implementation can tell, and is never an empty list of passages.
     fn search(&self, queries: &[String], top_k: usize) -> Vec<Result<Vec<Hit>, RetrieverError>>;
     /// For logs and provenance: kind, size, parameters.
     fn describe(&self) -> String;
@@ -69,7 +72,8 @@ pub struct Progress {
     pub total: usize,
 }
 
-/// Hears of progress; `Break` ends the operation at the next safe point with [`RetrieverError::Interrupted`].
+/// Hears of progress; `Break` ends the operation at the next safe point with
+/// [`RetrieverError::Interrupted`].
 pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 
 /// Hears (done, total) of one stage; `Break` stops it.
@@ -78,24 +82,28 @@ pub type Tick<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
 /// Why a search, or the building or opening of a retriever, failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RetrieverError {
-    #[error("cannot {doing} {}: {why}; hint: check that the path exists, that you may write there, and that the disk is not full", path.display())]
+    #[error("cannot {doing} {}: {why}; hint: check that the path exists, that you may write there, \
+             and that the disk is not full", path.display())]
     Io { path: PathBuf, doing: &'static str, why: String },
     /// A file of an index that is not what index.json says.
     #[error("{} is damaged: {why}; hint: rebuild the index with `{command}`", path.display())]
     Damaged { path: PathBuf, why: String, command: String },
-    #[error("{} holds no finished index (no index.json); hint: build it, or continue an interrupted build, with `{command}`", dir.display())]
+    #[error("{} holds no finished index (no index.json); hint: build it, or continue an \
+             interrupted build, with `{command}`", dir.display())]
     NoIndex { dir: PathBuf, command: String },
     /// A file where an index folder should be.
-    #[error("{} is a file, and an index is a folder{found}; hint: `{command}` makes one of the passages", path.display())]
+    #[error("{} is a file, and an index is a folder{found}; hint: `{command}` makes one of the \
+             passages", path.display())]
     NotAFolder { path: PathBuf, found: &'static str, command: String },
     #[error(
-        "{} already holds an index of {found}; hint: give another folder, or replace it with `{command}`",
+        "{} already holds an index of {found}; hint: give another folder, or replace it with \
+         `{command}`",
         dir.display()
     )]
     IndexExists { dir: PathBuf, found: String, command: String },
     #[error(
-        "the index {} was built with encoder {built_with}, not with {asked}; \
-         hint: rebuild it with `{command}`, or set retriever.encoder, its prefixes and max_tokens to those of the index",
+        "the index {} was built with encoder {built_with}, not with {asked}; hint: rebuild it with \
+         `{command}`, or set retriever.encoder, its prefixes and max_tokens to those of the index",
         dir.display()
     )]
     WrongEncoder { dir: PathBuf, built_with: String, asked: String, command: String },
@@ -105,7 +113,10 @@ pub enum RetrieverError {
         dir.display()
     )]
     WrongCorpus { dir: PathBuf, built_from: String, asked: String, command: String },
-    #[error("the corpus holds no passages; hint: data.corpus must be JSON Lines with `id` and `contents`")]
+    #[error(
+        "the corpus holds no passages; hint: data.corpus must be JSON Lines with `id` and \
+         `contents`"
+    )]
     EmptyCorpus,
     #[error("{key} = {value} is not possible; hint: {hint}")]
     Option { key: String, value: String, hint: String },
@@ -113,7 +124,10 @@ pub enum RetrieverError {
     #[error("{}: {why}; hint: {hint}", path.display())]
     Encoder { path: PathBuf, why: String, hint: String },
     /// The encoder gave NaN or infinity.
-    #[error("the embedding of {what} is not finite; hint: the encoder's weights are broken, or its dtype is too narrow (use f32)")]
+    #[error(
+        "the embedding of {what} is not finite; hint: the encoder's weights are broken, or its \
+         dtype is too narrow (use f32)"
+    )]
     NotFinite { what: String },
     /// A failure of what lies below (encoder, tokenizer, corpus, hub), in its own words.
     #[error("{0}")]
@@ -126,8 +140,8 @@ pub enum RetrieverError {
 }
 
 impl RetrieverError {
-    /// Whether a server refused the search (a redirect or 4xx, but for time-outs and too many requests) instead of
-    /// failing at it: asked again, it would do so again.
+    /// Whether a server refused the search (a redirect or 4xx, but for time-outs and too many
+    /// requests) instead of failing at it: asked again, it would do so again.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Remote { status: Some(300..=407 | 409..=428 | 430..=499), .. })
     }
@@ -149,7 +163,9 @@ impl RetrieverError {
     /// The same with a command that says everything, where more than the folder is known.
     fn rebuilt_with(mut self, complete: impl FnOnce(&Path) -> String) -> Self {
         match &mut self {
-            Self::Damaged { path, command, .. } => *command = complete(path.parent().unwrap_or(path)) + force(path),
+            Self::Damaged { path, command, .. } => {
+                *command = complete(path.parent().unwrap_or(path)) + force(path)
+            }
             Self::NoIndex { dir, command } => *command = complete(dir),
             Self::NotAFolder { path, command, .. } => *command = complete(&beside(path)),
             _ => {}
@@ -161,7 +177,8 @@ impl RetrieverError {
         Self::Option { key: key.to_owned(), value: value.to_string(), hint: hint.to_owned() }
     }
 
-    /// The sources hold `std::io::Error` and the like, which cannot be cloned; one failure must be told to every query of a batch.
+    /// The sources hold `std::io::Error` and the like, which cannot be cloned; one failure must be
+    /// told to every query of a batch.
     fn passed_on(error: impl std::fmt::Display) -> Self {
         Self::Failed(error.to_string())
     }
@@ -200,11 +217,13 @@ fn beside(path: &Path) -> PathBuf {
 
 /// Makes the retriever a recipe asks for.
 ///
-/// `kind = "dense"`: the index folder `retriever.index` is opened and checked against encoder and corpus. Where the recipe names none,
-/// a corpus below [`Search::EXACT_BELOW`] passages is encoded in memory, a larger one into `run_dir/index` (resumably).
-/// `corpus` may be `None` for `kind = "remote"` alone.
+/// `kind = "dense"`: the index folder `retriever.index` is opened and checked against encoder and
+/// corpus. Where the recipe names none, a corpus below [`Search::EXACT_BELOW`] passages is encoded
+/// in memory, a larger one into `run_dir/index` (resumably). `corpus` may be `None` for `kind =
+/// "remote"` alone.
 /// # Errors
-/// An unknown kind or search, a missing corpus, an encoder that cannot be read, an index that does not fit.
+/// An unknown kind or search, a missing corpus, an encoder that cannot be read, an index that does
+/// not fit.
 pub fn open<B: Backend>(
     recipe: &RetrieverRecipe,
     corpus: Option<Arc<Corpus>>,
@@ -217,7 +236,11 @@ pub fn open<B: Backend>(
         "dense" => Ok(Box::new(open_dense::<B>(recipe, corpus()?, run_dir, device, progress)?)),
         "bm25" => Ok(Box::new(bm25::Bm25Retriever::new(corpus()?)?)),
         "remote" => Ok(Box::new(remote::RemoteRetriever::new(recipe)?)),
-        other => Err(RetrieverError::option("retriever.kind", format!("\"{other}\""), "dense, bm25 or remote")),
+        other => Err(RetrieverError::option(
+            "retriever.kind",
+            format!("\"{other}\""),
+            "dense, bm25 or remote",
+        )),
     }
 }
 
@@ -231,7 +254,8 @@ fn open_dense<B: Backend>(
     let folder = hub::resolve(&recipe.encoder).map_err(RetrieverError::passed_on)?;
     let encoder = Encoder::<B>::open(&folder, &recipe.encoder, encoder_options(recipe), device)?;
     encoder.warn_of_other_prompts();
-    let (search, params) = (encoder.identity().search(Search::parse(&recipe.search)?)?, hnsw_params(recipe));
+    let (search, params) =
+        (encoder.identity().search(Search::parse(&recipe.search)?)?, hnsw_params(recipe));
     if !recipe.index.is_empty() {
         let dir = hub::expand(&recipe.index).map_err(RetrieverError::passed_on)?;
         let corpus_name = path_of(&corpus);
@@ -247,7 +271,14 @@ fn open_dense<B: Backend>(
     let dir = run_dir.join("index");
     let corpus_name = path_of(&corpus);
     let options = BuildOptions { corpus_name, search, hnsw: params, replace: false };
-    build::build(&dir, &options, encoder.identity(), &corpus, &mut |texts, tick| encoder.encode_passages(texts, tick), progress)?;
+    build::build(
+        &dir,
+        &options,
+        encoder.identity(),
+        &corpus,
+        &mut |texts, tick| encoder.encode_passages(texts, tick),
+        progress,
+    )?;
     DenseRetriever::open(&dir, encoder, corpus, search, params.ef_search)
 }
 
@@ -263,7 +294,11 @@ pub fn encoder_options(recipe: &RetrieverRecipe) -> EncoderOptions {
 
 /// The graph's part of a recipe.
 pub fn hnsw_params(recipe: &RetrieverRecipe) -> HnswParams {
-    HnswParams { m: recipe.hnsw_m, ef_construction: recipe.hnsw_ef_construction, ef_search: recipe.hnsw_ef_search }
+    HnswParams {
+        m: recipe.hnsw_m,
+        ef_construction: recipe.hnsw_ef_construction,
+        ef_search: recipe.hnsw_ef_search,
+    }
 }
 
 #[cfg(test)]
@@ -276,7 +311,11 @@ mod tests {
             RetrieverError::no_index(Path::new("somewhere")),
             RetrieverError::damaged(Path::new("somewhere/vectors.f32"), "12 bytes instead of 16"),
             RetrieverError::option("somewhere", 3, "4"),
-            RetrieverError::IndexExists { dir: "somewhere".into(), found: "encoder a".into(), command: "dgpo".into() },
+            RetrieverError::IndexExists {
+                dir: "somewhere".into(),
+                found: "encoder a".into(),
+                command: "dgpo".into(),
+            },
         ];
         for error in errors {
             let message = error.to_string();

@@ -27,8 +27,13 @@ fn serve(replies: Vec<Reply>) -> (String, Receiver<String>) {
             let _ = sender.send(read_body(&mut stream));
             match reply {
                 Reply::Answer(status, body) => {
-                    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-                    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+                    let head = format!(
+                        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                        body.len()
+                    );
+                    let _ = stream
+                        .write_all(head.as_bytes())
+                        .and_then(|()| stream.write_all(body.as_bytes()));
                 }
                 Reply::Silence => {
                     let _ = stream.read(&mut [0]);
@@ -46,7 +51,9 @@ fn read_body(stream: &mut TcpStream) -> String {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
             let head = head.to_lowercase();
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse::<usize>().ok());
+            let length = head.lines().find_map(|line| {
+                line.strip_prefix("content-length: ")?.trim().parse::<usize>().ok()
+            });
             match length {
                 Some(length) if body.len() >= length => return body.to_owned(),
                 None if body.ends_with("0\r\n\r\n") => return body.to_owned(),
@@ -61,7 +68,13 @@ fn read_body(stream: &mut TcpStream) -> String {
 }
 
 fn recipe(url: &str, timeout_s: f64, max_retries: usize) -> RetrieverRecipe {
-    RetrieverRecipe { url: url.to_owned(), timeout_s, max_retries, first_pause_s: 0.001, ..RetrieverRecipe::default() }
+    RetrieverRecipe {
+        url: url.to_owned(),
+        timeout_s,
+        max_retries,
+        first_pause_s: 0.001,
+        ..RetrieverRecipe::default()
+    }
 }
 
 fn client(url: &str, timeout_s: f64, max_retries: usize) -> RemoteRetriever {
@@ -79,8 +92,12 @@ fn ok(body: &str) -> Reply {
 /// The error of one query against one answer.
 fn error_of(body: &str) -> String {
     let (url, _bodies) = serve(vec![ok(body)]);
-    let message = client(&url, 5.0, 3).search(&queries(&["q"]), 2).remove(0).expect_err(body).to_string();
-    assert!(message.starts_with(&url) && message.contains("hint: ") && message.contains("attempts: 1"), "{message}");
+    let message =
+        client(&url, 5.0, 3).search(&queries(&["q"]), 2).remove(0).expect_err(body).to_string();
+    assert!(
+        message.starts_with(&url) && message.contains("hint: ") && message.contains("attempts: 1"),
+        "{message}"
+    );
     message
 }
 
@@ -91,7 +108,10 @@ fn passages_with_scores_are_read_and_the_request_is_the_protocols() {
     let (url, bodies) = serve(vec![ok(body)]);
     let found = client(&url, 5.0, 0).search(&queries(&["first \"q\"", "second"]), 2);
     let request: Value = serde_json::from_str(&bodies.recv().expect("asked")).expect("JSON");
-    assert_eq!(request, json!({"queries": ["first \"q\"", "second"], "topk": 2, "return_scores": true}));
+    assert_eq!(
+        request,
+        json!({"queries": ["first \"q\"", "second"], "topk": 2, "return_scores": true})
+    );
     let first = found[0].as_ref().expect("found");
     assert_eq!((first[0].passage.contents.as_str(), first[0].score), ("\"A\"\nb", 0.5));
     assert_eq!(first[1].passage.id, "8");
@@ -108,7 +128,11 @@ fn passages_without_scores_are_read() {
     ] {
         let (url, _bodies) = serve(vec![ok(body)]);
         let hits = client(&url, 5.0, 0).search(&queries(&["q"]), 3).remove(0).expect("found");
-        assert_eq!(hits, [Hit { passage: Passage { id: "7".to_owned(), contents: "x".to_owned() }, score: 0.0 }], "{body}");
+        assert_eq!(
+            hits,
+            [Hit { passage: Passage { id: "7".to_owned(), contents: "x".to_owned() }, score: 0.0 }],
+            "{body}"
+        );
     }
 }
 
@@ -116,7 +140,8 @@ fn passages_without_scores_are_read() {
 fn a_busy_server_is_asked_again() {
     let good = r#"{"result": [[{"id": "7", "contents": "x"}]]}"#;
     let busy = |status| Reply::Answer(status, "later".to_owned());
-    let (url, bodies) = serve(vec![busy("500 Internal Server Error"), busy("429 Too Many Requests"), ok(good)]);
+    let (url, bodies) =
+        serve(vec![busy("500 Internal Server Error"), busy("429 Too Many Requests"), ok(good)]);
     assert!(client(&url, 5.0, 2).search(&queries(&["q"]), 1)[0].is_ok());
     assert_eq!(bodies.iter().count(), 3);
 }
@@ -129,16 +154,23 @@ fn retries_are_bounded_and_the_last_failure_is_told() {
     assert_eq!(found.len(), 2);
     for result in found {
         let error = result.expect_err("down");
-        assert!(matches!(error, RetrieverError::Remote { status: Some(503), attempts: 2, .. }), "{error}");
+        assert!(
+            matches!(error, RetrieverError::Remote { status: Some(503), attempts: 2, .. }),
+            "{error}"
+        );
         assert!(error.to_string().contains("down for tea"), "{error}");
     }
 }
 
 #[test]
 fn a_wrong_request_is_not_repeated() {
-    let (url, _bodies) = serve(vec![Reply::Answer("404 Not Found", "<html>no such page</html>".to_owned())]);
+    let (url, _bodies) =
+        serve(vec![Reply::Answer("404 Not Found", "<html>no such page</html>".to_owned())]);
     let error = client(&url, 5.0, 5).search(&queries(&["q"]), 1).remove(0).expect_err("404");
-    assert!(matches!(error, RetrieverError::Remote { status: Some(404), attempts: 1, .. }), "{error}");
+    assert!(
+        matches!(error, RetrieverError::Remote { status: Some(404), attempts: 1, .. }),
+        "{error}"
+    );
     assert!(error.to_string().contains("/retrieve route"), "{error}");
 }
 
@@ -151,8 +183,14 @@ fn answers_of_the_wrong_shape_say_what_is_wrong() {
         (r#"{"result": {}}"#, "`result` is not a list"),
         (r#"{"result": []}"#, "0 results for 1 queries"),
         (r#"{"result": ["x"]}"#, "not a list"),
-        (r#"{"result": [[{"document": {"id": "1"}, "score": 1}]]}"#, "passage 0: `contents` is missing"),
-        (r#"{"result": [[{"document": {"id": "1", "contents": " "}, "score": 1}]]}"#, "`contents` is empty"),
+        (
+            r#"{"result": [[{"document": {"id": "1"}, "score": 1}]]}"#,
+            "passage 0: `contents` is missing",
+        ),
+        (
+            r#"{"result": [[{"document": {"id": "1", "contents": " "}, "score": 1}]]}"#,
+            "`contents` is empty",
+        ),
         (r#"{"result": [[{"contents": "x"}]]}"#, "`id` is missing"),
     ] {
         let message = error_of(body);
@@ -162,7 +200,8 @@ fn answers_of_the_wrong_shape_say_what_is_wrong() {
 
 #[test]
 fn one_bad_result_fails_its_query_alone() {
-    let (url, _bodies) = serve(vec![ok(r#"{"result": [[{"id": "7", "contents": "x"}], [{"id": "8"}]]}"#)]);
+    let (url, _bodies) =
+        serve(vec![ok(r#"{"result": [[{"id": "7", "contents": "x"}], [{"id": "8"}]]}"#)]);
     let found = client(&url, 5.0, 0).search(&queries(&["a", "b"]), 1);
     assert!(found[0].is_ok() && found[1].is_err());
 }
@@ -171,13 +210,21 @@ fn one_bad_result_fails_its_query_alone() {
 fn an_empty_list_says_that_nothing_was_found() {
     let (url, _bodies) = serve(vec![ok(r#"{"result": [[], [{"id": "7", "contents": "x"}]]}"#)]);
     let found = client(&url, 5.0, 0).search(&queries(&["a", "b"]), 1);
-    assert!(found[0].as_ref().expect("an answer").is_empty() && found[1].as_ref().expect("an answer").len() == 1);
+    assert!(
+        found[0].as_ref().expect("an answer").is_empty()
+            && found[1].as_ref().expect("an answer").len() == 1
+    );
 }
 
 #[test]
 fn more_passages_than_asked_for_are_cut() {
-    let (url, _bodies) = serve(vec![ok(r#"{"result": [[{"id": "7", "contents": "x"}, {"id": "8", "contents": "y"}]]}"#)]);
-    assert_eq!(client(&url, 5.0, 0).search(&queries(&["a"]), 1)[0].as_ref().expect("found").len(), 1);
+    let (url, _bodies) = serve(vec![ok(
+        r#"{"result": [[{"id": "7", "contents": "x"}, {"id": "8", "contents": "y"}]]}"#,
+    )]);
+    assert_eq!(
+        client(&url, 5.0, 0).search(&queries(&["a"]), 1)[0].as_ref().expect("found").len(),
+        1
+    );
 }
 
 #[test]
@@ -191,9 +238,13 @@ fn a_silent_server_runs_into_the_timeout() {
 #[test]
 fn a_refused_connection_is_retried_and_then_told() {
     // A port that was free a moment ago.
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
+    let port = TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port();
     let url = format!("http://127.0.0.1:{port}/retrieve");
-    let error = client(&url, 5.0, 2).search(&queries(&["q"]), 1).remove(0).expect_err("nobody there");
+    let error =
+        client(&url, 5.0, 2).search(&queries(&["q"]), 1).remove(0).expect_err("nobody there");
     assert!(matches!(error, RetrieverError::Remote { status: None, attempts: 3, .. }), "{error}");
     assert!(error.to_string().contains("is the server running"), "{error}");
 }
@@ -207,12 +258,14 @@ fn addresses_and_timeouts_are_checked_before_anything_is_sent() {
         ("http://127.0.0.1:8000/retrieve", 0.0, "timeout_s"),
         ("http://127.0.0.1:8000/retrieve", f64::NAN, "timeout_s"),
     ] {
-        let message = RemoteRetriever::new(&recipe(url, timeout_s, 0)).err().expect(url).to_string();
+        let message =
+            RemoteRetriever::new(&recipe(url, timeout_s, 0)).err().expect(url).to_string();
         assert!(message.contains(expected) && message.contains("hint: "), "{message}");
     }
 }
 
-/// A server that answers `status` to a request with an odd query, and a passage a query to all others, until its tests end.
+/// A server that answers `status` to a request with an odd query, and a passage a query to all
+/// others, until its tests end.
 fn serve_but_for(status: &'static str, is_odd: fn(&str) -> bool) -> (String, Receiver<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("http://{}/retrieve", listener.local_addr().expect("bound"));
@@ -221,14 +274,24 @@ fn serve_but_for(status: &'static str, is_odd: fn(&str) -> bool) -> (String, Rec
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
             let request: Value = serde_json::from_str(&read_body(&mut stream)).expect("JSON");
-            let asked: Vec<&str> = request["queries"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+            let asked: Vec<&str> = request["queries"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .filter_map(Value::as_str)
+                .collect();
             let _ = sender.send(asked.len());
-            let passages: Vec<Value> = asked.iter().map(|query| json!([{"id": "7", "contents": query}])).collect();
+            let passages: Vec<Value> =
+                asked.iter().map(|query| json!([{"id": "7", "contents": query}])).collect();
             let (status, body) = match asked.iter().any(|query| is_odd(query)) {
                 true => (status, "no such query".to_owned()),
                 false => ("200 OK", json!({ "result": passages }).to_string()),
             };
-            let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
         }
     });
     (url, sizes)
@@ -242,8 +305,13 @@ fn a_query_that_the_server_refuses_is_lost_alone_and_every_other_gets_its_own_pa
         let found = client(&url, 5.0, 1).search(&asked, 1);
         for (query, found) in asked.iter().zip(found) {
             match found {
-                Ok(hits) => assert!(query != "5" && &hits[0].passage.contents == query, "{query}: {hits:?}"),
-                Err(error) => assert!(query == "5" && error.to_string().contains("no such query"), "{query}: {error}"),
+                Ok(hits) => {
+                    assert!(query != "5" && &hits[0].passage.contents == query, "{query}: {hits:?}")
+                }
+                Err(error) => assert!(
+                    query == "5" && error.to_string().contains("no such query"),
+                    "{query}: {error}"
+                ),
             }
         }
         // A batch is asked again where the status may pass; its parts are not.
@@ -254,7 +322,9 @@ fn a_query_that_the_server_refuses_is_lost_alone_and_every_other_gets_its_own_pa
 
 #[test]
 fn a_server_that_is_busy_or_has_no_such_route_is_not_asked_for_parts() {
-    for status in ["503 Service Unavailable", "429 Too Many Requests", "404 Not Found", "401 Unauthorized"] {
+    for status in
+        ["503 Service Unavailable", "429 Too Many Requests", "404 Not Found", "401 Unauthorized"]
+    {
         let (url, sizes) = serve_but_for(status, |_| true);
         let found = client(&url, 5.0, 0).search(&queries(&["a", "b", "c", "d"]), 1);
         assert!(found.iter().all(Result::is_err));
@@ -268,24 +338,39 @@ fn a_request_holds_no_more_queries_than_the_recipe_allows() {
     let recipe = RetrieverRecipe { batch_queries: 3, ..recipe(&url, 5.0, 0) };
     let asked: Vec<String> = (0..7).map(|i| i.to_string()).collect();
     let found = RemoteRetriever::new(&recipe).expect("a good address").search(&asked, 1);
-    let contents: Vec<_> = found.into_iter().map(|hits| hits.expect("served")[0].passage.contents.clone()).collect();
+    let contents: Vec<_> =
+        found.into_iter().map(|hits| hits.expect("served")[0].passage.contents.clone()).collect();
     assert_eq!((contents, sizes.try_iter().collect::<Vec<_>>()), (asked, vec![3, 3, 1]));
 }
 
 #[test]
 fn a_redirect_says_where_to_and_is_not_repeated() {
     for (location, expected) in [
-        ("Location: http://127.0.0.1:9/retrieve", "retriever.url = \"http://127.0.0.1:9/retrieve\""),
-        ("Location: http://me:pass@10.0.0.1/r/?token=pass", "retriever.url = \"http://10.0.0.1/r/\""),
+        (
+            "Location: http://127.0.0.1:9/retrieve",
+            "retriever.url = \"http://127.0.0.1:9/retrieve\"",
+        ),
+        (
+            "Location: http://me:pass@10.0.0.1/r/?token=pass",
+            "retriever.url = \"http://10.0.0.1/r/\"",
+        ),
         ("Location: https://example.org/retrieve", "a redirect to https://example.org/retrieve"),
         ("X: y", "does not say where to"),
     ] {
         let status = format!("307 Temporary Redirect\r\n{location}").leak();
         let (url, _bodies) = serve(vec![Reply::Answer(status, String::new())]);
         let error = client(&url, 5.0, 3).search(&queries(&["q"]), 1).remove(0).expect_err("307");
-        assert!(matches!(error, RetrieverError::Remote { status: Some(307), attempts: 1, .. }), "{error}");
+        assert!(
+            matches!(error, RetrieverError::Remote { status: Some(307), attempts: 1, .. }),
+            "{error}"
+        );
         let message = error.to_string();
-        assert!(message.contains(expected) && message.contains("status 307") && !message.contains("pass@"), "{message}");
+        assert!(
+            message.contains(expected)
+                && message.contains("status 307")
+                && !message.contains("pass@"),
+            "{message}"
+        );
         assert!(!message.contains("token"), "{message}");
     }
     assert_eq!(absolute("http://a:1/retrieve/", "/retrieve"), "http://a:1/retrieve");
@@ -295,14 +380,28 @@ fn a_redirect_says_where_to_and_is_not_repeated() {
 fn an_answer_larger_than_what_was_asked_for_is_refused_without_being_asked_for_again() {
     let body = format!(r#"{{"result": [[{{"id": "7", "contents": "{}"}}]]}}"#, "x".repeat(2 << 20));
     let (url, _bodies) = serve(vec![ok(&body)]);
-    let error = client(&url, 5.0, 3).search(&queries(&["q"]), 3).remove(0).expect_err("2 MiB for three passages");
-    assert!(matches!(error, RetrieverError::Remote { status: Some(200), attempts: 1, .. }), "{error}");
-    assert!(error.to_string().contains("larger than 1245184 bytes for 1 queries with 3 passages each"), "{error}");
+    let error = client(&url, 5.0, 3)
+        .search(&queries(&["q"]), 3)
+        .remove(0)
+        .expect_err("2 MiB for three passages");
+    assert!(
+        matches!(error, RetrieverError::Remote { status: Some(200), attempts: 1, .. }),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("larger than 1245184 bytes for 1 queries with 3 passages each"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_compressed_answer_is_named_as_such() {
-    let (url, _bodies) = serve(vec![Reply::Answer("200 OK\r\nContent-Encoding: gzip", "\u{1f}noise".to_owned())]);
-    let message = client(&url, 5.0, 3).search(&queries(&["q"]), 3).remove(0).expect_err("gzip").to_string();
-    assert!(message.contains("compressed (\"gzip\")") && message.contains("attempts: 1"), "{message}");
+    let (url, _bodies) =
+        serve(vec![Reply::Answer("200 OK\r\nContent-Encoding: gzip", "\u{1f}noise".to_owned())]);
+    let message =
+        client(&url, 5.0, 3).search(&queries(&["q"]), 3).remove(0).expect_err("gzip").to_string();
+    assert!(
+        message.contains("compressed (\"gzip\")") && message.contains("attempts: 1"),
+        "{message}"
+    );
 }

@@ -1,7 +1,8 @@
 //! A matrix of embeddings: owned, or mapped from a file of little-endian f32.
 //!
-//! Row `i` is the embedding of passage `i`. The mapped form is what makes an index larger than memory usable: exact search
-//! streams it, graph search touches some hundred rows a query, and both read the same bytes.
+//! Row `i` is the embedding of passage `i`. The mapped form is what makes an index larger than
+//! memory usable: exact search streams it, graph search touches some hundred rows a query, and both
+//! read the same bytes.
 use super::RetrieverError;
 use memmap2::Mmap;
 use std::{fs::File, path::Path};
@@ -22,27 +23,39 @@ impl Vectors {
     /// # Panics
     /// If `data` is not a whole number of rows of `dim` > 0 numbers (a bug of the caller).
     pub fn from_rows(data: Vec<f32>, dim: usize) -> Self {
-        assert!(dim > 0 && data.len().is_multiple_of(dim), "{} numbers are not rows of {dim}", data.len());
+        assert!(
+            dim > 0 && data.len().is_multiple_of(dim),
+            "{} numbers are not rows of {dim}",
+            data.len()
+        );
         Self { storage: Storage::Owned(data), dim }
     }
 
     /// Maps a file that must hold exactly `n` rows.
     /// # Errors
-    /// If the file cannot be opened or has another size (a truncated copy, an index of another corpus).
+    /// If the file cannot be opened or has another size (a truncated copy, an index of another
+    /// corpus).
     pub fn map(path: &Path, n: usize, dim: usize) -> Result<Self, RetrieverError> {
         let io = |source| RetrieverError::io(path, "map", source);
         if cfg!(target_endian = "big") {
-            return Err(RetrieverError::damaged(path, "it holds little-endian numbers, which this machine cannot map"));
+            return Err(RetrieverError::damaged(
+                path,
+                "it holds little-endian numbers, which this machine cannot map",
+            ));
         }
         let file = File::open(path).map_err(io)?;
         let size_bytes = file.metadata().map_err(io)?.len();
-        let expected_bytes = (n as u64).saturating_mul(dim as u64).saturating_mul(size_of::<f32>() as u64);
+        let expected_bytes =
+            (n as u64).saturating_mul(dim as u64).saturating_mul(size_of::<f32>() as u64);
         if size_bytes != expected_bytes || dim == 0 {
-            let why = format!("{size_bytes} bytes instead of {expected_bytes} ({n} vectors of {dim} numbers)");
+            let why = format!(
+                "{size_bytes} bytes instead of {expected_bytes} ({n} vectors of {dim} numbers)"
+            );
             return Err(RetrieverError::damaged(path, why));
         }
-        // SAFETY: a finished index is never written to again: a rebuild writes new files and renames them over the names, which
-        // leaves this mapping's inode alone. A user who truncates the file under a running search gets a bus error, as with every mapped file.
+        // SAFETY: a finished index is never written to again: a rebuild writes new files and
+        // renames them over the names, which leaves this mapping's inode alone. A user who
+        // truncates the file under a running search gets a bus error, as with every mapped file.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Self { storage: Storage::Mapped(map), dim })
@@ -113,6 +126,9 @@ mod tests {
         let path = folder.path().join("vectors.f32");
         std::fs::write(&path, [0u8; 40]).expect("written");
         let message = Vectors::map(&path, 4, 3).err().expect("40 bytes are not 48").to_string();
-        assert!(message.contains("40 bytes instead of 48") && message.contains("hint:"), "{message}");
+        assert!(
+            message.contains("40 bytes instead of 48") && message.contains("hint:"),
+            "{message}"
+        );
     }
 }

@@ -1,17 +1,20 @@
 //! Episodes -> right-padded arrays on the host; micro-batches become tensors on demand.
 //!
-//! The host arrays are the one form all algorithms work on: log-probs, rewards, advantages are [B, T] and aligned with the token they
-//! belong to. Models see a few rows at a time ([`RolloutBatch::ids_tensor`]) and only the hidden states in front of wanted tokens
+//! The host arrays are the one form all algorithms work on: log-probs, rewards, advantages are [B,
+//! T] and aligned with the token they belong to. Models see a few rows at a time
+//! ([`RolloutBatch::ids_tensor`]) and only the hidden states in front of wanted tokens
 //! ([`TokenIndex`]): the vocabulary head never runs over prompts, observations or padding.
 //!
-//! Padding is known from `lengths` alone. It holds id 0, which may be a real token elsewhere; nothing ever looks at it.
+//! Padding is known from `lengths` alone. It holds id 0, which may be a real token elsewhere;
+//! nothing ever looks at it.
 use super::{Episode, Segment};
 use burn::tensor::{Int, Tensor, TensorData};
 use dgpo_kernels::rows::select_rows;
 use dgpo_models::Backend;
 
-/// [B, T] arrays, row-major, right-padded with 0. Column t of `ids` is the token y_t itself; every other array is aligned with the token it belongs to:
-/// `old_log_probs[b][t]` is log pi_old(ids[b][t] | ids[b][..t]), `values[b][t]` is V read at the position before (t - 1).
+/// [B, T] arrays, row-major, right-padded with 0. Column t of `ids` is the token y_t itself; every
+/// other array is aligned with the token it belongs to: `old_log_probs[b][t]` is log
+/// pi_old(ids[b][t] | ids[b][..t]), `values[b][t]` is V read at the position before (t - 1).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RolloutBatch {
     pub n_rows: usize,
@@ -32,12 +35,14 @@ pub struct RolloutBatch {
     pub sample_log_probs: Vec<f32>,
 }
 
-/// Tokens picked out of a group of rows: where their prediction is read, what they are, and where a result about them belongs.
+/// Tokens picked out of a group of rows: where their prediction is read, what they are, and where a
+/// result about them belongs.
 ///
 /// The log-prob (or value) of the token in column t is read at the hidden state of column t - 1.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenIndex {
-    /// [N] index into the group's hidden states, flattened to [R * T', D] (T' = the group's longest row).
+    /// [N] index into the group's hidden states, flattened to [R * T', D] (T' = the group's longest
+    /// row).
     pub hidden: Vec<usize>,
     /// [N] the tokens.
     pub labels: Vec<u32>,
@@ -48,9 +53,11 @@ pub struct TokenIndex {
 impl RolloutBatch {
     /// Lays the episodes side by side. Log-probs and values start at 0.
     /// # Panics
-    /// If an episode begins with the agent's text: its first token would have nothing to be predicted from.
+    /// If an episode begins with the agent's text: its first token would have nothing to be
+    /// predicted from.
     pub fn new(episodes: &[&Episode]) -> Self {
-        let lengths: Vec<usize> = episodes.iter().map(|e| e.segments.iter().map(|s| s.ids().len()).sum()).collect();
+        let lengths: Vec<usize> =
+            episodes.iter().map(|e| e.segments.iter().map(|s| s.ids().len()).sum()).collect();
         let (n_rows, n_cols) = (episodes.len(), lengths.iter().copied().max().unwrap_or(0));
         let zeros = vec![0.0; n_rows * n_cols];
         let mut batch = Self {
@@ -68,7 +75,10 @@ impl RolloutBatch {
         };
         for (row, episode) in episodes.iter().enumerate() {
             let mut start = batch.at(row, 0);
-            assert!(!episode.segments.first().is_some_and(Segment::is_agent), "row {row} has no prompt");
+            assert!(
+                !episode.segments.first().is_some_and(Segment::is_agent),
+                "row {row} has no prompt"
+            );
             for segment in &episode.segments {
                 let end = start + segment.ids().len();
                 batch.ids[start..end].copy_from_slice(segment.ids());
@@ -102,17 +112,21 @@ impl RolloutBatch {
         }
     }
 
-    /// Groups of rows whose padded size (rows x longest) stays within `max_tokens` (at least one row a group). Returns row indexes.
+    /// Groups of rows whose padded size (rows x longest) stays within `max_tokens` (at least one
+    /// row a group). Returns row indexes.
     ///
-    /// The rows are sorted by length, longest first (equal lengths by index), and cut greedily, so that a group wastes little on
-    /// padding and the result depends on nothing but lengths and indexes.
+    /// The rows are sorted by length, longest first (equal lengths by index), and cut greedily, so
+    /// that a group wastes little on padding and the result depends on nothing but lengths and
+    /// indexes.
     pub fn micro_batches(&self, rows: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
         let mut sorted = rows.to_vec();
         sorted.sort_by_key(|&row| (std::cmp::Reverse(self.lengths[row]), row));
         let mut groups: Vec<Vec<usize>> = Vec::new();
         for row in sorted {
             match groups.last_mut() {
-                Some(group) if (group.len() + 1) * self.lengths[group[0]] <= max_tokens => group.push(row),
+                Some(group) if (group.len() + 1) * self.lengths[group[0]] <= max_tokens => {
+                    group.push(row)
+                }
                 _ => groups.push(vec![row]),
             }
         }
@@ -136,7 +150,14 @@ impl RolloutBatch {
 
     /// Agent tokens of some rows: Σ m_t, what a loss divides by.
     pub fn n_agent_tokens(&self, rows: &[usize]) -> usize {
-        rows.iter().map(|&row| self.loss_mask[self.at(row, 0)..self.at(row, self.lengths[row])].iter().filter(|&&m| m).count()).sum()
+        rows.iter()
+            .map(|&row| {
+                self.loss_mask[self.at(row, 0)..self.at(row, self.lengths[row])]
+                    .iter()
+                    .filter(|&&m| m)
+                    .count()
+            })
+            .sum()
     }
 
     /// Ids of some rows as a right-padded tensor.
@@ -144,7 +165,8 @@ impl RolloutBatch {
     /// -> [R, T'], T' = the longest of these rows
     pub fn ids_tensor<B: Backend>(&self, rows: &[usize], device: &B::Device) -> Tensor<B, 2, Int> {
         let n_cols = self.longest(rows);
-        let ids: Vec<i32> = self.cut(&self.ids, rows, n_cols).into_iter().map(|id| id as i32).collect();
+        let ids: Vec<i32> =
+            self.cut(&self.ids, rows, n_cols).into_iter().map(|id| id as i32).collect();
         Tensor::from_data(TensorData::new(ids, [rows.len(), n_cols]), device)
     }
 
@@ -153,7 +175,8 @@ impl RolloutBatch {
         self.tokens(rows, |row, col| self.loss_mask[self.at(row, col)])
     }
 
-    /// All tokens behind the prompt of some rows, observations included: where the critic is read when GAE runs over the response.
+    /// All tokens behind the prompt of some rows, observations included: where the critic is read
+    /// when GAE runs over the response.
     pub fn response_tokens(&self, rows: &[usize]) -> TokenIndex {
         self.tokens(rows, |row, col| self.is_response(row, col))
     }
@@ -174,7 +197,9 @@ impl RolloutBatch {
 
     /// The first `n_cols` columns of some rows of a [B, T] array.
     fn cut<T: Copy>(&self, array: &[T], rows: &[usize], n_cols: usize) -> Vec<T> {
-        rows.iter().flat_map(|&row| array[self.at(row, 0)..self.at(row, n_cols)].iter().copied()).collect()
+        rows.iter()
+            .flat_map(|&row| array[self.at(row, 0)..self.at(row, n_cols)].iter().copied())
+            .collect()
     }
 }
 
@@ -227,7 +252,9 @@ mod tests {
     /// Episodes of random segments. Ids are drawn from 0..3, so that real tokens look like padding.
     fn random_episodes(n: usize) -> Vec<Episode> {
         let key = Key::new(2, Purpose::World);
-        let ids = |key: Key, max: usize| (0..1 + key.below(99, max)).map(|i| key.below(i as u64, 3) as u32).collect::<Vec<u32>>();
+        let ids = |key: Key, max: usize| {
+            (0..1 + key.below(99, max)).map(|i| key.below(i as u64, 3) as u32).collect::<Vec<u32>>()
+        };
         (0..n as u64)
             .map(|i| {
                 let key = key.fold(i);
@@ -235,8 +262,15 @@ mod tests {
                 for turn in 0..1 + key.below(0, 3) as u64 {
                     let agent = ids(key.fold(1).fold(turn), 7);
                     let sample_log_probs = agent.iter().map(|&id| -0.5 - id as f32).collect();
-                    segments.push(Segment::Agent { ids: agent, sample_log_probs, stop: StopReason::Eos });
-                    segments.push(Segment::Observation { ids: ids(key.fold(2).fold(turn), 12), kind: ObservationKind::Information });
+                    segments.push(Segment::Agent {
+                        ids: agent,
+                        sample_log_probs,
+                        stop: StopReason::Eos,
+                    });
+                    segments.push(Segment::Observation {
+                        ids: ids(key.fold(2).fold(turn), 12),
+                        kind: ObservationKind::Information,
+                    });
                 }
                 Episode { segments, reward: (i % 2) as f32, ..drawn_episode() }
             })
@@ -265,8 +299,14 @@ mod tests {
         let rows: Vec<usize> = (0..40).collect();
         let expected: usize = episodes.iter().map(Episode::n_agent_tokens).sum();
         assert_eq!(batch.loss_mask.iter().filter(|&&m| m).count(), expected);
-        assert_eq!((batch.n_agent_tokens(&rows), batch.agent_tokens(&rows).len()), (expected, expected));
-        assert_eq!(batch.response_tokens(&rows).len(), episodes.iter().map(Episode::response_len).sum::<usize>());
+        assert_eq!(
+            (batch.n_agent_tokens(&rows), batch.agent_tokens(&rows).len()),
+            (expected, expected)
+        );
+        assert_eq!(
+            batch.response_tokens(&rows).len(),
+            episodes.iter().map(Episode::response_len).sum::<usize>()
+        );
     }
 
     #[test]
@@ -289,7 +329,8 @@ mod tests {
         let group = batch.select(&rows);
         let (cut, direct) = (group.agent_tokens(&[0, 1, 2]), batch.agent_tokens(&rows));
         assert_eq!((&cut.hidden, &cut.labels), (&direct.hidden, &direct.labels));
-        // In the selected batch the array is as wide as the group: a token's own place is one behind where it is read.
+        // In the selected batch the array is as wide as the group: a token's own place is one
+        // behind where it is read.
         assert_eq!(cut.at, direct.hidden.iter().map(|h| h + 1).collect::<Vec<_>>());
     }
 
@@ -321,11 +362,17 @@ mod tests {
         let rows: Vec<usize> = (0..50).rev().collect();
         for max_tokens in [1, 40, 200, 100_000] {
             let groups = batch.micro_batches(&rows, max_tokens);
-            assert!(groups.iter().all(|g| g.len() == 1 || g.len() * batch.longest(g) <= max_tokens));
+            assert!(
+                groups.iter().all(|g| g.len() == 1 || g.len() * batch.longest(g) <= max_tokens)
+            );
             let mut seen = groups.concat();
             seen.sort_unstable();
             assert_eq!(seen, (0..50).collect::<Vec<_>>());
-            assert_eq!(groups, batch.micro_batches(&(0..50).collect::<Vec<_>>(), max_tokens), "the order of the rows does not matter");
+            assert_eq!(
+                groups,
+                batch.micro_batches(&(0..50).collect::<Vec<_>>(), max_tokens),
+                "the order of the rows does not matter"
+            );
         }
     }
 
@@ -349,10 +396,14 @@ mod tests {
         assert_eq!([n_rows, n_cols], [3, batch.longest(&rows)]);
         // Hidden states that are the column's number: the token of column t must read t - 1.
         let columns: Vec<f32> = (0..n_rows * n_cols).map(|i| (i % n_cols) as f32).collect();
-        let hidden = Tensor::<Cpu, 3>::from_data(TensorData::new(columns, [n_rows, n_cols, 1]), &Default::default());
+        let hidden = Tensor::<Cpu, 3>::from_data(
+            TensorData::new(columns, [n_rows, n_cols, 1]),
+            &Default::default(),
+        );
         let tokens = batch.agent_tokens(&rows);
         let read = tokens.gather(hidden).into_data().to_vec::<f32>().expect("f32");
-        let expected: Vec<f32> = tokens.at.iter().map(|at| (at % batch.n_cols) as f32 - 1.0).collect();
+        let expected: Vec<f32> =
+            tokens.at.iter().map(|at| (at % batch.n_cols) as f32 - 1.0).collect();
         assert_eq!(read, expected);
     }
 

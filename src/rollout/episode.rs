@@ -1,10 +1,13 @@
-//! What happened in one episode, token by token, with its author; the JSON Lines record of episodes; episodes from text made elsewhere.
+//! What happened in one episode, token by token, with its author; the JSON Lines record of
+//! episodes; episodes from text made elsewhere.
 //!
-//! The loss mask is born here: a [`Segment`] knows who wrote it, and everything downstream (losses, KL, entropy, advantages) derives its
-//! mask from that. No token id is ever compared with a pad or EOS id to find out what it is.
+//! The loss mask is born here: a [`Segment`] knows who wrote it, and everything downstream (losses,
+//! KL, entropy, advantages) derives its mask from that. No token id is ever compared with a pad or
+//! EOS id to find out what it is.
 //!
 //! # One episode, drawn
-//! "Who directed Nolmar?", one search, then the answer. (Ids of an invented tokenizer; `</search>` and `</answer>` are one token each here.)
+//! "Who directed Nolmar?", one search, then the answer. (Ids of an invented tokenizer; `</search>`
+//! and `</answer>` are one token each here.)
 //!
 //! ```text
 //! segment    Prompt              Agent, turn 1          Observation(Information)         Agent, turn 2
@@ -16,12 +19,15 @@
 //! read at                         3    4     5                                            11   12   13
 //! ```
 //!
-//! - `ids()` is row 3 left to right: exactly what the model saw when the episode was played, and what it is trained on.
-//!   Nothing is decoded and encoded again.
-//! - The log-prob of the token in column t is read off the hidden state of the column before it ("read at"). So `<answer>` is predicted
-//!   from the last token of the observation: observations are context, never targets.
-//! - `prompt_len()` = 4, `response_len()` = 11, `n_agent_tokens()` = 6: a loss is the mean over those 6.
-//! - The outcome reward (1 if `Vex` is a gold answer) lies on column 14, the last token of the response.
+//! - `ids()` is row 3 left to right: exactly what the model saw when the episode was played, and
+//!   what it is trained on. Nothing is decoded and encoded again.
+//! - The log-prob of the token in column t is read off the hidden state of the column before it
+//!   ("read at"). So `<answer>` is predicted from the last token of the observation: observations
+//!   are context, never targets.
+//! - `prompt_len()` = 4, `response_len()` = 11, `n_agent_tokens()` = 6: a loss is the mean over
+//!   those 6.
+//! - The outcome reward (1 if `Vex` is a gold answer) lies on column 14, the last token of the
+//!   response.
 //!
 //! The unit test `the_drawn_episode_has_the_mask_of_the_drawing` holds these numbers to the code.
 use crate::{
@@ -39,7 +45,8 @@ pub enum ObservationKind {
     Information,
     /// The message after a turn without an action.
     InvalidAction,
-    /// Text that an evaluation begins the agent's first turn with. The turn reads as if the agent had written it; a loss does not see it.
+    /// Text that an evaluation begins the agent's first turn with. The turn reads as if the agent
+    /// had written it; a loss does not see it.
     ForcedPrefix,
 }
 
@@ -97,10 +104,12 @@ pub struct SearchRecord {
     pub passage_ids: Vec<String>,
     /// A gold answer occurs in what was shown of the passages.
     pub is_hit: bool,
-    /// The passages were longer than `episode.max_obs_length`. Records written before it was kept read as false.
+    /// The passages were longer than `episode.max_obs_length`. Records written before it was kept
+    /// read as false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_cut: bool,
-    /// The retriever had no passage for the query. (An imported episode has no ids of passages that it did find.)
+    /// The retriever had no passage for the query. (An imported episode has no ids of passages that
+    /// it did find.)
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub found_nothing: bool,
 }
@@ -154,13 +163,16 @@ impl Episode {
             _ => None,
         }
     }
-    /// Whether the episode may be trained on (method §1: retriever failures are excluded; so is a prompt that did not fit).
+    /// Whether the episode may be trained on (method §1: retriever failures are excluded; so is a
+    /// prompt that did not fit).
     pub fn is_trainable(&self) -> bool {
-        !matches!(self.status, Status::RetrieverFailed(_) | Status::PromptTooLong) && self.n_agent_tokens() > 0
+        !matches!(self.status, Status::RetrieverFailed(_) | Status::PromptTooLong)
+            && self.n_agent_tokens() > 0
     }
 }
 
-/// Writes episodes as JSON Lines, one episode a line (gzip where the name ends in `.gz`); the file appears whole or not at all.
+/// Writes episodes as JSON Lines, one episode a line (gzip where the name ends in `.gz`); the file
+/// appears whole or not at all.
 /// # Errors
 /// If the file cannot be written.
 pub fn write_episodes(path: &Path, episodes: &[Episode]) -> Result<(), DataError> {
@@ -173,8 +185,11 @@ pub fn write_episodes(path: &Path, episodes: &[Episode]) -> Result<(), DataError
 pub fn read_episodes(path: &Path) -> Result<Vec<Episode>, DataError> {
     let mut episodes = Vec::new();
     jsonl::for_each_row(path, |row| {
-        let episode = Episode::deserialize(&row.object)
-            .map_err(|e| format!("not an episode record: {e}; hint: episodes are what `dgpo eval` and a run write"))?;
+        let episode = Episode::deserialize(&row.object).map_err(|e| {
+            format!(
+                "not an episode record: {e}; hint: episodes are what `dgpo eval` and a run write"
+            )
+        })?;
         check_record(&episode)?;
         episodes.push(episode);
         Ok(())
@@ -195,7 +210,11 @@ pub(super) fn check_record(episode: &Episode) -> Result<(), String> {
             && !sample_log_probs.is_empty()
             && sample_log_probs.len() != ids.len()
         {
-            return Err(format!("segment {idx} has {} ids but {} sample_log_probs", ids.len(), sample_log_probs.len()));
+            return Err(format!(
+                "segment {idx} has {} ids but {} sample_log_probs",
+                ids.len(),
+                sample_log_probs.len()
+            ));
         }
     }
     Ok(())
@@ -218,9 +237,20 @@ pub(crate) mod tests {
             },
             segments: vec![
                 Segment::Prompt { ids: vec![2, 41, 42, 3] },
-                Segment::Agent { ids: vec![5, 310, 6], sample_log_probs: vec![-0.1, -2.5, -1e-7], stop: StopReason::StopString(0) },
-                Segment::Observation { ids: vec![7, 402, 403, 88, 8], kind: ObservationKind::Information },
-                Segment::Agent { ids: vec![9, 512, 10], sample_log_probs: vec![-0.3, -0.7, 0.0], stop: StopReason::StopString(1) },
+                Segment::Agent {
+                    ids: vec![5, 310, 6],
+                    sample_log_probs: vec![-0.1, -2.5, -1e-7],
+                    stop: StopReason::StopString(0),
+                },
+                Segment::Observation {
+                    ids: vec![7, 402, 403, 88, 8],
+                    kind: ObservationKind::Information,
+                },
+                Segment::Agent {
+                    ids: vec![9, 512, 10],
+                    sample_log_probs: vec![-0.3, -0.7, 0.0],
+                    stop: StopReason::StopString(1),
+                },
             ],
             status: Status::Answered,
             prediction: Some("Vex".to_owned()),
@@ -240,12 +270,16 @@ pub(crate) mod tests {
     fn the_drawn_episode_has_the_counts_of_the_drawing() {
         let episode = drawn_episode();
         assert_eq!(episode.ids(), [2, 41, 42, 3, 5, 310, 6, 7, 402, 403, 88, 8, 9, 512, 10]);
-        assert_eq!((episode.prompt_len(), episode.response_len(), episode.n_agent_tokens()), (4, 11, 6));
+        assert_eq!(
+            (episode.prompt_len(), episode.response_len(), episode.n_agent_tokens()),
+            (4, 11, 6)
+        );
     }
 
     #[test]
     fn a_retriever_failure_is_not_trained_on() {
-        let failed = Episode { status: Status::RetrieverFailed("timeout".to_owned()), ..drawn_episode() };
+        let failed =
+            Episode { status: Status::RetrieverFailed("timeout".to_owned()), ..drawn_episode() };
         assert!(drawn_episode().is_trainable() && !failed.is_trainable());
     }
 
@@ -253,7 +287,12 @@ pub(crate) mod tests {
     fn a_record_reads_back_as_it_was_written() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("episodes.jsonl");
-        let failed = Episode { status: Status::RetrieverFailed("503".to_owned()), prediction: None, reward: 0.0, ..drawn_episode() };
+        let failed = Episode {
+            status: Status::RetrieverFailed("503".to_owned()),
+            prediction: None,
+            reward: 0.0,
+            ..drawn_episode()
+        };
         let episodes = [drawn_episode(), failed];
         write_episodes(&path, &episodes).expect("written");
         assert_eq!(read_episodes(&path).expect("read"), episodes);
@@ -282,7 +321,8 @@ pub(crate) mod tests {
     #[test]
     fn a_record_whose_log_probs_do_not_match_its_ids_is_refused() {
         let mut episode = drawn_episode();
-        episode.segments[1] = Segment::Agent { ids: vec![5, 6], sample_log_probs: vec![-1.0], stop: StopReason::Eos };
+        episode.segments[1] =
+            Segment::Agent { ids: vec![5, 6], sample_log_probs: vec![-1.0], stop: StopReason::Eos };
         let error = error_of(&serde_json::to_string(&episode).expect("serialises"));
         assert!(error.contains("segment 1 has 2 ids but 1 sample_log_probs"), "{error}");
     }

@@ -1,7 +1,9 @@
-//! Plays questions: a generator writes the agent's turns, the environment answers, every question becomes an [`Episode`] (method §1).
+//! Plays questions: a generator writes the agent's turns, the environment answers, every question
+//! becomes an [`Episode`] (method §1).
 //!
 //! # The turn table
-//! Turns 0..max_turns may search; one last turn follows in which a search is no longer executed. After each generation:
+//! Turns 0..max_turns may search; one last turn follows in which a search is no longer executed.
+//! After each generation:
 //!
 //! | the agent wrote | turn < max_turns | last turn |
 //! |---|---|---|
@@ -9,16 +11,20 @@
 //! | a search | observation, next turn | `TruncatedTurns` |
 //! | neither (EOS, the turn's token limit, or a search without a query) | invalid-action message, next turn | `TruncatedTurns` |
 //!
-//! Whatever the turn: a row that has reached `max_prompt_length` tokens without an answer, or whose next observation would leave no room for one
-//! more token, ends as `TruncatedLength`; a failed search ends the episode as `RetrieverFailed`.
+//! Whatever the turn: a row that has reached `max_prompt_length` tokens without an answer, or whose
+//! next observation would leave no room for one more token, ends as `TruncatedLength`; a failed
+//! search ends the episode as `RetrieverFailed`.
 //!
 //! # Tokens
-//! Sampled ids are appended as they were sampled, EOS included. The prompt (its last `max_start_length` tokens) and each observation (at most
-//! `max_obs_length` tokens, see [`shown`](super::shown)) are encoded on their own and concatenated. Nothing the agent wrote is ever encoded again.
+//! Sampled ids are appended as they were sampled, EOS included. The prompt (its last
+//! `max_start_length` tokens) and each observation (at most `max_obs_length` tokens, see
+//! [`shown`](super::shown)) are encoded on their own and concatenated. Nothing the agent wrote is
+//! ever encoded again.
 //!
 //! # Openings
-//! An evaluation may put something between the prompt and the agent's first token ([`Opening`], method §8): passages nobody searched for, and
-//! the begin of the first turn. They are segments of the environment, encoded on their own as its other text is, so no loss ever sees them:
+//! An evaluation may put something between the prompt and the agent's first token ([`Opening`],
+//! method §8): passages nobody searched for, and the begin of the first turn. They are segments of
+//! the environment, encoded on their own as its other text is, so no loss ever sees them:
 //!
 //! ```text
 //! segment    Prompt             Observation(Information)        Observation(ForcedPrefix)   Agent, turn 1
@@ -27,10 +33,12 @@
 //! ```
 //!
 //! # Order
-//! All questions are submitted at once; the generator takes as many as it has rows for and the next as rows leave. Rows that wait for a
-//! search do not hold up the others. The waiting searches run in one batched call, in the order of their rows, as soon as they are at least
-//! one in [`SEARCH_SHARE`] of the open rows the generator can hold, or nobody is generating. That rule looks at counts alone, never at a
-//! clock, so a run is reproducible; and since draws are counter-based, it decides about speed, not about tokens.
+//! All questions are submitted at once; the generator takes as many as it has rows for and the next
+//! as rows leave. Rows that wait for a search do not hold up the others. The waiting searches run
+//! in one batched call, in the order of their rows, as soon as they are at least one in
+//! [`SEARCH_SHARE`] of the open rows the generator can hold, or nobody is generating. That rule
+//! looks at counts alone, never at a clock, so a run is reproducible; and since draws are
+//! counter-based, it decides about speed, not about tokens.
 use super::{
     Episode, ObservationKind, Segment, Status,
     episode::SearchRecord,
@@ -51,7 +59,8 @@ use crate::{
 use dgpo_models::Backend;
 use std::ops::Range;
 
-/// Searches run when one in this many open rows waits for one: large enough batches for the retriever's encoder, and most rows still decoding.
+/// Searches run when one in this many open rows waits for one: large enough batches for the
+/// retriever's encoder, and most rows still decoding.
 const SEARCH_SHARE: usize = 4;
 
 /// Who writes the agent's turns: the engine, or a script.
@@ -88,7 +97,8 @@ pub type Encode<'a> = &'a dyn Fn(&str, Range<usize>) -> Result<Vec<u32>, Tokeniz
 #[derive(Clone, Copy)]
 pub struct Rules<'a> {
     pub env: &'a Env<'a>,
-    /// Text to ids; the bytes that somebody outside wrote hold no special tokens: `&|text, outside| tokenizer.encode_outside(text, outside)`.
+    /// Text to ids; the bytes that somebody outside wrote hold no special tokens: `&|text, outside|
+    /// tokenizer.encode_outside(text, outside)`.
     pub encode: Encode<'a>,
     pub limits: &'a EpisodeRecipe,
 }
@@ -100,14 +110,18 @@ pub enum RolloutError {
     Engine(#[from] EngineError),
     #[error("question \"{question_id}\": {source}")]
     Encode { question_id: String, source: TokenizerError },
-    #[error("question \"{question_id}\" has an empty prompt; hint: is episode.instruction empty, or does the tokenizer drop all of it?")]
+    #[error(
+        "question \"{question_id}\" has an empty prompt; hint: is episode.instruction empty, or \
+         does the tokenizer drop all of it?"
+    )]
     EmptyPrompt { question_id: String },
 }
 
 /// What stands between the prompt and the agent's first token. Empty in training.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Opening {
-    /// An `<information>` block that nobody searched for. Given whole: `max_obs_length` does not cut it.
+    /// An `<information>` block that nobody searched for. Given whole: `max_obs_length` does not
+    /// cut it.
     pub information: String,
     /// What the first turn begins with, whoever goes on with it.
     pub forced_prefix: String,
@@ -120,19 +134,25 @@ impl Opening {
     }
 }
 
-/// Plays every question once; episode i belongs to question i and draws from `keys[i]`, folded by the turn.
+/// Plays every question once; episode i belongs to question i and draws from `keys[i]`, folded by
+/// the turn.
 /// # Errors
 /// If the generator fails (logits that are not finite) or a text cannot be encoded.
 /// # Panics
 /// If there is not one key a question.
 /// # Source
 /// method §1; `omron-sinicx/dgpo` search_r1/llm_agent/generation.py, `run_llm_loop`.
-pub fn play(generator: &mut impl Generator, rules: Rules<'_>, questions: &[Question], keys: &[Key]) -> Result<Vec<Episode>, RolloutError> {
+pub fn play(
+    generator: &mut impl Generator,
+    rules: Rules<'_>,
+    questions: &[Question],
+    keys: &[Key],
+) -> Result<Vec<Episode>, RolloutError> {
     play_from(generator, rules, &Opening::none, questions, keys)
 }
 
-/// As [`play`], from the opening that `opening` gives each question. An opening that leaves no room for one more token ends its episode as
-/// `TruncatedLength`.
+/// As [`play`], from the opening that `opening` gives each question. An opening that leaves no room
+/// for one more token ends its episode as `TruncatedLength`.
 /// # Errors
 /// As [`play`].
 /// # Panics
@@ -145,16 +165,30 @@ pub fn play_from(
     keys: &[Key],
 ) -> Result<Vec<Episode>, RolloutError> {
     assert_eq!(questions.len(), keys.len(), "one key a question");
-    let mut table = Table { rules, keys, games: Vec::with_capacity(questions.len()), searching: Vec::new(), n_open: 0, n_cut_prompts: 0 };
+    let mut table = Table {
+        rules,
+        keys,
+        games: Vec::with_capacity(questions.len()),
+        searching: Vec::new(),
+        n_open: 0,
+        n_cut_prompts: 0,
+    };
     for question in questions {
         table.open(generator, question, opening(question))?;
     }
     if table.n_cut_prompts > 0 {
-        let (n_cut, n, limit) = (table.n_cut_prompts, questions.len(), rules.limits.max_start_length);
-        tracing::warn!("{n_cut} of {n} prompts were cut to their last {limit} tokens; hint: raise episode.max_start_length");
+        let (n_cut, n, limit) =
+            (table.n_cut_prompts, questions.len(), rules.limits.max_start_length);
+        tracing::warn!(
+            "{n_cut} of {n} prompts were cut to their last {limit} tokens; hint: raise \
+             episode.max_start_length"
+        );
     }
     while table.n_open > 0 {
-        assert!(generator.is_busy() || !table.searching.is_empty(), "an open row neither generates nor waits");
+        assert!(
+            generator.is_busy() || !table.searching.is_empty(),
+            "an open row neither generates nor waits"
+        );
         if generator.is_busy() {
             let completions = generator.step()?;
             table.take(generator, completions)?;
@@ -194,9 +228,17 @@ struct Game {
 
 impl Table<'_> {
     /// Encodes the prompt and the opening, and submits the first turn.
-    fn open(&mut self, generator: &mut impl Generator, question: &Question, opening: Opening) -> Result<(), RolloutError> {
+    fn open(
+        &mut self,
+        generator: &mut impl Generator,
+        question: &Question,
+        opening: Opening,
+    ) -> Result<(), RolloutError> {
         let limits = self.rules.limits;
-        let failed = |error: ChatError| RolloutError::Encode { question_id: question.id.clone(), source: error.into() };
+        let failed = |error: ChatError| RolloutError::Encode {
+            question_id: question.id.clone(),
+            source: error.into(),
+        };
         let prompt = self.rules.env.prompt(question).map_err(failed)?;
         let mut ids = self.encode(question, &prompt.text, prompt.outside)?;
         if ids.is_empty() {
@@ -206,13 +248,22 @@ impl Table<'_> {
         ids.drain(..n_dropped);
         self.n_cut_prompts += usize::from(n_dropped > 0);
         let row = self.games.len();
-        let status = if ids.len() < limits.max_prompt_length { Status::TruncatedLength } else { Status::PromptTooLong };
+        let status = if ids.len() < limits.max_prompt_length {
+            Status::TruncatedLength
+        } else {
+            Status::PromptTooLong
+        };
         let mut segments = vec![Segment::Prompt { ids: ids.clone() }];
-        for (kind, text) in [(ObservationKind::Information, &opening.information), (ObservationKind::ForcedPrefix, &opening.forced_prefix)]
-        {
+        for (kind, text) in [
+            (ObservationKind::Information, &opening.information),
+            (ObservationKind::ForcedPrefix, &opening.forced_prefix),
+        ] {
             if status == Status::TruncatedLength && !text.is_empty() {
-                // More than fit into the context need not be known: the episode is too long either way.
-                let given = first_tokens(text, limits.max_prompt_length, |text| self.encode(question, text, 0..text.len()))?;
+                // More than fit into the context need not be known: the episode is too long either
+                // way.
+                let given = first_tokens(text, limits.max_prompt_length, |text| {
+                    self.encode(question, text, 0..text.len())
+                })?;
                 ids.extend(&given);
                 segments.push(Segment::Observation { ids: given, kind });
             }
@@ -241,13 +292,19 @@ impl Table<'_> {
             row,
             ids,
             key: self.keys[row].fold(game.turn as u64),
-            max_new_tokens: limits.max_response_length.min(limits.max_prompt_length - game.n_tokens),
+            max_new_tokens: limits
+                .max_response_length
+                .min(limits.max_prompt_length - game.n_tokens),
             sampling: limits.sampling(),
         });
     }
 
     /// Appends what the agent wrote. Rows that want a search wait for it; all others go on at once.
-    fn take(&mut self, generator: &mut impl Generator, completions: Vec<Completion>) -> Result<(), RolloutError> {
+    fn take(
+        &mut self,
+        generator: &mut impl Generator,
+        completions: Vec<Completion>,
+    ) -> Result<(), RolloutError> {
         let limits = self.rules.limits;
         let mut ready = Vec::new();
         for Completion { row, ids, log_probs, text, stop } in completions {
@@ -259,7 +316,9 @@ impl Table<'_> {
             game.episode.n_invalid_actions += usize::from(turn.action == Action::Invalid);
             let is_full = stop == StopReason::Capacity || game.n_tokens >= limits.max_prompt_length;
             match &turn.action {
-                Action::Search(_) | Action::Invalid if is_full => self.close(generator, row, Status::TruncatedLength),
+                Action::Search(_) | Action::Invalid if is_full => {
+                    self.close(generator, row, Status::TruncatedLength)
+                }
                 Action::Search(_) if !turn.is_last => self.searching.push((row, turn)),
                 _ => ready.push((row, turn)),
             }
@@ -268,7 +327,11 @@ impl Table<'_> {
     }
 
     /// Lets the environment answer some turns, all searches among them in one call.
-    fn go_on(&mut self, generator: &mut impl Generator, turns: Vec<(usize, Turn)>) -> Result<(), RolloutError> {
+    fn go_on(
+        &mut self,
+        generator: &mut impl Generator,
+        turns: Vec<(usize, Turn)>,
+    ) -> Result<(), RolloutError> {
         let (rows, turns): (Vec<usize>, Vec<Turn>) = turns.into_iter().unzip();
         for (row, outcome) in rows.into_iter().zip(self.rules.env.observe(&turns)) {
             let episode = &mut self.games[row].episode;
@@ -277,7 +340,8 @@ impl Table<'_> {
                 Outcome::OutOfTurns => self.close(generator, row, Status::TruncatedTurns),
                 Outcome::Failed(why) => self.close(generator, row, Status::RetrieverFailed(why)),
                 Outcome::Done { prediction } => {
-                    episode.reward = outcome_reward(Some(&prediction), &episode.question.golden_answers);
+                    episode.reward =
+                        outcome_reward(Some(&prediction), &episode.question.golden_answers);
                     episode.prediction = Some(prediction);
                     self.close(generator, row, Status::Answered);
                 }
@@ -286,11 +350,19 @@ impl Table<'_> {
         Ok(())
     }
 
-    /// Appends an observation and submits the next turn, if there is room for one more token behind it.
-    fn append(&mut self, generator: &mut impl Generator, row: usize, observation: Observation) -> Result<(), RolloutError> {
+    /// Appends an observation and submits the next turn, if there is room for one more token behind
+    /// it.
+    fn append(
+        &mut self,
+        generator: &mut impl Generator,
+        row: usize,
+        observation: Observation,
+    ) -> Result<(), RolloutError> {
         let limits = self.rules.limits;
-        let encode = |text: &str| self.encode(&self.games[row].episode.question, text, 0..text.len());
-        let Shown { ids, n_document_bytes } = fit(observation.text(), limits.max_obs_length, limits.cut_observations, &encode)?;
+        let encode =
+            |text: &str| self.encode(&self.games[row].episode.question, text, 0..text.len());
+        let Shown { ids, n_document_bytes } =
+            fit(observation.text(), limits.max_obs_length, limits.cut_observations, &encode)?;
         let game = &mut self.games[row];
         let has_room = game.n_tokens + ids.len() < limits.max_prompt_length;
         let kind = match observation {
@@ -305,12 +377,19 @@ impl Table<'_> {
                 // Of an observation that finds no room the agent sees nothing.
                 let is_hit = has_room && is_hit(&passages, &game.episode.question.golden_answers);
                 let is_cut = n_document_bytes.is_some();
-                game.episode.searches.push(SearchRecord { query, passage_ids, is_hit, is_cut, found_nothing });
+                game.episode.searches.push(SearchRecord {
+                    query,
+                    passage_ids,
+                    is_hit,
+                    is_cut,
+                    found_nothing,
+                });
                 ObservationKind::Information
             }
         };
         if !has_room {
-            // Differs from the reference, which drops the oldest tokens and plays on: training would then see a context the agent never saw.
+            // Differs from the reference, which drops the oldest tokens and plays on: training
+            // would then see a context the agent never saw.
             self.close(generator, row, Status::TruncatedLength);
             return Ok(());
         }
@@ -327,8 +406,14 @@ impl Table<'_> {
         generator.release(row);
     }
 
-    fn encode(&self, question: &Question, text: &str, outside: Range<usize>) -> Result<Vec<u32>, RolloutError> {
-        (self.rules.encode)(text, outside).map_err(|source| RolloutError::Encode { question_id: question.id.clone(), source })
+    fn encode(
+        &self,
+        question: &Question,
+        text: &str,
+        outside: Range<usize>,
+    ) -> Result<Vec<u32>, RolloutError> {
+        (self.rules.encode)(text, outside)
+            .map_err(|source| RolloutError::Encode { question_id: question.id.clone(), source })
     }
 }
 

@@ -1,14 +1,17 @@
-//! The record of a training episode that the student played: the episode, and the numbers its tokens had before the update.
+//! The record of a training episode that the student played: the episode, and the numbers its
+//! tokens had before the update.
 //!
-//! A line is an episode's own record (see [`episode`](super::episode)) with one more field, so that whoever reads episodes reads these files too:
+//! A line is an episode's own record (see [`episode`](super::episode)) with one more field, so that
+//! whoever reads episodes reads these files too:
 //!
 //! ```text
 //! {"question":…, "segments":…, …, "tokens":{"version":1,"old_log_probs":[…],"ref_log_probs":[…],"kl":[…],"values":[…],"advantages":[…]}}
 //! ```
-//! Log-probs and KL have one number an agent token, values and advantages one number a token behind the prompt, each in the order of the tokens.
-//! A field is absent where nothing was computed: the reference is not run on episodes that carry no penalty. `null` stands for a number that
-//! was not finite, and for the advantage of a token that is not trained on: whatever GAE passes through an observation, no loss reads it.
-//! Five decimals are kept: enough to look at, too few to train on.
+//! Log-probs and KL have one number an agent token, values and advantages one number a token behind
+//! the prompt, each in the order of the tokens. A field is absent where nothing was computed: the
+//! reference is not run on episodes that carry no penalty. `null` stands for a number that was not
+//! finite, and for the advantage of a token that is not trained on: whatever GAE passes through an
+//! observation, no loss reads it. Five decimals are kept: enough to look at, too few to train on.
 use super::{Episode, RolloutBatch, episode::check_record};
 use crate::data::{DataError, jsonl};
 use serde::{Deserialize, Serialize};
@@ -23,7 +26,8 @@ const DECIMALS: f64 = 1e5;
 /// One number a token, `None` where it was not finite or means nothing.
 pub type Numbers = Vec<Option<f32>>;
 
-/// What a step of RL or of on-policy distillation knew about each token of an episode before it updated the networks.
+/// What a step of RL or of on-policy distillation knew about each token of an episode before it
+/// updated the networks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TokenRecord {
@@ -34,13 +38,15 @@ pub struct TokenRecord {
     /// `[n_agent_tokens]` log pi_ref.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ref_log_probs: Option<Numbers>,
-    /// `[n_agent_tokens]` KL_t as the recipe estimates it, not yet times beta; of distillation the divergence from the teacher.
+    /// `[n_agent_tokens]` KL_t as the recipe estimates it, not yet times beta; of distillation the
+    /// divergence from the teacher.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<Numbers>,
     /// `[response_len]` V read at the position before the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub values: Option<Numbers>,
-    /// `[response_len]` as the policy loss sees them (whitened where the recipe whitens): `None` for tokens that are not the agent's.
+    /// `[response_len]` as the policy loss sees them (whitened where the recipe whitens): `None`
+    /// for tokens that are not the agent's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantages: Option<Numbers>,
 }
@@ -60,11 +66,20 @@ impl TokenRecord {
     /// Cuts a row's numbers out of a batch.
     /// # Shapes
     /// kl, advantages `[B, T]`
-    pub fn of_row(batch: &RolloutBatch, row: usize, kl: &[f32], advantages: &[f32], measured: Measured) -> Self {
+    pub fn of_row(
+        batch: &RolloutBatch,
+        row: usize,
+        kl: &[f32],
+        advantages: &[f32],
+        measured: Measured,
+    ) -> Self {
         let response = batch.at(row, batch.prompt_lens[row])..batch.at(row, 0) + batch.lengths[row];
-        let agent = |array: &[f32]| numbers(array, response.clone().filter(|&at| batch.loss_mask[at]));
+        let agent =
+            |array: &[f32]| numbers(array, response.clone().filter(|&at| batch.loss_mask[at]));
         let all = |array: &[f32]| numbers(array, response.clone());
-        let trained = |array: &[f32]| response.clone().map(|at| number(array[at]).filter(|_| batch.loss_mask[at])).collect();
+        let trained = |array: &[f32]| {
+            response.clone().map(|at| number(array[at]).filter(|_| batch.loss_mask[at])).collect()
+        };
         Self {
             version: TOKEN_RECORD_VERSION,
             old_log_probs: Some(agent(&batch.old_log_probs)),
@@ -78,9 +93,25 @@ impl TokenRecord {
     /// The same of a distilled row, which has neither values nor advantages.
     /// # Shapes
     /// log_probs, divergence `[B, T]`
-    pub fn of_distilled_row(batch: &RolloutBatch, row: usize, log_probs: &[f32], divergence: &[f32]) -> Self {
-        let agent = |array: &[f32]| numbers(array, (batch.at(row, 0)..batch.at(row, batch.lengths[row])).filter(|&at| batch.loss_mask[at]));
-        Self { version: TOKEN_RECORD_VERSION, old_log_probs: Some(agent(log_probs)), kl: Some(agent(divergence)), ..Self::default() }
+    pub fn of_distilled_row(
+        batch: &RolloutBatch,
+        row: usize,
+        log_probs: &[f32],
+        divergence: &[f32],
+    ) -> Self {
+        let agent = |array: &[f32]| {
+            numbers(
+                array,
+                (batch.at(row, 0)..batch.at(row, batch.lengths[row]))
+                    .filter(|&at| batch.loss_mask[at]),
+            )
+        };
+        Self {
+            version: TOKEN_RECORD_VERSION,
+            old_log_probs: Some(agent(log_probs)),
+            kl: Some(agent(divergence)),
+            ..Self::default()
+        }
     }
 
     /// Every array has one number for each of its tokens.
@@ -97,7 +128,10 @@ impl TokenRecord {
             if let Some(numbers) = numbers
                 && numbers.len() != expected
             {
-                return Err(format!("tokens.{name} has {} numbers for {expected} tokens", numbers.len()));
+                return Err(format!(
+                    "tokens.{name} has {} numbers for {expected} tokens",
+                    numbers.len()
+                ));
             }
         }
         Ok(())
@@ -131,7 +165,10 @@ impl EpisodeRecord {
     /// Puts the records of the trainable episodes, in order, beside their episodes.
     pub fn beside(episodes: Vec<Episode>, records: Vec<TokenRecord>) -> Vec<Self> {
         let mut records = records.into_iter();
-        let record = |episode: Episode| Self { tokens: episode.is_trainable().then(|| records.next()).flatten(), episode };
+        let record = |episode: Episode| Self {
+            tokens: episode.is_trainable().then(|| records.next()).flatten(),
+            episode,
+        };
         episodes.into_iter().map(record).collect()
     }
 }
@@ -145,13 +182,19 @@ pub fn write_records(path: &Path, records: &[EpisodeRecord]) -> Result<(), DataE
 
 /// Reads what [`write_records`] or [`write_episodes`](super::episode::write_episodes) wrote.
 /// # Errors
-/// If the file cannot be read, or a line is not an episode or its numbers do not fit its tokens (file, line and reason are named).
+/// If the file cannot be read, or a line is not an episode or its numbers do not fit its tokens
+/// (file, line and reason are named).
 pub fn read_records(path: &Path) -> Result<Vec<EpisodeRecord>, DataError> {
     let mut records = Vec::new();
     jsonl::for_each_row(path, |row| {
-        let episode = Episode::deserialize(&row.object).map_err(|e| format!("not an episode record: {e}"))?;
+        let episode =
+            Episode::deserialize(&row.object).map_err(|e| format!("not an episode record: {e}"))?;
         check_record(&episode)?;
-        let tokens = row.get("tokens").map(TokenRecord::deserialize).transpose().map_err(|e| format!("not a record of tokens: {e}"))?;
+        let tokens = row
+            .get("tokens")
+            .map(TokenRecord::deserialize)
+            .transpose()
+            .map_err(|e| format!("not a record of tokens: {e}"))?;
         let tokens = tokens.filter(|tokens| tokens.version == TOKEN_RECORD_VERSION);
         tokens.as_ref().map_or(Ok(()), |tokens| tokens.check(&episode))?;
         records.push(EpisodeRecord { episode, tokens });
@@ -170,12 +213,14 @@ mod tests {
 
     const ALL: Measured = Measured { has_ref_log_probs: true, has_kl: true, has_values: true };
 
-    /// A batch of two rows, the drawn episode and a shorter one, whose arrays hold their own indexes.
+    /// A batch of two rows, the drawn episode and a shorter one, whose arrays hold their own
+    /// indexes.
     fn counted_batch() -> RolloutBatch {
         let short = Episode { segments: drawn_episode().segments[..2].to_vec(), ..drawn_episode() };
         let mut batch = RolloutBatch::new(&[&short, &drawn_episode()]);
         let count = |scale: f32| (0..2 * 15).map(|at| at as f32 * scale).collect::<Vec<f32>>();
-        (batch.old_log_probs, batch.ref_log_probs, batch.values) = (count(-1.0), count(-2.0), count(0.5));
+        (batch.old_log_probs, batch.ref_log_probs, batch.values) =
+            (count(-1.0), count(-2.0), count(0.5));
         batch
     }
 
@@ -190,10 +235,14 @@ mod tests {
         let indexes: Vec<f32> = (0..30).map(|at| at as f32).collect();
         let record = TokenRecord::of_row(&batch, 1, &indexes, &indexes, ALL);
         let agent = [4, 5, 6, 12, 13, 14];
-        assert_eq!((record.old_log_probs, record.ref_log_probs), (expected(agent, -1.0), expected(agent, -2.0)));
+        assert_eq!(
+            (record.old_log_probs, record.ref_log_probs),
+            (expected(agent, -1.0), expected(agent, -2.0))
+        );
         assert_eq!((record.kl, record.values), (expected(agent, 1.0), expected(4..15, 0.5)));
         // Columns 7 to 11 are an observation.
-        let advantages = (4..15).map(|column| agent.contains(&column).then_some((15 + column) as f32));
+        let advantages =
+            (4..15).map(|column| agent.contains(&column).then_some((15 + column) as f32));
         assert_eq!(record.advantages, Some(advantages.collect()));
     }
 
@@ -203,7 +252,10 @@ mod tests {
         let indexes: Vec<f32> = (0..30).map(|at| at as f32).collect();
         let record = TokenRecord::of_distilled_row(&batch, 1, &batch.old_log_probs, &indexes);
         let agent = [4, 5, 6, 12, 13, 14];
-        assert_eq!((record.old_log_probs, record.kl), (expected(agent, -1.0), expected(agent, 1.0)));
+        assert_eq!(
+            (record.old_log_probs, record.kl),
+            (expected(agent, -1.0), expected(agent, 1.0))
+        );
         assert_eq!((record.ref_log_probs, record.values, record.advantages), (None, None, None));
     }
 
@@ -226,8 +278,10 @@ mod tests {
         batch.old_log_probs[15 + 5] = -0.123_456;
         let tokens = TokenRecord::of_row(&batch, 1, &[0.1; 30], &[0.2; 30], ALL);
         assert_eq!(tokens.old_log_probs.as_ref().expect("recorded")[..2], [None, Some(-0.12346)]);
-        let failed = Episode { status: Status::RetrieverFailed("503".to_owned()), ..drawn_episode() };
-        let records = EpisodeRecord::beside(vec![failed.clone(), drawn_episode()], vec![tokens.clone()]);
+        let failed =
+            Episode { status: Status::RetrieverFailed("503".to_owned()), ..drawn_episode() };
+        let records =
+            EpisodeRecord::beside(vec![failed.clone(), drawn_episode()], vec![tokens.clone()]);
         assert_eq!((records[0].tokens.as_ref(), records[1].tokens.as_ref()), (None, Some(&tokens)));
         write_records(&path, &records).expect("written");
         assert_eq!(read_records(&path).expect("read"), records);
@@ -239,7 +293,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("old.jsonl");
         write_episodes(&path, &[drawn_episode()]).expect("written");
-        assert_eq!(read_records(&path).expect("read"), [EpisodeRecord { episode: drawn_episode(), tokens: None }]);
+        assert_eq!(
+            read_records(&path).expect("read"),
+            [EpisodeRecord { episode: drawn_episode(), tokens: None }]
+        );
     }
 
     fn read_with_tokens(tokens: serde_json::Value) -> Result<Vec<EpisodeRecord>, String> {
@@ -253,13 +310,19 @@ mod tests {
 
     #[test]
     fn numbers_that_do_not_fit_the_tokens_are_refused_with_file_and_line() {
-        let error = read_with_tokens(serde_json::json!({"version": 1, "values": [0.5, 0.5]})).expect_err("11 tokens");
-        assert!(error.contains("episodes.jsonl:1: ") && error.contains("tokens.values has 2 numbers for 11 tokens"), "{error}");
+        let error = read_with_tokens(serde_json::json!({"version": 1, "values": [0.5, 0.5]}))
+            .expect_err("11 tokens");
+        assert!(
+            error.contains("episodes.jsonl:1: ")
+                && error.contains("tokens.values has 2 numbers for 11 tokens"),
+            "{error}"
+        );
     }
 
     #[test]
     fn numbers_of_another_version_are_left_unread() {
-        let records = read_with_tokens(serde_json::json!({"version": 2, "values": [0.5]})).expect("an episode");
+        let records = read_with_tokens(serde_json::json!({"version": 2, "values": [0.5]}))
+            .expect("an episode");
         assert_eq!(records[0].tokens, None);
     }
 }

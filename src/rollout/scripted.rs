@@ -1,7 +1,9 @@
-//! A generator that recites: episodes of written turns, through the same loop, limits and environment as the engine's.
+//! A generator that recites: episodes of written turns, through the same loop, limits and
+//! environment as the engine's.
 //!
-//! Used by the conformance runner and by tests: what the episode loop does with given texts can then be compared token by token with a
-//! reference. The script plays the model: what it writes is cut at the first completed stop string and at the turn's token limit.
+//! Used by the conformance runner and by tests: what the episode loop does with given texts can
+//! then be compared token by token with a reference. The script plays the model: what it writes is
+//! cut at the first completed stop string and at the turn's token limit.
 use super::play::Generator;
 use crate::{
     engine::{Completion, EngineError, Request, StopReason},
@@ -9,8 +11,8 @@ use crate::{
 };
 use std::collections::VecDeque;
 
-/// Row i recites `scripts[i]`, one text a turn. A text that ends by itself ends the turn like an EOS, but without an EOS token;
-/// so does a row whose script has run out, with no text at all.
+/// Row i recites `scripts[i]`, one text a turn. A text that ends by itself ends the turn like an
+/// EOS, but without an EOS token; so does a row whose script has run out, with no text at all.
 pub struct ScriptedGenerator<'a> {
     scripts: Vec<VecDeque<String>>,
     stop_strings: Vec<String>,
@@ -27,19 +29,38 @@ impl<'a> ScriptedGenerator<'a> {
         decode: &'a dyn Fn(&[u32]) -> String,
     ) -> Self {
         let scripts = scripts.into_iter().map(VecDeque::from).collect();
-        Self { scripts, stop_strings: stop_strings.iter().map(|&s| s.to_owned()).collect(), encode, decode, queue: Vec::new() }
+        Self {
+            scripts,
+            stop_strings: stop_strings.iter().map(|&s| s.to_owned()).collect(),
+            encode,
+            decode,
+            queue: Vec::new(),
+        }
     }
 
     fn recite(&mut self, request: &Request) -> Completion {
-        let script = self.scripts.get_mut(request.row).and_then(VecDeque::pop_front).unwrap_or_default();
-        let ends = self.stop_strings.iter().enumerate().filter_map(|(idx, stop)| Some((script.find(stop.as_str())? + stop.len(), idx)));
-        let (end, mut stop) = ends.min().map_or((script.len(), StopReason::Eos), |(end, idx)| (end, StopReason::StopString(idx)));
+        let script =
+            self.scripts.get_mut(request.row).and_then(VecDeque::pop_front).unwrap_or_default();
+        let ends = self
+            .stop_strings
+            .iter()
+            .enumerate()
+            .filter_map(|(idx, stop)| Some((script.find(stop.as_str())? + stop.len(), idx)));
+        let (end, mut stop) = ends.min().map_or((script.len(), StopReason::Eos), |(end, idx)| {
+            (end, StopReason::StopString(idx))
+        });
         let mut ids = (self.encode)(&script[..end]).unwrap_or_default();
         if ids.len() > request.max_new_tokens {
             ids.truncate(request.max_new_tokens);
             stop = StopReason::Length;
         }
-        Completion { row: request.row, text: (self.decode)(&ids), log_probs: vec![0.0; ids.len()], ids, stop }
+        Completion {
+            row: request.row,
+            text: (self.decode)(&ids),
+            log_probs: vec![0.0; ids.len()],
+            ids,
+            stop,
+        }
     }
 }
 

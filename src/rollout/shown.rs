@@ -1,8 +1,10 @@
 //! How much of an observation is shown to the agent?
 //!
-//! An observation has `episode.max_obs_length` tokens. Three passages of a hundred words are often longer (with Qwen2.5's tokenizer about three in
-//! ten are longer than the published 500), and what the reference then cuts off is the end: `</information>` and the last passage's. Here the passages
-//! are cut and the closing tag stays, so that the agent always sees where the environment stops.
+//! An observation has `episode.max_obs_length` tokens. Three passages of a hundred words are often
+//! longer (with Qwen2.5's tokenizer about three in ten are longer than the published 500), and what
+//! the reference then cuts off is the end: `</information>` and the last passage's. Here the
+//! passages are cut and the closing tag stays, so that the agent always sees where the environment
+//! stops.
 use crate::{
     config::ObservationCut,
     data::text::is_space,
@@ -10,7 +12,8 @@ use crate::{
     tokenizer::first_tokens,
 };
 
-/// A cut inside a word goes back to the word's begin if that is no more bytes away: text without spaces (Chinese) is cut between characters.
+/// A cut inside a word goes back to the word's begin if that is no more bytes away: text without
+/// spaces (Chinese) is cut between characters.
 const LONGEST_WORD: usize = 40;
 
 /// What is appended to the episode.
@@ -23,11 +26,16 @@ pub struct Shown {
 
 /// The ids of an observation in at most `max` tokens.
 ///
-/// A limit below the tokens of an empty `<information>` block leaves no room for the tag: then, as for text that is no such block, the first `max`
-/// tokens stay.
+/// A limit below the tokens of an empty `<information>` block leaves no room for the tag: then, as
+/// for text that is no such block, the first `max` tokens stay.
 /// # Errors
 /// Those of `encode`.
-pub fn fit<E>(text: &str, max: usize, cut: ObservationCut, encode: &dyn Fn(&str) -> Result<Vec<u32>, E>) -> Result<Shown, E> {
+pub fn fit<E>(
+    text: &str,
+    max: usize,
+    cut: ObservationCut,
+    encode: &dyn Fn(&str) -> Result<Vec<u32>, E>,
+) -> Result<Shown, E> {
     // Of a very long observation no more is looked at than its first tokens need.
     let mut read = text;
     let mut ids = first_tokens(text, max, |beginning| {
@@ -39,7 +47,8 @@ pub fn fit<E>(text: &str, max: usize, cut: ObservationCut, encode: &dyn Fn(&str)
     }
     let documents = information_documents(text);
     let before = documents.and_then(|documents| text.find(documents)).unwrap_or(0);
-    let documents = documents.map(|documents| &documents[..documents.len().min(read.len().saturating_sub(before))]);
+    let documents = documents
+        .map(|documents| &documents[..documents.len().min(read.len().saturating_sub(before))]);
     let text = read;
     if let (ObservationCut::Passages, Some(documents)) = (cut, documents)
         && let Some(at) = longest(documents, max, &|kept| encode(&information_block(kept)))?
@@ -59,8 +68,13 @@ pub fn fit<E>(text: &str, max: usize, cut: ObservationCut, encode: &dyn Fn(&str)
     Ok(Shown { ids, n_document_bytes: Some(n_bytes.saturating_sub(before)) })
 }
 
-/// The largest number of bytes of `text`, found by halving, whose `encode` has at most `max` tokens; `None` if not even none of it has.
-fn longest<E>(text: &str, max: usize, encode: &dyn Fn(&str) -> Result<Vec<u32>, E>) -> Result<Option<usize>, E> {
+/// The largest number of bytes of `text`, found by halving, whose `encode` has at most `max`
+/// tokens; `None` if not even none of it has.
+fn longest<E>(
+    text: &str,
+    max: usize,
+    encode: &dyn Fn(&str) -> Result<Vec<u32>, E>,
+) -> Result<Option<usize>, E> {
     if encode("")?.len() > max {
         return Ok(None);
     }
@@ -118,7 +132,9 @@ mod tests {
 
     #[test]
     fn a_very_long_observation_is_shown_as_if_it_ended_early_and_hardly_read() {
-        let block = |n: usize| information_block(&format!("Doc 1(Title: \"T\") {}", "some words ".repeat(n)));
+        let block = |n: usize| {
+            information_block(&format!("Doc 1(Title: \"T\") {}", "some words ".repeat(n)))
+        };
         for cut in [ObservationCut::Passages, ObservationCut::Reference] {
             let longest = std::cell::Cell::new(0);
             let counted = |text: &str| {
@@ -133,16 +149,23 @@ mod tests {
 
     #[test]
     fn the_passages_are_cut_at_a_word_and_the_closing_tag_stays() {
-        assert_eq!(fitted(TEXT, TEXT.len()), Shown { ids: bytes(TEXT).expect("bytes"), n_document_bytes: None });
+        assert_eq!(
+            fitted(TEXT, TEXT.len()),
+            Shown { ids: bytes(TEXT).expect("bytes"), n_document_bytes: None }
+        );
         let shown = fitted(TEXT, TEXT.len() - 1);
-        assert_eq!(text_of(&shown), "\n\n<information>Doc 1(Title: \"T\") one two</information>\n\n");
+        assert_eq!(
+            text_of(&shown),
+            "\n\n<information>Doc 1(Title: \"T\") one two</information>\n\n"
+        );
         assert_eq!(shown.n_document_bytes, Some("Doc 1(Title: \"T\") one two ".len()));
         assert_eq!(text_of(&fitted(TEXT, TEXT.len() - " three".len())), text_of(&shown));
     }
 
     #[test]
     fn the_references_cut_loses_the_tag() {
-        let shown = fit(TEXT, TEXT.len() - 20, ObservationCut::Reference, &bytes).expect("never fails");
+        let shown =
+            fit(TEXT, TEXT.len() - 20, ObservationCut::Reference, &bytes).expect("never fails");
         assert_eq!(text_of(&shown), TEXT[..TEXT.len() - 20]);
         assert_eq!(shown.n_document_bytes, Some(TEXT.len() - 20 - "\n\n<information>".len()));
     }
@@ -156,11 +179,16 @@ mod tests {
 
     #[test]
     fn text_without_spaces_is_cut_between_characters() {
-        let passage = Passage { id: String::new(), contents: format!("\"T\"\n{}", "中".repeat(60)) };
+        let passage =
+            Passage { id: String::new(), contents: format!("\"T\"\n{}", "中".repeat(60)) };
         let text = search_observation(&[passage]);
         for max in text.len() - 7..text.len() {
             let shown = fitted(&text, max);
-            assert!(shown.ids.len() <= max && shown.ids.len() > max - 3, "{max}: {}", shown.ids.len());
+            assert!(
+                shown.ids.len() <= max && shown.ids.len() > max - 3,
+                "{max}: {}",
+                shown.ids.len()
+            );
             assert!(text_of(&shown).ends_with("中</information>\n\n"));
         }
     }
@@ -172,13 +200,20 @@ mod tests {
         for case in 0..50 {
             let key = key.fold(case);
             let contents: String = (0..40).map(|i| parts[key.below(i, parts.len())]).collect();
-            let text = search_observation(&[Passage { id: String::new(), contents: format!("\"T\"\n{contents}") }]);
+            let text = search_observation(&[Passage {
+                id: String::new(),
+                contents: format!("\"T\"\n{contents}"),
+            }]);
             let frame = information_block("").len();
             let mut last = 0;
             for max in frame..text.len() {
                 let shown = fitted(&text, max);
                 let kept = shown.n_document_bytes.expect("cut");
-                assert!(shown.ids.len() <= max && kept >= last && text_of(&shown).ends_with("</information>\n\n"));
+                assert!(
+                    shown.ids.len() <= max
+                        && kept >= last
+                        && text_of(&shown).ends_with("</information>\n\n")
+                );
                 last = kept;
             }
         }
@@ -188,11 +223,18 @@ mod tests {
     fn a_real_tokenizers_observations_keep_their_tag_and_use_their_room() {
         let Some(folder) = crate::data::test_data("tokenizers/qwen2.5") else { return };
         let tokenizer = crate::tokenizer::Tokenizer::from_path(&folder).expect("loads");
-        let contents = format!("\"Nolmar\"\n{}", "A sentence of some words, 1,234 of them naïve. ".repeat(30));
+        let contents =
+            format!("\"Nolmar\"\n{}", "A sentence of some words, 1,234 of them naïve. ".repeat(30));
         let text = search_observation(&[Passage { id: String::new(), contents }]);
         for max in [20, 50, 111, 200, 300] {
-            let shown = fit(&text, max, ObservationCut::Passages, &|text| tokenizer.encode_text(text)).expect("encodes");
-            assert!(shown.ids.len() <= max && shown.ids.len() > max - 10, "{max}: {}", shown.ids.len());
+            let shown =
+                fit(&text, max, ObservationCut::Passages, &|text| tokenizer.encode_text(text))
+                    .expect("encodes");
+            assert!(
+                shown.ids.len() <= max && shown.ids.len() > max - 10,
+                "{max}: {}",
+                shown.ids.len()
+            );
             assert!(tokenizer.decode(&shown.ids).ends_with("</information>\n\n"));
         }
     }

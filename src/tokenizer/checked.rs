@@ -1,7 +1,8 @@
 //! A tokenizer.json from outside, checked before the `tokenizers` crate sees it.
 //!
-//! The crate believes its files. Deep nesting costs it time that doubles with every level, an id of four thousand million would make a table of as many
-//! entries here, and some declarations make it panic: when the file is read, or only when a token is decoded, which is therefore tried at once.
+//! The crate believes its files. Deep nesting costs it time that doubles with every level, an id of
+//! four thousand million would make a table of as many entries here, and some declarations make it
+//! panic: when the file is read, or only when a token is decoded, which is therefore tried at once.
 use super::TokenizerError;
 use crate::contained::contained;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,9 @@ pub(super) fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
     let failed = |why: String| TokenizerError::Load { path: PathBuf::from(path), why };
     let n_bytes = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
     if n_bytes > MAX_BYTES {
-        return Err(failed(format!("it has {n_bytes} bytes, more than any tokenizer.json ({MAX_BYTES})")));
+        return Err(failed(format!(
+            "it has {n_bytes} bytes, more than any tokenizer.json ({MAX_BYTES})"
+        )));
     }
     let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
     let depth = depth(&bytes);
@@ -29,7 +32,9 @@ pub(super) fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
         return Err(failed(format!("its brackets are nested {depth} deep, more than {MAX_DEPTH}")));
     }
     let unforeseen = |why: String| failed(format!("the file is damaged ({why})"));
-    let tokenizer = contained(|| Tokenizer::from_bytes(&bytes)).map_err(unforeseen)?.map_err(|error| failed(error.to_string()))?;
+    let tokenizer = contained(|| Tokenizer::from_bytes(&bytes))
+        .map_err(unforeseen)?
+        .map_err(|error| failed(error.to_string()))?;
     check(&tokenizer).map_err(failed)?;
     Ok(tokenizer)
 }
@@ -37,17 +42,22 @@ pub(super) fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
 fn check(tokenizer: &Tokenizer) -> Result<(), String> {
     let vocabulary = tokenizer.get_vocab(true);
     if let Some((token, id)) = vocabulary.iter().find(|(_, id)| **id as usize >= MAX_TOKENS) {
-        return Err(format!("the token {token:?} has id {id}; ids below {MAX_TOKENS} are possible"));
+        return Err(format!(
+            "the token {token:?} has id {id}; ids below {MAX_TOKENS} are possible"
+        ));
     }
     if matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
         return Ok(());
     }
     let mut ids: Vec<u32> = vocabulary.into_values().collect();
     ids.sort_unstable();
-    contained(|| ids.iter().all(|&id| tokenizer.decode(&[id], false).is_ok()) && tokenizer.decode(&ids, false).is_ok())
-        .map_err(|why| format!("its decoder fails on its own tokens ({why})"))?
-        .then_some(())
-        .ok_or_else(|| "its decoder fails on its own tokens".to_owned())
+    contained(|| {
+        ids.iter().all(|&id| tokenizer.decode(&[id], false).is_ok())
+            && tokenizer.decode(&ids, false).is_ok()
+    })
+    .map_err(|why| format!("its decoder fails on its own tokens ({why})"))?
+    .then_some(())
+    .ok_or_else(|| "its decoder fails on its own tokens".to_owned())
 }
 
 /// How deep brackets are nested in JSON text; of text that is not JSON some number.
@@ -98,13 +108,17 @@ mod tests {
     #[test]
     fn a_tokenizer_that_would_panic_or_run_away_is_an_error_that_names_the_file() {
         assert!(load_changed(|_| {}).is_ok());
-        let error = load_changed(|json| json["model"]["vocab"]["far"] = json!(u32::MAX)).expect_err("an absurd id");
+        let error = load_changed(|json| json["model"]["vocab"]["far"] = json!(u32::MAX))
+            .expect_err("an absurd id");
         assert!(error.contains("\"far\" has id 4294967295"), "{error}");
         // More characters are to be stripped than the tokens have.
         let strip = json!({"type": "Strip", "content": "e", "start": 0, "stop": 9});
         let error = load_changed(|json| json["decoder"] = strip).expect_err("no decoder");
         assert!(error.contains("its decoder fails on its own tokens"), "{error}");
-        let nested = (0..60).fold(json!({"type": "NFC"}), |inner, _| json!({"type": "Sequence", "normalizers": [inner]}));
+        let nested = (0..60).fold(
+            json!({"type": "NFC"}),
+            |inner, _| json!({"type": "Sequence", "normalizers": [inner]}),
+        );
         let error = load_changed(|json| json["normalizer"] = nested).expect_err("too deep");
         assert!(error.contains("deep, more than 24"), "{error}");
     }

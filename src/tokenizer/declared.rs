@@ -1,7 +1,8 @@
 //! Are the ids that a model's files declare for their added tokens the ids that its texts get?
 //!
-//! The `tokenizers` crate numbers added tokens by itself: those that the vocabulary lacks follow it one by one, in the order of the file. Where
-//! the file declares a hole or another order, the crate gives other ids without an error, and every text with such a token reads as another one.
+//! The `tokenizers` crate numbers added tokens by itself: those that the vocabulary lacks follow it
+//! one by one, in the order of the file. Where the file declares a hole or another order, the crate
+//! gives other ids without an error, and every text with such a token reads as another one.
 use super::{Tokenizer, TokenizerError};
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{
@@ -37,9 +38,11 @@ struct Content {
 }
 
 impl Tokenizer {
-    /// Compares the ids declared in tokenizer.json, and in the tokenizer_config.json beside it, with those that texts get.
+    /// Compares the ids declared in tokenizer.json, and in the tokenizer_config.json beside it,
+    /// with those that texts get.
     /// # Errors
-    /// The first token whose ids differ, or which is declared and unknown here; a file that cannot be read.
+    /// The first token whose ids differ, or which is declared and unknown here; a file that cannot
+    /// be read.
     pub(super) fn check_declared_ids(&self) -> Result<(), TokenizerError> {
         for Declared { id, content } in read::<TokenizerFile>(&self.path)?.added_tokens {
             self.check_id(&content, id, &self.path)?;
@@ -49,7 +52,12 @@ impl Tokenizer {
             return Ok(());
         }
         for (id, Content { content }) in read::<ConfigFile>(&config)?.added_tokens_decoder {
-            let unreadable = || load_error(&config, format!("added_tokens_decoder has the key {id:?}, which is no id"));
+            let unreadable = || {
+                load_error(
+                    &config,
+                    format!("added_tokens_decoder has the key {id:?}, which is no id"),
+                )
+            };
             self.check_id(&content, id.parse().map_err(|_| unreadable())?, &config)?;
         }
         Ok(())
@@ -58,7 +66,12 @@ impl Tokenizer {
     fn check_id(&self, token: &str, declared: u32, path: &Path) -> Result<(), TokenizerError> {
         match self.token_id(token) {
             Some(given) if given == declared => Ok(()),
-            given => Err(TokenizerError::DeclaredId { token: token.to_owned(), declared, given, path: path.to_owned() }),
+            given => Err(TokenizerError::DeclaredId {
+                token: token.to_owned(),
+                declared,
+                given,
+                path: path.to_owned(),
+            }),
         }
     }
 }
@@ -82,7 +95,10 @@ mod tests {
 
     /// The error of loading the tiny tokenizer with changed files.
     fn error_of(change: impl Fn(&mut Value), config: Option<Value>) -> Option<String> {
-        let mut json: Value = serde_json::from_slice(&std::fs::read(Path::new(TINY).join(TOKENIZER_FILE)).expect("read")).expect("JSON");
+        let mut json: Value = serde_json::from_slice(
+            &std::fs::read(Path::new(TINY).join(TOKENIZER_FILE)).expect("read"),
+        )
+        .expect("JSON");
         change(&mut json);
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join(TOKENIZER_FILE), json.to_string()).expect("written");
@@ -107,8 +123,17 @@ mod tests {
             None,
         )
         .expect("a hole before <|im_end|>");
-        let id = Tokenizer::from_path(Path::new(TINY)).expect("loads").token_id("<|im_end|>").expect("known");
-        for part in ["\"<|im_end|>\"", TOKENIZER_FILE, &format!("declares id {}", id + 1), &format!("would get {id}"), "hint: "] {
+        let id = Tokenizer::from_path(Path::new(TINY))
+            .expect("loads")
+            .token_id("<|im_end|>")
+            .expect("known");
+        for part in [
+            "\"<|im_end|>\"",
+            TOKENIZER_FILE,
+            &format!("declares id {}", id + 1),
+            &format!("would get {id}"),
+            "hint: ",
+        ] {
             assert!(error.contains(part), "{part}: {error}");
         }
     }
@@ -126,13 +151,27 @@ mod tests {
 
     #[test]
     fn the_config_beside_it_must_declare_the_same_ids() {
-        let id = Tokenizer::from_path(Path::new(TINY)).expect("loads").token_id("<|im_end|>").expect("known");
-        let config = |id: String, token: &str| Some(json!({"added_tokens_decoder": {id: {"content": token}}}));
+        let id = Tokenizer::from_path(Path::new(TINY))
+            .expect("loads")
+            .token_id("<|im_end|>")
+            .expect("known");
+        let config = |id: String, token: &str| {
+            Some(json!({"added_tokens_decoder": {id: {"content": token}}}))
+        };
         assert_eq!(error_of(|_| {}, config(id.to_string(), "<|im_end|>")), None);
-        let error = error_of(|_| {}, config((id + 3).to_string(), "<|im_end|>")).expect("another id");
-        assert!(error.contains(CONFIG_FILE) && error.contains(&format!("would get {id}")), "{error}");
-        let error = error_of(|_| {}, config((id + 1).to_string(), "<|extra|>")).expect("an unknown token");
+        let error =
+            error_of(|_| {}, config((id + 3).to_string(), "<|im_end|>")).expect("another id");
+        assert!(
+            error.contains(CONFIG_FILE) && error.contains(&format!("would get {id}")),
+            "{error}"
+        );
+        let error =
+            error_of(|_| {}, config((id + 1).to_string(), "<|extra|>")).expect("an unknown token");
         assert!(error.contains("\"<|extra|>\"") && error.contains("would get none"), "{error}");
-        assert!(error_of(|_| {}, config("x".to_owned(), "<|im_end|>")).expect("no id").contains("no id"));
+        assert!(
+            error_of(|_| {}, config("x".to_owned(), "<|im_end|>"))
+                .expect("no id")
+                .contains("no id")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What the files beside a tokenizer declare about chats: the template, the named tokens, what ends a text.
+//! What the files beside a tokenizer declare about chats: the template, the named tokens, what ends
+//! a text.
 use super::{chat::ChatError, declared::CONFIG_FILE};
 use serde_json::Value;
 use std::{
@@ -41,7 +42,12 @@ impl Declared {
             if declared.template.is_none() {
                 declared.template = template(folder, config.as_ref())?;
             }
-            for (name, value) in config.iter().flat_map(Value::as_object).flatten().filter(|(name, _)| name.ends_with("_token")) {
+            for (name, value) in config
+                .iter()
+                .flat_map(Value::as_object)
+                .flatten()
+                .filter(|(name, _)| name.ends_with("_token"))
+            {
                 if let Some(token) = value.as_str().or_else(|| value.get("content")?.as_str()) {
                     declared.tokens.entry(name.clone()).or_insert_with(|| token.to_owned());
                 }
@@ -50,7 +56,8 @@ impl Declared {
             let ids = generation.as_ref().and_then(|config| config.get("eos_token_id"));
             if let Some(ids) = ids.filter(|_| declared.eos_ids.is_empty()) {
                 let list = ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice);
-                declared.eos_ids = list.iter().filter_map(|id| id.as_u64()?.try_into().ok()).collect();
+                declared.eos_ids =
+                    list.iter().filter_map(|id| id.as_u64()?.try_into().ok()).collect();
             }
         }
         Ok(declared)
@@ -70,7 +77,8 @@ fn template(folder: &Path, config: Option<&Value>) -> Result<Option<Source>, Cha
             Some(Value::String(text)) => return Ok(Some(Source { path, text: text.clone() })),
             Some(Value::Array(named)) => return named_default(path, named).map(Some),
             Some(_) => {
-                let why = "chat_template is neither a text nor a list of texts with names".to_owned();
+                let why =
+                    "chat_template is neither a text nor a list of texts with names".to_owned();
                 return Err(ChatError::Read { path, why });
             }
         }
@@ -81,11 +89,18 @@ fn template(folder: &Path, config: Option<&Value>) -> Result<Option<Source>, Cha
 /// The one called `default` of `[{"name", "template"}]`, or the only one.
 fn named_default(path: PathBuf, named: &[Value]) -> Result<Source, ChatError> {
     let part = |entry: &Value, key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
-    let all: Vec<(String, String)> = named.iter().filter_map(|entry| Some((part(entry, "name")?, part(entry, "template")?))).collect();
-    let default = all.iter().find(|(name, _)| name == "default").or(all.first().filter(|_| all.len() == 1));
+    let all: Vec<(String, String)> = named
+        .iter()
+        .filter_map(|entry| Some((part(entry, "name")?, part(entry, "template")?)))
+        .collect();
+    let default =
+        all.iter().find(|(name, _)| name == "default").or(all.first().filter(|_| all.len() == 1));
     match default {
         Some((_, text)) => Ok(Source { text: text.clone(), path }),
-        None => Err(ChatError::NoDefault { path, names: all.into_iter().map(|(name, _)| name).collect() }),
+        None => Err(ChatError::NoDefault {
+            path,
+            names: all.into_iter().map(|(name, _)| name).collect(),
+        }),
     }
 }
 
@@ -100,7 +115,9 @@ fn read(path: &Path) -> Result<Option<String>, ChatError> {
     match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(error.to_string())),
-        Ok(metadata) if metadata.len() > MAX_BYTES => Err(failed(format!("it has {} bytes, more than {MAX_BYTES}", metadata.len()))),
+        Ok(metadata) if metadata.len() > MAX_BYTES => {
+            Err(failed(format!("it has {} bytes, more than {MAX_BYTES}", metadata.len())))
+        }
         Ok(_) => std::fs::read_to_string(path).map(Some).map_err(|error| failed(error.to_string())),
     }
 }

@@ -1,8 +1,11 @@
-//! Text <-> token ids around the `tokenizers` crate; chat templates; incremental decoding for stop strings.
+//! Text <-> token ids around the `tokenizers` crate; chat templates; incremental decoding for stop
+//! strings.
 //!
-//! Encoding is the crate's own. Decoding has two ways, chosen by the decoder that the file declares: a byte-level BPE (Qwen2.5, Llama 3)
-//! gives every token a fixed string of bytes, so decoding is a concatenation (a table made on loading, 3 MB for 150,000 tokens); for all
-//! others (Metaspace, WordPiece, byte fallback) a token's text depends on its neighbours and the crate decodes.
+//! Encoding is the crate's own. Decoding has two ways, chosen by the decoder that the file
+//! declares: a byte-level BPE (Qwen2.5, Llama 3) gives every token a fixed string of bytes, so
+//! decoding is a concatenation (a table made on loading, 3 MB for 150,000 tokens); for all others
+//! (Metaspace, WordPiece, byte fallback) a token's text depends on its neighbours and the crate
+//! decodes.
 
 pub mod chat;
 pub(crate) mod checked;
@@ -29,28 +32,33 @@ use tokenizers::DecoderWrapper;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
-    #[error("cannot load tokenizer {}: {why}; hint: the folder must hold a Hugging Face tokenizer.json", path.display())]
+    #[error("cannot load tokenizer {}: {why}; hint: the folder must hold a Hugging Face \
+             tokenizer.json", path.display())]
     Load { path: PathBuf, why: String },
-    #[error("tokenizer {} has {n_tokens} tokens but the model's vocabulary has only {vocab_size}; hint: use the tokenizer.json that came with the model", path.display())]
+    #[error("tokenizer {} has {n_tokens} tokens but the model's vocabulary has only {vocab_size}; \
+             hint: use the tokenizer.json that came with the model", path.display())]
     TooLarge { path: PathBuf, n_tokens: usize, vocab_size: usize },
     #[error(
-        "token {token:?} has id {id} in {} and {} in {}; hint: student and teacher must share one tokenizer",
+        "token {token:?} has id {id} in {} and {} in {}; hint: student and teacher must share one \
+         tokenizer",
         path.display(),
         other_id.map_or("none".to_owned(), |id| id.to_string()),
         other.display()
     )]
     Differs { token: String, id: u32, other_id: Option<u32>, path: PathBuf, other: PathBuf },
     #[error(
-        "tokenizer {} does not know {token:?} of the chat template {template}; hint: --set model.chat_template= with the model's family (qwen2_5, llama3, \
-         llama3_1, llama3_2), or with plain",
+        "tokenizer {} does not know {token:?} of the chat template {template}; hint: --set \
+         model.chat_template= with the model's family (qwen2_5, llama3, llama3_1, llama3_2), or \
+         with plain",
         path.display()
     )]
     Template { path: PathBuf, token: String, template: String },
     #[error(transparent)]
     Chat(#[from] ChatError),
     #[error(
-        "{} declares id {declared} for the token {token:?}, which would get {}; hint: take the files that the model was published with: added tokens must \
-         continue the vocabulary without a hole, in the order of their ids",
+        "{} declares id {declared} for the token {token:?}, which would get {}; hint: take the \
+         files that the model was published with: added tokens must continue the vocabulary \
+         without a hole, in the order of their ids",
         path.display(),
         given.map_or("none".to_owned(), |id| id.to_string())
     )]
@@ -80,14 +88,17 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// `path`: a tokenizer.json or a folder that holds one. Padding and truncation stored in the file are switched off.
+    /// `path`: a tokenizer.json or a folder that holds one. Padding and truncation stored in the
+    /// file are switched off.
     ///
     /// # Errors
-    /// No such file, or one that is not a Hugging Face tokenizer; added tokens that would get other ids than the files declare.
+    /// No such file, or one that is not a Hugging Face tokenizer; added tokens that would get other
+    /// ids than the files declare.
     pub fn from_path(path: &Path) -> Result<Self, TokenizerError> {
         let file = if path.is_dir() { path.join(TOKENIZER_FILE) } else { path.to_owned() };
         // A model's tokenizer is read before its config.json: who gives GGUF is told so here.
-        let loaded = checked::load(&file).map_err(|error| gguf(path).map_or(error, TokenizerError::NoModel))?;
+        let loaded = checked::load(&file)
+            .map_err(|error| gguf(path).map_or(error, TokenizerError::NoModel))?;
         let tokenizer = Self::new(loaded, file)?;
         tokenizer.check_declared_ids()?;
         Ok(tokenizer)
@@ -133,16 +144,19 @@ impl Tokenizer {
         ids_of(&self.inner, text, add_special_tokens)
     }
 
-    /// The text of `ids`. Special tokens are kept in it; ids outside the vocabulary (a padded embedding table has some) stand for nothing;
-    /// bytes that are not UTF-8 become U+FFFD.
+    /// The text of `ids`. Special tokens are kept in it; ids outside the vocabulary (a padded
+    /// embedding table has some) stand for nothing; bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         match &self.token_bytes {
             Some(table) => {
                 let bytes: Vec<u8> = ids.iter().flat_map(|&id| table.of(id)).copied().collect();
                 String::from_utf8_lossy(&bytes).into_owned()
             }
-            // The crate's decoders report no errors of their own for any list of tokens, and loading tried them on every token.
-            None => contained(|| self.inner.decode(ids, false).unwrap_or_default()).unwrap_or_default(),
+            // The crate's decoders report no errors of their own for any list of tokens, and
+            // loading tried them on every token.
+            None => {
+                contained(|| self.inner.decode(ids, false).unwrap_or_default()).unwrap_or_default()
+            }
         }
     }
 
@@ -158,23 +172,37 @@ impl Tokenizer {
     /// Fails if some id could lie outside the model's embedding table.
     pub fn check_fits(&self, vocab_size: usize) -> Result<(), TokenizerError> {
         if self.n_tokens > vocab_size {
-            return Err(TokenizerError::TooLarge { path: self.path.clone(), n_tokens: self.n_tokens, vocab_size });
+            return Err(TokenizerError::TooLarge {
+                path: self.path.clone(),
+                n_tokens: self.n_tokens,
+                vocab_size,
+            });
         }
         Ok(())
     }
 
-    /// Fails if `other` gives one of these tokens another id: two models then disagree about what an id means. Tokens that only `other` has are its
-    /// own affair.
+    /// Fails if `other` gives one of these tokens another id: two models then disagree about what
+    /// an id means. Tokens that only `other` has are its own affair.
     pub fn check_same_ids(&self, other: &Self) -> Result<(), TokenizerError> {
         let vocabulary = self.inner.get_vocab(true);
-        let differing = vocabulary.into_iter().filter(|(token, id)| other.token_id(token) != Some(*id)).min_by_key(|&(_, id)| id);
+        let differing = vocabulary
+            .into_iter()
+            .filter(|(token, id)| other.token_id(token) != Some(*id))
+            .min_by_key(|&(_, id)| id);
         differing.map_or(Ok(()), |(token, id)| {
             let other_id = other.token_id(&token);
-            Err(TokenizerError::Differs { token, id, other_id, path: self.path.clone(), other: other.path.clone() })
+            Err(TokenizerError::Differs {
+                token,
+                id,
+                other_id,
+                path: self.path.clone(),
+                other: other.path.clone(),
+            })
         })
     }
 
-    /// The chat format that its prompts are written in: [`Chat::plain`] until [`Tokenizer::with_chat`] says another.
+    /// The chat format that its prompts are written in: [`Chat::plain`] until
+    /// [`Tokenizer::with_chat`] says another.
     pub fn chat(&self) -> &Chat {
         &self.chat
     }
@@ -186,8 +214,14 @@ impl Tokenizer {
 }
 
 /// What the crate makes of a text. It fails, or panics, on what its file declares wrongly.
-fn ids_of(tokenizer: &tokenizers::Tokenizer, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
-    let encoded = contained(|| tokenizer.encode_fast(text, add_special_tokens).map(|encoding| encoding.get_ids().to_vec()));
+fn ids_of(
+    tokenizer: &tokenizers::Tokenizer,
+    text: &str,
+    add_special_tokens: bool,
+) -> Result<Vec<u32>, TokenizerError> {
+    let encoded = contained(|| {
+        tokenizer.encode_fast(text, add_special_tokens).map(|encoding| encoding.get_ids().to_vec())
+    });
     match encoded {
         Ok(Ok(ids)) => Ok(ids),
         Ok(Err(error)) => Err(TokenizerError::Encode(error.to_string())),
@@ -226,8 +260,8 @@ impl TokenBytes {
     }
 }
 
-/// The byte that a character of a byte-level vocabulary stands for: printable Latin-1 stands for itself, the 68 other bytes, in order, are
-/// the characters from U+0100 on.
+/// The byte that a character of a byte-level vocabulary stands for: printable Latin-1 stands for
+/// itself, the 68 other bytes, in order, are the characters from U+0100 on.
 ///
 /// # Source
 /// openai/gpt-2:src/encoder.py `bytes_to_unicode`
@@ -267,8 +301,8 @@ pub(crate) mod tests {
             .special_tokens(vec![special])
             .build()
             .into();
-        let text =
-            "<search> who wrote it </search>\n\n<think> the answer is the answer </think> naïve 中文 中国 café <answer> yes </answer>";
+        let text = "<search> who wrote it </search>\n\n<think> the answer is the answer </think> \
+                    naïve 中文 中国 café <answer> yes </answer>";
         inner.train(&mut trainer, std::iter::repeat_n(text, 5)).expect("a trained tokenizer");
         Tokenizer::new(inner, PathBuf::from("trained-in-the-test")).expect("a usable tokenizer")
     }
@@ -276,7 +310,9 @@ pub(crate) mod tests {
     /// Random ids of the whole vocabulary, some beyond it.
     pub(crate) fn random_ids(tokenizer: &Tokenizer, case: u64) -> Vec<u32> {
         let key = Key::new(11, Purpose::World).fold(case);
-        (0..1 + key.below(0, 40) as u64).map(|i| key.below(i + 1, tokenizer.n_tokens() + 3) as u32).collect()
+        (0..1 + key.below(0, 40) as u64)
+            .map(|i| key.below(i + 1, tokenizer.n_tokens() + 3) as u32)
+            .collect()
     }
 
     /// Names of the real tokenizers with the size of their vocabularies.
@@ -289,7 +325,8 @@ pub(crate) mod tests {
 
     #[test]
     fn the_byte_alphabet_is_that_of_the_crate() {
-        let ours: Vec<char> = (0..0x200).filter_map(char::from_u32).filter(|&c| byte_of_char(c).is_some()).collect();
+        let ours: Vec<char> =
+            (0..0x200).filter_map(char::from_u32).filter(|&c| byte_of_char(c).is_some()).collect();
         let mut theirs: Vec<char> = ByteLevel::alphabet().into_iter().collect();
         theirs.sort_unstable();
         assert_eq!(ours, theirs);
@@ -301,7 +338,8 @@ pub(crate) mod tests {
     #[test]
     fn decoding_agrees_with_the_crate_for_any_ids() {
         let small = byte_level_tokenizer();
-        for tokenizer in std::iter::once(small).chain(real_tokenizers().into_iter().map(|(t, _)| t)) {
+        for tokenizer in std::iter::once(small).chain(real_tokenizers().into_iter().map(|(t, _)| t))
+        {
             for case in 0..300 {
                 let ids = random_ids(&tokenizer, case);
                 assert_eq!(tokenizer.decode(&ids), tokenizer.inner.decode(&ids, false).unwrap());
@@ -312,7 +350,9 @@ pub(crate) mod tests {
     #[test]
     fn text_survives_a_byte_level_round_trip_with_its_special_tokens() {
         let tokenizer = byte_level_tokenizer();
-        for text in ["", " ", "<think> naïve 中 </think>\n\n", "x<|im_end|>y", "🙂 e\u{301}\r\n\t\u{0}"] {
+        for text in
+            ["", " ", "<think> naïve 中 </think>\n\n", "x<|im_end|>y", "🙂 e\u{301}\r\n\t\u{0}"]
+        {
             assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()), text);
         }
         let im_end = tokenizer.token_id("<|im_end|>").unwrap();
@@ -323,7 +363,13 @@ pub(crate) mod tests {
     fn a_tokenizer_larger_than_the_embedding_table_is_refused() {
         let tokenizer = byte_level_tokenizer();
         assert!(tokenizer.check_fits(tokenizer.n_tokens()).is_ok());
-        assert!(tokenizer.check_fits(tokenizer.n_tokens() - 1).unwrap_err().to_string().contains("hint: "));
+        assert!(
+            tokenizer
+                .check_fits(tokenizer.n_tokens() - 1)
+                .unwrap_err()
+                .to_string()
+                .contains("hint: ")
+        );
     }
 
     #[test]
@@ -333,7 +379,8 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join(TOKENIZER_FILE);
         tokenizer.inner.save(&path, false).expect("written");
-        let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
         let vocabulary = json["model"]["vocab"].as_object_mut().expect("token to id");
         let (first, second) = {
             let mut tokens = vocabulary.keys().cloned();
@@ -353,15 +400,24 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("Model-Q4_K_M.gguf");
         std::fs::write(&file, "GGUF").unwrap();
-        for (path, what) in [(&*file, "it is a GGUF file, not a model folder"), (folder.path(), "it holds GGUF files and no config.json")] {
+        for (path, what) in [
+            (&*file, "it is a GGUF file, not a model folder"),
+            (folder.path(), "it holds GGUF files and no config.json"),
+        ] {
             let error = Tokenizer::from_path(path).err().unwrap().to_string();
-            assert!(error.contains(what) && error.contains("hint: GGUF is not read") && !error.contains("tokenizer.json"), "{error}");
+            assert!(
+                error.contains(what)
+                    && error.contains("hint: GGUF is not read")
+                    && !error.contains("tokenizer.json"),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn a_missing_file_is_reported_with_its_path() {
-        let error = Tokenizer::from_path(Path::new("no/such/tokenizer.json")).err().unwrap().to_string();
+        let error =
+            Tokenizer::from_path(Path::new("no/such/tokenizer.json")).err().unwrap().to_string();
         assert!(error.contains("no/such/tokenizer.json") && error.contains("hint: "), "{error}");
     }
 
@@ -382,7 +438,10 @@ pub(crate) mod tests {
         }
         let bert = real.pop().unwrap().0;
         let qwen = real.swap_remove(0).0;
-        assert_eq!(qwen.encode("<|im_start|>user\nhi<|im_end|>").unwrap(), [151_644, 872, 198, 6023, 151_645]);
+        assert_eq!(
+            qwen.encode("<|im_start|>user\nhi<|im_end|>").unwrap(),
+            [151_644, 872, 198, 6023, 151_645]
+        );
         assert_eq!(qwen.encode_with_special("hi").unwrap(), [6023]);
         assert_eq!(bert.encode_with_special("hello world").unwrap(), [101, 7592, 2088, 102]);
         assert_eq!(bert.decode(&[7592, 2088, 999]), "hello world!");

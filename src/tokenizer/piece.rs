@@ -1,14 +1,15 @@
 //! One token alone, shown to people.
 //!
-//! A token need not be whole text: byte-level vocabularies cut characters (`中` may be three tokens of one byte each), and others write a mark for
-//! a space. Nothing here is ever encoded again.
+//! A token need not be whole text: byte-level vocabularies cut characters (`中` may be three tokens
+//! of one byte each), and others write a mark for a space. Nothing here is ever encoded again.
 use super::Tokenizer;
 
 /// What Metaspace vocabularies write for a space.
 const SPACE_MARK: char = '\u{2581}';
 
 impl Tokenizer {
-    /// The text of a token. Bytes that are no text by themselves are written as `\xE4`; an id outside the vocabulary is `[id 976]`.
+    /// The text of a token. Bytes that are no text by themselves are written as `\xE4`; an id
+    /// outside the vocabulary is `[id 976]`.
     pub fn piece(&self, id: u32) -> String {
         match (self.inner.id_to_token(id), &self.token_bytes) {
             (None, _) => format!("[id {id}]"),
@@ -65,7 +66,9 @@ mod tests {
     #[test]
     fn real_vocabularies_show_every_token() {
         for tokenizer in real_tokenizers().into_iter().map(|(tokenizer, _)| tokenizer) {
-            let n_empty = (0..tokenizer.n_tokens() as u32).filter(|&id| tokenizer.piece(id).is_empty()).count();
+            let n_empty = (0..tokenizer.n_tokens() as u32)
+                .filter(|&id| tokenizer.piece(id).is_empty())
+                .count();
             assert_eq!(n_empty, 0, "{}", tokenizer.path().display());
         }
     }

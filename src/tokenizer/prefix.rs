@@ -1,23 +1,31 @@
 //! How much of a text is encoded at all, where only its first tokens are wanted.
 //!
-//! Encoding takes some 50 bytes of memory a byte of text, and whoever wants 512 tokens of a passage needs a few kilobytes of it. The rest is cut off
-//! before the tokenizer sees it. The ids that are kept are those of the whole text: they end well before the cut, which lies in front of a space,
+//! Encoding takes some 50 bytes of memory a byte of text, and whoever wants 512 tokens of a passage
+//! needs a few kilobytes of it. The rest is cut off before the tokenizer sees it. The ids that are
+//! kept are those of the whole text: they end well before the cut, which lies in front of a space,
 //! where tokenizers split in any case.
 
-/// Text is first cut to this many bytes a wanted token. English has 4 to 5 with the vocabularies of language models; where this is too few (long runs
-/// of spaces, characters that are dropped), more is taken.
+/// Text is first cut to this many bytes a wanted token. English has 4 to 5 with the vocabularies of
+/// language models; where this is too few (long runs of spaces, characters that are dropped), more
+/// is taken.
 const BYTES_A_TOKEN: usize = 16;
-/// As many tokens behind the wanted ones must have been read: a piece without spaces may be split otherwise near the cut.
+/// As many tokens behind the wanted ones must have been read: a piece without spaces may be split
+/// otherwise near the cut.
 const SLACK_TOKENS: usize = 64;
 /// More of the text is taken in steps of this factor.
 const GROWTH: usize = 4;
 /// A cut goes back at most this many bytes to find a space.
 const LONGEST_WORD: usize = 1024;
 
-/// The ids of `text`, or if it is long those of a beginning of it: more than `n_tokens`, of which the first `n_tokens` are the whole text's.
+/// The ids of `text`, or if it is long those of a beginning of it: more than `n_tokens`, of which
+/// the first `n_tokens` are the whole text's.
 /// # Errors
 /// Those of `encode`.
-pub fn first_tokens<E>(text: &str, n_tokens: usize, mut encode: impl FnMut(&str) -> Result<Vec<u32>, E>) -> Result<Vec<u32>, E> {
+pub fn first_tokens<E>(
+    text: &str,
+    n_tokens: usize,
+    mut encode: impl FnMut(&str) -> Result<Vec<u32>, E>,
+) -> Result<Vec<u32>, E> {
     let n_needed = n_tokens.saturating_add(SLACK_TOKENS);
     let mut n_bytes = n_needed.saturating_mul(BYTES_A_TOKEN);
     loop {
@@ -54,7 +62,8 @@ mod tests {
     };
     use std::path::Path;
 
-    /// Long texts of many kinds: words, no spaces at all, mostly spaces, dropped characters, signs, lines, other scripts.
+    /// Long texts of many kinds: words, no spaces at all, mostly spaces, dropped characters, signs,
+    /// lines, other scripts.
     fn texts() -> Vec<String> {
         let alphabets: [&[&str]; 8] = [
             &["the", " ", "house", "s", ", ", "Paris ", "of ", "naïve ", "1984 "],
@@ -76,17 +85,25 @@ mod tests {
 
     #[test]
     fn the_kept_ids_are_those_of_the_whole_text() {
-        let tiny = ["configs/tiny/student", "configs/tiny/encoder"].map(|path| Tokenizer::from_path(Path::new(path)).expect("built in"));
+        let tiny = ["configs/tiny/student", "configs/tiny/encoder"]
+            .map(|path| Tokenizer::from_path(Path::new(path)).expect("built in"));
         let real = real_tokenizers().into_iter().map(|(tokenizer, _)| tokenizer);
         for tokenizer in real.chain(tiny).chain([byte_level_tokenizer()]) {
             for text in texts() {
                 let whole = tokenizer.encode_with_special(&text).expect("encodes");
                 for n_tokens in [1, 32, 500] {
-                    let ids = first_tokens(&text, n_tokens, |text| tokenizer.encode_with_special(text)).expect("encodes");
+                    let ids =
+                        first_tokens(&text, n_tokens, |text| tokenizer.encode_with_special(text))
+                            .expect("encodes");
                     assert_eq!(ids.len() > n_tokens, whole.len() > n_tokens);
                     let n_kept = n_tokens.min(whole.len());
                     let start: String = text.chars().take(20).collect();
-                    assert_eq!(ids[..n_kept], whole[..n_kept], "{} {start:?} {n_tokens}", tokenizer.path().display());
+                    assert_eq!(
+                        ids[..n_kept],
+                        whole[..n_kept],
+                        "{} {start:?} {n_tokens}",
+                        tokenizer.path().display()
+                    );
                 }
             }
         }

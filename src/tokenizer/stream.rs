@@ -1,8 +1,9 @@
 //! Incremental decoding of a growing token sequence, and stop strings on its text.
 //!
-//! Stop strings are looked for in decoded text because they straddle tokens in many ways (`</`, `search`, `>`, or `>` fused with the line
-//! feed behind it). Decoding the whole turn after every token would be quadratic; the stream decodes each token once (byte-level
-//! vocabularies) or a window of a few tokens (all others), so a token costs O(1) amortised.
+//! Stop strings are looked for in decoded text because they straddle tokens in many ways (`</`,
+//! `search`, `>`, or `>` fused with the line feed behind it). Decoding the whole turn after every
+//! token would be quadratic; the stream decodes each token once (byte-level vocabularies) or a
+//! window of a few tokens (all others), so a token costs O(1) amortised.
 //!
 //! ```text
 //! push(" </"), push("search"), push(">\n")   text: " </search>\n"   find_stop -> (10, 0): the stop string ends at byte 10
@@ -10,10 +11,12 @@
 
 use super::Tokenizer;
 
-/// A character of UTF-8 has at most four bytes: text that still ends in U+FFFD after so many tokens will not be completed.
+/// A character of UTF-8 has at most four bytes: text that still ends in U+FFFD after so many tokens
+/// will not be completed.
 const MAX_HELD_TOKENS: usize = 4;
 
-/// Decodes token by token; a multi-byte character that straddles tokens appears when its last byte is there.
+/// Decodes token by token; a multi-byte character that straddles tokens appears when its last byte
+/// is there.
 pub struct TextStream<'t> {
     tokenizer: &'t Tokenizer,
     text: String,
@@ -21,14 +24,22 @@ pub struct TextStream<'t> {
     len_before: usize,
     /// Byte-level vocabularies: the first bytes of a character that is not complete.
     held_bytes: Vec<u8>,
-    /// Other vocabularies: tokens already in `text` that give the held ones their context, then the held ones.
+    /// Other vocabularies: tokens already in `text` that give the held ones their context, then the
+    /// held ones.
     window: Vec<u32>,
     n_context: usize,
 }
 
 impl<'t> TextStream<'t> {
     pub fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self { tokenizer, text: String::new(), len_before: 0, held_bytes: Vec::new(), window: Vec::new(), n_context: 0 }
+        Self {
+            tokenizer,
+            text: String::new(),
+            len_before: 0,
+            held_bytes: Vec::new(),
+            window: Vec::new(),
+            n_context: 0,
+        }
     }
 
     /// Appends a token; returns the text that has become final.
@@ -53,8 +64,8 @@ impl<'t> TextStream<'t> {
         &self.text
     }
 
-    /// The whole text, with U+FFFD for a character that was never completed. For byte-level vocabularies this is exactly
-    /// `Tokenizer::decode` of all pushed ids.
+    /// The whole text, with U+FFFD for a character that was never completed. For byte-level
+    /// vocabularies this is exactly `Tokenizer::decode` of all pushed ids.
     pub fn finish(mut self) -> String {
         if !self.held_bytes.is_empty() {
             self.text.push(char::REPLACEMENT_CHARACTER);
@@ -70,7 +81,8 @@ impl<'t> TextStream<'t> {
         find_stop(self.len_before, &self.text, stops)
     }
 
-    /// Moves the held tokens' text over, unless it ends in a character that a next token may complete.
+    /// Moves the held tokens' text over, unless it ends in a character that a next token may
+    /// complete.
     fn push_window(&mut self, is_end: bool) {
         let whole = self.tokenizer.decode(&self.window);
         let n_held = self.window.len() - self.n_context;
@@ -80,17 +92,20 @@ impl<'t> TextStream<'t> {
         let context = self.tokenizer.decode(&self.window[..self.n_context]);
         match whole.strip_prefix(context.as_str()) {
             Some(new) => self.text.push_str(new),
-            // Byte fallback rewrites a whole run of bytes once one of them is bad; what is out stays out.
+            // Byte fallback rewrites a whole run of bytes once one of them is bad; what is out
+            // stays out.
             None => self.text.push_str(&self.tokenizer.decode(&self.window[self.n_context..])),
         }
-        // The last tokens suffice as context: decoders look at a token and at whether it is the first, no further.
+        // The last tokens suffice as context: decoders look at a token and at whether it is the
+        // first, no further.
         self.window.drain(..self.n_context);
         self.n_context = self.window.len();
     }
 }
 
-/// Appends the text of the bytes that cannot change any more to `text` and returns their number; the rest is the start of one character.
-/// Bad sequences become U+FFFD exactly as in `String::from_utf8_lossy`.
+/// Appends the text of the bytes that cannot change any more to `text` and returns their number;
+/// the rest is the start of one character. Bad sequences become U+FFFD exactly as in
+/// `String::from_utf8_lossy`.
 fn push_complete_characters(bytes: &[u8], text: &mut String) -> usize {
     let mut n_final = 0;
     loop {
@@ -111,16 +126,21 @@ fn push_complete_characters(bytes: &[u8], text: &mut String) -> usize {
     }
 }
 
-/// The stop string completed by the text behind `text_before_len` that was completed first: (byte behind its end, its index in `stops`).
-/// Earlier text takes part in the match, but a stop string that lies in it entirely was found before. Two that end at the same byte: the
-/// first in the list.
-pub fn find_stop<S: AsRef<str>>(text_before_len: usize, text: &str, stops: &[S]) -> Option<(usize, usize)> {
+/// The stop string completed by the text behind `text_before_len` that was completed first: (byte
+/// behind its end, its index in `stops`). Earlier text takes part in the match, but a stop string
+/// that lies in it entirely was found before. Two that end at the same byte: the first in the list.
+pub fn find_stop<S: AsRef<str>>(
+    text_before_len: usize,
+    text: &str,
+    stops: &[S],
+) -> Option<(usize, usize)> {
     stops
         .iter()
         .enumerate()
         .filter_map(|(stop_idx, stop)| {
             let stop = stop.as_ref();
-            // The first place where a match would end behind the earlier text; matches start at characters.
+            // The first place where a match would end behind the earlier text; matches start at
+            // characters.
             let start = text.ceil_char_boundary((text_before_len + 1).saturating_sub(stop.len()));
             text[start..].find(stop).map(|found| (start + found + stop.len(), stop_idx))
         })
@@ -200,19 +220,29 @@ mod tests {
             ends.extend(find_stop(before, &text[..len], &STOPS));
             before = len;
         }
-        let mut expected: Vec<(usize, usize)> =
-            (0..2).flat_map(|s| text.match_indices(STOPS[s]).map(move |(i, m)| (i + m.len(), s))).collect();
+        let mut expected: Vec<(usize, usize)> = (0..2)
+            .flat_map(|s| text.match_indices(STOPS[s]).map(move |(i, m)| (i + m.len(), s)))
+            .collect();
         expected.sort_unstable();
         assert_eq!(ends, expected);
     }
 
     #[test]
     fn real_tokenizers_stream_text_as_they_decode_it() {
-        let texts = ["Who wrote \"Les Misérables\", 中国 or 🙂?\n\n<answer> Victor Hugo's </answer>", "don't . it 's ,", "  two  spaces"];
+        let texts = [
+            "Who wrote \"Les Misérables\", 中国 or 🙂?\n\n<answer> Victor Hugo's </answer>",
+            "don't . it 's ,",
+            "  two  spaces",
+        ];
         for (tokenizer, _) in real_tokenizers() {
             for text in texts {
                 let ids = tokenizer.encode(text).unwrap();
-                assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids), "{}", tokenizer.path().display());
+                assert_eq!(
+                    streamed(&tokenizer, &ids),
+                    tokenizer.decode(&ids),
+                    "{}",
+                    tokenizer.path().display()
+                );
             }
         }
     }

@@ -1,11 +1,13 @@
-//! Atomic checkpoint folders: either the whole checkpoint is there, or the previous ones are as they were.
+//! Atomic checkpoint folders: either the whole checkpoint is there, or the previous ones are as
+//! they were.
 //!
 //! ```text
 //! checkpoints/.tmp-rl-step-000200/   written, every file and the folder fsynced
 //! checkpoints/rl-step-000200/        ... renamed, the parent fsynced; then older ones beyond `keep` are removed
 //! ```
-//! What lies inside is the caller's: a `state.json` (see [`write_state`]) and folders of weights. Knows no models and no optimizers. A process may
-//! die at any instruction: a reader sees complete folders only, and leftovers with the prefix `.tmp-` are removed by [`latest`].
+//! What lies inside is the caller's: a `state.json` (see [`write_state`]) and folders of weights.
+//! Knows no models and no optimizers. A process may die at any instruction: a reader sees complete
+//! folders only, and leftovers with the prefix `.tmp-` are removed by [`latest`].
 use crate::config::{Phase, Stage};
 use dgpo_models::files::{TEMPORARY_PREFIX, sync_folder};
 use serde::{Serialize, de::DeserializeOwned};
@@ -22,16 +24,18 @@ pub(crate) const STATE_FILE: &str = "state.json";
 /// What goes wrong inside the caller's own writing.
 pub type WriteError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a checkpoint was not written or cannot be read. The earlier checkpoints are untouched in every case.
+/// Why a checkpoint was not written or cannot be read. The earlier checkpoints are untouched in
+/// every case.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("cannot write the checkpoint {}: {}; hint: {}", path.display(), without_hint(source.as_ref()), write_hint(source.as_ref()))]
     Write { path: PathBuf, source: WriteError },
-    #[error("cannot read {}: {source}; hint: the checkpoint is damaged; remove its folder to resume from the one before", path.display())]
+    #[error("cannot read {}: {source}; hint: the checkpoint is damaged; remove its folder to \
+             resume from the one before", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error(
-        "{} is damaged or of another version: {source}; hint: remove its folder to resume from the checkpoint before, or resume with the version \
-         that wrote it (see provenance.json)",
+        "{} is damaged or of another version: {source}; hint: remove its folder to resume from the \
+         checkpoint before, or resume with the version that wrote it (see provenance.json)",
         path.display()
     )]
     State { path: PathBuf, source: serde_json::Error },
@@ -48,9 +52,12 @@ fn write_hint(source: &(dyn std::error::Error + 'static)) -> &'static str {
     while let Some(error) = cause {
         match error.downcast_ref::<io::Error>().map(io::Error::kind) {
             Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                return "the disk is full; make room or lower run.keep, then resume: earlier checkpoints are intact";
+                return "the disk is full; make room or lower run.keep, then resume: earlier \
+                        checkpoints are intact";
             }
-            Some(io::ErrorKind::PermissionDenied) => return "the folder is not writable for this user",
+            Some(io::ErrorKind::PermissionDenied) => {
+                return "the folder is not writable for this user";
+            }
             _ => cause = error.source(),
         }
     }
@@ -72,7 +79,8 @@ impl Checkpoint {
     /// If the file is unreadable or of another shape.
     pub fn read_state<T: DeserializeOwned>(&self) -> Result<T, CheckpointError> {
         let path = self.path.join(STATE_FILE);
-        let text = fs::read(&path).map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+        let text = fs::read(&path)
+            .map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
         serde_json::from_slice(&text).map_err(|source| CheckpointError::State { path, source })
     }
 
@@ -93,10 +101,12 @@ pub fn write_state<T: Serialize>(dir: &Path, state: &T) -> Result<(), WriteError
     Ok(fs::write(dir.join(STATE_FILE), text)?)
 }
 
-/// Writes a checkpoint: `write` fills a temporary folder, which then takes its place in one rename. Older checkpoints of the phase beyond the
-/// `keep` newest are removed (0 = none). A complete checkpoint of the same phase and step stays as it is, and `write` is not called.
+/// Writes a checkpoint: `write` fills a temporary folder, which then takes its place in one rename.
+/// Older checkpoints of the phase beyond the `keep` newest are removed (0 = none). A complete
+/// checkpoint of the same phase and step stays as it is, and `write` is not called.
 /// # Errors
-/// If `write` fails or the disk does; the temporary folder is removed and earlier checkpoints are untouched.
+/// If `write` fails or the disk does; the temporary folder is removed and earlier checkpoints are
+/// untouched.
 pub fn save(
     run_dir: &Path,
     phase: Phase,
@@ -121,7 +131,8 @@ pub fn save(
         Ok(sync_folder(&parent)?)
     })();
     if let Err(source) = written {
-        // The error that matters is the one above; a leftover would be removed by the next `latest`.
+        // The error that matters is the one above; a leftover would be removed by the next
+        // `latest`.
         let _ = remove_if_there(&temporary);
         return Err(CheckpointError::Write { path, source });
     }
@@ -129,7 +140,8 @@ pub fn save(
     Ok(checkpoint)
 }
 
-/// The newest complete checkpoint of a run of a stage: the furthest phase, and in it the highest step. Leftovers of interrupted writes are removed.
+/// The newest complete checkpoint of a run of a stage: the furthest phase, and in it the highest
+/// step. Leftovers of interrupted writes are removed.
 /// # Errors
 /// If the checkpoint folder exists and cannot be read.
 pub fn latest(run_dir: &Path, stage: Stage) -> Result<Option<Checkpoint>, CheckpointError> {
@@ -155,7 +167,8 @@ pub fn list_checkpoints(run_dir: &Path, stage: Stage) -> Result<Vec<Checkpoint>,
     if !parent.is_dir() {
         return Ok(Vec::new());
     }
-    let mut found = list(&parent).map_err(|source| CheckpointError::Read { path: parent, source })?;
+    let mut found =
+        list(&parent).map_err(|source| CheckpointError::Read { path: parent, source })?;
     found.sort_by_key(|checkpoint| stage.place(checkpoint.phase));
     Ok(found)
 }
@@ -180,7 +193,8 @@ fn prune(parent: &Path, phase: Phase, keep: usize) {
         of_phase.retain(|checkpoint| checkpoint.phase == phase);
         let n_old = of_phase.len().saturating_sub(keep);
         for old in &of_phase[..n_old] {
-            // Renamed first, so that a removal cut short does not leave a folder that looks complete.
+            // Renamed first, so that a removal cut short does not leave a folder that looks
+            // complete.
             let name = old.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let doomed = parent.join(format!("{TEMPORARY_PREFIX}old-{name}"));
             remove_if_there(&doomed)?;
@@ -264,7 +278,8 @@ mod tests {
         save_state(run.path(), Phase::Rl, 9, 0);
         save_state(run.path(), Phase::Rl, 10, 0);
         save_state(run.path(), Phase::Kd, 5000, 0);
-        let newest = |stage| latest(run.path(), stage).unwrap().map(|newest| (newest.phase, newest.step));
+        let newest =
+            |stage| latest(run.path(), stage).unwrap().map(|newest| (newest.phase, newest.step));
         assert_eq!(newest(Stage::Pipeline), Some((Phase::Rl, 10)));
         assert_eq!(newest(Stage::RlDistill), Some((Phase::Kd, 5000)));
         assert_eq!(newest(Stage::Distill), Some((Phase::Kd, 5000)), "RL is no phase of this stage");
@@ -290,7 +305,10 @@ mod tests {
         })
         .unwrap_err()
         .to_string();
-        assert!(error.contains("rl-step-000002") && error.contains("hint: the disk is full"), "{error}");
+        assert!(
+            error.contains("rl-step-000002") && error.contains("hint: the disk is full"),
+            "{error}"
+        );
         assert_eq!(names(run.path()), ["rl-step-000001"]);
         assert_eq!(latest(run.path(), Stage::Pipeline).unwrap(), Some(before));
     }
@@ -300,8 +318,12 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let source = io::Error::from(io::ErrorKind::StorageFull);
         let inner = dgpo_models::ModelError::Write { path: "model.safetensors".into(), source };
-        let error = save(run.path(), Phase::Rl, 2, 1, |_| Err(inner.into())).unwrap_err().to_string();
-        assert!(error.contains("model.safetensors") && error.contains("hint: the disk is full"), "{error}");
+        let error =
+            save(run.path(), Phase::Rl, 2, 1, |_| Err(inner.into())).unwrap_err().to_string();
+        assert!(
+            error.contains("model.safetensors") && error.contains("hint: the disk is full"),
+            "{error}"
+        );
         assert_eq!(error.matches("hint: ").count(), 1, "{error}");
     }
 
@@ -328,7 +350,8 @@ mod tests {
     fn saving_the_same_step_again_keeps_the_complete_one() {
         let run = tempfile::tempdir().unwrap();
         let first = save_state(run.path(), Phase::Rl, 1, 0);
-        let again = save(run.path(), Phase::Rl, 1, 0, |_| Err("must not be called".into())).unwrap();
+        let again =
+            save(run.path(), Phase::Rl, 1, 0, |_| Err("must not be called".into())).unwrap();
         assert_eq!(again, first);
     }
 

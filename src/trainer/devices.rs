@@ -1,10 +1,13 @@
 //! The one place that names concrete backends: `--device` -> code.
 //!
-//! GPU runtimes answer a missing driver with a panic, and a kernel that cannot run with an error that nobody sees until the device is asked: reading a
-//! tensor returns whatever is in its memory. So a device is opened before work starts, and asked at the end of every piece of work ([`check`]).
+//! GPU runtimes answer a missing driver with a panic, and a kernel that cannot run with an error
+//! that nobody sees until the device is asked: reading a tensor returns whatever is in its memory.
+//! So a device is opened before work starts, and asked at the end of every piece of work
+//! ([`check`]).
 #[cfg(feature = "wgpu")]
 pub mod adapters;
-// The crate's unit tests run on the CPU. Without GPU backends they are built in half the time: every generic function is compiled for each backend.
+// The crate's unit tests run on the CPU. Without GPU backends they are built in half the time:
+// every generic function is compiled for each backend.
 #[cfg(all(any(feature = "wgpu", feature = "cuda"), not(test)))]
 mod gpu;
 
@@ -14,7 +17,8 @@ use std::{fmt, str::FromStr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
     Cpu,
-    /// An adapter by its place in the list that `dgpo doctor --device wgpu` prints; without a number the first of the fastest kind.
+    /// An adapter by its place in the list that `dgpo doctor --device wgpu` prints; without a
+    /// number the first of the fastest kind.
     Wgpu(Option<usize>),
     Cuda(usize),
 }
@@ -26,16 +30,23 @@ pub enum DeviceError {
     #[error("this binary was built without {0}")]
     NotBuilt(&'static str),
     #[error(
-        "wgpu finds no adapter on this machine; hint: install the graphics card's Vulkan driver; without a card, a software driver (Debian: \
-         mesa-vulkan-drivers) computes correctly and slowly; or --device cpu"
+        "wgpu finds no adapter on this machine; hint: install the graphics card's Vulkan driver; \
+         without a card, a software driver (Debian: mesa-vulkan-drivers) computes correctly and \
+         slowly; or --device cpu"
     )]
     NoAdapter,
     #[error("there is no wgpu:{number}; hint: this machine has {found}")]
     NoSuchAdapter { number: usize, found: String },
-    #[error("{device} cannot be opened: {why}; hint: is its driver installed and new enough? --device cpu needs none")]
+    #[error(
+        "{device} cannot be opened: {why}; hint: is its driver installed and new enough? --device \
+         cpu needs none"
+    )]
     CannotOpen { device: DeviceChoice, why: String },
     /// Results that were read since the device was last asked may be wrong.
-    #[error("the device failed: {0}; hint: what was saved before is sound; where memory ran out, make micro_batch_tokens smaller")]
+    #[error(
+        "the device failed: {0}; hint: what was saved before is sound; where memory ran out, make \
+         micro_batch_tokens smaller"
+    )]
     Failed(String),
 }
 
@@ -78,7 +89,8 @@ impl DeviceChoice {
     }
 }
 
-/// Work that is generic over the backend: `with_device` instantiates it once for each backend built in.
+/// Work that is generic over the backend: `with_device` instantiates it once for each backend built
+/// in.
 pub trait Job {
     type Output;
     /// `B` records gradients; `B::InnerBackend` does everything else.
@@ -92,22 +104,30 @@ pub type CpuTrain = burn::backend::Autodiff<Cpu>;
 
 /// Runs a job on the chosen device.
 /// # Errors
-/// If the binary was built without that backend, the device is not there or cannot be used, or it failed during the job.
+/// If the binary was built without that backend, the device is not there or cannot be used, or it
+/// failed during the job.
 pub fn with_device<J: Job>(choice: DeviceChoice, job: J) -> Result<J::Output, DeviceError> {
     match choice {
         DeviceChoice::Cpu => Ok(job.run::<CpuTrain>(&Default::default())),
         #[cfg(all(feature = "wgpu", not(test)))]
-        DeviceChoice::Wgpu(number) => gpu::run::<burn::backend::Wgpu, J>(choice, &adapters::select(number)?, job),
+        DeviceChoice::Wgpu(number) => {
+            gpu::run::<burn::backend::Wgpu, J>(choice, &adapters::select(number)?, job)
+        }
         #[cfg(any(not(feature = "wgpu"), test))]
         DeviceChoice::Wgpu(_) => Err(DeviceError::NotBuilt("wgpu")),
         #[cfg(all(feature = "cuda", not(test)))]
-        DeviceChoice::Cuda(number) => gpu::run::<burn::backend::Cuda, J>(choice, &burn::backend::cuda::CudaDevice::new(number), job),
+        DeviceChoice::Cuda(number) => gpu::run::<burn::backend::Cuda, J>(
+            choice,
+            &burn::backend::cuda::CudaDevice::new(number),
+            job,
+        ),
         #[cfg(any(not(feature = "cuda"), test))]
         DeviceChoice::Cuda(_) => Err(DeviceError::NotBuilt("cuda")),
     }
 }
 
-/// A device with the name of the adapter behind it, for the record of a run: another one gives other last bits.
+/// A device with the name of the adapter behind it, for the record of a run: another one gives
+/// other last bits.
 pub fn describe(choice: DeviceChoice) -> String {
     #[cfg(feature = "wgpu")]
     if let DeviceChoice::Wgpu(number) = choice
@@ -120,18 +140,23 @@ pub fn describe(choice: DeviceChoice) -> String {
 
 /// Asks a device whether everything it was given has been computed. Waits for it.
 /// # Errors
-/// If a kernel could not be compiled or started, or memory ran out: what was read since the last call is not to be trusted.
+/// If a kernel could not be compiled or started, or memory ran out: what was read since the last
+/// call is not to be trusted.
 pub fn check<B: Backend>(device: &B::Device) -> Result<(), DeviceError> {
     B::sync(device).map_err(|error| DeviceError::Failed(causes(&error.to_string())))
 }
 
-/// What a runtime says, each cause once: it repeats one for every operation that waited for another, with a line where a backtrace would be.
+/// What a runtime says, each cause once: it repeats one for every operation that waited for
+/// another, with a line where a backtrace would be.
 fn causes(text: &str) -> String {
     const N_CAUSES: usize = 6;
     let mut causes: Vec<&str> = Vec::new();
     for line in text.lines() {
-        let cause =
-            line.trim().trim_start_matches("No backtrace available").trim_start_matches([')', ',', ' ']).trim_end_matches([']', ')']);
+        let cause = line
+            .trim()
+            .trim_start_matches("No backtrace available")
+            .trim_start_matches([')', ',', ' '])
+            .trim_end_matches([']', ')']);
         if !cause.is_empty() && !causes.contains(&cause) {
             causes.push(cause);
         }
@@ -146,7 +171,8 @@ mod tests {
 
     #[test]
     fn a_cause_that_a_runtime_repeats_is_said_once() {
-        let text = "An error\nCaused by:\n  [Io(no memory\nNo backtrace available), Io(no page\nNo backtrace available), Io(no page\nNo backtrace available)]";
+        let text = "An error\nCaused by:\n  [Io(no memory\nNo backtrace available), Io(no page\nNo \
+                    backtrace available), Io(no page\nNo backtrace available)]";
         assert_eq!(causes(text), "An error Caused by: [Io(no memory Io(no page");
     }
 

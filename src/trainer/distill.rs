@@ -1,7 +1,8 @@
-//! One distillation step: cross-entropy and a divergence from the teacher on the agent's tokens of a batch of episodes (method §3, §5).
+//! One distillation step: cross-entropy and a divergence from the teacher on the agent's tokens of
+//! a batch of episodes (method §3, §5).
 //!
-//! L = ce_weight · CE + kl_weight · D(pi_g, pi_theta), both averaged over the agent tokens of the whole step. Whose episodes they are, the teacher's
-//! or the student's own, is not asked here.
+//! L = ce_weight · CE + kl_weight · D(pi_g, pi_theta), both averaged over the agent tokens of the
+//! whole step. Whose episodes they are, the teacher's or the student's own, is not asked here.
 use super::{
     metrics::{DISTILL_CE, DISTILL_GRAD_NORM, DISTILL_KL, DISTILL_LOSS, Metrics},
     optimizer::{AdamW, with_gradients},
@@ -44,7 +45,12 @@ impl DistillLoss {
     /// What a recipe says, `taid_t` being where TAID's target is at this step.
     pub fn of(recipe: &DistillRecipe, taid_t: f64, activations: Activations) -> Self {
         let &DistillRecipe { ce_weight, kl_weight, temperature, micro_batch_tokens, .. } = recipe;
-        let weights = KdWeights { ce_weight, kl_weight, divergence: divergence_of(recipe, taid_t), temperature };
+        let weights = KdWeights {
+            ce_weight,
+            kl_weight,
+            divergence: divergence_of(recipe, taid_t),
+            temperature,
+        };
         Self { weights, micro_batch_tokens, activations }
     }
 }
@@ -57,13 +63,15 @@ pub struct DistillStep {
     pub log_probs: Vec<f32>,
     /// `[B, T]` the divergence at agent tokens; 0 elsewhere, and where there is none in the loss.
     pub divergence: Vec<f32>,
-    /// Mean entropy of the student at the agent tokens before the update, nats; where [`crate::algo::distill::KdRows`] has it.
+    /// Mean entropy of the student at the agent tokens before the update, nats; where
+    /// [`crate::algo::distill::KdRows`] has it.
     pub entropy: Option<f64>,
 }
 
 /// Updates the student on one batch of episodes at learning rate `lr`.
 ///
-/// The teacher is run only where its distribution has an effect (`kl_weight` > 0), on the gathered agent positions only.
+/// The teacher is run only where its distribution has an effect (`kl_weight` > 0), on the gathered
+/// agent positions only.
 /// # Panics
 /// If `kl_weight` is not 0 and there is no teacher (the recipe check refuses that).
 pub fn distill_step<B: TrainBackend>(
@@ -89,20 +97,37 @@ pub fn distill_step<B: TrainBackend>(
         }
         let teacher = (kl_weight != 0.0).then(|| {
             let teacher = teacher.expect("a recipe with kl_weight > 0 has a teacher");
-            LinearHead::from_inner(teacher.head(tokens.gather(teacher.hidden(batch.ids_tensor(&rows, device), None, None))))
+            LinearHead::from_inner(teacher.head(tokens.gather(teacher.hidden(
+                batch.ids_tensor(&rows, device),
+                None,
+                None,
+            ))))
         });
-        accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, loss.activations, &mut sums, |student| {
-            let rows = kd_rows(student.into(), teacher.map(Into::into), tokens.labels_tensor(device), loss.weights);
-            tokens.scatter(&to_vec(rows.cross_entropy.inner()), &mut cross_entropies);
-            if let Some(divergence) = rows.divergence {
-                tokens.scatter(&to_vec(divergence.inner()), &mut divergences);
-            }
-            if let Some(entropy) = rows.entropy {
-                let entropies = entropies.get_or_insert_with(|| vec![0.0; batch.n_rows * batch.n_cols]);
-                tokens.scatter(&to_vec(entropy.inner()), entropies);
-            }
-            total(rows.loss) / normaliser
-        });
+        accumulate_decoder(
+            &model,
+            batch.ids_tensor(&rows, device),
+            &tokens,
+            loss.activations,
+            &mut sums,
+            |student| {
+                let rows = kd_rows(
+                    student.into(),
+                    teacher.map(Into::into),
+                    tokens.labels_tensor(device),
+                    loss.weights,
+                );
+                tokens.scatter(&to_vec(rows.cross_entropy.inner()), &mut cross_entropies);
+                if let Some(divergence) = rows.divergence {
+                    tokens.scatter(&to_vec(divergence.inner()), &mut divergences);
+                }
+                if let Some(entropy) = rows.entropy {
+                    let entropies =
+                        entropies.get_or_insert_with(|| vec![0.0; batch.n_rows * batch.n_cols]);
+                    tokens.scatter(&to_vec(entropy.inner()), entropies);
+                }
+                total(rows.loss) / normaliser
+            },
+        );
     }
     drop(model);
     let mean = |rows: &[f32]| rows.iter().map(|&x| f64::from(x)).sum::<f64>() / normaliser;
@@ -117,7 +142,12 @@ pub fn distill_step<B: TrainBackend>(
     metrics.set(DISTILL_KL, kl);
     metrics.set(DISTILL_GRAD_NORM, stats.grad_norm);
     let log_probs = cross_entropies.into_iter().map(|x| -x).collect();
-    DistillStep { metrics, log_probs, divergence: divergences, entropy: entropies.map(|rows| mean(&rows)) }
+    DistillStep {
+        metrics,
+        log_probs,
+        divergence: divergences,
+        entropy: entropies.map(|rows| mean(&rows)),
+    }
 }
 
 /// The value of a one-element tensor.

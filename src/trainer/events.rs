@@ -1,7 +1,8 @@
 //! What a long run tells the outside while it works, and how the outside tells it to stop.
 //!
-//! The trainer calls an [`Observer`] and prints nothing; the command line draws bars or lines from the same events. [`Stop`] is read between
-//! steps: a phase that sees it writes a checkpoint and returns, so that no step is ever half done.
+//! The trainer calls an [`Observer`] and prints nothing; the command line draws bars or lines from
+//! the same events. [`Stop`] is read between steps: a phase that sees it writes a checkpoint and
+//! returns, so that no step is ever half done.
 use std::{
     path::Path,
     sync::{
@@ -12,7 +13,8 @@ use std::{
 
 pub use crate::config::Phase;
 
-/// Something worth showing. Steps count from 1: step n is reported when n steps of the phase are done.
+/// Something worth showing. Steps count from 1: step n is reported when n steps of the phase are
+/// done.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
     /// A phase begins, or goes on behind `done` steps of an earlier process. `total` 0 = unknown.

@@ -1,23 +1,27 @@
 //! Names of everything a run records, and how a step's figures are reduced.
 //!
-//! One line of `metrics.jsonl` a step: `{"phase", "step", NAME: value, ...}`. Names follow CleanRL's PPO where it has one.
+//! One line of `metrics.jsonl` a step: `{"phase", "step", NAME: value, ...}`. Names follow
+//! CleanRL's PPO where it has one.
 
 use serde_json::{Map, Value};
 
 /// Contrastive loss of a retrieval encoder, and the share of pairs whose passage is found.
 pub const ENCODER_LOSS: &str = "losses/encoder_loss";
 pub const ENCODER_RECALL: &str = "encoder/recall";
-/// Distillation: cross-entropy and divergence from the teacher a token, nats, and their weighted sum. Skew KL and TAID are cross-entropies: their
-/// least value is not 0 but the entropy of the target (see `algo::distill::divergence_of`).
+/// Distillation: cross-entropy and divergence from the teacher a token, nats, and their weighted
+/// sum. Skew KL and TAID are cross-entropies: their least value is not 0 but the entropy of the
+/// target (see `algo::distill::divergence_of`).
 pub const DISTILL_LOSS: &str = "losses/distill_loss";
 pub const DISTILL_CE: &str = "losses/distill_ce";
 pub const DISTILL_KL: &str = "losses/distill_kl";
 /// TAID: the teacher's share of the target's logits.
 pub const TAID_T: &str = "distill/taid_t";
-/// DistiLLM: the probability φ that a step learns from the student's episodes; whose they were: 0 the teacher's, 1 new, 2 from the replay buffer.
+/// DistiLLM: the probability φ that a step learns from the student's episodes; whose they were: 0
+/// the teacher's, 1 new, 2 from the replay buffer.
 pub const STUDENT_SHARE: &str = "distill/student_share";
 pub const EPISODE_SOURCE: &str = "distill/source";
-/// DistiLLM: cross-entropy on the held-out teacher episodes, nats a token. Has the student begun to forget them?
+/// DistiLLM: cross-entropy on the held-out teacher episodes, nats a token. Has the student begun to
+/// forget them?
 pub const VALIDATION_LOSS: &str = "distill/validation_loss";
 /// PPO's losses, as minimised (means over the step's optimizer updates).
 pub const POLICY_LOSS: &str = "losses/policy_loss";
@@ -67,13 +71,16 @@ pub const HIT_RATIO: &str = "rollout/hit_ratio";
 pub const OBSERVATIONS_CUT: &str = "rollout/observations_cut";
 /// Invalid actions an episode.
 pub const INVALID_ACTIONS: &str = "rollout/invalid_actions";
-/// Share of a response's agent-token 8-grams that occurred in it before: does the agent write in loops?
+/// Share of a response's agent-token 8-grams that occurred in it before: does the agent write in
+/// loops?
 pub const REPETITION: &str = "rollout/repetition";
-/// Share of episodes that ended with an answer / ran out of turns or tokens / were dropped because the retriever failed.
+/// Share of episodes that ended with an answer / ran out of turns or tokens / were dropped because
+/// the retriever failed.
 pub const ANSWERED: &str = "rollout/answered";
 pub const TRUNCATED: &str = "rollout/truncated";
 pub const RETRIEVER_FAILED: &str = "rollout/retriever_failed";
-/// Share of the episodes that searched which were lost to the retriever: does the step learn from those alone that did not search?
+/// Share of the episodes that searched which were lost to the retriever: does the step learn from
+/// those alone that did not search?
 pub const LOST_SHARE: &str = "rollout/lost_share";
 /// |sampler's log-prob - recomputed log-prob| over agent tokens. Must stay tiny, or the rollout and the update run different models.
 pub const LOGPROB_DIFF_MEAN: &str = "rollout/logprob_diff_mean";
@@ -83,7 +90,8 @@ pub const KL: &str = "kl/mean";
 pub const KL_COEF: &str = "kl/coef";
 /// Share of episodes that carry the penalty.
 pub const KL_SELECTED: &str = "kl/selected_episodes";
-/// GRPO: share of questions whose episodes all had the same reward, which gives the policy no direction.
+/// GRPO: share of questions whose episodes all had the same reward, which gives the policy no
+/// direction.
 pub const FLAT_GROUPS: &str = "grpo/flat_groups";
 
 /// The figures of one step, in the order in which they were recorded.
@@ -163,7 +171,10 @@ mod tests {
     fn the_exact_match_of_an_older_run_gets_the_name_of_what_it_is() {
         for (written, read) in [
             (json!({"eval/em": 0.25}), json!({"eval/average_em": 0.25})),
-            (json!({"eval/em": 0.5, "eval/average_em": 0.125}), json!({"eval/em": 0.5, "eval/average_em": 0.125})),
+            (
+                json!({"eval/em": 0.5, "eval/average_em": 0.125}),
+                json!({"eval/em": 0.5, "eval/average_em": 0.125}),
+            ),
         ] {
             let mut line = written.as_object().unwrap().clone();
             rename_old(&mut line);

@@ -5,7 +5,9 @@ use crate::{
     tokenizer::{Tokenizer, TokenizerError},
 };
 use burn::tensor::DType;
-use dgpo_models::{Backend, ModelError, config::DecoderConfig, decoder::Decoder, weights::load_decoder};
+use dgpo_models::{
+    Backend, ModelError, config::DecoderConfig, decoder::Decoder, weights::load_decoder,
+};
 use std::path::PathBuf;
 
 /// Weights are drawn, not read: `random:FOLDER` names a folder with a `config.json` alone.
@@ -23,11 +25,14 @@ pub enum SetupError {
     #[error("model.dtype \"{0}\" is not known; hint: f32, bf16 or f16")]
     Dtype(String),
     #[error(
-        "{model}: its weights have a tensor of {bytes} bytes, and the device holds tensors up to {max}; hint: a smaller model or float type, another \
-         device, or --device cpu"
+        "{model}: its weights have a tensor of {bytes} bytes, and the device holds tensors up to \
+         {max}; hint: a smaller model or float type, another device, or --device cpu"
     )]
     TensorTooLarge { model: String, bytes: u64, max: u64 },
-    #[error("the device does not compute in {wanted}, but in {computed}; hint: --set model.dtype={first}")]
+    #[error(
+        "the device does not compute in {wanted}, but in {computed}; hint: --set \
+         model.dtype={first}"
+    )]
     DtypeOfDevice { wanted: &'static str, computed: String, first: &'static str },
 }
 
@@ -46,10 +51,15 @@ pub fn dtype(name: &str) -> Result<DType, SetupError> {
 /// The float types that a device computes in, by their names in a recipe.
 pub fn dtypes_of<B: Backend>(device: &B::Device) -> Vec<&'static str> {
     let names = [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
-    names.into_iter().filter(|(_, dtype)| B::supports_dtype(device, *dtype)).map(|(name, _)| name).collect()
+    names
+        .into_iter()
+        .filter(|(_, dtype)| B::supports_dtype(device, *dtype))
+        .map(|(name, _)| name)
+        .collect()
 }
 
-/// Checks that a device computes in a type: one that does not would fail in the first matrix product.
+/// Checks that a device computes in a type: one that does not would fail in the first matrix
+/// product.
 /// # Errors
 /// If it does not; says in which it does.
 pub fn check_dtype<B: Backend>(dtype: DType, device: &B::Device) -> Result<(), SetupError> {
@@ -74,8 +84,14 @@ pub fn model_dir(source: &str) -> Result<PathBuf, SetupError> {
 /// Loads (or draws) a decoder.
 ///
 /// # Errors
-/// If the folder is not found, the config is not supported, the weights do not fit it, or the device cannot hold one of them.
-pub fn load<B: Backend>(source: &str, seed: u64, dtype: DType, device: &B::Device) -> Result<Decoder<B>, SetupError> {
+/// If the folder is not found, the config is not supported, the weights do not fit it, or the
+/// device cannot hold one of them.
+pub fn load<B: Backend>(
+    source: &str,
+    seed: u64,
+    dtype: DType,
+    device: &B::Device,
+) -> Result<Decoder<B>, SetupError> {
     let dir = model_dir(source)?;
     let config = DecoderConfig::from_file(&dir.join("config.json"))?;
     check_size::<B>(source, &config, dtype, device)?;
@@ -88,8 +104,15 @@ pub fn load<B: Backend>(source: &str, seed: u64, dtype: DType, device: &B::Devic
 /// Checks that the device holds the largest tensor of a network.
 /// # Errors
 /// If it does not.
-pub fn check_size<B: Backend>(source: &str, config: &DecoderConfig, dtype: DType, device: &B::Device) -> Result<(), SetupError> {
-    let bytes = (config.hidden_size * config.vocab_size.max(config.intermediate_size) * dtype.size()) as u64;
+pub fn check_size<B: Backend>(
+    source: &str,
+    config: &DecoderConfig,
+    dtype: DType,
+    device: &B::Device,
+) -> Result<(), SetupError> {
+    let bytes = (config.hidden_size
+        * config.vocab_size.max(config.intermediate_size)
+        * dtype.size()) as u64;
     match B::max_tensor_bytes(device).filter(|&max| bytes > max) {
         Some(max) => Err(SetupError::TensorTooLarge { model: source.to_owned(), bytes, max }),
         None => Ok(()),

@@ -1,8 +1,9 @@
 //! AdamW with f32 master weights, and the global gradient norm.
 //!
-//! burn's own optimizer clips every parameter by itself and keeps moments in the gradient's dtype; large-scale practice (and the
-//! reference runs) clip by the global norm and keep moments and a master copy of the weights in f32. The parameters themselves
-//! live on the inner backend: gradients exist only between a backward pass and this step.
+//! burn's own optimizer clips every parameter by itself and keeps moments in the gradient's dtype;
+//! large-scale practice (and the reference runs) clip by the global norm and keep moments and a
+//! master copy of the weights in f32. The parameters themselves live on the inner backend:
+//! gradients exist only between a backward pass and this step.
 //!
 //! One step of Loshchilov & Hutter's AdamW, in PyTorch's order of operations:
 //!
@@ -59,9 +60,15 @@ pub struct StepStats {
 pub enum OptimizerError {
     #[error("the optimizer state lacks {name}; hint: the checkpoint belongs to another model")]
     Missing { name: String },
-    #[error("the optimizer state holds {name}, which is no parameter of the model; hint: the checkpoint belongs to another model")]
+    #[error(
+        "the optimizer state holds {name}, which is no parameter of the model; hint: the \
+         checkpoint belongs to another model"
+    )]
     Unknown { name: String },
-    #[error("the optimizer state {name} has {found} values, the parameter {expected}; hint: the checkpoint belongs to another model")]
+    #[error(
+        "the optimizer state {name} has {found} values, the parameter {expected}; hint: the \
+         checkpoint belongs to another model"
+    )]
     Shape { name: String, found: usize, expected: usize },
 }
 
@@ -81,7 +88,13 @@ impl<B: Backend> AdamW<B> {
     /// A loss or a norm that is not finite leaves the module and the moments untouched; the caller
     /// counts it. The loss says more than its gradient: a NaN that is added to it, such as the
     /// log-prob of a broken reference, has no gradient at all.
-    pub fn step<M: Module<B>>(&mut self, module: M, mut grads: GradientsParams, lr: f64, loss: f64) -> (M, StepStats) {
+    pub fn step<M: Module<B>>(
+        &mut self,
+        module: M,
+        mut grads: GradientsParams,
+        lr: f64,
+        loss: f64,
+    ) -> (M, StepStats) {
         let grad_norm = grad_norm::<B, M>(&module, &grads);
         if !loss.is_finite() || !grad_norm.is_finite() {
             return (module, StepStats { grad_norm, is_applied: false });
@@ -93,15 +106,20 @@ impl<B: Backend> AdamW<B> {
         (module.map(&mut update), StepStats { grad_norm, is_applied: true })
     }
 
-    /// The state of every parameter of `module` that was ever updated, in visiting order: `PARAMETER.exp_avg`, `PARAMETER.exp_avg_sq` and,
-    /// for half-precision parameters, `PARAMETER.master`.
+    /// The state of every parameter of `module` that was ever updated, in visiting order:
+    /// `PARAMETER.exp_avg`, `PARAMETER.exp_avg_sq` and, for half-precision parameters,
+    /// `PARAMETER.master`.
     pub fn state<M: Module<B>>(&self, module: &M) -> Vec<NamedTensor> {
         let mut tensors = Vec::new();
         for (id, name) in parameter_names::<B, M>(module) {
             let Some(state) = self.states.get(&id) else { continue };
             let mut push = |part: &str, values: &Tensor<B, 1>| {
                 let values: Vec<f32> = values.to_data().to_vec().expect("optimizer state is f32");
-                tensors.push(NamedTensor { name: format!("{name}.{part}"), shape: vec![values.len()], values });
+                tensors.push(NamedTensor {
+                    name: format!("{name}.{part}"),
+                    shape: vec![values.len()],
+                    values,
+                });
             };
             push("exp_avg", &state.first_moment);
             push("exp_avg_sq", &state.second_moment);
@@ -124,18 +142,25 @@ impl<B: Backend> AdamW<B> {
     ) -> Result<Self, OptimizerError> {
         let mut sizes = ParameterSizes(BTreeMap::new());
         module.visit(&mut sizes);
-        let mut arrays: BTreeMap<String, Vec<f32>> = tensors.into_iter().map(|t| (t.name, t.values)).collect();
+        let mut arrays: BTreeMap<String, Vec<f32>> =
+            tensors.into_iter().map(|t| (t.name, t.values)).collect();
         let mut states = BTreeMap::new();
         if n_updates > 0 {
             for (id, name) in parameter_names::<B, M>(module) {
                 let expected = sizes.0.get(&id).copied().unwrap_or_default();
-                // A parameter without gradients, such as the vocabulary head below a critic, never had a state.
-                if ["exp_avg", "exp_avg_sq", "master"].iter().all(|part| !arrays.contains_key(&format!("{name}.{part}"))) {
+                // A parameter without gradients, such as the vocabulary head below a critic, never
+                // had a state.
+                if ["exp_avg", "exp_avg_sq", "master"]
+                    .iter()
+                    .all(|part| !arrays.contains_key(&format!("{name}.{part}")))
+                {
                     continue;
                 }
                 let mut take = |part: &str| -> Result<Tensor<B, 1>, OptimizerError> {
                     let name = format!("{name}.{part}");
-                    let values = arrays.remove(&name).ok_or_else(|| OptimizerError::Missing { name: name.clone() })?;
+                    let values = arrays
+                        .remove(&name)
+                        .ok_or_else(|| OptimizerError::Missing { name: name.clone() })?;
                     if values.len() != expected {
                         return Err(OptimizerError::Shape { name, found: values.len(), expected });
                     }
@@ -168,7 +193,9 @@ struct Update<'a, B: Backend> {
 impl<B: Backend> ModuleMapper<B> for Update<'_, B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (id, tensor, mapper) = param.consume();
-        let Some(grad) = self.grads.remove::<B, D>(id) else { return Param::from_mapped_value(id, tensor, mapper) };
+        let Some(grad) = self.grads.remove::<B, D>(id) else {
+            return Param::from_mapped_value(id, tensor, mapper);
+        };
         let AdamWRecipe { beta1, beta2, eps, weight_decay, .. } = self.optimizer.recipe;
         let t = self.optimizer.n_updates as i32;
         let shape = tensor.shape();
@@ -186,9 +213,12 @@ impl<B: Backend> ModuleMapper<B> for Update<'_, B> {
         let v = v + (g.clone() * g).mul_scalar(1.0 - beta2);
         let denominator = v.clone().sqrt().div_scalar((1.0 - beta2.powi(t)).sqrt()).add_scalar(eps);
         let step_size = self.lr / (1.0 - beta1.powi(t));
-        let p = p.mul_scalar(1.0 - self.lr * weight_decay) - (m.clone() / denominator).mul_scalar(step_size);
+        let p = p.mul_scalar(1.0 - self.lr * weight_decay)
+            - (m.clone() / denominator).mul_scalar(step_size);
         let master = (dtype != DType::F32).then(|| p.clone());
-        self.optimizer.states.insert(id, ParameterState { first_moment: m, second_moment: v, master });
+        self.optimizer
+            .states
+            .insert(id, ParameterState { first_moment: m, second_moment: v, master });
         Param::from_mapped_value(id, p.cast(dtype).reshape(shape), mapper)
     }
 }
@@ -202,7 +232,8 @@ impl<B: Backend> ModuleVisitor<B> for ParameterSizes {
 
 /// Global L2 norm over all gradients of a module's parameters; NaN or infinite if any entry is.
 ///
-/// Rows are summed first and added up in f64 on the host: one `sum()` over a large tensor is not reproducible.
+/// Rows are summed first and added up in f64 on the host: one `sum()` over a large tensor is not
+/// reproducible.
 pub fn grad_norm<B: Backend, M: Module<B>>(module: &M, grads: &GradientsParams) -> f64 {
     let mut visitor = SquaredNorms { grads, norms: Vec::new() };
     module.visit(&mut visitor);
@@ -210,7 +241,10 @@ pub fn grad_norm<B: Backend, M: Module<B>>(module: &M, grads: &GradientsParams) 
 }
 
 /// L2 norm of each parameter's gradient, by the parameter's id, in visiting order.
-pub fn grad_norms<B: Backend, M: Module<B>>(module: &M, grads: &GradientsParams) -> Vec<(ParamId, f64)> {
+pub fn grad_norms<B: Backend, M: Module<B>>(
+    module: &M,
+    grads: &GradientsParams,
+) -> Vec<(ParamId, f64)> {
     let mut visitor = SquaredNorms { grads, norms: Vec::new() };
     module.visit(&mut visitor);
     visitor.norms.into_iter().map(|(id, squares)| (id, squares.sqrt())).collect()
@@ -236,7 +270,8 @@ impl<B: Backend> ModuleVisitor<B> for SquaredNorms<'_> {
     }
 }
 
-/// The same module on the recording backend, every float parameter asking for a gradient. Storage is shared, not copied.
+/// The same module on the recording backend, every float parameter asking for a gradient. Storage
+/// is shared, not copied.
 pub fn with_gradients<B: TrainBackend, M: AutodiffModule<B>>(module: M::InnerModule) -> M {
     M::from_inner(module).map(&mut RequireGrad)
 }
@@ -255,7 +290,15 @@ mod tests {
     use burn::nn::{Linear, LinearConfig};
 
     fn recipe(max_grad_norm: f64) -> AdamWRecipe {
-        AdamWRecipe { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_grad_norm, ..AdamWRecipe::default() }
+        AdamWRecipe {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            max_grad_norm,
+            ..AdamWRecipe::default()
+        }
     }
 
     fn gradients(module: &Linear<Cpu>, scale: f32) -> GradientsParams {
@@ -298,7 +341,8 @@ mod tests {
     #[test]
     fn the_norm_is_global_and_clipping_scales_all_gradients_alike() {
         let module = linear();
-        let (_, stats) = AdamW::new(recipe(1.0)).step(module.clone(), gradients(&module, 3.0), 0.1, 0.0);
+        let (_, stats) =
+            AdamW::new(recipe(1.0)).step(module.clone(), gradients(&module, 3.0), 0.1, 0.0);
         assert!((stats.grad_norm - (9.0f64 + 36.0).sqrt()).abs() < 1e-5);
         assert!(stats.is_applied);
     }
@@ -332,7 +376,9 @@ mod tests {
         let grads = gradients(&module, 1.0);
         module = optimizer.step(module, grads, 0.1, 0.0).0;
         let state = optimizer.state(&module);
-        let mut restored = AdamW::restore(recipe(1.0), optimizer.n_updates(), state, &module, &Default::default()).unwrap();
+        let mut restored =
+            AdamW::restore(recipe(1.0), optimizer.n_updates(), state, &module, &Default::default())
+                .unwrap();
         let (a, _) = optimizer.step(module.clone(), gradients(&module, 0.3), 0.05, 0.0);
         let (b, _) = restored.step(module.clone(), gradients(&module, 0.3), 0.05, 0.0);
         assert_eq!(a.weight.val().into_data(), b.weight.val().into_data());
@@ -344,11 +390,16 @@ mod tests {
         let mut optimizer = AdamW::new(recipe(1.0));
         let module = optimizer.step(module.clone(), gradients(&module, 1.0), 0.1, 0.0).0;
         let mut state = optimizer.state(&module);
-        let restore = |state: &[NamedTensor]| AdamW::<Cpu>::restore(recipe(1.0), 1, state.to_vec(), &module, &Default::default());
+        let restore = |state: &[NamedTensor]| {
+            AdamW::<Cpu>::restore(recipe(1.0), 1, state.to_vec(), &module, &Default::default())
+        };
         state.retain(|tensor| !tensor.name.starts_with("bias"));
         assert_eq!(restore(&state).unwrap().state(&module).len(), state.len());
         state[0].name = "another.exp_avg".to_owned();
-        assert!(restore(&state).is_err(), "half of a parameter's state, and an array that belongs to none");
+        assert!(
+            restore(&state).is_err(),
+            "half of a parameter's state, and an array that belongs to none"
+        );
     }
 
     #[test]
@@ -359,7 +410,10 @@ mod tests {
         let mut optimizer = AdamW::new(AdamWRecipe { weight_decay: 0.0, ..recipe(0.0) });
         for _ in 0..40 {
             let mut grads = GradientsParams::new();
-            grads.register::<Cpu, 2>(module.weight.id, Tensor::from_data([[1.0], [1.0]], &Default::default()));
+            grads.register::<Cpu, 2>(
+                module.weight.id,
+                Tensor::from_data([[1.0], [1.0]], &Default::default()),
+            );
             module = optimizer.step(module, grads, 1e-4, 0.0).0;
         }
         let weight: Vec<f32> = module.weight.val().cast(DType::F32).into_data().to_vec().unwrap();

@@ -20,12 +20,14 @@ pub struct Player<'a> {
     pub limits: EpisodeRecipe,
     /// What each episode begins with behind its prompt: [`Opening::none`], but for ARCap.
     pub opening: &'a dyn Fn(&Question) -> Opening,
-    /// Asked before each step of the engine; where it says so, the play ends with [`EngineError::Interrupted`].
+    /// Asked before each step of the engine; where it says so, the play ends with
+    /// [`EngineError::Interrupted`].
     pub is_over: &'a dyn Fn() -> bool,
 }
 
 impl Player<'_> {
-    /// Plays every question once. Episode i draws from `key` folded by i: neither its neighbours nor the batch size matter.
+    /// Plays every question once. Episode i draws from `key` folded by i: neither its neighbours
+    /// nor the batch size matter.
     /// # Errors
     /// If logits are not finite, a text cannot be encoded, or the play is over before its end.
     pub fn play<B: Backend>(
@@ -45,10 +47,20 @@ impl Player<'_> {
         };
         let Sampling { temperature, top_p, top_k } = sampling;
         let limits = EpisodeRecipe { temperature, top_p, top_k, ..self.limits.clone() };
-        let rules = Rules { env: &self.env, encode: &|text, outside| self.tokenizer.encode_outside(text, outside), limits: &limits };
+        let rules = Rules {
+            env: &self.env,
+            encode: &|text, outside| self.tokenizer.encode_outside(text, outside),
+            limits: &limits,
+        };
         let keys: Vec<Key> = (0..questions.len()).map(|i| key.fold(i as u64)).collect();
         let engine = Engine::new(model, self.tokenizer, options, device);
-        play_from(&mut Interruptible { engine, is_over: self.is_over }, rules, self.opening, questions, &keys)
+        play_from(
+            &mut Interruptible { engine, is_over: self.is_over },
+            rules,
+            self.opening,
+            questions,
+            &keys,
+        )
     }
 
     /// The model's own end-of-sequence tokens and the chat's ends of a turn.

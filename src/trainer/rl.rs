@@ -1,4 +1,5 @@
-//! One RL step: PPO or GRPO with the search engine and the selective KL penalty (method §4), in the order of the method.
+//! One RL step: PPO or GRPO with the search engine and the selective KL penalty (method §4), in the
+//! order of the method.
 //!
 //! ```text
 //! batch      = RolloutBatch::new(episodes)
@@ -10,7 +11,8 @@
 //!                       critic ← clipped squared error (PPO)
 //! ```
 //!
-//! The reference is run on the penalised rows alone: the score is known before, and on correct episodes its log-probs have no effect.
+//! The reference is run on the penalised rows alone: the score is known before, and on correct
+//! episodes its log-probs have no effect.
 use super::{
     distill::scalar,
     metrics::*,
@@ -21,8 +23,13 @@ use super::{
 use crate::{
     algo::{
         advantage::{Advantages, flat_groups, gae, grpo},
-        kl::{KlController, estimate, estimate_tensor, full_divergence, is_penalised, token_rewards},
-        ppo::{PolicyStats, PolicyTokens, ValueStats, ValueTokens, entropy_bonus, policy_loss, value_loss},
+        kl::{
+            KlController, estimate, estimate_tensor, full_divergence, is_penalised, token_rewards,
+        },
+        ppo::{
+            PolicyStats, PolicyTokens, ValueStats, ValueTokens, entropy_bonus, policy_loss,
+            value_loss,
+        },
         schedule::learning_rate,
         total,
     },
@@ -59,7 +66,8 @@ pub struct TrainedCritic<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> ActorCritic<B> {
-    /// In front of the first step: the critic, where the recipe's algorithm has one, is a copy of the actor with a value head drawn from `critic_seed`.
+    /// In front of the first step: the critic, where the recipe's algorithm has one, is a copy of
+    /// the actor with a value head drawn from `critic_seed`.
     pub fn new(actor: Decoder<B::InnerBackend>, critic_seed: u64, recipe: &Recipe) -> Self {
         let critic = (recipe.rl.algorithm == Algorithm::Ppo).then(|| TrainedCritic {
             network: Critic::from_decoder(&actor, critic_seed),
@@ -78,10 +86,12 @@ pub struct Step {
     pub tokens: Vec<TokenRecord>,
 }
 
-/// Updates the networks on the trainable episodes of one step (`step` of `recipe.rl.steps`, from 0).
+/// Updates the networks on the trainable episodes of one step (`step` of `recipe.rl.steps`, from
+/// 0).
 ///
-/// `episodes` are in the order of their questions, `recipe.rl.episodes_per_question` of each one after the other: their place says which belong
-/// together, whatever the questions' texts. A group that lost episodes to the retriever is judged by the others.
+/// `episodes` are in the order of their questions, `recipe.rl.episodes_per_question` of each one
+/// after the other: their place says which belong together, whatever the questions' texts. A group
+/// that lost episodes to the retriever is judged by the others.
 /// # Panics
 /// If the recipe wants a reference policy and `reference` is `None`, or GRPO with the penalty in
 /// the reward (the recipe check refuses both), or PPO and there is no critic.
@@ -94,15 +104,25 @@ pub fn rl_step<B: TrainBackend>(
     device: &B::Device,
 ) -> Step {
     let trainable = episodes.iter().enumerate().filter(|(_, episode)| episode.is_trainable());
-    let (groups, episodes): (Vec<usize>, Vec<&Episode>) =
-        trainable.map(|(position, episode)| (position / recipe.rl.episodes_per_question, episode)).unzip();
+    let (groups, episodes): (Vec<usize>, Vec<&Episode>) = trainable
+        .map(|(position, episode)| (position / recipe.rl.episodes_per_question, episode))
+        .unzip();
     let mut metrics = Metrics::default();
-    let pass = &Pass { micro_batch_tokens: recipe.rl.micro_batch_tokens, temperature: recipe.episode.temperature, device };
+    let pass = &Pass {
+        micro_batch_tokens: recipe.rl.micro_batch_tokens,
+        temperature: recipe.episode.temperature,
+        device,
+    };
     let mut batch = RolloutBatch::new(&episodes);
     let rows: Vec<usize> = (0..batch.n_rows).collect();
-    let penalised: Vec<usize> = rows.iter().copied().filter(|&row| is_penalised(recipe.kl.mode, &[batch.scores[row]])).collect();
+    let penalised: Vec<usize> = rows
+        .iter()
+        .copied()
+        .filter(|&row| is_penalised(recipe.kl.mode, &[batch.scores[row]]))
+        .collect();
 
-    let kl = log_probs_and_penalty(&networks.actor, reference, &mut batch, &penalised, recipe, pass);
+    let kl =
+        log_probs_and_penalty(&networks.actor, reference, &mut batch, &penalised, recipe, pass);
     if let Some(critic) = &networks.critic {
         batch.values = score::values(&critic.network, &batch, pass);
     }
@@ -116,16 +136,28 @@ pub fn rl_step<B: TrainBackend>(
             gae(&batch, &rewards.rewards, &recipe.gae)
         }
         Algorithm::Grpo => {
-            assert!(recipe.kl.mode == KlMode::None || in_reward == 0.0, "the recipe check puts GRPO's penalty in the loss");
+            assert!(
+                recipe.kl.mode == KlMode::None || in_reward == 0.0,
+                "the recipe check puts GRPO's penalty in the loss"
+            );
             metrics.set(FLAT_GROUPS, flat_groups(&batch.scores, &groups));
             grpo(&batch, &rewards.rewards, &groups)
         }
     };
-    let tokens = token_records(&batch, &penalised, &kl, &advantages, networks.critic.is_some(), recipe);
+    let tokens =
+        token_records(&batch, &penalised, &kl, &advantages, networks.critic.is_some(), recipe);
 
     let lr = learning_rate(&recipe.optim.actor, step, recipe.rl.steps);
     let critic_lr = learning_rate(&recipe.optim.critic, step, recipe.rl.steps);
-    let mut update = Update { networks, reference, batch: &batch, advantages: &advantages, penalised: &penalised, recipe, device };
+    let mut update = Update {
+        networks,
+        reference,
+        batch: &batch,
+        advantages: &advantages,
+        penalised: &penalised,
+        recipe,
+        device,
+    };
     let (mut actor_stats, mut critic_stats) = (Vec::new(), Vec::new());
     for _ in 0..recipe.rl.epochs {
         for mini_batch in rows.chunks(recipe.rl.mini_batch) {
@@ -164,7 +196,8 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     values.sum::<f64>() / n
 }
 
-/// The numbers of each row's tokens, as far as [`log_probs_and_penalty`] had a reason to compute them.
+/// The numbers of each row's tokens, as far as [`log_probs_and_penalty`] had a reason to compute
+/// them.
 fn token_records(
     batch: &RolloutBatch,
     penalised: &[usize],
@@ -182,10 +215,11 @@ fn token_records(
     (0..batch.n_rows).map(record).collect()
 }
 
-/// Fills the batch's log-probs under actor and reference; KL_t of the penalised rows' agent tokens, `[B, T]`.
+/// Fills the batch's log-probs under actor and reference; KL_t of the penalised rows' agent tokens,
+/// `[B, T]`.
 ///
-/// The reference's log-probs are those of the penalised rows, and 0 where the exact KL takes their place: it comes out of the same pass of the actor
-/// that gives those rows' own log-probs.
+/// The reference's log-probs are those of the penalised rows, and 0 where the exact KL takes their
+/// place: it comes out of the same pass of the actor that gives those rows' own log-probs.
 fn log_probs_and_penalty<I: Backend>(
     actor: &Decoder<I>,
     reference: Option<&Decoder<I>>,
@@ -205,7 +239,8 @@ fn log_probs_and_penalty<I: Backend>(
     let estimator = recipe.kl.estimator;
     if let Some(divergence) = full_divergence(estimator) {
         let free: Vec<usize> = rows.into_iter().filter(|row| !penalised.contains(row)).collect();
-        let (mut log_probs, kl) = score::log_probs_and_divergence(actor, reference, divergence, batch, penalised, pass);
+        let (mut log_probs, kl) =
+            score::log_probs_and_divergence(actor, reference, divergence, batch, penalised, pass);
         let of_free = score::log_probs(actor, batch, &free, pass);
         for at in batch.agent_tokens(&free).at {
             log_probs[at] = of_free[at];
@@ -217,7 +252,8 @@ fn log_probs_and_penalty<I: Backend>(
     batch.ref_log_probs = score::log_probs(reference, batch, penalised, pass);
     let mut kl = vec![0.0; batch.n_rows * batch.n_cols];
     for at in batch.agent_tokens(penalised).at {
-        kl[at] = estimate(estimator, batch.old_log_probs[at], batch.ref_log_probs[at]).expect("not one of the full estimators");
+        kl[at] = estimate(estimator, batch.old_log_probs[at], batch.ref_log_probs[at])
+            .expect("not one of the full estimators");
     }
     kl
 }
@@ -257,64 +293,89 @@ impl<B: TrainBackend> Update<'_, B> {
         let model: Decoder<B> = with_gradients(self.networks.actor.clone());
         let mut sums = GradientsAccumulator::new();
         let normaliser = batch.n_agent_tokens(mini_batch).max(1) as f64;
-        let kl_weight = if recipe.kl.placement == KlPlacement::Loss { self.networks.kl.coef } else { 0.0 };
+        let kl_weight =
+            if recipe.kl.placement == KlPlacement::Loss { self.networks.kl.coef } else { 0.0 };
         let mut stats = ActorStats::default();
         // Penalised rows in micro-batches of their own, so that the reference runs on nothing else.
         let (penalised_rows, free_rows): (Vec<usize>, Vec<usize>) =
             mini_batch.iter().partition(|row| kl_weight != 0.0 && self.penalised.contains(row));
         let cut = |rows: &[usize]| batch.micro_batches(rows, recipe.rl.micro_batch_tokens);
-        let micro_batches =
-            cut(&penalised_rows).into_iter().map(|rows| (rows, true)).chain(cut(&free_rows).into_iter().map(|rows| (rows, false)));
+        let micro_batches = cut(&penalised_rows)
+            .into_iter()
+            .map(|rows| (rows, true))
+            .chain(cut(&free_rows).into_iter().map(|rows| (rows, false)));
         for (rows, has_kl) in micro_batches {
             let tokens = batch.agent_tokens(&rows);
             if tokens.is_empty() {
                 continue;
             }
             let exact = full_divergence(recipe.kl.estimator).filter(|_| has_kl).map(|divergence| {
-                let reference = self.reference.expect("a recipe with a KL penalty has a reference policy");
-                let head = reference.head(tokens.gather(reference.hidden(batch.ids_tensor(&rows, device), None, None)));
+                let reference =
+                    self.reference.expect("a recipe with a KL penalty has a reference policy");
+                let head = reference.head(tokens.gather(reference.hidden(
+                    batch.ids_tensor(&rows, device),
+                    None,
+                    None,
+                )));
                 (LinearHead::from_inner(head), divergence)
             });
-            accumulate_decoder(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |head| {
-                let pick = |array: &[f32]| tensor::<B>(tokens.pick(array), device);
-                let (labels, temperature) = (tokens.labels_tensor(device), recipe.episode.temperature);
-                let (log_probs, entropy, kl) = match exact {
-                    Some((reference, divergence)) => {
-                        let rows = token_divergence(head, reference, labels, divergence, temperature);
-                        (rows.log_probs, rows.entropy, Some(rows.divergence))
+            accumulate_decoder(
+                &model,
+                batch.ids_tensor(&rows, device),
+                &tokens,
+                activations,
+                &mut sums,
+                |head| {
+                    let pick = |array: &[f32]| tensor::<B>(tokens.pick(array), device);
+                    let (labels, temperature) =
+                        (tokens.labels_tensor(device), recipe.episode.temperature);
+                    let (log_probs, entropy, kl) = match exact {
+                        Some((reference, divergence)) => {
+                            let rows =
+                                token_divergence(head, reference, labels, divergence, temperature);
+                            (rows.log_probs, rows.entropy, Some(rows.divergence))
+                        }
+                        None => {
+                            let rows = token_log_probs(head, labels, temperature);
+                            let estimates = || {
+                                estimate_tensor(
+                                    recipe.kl.estimator,
+                                    rows.log_probs.clone(),
+                                    pick(&batch.ref_log_probs),
+                                )
+                            };
+                            let kl = has_kl
+                                .then(|| estimates().expect("not one of the full estimators"));
+                            (rows.log_probs, rows.entropy, kl)
+                        }
+                    };
+                    let mask = Tensor::ones_like(&entropy.clone().detach());
+                    let policy = PolicyTokens {
+                        log_probs,
+                        old_log_probs: pick(&batch.old_log_probs),
+                        advantages: pick(&self.advantages.advantages),
+                        mask: mask.clone(),
+                    };
+                    let (mut loss, policy) = policy_loss(policy, recipe.rl.clip_ratio, normaliser);
+                    let entropy = entropy_bonus(entropy, mask, normaliser);
+                    stats.policy += policy;
+                    stats.entropy += scalar(&entropy);
+                    loss = loss - entropy * recipe.rl.entropy_coef;
+                    match kl {
+                        Some(kl) => {
+                            let penalty = total(kl) * (kl_weight / normaliser);
+                            stats.penalty += scalar(&penalty);
+                            loss + penalty
+                        }
+                        None => loss,
                     }
-                    None => {
-                        let rows = token_log_probs(head, labels, temperature);
-                        let estimates = || estimate_tensor(recipe.kl.estimator, rows.log_probs.clone(), pick(&batch.ref_log_probs));
-                        let kl = has_kl.then(|| estimates().expect("not one of the full estimators"));
-                        (rows.log_probs, rows.entropy, kl)
-                    }
-                };
-                let mask = Tensor::ones_like(&entropy.clone().detach());
-                let policy = PolicyTokens {
-                    log_probs,
-                    old_log_probs: pick(&batch.old_log_probs),
-                    advantages: pick(&self.advantages.advantages),
-                    mask: mask.clone(),
-                };
-                let (mut loss, policy) = policy_loss(policy, recipe.rl.clip_ratio, normaliser);
-                let entropy = entropy_bonus(entropy, mask, normaliser);
-                stats.policy += policy;
-                stats.entropy += scalar(&entropy);
-                loss = loss - entropy * recipe.rl.entropy_coef;
-                match kl {
-                    Some(kl) => {
-                        let penalty = total(kl) * (kl_weight / normaliser);
-                        stats.penalty += scalar(&penalty);
-                        loss + penalty
-                    }
-                    None => loss,
-                }
-            });
+                },
+            );
         }
         drop(model);
         let loss = stats.policy.loss - recipe.rl.entropy_coef * stats.entropy + stats.penalty;
-        let (actor, applied) = self.networks.actor_optimizer.step(self.networks.actor.clone(), sums.grads(), lr, loss);
+        let (actor, applied) =
+            self.networks.actor_optimizer.step(self.networks.actor.clone(), sums.grads(), lr, loss);
         self.networks.actor = actor;
         self.networks.n_skipped += usize::from(!applied.is_applied);
         stats.grad_norm = applied.grad_norm;
@@ -323,7 +384,8 @@ impl<B: TrainBackend> Update<'_, B> {
 
     /// `None` where there is no critic.
     pub(crate) fn critic(&mut self, mini_batch: &[usize], lr: f64) -> Option<CriticStats> {
-        let (batch, recipe, device, advantages) = (self.batch, self.recipe, self.device, self.advantages);
+        let (batch, recipe, device, advantages) =
+            (self.batch, self.recipe, self.device, self.advantages);
         let activations = Activations::of(&recipe.model);
         let critic = self.networks.critic.as_mut()?;
         let model: Critic<B> = with_gradients(critic.network.clone());
@@ -339,20 +401,28 @@ impl<B: TrainBackend> Update<'_, B> {
             if tokens.is_empty() {
                 continue;
             }
-            accumulate_critic(&model, batch.ids_tensor(&rows, device), &tokens, activations, &mut sums, |values| {
-                let values = ValueTokens {
-                    mask: Tensor::ones_like(&values.clone().detach()),
-                    old_values: tensor(tokens.pick(&batch.values), device),
-                    returns: tensor(tokens.pick(&advantages.returns), device),
-                    values,
-                };
-                let (loss, value) = value_loss(values, recipe.rl.clip_value, normaliser);
-                stats.value += value;
-                loss
-            });
+            accumulate_critic(
+                &model,
+                batch.ids_tensor(&rows, device),
+                &tokens,
+                activations,
+                &mut sums,
+                |values| {
+                    let values = ValueTokens {
+                        mask: Tensor::ones_like(&values.clone().detach()),
+                        old_values: tensor(tokens.pick(&batch.values), device),
+                        returns: tensor(tokens.pick(&advantages.returns), device),
+                        values,
+                    };
+                    let (loss, value) = value_loss(values, recipe.rl.clip_value, normaliser);
+                    stats.value += value;
+                    loss
+                },
+            );
         }
         drop(model);
-        let (network, applied) = critic.optimizer.step(critic.network.clone(), sums.grads(), lr, stats.value.loss);
+        let (network, applied) =
+            critic.optimizer.step(critic.network.clone(), sums.grads(), lr, stats.value.loss);
         critic.network = network;
         self.networks.n_skipped += usize::from(!applied.is_applied);
         stats.grad_norm = applied.grad_norm;
@@ -376,5 +446,9 @@ fn explained_variance(batch: &RolloutBatch, advantages: &Advantages) -> f64 {
     };
     let returns = |at: usize| f64::from(advantages.returns[at]);
     let total = variance(&returns);
-    if total == 0.0 { 0.0 } else { 1.0 - variance(&|at| returns(at) - f64::from(batch.values[at])) / total }
+    if total == 0.0 {
+        0.0
+    } else {
+        1.0 - variance(&|at| returns(at) - f64::from(batch.values[at])) / total
+    }
 }

@@ -4,10 +4,13 @@
 //! runs/NAME/  recipe.toml (resolved)   provenance.json   metrics.jsonl   summary.json   episodes/   checkpoints/   lock
 //!             report.md   report.html   tb/                  (written by `crate::report` from the others)
 //! ```
-//! One process at a time writes into a run: it holds the operating system's lock on the file `lock`, which ends with the process however that ends.
-//! A metrics line is one flat object, `{"phase":"rl","step":3,"rollout/reward":0.41,...}`, flushed as it is written. The step is the number
-//! of finished steps, so a run resumed from step s cuts the file behind (phase, s) and goes on as if it had never stopped. What the guards saw at a step
-//! stands behind it in a line of its own, `{"phase":"rl","step":3,"alarm":"..","advice":".."}`: it stays whatever the recipe says later.
+//! One process at a time writes into a run: it holds the operating system's lock on the file
+//! `lock`, which ends with the process however that ends. A metrics line is one flat object,
+//! `{"phase":"rl","step":3,"rollout/reward":0.41,...}`, flushed as it is written. The step is the
+//! number of finished steps, so a run resumed from step s cuts the file behind (phase, s) and goes
+//! on as if it had never stopped. What the guards saw at a step stands behind it in a line of its
+//! own, `{"phase":"rl","step":3,"alarm":"..","advice":".."}`: it stays whatever the recipe says
+//! later.
 mod leftovers;
 mod orders;
 
@@ -36,17 +39,20 @@ const LOCK_FILE: &str = "lock";
 /// Why a run directory cannot be made, opened or written.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
-    #[error("the run {path} exists; hint: continue it with --resume {path}, or choose another --name", path = .0.display())]
+    #[error("the run {path} exists; hint: continue it with --resume {path}, or choose another \
+             --name", path = .0.display())]
     Exists(PathBuf),
     #[error(
-        "the folder {path} exists and is no run that could go on: it holds no {RECIPE_FILE}; hint: remove it, or choose another --name",
+        "the folder {path} exists and is no run that could go on: it holds no {RECIPE_FILE}; hint: \
+         remove it, or choose another --name",
         path = .0.display()
     )]
     Occupied(PathBuf),
     #[error("{} is not a run: {}; hint: `dgpo runs list` shows the runs in ./{RUNS_DIR}", .0.display(), what_is_missing(.0))]
     NotARun(PathBuf),
     #[error(
-        "another process{} works on the run {}; hint: wait for its end, or stop it and continue with --resume",
+        "another process{} works on the run {}; hint: wait for its end, or stop it and continue \
+         with --resume",
         pid.map_or(String::new(), |pid| format!(" ({pid})")), path.display()
     )]
     Busy { path: PathBuf, pid: Option<u32> },
@@ -85,12 +91,20 @@ pub struct RunDir {
 impl RunDir {
     /// Makes `root/name` with the resolved recipe (`run.name` filled in) and the provenance.
     /// # Errors
-    /// [`RunDirError::Exists`] or [`RunDirError::Occupied`] if the folder is there already: nothing is ever overwritten.
-    pub fn create(root: &Path, name: &str, recipe: &Recipe, provenance: &impl Serialize) -> Result<Self, RunDirError> {
+    /// [`RunDirError::Exists`] or [`RunDirError::Occupied`] if the folder is there already: nothing
+    /// is ever overwritten.
+    pub fn create(
+        root: &Path,
+        name: &str,
+        recipe: &Recipe,
+        provenance: &impl Serialize,
+    ) -> Result<Self, RunDirError> {
         let path = root.join(name);
         fs::create_dir_all(root).map_err(io_error("create", root))?;
         fs::create_dir(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists if path.join(RECIPE_FILE).is_file() => RunDirError::Exists(path.clone()),
+            io::ErrorKind::AlreadyExists if path.join(RECIPE_FILE).is_file() => {
+                RunDirError::Exists(path.clone())
+            }
             io::ErrorKind::AlreadyExists => RunDirError::Occupied(path.clone()),
             _ => RunDirError::Io { verb: "create", path: path.clone(), source },
         })?;
@@ -98,7 +112,8 @@ impl RunDir {
         let mut resolved = recipe.clone();
         resolved.run.name = name.to_owned();
         for folder in [EPISODES_DIR, CHECKPOINTS_DIR] {
-            fs::create_dir(run.path.join(folder)).map_err(io_error("create", &run.path.join(folder)))?;
+            fs::create_dir(run.path.join(folder))
+                .map_err(io_error("create", &run.path.join(folder)))?;
         }
         run.write(PROVENANCE_FILE, pretty(provenance))?;
         // The recipe makes the folder a run, so it is written last.
@@ -119,22 +134,32 @@ impl RunDir {
 
     /// Takes the run for this process. Whoever trains holds the lock; readers need none.
     /// # Errors
-    /// [`RunDirError::Busy`] while another process has it. What a killed process leaves behind is a file without a lock.
+    /// [`RunDirError::Busy`] while another process has it. What a killed process leaves behind is a
+    /// file without a lock.
     pub fn lock(&self) -> Result<RunLock, RunDirError> {
         let path = self.path.join(LOCK_FILE);
-        let opened = refuse_link(&path).and_then(|()| OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path));
+        let opened = refuse_link(&path).and_then(|()| {
+            OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path)
+        });
         let mut file = opened.map_err(io_error("open", &path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
-                // The number is for the message alone; where the lock forbids reading too, the message goes without.
+                // The number is for the message alone; where the lock forbids reading too, the
+                // message goes without.
                 let _ = file.read_to_string(&mut pid);
-                return Err(RunDirError::Busy { path: self.path.clone(), pid: pid.trim().parse().ok() });
+                return Err(RunDirError::Busy {
+                    path: self.path.clone(),
+                    pid: pid.trim().parse().ok(),
+                });
             }
             // Some network file systems have no locks, and a run there must be possible.
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-                tracing::warn!("{} cannot be locked here; hint: start no second process on this run", path.display());
+                tracing::warn!(
+                    "{} cannot be locked here; hint: start no second process on this run",
+                    path.display()
+                );
             }
             Err(TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
         }
@@ -161,8 +186,9 @@ impl RunDir {
         self.path.join(EVALUATION_DIR)
     }
 
-    /// The metrics file, open for appending. `done` = the phase and step of its stage that a resumed run starts from: later lines are cut off, and so
-    /// is a line that a killed process left incomplete. `None` starts an empty file.
+    /// The metrics file, open for appending. `done` = the phase and step of its stage that a
+    /// resumed run starts from: later lines are cut off, and so is a line that a killed process
+    /// left incomplete. `None` starts an empty file.
     /// # Errors
     /// If a line before the cut is not a metrics line, or the disk fails.
     pub fn metrics(&self, done: Option<(Stage, Phase, usize)>) -> Result<MetricsLog, RunDirError> {
@@ -171,11 +197,13 @@ impl RunDir {
             Some(done) if path.is_file() => bytes_until(&path, done)?,
             _ => 0,
         };
-        let opened = refuse_link(&path).and_then(|()| OpenOptions::new().create(true).append(true).open(&path)).and_then(|file| {
-            file.set_len(n_bytes)?;
-            sync_folder(&self.path)?;
-            Ok(file)
-        });
+        let opened = refuse_link(&path)
+            .and_then(|()| OpenOptions::new().create(true).append(true).open(&path))
+            .and_then(|file| {
+                file.set_len(n_bytes)?;
+                sync_folder(&self.path)?;
+                Ok(file)
+            });
         Ok(MetricsLog { file: opened.map_err(io_error("open", &path))?, path })
     }
 
@@ -189,7 +217,8 @@ impl RunDir {
             return Ok(Vec::new());
         }
         let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
-        let mut lines: Vec<Map<String, Value>> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let mut lines: Vec<Map<String, Value>> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         lines.iter_mut().for_each(rename_old);
         Ok(lines)
     }
@@ -198,9 +227,12 @@ impl RunDir {
     /// # Errors
     /// If that run's file cannot be read or the disk fails.
     pub fn take_metrics(&self, from: &Self, phases: &[Phase]) -> Result<(), RunDirError> {
-        let is_wanted = |line: &&Map<String, Value>| phases.iter().any(|phase| line.get("phase") == Some(&json!(phase)));
+        let is_wanted = |line: &&Map<String, Value>| {
+            phases.iter().any(|phase| line.get("phase") == Some(&json!(phase)))
+        };
         let lines = from.read_metrics()?;
-        let text: String = lines.iter().filter(is_wanted).map(|line| json!(line).to_string() + "\n").collect();
+        let text: String =
+            lines.iter().filter(is_wanted).map(|line| json!(line).to_string() + "\n").collect();
         self.write(METRICS_FILE, text)
     }
 
@@ -225,11 +257,16 @@ impl RunDir {
             return Ok(None);
         }
         let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
-        let damaged = |e: serde_json::Error| RunDirError::Damaged { path: path.clone(), line: e.line(), why: e.to_string() };
+        let damaged = |e: serde_json::Error| RunDirError::Damaged {
+            path: path.clone(),
+            line: e.line(),
+            why: e.to_string(),
+        };
         serde_json::from_str(&text).map(Some).map_err(damaged)
     }
 
-    /// Replaces a small file as a whole: a reader never sees half of it, not even after a power cut.
+    /// Replaces a small file as a whole: a reader never sees half of it, not even after a power
+    /// cut.
     /// # Errors
     /// If the disk fails.
     pub fn write(&self, name: &str, text: String) -> Result<(), RunDirError> {
@@ -238,7 +275,8 @@ impl RunDir {
     }
 }
 
-/// Files that are appended to are not replaced as a whole, so a link at their name would be written through.
+/// Files that are appended to are not replaced as a whole, so a link at their name would be written
+/// through.
 fn refuse_link(path: &Path) -> io::Result<()> {
     match path.is_symlink() {
         true => Err(io::Error::other("it is a link, which may lead anywhere")),
@@ -247,7 +285,8 @@ fn refuse_link(path: &Path) -> io::Result<()> {
 }
 
 fn pretty(value: &impl Serialize) -> String {
-    let mut text = serde_json::to_string_pretty(value).expect("keys are text and values are finite or null");
+    let mut text =
+        serde_json::to_string_pretty(value).expect("keys are text and values are finite or null");
     text.push('\n');
     text
 }
@@ -275,11 +314,18 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Writes one line: a killed process loses at most the line being written, a power cut those since [`Self::sync`]. Values that are not finite become `null`.
+    /// Writes one line: a killed process loses at most the line being written, a power cut those
+    /// since [`Self::sync`]. Values that are not finite become `null`.
     /// # Errors
     /// If the disk fails.
-    pub fn append(&mut self, phase: Phase, step: usize, metrics: &[(&'static str, f64)]) -> Result<(), RunDirError> {
-        let mut line = Map::from_iter([("phase".to_owned(), json!(phase)), ("step".to_owned(), json!(step))]);
+    pub fn append(
+        &mut self,
+        phase: Phase,
+        step: usize,
+        metrics: &[(&'static str, f64)],
+    ) -> Result<(), RunDirError> {
+        let mut line =
+            Map::from_iter([("phase".to_owned(), json!(phase)), ("step".to_owned(), json!(step))]);
         line.extend(metrics.iter().map(|&(name, value)| (name.to_owned(), json!(value))));
         self.write(line)
     }
@@ -292,7 +338,8 @@ impl MetricsLog {
         self.write(line.as_object().cloned().unwrap_or_default())
     }
 
-    /// Brings what was appended to the disk, before something is written that relies on it: a checkpoint stands for the lines of its steps.
+    /// Brings what was appended to the disk, before something is written that relies on it: a
+    /// checkpoint stands for the lines of its steps.
     /// # Errors
     /// If the disk fails.
     pub fn sync(&self) -> Result<(), RunDirError> {
@@ -313,11 +360,17 @@ const ADVICE: &str = "advice";
 /// What the guards saw in a run, from its metrics lines: what and where, and the advice.
 pub fn alarms(lines: &[Map<String, Value>]) -> Vec<(String, String)> {
     let text = |line: &Map<String, Value>, key: &str| Some(line.get(key)?.as_str()?.to_owned());
-    lines.iter().filter_map(|line| Some((text(line, ALARM)?, text(line, ADVICE).unwrap_or_default()))).collect()
+    lines
+        .iter()
+        .filter_map(|line| Some((text(line, ALARM)?, text(line, ADVICE).unwrap_or_default())))
+        .collect()
 }
 
 /// Length of the file up to and including the lines of `done`.
-fn bytes_until(path: &Path, (stage, phase, step): (Stage, Phase, usize)) -> Result<u64, RunDirError> {
+fn bytes_until(
+    path: &Path,
+    (stage, phase, step): (Stage, Phase, usize),
+) -> Result<u64, RunDirError> {
     #[derive(Deserialize)]
     struct Head {
         phase: Phase,
@@ -332,8 +385,11 @@ fn bytes_until(path: &Path, (stage, phase, step): (Stage, Phase, usize)) -> Resu
         if n_read == 0 || !text.ends_with('\n') {
             break;
         }
-        let head: Head =
-            serde_json::from_str(&text).map_err(|e| RunDirError::Damaged { path: path.to_owned(), line, why: e.to_string() })?;
+        let head: Head = serde_json::from_str(&text).map_err(|e| RunDirError::Damaged {
+            path: path.to_owned(),
+            line,
+            why: e.to_string(),
+        })?;
         if (stage.place(head.phase), head.step) > (stage.place(phase), step) {
             break;
         }
@@ -343,146 +399,4 @@ fn bytes_until(path: &Path, (stage, phase, step): (Stage, Phase, usize)) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn create(root: &Path) -> RunDir {
-        RunDir::create(root, "first", &Recipe::default(), &json!({"version": "0"})).unwrap()
-    }
-
-    /// The default recipe lacks questions, which only a loaded recipe must have.
-    fn runnable() -> Recipe {
-        let mut recipe = Recipe::default();
-        recipe.data.train = vec!["train.jsonl".into()];
-        recipe.data.test = vec!["test.jsonl".into()];
-        recipe.data.corpus = "corpus.jsonl".into();
-        recipe
-    }
-
-    #[test]
-    fn a_run_is_never_overwritten_and_the_hint_says_how_to_go_on() {
-        let root = tempfile::tempdir().unwrap();
-        create(root.path());
-        let error = RunDir::create(root.path(), "first", &Recipe::default(), &json!({})).unwrap_err().to_string();
-        assert!(error.contains("--resume") && error.contains("--name"), "{error}");
-    }
-
-    #[test]
-    fn a_folder_that_is_no_run_is_neither_overwritten_nor_to_be_resumed() {
-        let root = tempfile::tempdir().unwrap();
-        fs::create_dir(root.path().join("first")).unwrap();
-        let error = RunDir::create(root.path(), "first", &Recipe::default(), &json!({})).unwrap_err().to_string();
-        assert!(error.contains("holds no recipe.toml") && error.contains("remove it") && !error.contains("--resume"), "{error}");
-    }
-
-    #[test]
-    fn a_run_is_locked_once_and_free_again_when_the_lock_is_dropped() {
-        let root = tempfile::tempdir().unwrap();
-        let run = create(root.path());
-        let lock = run.lock().unwrap();
-        let error = run.lock().unwrap_err().to_string();
-        let process = format!("another process ({}) works on the run", std::process::id());
-        assert!(error.contains(&process) && error.contains("first") && error.contains("hint: "), "{error}");
-        drop(lock);
-        run.lock().unwrap();
-    }
-
-    #[test]
-    fn the_recipe_of_a_run_is_the_resolved_one_with_its_name() {
-        let root = tempfile::tempdir().unwrap();
-        let run = RunDir::create(root.path(), "mine", &runnable(), &json!({})).unwrap();
-        let mut expected = runnable();
-        expected.run.name = "mine".into();
-        assert_eq!(RunDir::open(run.path()).unwrap().recipe().unwrap(), expected);
-    }
-
-    #[test]
-    fn a_folder_without_a_recipe_is_not_a_run() {
-        let root = tempfile::tempdir().unwrap();
-        assert!(matches!(RunDir::open(root.path()), Err(RunDirError::NotARun(_))));
-        assert_eq!(list_runs(root.path()).unwrap(), []);
-    }
-
-    #[test]
-    fn resuming_cuts_the_metrics_back_to_the_checkpoint() {
-        let root = tempfile::tempdir().unwrap();
-        let run = create(root.path());
-        let mut log = run.metrics(None).unwrap();
-        for (phase, step) in [(Phase::Kd, 1), (Phase::Kd, 2), (Phase::Rl, 1), (Phase::Rl, 2), (Phase::Rl, 3)] {
-            log.append(phase, step, &[("loss", step as f64)]).unwrap();
-        }
-        drop(log);
-        let mut log = run.metrics(Some((Stage::Pipeline, Phase::Rl, 2))).unwrap();
-        log.append(Phase::Rl, 3, &[("loss", 30.0)]).unwrap();
-        let losses: Vec<f64> = run.read_metrics().unwrap().iter().filter_map(|line| line["loss"].as_f64()).collect();
-        assert_eq!(losses, [1.0, 2.0, 1.0, 2.0, 30.0]);
-    }
-
-    #[test]
-    fn what_is_cut_follows_the_order_of_the_stage() {
-        let root = tempfile::tempdir().unwrap();
-        let run = create(root.path());
-        let mut log = run.metrics(None).unwrap();
-        for (phase, step) in [(Phase::Rl, 8), (Phase::Demos, 1), (Phase::Kd, 1), (Phase::Kd, 2)] {
-            log.append(phase, step, &[]).unwrap();
-        }
-        drop(run.metrics(Some((Stage::RlDistill, Phase::Kd, 1))).unwrap());
-        assert_eq!(run.read_metrics().unwrap().len(), 3);
-        drop(run.metrics(Some((Stage::RlDistill, Phase::Rl, 8))).unwrap());
-        assert_eq!(run.read_metrics().unwrap().len(), 1);
-    }
-
-    #[test]
-    fn a_line_torn_by_a_kill_is_cut_off() {
-        let root = tempfile::tempdir().unwrap();
-        let run = create(root.path());
-        run.metrics(None).unwrap().append(Phase::Kd, 1, &[]).unwrap();
-        let path = run.path().join(METRICS_FILE);
-        let whole = fs::read_to_string(&path).unwrap();
-        fs::write(&path, format!("{whole}{{\"phase\":\"kd\",\"st")).unwrap();
-        run.metrics(Some((Stage::Pipeline, Phase::Kd, 1))).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), whole);
-    }
-
-    #[test]
-    fn a_metric_that_is_not_a_number_is_null() {
-        let root = tempfile::tempdir().unwrap();
-        let run = create(root.path());
-        run.metrics(None).unwrap().append(Phase::Rl, 1, &[("kl", f64::NAN)]).unwrap();
-        assert_eq!(run.read_metrics().unwrap()[0]["kl"], Value::Null);
-    }
-
-    #[test]
-    fn the_approximate_kl_of_an_older_run_gets_the_name_of_what_it_is() {
-        let root = tempfile::tempdir().unwrap();
-        let run = create(root.path());
-        let mut log = run.metrics(None).unwrap();
-        log.append(Phase::Rl, 1, &[("losses/approx_kl", -0.25)]).unwrap();
-        log.append(Phase::Rl, 2, &[("losses/old_approx_kl", -0.5), ("losses/approx_kl", 0.125)]).unwrap();
-        let lines = run.read_metrics().unwrap();
-        assert_eq!((lines[0].get("losses/approx_kl"), &lines[0]["losses/old_approx_kl"]), (None, &json!(-0.25)));
-        assert_eq!((&lines[1]["losses/approx_kl"], &lines[1]["losses/old_approx_kl"]), (&json!(0.125), &json!(-0.5)));
-    }
-
-    #[test]
-    fn a_summary_is_read_back_and_absent_before_it_is_written() {
-        let root = tempfile::tempdir().unwrap();
-        let run = create(root.path());
-        assert_eq!(run.summary::<Value>().unwrap(), None);
-        let summary = json!({"kd": {"em": 0.5}, "seed": 3});
-        run.write_summary(&summary).unwrap();
-        assert_eq!(run.summary::<Value>().unwrap(), Some(summary));
-    }
-
-    #[test]
-    #[cfg(unix)]
-    fn a_link_beside_a_file_is_not_written_through() {
-        let root = tempfile::tempdir().unwrap();
-        let run = create(root.path());
-        let precious = root.path().join("precious");
-        fs::write(&precious, "mine").unwrap();
-        std::os::unix::fs::symlink(&precious, run.path().join(".tmp-summary.json")).unwrap();
-        run.write_summary(&json!({})).unwrap();
-        assert_eq!(fs::read_to_string(&precious).unwrap(), "mine");
-    }
-}
+mod tests;

@@ -21,13 +21,23 @@ pub struct Pass<'a, B: Backend> {
 /// log pi(y_t) of the agent tokens of `rows`; 0 elsewhere.
 /// # Shapes
 /// -> `[B, T]`
-pub fn log_probs<B: Backend>(model: &Decoder<B>, batch: &RolloutBatch, rows: &[usize], pass: &Pass<'_, B>) -> Vec<f32> {
+pub fn log_probs<B: Backend>(
+    model: &Decoder<B>,
+    batch: &RolloutBatch,
+    rows: &[usize],
+    pass: &Pass<'_, B>,
+) -> Vec<f32> {
     let mut result = vec![0.0; batch.n_rows * batch.n_cols];
     for rows in batch.micro_batches(rows, pass.micro_batch_tokens) {
         let tokens = batch.agent_tokens(&rows);
         if !tokens.is_empty() {
-            let hidden = tokens.gather(model.hidden(batch.ids_tensor(&rows, pass.device), None, None));
-            let read = token_log_probs(model.head(hidden), tokens.labels_tensor(pass.device), pass.temperature);
+            let hidden =
+                tokens.gather(model.hidden(batch.ids_tensor(&rows, pass.device), None, None));
+            let read = token_log_probs(
+                model.head(hidden),
+                tokens.labels_tensor(pass.device),
+                pass.temperature,
+            );
             tokens.scatter(&to_vec(read.log_probs), &mut result);
         }
     }
@@ -37,20 +47,29 @@ pub fn log_probs<B: Backend>(model: &Decoder<B>, batch: &RolloutBatch, rows: &[u
 /// V_t of the response tokens of all rows; 0 elsewhere.
 /// # Shapes
 /// -> `[B, T]`
-pub fn values<B: Backend>(critic: &Critic<B>, batch: &RolloutBatch, pass: &Pass<'_, B>) -> Vec<f32> {
+pub fn values<B: Backend>(
+    critic: &Critic<B>,
+    batch: &RolloutBatch,
+    pass: &Pass<'_, B>,
+) -> Vec<f32> {
     let mut result = vec![0.0; batch.n_rows * batch.n_cols];
     let rows: Vec<usize> = (0..batch.n_rows).collect();
     for rows in batch.micro_batches(&rows, pass.micro_batch_tokens) {
         let tokens = batch.response_tokens(&rows);
         if !tokens.is_empty() {
-            let hidden = tokens.gather(critic.trunk.hidden(batch.ids_tensor(&rows, pass.device), None, None));
+            let hidden = tokens.gather(critic.trunk.hidden(
+                batch.ids_tensor(&rows, pass.device),
+                None,
+                None,
+            ));
             tokens.scatter(&to_vec(critic.values(hidden)), &mut result);
         }
     }
     result
 }
 
-/// log pi(y_t) and the exact divergence from a reference at the agent tokens of `rows`, from one pass of both models; 0 elsewhere.
+/// log pi(y_t) and the exact divergence from a reference at the agent tokens of `rows`, from one
+/// pass of both models; 0 elsewhere.
 /// # Shapes
 /// -> `[B, T]` twice
 pub fn log_probs_and_divergence<B: Backend>(
@@ -66,9 +85,21 @@ pub fn log_probs_and_divergence<B: Backend>(
     for rows in batch.micro_batches(rows, pass.micro_batch_tokens) {
         let tokens = batch.agent_tokens(&rows);
         if !tokens.is_empty() {
-            let head = |model: &Decoder<B>| model.head(tokens.gather(model.hidden(batch.ids_tensor(&rows, pass.device), None, None)));
+            let head = |model: &Decoder<B>| {
+                model.head(tokens.gather(model.hidden(
+                    batch.ids_tensor(&rows, pass.device),
+                    None,
+                    None,
+                )))
+            };
             let labels = tokens.labels_tensor(pass.device);
-            let read = token_divergence(head(model), head(reference), labels, divergence, pass.temperature);
+            let read = token_divergence(
+                head(model),
+                head(reference),
+                labels,
+                divergence,
+                pass.temperature,
+            );
             tokens.scatter(&to_vec(read.log_probs), &mut log_probs);
             tokens.scatter(&to_vec(read.divergence), &mut divergences);
         }
@@ -91,11 +122,18 @@ pub fn record_log_prob_difference(batch: &RolloutBatch, log_probs: &[f32], metri
     metrics.set(LOGPROB_DIFF_MAX, max);
 }
 
-/// The exact KL of a model from a teacher, nats a token, on the agent tokens of episodes that the model played; 0 of none.
-pub fn mean_kl<B: Backend>(model: &Decoder<B>, teacher: &Decoder<B>, episodes: &[&Episode], pass: &Pass<'_, B>) -> f64 {
+/// The exact KL of a model from a teacher, nats a token, on the agent tokens of episodes that the
+/// model played; 0 of none.
+pub fn mean_kl<B: Backend>(
+    model: &Decoder<B>,
+    teacher: &Decoder<B>,
+    episodes: &[&Episode],
+    pass: &Pass<'_, B>,
+) -> f64 {
     let batch = RolloutBatch::new(episodes);
     let rows: Vec<usize> = (0..batch.n_rows).collect();
-    let (_, kl) = log_probs_and_divergence(model, teacher, Divergence::ReverseKl, &batch, &rows, pass);
+    let (_, kl) =
+        log_probs_and_divergence(model, teacher, Divergence::ReverseKl, &batch, &rows, pass);
     kl.into_iter().map(f64::from).sum::<f64>() / batch.n_agent_tokens(&rows).max(1) as f64
 }
 

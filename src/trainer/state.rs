@@ -21,7 +21,10 @@ use dgpo_models::{
     decoder::Decoder,
     files::write_file,
     heads::Critic,
-    weights::{copy_side_files, load_critic, load_decoder, load_tensors, save_critic, save_decoder, save_tensors},
+    weights::{
+        copy_side_files, load_critic, load_decoder, load_tensors, save_critic, save_decoder,
+        save_tensors,
+    },
 };
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -86,10 +89,15 @@ pub struct SideFiles {
     pub chat_template: ChatTemplate,
 }
 
-/// Writes a decoder as a complete Hugging Face folder, whose chat template is the one that it was trained with.
+/// Writes a decoder as a complete Hugging Face folder, whose chat template is the one that it was
+/// trained with.
 /// # Errors
 /// If the disk fails.
-pub fn write_model<B: Backend>(model: &Decoder<B>, side_files: &SideFiles, dir: &Path) -> Result<(), WriteError> {
+pub fn write_model<B: Backend>(
+    model: &Decoder<B>,
+    side_files: &SideFiles,
+    dir: &Path,
+) -> Result<(), WriteError> {
     let dir = dir.join(MODEL_DIR);
     std::fs::create_dir_all(&dir)?;
     save_decoder(model, &dir, None)?;
@@ -110,14 +118,22 @@ pub fn write_model<B: Backend>(model: &Decoder<B>, side_files: &SideFiles, dir: 
 /// Writes an optimizer's state.
 /// # Errors
 /// If the disk fails.
-pub fn write_optimizer<B: Backend, M: Module<B>>(optimizer: &AdamW<B>, module: &M, dir: &Path) -> Result<(), WriteError> {
+pub fn write_optimizer<B: Backend, M: Module<B>>(
+    optimizer: &AdamW<B>,
+    module: &M,
+    dir: &Path,
+) -> Result<(), WriteError> {
     Ok(save_tensors(&dir.join(OPTIMIZER_FILE), &optimizer.state(module))?)
 }
 
 /// Writes a critic and its optimizer.
 /// # Errors
 /// If the disk fails.
-pub fn write_critic<B: Backend>(critic: &Critic<B>, optimizer: &AdamW<B>, dir: &Path) -> Result<(), WriteError> {
+pub fn write_critic<B: Backend>(
+    critic: &Critic<B>,
+    optimizer: &AdamW<B>,
+    dir: &Path,
+) -> Result<(), WriteError> {
     let critic_dir = dir.join(CRITIC_DIR);
     std::fs::create_dir_all(&critic_dir)?;
     save_critic(critic, &critic_dir, None)?;
@@ -127,7 +143,11 @@ pub fn write_critic<B: Backend>(critic: &Critic<B>, optimizer: &AdamW<B>, dir: &
 /// Reads the decoder of a checkpoint.
 /// # Errors
 /// If it is damaged.
-pub fn read_model<B: Backend>(dir: &Path, dtype: DType, device: &B::Device) -> Result<Decoder<B>, StateError> {
+pub fn read_model<B: Backend>(
+    dir: &Path,
+    dtype: DType,
+    device: &B::Device,
+) -> Result<Decoder<B>, StateError> {
     Ok(load_decoder(&dir.join(MODEL_DIR), dtype, device)?)
 }
 

@@ -1,7 +1,9 @@
-//! The tiny world's demonstrations: every training question played by script against the real retriever.
+//! The tiny world's demonstrations: every training question played by script against the real
+//! retriever.
 //!
-//! This is the step between the encoder and the teacher. World, vocabulary and network shapes come from a seed alone ([`crate::data::tiny::export`]);
-//! demonstrations also need what the trained encoder finds, so that a model trained on them has seen the mistakes it will meet.
+//! This is the step between the encoder and the teacher. World, vocabulary and network shapes come
+//! from a seed alone ([`crate::data::tiny::export`]); demonstrations also need what the trained
+//! encoder finds, so that a model trained on them has seen the mistakes it will meet.
 use crate::{
     data::{
         DataError,
@@ -15,9 +17,11 @@ use dgpo_models::files::replace_file;
 use flate2::{Compression, GzBuilder};
 use std::{io::Write, path::Path};
 
-/// Files of demonstrations: questions of one hop and of two played to their end, and questions answered from given gold passages, at once and with
-/// thinking. The base student sees a few of the first for their format and learns to read from the third; the teacher learns them all.
-const DEMONSTRATION_FILES: [&str; 4] = ["demos-1hop.jsonl.gz", "demos-2hop.jsonl.gz", "reading.jsonl.gz", "reading-thinking.jsonl.gz"];
+/// Files of demonstrations: questions of one hop and of two played to their end, and questions
+/// answered from given gold passages, at once and with thinking. The base student sees a few of the
+/// first for their format and learns to read from the third; the teacher learns them all.
+const DEMONSTRATION_FILES: [&str; 4] =
+    ["demos-1hop.jsonl.gz", "demos-2hop.jsonl.gz", "reading.jsonl.gz", "reading-thinking.jsonl.gz"];
 
 /// Why demonstrations could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +43,12 @@ pub struct Demonstrated {
 /// Plays the training questions of a world and writes the demonstrations into `dir`.
 /// # Errors
 /// If a search fails or a file cannot be written.
-pub fn write_demonstrations(dir: &Path, seed: u64, retriever: &dyn Retriever, top_k: usize) -> Result<Demonstrated, DemonstrationError> {
+pub fn write_demonstrations(
+    dir: &Path,
+    seed: u64,
+    retriever: &dyn Retriever,
+    top_k: usize,
+) -> Result<Demonstrated, DemonstrationError> {
     let demonstrations = demonstrations(seed, retriever, top_k)?;
     for (name, rows) in DEMONSTRATION_FILES.iter().zip(&demonstrations.files) {
         let path = dir.join(name);
@@ -64,7 +73,11 @@ struct Demonstrations {
     counts: Demonstrated,
 }
 
-fn demonstrations(seed: u64, retriever: &dyn Retriever, top_k: usize) -> Result<Demonstrations, RetrieverError> {
+fn demonstrations(
+    seed: u64,
+    retriever: &dyn Retriever,
+    top_k: usize,
+) -> Result<Demonstrations, RetrieverError> {
     let world = World::generate(seed);
     let questions = split(&world, seed).train;
     let mut look_up = |query: &str| {
@@ -77,14 +90,20 @@ fn demonstrations(seed: u64, retriever: &dyn Retriever, top_k: usize) -> Result<
     let [mut one_hop, mut two_hops, mut read, mut read_thinking] = [const { Vec::new() }; 4];
     for question in &questions {
         if let Some(trajectory) = script(question, &mut look_up)? {
-            if question.hops.len() == 1 { one_hop.push(trajectory) } else { two_hops.push(trajectory) }
+            if question.hops.len() == 1 {
+                one_hop.push(trajectory)
+            } else {
+                two_hops.push(trajectory)
+            }
         }
-        let gold: Vec<_> = question.hops.iter().map(|hop| world.passages()[hop.passage_idx].clone()).collect();
+        let gold: Vec<_> =
+            question.hops.iter().map(|hop| world.passages()[hop.passage_idx].clone()).collect();
         let given = search_observation(&gold);
         read.push(reading(question, &given, false));
         read_thinking.push(reading(question, &given, true));
     }
-    let counts = Demonstrated { n_questions: questions.len(), n_scripts: one_hop.len() + two_hops.len() };
+    let counts =
+        Demonstrated { n_questions: questions.len(), n_scripts: one_hop.len() + two_hops.len() };
     Ok(Demonstrations { files: [one_hop, two_hops, read, read_thinking], counts })
 }
 
@@ -100,9 +119,17 @@ mod tests {
     /// Finds the passage whose title begins the query, or nothing but the first passage.
     struct ByTitle(Vec<Passage>);
     impl Retriever for ByTitle {
-        fn search(&self, queries: &[String], _top_k: usize) -> Vec<Result<Vec<Hit>, RetrieverError>> {
+        fn search(
+            &self,
+            queries: &[String],
+            _top_k: usize,
+        ) -> Vec<Result<Vec<Hit>, RetrieverError>> {
             let find = |query: &String| {
-                let passage = self.0.iter().find(|p| query.starts_with(p.title().trim_matches('"'))).unwrap_or(&self.0[0]);
+                let passage = self
+                    .0
+                    .iter()
+                    .find(|p| query.starts_with(p.title().trim_matches('"')))
+                    .unwrap_or(&self.0[0]);
                 Ok(vec![Hit { passage: passage.clone(), score: 1.0 }])
             };
             queries.iter().map(find).collect()
@@ -122,8 +149,12 @@ mod tests {
             for (i, piece) in pieces.iter().enumerate() {
                 let Piece::Agent(text) = piece else { continue };
                 match parse_action(text) {
-                    Action::Search(_) => assert!(matches!(pieces.get(i + 1), Some(Piece::Observation(_)))),
-                    Action::Answer(answer) => assert_eq!((&answer, i), (&trajectory.golden_answers[0], pieces.len() - 1)),
+                    Action::Search(_) => {
+                        assert!(matches!(pieces.get(i + 1), Some(Piece::Observation(_))))
+                    }
+                    Action::Answer(answer) => {
+                        assert_eq!((&answer, i), (&trajectory.golden_answers[0], pieces.len() - 1))
+                    }
                     Action::Invalid => panic!("{text:?} holds no action"),
                 }
             }

@@ -1,7 +1,8 @@
 //! From a loss on hidden states to the gradients of a network.
 //!
-//! The heads are needed on the trained positions only. So the backward pass is cut at the hidden states: the loss runs through the head on a detached
-//! copy of the gathered rows and leaves their gradient, and a vector-Jacobian product carries it through the trunk:
+//! The heads are needed on the trained positions only. So the backward pass is cut at the hidden
+//! states: the loss runs through the head on a detached copy of the gathered rows and leaves their
+//! gradient, and a vector-Jacobian product carries it through the trunk:
 //!
 //! ```text
 //! h = gather(trunk(ids))               [N, D]
@@ -9,16 +10,18 @@
 //! backward of sum(h · g)               trunk gradients, exact
 //! ```
 //!
-//! The sum's value is meaningless; its gradient with respect to h is g. Gradients of the head, of both uses of a tied matrix and of all
-//! micro-batches meet in one accumulator. Equal to the whole backward pass up to rounding. A loss that needs another model's logits, too (a teacher's,
-//! a reference policy's), brings that model's hidden rows and head along.
+//! The sum's value is meaningless; its gradient with respect to h is g. Gradients of the head, of
+//! both uses of a tied matrix and of all micro-batches meet in one accumulator. Equal to the whole
+//! backward pass up to rounding. A loss that needs another model's logits, too (a teacher's, a
+//! reference policy's), brings that model's hidden rows and head along.
 //!
-//! With `model.recompute` the trunk is cut as well, at the input of every block: the first pass records nothing but these inputs, and the backward
-//! pass runs each block again, from the last to the first, with its own vector-Jacobian product. Activations of one block live at a time, for a
+//! With `model.recompute` the trunk is cut as well, at the input of every block: the first pass
+//! records nothing but these inputs, and the backward pass runs each block again, from the last to
+//! the first, with its own vector-Jacobian product. Activations of one block live at a time, for a
 //! third more compute.
 //!
-//! Every loss handed in here is a *sum* over its tokens divided by the token count of the whole optimizer step, so that adding up micro-batches
-//! gives the gradient of one big batch.
+//! Every loss handed in here is a *sum* over its tokens divided by the token count of the whole
+//! optimizer step, so that adding up micro-batches gives the gradient of one big batch.
 use crate::{config::ModelRecipe, rollout::TokenIndex};
 use burn::{
     module::AutodiffModule,
@@ -47,8 +50,8 @@ impl Activations {
     }
 }
 
-/// Adds the gradients of a loss on token distributions to `sums`; `loss` gets the hidden rows [N, D] in front of `tokens` with the vocabulary head,
-/// and returns a scalar.
+/// Adds the gradients of a loss on token distributions to `sums`; `loss` gets the hidden rows [N,
+/// D] in front of `tokens` with the vocabulary head, and returns a scalar.
 /// # Shapes
 /// ids [R, T'], tokens N of them
 pub fn accumulate_decoder<B: TrainBackend>(
@@ -62,7 +65,8 @@ pub fn accumulate_decoder<B: TrainBackend>(
     accumulate(model, model, ids, tokens, activations, sums, |hidden| loss(model.head(hidden)));
 }
 
-/// Adds the gradients of a loss on values to `sums`; `loss` gets the values [N] in front of `tokens`.
+/// Adds the gradients of a loss on values to `sums`; `loss` gets the values [N] in front of
+/// `tokens`.
 /// # Shapes
 /// ids [R, T'], tokens N of them
 pub fn accumulate_critic<B: TrainBackend>(
@@ -73,10 +77,13 @@ pub fn accumulate_critic<B: TrainBackend>(
     sums: &mut GradientsAccumulator<Critic<B>>,
     loss: impl FnOnce(Tensor<B, 1>) -> Tensor<B, 1>,
 ) {
-    accumulate(critic, &critic.trunk, ids, tokens, activations, sums, |hidden| loss(critic.values(hidden)));
+    accumulate(critic, &critic.trunk, ids, tokens, activations, sums, |hidden| {
+        loss(critic.values(hidden))
+    });
 }
 
-/// The backward pass of the module's page; `trunk` is a part of `whole`, whose gradients are summed.
+/// The backward pass of the module's page; `trunk` is a part of `whole`, whose gradients are
+/// summed.
 fn accumulate<B: TrainBackend, M: AutodiffModule<B>>(
     whole: &M,
     trunk: &Decoder<B>,
@@ -99,7 +106,11 @@ enum TrunkPass<B: TrainBackend> {
     /// hidden [N, D], recorded
     Kept { hidden: Tensor<B, 2> },
     /// The input of every block and that of the final norm, each [R T', D].
-    Recomputed { ids: Tensor<B, 2, Int>, inputs: Vec<Tensor<B::InnerBackend, 2>>, output: Tensor<B::InnerBackend, 2> },
+    Recomputed {
+        ids: Tensor<B, 2, Int>,
+        inputs: Vec<Tensor<B::InnerBackend, 2>>,
+        output: Tensor<B::InnerBackend, 2>,
+    },
 }
 
 impl<B: TrainBackend> TrunkPass<B> {
@@ -149,14 +160,19 @@ impl<B: TrainBackend> TrunkPass<B> {
             }
             Self::Recomputed { ids, inputs, output } => {
                 let mut blocks = model.blocks(ids, None);
-                let mut pull_back = |x: Tensor<B::InnerBackend, 2>, grad, f: &mut dyn FnMut(Tensor<B, 2>) -> Tensor<B, 2>| {
-                    let x = leaf(x);
-                    let mut grads = (f(x.clone()) * Tensor::from_inner(grad)).sum().backward();
-                    let grad = x.grad_remove(&mut grads).expect("every block depends on its input");
-                    sums.accumulate(whole, GradientsParams::from_grads(grads, whole));
-                    grad
-                };
-                let mut grad = pull_back(output, hidden_grads, &mut |x| tokens.gather(blocks.norm(x)));
+                let mut pull_back =
+                    |x: Tensor<B::InnerBackend, 2>,
+                     grad,
+                     f: &mut dyn FnMut(Tensor<B, 2>) -> Tensor<B, 2>| {
+                        let x = leaf(x);
+                        let mut grads = (f(x.clone()) * Tensor::from_inner(grad)).sum().backward();
+                        let grad =
+                            x.grad_remove(&mut grads).expect("every block depends on its input");
+                        sums.accumulate(whole, GradientsParams::from_grads(grads, whole));
+                        grad
+                    };
+                let mut grad =
+                    pull_back(output, hidden_grads, &mut |x| tokens.gather(blocks.norm(x)));
                 for (layer, input) in inputs.into_iter().enumerate().rev() {
                     grad = pull_back(input, grad, &mut |x| blocks.block(layer, x));
                 }

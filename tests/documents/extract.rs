@@ -33,7 +33,11 @@ pub fn of_markdown(name: &str, text: &str) -> Vec<CommandLine> {
             let line = std::mem::take(&mut begun);
             let line = line.strip_prefix("$ ").unwrap_or(&line);
             if PROGRAMS.iter().any(|program| begins_with_word(line, program)) {
-                found.push(CommandLine { place: format!("{name}:{}", at + 1), text: line.to_owned(), is_mention: false });
+                found.push(CommandLine {
+                    place: format!("{name}:{}", at + 1),
+                    text: line.to_owned(),
+                    is_mention: false,
+                });
             }
             continue;
         } else if !line.trim().is_empty() {
@@ -47,14 +51,21 @@ pub fn of_markdown(name: &str, text: &str) -> Vec<CommandLine> {
     found
 }
 
-/// Every command line in the comments of a recipe: lines that are indented behind the `#`, and code between backticks.
+/// Every command line in the comments of a recipe: lines that are indented behind the `#`, and code
+/// between backticks.
 pub fn of_recipe(name: &str, text: &str) -> Vec<CommandLine> {
     let (mut found, mut prose) = (Vec::new(), String::new());
     for (at, line) in text.lines().chain([""]).enumerate() {
         let comment = line.strip_prefix('#').unwrap_or_default();
         let command = comment.trim();
-        if comment.starts_with("  ") && PROGRAMS.iter().any(|program| begins_with_word(command, program)) {
-            found.push(CommandLine { place: format!("{name}:{}", at + 1), text: command.to_owned(), is_mention: false });
+        if comment.starts_with("  ")
+            && PROGRAMS.iter().any(|program| begins_with_word(command, program))
+        {
+            found.push(CommandLine {
+                place: format!("{name}:{}", at + 1),
+                text: command.to_owned(),
+                is_mention: false,
+            });
         } else if comment.is_empty() {
             found.extend(of_prose(&format!("{name}:{at}"), &std::mem::take(&mut prose)));
         } else {
@@ -67,10 +78,15 @@ pub fn of_recipe(name: &str, text: &str) -> Vec<CommandLine> {
 /// Code between backticks, and what follows `Example: ` up to the end of the paragraph.
 fn of_prose(place: &str, prose: &str) -> Vec<CommandLine> {
     let prose = prose.replace('\n', " ");
-    let command = |text: &str, is_mention| CommandLine { place: place.to_owned(), text: text.trim().to_owned(), is_mention };
+    let command = |text: &str, is_mention| CommandLine {
+        place: place.to_owned(),
+        text: text.trim().to_owned(),
+        is_mention,
+    };
     let is_ours = |text: &&str| PROGRAMS.iter().any(|program| begins_with_word(text, program));
     let spans = prose.split('`').skip(1).step_by(2).filter(is_ours).map(|span| command(span, true));
-    let examples = prose.split("Example: ").skip(1).filter(is_ours).map(|example| command(example, false));
+    let examples =
+        prose.split("Example: ").skip(1).filter(is_ours).map(|example| command(example, false));
     spans.chain(examples).collect()
 }
 
@@ -78,8 +94,8 @@ fn begins_with_word(text: &str, word: &str) -> bool {
     text.strip_prefix(word).is_some_and(|rest| rest.starts_with(' '))
 }
 
-/// Every command line of a Rust file up to its tests: in doc comments as in Markdown, in literals wherever a program's name is followed by one of
-/// `verbs` or stands between backticks.
+/// Every command line of a Rust file up to its tests: in doc comments as in Markdown, in literals
+/// wherever a program's name is followed by one of `verbs` or stands between backticks.
 pub fn of_source(name: &str, code: &str, verbs: &[&str]) -> Vec<CommandLine> {
     let code = code.split("#[cfg(test)]").next().unwrap_or_default();
     let mut found = Vec::new();
@@ -104,7 +120,9 @@ pub fn of_source(name: &str, code: &str, verbs: &[&str]) -> Vec<CommandLine> {
 fn literals(code: &str) -> Vec<(usize, String)> {
     let chars: Vec<char> = code.chars().collect();
     let (mut found, mut at) = (Vec::new(), 0);
-    let ahead = |at: usize, text: &str| text.chars().enumerate().all(|(i, c)| chars.get(at + i) == Some(&c));
+    let ahead = |at: usize, text: &str| {
+        text.chars().enumerate().all(|(i, c)| chars.get(at + i) == Some(&c))
+    };
     while at < chars.len() {
         if ahead(at, "//") {
             while at < chars.len() && chars[at] != '\n' {
@@ -114,7 +132,9 @@ fn literals(code: &str) -> Vec<(usize, String)> {
             while at < chars.len() && !ahead(at, "*/") {
                 at += 1;
             }
-        } else if chars[at] == '\'' && (chars.get(at + 1) == Some(&'\\') || chars.get(at + 2) == Some(&'\'')) {
+        } else if chars[at] == '\''
+            && (chars.get(at + 1) == Some(&'\\') || chars.get(at + 2) == Some(&'\''))
+        {
             at += if chars[at + 1] == '\\' { 3 } else { 2 };
             while at < chars.len() && chars[at] != '\'' && chars[at - 1] != '\'' {
                 at += 1;
@@ -174,9 +194,17 @@ fn of_literal(place: &str, literal: &str, verbs: &[&str]) -> Vec<CommandLine> {
                 let end = if is_code {
                     text.len()
                 } else {
-                    [";", " (", ", "].iter().filter_map(|end| text.find(end)).min().unwrap_or(text.len())
+                    [";", " (", ", "]
+                        .iter()
+                        .filter_map(|end| text.find(end))
+                        .min()
+                        .unwrap_or(text.len())
                 };
-                found.push(CommandLine { place: place.to_owned(), text: filled_in(&text[..end]), is_mention: false });
+                found.push(CommandLine {
+                    place: place.to_owned(),
+                    text: filled_in(&text[..end]),
+                    is_mention: false,
+                });
                 rest = &text[end..];
             }
         }
@@ -184,20 +212,26 @@ fn of_literal(place: &str, literal: &str, verbs: &[&str]) -> Vec<CommandLine> {
     found
 }
 
-/// Where a program is named and a verb of it follows; at the start of code whatever follows. A flag or a placeholder may stand between them.
+/// Where a program is named and a verb of it follows; at the start of code whatever follows. A flag
+/// or a placeholder may stand between them.
 fn first_command(text: &str, verbs: &[&str], is_code: bool) -> Option<usize> {
-    let named = PROGRAMS.iter().flat_map(|program| text.match_indices(program).map(move |(at, _)| (at, at + program.len())));
+    let named = PROGRAMS.iter().flat_map(|program| {
+        text.match_indices(program).map(move |(at, _)| (at, at + program.len()))
+    });
     let is_command = |&(start, end): &(usize, usize)| {
         let rest = &text[end..];
-        let is_word = !text[..start].ends_with(|c: char| c.is_alphanumeric() || "/-_".contains(c)) && rest.starts_with(' ');
+        let is_word = !text[..start].ends_with(|c: char| c.is_alphanumeric() || "/-_".contains(c))
+            && rest.starts_with(' ');
         let next = rest.trim_start().trim_start_matches("{features}");
         let word: String = next.chars().take_while(|c| c.is_alphanumeric() || *c == '-').collect();
-        is_word && ((is_code && start == 0) || verbs.contains(&word.as_str()) || word.starts_with("--"))
+        is_word
+            && ((is_code && start == 0) || verbs.contains(&word.as_str()) || word.starts_with("--"))
     };
     named.filter(is_command).map(|(start, _)| start).min()
 }
 
-/// What `format!` would make of the text: a value for each placeholder, or nothing where one is glued to the word behind it.
+/// What `format!` would make of the text: a value for each placeholder, or nothing where one is
+/// glued to the word behind it.
 fn filled_in(text: &str) -> String {
     let (mut filled, mut rest) = (String::new(), text);
     while let Some((before, behind)) = rest.split_once('{') {
@@ -218,9 +252,11 @@ fn filled_in(text: &str) -> String {
     filled + rest
 }
 
-/// The words that a shell would make of it, up to a comment, a pipe or a redirection; letters that stand for something become it.
+/// The words that a shell would make of it, up to a comment, a pipe or a redirection; letters that
+/// stand for something become it.
 pub fn words(text: &str) -> Vec<String> {
-    let (mut words, mut word, mut quote): (Vec<String>, Option<String>, Option<char>) = (Vec::new(), None, None);
+    let (mut words, mut word, mut quote): (Vec<String>, Option<String>, Option<char>) =
+        (Vec::new(), None, None);
     for c in text.chars().chain([' ']) {
         match (quote, c) {
             (Some(open), c) if c == open => quote = None,
@@ -233,7 +269,9 @@ pub fn words(text: &str) -> Vec<String> {
             (None, c) => word.get_or_insert_default().push(c),
         }
     }
-    let end = words.iter().position(|word| word.starts_with('#') || ["|", ">", "&&", "…"].contains(&word.as_str()));
+    let end = words
+        .iter()
+        .position(|word| word.starts_with('#') || ["|", ">", "&&", "…"].contains(&word.as_str()));
     words.truncate(end.unwrap_or(words.len()));
     let meant = |word: String| match word.as_str() {
         "VERB" => "train".to_owned(),
@@ -247,12 +285,17 @@ pub fn words(text: &str) -> Vec<String> {
 
 /// `a b|c` -> `a b`, `a c`.
 pub fn alternatives(words: &[String]) -> Vec<Vec<String>> {
-    let Some(at) = words.iter().position(|word| word.contains('|')) else { return vec![words.to_vec()] };
-    let one = |alternative: &str| alternatives(&[&words[..at], &[alternative.to_owned()], &words[at + 1..]].concat());
+    let Some(at) = words.iter().position(|word| word.contains('|')) else {
+        return vec![words.to_vec()];
+    };
+    let one = |alternative: &str| {
+        alternatives(&[&words[..at], &[alternative.to_owned()], &words[at + 1..]].concat())
+    };
     words[at].split('|').flat_map(one).collect()
 }
 
-/// Files of the repository with one of these endings, by their paths from `root`: neither tests nor what a build or a run makes.
+/// Files of the repository with one of these endings, by their paths from `root`: neither tests nor
+/// what a build or a run makes.
 pub fn files(root: &Path, endings: &[&str]) -> Vec<(String, String)> {
     const NOT_ENTERED: [&str; 4] = ["target", "runs", "indexes", "tests"];
     let mut folders: Vec<PathBuf> = vec![root.to_owned()];
@@ -262,8 +305,13 @@ pub fn files(root: &Path, endings: &[&str]) -> Vec<(String, String)> {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if path.is_dir() {
-                folders.extend((!name.starts_with('.') && !NOT_ENTERED.contains(&name.as_str())).then_some(path));
-            } else if endings.iter().any(|ending| name.ends_with(&format!(".{ending}"))) && name != "tests.rs" {
+                folders.extend(
+                    (!name.starts_with('.') && !NOT_ENTERED.contains(&name.as_str()))
+                        .then_some(path),
+                );
+            } else if endings.iter().any(|ending| name.ends_with(&format!(".{ending}")))
+                && name != "tests.rs"
+            {
                 let name = path.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");
                 found.push((name, fs::read_to_string(&path).unwrap()));
             }

@@ -1,4 +1,5 @@
-//! Whether wgpu has anything to run on. A test binary finds out by trying, but building one takes minutes; so a driver's manifest is looked for first.
+//! Whether wgpu has anything to run on. A test binary finds out by trying, but building one takes
+//! minutes; so a driver's manifest is looked for first.
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -13,7 +14,9 @@ pub fn is_installed() -> bool {
     let named = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"].into_iter().find_map(env::var_os);
     match named {
         Some(files) => env::split_paths(&files).any(|file| is_manifest(&file)),
-        None => ["/usr/share", "/usr/local/share", "/etc"].into_iter().any(|base| has_manifest(&Path::new(base).join("vulkan/icd.d"))),
+        None => ["/usr/share", "/usr/local/share", "/etc"]
+            .into_iter()
+            .any(|base| has_manifest(&Path::new(base).join("vulkan/icd.d"))),
     }
 }
 
@@ -34,6 +37,8 @@ mod tests {
     fn a_driver_is_a_json_file_in_its_folder() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         assert!(has_manifest(&root.join("configs/tiny/student")));
-        assert!(!has_manifest(&root.join("xtask/src")) && !has_manifest(&root.join("no/such/folder")));
+        assert!(
+            !has_manifest(&root.join("xtask/src")) && !has_manifest(&root.join("no/such/folder"))
+        );
     }
 }

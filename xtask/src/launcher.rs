@@ -1,4 +1,5 @@
-//! What the words behind `cargo xtask` mean. Nothing is started here, so that a test can ask about every command line that the documents show.
+//! What the words behind `cargo xtask` mean. Nothing is started here, so that a test can ask about
+//! every command line that the documents show.
 
 /// Commands of dgpo. Known here because a mistyped one should not cost a build.
 pub const COMMANDS: [&str; 18] = [
@@ -88,7 +89,8 @@ pub enum Own {
 }
 
 impl Own {
-    pub const ALL: [Self; 6] = [Self::Test, Self::TestWgpu, Self::TestCuda, Self::Tidy, Self::CheckGpu, Self::Ci];
+    pub const ALL: [Self; 6] =
+        [Self::Test, Self::TestWgpu, Self::TestCuda, Self::Tidy, Self::CheckGpu, Self::Ci];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -108,7 +110,9 @@ impl Own {
 
     /// Its lines of the help text.
     pub fn help(self) -> String {
-        let begins = |line: &str| line.strip_prefix("  ").is_some_and(|line| line.split(' ').next() == Some(self.name()));
+        let begins = |line: &str| {
+            line.strip_prefix("  ").is_some_and(|line| line.split(' ').next() == Some(self.name()))
+        };
         let mut lines = HELP.lines().skip_while(|line| !begins(line));
         let first = lines.next().unwrap_or_default();
         let more = lines.take_while(|line| line.starts_with("     "));
@@ -123,10 +127,12 @@ pub fn task(mut arguments: Vec<String>) -> Result<Task, String> {
     let features = take_features(&mut arguments)?;
     let Some(at) = arguments.iter().position(|argument| !argument.starts_with('-')) else {
         // `--version` and flags that nobody knows are dgpo's affair.
-        return Ok(match arguments.iter().all(|argument| matches!(argument.as_str(), "-h" | "--help")) {
-            true => Task::Help,
-            false => Task::Dgpo { features, arguments },
-        });
+        return Ok(
+            match arguments.iter().all(|argument| matches!(argument.as_str(), "-h" | "--help")) {
+                true => Task::Help,
+                false => Task::Dgpo { features, arguments },
+            },
+        );
     };
     let verb = arguments[at].clone();
     let own = |name: &str| Own::ALL.into_iter().find(|own| own.name() == name);
@@ -137,7 +143,9 @@ pub fn task(mut arguments: Vec<String>) -> Result<Task, String> {
     if verb == "help" {
         match arguments.get(at + 1).map(String::as_str) {
             None => return Ok(Task::Help),
-            Some(name) if own(name).is_some() => return Ok(own(name).map_or(Task::Help, Task::Explain)),
+            Some(name) if own(name).is_some() => {
+                return Ok(own(name).map_or(Task::Help, Task::Explain));
+            }
             Some(_) => {}
         }
     }
@@ -147,43 +155,69 @@ pub fn task(mut arguments: Vec<String>) -> Result<Task, String> {
     Ok(Task::Dgpo { features, arguments })
 }
 
-fn run(own: Own, in_front: &[String], features: Option<String>, mut arguments: Vec<String>) -> Result<Task, String> {
+fn run(
+    own: Own,
+    in_front: &[String],
+    features: Option<String>,
+    mut arguments: Vec<String>,
+) -> Result<Task, String> {
     let name = own.name();
     let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
-    if in_front.iter().chain(&arguments[..end]).any(|argument| matches!(argument.as_str(), "-h" | "--help")) {
+    if in_front
+        .iter()
+        .chain(&arguments[..end])
+        .any(|argument| matches!(argument.as_str(), "-h" | "--help"))
+    {
         return Ok(Task::Explain(own));
     }
     if let Some(flag) = in_front.first() {
-        return Err(format!("{flag} in front of {name} is a flag of dgpo, and {name} does not run it; hint: `cargo xtask help {name}`"));
+        return Err(format!(
+            "{flag} in front of {name} is a flag of dgpo, and {name} does not run it; hint: `cargo \
+             xtask help {name}`"
+        ));
     }
     match features {
-        Some(features) if own.takes_flags_of_cargo() => arguments.splice(0..0, ["--features".to_owned(), features]).for_each(drop),
-        Some(_) => return Err(format!("{name} chooses its features itself; hint: `cargo xtask {name}`")),
+        Some(features) if own.takes_flags_of_cargo() => {
+            arguments.splice(0..0, ["--features".to_owned(), features]).for_each(drop)
+        }
+        Some(_) => {
+            return Err(format!("{name} chooses its features itself; hint: `cargo xtask {name}`"));
+        }
         None => {}
     }
     match arguments.first() {
-        Some(argument) if matches!(own, Own::Tidy | Own::CheckGpu) => {
-            Err(format!("{name} takes no arguments, and there is {argument}; hint: `cargo xtask {name}`"))
-        }
+        Some(argument) if matches!(own, Own::Tidy | Own::CheckGpu) => Err(format!(
+            "{name} takes no arguments, and there is {argument}; hint: `cargo xtask {name}`"
+        )),
         _ => Ok(Task::Run(own, arguments)),
     }
 }
 
-/// Removes every `--features F` and `--features=F`, which are for the build; what stands behind `--` is left alone.
+/// Removes every `--features F` and `--features=F`, which are for the build; what stands behind
+/// `--` is left alone.
 fn take_features(arguments: &mut Vec<String>) -> Result<Option<String>, String> {
     const HINT: &str = "hint: `cargo xtask --features wgpu train --device wgpu`";
     let mut features: Vec<String> = Vec::new();
     loop {
         let end = arguments.iter().position(|a| a == "--").unwrap_or(arguments.len());
-        let Some(at) = arguments[..end].iter().position(|a| a == "--features" || a.starts_with("--features=")) else { break };
+        let Some(at) =
+            arguments[..end].iter().position(|a| a == "--features" || a.starts_with("--features="))
+        else {
+            break;
+        };
         let value = match arguments.remove(at).split_once('=') {
             Some((_, value)) => value.to_owned(),
-            None if arguments.get(at).is_some_and(|value| !value.starts_with('-')) => arguments.remove(at),
+            None if arguments.get(at).is_some_and(|value| !value.starts_with('-')) => {
+                arguments.remove(at)
+            }
             None => return Err(format!("--features needs a value; {HINT}")),
         };
         for feature in value.split([',', ' ']).filter(|feature| !feature.is_empty()) {
             if !FEATURES.contains(&feature) {
-                return Err(format!("dgpo has no feature {feature}, but {}; {HINT}", FEATURES.join(", ")));
+                return Err(format!(
+                    "dgpo has no feature {feature}, but {}; {HINT}",
+                    FEATURES.join(", ")
+                ));
             }
             features.push(feature.to_owned());
         }
@@ -214,7 +248,10 @@ mod tests {
         ] {
             assert_eq!(read(line), dgpo(Some("wgpu"), "train --device wgpu"), "{line}");
         }
-        assert_eq!(read("--features wgpu train --features autotune"), dgpo(Some("wgpu,autotune"), "train"));
+        assert_eq!(
+            read("--features wgpu train --features autotune"),
+            dgpo(Some("wgpu,autotune"), "train")
+        );
         assert_eq!(read("train --json"), dgpo(None, "train --json"));
     }
 
@@ -234,7 +271,10 @@ mod tests {
     #[test]
     fn what_stands_behind_two_dashes_is_left_alone() {
         assert_eq!(read("ask -- --features x"), dgpo(None, "ask -- --features x"));
-        assert_eq!(read("test -- --help"), Ok(Task::Run(Own::Test, vec!["--".into(), "--help".into()])));
+        assert_eq!(
+            read("test -- --help"),
+            Ok(Task::Run(Own::Test, vec!["--".into(), "--help".into()]))
+        );
     }
 
     #[test]
@@ -261,7 +301,10 @@ mod tests {
 
     #[test]
     fn own_commands_refuse_what_they_would_ignore() {
-        assert_eq!(read("test --features wgpu a"), Ok(Task::Run(Own::Test, ["--features", "wgpu", "a"].map(str::to_owned).to_vec())));
+        assert_eq!(
+            read("test --features wgpu a"),
+            Ok(Task::Run(Own::Test, ["--features", "wgpu", "a"].map(str::to_owned).to_vec()))
+        );
         for line in ["tidy now", "-q tidy", "--features wgpu test-wgpu", "check-gpu x"] {
             assert!(read(line).is_err_and(|why| why.contains("; hint: ")), "{line}");
         }
@@ -275,8 +318,12 @@ mod tests {
     #[test]
     fn the_features_are_those_of_the_package() {
         let manifest = include_str!("../../Cargo.toml");
-        let (_, features) = manifest.split_once("\n[features]\n").expect("the package has features");
-        let names = features.lines().take_while(|line| !line.starts_with('[')).filter_map(|line| Some(line.split_once(" = ")?.0));
+        let (_, features) =
+            manifest.split_once("\n[features]\n").expect("the package has features");
+        let names = features
+            .lines()
+            .take_while(|line| !line.starts_with('['))
+            .filter_map(|line| Some(line.split_once(" = ")?.0));
         assert_eq!(names.filter(|name| *name != "default").collect::<Vec<_>>(), FEATURES);
     }
 }

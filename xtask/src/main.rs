@@ -1,7 +1,9 @@
-//! `cargo xtask VERB …`: one entry to everything in the workspace, built in seconds from the standard library alone.
+//! `cargo xtask VERB …`: one entry to everything in the workspace, built in seconds from the
+//! standard library alone.
 //!
-//! Verbs of its own check the source; every other verb is a `dgpo` command: `dgpo` is built in release and takes the process over, so Ctrl-C and the
-//! exit code are its own. Tests run in release as well: they share every compiled dependency with `cargo xtask train`.
+//! Verbs of its own check the source; every other verb is a `dgpo` command: `dgpo` is built in
+//! release and takes the process over, so Ctrl-C and the exit code are its own. Tests run in
+//! release as well: they share every compiled dependency with `cargo xtask train`.
 mod driver;
 mod launcher;
 mod tidy;
@@ -48,21 +50,30 @@ fn root() -> &'static Path {
 fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
-    // `dgpo --version` says it. Read by `src/main.rs` alone, so another commit costs no more than that file and the linker.
+    // `dgpo --version` says it. Read by `src/main.rs` alone, so another commit costs no more than
+    // that file and the linker.
     if let Some(commit) = commit() {
         command.env("DGPO_COMMIT", commit);
     }
     command
 }
 
-/// The commit of the source, with `-changed` where a file that git knows differs from it. Nothing without git.
+/// The commit of the source, with `-changed` where a file that git knows differs from it. Nothing
+/// without git.
 fn commit() -> Option<String> {
     let git = |arguments: &[&str]| {
-        let told = Command::new("git").current_dir(root()).args(arguments).stderr(Stdio::null()).output().ok()?;
+        let told = Command::new("git")
+            .current_dir(root())
+            .args(arguments)
+            .stderr(Stdio::null())
+            .output()
+            .ok()?;
         told.status.success().then(|| String::from_utf8_lossy(&told.stdout).trim().to_owned())
     };
     // Inside another repository, that one's commit says nothing about this source.
-    let commit = git(&["rev-parse", "--show-prefix"])?.is_empty().then(|| git(&["rev-parse", "--short=12", "HEAD"]))??;
+    let commit = git(&["rev-parse", "--show-prefix"])?
+        .is_empty()
+        .then(|| git(&["rev-parse", "--short=12", "HEAD"]))??;
     let is_changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
     Some(if is_changed { commit + "-changed" } else { commit })
 }
@@ -97,12 +108,23 @@ fn clippy() -> bool {
 
 /// One pass over both backends: they share most of what there is to compile.
 fn check_gpu() -> bool {
-    succeeds(cargo().args(["clippy", "--workspace", "--all-targets", "--features", "wgpu,cuda", "--", "-D", "warnings"]))
+    succeeds(cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        "wgpu,cuda",
+        "--",
+        "-D",
+        "warnings",
+    ]))
 }
 
-/// All are run, whatever the first one says. Arguments may name single tests of the CPU build, so they leave out the tests on wgpu; flags of cargo do not.
+/// All are run, whatever the first one says. Arguments may name single tests of the CPU build, so
+/// they leave out the tests on wgpu; flags of cargo do not.
 fn test(arguments: &[String]) -> bool {
-    let on_cpu = tidy() & succeeds(cargo().args(["test", "--release", "--workspace"]).args(arguments));
+    let on_cpu =
+        tidy() & succeeds(cargo().args(["test", "--release", "--workspace"]).args(arguments));
     let is_whole = arguments.iter().all(|argument| argument == "--no-fail-fast");
     on_cpu & (!is_whole || test_wgpu(&[]))
 }
@@ -111,9 +133,12 @@ fn test(arguments: &[String]) -> bool {
 fn test_wgpu(names: &[String]) -> bool {
     let is_required = env::var_os("DGPO_REQUIRE_WGPU").is_some_and(|value| value == "1");
     if !driver::is_installed() {
-        let hint = "hint: the graphics card's Vulkan driver, or a software one (Debian: apt-get install mesa-vulkan-drivers libvulkan1)";
+        let hint = "hint: the graphics card's Vulkan driver, or a software one (Debian: apt-get \
+                    install mesa-vulkan-drivers libvulkan1)";
         match is_required {
-            true => eprintln!("error: DGPO_REQUIRE_WGPU=1, and no Vulkan driver is installed; {hint}"),
+            true => {
+                eprintln!("error: DGPO_REQUIRE_WGPU=1, and no Vulkan driver is installed; {hint}")
+            }
             false => eprintln!("test-wgpu: left out, no Vulkan driver is installed; {hint}"),
         }
         return !is_required;
@@ -121,12 +146,24 @@ fn test_wgpu(names: &[String]) -> bool {
     test_gpu("wgpu", names)
 }
 
-/// The tests whose path has `on_` and the backend's name in it, or those named. All packages are selected as for `--features`, so that the dependencies are
-/// the same, but only the targets that have such tests.
+/// The tests whose path has `on_` and the backend's name in it, or those named. All packages are
+/// selected as for `--features`, so that the dependencies are the same, but only the targets that
+/// have such tests.
 fn test_gpu(backend: &str, names: &[String]) -> bool {
     let mut tests = cargo();
-    tests.args(["test", "--release", "--workspace", "--features", backend, "--lib", "--test", "integration", "--no-fail-fast"]);
-    // Most of this build is code generation for `dgpo` over the GPU's backend, on one core; these tests spend their time in the driver.
+    tests.args([
+        "test",
+        "--release",
+        "--workspace",
+        "--features",
+        backend,
+        "--lib",
+        "--test",
+        "integration",
+        "--no-fail-fast",
+    ]);
+    // Most of this build is code generation for `dgpo` over the GPU's backend, on one core; these
+    // tests spend their time in the driver.
     tests.args(["--config", "profile.release.package.dgpo.opt-level=1", "--"]);
     if names.is_empty() {
         tests.arg(format!("on_{backend}"));
@@ -156,7 +193,8 @@ fn dgpo(features: Option<String>, arguments: Vec<String>) -> ExitCode {
     if !succeeds(&mut build) {
         return ExitCode::FAILURE;
     }
-    let mut program = Command::new(target.join("release").join(format!("dgpo{}", env::consts::EXE_SUFFIX)));
+    let mut program =
+        Command::new(target.join("release").join(format!("dgpo{}", env::consts::EXE_SUFFIX)));
     take_over(program.args(arguments))
 }
 

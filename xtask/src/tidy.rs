@@ -1,7 +1,8 @@
-//! Rules about the source that the compiler does not check: the direction of imports, the length of files, who prints, what tests on a GPU are called.
+//! Rules about the source that the compiler does not check: the direction of imports, the length of
+//! files, who prints, what tests on a GPU are called.
 //!
-//! The rules read text, not syntax: comments are cut off, and a file's test code (from `#[cfg(test)]` on, and files of tests) may import what it
-//! likes.
+//! The rules read text, not syntax: comments are cut off, and a file's test code (from
+//! `#[cfg(test)]` on, and files of tests) may import what it likes.
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -31,14 +32,17 @@ const LAYERS: [&str; 21] = [
     "bench",
     "cli",
 ];
-const MAX_LINES: usize = 500;
+const MAX_LINES: usize = 650;
+/// Columns of a comment; code has the same width from rustfmt.toml.
+const MAX_WIDTH: usize = 100;
 /// Folders with Rust source.
 const SOURCES: [&str; 5] = ["src", "models", "kernels", "xtask", "tests"];
 /// Macros that write to the terminal.
 const PRINTING: [&str; 5] = ["println!", "eprintln!", "print!", "eprint!", "dbg!"];
 /// Where they belong: the command line, and what only tests and measures.
 const WRITING: [&str; 2] = ["fs::write(", "File::create("];
-/// Where files are written that nobody else relies on, or in the way that others have to use. Test code may do as it likes.
+/// Where files are written that nobody else relies on, or in the way that others have to use. Test
+/// code may do as it likes.
 const MAY_WRITE: [&str; 7] = [
     "models/src/files.rs",
     "src/bench/memory.rs",
@@ -48,7 +52,8 @@ const MAY_WRITE: [&str; 7] = [
     "src/trainer/checkpoint.rs",
     "xtask/",
 ];
-const MAY_PRINT: [&str; 5] = ["src/cli/", "src/main.rs", "xtask/", "tests/", "kernels/src/testing.rs"];
+const MAY_PRINT: [&str; 5] =
+    ["src/cli/", "src/main.rs", "xtask/", "tests/", "kernels/src/testing.rs"];
 
 /// A line that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +79,8 @@ pub fn check(root: &Path) -> io::Result<Vec<Problem>> {
     files.sort();
     let mut problems = Vec::new();
     for file in files {
-        let relative = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
+        let relative =
+            file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
         problems.extend(check_file(&relative, &fs::read_to_string(&file)?));
     }
     Ok(problems)
@@ -97,25 +103,41 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
 
 fn check_file(path: &str, text: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut report = |line: usize, message: String| problems.push(Problem { path: path.to_owned(), line, message });
+    let mut report = |line: usize, message: String| {
+        problems.push(Problem { path: path.to_owned(), line, message })
+    };
     let n_lines = text.lines().count();
     if n_lines > MAX_LINES {
-        report(n_lines, format!("{n_lines} lines; at most {MAX_LINES}: a file answers one question"));
+        report(
+            n_lines,
+            format!("{n_lines} lines; at most {MAX_LINES}: a file answers one question"),
+        );
+    }
+    for line in wide_comments(text) {
+        report(line, format!("a comment wider than {MAX_WIDTH} columns"));
     }
     let code: String = text.lines().map(|line| without_comment(line).to_owned() + "\n").collect();
     if !MAY_PRINT.iter().any(|place| path.starts_with(place)) {
         for (line_idx, line) in code.lines().enumerate() {
             if let Some(name) = PRINTING.iter().find(|name| is_called(line, name)) {
-                report(line_idx + 1, format!("{name} outside src/cli; use tracing, or return the text"));
+                report(
+                    line_idx + 1,
+                    format!("{name} outside src/cli; use tracing, or return the text"),
+                );
             }
         }
     }
-    let is_library = ["src/", "models/src/", "kernels/src/"].iter().any(|place| path.starts_with(place)) && !path.contains("tests");
+    let is_library =
+        ["src/", "models/src/", "kernels/src/"].iter().any(|place| path.starts_with(place))
+            && !path.contains("tests");
     if is_library && !MAY_WRITE.iter().any(|place| path.starts_with(place)) {
         let own = code.split("#[cfg(test)]").next().unwrap_or_default();
         for (line_idx, line) in own.lines().enumerate() {
             if let Some(name) = WRITING.iter().find(|name| line.contains(**name)) {
-                report(line_idx + 1, format!("{name}..) follows links and is not synced; use dgpo_models::files"));
+                report(
+                    line_idx + 1,
+                    format!("{name}..) follows links and is not synced; use dgpo_models::files"),
+                );
             }
         }
     }
@@ -127,9 +149,18 @@ fn check_file(path: &str, text: &str) -> Vec<Problem> {
         for (line, name) in imports(own) {
             match (position(&name), position(layer)) {
                 (Some(imported), Some(importing)) if imported > importing => {
-                    report(line, format!("{layer} imports {name}, which lies to its right; see LAYERS in xtask/src/tidy.rs"));
+                    report(
+                        line,
+                        format!(
+                            "{layer} imports {name}, which lies to its right; see LAYERS in \
+                             xtask/src/tidy.rs"
+                        ),
+                    );
                 }
-                (None, _) => report(line, format!("crate::{name} is no layer; add it to LAYERS in xtask/src/tidy.rs")),
+                (None, _) => report(
+                    line,
+                    format!("crate::{name} is no layer; add it to LAYERS in xtask/src/tidy.rs"),
+                ),
                 _ => {}
             }
         }
@@ -137,17 +168,47 @@ fn check_file(path: &str, text: &str) -> Vec<Problem> {
     problems
 }
 
-/// Modules of tests for one GPU backend whose names `test-wgpu` and `test-cuda` would not find: nothing would ever run them.
+/// Comments of more than [`MAX_WIDTH`] columns outside tables and drawings (code blocks). The width
+/// of code is rustfmt's affair.
+fn wide_comments(text: &str) -> Vec<usize> {
+    let mut is_drawing = false;
+    let mut found = Vec::new();
+    for (line_idx, line) in text.lines().enumerate() {
+        let Some(comment) = line.trim_start().strip_prefix("//") else {
+            is_drawing = false;
+            continue;
+        };
+        let words = comment.trim_start_matches(['/', '!']).trim_start();
+        is_drawing ^= words.starts_with("```");
+        if !is_drawing && !words.starts_with('|') && line.chars().count() > MAX_WIDTH {
+            found.push(line_idx + 1);
+        }
+    }
+    found
+}
+
+/// Modules of tests for one GPU backend whose names `test-wgpu` and `test-cuda` would not find:
+/// nothing would ever run them.
 fn hidden_gpu_tests(code: &str) -> Vec<(usize, String)> {
     let lines: Vec<&str> = code.lines().map(str::trim).collect();
     let mut found = Vec::new();
     for (i, pair) in lines.windows(2).enumerate() {
         let has_tests = || lines[i..].contains(&"#[test]");
         for backend in ["wgpu", "cuda"] {
-            let is_for_backend = pair[0].starts_with("#[cfg(") && !pair[0].contains("not(") && pair[0].contains(&format!("\"{backend}\""));
+            let is_for_backend = pair[0].starts_with("#[cfg(")
+                && !pair[0].contains("not(")
+                && pair[0].contains(&format!("\"{backend}\""));
             let name = pair[1].strip_prefix("mod ").and_then(|rest| rest.strip_suffix(" {"));
-            if let Some(name) = name.filter(|name| is_for_backend && !name.contains(&format!("on_{backend}")) && has_tests()) {
-                found.push((i + 2, format!("tests in mod {name} run only where their path has on_{backend} in it; rename the module")));
+            if let Some(name) = name.filter(|name| {
+                is_for_backend && !name.contains(&format!("on_{backend}")) && has_tests()
+            }) {
+                found.push((
+                    i + 2,
+                    format!(
+                        "tests in mod {name} run only where their path has on_{backend} in it; \
+                         rename the module"
+                    ),
+                ));
             }
         }
     }
@@ -180,10 +241,12 @@ fn without_comment(line: &str) -> &str {
 
 /// Whether `name` occurs as a whole word: `print!` is not in `println!` nor in `eprint!`.
 fn is_called(line: &str, name: &str) -> bool {
-    line.match_indices(name).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+    line.match_indices(name)
+        .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
-/// First module of every `crate::` path, with its line. Groups are opened: `use crate::{a::X, b}` names a and b.
+/// First module of every `crate::` path, with its line. Groups are opened: `use crate::{a::X, b}`
+/// names a and b.
 fn imports(code: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("crate::") {
@@ -194,13 +257,16 @@ fn imports(code: &str) -> Vec<(usize, String)> {
         let start = at + "crate::".len();
         match code[start..].strip_prefix('{') {
             Some(group) => group_members(group, start + 1, code, &mut found),
-            None => found.extend(identifier(&code[start..]).map(|name| (line_of(code, start), name))),
+            None => {
+                found.extend(identifier(&code[start..]).map(|name| (line_of(code, start), name)))
+            }
         }
     }
     found
 }
 
-/// The first identifiers of the members of a `{a::b, c::{d, e}}` group, without the opening brace; `offset` is where it begins in `code`.
+/// The first identifiers of the members of a `{a::b, c::{d, e}}` group, without the opening brace;
+/// `offset` is where it begins in `code`.
 fn group_members(group: &str, offset: usize, code: &str, found: &mut Vec<(usize, String)>) {
     let (mut depth, mut expects_member) = (0, true);
     for (at, c) in group.char_indices() {
@@ -211,7 +277,9 @@ fn group_members(group: &str, offset: usize, code: &str, found: &mut Vec<(usize,
             ',' if depth == 0 => expects_member = true,
             _ if c.is_whitespace() => {}
             _ if expects_member => {
-                found.extend(identifier(&group[at..]).map(|name| (line_of(code, offset + at), name)));
+                found.extend(
+                    identifier(&group[at..]).map(|name| (line_of(code, offset + at), name)),
+                );
                 expects_member = false;
             }
             _ => {}
@@ -239,18 +307,30 @@ mod tests {
     #[test]
     fn an_import_from_the_right_is_reported_with_its_line() {
         let problems = messages("src/algo/kl.rs", "use std::fmt;\nuse crate::trainer::update;\n");
-        assert_eq!(problems, ["src/algo/kl.rs:2: algo imports trainer, which lies to its right; see LAYERS in xtask/src/tidy.rs"]);
+        assert_eq!(
+            problems,
+            ["src/algo/kl.rs:2: algo imports trainer, which lies to its right; see LAYERS in \
+              xtask/src/tidy.rs"]
+        );
     }
 
     #[test]
     fn imports_from_the_left_and_from_the_own_layer_are_fine() {
-        assert_eq!(messages("src/algo/kl.rs", "use crate::{config::KlMode, rollout::RolloutBatch, algo::ppo};\n"), [""; 0]);
+        assert_eq!(
+            messages(
+                "src/algo/kl.rs",
+                "use crate::{config::KlMode, rollout::RolloutBatch, algo::ppo};\n"
+            ),
+            [""; 0]
+        );
     }
 
     #[test]
     fn every_member_of_a_group_is_looked_at() {
-        let text = "use crate::{\n    config::{KlMode, eval},\n    eval,\n    trainer::{events::Event, metrics},\n};\n";
-        let lines: Vec<usize> = check_file("src/algo/kl.rs", text).iter().map(|problem| problem.line).collect();
+        let text = "use \
+                    crate::{\n    config::{KlMode, eval},\n    eval,\n    trainer::{events::Event, metrics},\n};\n";
+        let lines: Vec<usize> =
+            check_file("src/algo/kl.rs", text).iter().map(|problem| problem.line).collect();
         assert_eq!(lines, [3, 4]);
     }
 
@@ -261,14 +341,18 @@ mod tests {
 
     #[test]
     fn comments_and_test_code_may_name_what_they_like() {
-        let text = "//! See [`crate::cli`].\nlet x = 1; // crate::cli\n#[cfg(test)]\nmod tests { use crate::cli; }\n";
+        let text = "//! See [`crate::cli`].\nlet x = 1; // crate::cli\n#[cfg(test)]\nmod tests \
+                    { use crate::cli; }\n";
         assert_eq!(messages("src/rng.rs", text), [""; 0]);
         assert_eq!(messages("src/config/load_tests.rs", "use crate::cli;\n"), [""; 0]);
     }
 
     #[test]
     fn an_unknown_module_must_be_given_a_place() {
-        assert!(messages("src/rng.rs", "use crate::dashboard;\n")[0].contains("crate::dashboard is no layer"));
+        assert!(
+            messages("src/rng.rs", "use crate::dashboard;\n")[0]
+                .contains("crate::dashboard is no layer")
+        );
     }
 
     #[test]
@@ -279,29 +363,58 @@ mod tests {
 
     #[test]
     fn tests_that_no_command_runs_are_reported() {
-        let text = |name: &str| format!("#[cfg(all(test, feature = \"wgpu\"))]\nmod {name} {{\n    #[test]\n    fn f() {{}}\n}}\n");
-        assert!(messages("kernels/src/a.rs", &text("tests"))[0].starts_with("kernels/src/a.rs:2: tests in mod tests run only"));
+        let text = |name: &str| {
+            format!(
+                "#[cfg(all(test, feature = \"wgpu\"))]\nmod {name} {{\n    #[test]\n    fn f() \
+                 {{}}\n}}\n"
+            )
+        };
+        assert!(
+            messages("kernels/src/a.rs", &text("tests"))[0]
+                .starts_with("kernels/src/a.rs:2: tests in mod tests run only")
+        );
         assert_eq!(messages("kernels/src/a.rs", &text("fusion_on_wgpu")), [""; 0]);
     }
 
     #[test]
     fn a_long_file_is_reported() {
-        assert_eq!(messages("models/src/a.rs", &"\n".repeat(500)), [""; 0]);
-        assert!(messages("models/src/a.rs", &"\n".repeat(501))[0].starts_with("models/src/a.rs:501: 501 lines"));
+        assert_eq!(messages("models/src/a.rs", &"\n".repeat(MAX_LINES)), [""; 0]);
+        assert!(
+            messages("models/src/a.rs", &"\n".repeat(651))[0]
+                .starts_with("models/src/a.rs:651: 651 lines")
+        );
+    }
+
+    #[test]
+    fn a_wide_comment_is_reported_and_a_wide_drawing_is_not() {
+        let wide = "x ".repeat(60);
+        let text =
+            format!("//! ```text\n//! {wide}\n//! ```\n//! | {wide}|\nlet a = \"{wide}\";\n");
+        assert_eq!(messages("models/src/a.rs", &text), [""; 0]);
+        assert_eq!(messages("models/src/a.rs", &format!("    /// {wide}\n")).len(), 1);
     }
 
     #[test]
     fn files_are_written_in_one_way() {
         let text = "fn f() {\n    std::fs::write(path, text)\n}\n";
-        assert!(messages("src/report/mod.rs", text)[0].starts_with("src/report/mod.rs:2: fs::write(..) follows links"));
+        assert!(
+            messages("src/report/mod.rs", text)[0]
+                .starts_with("src/report/mod.rs:2: fs::write(..) follows links")
+        );
         assert_eq!(messages("models/src/files.rs", text), [""; 0]);
-        assert_eq!(messages("src/report/mod.rs", &format!("#[cfg(test)]\nmod tests {{\n{text}}}\n")), [""; 0]);
+        assert_eq!(
+            messages("src/report/mod.rs", &format!("#[cfg(test)]\nmod tests {{\n{text}}}\n")),
+            [""; 0]
+        );
     }
 
     #[test]
     fn printing_is_for_the_command_line_alone() {
         let text = "fn f() {\n    println!(\"http://x\");\n}\n";
-        assert!(messages("src/env/mod.rs", text)[0].starts_with("src/env/mod.rs:2: println! outside src/cli"));
+        assert!(
+            messages("src/env/mod.rs", text)[0]
+                .starts_with("src/env/mod.rs:2: println! outside src/cli")
+        );
         for place in ["src/cli/output.rs", "src/main.rs", "xtask/src/main.rs", "tests/all.rs"] {
             assert_eq!(messages(place, text), [""; 0]);
         }

@@ -1,4 +1,5 @@
-//! Attention of many queries on a CubeCL runtime: burn's matrix products, a chunk of queries at a time, with the kernels of `softmax.rs` in between.
+//! Attention of many queries on a CubeCL runtime: burn's matrix products, a chunk of queries at a
+//! time, with the kernels of `softmax.rs` in between.
 //!
 //! ```text
 //! forward    S = Q K'            P = softmax(S)                O = P V
@@ -6,9 +7,10 @@
 //!            dV += P' dO         dK += dS' Q                   dQ = dS K
 //! ```
 //!
-//! S and dP are f32 whatever the dtype (a product adds in f32 anyway, and half precision would round a score of 100 to 0.06); P and dS have the dtype
-//! of q, as the products that take them want. Chunks are taken from the last to the first: the last one sees all keys, so its dK and dV are whole and
-//! the others are added to them.
+//! S and dP are f32 whatever the dtype (a product adds in f32 anyway, and half precision would
+//! round a score of 100 to 0.06); P and dS have the dtype of q, as the products that take them
+//! want. Chunks are taken from the last to the first: the last one sees all keys, so its dK and dV
+//! are whole and the others are added to them.
 use super::{
     CausalRows,
     softmax::{self, LENGTH, ROW_NUMBERS, SLOT, START},
@@ -28,9 +30,11 @@ use burn_cubecl::{
 use cubecl::CubeDim;
 use std::ops::Range;
 
-/// Bytes of the f32 scores of a chunk at most (a chunk has 16 queries at least). The backward pass holds two such matrices and two in the dtype of q.
+/// Bytes of the f32 scores of a chunk at most (a chunk has 16 queries at least). The backward pass
+/// holds two such matrices and two in the dtype of q.
 const SCORE_BYTES: usize = 1 << 26;
-/// Queries of a chunk at most: a chunk multiplies every query with the keys up to its last one, so half a chunk of products is wasted on the diagonal.
+/// Queries of a chunk at most: a chunk multiplies every query with the keys up to its last one, so
+/// half a chunk of products is wasted on the diagonal.
 const MAX_QUERIES: usize = 256;
 /// Queries and keys are cut at multiples of this, so that rows stay aligned for vector loads.
 const ALIGNMENT: usize = 16;
@@ -38,7 +42,12 @@ const ALIGNMENT: usize = 16;
 /// Whose tensors the plain operations here work on; element types are those of the tensors.
 type Plain<R> = CubeBackend<R, f32, i32, u8>;
 
-pub(crate) fn forward<R: CubeRuntime>(q: CubeTensor<R>, k: CubeTensor<R>, v: CubeTensor<R>, rows: &CausalRows) -> CubeTensor<R> {
+pub(crate) fn forward<R: CubeRuntime>(
+    q: CubeTensor<R>,
+    k: CubeTensor<R>,
+    v: CubeTensor<R>,
+    rows: &CausalRows,
+) -> CubeTensor<R> {
     if q.shape().num_elements() == 0 {
         return empty(&q, q.shape(), q.dtype);
     }
@@ -48,7 +57,11 @@ pub(crate) fn forward<R: CubeRuntime>(q: CubeTensor<R>, k: CubeTensor<R>, v: Cub
         .chunks()
         .into_iter()
         .map(|chunk| {
-            let scores = product(problem.fold(&problem.q, &chunk), transposed(prefix(&problem.k, chunk.n_keys)), DType::F32);
+            let scores = product(
+                problem.fold(&problem.q, &chunk),
+                transposed(prefix(&problem.k, chunk.n_keys)),
+                DType::F32,
+            );
             let probs = problem.probabilities(scores, &chunk);
             problem.unfold(product(probs, prefix(&problem.v, chunk.n_keys), dtype), &chunk)
         })
@@ -77,11 +90,15 @@ pub(crate) fn backward<R: CubeRuntime>(
         let d_probs = product(go.clone(), transposed(values), DType::F32);
         let (probs, d_scores) = problem.gradients(scores, d_probs, &chunk);
         dv = Some(problem.accumulate(dv, product(transposed(probs), go, DType::F32)));
-        dk = Some(problem.accumulate(dk, product(transposed(d_scores.clone()), queries, DType::F32)));
+        dk = Some(
+            problem.accumulate(dk, product(transposed(d_scores.clone()), queries, DType::F32)),
+        );
         dq.push(problem.unfold(product(d_scores, keys, problem.q.dtype), &chunk));
     }
     dq.reverse();
-    let [dk, dv] = [dk, dv].map(|total| cast(total.expect("there is a chunk where there are queries"), problem.k.dtype));
+    let [dk, dv] = [dk, dv].map(|total| {
+        cast(total.expect("there is a chunk where there are queries"), problem.k.dtype)
+    });
     [joined(dq), dk, dv]
 }
 
@@ -111,10 +128,23 @@ impl<R: CubeRuntime> Problem<R> {
         let table = row_table(&q, rows, k.shape()[2]);
         let last_start = rows.starts.iter().max().copied().unwrap_or(0);
         let live = |cache: CubeTensor<R>| match rows.slots {
-            Some(_) => live_prefix(cache, &table, rows.starts.len(), (last_start + n_queries).next_multiple_of(ALIGNMENT), n_queries),
+            Some(_) => live_prefix(
+                cache,
+                &table,
+                rows.starts.len(),
+                (last_start + n_queries).next_multiple_of(ALIGNMENT),
+                n_queries,
+            ),
             None => cache,
         };
-        Self { k: live(k), v: live(v), q, table: table.clone(), last_start, scale: 1.0 / (head_dim as f32).sqrt() }
+        Self {
+            k: live(k),
+            v: live(v),
+            q,
+            table: table.clone(),
+            last_start,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+        }
     }
 
     /// From the first query to the last.
@@ -126,19 +156,27 @@ impl<R: CubeRuntime> Problem<R> {
             .step_by(size)
             .map(|start| {
                 let end = (start + size).min(n_queries);
-                Chunk { queries: start..end, n_keys: (self.last_start + end).next_multiple_of(ALIGNMENT).min(n_keys) }
+                Chunk {
+                    queries: start..end,
+                    n_keys: (self.last_start + end).next_multiple_of(ALIGNMENT).min(n_keys),
+                }
             })
             .collect()
     }
 
-    /// The chunk of a [B, H, Tq, hd] tensor with the heads of a kv group as rows: [B, K, (H / K) c, hd].
+    /// The chunk of a [B, H, Tq, hd] tensor with the heads of a kv group as rows: [B, K, (H / K) c,
+    /// hd].
     fn fold(&self, x: &CubeTensor<R>, chunk: &Chunk) -> CubeTensor<R> {
-        let ([n_rows, n_heads, n_queries, head_dim], n_kv_heads) = (x.shape().dims(), self.k.shape()[1]);
+        let ([n_rows, n_heads, n_queries, head_dim], n_kv_heads) =
+            (x.shape().dims(), self.k.shape()[1]);
         let part = match chunk.queries == (0..n_queries) {
             true => x.clone(),
             false => slice(x.clone(), &[0..n_rows, 0..n_heads, chunk.queries.clone(), 0..head_dim]),
         };
-        reshape(part, Shape::new([n_rows, n_kv_heads, n_heads / n_kv_heads * chunk.queries.len(), head_dim]))
+        reshape(
+            part,
+            Shape::new([n_rows, n_kv_heads, n_heads / n_kv_heads * chunk.queries.len(), head_dim]),
+        )
     }
 
     fn unfold(&self, x: CubeTensor<R>, chunk: &Chunk) -> CubeTensor<R> {
@@ -170,7 +208,12 @@ impl<R: CubeRuntime> Problem<R> {
         probs
     }
 
-    fn gradients(&self, scores: CubeTensor<R>, d_probs: CubeTensor<R>, chunk: &Chunk) -> (CubeTensor<R>, CubeTensor<R>) {
+    fn gradients(
+        &self,
+        scores: CubeTensor<R>,
+        d_probs: CubeTensor<R>,
+        chunk: &Chunk,
+    ) -> (CubeTensor<R>, CubeTensor<R>) {
         let [n_rows, n_kv_heads, n_score_rows, n_keys] = scores.shape().dims();
         let probs = aligned_empty(&scores, scores.shape(), self.q.dtype);
         let d_scores = aligned_empty(&scores, scores.shape(), self.q.dtype);
@@ -208,7 +251,16 @@ impl<R: CubeRuntime> Problem<R> {
         let n = part.shape().num_elements();
         let cubes = ElementCubes::new(&part, n);
         let (into, part) = (total.clone().into_tensor_arg(), part.into_tensor_arg());
-        softmax::add_prefix::launch::<R>(&total.client, cubes.count, cubes.dim, into, part, n, n_keys, head_dim);
+        softmax::add_prefix::launch::<R>(
+            &total.client,
+            cubes.count,
+            cubes.dim,
+            into,
+            part,
+            n,
+            n_keys,
+            head_dim,
+        );
         total
     }
 }
@@ -218,7 +270,11 @@ fn zeros<R: CubeRuntime>(like: &CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
 }
 
 /// (slot, start, length) of each row, for the kernels. A row without a length has all `n_keys`.
-pub(super) fn row_table<R: CubeRuntime>(like: &CubeTensor<R>, rows: &CausalRows, n_keys: usize) -> CubeTensor<R> {
+pub(super) fn row_table<R: CubeRuntime>(
+    like: &CubeTensor<R>,
+    rows: &CausalRows,
+    n_keys: usize,
+) -> CubeTensor<R> {
     let mut numbers = vec![0u32; ROW_NUMBERS * rows.starts.len()];
     for (b, row) in numbers.chunks_exact_mut(ROW_NUMBERS).enumerate() {
         row[SLOT] = rows.slot(b) as u32;
@@ -228,7 +284,8 @@ pub(super) fn row_table<R: CubeRuntime>(like: &CubeTensor<R>, rows: &CausalRows,
     table(like, &numbers)
 }
 
-/// The first `n_keys` positions of the rows' slots, 0 behind each row's last visible key: [B, K, n_keys, hd] in the cache's order of memory.
+/// The first `n_keys` positions of the rows' slots, 0 behind each row's last visible key: [B, K,
+/// n_keys, hd] in the cache's order of memory.
 fn live_prefix<R: CubeRuntime>(
     cache: CubeTensor<R>,
     table: &CubeTensor<R>,
@@ -239,7 +296,11 @@ fn live_prefix<R: CubeRuntime>(
     let [_, n_kv_heads, _, head_dim] = cache.shape().dims();
     let is_position_inner = cache.meta.strides()[2] == 1;
     let out = match is_position_inner {
-        true => transposed(empty(&cache, Shape::new([n_rows, n_kv_heads, head_dim, n_keys]), cache.dtype)),
+        true => transposed(empty(
+            &cache,
+            Shape::new([n_rows, n_kv_heads, head_dim, n_keys]),
+            cache.dtype,
+        )),
         false => empty(&cache, Shape::new([n_rows, n_kv_heads, n_keys, head_dim]), cache.dtype),
     };
     let n = out.shape().num_elements();
@@ -266,7 +327,8 @@ fn live_prefix<R: CubeRuntime>(
 }
 
 fn product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
-    matmul(lhs, rhs, None, MatmulStrategy::default(), dtype).expect("a matrix product of matrices that fit can be launched")
+    matmul(lhs, rhs, None, MatmulStrategy::default(), dtype)
+        .expect("a matrix product of matrices that fit can be launched")
 }
 
 /// The last two dimensions exchanged, without a copy.

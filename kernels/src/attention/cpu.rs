@@ -1,13 +1,22 @@
-//! Attention on the CPU backend: one pass over keys and values where they lie, four rows of scores at a time.
+//! Attention on the CPU backend: one pass over keys and values where they lie, four rows of scores
+//! at a time.
 //!
-//! A row is one query of one head. Rows of a kv group are taken together (`R` = 4, then 2, then 1), so a key is read once for four of them. Keys are
-//! used as [hd, Tk], which makes scores a product over whole vectors of keys: a key cache is stored that way, other keys are packed once a task.
-//! Keys and values of 16 bits are widened on the way, a head at a time and only the positions that are seen: never a whole cache.
-//! Tasks are (row of the batch, block of queries) in the forward pass and rows of the batch in the backward pass, which adds into dk and dv.
-#![expect(clippy::needless_range_loop, reason = "one index moves through several arrays; the plain form is the one that vectorises")]
+//! A row is one query of one head. Rows of a kv group are taken together (`R` = 4, then 2, then 1),
+//! so a key is read once for four of them. Keys are used as [hd, Tk], which makes scores a product
+//! over whole vectors of keys: a key cache is stored that way, other keys are packed once a task.
+//! Keys and values of 16 bits are widened on the way, a head at a time and only the positions that
+//! are seen: never a whole cache. Tasks are (row of the batch, block of queries) in the forward
+//! pass and rows of the batch in the backward pass, which adds into dk and dv.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "one index moves through several arrays; the plain form is the one that vectorises"
+)]
 use super::CausalRows;
 use crate::{
-    cpu::{CpuTensor, Elements, LANES, View, Widen, exp, for_each_piece, from_vec, simd, stored, strides, with_rows},
+    cpu::{
+        CpuTensor, Elements, LANES, View, Widen, exp, for_each_piece, from_vec, simd, stored,
+        strides, with_rows,
+    },
     rows::{BLOCK, WHOLE_ROWS},
 };
 use burn::{backend::Flex, tensor::ops::FloatTensorOps};
@@ -28,28 +37,52 @@ pub fn forward(q: CpuTensor, k: CpuTensor, v: CpuTensor, rows: &CausalRows) -> C
         .chunks_mut((n_queries * row_size).max(1))
         .enumerate()
         .flat_map(|(b, row)| {
-            row.chunks_mut(QUERIES_PER_TASK * row_size).enumerate().map(move |(block, out)| (b, block * QUERIES_PER_TASK, out))
+            row.chunks_mut(QUERIES_PER_TASK * row_size)
+                .enumerate()
+                .map(move |(block, out)| (b, block * QUERIES_PER_TASK, out))
         })
         .collect();
-    for_each_piece(tasks, work(&q, &k, rows), |(b, first, out)| simd!(forward_block(&q, &k, &v, rows, b, first, out)));
+    for_each_piece(tasks, work(&q, &k, rows), |(b, first, out)| {
+        simd!(forward_block(&q, &k, &v, rows, b, first, out))
+    });
     Flex::float_permute(from_vec(out, [n_rows, n_queries, n_heads, head_dim], dtype), &[0, 2, 1, 3])
 }
 
-pub fn backward(q: CpuTensor, k: CpuTensor, v: CpuTensor, grad: CpuTensor, rows: &CausalRows) -> [CpuTensor; 3] {
+pub fn backward(
+    q: CpuTensor,
+    k: CpuTensor,
+    v: CpuTensor,
+    grad: CpuTensor,
+    rows: &CausalRows,
+) -> [CpuTensor; 3] {
     assert!(rows.slots.is_none(), "the gradient of attention over a cache is not defined here");
     let dtype = q.dtype();
     let (q, k, v, grad) = (with_rows(q), stored(k), stored(v), with_rows(grad));
     let ([q, grad], [k, v]) = ([&q, &grad].map(View::<4>::new), [&k, &v].map(Heads::new));
     let ([n_rows, n_heads, n_queries, head_dim], [_, n_kv_heads, n_keys, _]) = (q.shape, k.shape);
     let (q_size, k_size) = (n_queries * n_heads * head_dim, n_keys * n_kv_heads * head_dim);
-    let (mut dq, mut dk, mut dv) = (vec![0.0f32; n_rows * q_size], vec![0.0f32; n_rows * k_size], vec![0.0f32; n_rows * k_size]);
-    let tasks: Vec<_> =
-        dq.chunks_mut(q_size.max(1)).zip(dk.chunks_mut(k_size.max(1))).zip(dv.chunks_mut(k_size.max(1))).enumerate().collect();
+    let (mut dq, mut dk, mut dv) = (
+        vec![0.0f32; n_rows * q_size],
+        vec![0.0f32; n_rows * k_size],
+        vec![0.0f32; n_rows * k_size],
+    );
+    let tasks: Vec<_> = dq
+        .chunks_mut(q_size.max(1))
+        .zip(dk.chunks_mut(k_size.max(1)))
+        .zip(dv.chunks_mut(k_size.max(1)))
+        .enumerate()
+        .collect();
     for_each_piece(tasks, 3 * work(&q, &k, rows), |(b, ((dq, dk), dv))| {
         simd!(backward_row(&q, &k, &v, &grad, rows, b, Gradients { dq, dk, dv }))
     });
-    let heads_first = |x, len, heads| Flex::float_permute(from_vec(x, [n_rows, len, heads, head_dim], dtype), &[0, 2, 1, 3]);
-    [heads_first(dq, n_queries, n_heads), heads_first(dk, n_keys, n_kv_heads), heads_first(dv, n_keys, n_kv_heads)]
+    let heads_first = |x, len, heads| {
+        Flex::float_permute(from_vec(x, [n_rows, len, heads, head_dim], dtype), &[0, 2, 1, 3])
+    };
+    [
+        heads_first(dq, n_queries, n_heads),
+        heads_first(dk, n_keys, n_kv_heads),
+        heads_first(dv, n_keys, n_kv_heads),
+    ]
 }
 
 /// Multiply-adds of the forward pass, from above.
@@ -61,13 +94,22 @@ fn work(q: &View<4>, k: &Heads, rows: &CausalRows) -> usize {
 
 /// One task of the forward pass: the queries first.. of row b, into `out` [queries, H, hd].
 #[inline(always)]
-fn forward_block(q: &View<4>, k: &Heads, v: &Heads, rows: &CausalRows, b: usize, first: usize, out: &mut [f32]) {
+fn forward_block(
+    q: &View<4>,
+    k: &Heads,
+    v: &Heads,
+    rows: &CausalRows,
+    b: usize,
+    first: usize,
+    out: &mut [f32],
+) {
     let ([_, n_heads, _, head_dim], [_, n_kv_heads, n_keys, _]) = (q.shape, k.shape);
     let (group, n_keys) = (n_heads / n_kv_heads, rows.n_keys(b, n_keys));
     let n_queries = out.len() / (n_heads * head_dim);
     let seen = |t: usize| (rows.starts[b] + t + 1).min(n_keys);
     let n_seen = seen(first + n_queries - 1);
-    let (mut packed_k, mut packed_v, mut scores) = (Vec::new(), Vec::new(), vec![0.0f32; MAX_ROWS * n_seen.next_multiple_of(LANES)]);
+    let (mut packed_k, mut packed_v, mut scores) =
+        (Vec::new(), Vec::new(), vec![0.0f32; MAX_ROWS * n_seen.next_multiple_of(LANES)]);
     for j in 0..n_kv_heads {
         let keys = k.transposed(rows.slot(b), j, n_seen, &mut packed_k);
         let values = v.vectors(rows.slot(b), j, n_seen, &mut packed_v);
@@ -75,9 +117,39 @@ fn forward_block(q: &View<4>, k: &Heads, v: &Heads, rows: &CausalRows, b: usize,
         let mut row = 0;
         while row < n_queries * group {
             row += match n_queries * group - row {
-                4.. => forward_rows::<4>(&task, row, &keys, &values, seen, head_dim, &mut scores, out, n_heads),
-                2 | 3 => forward_rows::<2>(&task, row, &keys, &values, seen, head_dim, &mut scores, out, n_heads),
-                _ => forward_rows::<1>(&task, row, &keys, &values, seen, head_dim, &mut scores, out, n_heads),
+                4.. => forward_rows::<4>(
+                    &task,
+                    row,
+                    &keys,
+                    &values,
+                    seen,
+                    head_dim,
+                    &mut scores,
+                    out,
+                    n_heads,
+                ),
+                2 | 3 => forward_rows::<2>(
+                    &task,
+                    row,
+                    &keys,
+                    &values,
+                    seen,
+                    head_dim,
+                    &mut scores,
+                    out,
+                    n_heads,
+                ),
+                _ => forward_rows::<1>(
+                    &task,
+                    row,
+                    &keys,
+                    &values,
+                    seen,
+                    head_dim,
+                    &mut scores,
+                    out,
+                    n_heads,
+                ),
             };
         }
     }
@@ -85,7 +157,10 @@ fn forward_block(q: &View<4>, k: &Heads, v: &Heads, rows: &CausalRows, b: usize,
 
 /// R rows of one kv head; returns R.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "an inner loop: a struct of borrows would hide which are written")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "an inner loop: a struct of borrows would hide which are written"
+)]
 fn forward_rows<const R: usize>(
     task: &GroupRows,
     row: usize,
@@ -105,7 +180,8 @@ fn forward_rows<const R: usize>(
     let scale = 1.0 / (head_dim as f32).sqrt();
     let mut inverse = [0.0f32; R];
     for r in 0..R {
-        let total = softmax_numerators(&mut scores[r * width..(r + 1) * width], seen(at[r].0), scale);
+        let total =
+            softmax_numerators(&mut scores[r * width..(r + 1) * width], seen(at[r].0), scale);
         inverse[r] = 1.0 / total;
     }
     let mut write = |r: usize, d: usize, sums: &[f32]| {
@@ -127,7 +203,15 @@ struct Gradients<'a> {
 
 /// One task of the backward pass: row b, whole. dq [Tq, H, hd], dk and dv [Tk, K, hd].
 #[inline(always)]
-fn backward_row(q: &View<4>, k: &Heads, v: &Heads, grad: &View<4>, rows: &CausalRows, b: usize, out: Gradients) {
+fn backward_row(
+    q: &View<4>,
+    k: &Heads,
+    v: &Heads,
+    grad: &View<4>,
+    rows: &CausalRows,
+    b: usize,
+    out: Gradients,
+) {
     let ([_, n_heads, n_queries, head_dim], [_, n_kv_heads, n_keys, _]) = (q.shape, k.shape);
     let (group, n_keys) = (n_heads / n_kv_heads, rows.n_keys(b, n_keys));
     let seen = |t: usize| (rows.starts[b] + t + 1).min(n_keys);
@@ -206,13 +290,15 @@ impl BackwardRows<'_> {
         let at: [(usize, usize); R] = std::array::from_fn(|r| self.task.query_and_head(row + r));
         let n_seen = seen(at[R - 1].0);
         let width = n_seen.next_multiple_of(LANES);
-        let queries: [&[f32]; R] = std::array::from_fn(|r| self.task.row(self.task.q, at[r], head_dim));
+        let queries: [&[f32]; R] =
+            std::array::from_fn(|r| self.task.row(self.task.q, at[r], head_dim));
         let grads: [&[f32]; R] = std::array::from_fn(|r| self.task.row(self.grad, at[r], head_dim));
         products(&queries, self.keys, width, self.p);
         products(&grads, self.values, width, self.ds);
         let scale = 1.0 / (head_dim as f32).sqrt();
         for r in 0..R {
-            let (p, ds) = (&mut self.p[r * width..(r + 1) * width], &mut self.ds[r * width..(r + 1) * width]);
+            let (p, ds) =
+                (&mut self.p[r * width..(r + 1) * width], &mut self.ds[r * width..(r + 1) * width]);
             let inverse = 1.0 / softmax_numerators(p, seen(at[r].0), scale);
             let mut dot = [0.0f32; LANES];
             for (p, ds) in p.chunks_exact_mut(LANES).zip(ds.chunks_exact(LANES)) {
@@ -271,7 +357,8 @@ struct Heads<'a> {
     strides: [usize; 4],
 }
 
-/// The keys of one head as [hd, at least the keys rounded up to whole vectors]; what lies behind the last key is never used.
+/// The keys of one head as [hd, at least the keys rounded up to whole vectors]; what lies behind
+/// the last key is never used.
 struct Transposed<'a> {
     data: &'a [f32],
     stride: usize,
@@ -285,14 +372,26 @@ struct Values<'a> {
 
 impl<'a> Heads<'a> {
     fn new(tensor: &'a CpuTensor) -> Self {
-        Self { elements: Elements::new(tensor), shape: tensor.layout().shape().dims(), strides: strides(tensor) }
+        Self {
+            elements: Elements::new(tensor),
+            shape: tensor.layout().shape().dims(),
+            strides: strides(tensor),
+        }
     }
 
-    /// The first `n` vectors of head j of row b as [hd, n]: in place where they are f32 and stored so, else packed.
+    /// The first `n` vectors of head j of row b as [hd, n]: in place where they are f32 and stored
+    /// so, else packed.
     #[inline(always)]
-    fn transposed<'s>(&'s self, b: usize, j: usize, n: usize, packed: &'s mut Vec<f32>) -> Transposed<'s> {
+    fn transposed<'s>(
+        &'s self,
+        b: usize,
+        j: usize,
+        n: usize,
+        packed: &'s mut Vec<f32>,
+    ) -> Transposed<'s> {
         let [row, head, position, dim] = self.strides;
-        let (head_dim, width, base) = (self.shape[3], n.next_multiple_of(LANES), b * row + j * head);
+        let (head_dim, width, base) =
+            (self.shape[3], n.next_multiple_of(LANES), b * row + j * head);
         if let (Elements::F32(data), true) = (self.elements, position == 1 && dim >= width) {
             return Transposed { data: &data[base..], stride: dim };
         }
@@ -301,7 +400,8 @@ impl<'a> Heads<'a> {
         Transposed { data: packed, stride: width }
     }
 
-    /// The same vectors one after the other: in place where they are f32 and their elements lie side by side, else packed.
+    /// The same vectors one after the other: in place where they are f32 and their elements lie
+    /// side by side, else packed.
     #[inline(always)]
     fn vectors<'s>(&'s self, b: usize, j: usize, n: usize, packed: &'s mut Vec<f32>) -> Values<'s> {
         let [row, head, position, dim] = self.strides;
@@ -315,7 +415,14 @@ impl<'a> Heads<'a> {
     }
 
     #[inline(always)]
-    fn pack(&self, base: usize, strides: [usize; 2], shape: [usize; 2], width: usize, out: &mut [f32]) {
+    fn pack(
+        &self,
+        base: usize,
+        strides: [usize; 2],
+        shape: [usize; 2],
+        width: usize,
+        out: &mut [f32],
+    ) {
         match self.elements {
             Elements::F32(data) => pack(&data[base..], strides, shape, width, out),
             Elements::F16(data) => pack(&data[base..], strides, shape, width, out),
@@ -324,9 +431,16 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// out\[i\]\[s\] = data\[i strides_0 + s strides_1\] over the shape, in the order in which memory runs; rows of `out` are `width` apart.
+/// out\[i\]\[s\] = data\[i strides_0 + s strides_1\] over the shape, in the order in which memory
+/// runs; rows of `out` are `width` apart.
 #[inline(always)]
-fn pack<T: Widen>(data: &[T], strides: [usize; 2], [n_rows, n]: [usize; 2], width: usize, out: &mut [f32]) {
+fn pack<T: Widen>(
+    data: &[T],
+    strides: [usize; 2],
+    [n_rows, n]: [usize; 2],
+    width: usize,
+    out: &mut [f32],
+) {
     if strides[1] == 1 {
         for i in 0..n_rows {
             for (out, x) in out[i * width..][..n].iter_mut().zip(&data[i * strides[0]..][..n]) {
@@ -363,7 +477,8 @@ fn products<const R: usize>(a: &[&[f32]; R], keys: &Transposed, width: usize, ou
     }
 }
 
-/// scores -> exp(scale (score - max)) over the first n, 0 behind them; returns their sum. NaN anywhere makes the sum NaN.
+/// scores -> exp(scale (score - max)) over the first n, 0 behind them; returns their sum. NaN
+/// anywhere makes the sum NaN.
 #[inline(always)]
 fn softmax_numerators(scores: &mut [f32], n: usize, scale: f32) -> f32 {
     scores[n..].fill(f32::NEG_INFINITY);
@@ -384,7 +499,8 @@ fn softmax_numerators(scores: &mut [f32], n: usize, scale: f32) -> f32 {
     sum(&total)
 }
 
-/// Calls `write(r, d, sums)` with sums_d = sum_s w\[r\]\[s\] values\[s\]\[d..\] in blocks of the head; w is [R, width].
+/// Calls `write(r, d, sums)` with sums_d = sum_s w\[r\]\[s\] values\[s\]\[d..\] in blocks of the
+/// head; w is [R, width].
 #[inline(always)]
 fn weighted_sums<const R: usize>(
     w: &[f32],
@@ -432,7 +548,14 @@ fn weighted_sums_at<const R: usize, const W: usize>(
 
 /// out\[s\] += sum_r w\[r\]\[s\] x\[r\] for s < n; w is [R, width], out [n, hd].
 #[inline(always)]
-fn add_outer<const R: usize>(w: &[f32], width: usize, n: usize, x: &[&[f32]; R], head_dim: usize, out: &mut [f32]) {
+fn add_outer<const R: usize>(
+    w: &[f32],
+    width: usize,
+    n: usize,
+    x: &[&[f32]; R],
+    head_dim: usize,
+    out: &mut [f32],
+) {
     let mut d = 0;
     while d < head_dim {
         d += match head_dim - d {

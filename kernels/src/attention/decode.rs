@@ -1,14 +1,17 @@
 //! Attention of a few new queries over a cache, on a CubeCL runtime: the decode step.
 //!
-//! A cube takes (row, kv head, part of the positions), reads each key and value of its part once, where it lies, and uses it for all H / K heads of
-//! the group and all new queries. It leaves softmax-weighted values and ln(sum of exponentials) of its part; a second, small kernel joins the parts:
+//! A cube takes (row, kv head, part of the positions), reads each key and value of its part once,
+//! where it lies, and uses it for all H / K heads of the group and all new queries. It leaves
+//! softmax-weighted values and ln(sum of exponentials) of its part; a second, small kernel joins
+//! the parts:
 //!
 //! ```text
 //! o = sum over parts of w o_part,    w = exp(l_part - max l) / sum of the same
 //! ```
 //!
-//! Inside a tile of positions, units first are positions (each computes the scores of `N` neighbours: the keys lie with positions side by side, so
-//! loads are coalesced and no score needs a sum across units), then elements of the output (the values lie with elements side by side).
+//! Inside a tile of positions, units first are positions (each computes the scores of `N`
+//! neighbours: the keys lie with positions side by side, so loads are coalesced and no score needs
+//! a sum across units), then elements of the output (the values lie with elements side by side).
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
 use super::{
     CausalRows,
@@ -30,11 +33,14 @@ use cubecl::prelude::*;
 const MAX_ROWS: usize = 16;
 /// Units of a cube.
 const UNITS: usize = 64;
-/// Numbers that a unit keeps for the scores of its positions, and as many for its part of the output.
+/// Numbers that a unit keeps for the scores of its positions, and as many for its part of the
+/// output.
 const MAX_REGISTERS: usize = 64;
-/// Bytes that a unit loads at once at least, where strides allow it: less wastes the width of the loads.
+/// Bytes that a unit loads at once at least, where strides allow it: less wastes the width of the
+/// loads.
 const MIN_LOAD_BYTES: usize = 4;
-/// Cubes that fill a large GPU: positions are split and tiles are made smaller until there are so many.
+/// Cubes that fill a large GPU: positions are split and tiles are made smaller until there are so
+/// many.
 const WANTED_CUBES: usize = 1024;
 /// Rounds of a unit's loops before the first tile and behind the last one, at most.
 const ROUNDS_AROUND: usize = 4096;
@@ -55,12 +61,16 @@ impl Sizes {
     /// the meeting between them, and the tile's own.
     fn rounds_of_tile(&self, vector_size: usize) -> usize {
         let strips = self.units * vector_size / self.head_dim;
-        self.head_dim + (self.units * vector_size).div_ceil(strips) + self.units.ilog2() as usize + 2
+        self.head_dim
+            + (self.units * vector_size).div_ceil(strips)
+            + self.units.ilog2() as usize
+            + 2
     }
 }
 
 /// Attention over positions part * part_len.. of each row's slot, one cube a (row, kv head, part).
-/// q [B, H, Tq, hd], k and v [n_slots, K, capacity, hd] -> out [B, K, parts, (H / K) Tq, hd], log_sums [B, K, parts, (H / K) Tq].
+/// q [B, H, Tq, hd], k and v [n_slots, K, capacity, hd] -> out [B, K, parts, (H / K) Tq, hd],
+/// log_sums [B, K, parts, (H / K) Tq].
 #[cube(launch, address_type = "dynamic")]
 fn attend_parts<F: Float, O: Float, N: Size>(
     q: &Tensor<F>,
@@ -106,7 +116,10 @@ fn attend_parts<F: Float, O: Float, N: Size>(
         while i < n_rows * head_dim {
             let row = i / head_dim;
             let head = j * group + row / n_queries;
-            let at = b * q.stride(0) + head * q.stride(1) + row % n_queries * q.stride(2) + i % head_dim * q.stride(3);
+            let at = b * q.stride(0)
+                + head * q.stride(1)
+                + row % n_queries * q.stride(2)
+                + i % head_dim * q.stride(3);
             queries[i] = f32::cast_from(q[at]) * scale;
             i += units;
         }
@@ -134,7 +147,8 @@ fn attend_parts<F: Float, O: Float, N: Size>(
             }
             if position < to {
                 for d in 0..head_dim {
-                    let key = Vector::<f32, N>::cast_from(k[(k_base + d * k_stride + position) / width]);
+                    let key =
+                        Vector::<f32, N>::cast_from(k[(k_base + d * k_stride + position) / width]);
                     #[unroll]
                     for m in 0..n_rows {
                         scores[m] = scores[m] + key * Vector::new(queries[m * head_dim + d]);
@@ -196,10 +210,13 @@ fn attend_parts<F: Float, O: Float, N: Size>(
                 let end = min(tile_start + tile, to);
                 let mut position = tile_start + strip;
                 while position < end {
-                    let value = Vector::<f32, N>::cast_from(v[(v_base + position * v_stride) / width + lane]);
+                    let value = Vector::<f32, N>::cast_from(
+                        v[(v_base + position * v_stride) / width + lane],
+                    );
                     #[unroll]
                     for m in 0..n_rows {
-                        values[m] = values[m] + value * Vector::new(weights[m * tile + position - tile_start]);
+                        values[m] = values[m]
+                            + value * Vector::new(weights[m * tile + position - tile_start]);
                     }
                     position += strips;
                 }
@@ -241,17 +258,21 @@ fn attend_parts<F: Float, O: Float, N: Size>(
                 total += weights[(row * strips + s) * head_dim + i % head_dim];
             }
             let sum = meeting[row * units];
-            // A part without a visible position has no weight; a row without one, or with a bad score, has no result.
+            // A part without a visible position has no weight; a row without one, or with a bad
+            // score, has no result.
             let is_empty = select(sum > 0.0, 0u32, 1u32);
             let nan = poison(max(is_bad(sum), select(n_parts == 1, is_empty, 0u32)));
-            out[cube * n_rows * head_dim + i] = O::cast_from(select(sum > 0.0, total / sum, f32::new(0.0)) + nan);
+            out[cube * n_rows * head_dim + i] =
+                O::cast_from(select(sum > 0.0, total / sum, f32::new(0.0)) + nan);
             i += units;
         }
         #[unroll]
         for m in 0..n_rows {
             if unit == 0 {
                 let sum = meeting[m * units];
-                log_sums[cube * n_rows + m] = select(sum > 0.0, largest[m] + sum.ln(), f32::new(LOG_ZERO)) + poison(is_bad(sum));
+                log_sums[cube * n_rows + m] =
+                    select(sum > 0.0, largest[m] + sum.ln(), f32::new(LOG_ZERO))
+                        + poison(is_bad(sum));
             }
         }
     }
@@ -302,23 +323,42 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// `None` where the kernel does not fit: many queries, or keys whose positions do not lie side by side.
-    pub fn new<R: CubeRuntime>(q: &CubeTensor<R>, k: &CubeTensor<R>, v: &CubeTensor<R>, rows: &CausalRows) -> Option<Self> {
+    /// `None` where the kernel does not fit: many queries, or keys whose positions do not lie side
+    /// by side.
+    pub fn new<R: CubeRuntime>(
+        q: &CubeTensor<R>,
+        k: &CubeTensor<R>,
+        v: &CubeTensor<R>,
+        rows: &CausalRows,
+    ) -> Option<Self> {
         let [n_rows, n_heads, n_queries, head_dim] = q.shape().dims();
         let [_, n_kv_heads, n_keys, _] = k.shape().dims();
         let (k_strides, v_strides) = (k.meta.strides(), v.meta.strides());
         let group = n_heads / n_kv_heads;
         let n_query_rows = group * n_queries;
         let is_small = (1..=MAX_ROWS).contains(&n_query_rows) && n_rows > 0;
-        if !is_small || k_strides[2] != 1 || v_strides[3] != 1 || k.dtype != q.dtype || v.dtype != q.dtype {
+        if !is_small
+            || k_strides[2] != 1
+            || v_strides[3] != 1
+            || k.dtype != q.dtype
+            || v.dtype != q.dtype
+        {
             return None;
         }
-        let n_live = (0..n_rows).map(|b| (rows.starts[b] + n_queries).min(rows.n_keys(b, n_keys))).max()?;
+        let n_live =
+            (0..n_rows).map(|b| (rows.starts[b] + n_queries).min(rows.n_keys(b, n_keys))).max()?;
         let n_pairs = n_rows * n_kv_heads;
         let hardware = &k.client.properties().hardware;
         let units = |width: usize| (head_dim / width).next_power_of_two().max(UNITS);
         let fits = |&width: &usize| {
-            let strides = [k_strides[0], k_strides[1], k_strides[3], v_strides[0], v_strides[1], v_strides[2]];
+            let strides = [
+                k_strides[0],
+                k_strides[1],
+                k_strides[3],
+                v_strides[0],
+                v_strides[1],
+                v_strides[2],
+            ];
             let shared = n_query_rows * (units(width) * (width + 1) + head_dim) * DType::F32.size();
             head_dim.is_multiple_of(width)
                 && strides.iter().all(|stride| stride.is_multiple_of(width))
@@ -326,7 +366,8 @@ impl Plan {
                 && units(width) <= hardware.max_cube_dim.0 as usize
                 && shared <= hardware.max_shared_memory_size
         };
-        let mut widths: Vec<usize> = k.client.io_optimized_vector_sizes(k.dtype.size()).filter(fits).collect();
+        let mut widths: Vec<usize> =
+            k.client.io_optimized_vector_sizes(k.dtype.size()).filter(fits).collect();
         if widths.iter().any(|width| width * k.dtype.size() >= MIN_LOAD_BYTES) {
             widths.retain(|width| width * k.dtype.size() >= MIN_LOAD_BYTES);
         }
@@ -349,7 +390,13 @@ impl Plan {
 }
 
 /// [B, H, Tq, hd] as planned.
-pub fn forward<R: CubeRuntime>(plan: &Plan, q: CubeTensor<R>, k: CubeTensor<R>, v: CubeTensor<R>, rows: &CausalRows) -> CubeTensor<R> {
+pub fn forward<R: CubeRuntime>(
+    plan: &Plan,
+    q: CubeTensor<R>,
+    k: CubeTensor<R>,
+    v: CubeTensor<R>,
+    rows: &CausalRows,
+) -> CubeTensor<R> {
     let Plan { sizes, vector_size, n_parts, part_len } = *plan;
     let Sizes { n_kv_heads, group, n_queries, head_dim, .. } = sizes;
     let (n_pairs, n_rows) = (q.shape()[0] * n_kv_heads, group * n_queries);
@@ -422,8 +469,14 @@ mod on_wgpu {
         let sizes = Sizes { n_kv_heads: 1, group: 1, n_queries: 1, head_dim: 32, units: UNITS };
         for vector_size in [1, 2, 4] {
             let plan = Plan::cut(sizes, vector_size, 1_000_000, 1);
-            let rounds = plan.part_len / (UNITS * vector_size) * sizes.rounds_of_tile(vector_size) + ROUNDS_AROUND;
-            assert!(rounds <= MAX_ROUNDS && plan.n_parts * plan.part_len >= 1_000_000, "{} x {}", plan.n_parts, plan.part_len);
+            let rounds = plan.part_len / (UNITS * vector_size) * sizes.rounds_of_tile(vector_size)
+                + ROUNDS_AROUND;
+            assert!(
+                rounds <= MAX_ROUNDS && plan.n_parts * plan.part_len >= 1_000_000,
+                "{} x {}",
+                plan.n_parts,
+                plan.part_len
+            );
         }
         assert_eq!(Plan::cut(sizes, 1, 700, 1).n_parts, 1);
     }
@@ -435,7 +488,11 @@ mod on_wgpu {
         }
         // Tiles of 64 positions in 72 rounds each: 78,000 rounds if one unit took them all.
         let n_keys = 70_016;
-        let case = Case::new([1, 1, 1, n_keys, 32], CausalRows { starts: vec![n_keys - 1], slots: None, lengths: None }, DType::F32);
+        let case = Case::new(
+            [1, 1, 1, n_keys, 32],
+            CausalRows { starts: vec![n_keys - 1], slots: None, lengths: None },
+            DType::F32,
+        );
         let span = [CacheSpan { slot: 0, start: 0, n: n_keys }];
         let cache = |x: &[f64], shape: [usize; 4], position_dim| {
             let empty = Tensor::<Plain, 4>::zeros(shape, &Default::default());
@@ -445,10 +502,17 @@ mod on_wgpu {
         let vals = cache(&case.v, [1, 1, n_keys, 32], 2);
         let q = tensor::<Plain, 4>(&case.q, case.q_shape(), DType::F32);
         let [q, keys, vals] = [q, keys, vals].map(|x| x.into_primitive().tensor());
-        let plan = Plan::cut(Sizes { n_kv_heads: 1, group: 1, n_queries: 1, head_dim: 32, units: UNITS }, 1, n_keys, 1);
+        let plan = Plan::cut(
+            Sizes { n_kv_heads: 1, group: 1, n_queries: 1, head_dim: 32, units: UNITS },
+            1,
+            n_keys,
+            1,
+        );
         assert!(plan.n_parts > 1);
         let rows = CausalRows { slots: Some(vec![0]), ..case.rows.clone() };
-        let out = Tensor::<Plain, 4>::from_primitive(TensorPrimitive::Float(forward(&plan, q, keys, vals, &rows)));
+        let out = Tensor::<Plain, 4>::from_primitive(TensorPrimitive::Float(forward(
+            &plan, q, keys, vals, &rows,
+        )));
         assert_close(&values(out), &case.forward(), tolerance(DType::F32), "one part");
     }
 
@@ -457,14 +521,20 @@ mod on_wgpu {
         if !has_adapter() {
             return;
         }
-        // Row 0 fills eleven tiles of single positions, row 1 a part of one: its other parts have nothing to say.
+        // Row 0 fills eleven tiles of single positions, row 1 a part of one: its other parts have
+        // nothing to say.
         let (n_keys, capacity, starts) = (700, 704, vec![698, 3]);
         for dtype in dtypes::<Plain>() {
-            let case = Case::new([1, 3, 2, n_keys, 32], CausalRows { starts: starts.clone(), slots: None, lengths: None }, dtype);
+            let case = Case::new(
+                [1, 3, 2, n_keys, 32],
+                CausalRows { starts: starts.clone(), slots: None, lengths: None },
+                dtype,
+            );
             let want = case.forward();
             let slots = vec![2, 0];
             let cache = |x: &[f64], shape: [usize; 4], position_dim| {
-                let spans: Vec<CacheSpan> = slots.iter().map(|&slot| CacheSpan { slot, start: 0, n: n_keys }).collect();
+                let spans: Vec<CacheSpan> =
+                    slots.iter().map(|&slot| CacheSpan { slot, start: 0, n: n_keys }).collect();
                 let empty = Tensor::<Plain, 4>::zeros(shape, (&Default::default(), dtype));
                 cache_write(empty, tensor(x, case.k_shape(), dtype), &spans, position_dim)
             };
@@ -475,11 +545,15 @@ mod on_wgpu {
             let rows = CausalRows { slots: Some(slots.clone()), ..case.rows.clone() };
             for vector_size in q.client.io_optimized_vector_sizes(dtype.size()) {
                 for n_parts in [1, 2, 11] {
-                    let sizes = Sizes { n_kv_heads: 1, group: 3, n_queries: 2, head_dim: 32, units: UNITS };
+                    let sizes =
+                        Sizes { n_kv_heads: 1, group: 3, n_queries: 2, head_dim: 32, units: UNITS };
                     let plan = Plan::cut(sizes, vector_size, 700, n_parts);
                     let out = forward(&plan, q.clone(), keys.clone(), vals.clone(), &rows);
                     let out = Tensor::<Plain, 4>::from_primitive(TensorPrimitive::Float(out));
-                    let what = format!("vectors of {vector_size}, {} parts of {}, {dtype:?}", plan.n_parts, plan.part_len);
+                    let what = format!(
+                        "vectors of {vector_size}, {} parts of {}, {dtype:?}",
+                        plan.n_parts, plan.part_len
+                    );
                     assert_close(&values(out), &want, tolerance(dtype), &what);
                 }
             }

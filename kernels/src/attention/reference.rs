@@ -1,20 +1,40 @@
-//! Attention in plain tensor operations: what every backend can run, and what the loops of `cpu.rs` are compared with.
+//! Attention in plain tensor operations: what every backend can run, and what the loops of `cpu.rs`
+//! are compared with.
 //!
-//! Queries are taken `CHUNK` at a time, so scores are [B, K, (H / K) CHUNK, Tk]; a chunk sees only the keys up to its last query.
+//! Queries are taken `CHUNK` at a time, so scores are [B, K, (H / K) CHUNK, Tk]; a chunk sees only
+//! the keys up to its last query.
 use super::CausalRows;
-use burn::tensor::{DType, Int, Tensor, TensorData, TensorPrimitive, activation::softmax, backend::Backend, ops::FloatTensor, s};
+use burn::tensor::{
+    DType, Int, Tensor, TensorData, TensorPrimitive, activation::softmax, backend::Backend,
+    ops::FloatTensor, s,
+};
 use std::ops::Range;
 
-/// Queries of one chunk. At 1,024 tokens and 8 layers 64, 128 and 256 need the same memory and time within noise, 1,024 needs twice of both.
+/// Queries of one chunk. At 1,024 tokens and 8 layers 64, 128 and 256 need the same memory and time
+/// within noise, 1,024 needs twice of both.
 const CHUNK: usize = 128;
-/// Score of a key that must not be seen: exp(MASKED - max) is 0 without an infinity, which not every GPU runtime has as a literal.
+/// Score of a key that must not be seen: exp(MASKED - max) is 0 without an infinity, which not
+/// every GPU runtime has as a literal.
 const MASKED: f32 = -1.0e30;
 
-pub fn forward<B: Backend>(q: FloatTensor<B>, k: FloatTensor<B>, v: FloatTensor<B>, rows: &CausalRows) -> FloatTensor<B> {
+pub fn forward<B: Backend>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    rows: &CausalRows,
+) -> FloatTensor<B> {
     let problem = Problem::<B>::new(q, k, v, rows);
     let mut out: Vec<Tensor<B, 4>> = problem
         .chunks()
-        .map(|chunk| problem.unfold(problem.probabilities(&chunk).cast(problem.q.dtype()).matmul(problem.keys(&problem.v, &chunk)), &chunk))
+        .map(|chunk| {
+            problem.unfold(
+                problem
+                    .probabilities(&chunk)
+                    .cast(problem.q.dtype())
+                    .matmul(problem.keys(&problem.v, &chunk)),
+                &chunk,
+            )
+        })
         .collect();
     let out = if out.len() == 1 { out.remove(0) } else { Tensor::cat(out, 2) };
     out.into_primitive().tensor()
@@ -44,10 +64,12 @@ pub fn backward<B: Backend>(
         dk = add_prefix(dk, ds.clone().transpose().matmul(queries).cast(DType::F32));
         dq.push(problem.unfold(ds.matmul(keys), &chunk));
     }
-    [Tensor::cat(dq, 2), dk.cast(dtype), dv.cast(dtype)].map(|tensor| tensor.into_primitive().tensor())
+    [Tensor::cat(dq, 2), dk.cast(dtype), dv.cast(dtype)]
+        .map(|tensor| tensor.into_primitive().tensor())
 }
 
-/// The operands with what follows from their shapes. Keys and values are those of the rows, cut behind the last key any query sees.
+/// The operands with what follows from their shapes. Keys and values are those of the rows, cut
+/// behind the last key any query sees.
 struct Problem<B: Backend> {
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -72,14 +94,23 @@ impl<B: Backend> Problem<B> {
                     false => {
                         let ids: Vec<i32> = slots.iter().map(|&slot| slot as i32).collect();
                         let n_rows = ids.len();
-                        let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [n_rows]), &keys.device());
+                        let ids = Tensor::<B, 1, Int>::from_data(
+                            TensorData::new(ids, [n_rows]),
+                            &keys.device(),
+                        );
                         keys.select(0, ids)
                     }
                 };
                 without_dead(keys, rows, n_queries)
             }
         };
-        Self { q, k: select(k), v: select(v), rows: rows.clone(), scale: 1.0 / (head_dim as f32).sqrt() }
+        Self {
+            q,
+            k: select(k),
+            v: select(v),
+            rows: rows.clone(),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+        }
     }
 
     fn chunks(&self) -> impl Iterator<Item = Chunk> {
@@ -91,7 +122,8 @@ impl<B: Backend> Problem<B> {
         })
     }
 
-    /// The chunk of a [B, H, Tq, hd] tensor with the heads of a kv group as rows: [B, K, (H / K) c, hd].
+    /// The chunk of a [B, H, Tq, hd] tensor with the heads of a kv group as rows: [B, K, (H / K) c,
+    /// hd].
     fn fold(&self, x: &Tensor<B, 4>, chunk: &Chunk) -> Tensor<B, 4> {
         let ([n_rows, n_heads, _, head_dim], n_kv_heads) = (x.dims(), self.k.dims()[1]);
         x.clone().slice(s![.., .., chunk.queries.clone(), ..]).reshape([
@@ -114,8 +146,12 @@ impl<B: Backend> Problem<B> {
 
     /// softmax(q k' / sqrt(hd)) in f32: [B, K, (H / K) c, n_keys].
     fn probabilities(&self, chunk: &Chunk) -> Tensor<B, 4> {
-        // In f32 from the start: a product in half precision rounds a score of 100 to 0.06, and beyond 65,504 it is infinite.
-        let (queries, keys) = (self.fold(&self.q, chunk).cast(DType::F32), self.keys(&self.k, chunk).cast(DType::F32));
+        // In f32 from the start: a product in half precision rounds a score of 100 to 0.06, and
+        // beyond 65,504 it is infinite.
+        let (queries, keys) = (
+            self.fold(&self.q, chunk).cast(DType::F32),
+            self.keys(&self.k, chunk).cast(DType::F32),
+        );
         let scores = queries.matmul(keys.transpose()) * self.scale;
         let scores = match self.hidden_keys(chunk) {
             Some(hidden) => {
@@ -127,24 +163,38 @@ impl<B: Backend> Problem<B> {
         softmax(scores, 3)
     }
 
-    /// True where a query must not see a key: [B or 1, 1, (H / K) c, n_keys]. `None` when every query of the chunk sees every key.
+    /// True where a query must not see a key: [B or 1, 1, (H / K) c, n_keys]. `None` when every
+    /// query of the chunk sees every key.
     fn hidden_keys(&self, chunk: &Chunk) -> Option<Tensor<B, 4, burn::tensor::Bool>> {
         // The last key that query t of a row sees.
-        let last_seen = |b: usize, t: usize| (self.rows.starts[b] + t).min(self.rows.n_keys(b, chunk.n_keys) - 1);
+        let last_seen = |b: usize, t: usize| {
+            (self.rows.starts[b] + t).min(self.rows.n_keys(b, chunk.n_keys) - 1)
+        };
         let n_rows = self.rows.starts.len();
         if (0..n_rows).all(|b| last_seen(b, chunk.queries.start) + 1 >= chunk.n_keys) {
             return None;
         }
-        let is_uniform = (1..n_rows)
-            .all(|b| self.rows.starts[b] == self.rows.starts[0] && self.rows.n_keys(b, chunk.n_keys) == self.rows.n_keys(0, chunk.n_keys));
+        let is_uniform = (1..n_rows).all(|b| {
+            self.rows.starts[b] == self.rows.starts[0]
+                && self.rows.n_keys(b, chunk.n_keys) == self.rows.n_keys(0, chunk.n_keys)
+        });
         let n_masks = if is_uniform { 1 } else { n_rows };
         let group = self.q.dims()[1] / self.k.dims()[1];
-        let last_seen: Vec<i32> =
-            (0..n_masks).flat_map(|b| (0..group).flat_map(move |_| chunk.queries.clone().map(move |t| last_seen(b, t) as i32))).collect();
+        let last_seen: Vec<i32> = (0..n_masks)
+            .flat_map(|b| {
+                (0..group)
+                    .flat_map(move |_| chunk.queries.clone().map(move |t| last_seen(b, t) as i32))
+            })
+            .collect();
         let device = self.q.device();
         let shape = [n_masks, 1, group * chunk.queries.len(), 1];
         let last_seen = Tensor::<B, 4, Int>::from_data(TensorData::new(last_seen, shape), &device);
-        let keys = Tensor::<B, 1, Int>::arange(0..chunk.n_keys as i64, &device).reshape([1, 1, 1, chunk.n_keys]);
+        let keys = Tensor::<B, 1, Int>::arange(0..chunk.n_keys as i64, &device).reshape([
+            1,
+            1,
+            1,
+            chunk.n_keys,
+        ]);
         Some(keys.greater(last_seen))
     }
 }
@@ -154,13 +204,21 @@ struct Chunk {
     n_keys: usize,
 }
 
-/// Keys (or values) of a cache with 0 where a row has no position, whatever its slot held there before: hidden values are multiplied by 0, and a NaN
-/// would survive that.
-fn without_dead<B: Backend>(keys: Tensor<B, 4>, rows: &CausalRows, n_queries: usize) -> Tensor<B, 4> {
+/// Keys (or values) of a cache with 0 where a row has no position, whatever its slot held there
+/// before: hidden values are multiplied by 0, and a NaN would survive that.
+fn without_dead<B: Backend>(
+    keys: Tensor<B, 4>,
+    rows: &CausalRows,
+    n_queries: usize,
+) -> Tensor<B, 4> {
     let [n_rows, _, n_keys, _] = keys.dims();
-    let live: Vec<i32> = (0..n_rows).map(|b| (rows.starts[b] + n_queries).min(rows.n_keys(b, n_keys)) as i32).collect();
-    let live = Tensor::<B, 4, Int>::from_data(TensorData::new(live, [n_rows, 1, 1, 1]), &keys.device());
-    let positions = Tensor::<B, 1, Int>::arange(0..n_keys as i64, &keys.device()).reshape([1, 1, n_keys, 1]);
+    let live: Vec<i32> = (0..n_rows)
+        .map(|b| (rows.starts[b] + n_queries).min(rows.n_keys(b, n_keys)) as i32)
+        .collect();
+    let live =
+        Tensor::<B, 4, Int>::from_data(TensorData::new(live, [n_rows, 1, 1, 1]), &keys.device());
+    let positions =
+        Tensor::<B, 1, Int>::arange(0..n_keys as i64, &keys.device()).reshape([1, 1, n_keys, 1]);
     let dead = positions.greater_equal(live).expand(keys.shape());
     keys.mask_fill(dead, 0.0)
 }

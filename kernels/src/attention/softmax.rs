@@ -1,6 +1,8 @@
-//! What CubeCL kernels do between the matrix products of a chunk of queries, and the copies around them. Arithmetic in f32 whatever the dtype.
+//! What CubeCL kernels do between the matrix products of a chunk of queries, and the copies around
+//! them. Arithmetic in f32 whatever the dtype.
 //!
-//! Which keys a query sees follows from its number and two integers of its row, so no mask is stored or read.
+//! Which keys a query sees follows from its number and two integers of its row, so no mask is
+//! stored or read.
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
 use crate::vocabulary::{
     LOG_ZERO,
@@ -23,7 +25,13 @@ pub fn n_visible(rows: &Tensor<u32>, b: usize, t: usize) -> usize {
 
 /// Adds the (max, sum) of entry `b` to entry `a`, and the weighted sum with `has_product`.
 #[cube]
-fn merge(shared: &mut SharedMemory<f32>, a: usize, b: usize, #[comptime] units: usize, #[comptime] has_product: bool) {
+fn merge(
+    shared: &mut SharedMemory<f32>,
+    a: usize,
+    b: usize,
+    #[comptime] units: usize,
+    #[comptime] has_product: bool,
+) {
     let m = max(shared[a], shared[b]);
     let ra = (shared[a] - m).exp();
     let rb = (shared[b] - m).exp();
@@ -50,8 +58,9 @@ fn meet(shared: &mut SharedMemory<f32>, #[comptime] units: usize, #[comptime] ha
     }
 }
 
-/// Softmax of the visible scores of each row, 0 for the others: one cube a row, two passes (online max and sum, then the probabilities).
-/// scores, out [B, K, (H / K) c, n_keys]; NaN where a visible score is NaN or +inf, or none is above -inf.
+/// Softmax of the visible scores of each row, 0 for the others: one cube a row, two passes (online
+/// max and sum, then the probabilities). scores, out [B, K, (H / K) c, n_keys]; NaN where a visible
+/// score is NaN or +inf, or none is above -inf.
 #[cube(launch)]
 pub fn masked_softmax<F: Float>(
     scores: &Tensor<f32>,
@@ -72,7 +81,8 @@ pub fn masked_softmax<F: Float>(
     if row < n_score_rows {
         let from = row * scores.stride(2);
         let to = row * out.stride(2);
-        let visible = min(n_visible(rows, row / score_rows_per_row, first_query + row % n_queries), n_keys);
+        let visible =
+            min(n_visible(rows, row / score_rows_per_row, first_query + row % n_queries), n_keys);
         let mut bad = 0u32;
         let mut m = f32::new(LOG_ZERO);
         let mut sum = f32::new(0.0);
@@ -106,8 +116,8 @@ pub fn masked_softmax<F: Float>(
     }
 }
 
-/// P and dS = P (dP - sum P dP) scale of each row, from the scores and dP: nothing but q, k and v is kept from the forward pass.
-/// All [B, K, (H / K) c, n_keys].
+/// P and dS = P (dP - sum P dP) scale of each row, from the scores and dP: nothing but q, k and v
+/// is kept from the forward pass. All [B, K, (H / K) c, n_keys].
 #[cube(launch)]
 pub fn softmax_gradients<F: Float>(
     scores: &Tensor<f32>,
@@ -131,7 +141,8 @@ pub fn softmax_gradients<F: Float>(
         let from = row * scores.stride(2);
         let from_d = row * d_probs.stride(2);
         let to = row * probs.stride(2);
-        let visible = min(n_visible(rows, row / score_rows_per_row, first_query + row % n_queries), n_keys);
+        let visible =
+            min(n_visible(rows, row / score_rows_per_row, first_query + row % n_queries), n_keys);
         let mut bad = 0u32;
         let mut m = f32::new(LOG_ZERO);
         let mut sum = f32::new(0.0);
@@ -175,9 +186,10 @@ pub fn softmax_gradients<F: Float>(
     }
 }
 
-/// The keys (or values) that rows of a cache see, one row of `out` a row of queries; positions behind a row's last visible key become 0, so that
-/// nothing a slot held before can reach a product. One unit an element, in the order of `out`'s memory.
-/// cache [n_slots, K, capacity, hd]; out [B, K, n, hd], its positions side by side with `is_position_inner`, else its elements.
+/// The keys (or values) that rows of a cache see, one row of `out` a row of queries; positions
+/// behind a row's last visible key become 0, so that nothing a slot held before can reach a
+/// product. One unit an element, in the order of `out`'s memory. cache [n_slots, K, capacity, hd];
+/// out [B, K, n, hd], its positions side by side with `is_position_inner`, else its elements.
 #[cube(launch, address_type = "dynamic")]
 pub fn gather_live<F: Numeric>(
     cache: &Tensor<F>,
@@ -201,15 +213,25 @@ pub fn gather_live<F: Numeric>(
         let mut value = F::from_int(0);
         if position < n_visible(rows, b, n_queries - 1) {
             let slot = usize::cast_from(rows[b * ROW_NUMBERS + SLOT]);
-            value = cache[slot * cache.stride(0) + j * cache.stride(1) + position * cache.stride(2) + d * cache.stride(3)];
+            value = cache[slot * cache.stride(0)
+                + j * cache.stride(1)
+                + position * cache.stride(2)
+                + d * cache.stride(3)];
         }
-        out[b * out.stride(0) + j * out.stride(1) + position * out.stride(2) + d * out.stride(3)] = value;
+        out[b * out.stride(0) + j * out.stride(1) + position * out.stride(2) + d * out.stride(3)] =
+            value;
     }
 }
 
 /// total\[:, :, ..n\] += part. total [B, K, Tk, hd], part [B, K, n, hd].
 #[cube(launch)]
-pub fn add_prefix(total: &mut Tensor<f32>, part: &Tensor<f32>, n: usize, n_keys: usize, head_dim: usize) {
+pub fn add_prefix(
+    total: &mut Tensor<f32>,
+    part: &Tensor<f32>,
+    n: usize,
+    n_keys: usize,
+    head_dim: usize,
+) {
     let i = ABSOLUTE_POS;
     if i < n {
         let d = i % head_dim;

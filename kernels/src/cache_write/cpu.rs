@@ -8,20 +8,44 @@ use burn::{
 use half::{bf16, f16};
 
 /// Plain copies into the cache's own memory, in its own type.
-pub fn forward(mut cache: CpuTensor, values: CpuTensor, spans: &[CacheSpan], position_dim: usize) -> CpuTensor {
+pub fn forward(
+    mut cache: CpuTensor,
+    values: CpuTensor,
+    spans: &[CacheSpan],
+    position_dim: usize,
+) -> CpuTensor {
     let dtype = cache.dtype();
-    if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) || !cache.is_contiguous() || cache.layout().start_offset() != 0 {
+    if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+        || !cache.is_contiguous()
+        || cache.layout().start_offset() != 0
+    {
         return reference::forward::<Flex>(cache, values, spans, position_dim);
     }
-    let values = if values.dtype() == dtype { values } else { Flex::float_cast(values, dtype.into()) };
+    let values =
+        if values.dtype() == dtype { values } else { Flex::float_cast(values, dtype.into()) };
     let values = stored(values);
     let [_, n_heads, _, head_dim] = values.layout().shape().dims();
     let layout = Layout { n_heads, head_dim, capacity: cache.shape()[position_dim], position_dim };
     let (start, strides) = (values.layout().start_offset(), strides(&values));
     match dtype {
-        DType::F32 => layout.write(cache.storage_mut::<f32>(), &values.storage::<f32>()[start..], strides, spans),
-        DType::F16 => layout.write(cache.storage_mut::<f16>(), &values.storage::<f16>()[start..], strides, spans),
-        _ => layout.write(cache.storage_mut::<bf16>(), &values.storage::<bf16>()[start..], strides, spans),
+        DType::F32 => layout.write(
+            cache.storage_mut::<f32>(),
+            &values.storage::<f32>()[start..],
+            strides,
+            spans,
+        ),
+        DType::F16 => layout.write(
+            cache.storage_mut::<f16>(),
+            &values.storage::<f16>()[start..],
+            strides,
+            spans,
+        ),
+        _ => layout.write(
+            cache.storage_mut::<bf16>(),
+            &values.storage::<bf16>()[start..],
+            strides,
+            spans,
+        ),
     }
     cache
 }
@@ -35,9 +59,16 @@ struct Layout {
 }
 
 impl Layout {
-    fn write<T: Copy>(&self, cache: &mut [T], values: &[T], strides: [usize; 4], spans: &[CacheSpan]) {
+    fn write<T: Copy>(
+        &self,
+        cache: &mut [T],
+        values: &[T],
+        strides: [usize; 4],
+        spans: &[CacheSpan],
+    ) {
         let Self { n_heads, head_dim, capacity, position_dim } = *self;
-        let (position_stride, dim_stride) = if position_dim == 2 { (head_dim, 1) } else { (1, capacity) };
+        let (position_stride, dim_stride) =
+            if position_dim == 2 { (head_dim, 1) } else { (1, capacity) };
         for (row, span) in spans.iter().enumerate() {
             for head in 0..n_heads {
                 let to = (span.slot * n_heads + head) * capacity * head_dim;
@@ -61,7 +92,10 @@ mod tests {
     #[test]
     fn a_cache_of_16_bits_is_written_in_place() {
         let float = |values: Vec<f32>, shape: [usize; 4], dtype: DType| {
-            let tensor = Tensor::<Flex, 4>::from_data(TensorData::new(values, shape).convert_dtype(dtype), (&Default::default(), dtype));
+            let tensor = Tensor::<Flex, 4>::from_data(
+                TensorData::new(values, shape).convert_dtype(dtype),
+                (&Default::default(), dtype),
+            );
             tensor.into_primitive().tensor()
         };
         for dtype in [DType::F16, DType::BF16] {
@@ -72,7 +106,11 @@ mod tests {
             assert_eq!(cache.bytes().as_ptr(), address, "{dtype:?}");
             let mut want = vec![0.0; 24];
             want[18..21].copy_from_slice(&[1.0, 2.0, 3.0]);
-            assert_eq!(cache.into_data().convert::<f32>().to_vec::<f32>().unwrap(), want, "{dtype:?}");
+            assert_eq!(
+                cache.into_data().convert::<f32>().to_vec::<f32>().unwrap(),
+                want,
+                "{dtype:?}"
+            );
         }
     }
 }

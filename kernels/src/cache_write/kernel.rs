@@ -1,4 +1,5 @@
-//! Writing into the cache in CubeCL: one unit an element, no copy of the cache when its buffer has one holder.
+//! Writing into the cache in CubeCL: one unit an element, no copy of the cache when its buffer has
+//! one holder.
 use super::CacheSpan;
 use crate::cube::{ElementCubes, addresses, table};
 use burn::tensor::TensorMetadata;
@@ -8,8 +9,9 @@ use cubecl::prelude::*;
 /// Integers of a span in the table `spans` of the kernel: slot, start, n.
 const SPAN_NUMBERS: usize = 3;
 
-/// Neighbouring units take neighbouring positions with `is_position_inner` (as the cache then has them), else neighbouring elements of a vector.
-/// values [B, K, T, hd]; cache [n_slots, K, capacity, hd] in any order of memory.
+/// Neighbouring units take neighbouring positions with `is_position_inner` (as the cache then has
+/// them), else neighbouring elements of a vector. values [B, K, T, hd]; cache [n_slots, K,
+/// capacity, hd] in any order of memory.
 #[cube(launch, address_type = "dynamic")]
 fn write<F: Float, V: Float>(
     cache: &mut Tensor<F>,
@@ -30,8 +32,14 @@ fn write<F: Float, V: Float>(
         if t < usize::cast_from(spans[b * SPAN_NUMBERS + 2]) {
             let slot = usize::cast_from(spans[b * SPAN_NUMBERS]);
             let position = usize::cast_from(spans[b * SPAN_NUMBERS + 1]) + t;
-            let from = b * values.stride(0) + head * values.stride(1) + t * values.stride(2) + d * values.stride(3);
-            let to = slot * cache.stride(0) + head * cache.stride(1) + position * cache.stride(2) + d * cache.stride(3);
+            let from = b * values.stride(0)
+                + head * values.stride(1)
+                + t * values.stride(2)
+                + d * values.stride(3);
+            let to = slot * cache.stride(0)
+                + head * cache.stride(1)
+                + position * cache.stride(2)
+                + d * cache.stride(3);
             cache[to] = F::cast_from(values[from]);
         }
     }
@@ -46,7 +54,11 @@ pub(crate) fn forward<R: CubeRuntime>(
     let cache = if cache.can_mut() && cache.is_nonoverlapping() { cache } else { cache.copy() };
     let n = values.shape().num_elements();
     if n > 0 {
-        let numbers: Vec<u32> = spans.iter().flat_map(|span| [span.slot, span.start, span.n]).map(|number| number as u32).collect();
+        let numbers: Vec<u32> = spans
+            .iter()
+            .flat_map(|span| [span.slot, span.start, span.n])
+            .map(|number| number as u32)
+            .collect();
         let spans = table(&cache, &numbers);
         let cubes = ElementCubes::new(&cache, n);
         let types = [cache.dtype.into(), values.dtype.into()];

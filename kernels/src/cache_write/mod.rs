@@ -1,8 +1,9 @@
 //! Writing new keys or values behind the positions a cache already holds, in place.
 //!
-//! Contract: only the named positions change; the cache's memory is written where it lies when nobody else holds the tensor (else it is copied once,
-//! and the result is the same). burn's `slice_assign` copies the whole tensor on the CPU backend even when it is the only owner.
-//! Cost: B K n hd elements read and written, for n new positions a row.
+//! Contract: only the named positions change; the cache's memory is written where it lies when
+//! nobody else holds the tensor (else it is copied once, and the result is the same). burn's
+//! `slice_assign` copies the whole tensor on the CPU backend even when it is the only owner. Cost:
+//! B K n hd elements read and written, for n new positions a row.
 pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod kernel;
@@ -26,14 +27,21 @@ pub struct CacheSpan {
     pub n: usize,
 }
 
-/// Copies values\[b, :, ..n\] to the positions start..start+n of slot `spans[b].slot`, and returns the cache. Slots are distinct.
+/// Copies values\[b, :, ..n\] to the positions start..start+n of slot `spans[b].slot`, and returns
+/// the cache. Slots are distinct.
 ///
 /// Not differentiable: the result is a constant.
 /// # Shapes
-/// values [B, K, T, hd]; cache [n_slots, K, capacity, hd] for `position_dim` 2, [n_slots, K, hd, capacity] for 3.
+/// values [B, K, T, hd]; cache [n_slots, K, capacity, hd] for `position_dim` 2, [n_slots, K, hd,
+/// capacity] for 3.
 /// # Panics
 /// When a span does not fit into the cache (a bug of the caller).
-pub fn cache_write<B: KernelOps>(cache: Tensor<B, 4>, values: Tensor<B, 4>, spans: &[CacheSpan], position_dim: usize) -> Tensor<B, 4> {
+pub fn cache_write<B: KernelOps>(
+    cache: Tensor<B, 4>,
+    values: Tensor<B, 4>,
+    spans: &[CacheSpan],
+    position_dim: usize,
+) -> Tensor<B, 4> {
     let (n_slots, capacity) = (cache.dims()[0], cache.dims()[position_dim]);
     let [n_rows, _, n_new, _] = values.dims();
     assert_eq!(spans.len(), n_rows, "one span a row");
@@ -44,5 +52,10 @@ pub fn cache_write<B: KernelOps>(cache: Tensor<B, 4>, values: Tensor<B, 4>, span
         );
     }
     let float = |tensor: Tensor<B, 4>| tensor.into_primitive().tensor();
-    Tensor::from_primitive(TensorPrimitive::Float(B::cache_write(float(cache), float(values), spans, position_dim)))
+    Tensor::from_primitive(TensorPrimitive::Float(B::cache_write(
+        float(cache),
+        float(values),
+        spans,
+        position_dim,
+    )))
 }

@@ -1,4 +1,5 @@
-//! Writing into a cache on every backend and for every float type it has, and that it happens in place where burn fuses operations.
+//! Writing into a cache on every backend and for every float type it has, and that it happens in
+//! place where burn fuses operations.
 use super::{CacheSpan, cache_write};
 use crate::{
     KernelOps,
@@ -9,22 +10,29 @@ use burn::tensor::{DType, Tensor};
 on_every_backend!(only_the_named_positions_change, other_holders_of_the_cache_keep_the_old_content);
 
 /// Two rows of up to three new tokens, two heads of size four; slots of five positions.
-const SPANS: [CacheSpan; 2] = [CacheSpan { slot: 2, start: 1, n: 3 }, CacheSpan { slot: 0, start: 4, n: 1 }];
+const SPANS: [CacheSpan; 2] =
+    [CacheSpan { slot: 2, start: 1, n: 3 }, CacheSpan { slot: 0, start: 4, n: 1 }];
 const VALUES: [usize; 4] = [2, 2, 3, 4];
 const CACHE: [usize; 4] = [3, 2, 5, 4];
 
 fn counting<B: KernelOps>(shape: [usize; 4], first: f64, dtype: DType) -> Tensor<B, 4> {
-    tensor(&(0..shape.iter().product()).map(|i: usize| first + i as f64).collect::<Vec<_>>(), shape, dtype)
+    tensor(
+        &(0..shape.iter().product()).map(|i: usize| first + i as f64).collect::<Vec<_>>(),
+        shape,
+        dtype,
+    )
 }
 
-/// The cache as [n_slots, K, capacity, hd] after the spans are written, number by number. The cache counts from -120, the values from 1.
+/// The cache as [n_slots, K, capacity, hd] after the spans are written, number by number. The cache
+/// counts from -120, the values from 1.
 fn expected() -> Vec<f64> {
     let mut cache: Vec<f64> = (0..120).map(|i| f64::from(i) - 120.0).collect();
     for (row, span) in SPANS.iter().enumerate() {
         for head in 0..2 {
             for t in 0..span.n {
                 for d in 0..4 {
-                    cache[((span.slot * 2 + head) * 5 + span.start + t) * 4 + d] = 1.0 + (((row * 2 + head) * 3 + t) * 4 + d) as f64;
+                    cache[((span.slot * 2 + head) * 5 + span.start + t) * 4 + d] =
+                        1.0 + (((row * 2 + head) * 3 + t) * 4 + d) as f64;
                 }
             }
         }
@@ -46,8 +54,13 @@ fn only_the_named_positions_change<B: KernelOps>() {
                 let new = if is_token_major { stored_swapped(new, 1, 2, dtype) } else { new };
                 let cache = counting::<B>(CACHE, -120.0, dtype).swap_dims(2, position_dim);
                 let cache = tensor(&values(cache.clone()), cache.dims(), dtype);
-                let written = cache_write(cache, new, &SPANS, position_dim).swap_dims(2, position_dim);
-                assert_eq!(values(written), expected(), "{position_dim}, {is_token_major}, {dtype:?}");
+                let written =
+                    cache_write(cache, new, &SPANS, position_dim).swap_dims(2, position_dim);
+                assert_eq!(
+                    values(written),
+                    expected(),
+                    "{position_dim}, {is_token_major}, {dtype:?}"
+                );
             }
         }
     }
@@ -93,13 +106,21 @@ mod fusion_on_wgpu {
         name_of(&client.resolve_tensor_float::<Plain>(tensor))
     }
 
-    /// One new token in slot 1, and an operation that reads the caches as the engine's attention does. It leaves the names of the buffers it gets.
-    fn step(keys: Tensor<Wgpu, 4>, vals: Tensor<Wgpu, 4>, position: usize, read: &Names) -> (Tensor<Wgpu, 4>, Tensor<Wgpu, 4>) {
-        let token = |by: f64| (counting::<Wgpu>([1, 1, 2, 16], 0.0, DType::F32) * by + 1.0).swap_dims(1, 2);
+    /// One new token in slot 1, and an operation that reads the caches as the engine's attention
+    /// does. It leaves the names of the buffers it gets.
+    fn step(
+        keys: Tensor<Wgpu, 4>,
+        vals: Tensor<Wgpu, 4>,
+        position: usize,
+        read: &Names,
+    ) -> (Tensor<Wgpu, 4>, Tensor<Wgpu, 4>) {
+        let token =
+            |by: f64| (counting::<Wgpu>([1, 1, 2, 16], 0.0, DType::F32) * by + 1.0).swap_dims(1, 2);
         let span = [CacheSpan { slot: 1, start: position, n: 1 }];
         let keys = cache_write(keys, token(2.0), &span, KEY_POSITION_DIM);
         let vals = cache_write(vals, token(3.0), &span, 2);
-        let inputs = [token(4.0), keys.clone().swap_dims(2, KEY_POSITION_DIM), vals.clone()].map(|x| x.into_primitive().tensor());
+        let inputs = [token(4.0), keys.clone().swap_dims(2, KEY_POSITION_DIM), vals.clone()]
+            .map(|x| x.into_primitive().tensor());
         let out = [(inputs[0].shape.clone(), DType::F32)];
         let read = read.clone();
         let [out] = node::<Plain, 3, 0, 1>("read", inputs, [], out, move |[q, keys, vals], []| {

@@ -4,11 +4,15 @@ use burn::{
     tensor::{TensorData, s},
 };
 
-const SPANS: [CacheSpan; 2] = [CacheSpan { slot: 2, start: 1, n: 3 }, CacheSpan { slot: 0, start: 4, n: 1 }];
+const SPANS: [CacheSpan; 2] =
+    [CacheSpan { slot: 2, start: 1, n: 3 }, CacheSpan { slot: 0, start: 4, n: 1 }];
 
 fn counting(shape: [usize; 4], first: f32) -> Tensor<Flex, 4> {
     let n: usize = shape.iter().product();
-    Tensor::from_data(TensorData::new((0..n).map(|i| first + i as f32).collect(), shape), &Default::default())
+    Tensor::from_data(
+        TensorData::new((0..n).map(|i| first + i as f32).collect(), shape),
+        &Default::default(),
+    )
 }
 
 /// Three slots of five positions, two heads of size four; two rows of three new tokens.
@@ -20,7 +24,10 @@ fn expected() -> Vec<f32> {
     let (mut cache, values) = cache_and_values();
     for (row, span) in SPANS.iter().enumerate() {
         let new = values.clone().slice(s![row..row + 1, .., 0..span.n, ..]);
-        cache = cache.slice_assign(s![span.slot..span.slot + 1, .., span.start..span.start + span.n, ..], new);
+        cache = cache.slice_assign(
+            s![span.slot..span.slot + 1, .., span.start..span.start + span.n, ..],
+            new,
+        );
     }
     cache.into_data().to_vec().unwrap()
 }
@@ -35,10 +42,19 @@ fn only_the_named_positions_change_in_either_layout() {
         let (cache, values) = cache_and_values();
         let cache = own(cache.swap_dims(2, position_dim));
         let float = |tensor: &Tensor<Flex, 4>| tensor.clone().into_primitive().tensor();
-        let plain = from_primitive(reference::forward::<Flex>(float(&cache), float(&values), &SPANS, position_dim));
+        let plain = from_primitive(reference::forward::<Flex>(
+            float(&cache),
+            float(&values),
+            &SPANS,
+            position_dim,
+        ));
         let cpu = cache_write(cache, values, &SPANS, position_dim);
         for written in [plain, cpu] {
-            assert_eq!(written.swap_dims(2, position_dim).into_data().to_vec::<f32>().unwrap(), expected(), "position_dim {position_dim}");
+            assert_eq!(
+                written.swap_dims(2, position_dim).into_data().to_vec::<f32>().unwrap(),
+                expected(),
+                "position_dim {position_dim}"
+            );
         }
     }
 }
@@ -47,7 +63,10 @@ fn only_the_named_positions_change_in_either_layout() {
 fn values_may_have_any_strides() {
     let (cache, values) = cache_and_values();
     let values = own(values.swap_dims(1, 2)).swap_dims(1, 2);
-    assert_eq!(cache_write(cache, values, &SPANS, 2).into_data().to_vec::<f32>().unwrap(), expected());
+    assert_eq!(
+        cache_write(cache, values, &SPANS, 2).into_data().to_vec::<f32>().unwrap(),
+        expected()
+    );
 }
 
 #[test]

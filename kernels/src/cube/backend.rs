@@ -7,7 +7,9 @@ use crate::{
 use burn::tensor::{Device, backend::Backend};
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement, element::BoolElement};
 
-impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> KernelOps for CubeBackend<R, F, I, BT> {
+impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> KernelOps
+    for CubeBackend<R, F, I, BT>
+{
     const KEY_POSITION_DIM: usize = 3;
 
     fn max_tensor_bytes(device: &Self::Device) -> Option<u64> {

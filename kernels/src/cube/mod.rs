@@ -18,15 +18,30 @@ const MAX_CUBES: usize = 65_535;
 pub(crate) const MAX_ROUNDS: usize = 65_535;
 
 /// A row-major tensor of this runtime with undefined elements.
-pub(crate) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape, dtype: DType) -> CubeTensor<R> {
+pub(crate) fn empty<R: CubeRuntime>(
+    like: &CubeTensor<R>,
+    shape: Shape,
+    dtype: DType,
+) -> CubeTensor<R> {
     let buffer = like.client.empty(shape.num_elements() * dtype.size());
     CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, buffer, dtype)
 }
 
-/// The same with rows padded as the runtime likes them best: [.., n, m] with a stride of m or a little more in dimension n.
-pub(crate) fn aligned_empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape, dtype: DType) -> CubeTensor<R> {
+/// The same with rows padded as the runtime likes them best: [.., n, m] with a stride of m or a
+/// little more in dimension n.
+pub(crate) fn aligned_empty<R: CubeRuntime>(
+    like: &CubeTensor<R>,
+    shape: Shape,
+    dtype: DType,
+) -> CubeTensor<R> {
     let layout = like.client.empty_tensor(shape.clone(), dtype.size());
-    let mut tensor = CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, layout.memory, dtype);
+    let mut tensor = CubeTensor::new_contiguous(
+        like.client.clone(),
+        like.device.clone(),
+        shape,
+        layout.memory,
+        dtype,
+    );
     *tensor.meta.strides_mut() = layout.strides;
     tensor
 }
@@ -34,7 +49,13 @@ pub(crate) fn aligned_empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape, 
 /// A few integers for a kernel to look things up in.
 pub(crate) fn table<R: CubeRuntime>(like: &CubeTensor<R>, numbers: &[u32]) -> CubeTensor<R> {
     let buffer = like.client.create_from_slice(u32::as_bytes(numbers));
-    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), Shape::new([numbers.len()]), buffer, DType::U32)
+    CubeTensor::new_contiguous(
+        like.client.clone(),
+        like.device.clone(),
+        Shape::new([numbers.len()]),
+        buffer,
+        DType::U32,
+    )
 }
 
 /// One cube a row; a kernel leaves at once where its number is past the last row.
@@ -62,7 +83,8 @@ pub(crate) fn unit_count<R: CubeRuntime>(like: &CubeTensor<R>, n_columns: usize)
     n_columns.next_power_of_two().clamp(2, 1 << most.ilog2())
 }
 
-/// Integers wide enough for the positions in each of these tensors: 2^32 elements and more take 64 bits (where a runtime allows such a tensor at all).
+/// Integers wide enough for the positions in each of these tensors: 2^32 elements and more take 64
+/// bits (where a runtime allows such a tensor at all).
 pub(crate) fn addresses<R: CubeRuntime>(tensors: &[&CubeTensor<R>]) -> AddressType {
     tensors.iter().map(|tensor| tensor.required_address_type()).max().unwrap_or_default()
 }

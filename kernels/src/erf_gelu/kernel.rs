@@ -36,7 +36,13 @@ fn gelu<F: Float>(x: &Tensor<F>, out: &mut Tensor<F>, n: usize, #[define(F)] _ty
 }
 
 #[cube(launch, address_type = "dynamic")]
-fn gradient<F: Float>(x: &Tensor<F>, grad: &Tensor<F>, dx: &mut Tensor<F>, n: usize, #[define(F)] _type: StorageType) {
+fn gradient<F: Float>(
+    x: &Tensor<F>,
+    grad: &Tensor<F>,
+    dx: &mut Tensor<F>,
+    n: usize,
+    #[define(F)] _type: StorageType,
+) {
     let i = ABSOLUTE_POS;
     if i < n {
         let value = f32::cast_from(x[i]);
@@ -74,8 +80,19 @@ pub(crate) fn backward<R: CubeRuntime>(x: CubeTensor<R>, grad: CubeTensor<R>) ->
     if n > 0 {
         let cubes = ElementCubes::new(&x, n);
         let address = addresses(&[&x, &grad]);
-        let (x, grad, result) = (x.into_tensor_arg(), grad.into_tensor_arg(), dx.clone().into_tensor_arg());
-        gradient::launch::<R>(&dx.client, cubes.count, cubes.dim, address, x, grad, result, n, dtype.into());
+        let (x, grad, result) =
+            (x.into_tensor_arg(), grad.into_tensor_arg(), dx.clone().into_tensor_arg());
+        gradient::launch::<R>(
+            &dx.client,
+            cubes.count,
+            cubes.dim,
+            address,
+            x,
+            grad,
+            result,
+            n,
+            dtype.into(),
+        );
     }
     dx
 }

@@ -1,5 +1,7 @@
 //! GELU in plain tensor operations, f32 inside.
-use burn::tensor::{DType, Tensor, TensorMetadata, TensorPrimitive, backend::Backend, ops::FloatTensor};
+use burn::tensor::{
+    DType, Tensor, TensorMetadata, TensorPrimitive, backend::Backend, ops::FloatTensor,
+};
 use std::f32::consts::{FRAC_1_SQRT_2, PI};
 
 pub fn forward<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {

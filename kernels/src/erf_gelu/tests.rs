@@ -47,7 +47,10 @@ fn forward_is_the_definition() {
         // erf's own error times |x| / 2, and the rounding of f32.
         let tolerance = 4e-7 * f64::from(x.abs()).max(1.0);
         assert!((f64::from(cpu) - want).abs() < tolerance, "gelu({x}) = {cpu}, not {want}");
-        assert!((f64::from(plain) - want).abs() < tolerance, "reference({x}) = {plain}, not {want}");
+        assert!(
+            (f64::from(plain) - want).abs() < tolerance,
+            "reference({x}) = {plain}, not {want}"
+        );
     }
 }
 
@@ -57,7 +60,10 @@ fn the_gradient_is_the_finite_difference_of_the_definition() {
     let input = row::<Autodiff<Flex>>(&x).require_grad();
     // Each gradient is multiplied by that of the output: 3.
     let grads = (erf_gelu(input.clone()) * 3.0).sum().backward();
-    let plain = values(tensor(reference::backward::<Flex>(primitive(row(&x)), primitive(row(&vec![3.0; x.len()])))));
+    let plain = values(tensor(reference::backward::<Flex>(
+        primitive(row(&x)),
+        primitive(row(&vec![3.0; x.len()])),
+    )));
     for ((x, cpu), plain) in x.iter().zip(values(input.grad(&grads).unwrap())).zip(plain) {
         let (x, step) = (f64::from(*x), 1e-5);
         let want = 3.0 * (literal(x + step) - literal(x - step)) / (2.0 * step);
@@ -68,7 +74,8 @@ fn the_gradient_is_the_finite_difference_of_the_definition() {
 
 #[test]
 fn far_out_it_is_the_identity_or_nothing() {
-    let y = values(erf_gelu(row::<Flex>(&[30.0, 1e30, -30.0, -1e30, 0.0, f32::INFINITY, f32::NAN])));
+    let y =
+        values(erf_gelu(row::<Flex>(&[30.0, 1e30, -30.0, -1e30, 0.0, f32::INFINITY, f32::NAN])));
     assert_eq!(y[..6], [30.0, 1e30, 0.0, 0.0, 0.0, f32::INFINITY]);
     assert!(y[6].is_nan());
 }

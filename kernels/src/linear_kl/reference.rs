@@ -19,7 +19,13 @@ pub(crate) fn forward<B: Backend>(
     plan: &Plan,
     temperature: f64,
 ) -> FloatTensor<B> {
-    log_softmax_kl::reference::forward::<B>(logits(&student), logits(&teacher), labels, plan, temperature)
+    log_softmax_kl::reference::forward::<B>(
+        logits(&student),
+        logits(&teacher),
+        labels,
+        plan,
+        temperature,
+    )
 }
 
 pub(crate) fn backward<B: Backend>(
@@ -31,6 +37,14 @@ pub(crate) fn backward<B: Backend>(
     plan: &Plan,
     temperature: f64,
 ) -> [FloatTensor<B>; 2] {
-    let grad = log_softmax_kl::reference::backward::<B>(logits(&student), logits(&teacher), labels, packed, grad, plan, temperature);
+    let grad = log_softmax_kl::reference::backward::<B>(
+        logits(&student),
+        logits(&teacher),
+        labels,
+        packed,
+        grad,
+        plan,
+        temperature,
+    );
     pull_back(student, grad)
 }

@@ -4,8 +4,8 @@ use crate::{
     linear_log_probs::{HeadLayout, LinearHead, by_tiles as log_probs_by_tiles, linear_log_probs},
     log_softmax_kl::{DivergenceRows, log_softmax_kl, row_divergence},
     testing::{
-        DIVERGENCES, assert_close, differences, divergence, dtypes, epsilon, log_prob_and_entropy, numbers, on_every_backend, product,
-        rounded, tensor, transposed, values,
+        DIVERGENCES, assert_close, differences, divergence, dtypes, epsilon, log_prob_and_entropy,
+        numbers, on_every_backend, product, rounded, tensor, transposed, values,
     },
 };
 use burn::{
@@ -36,8 +36,16 @@ struct Model {
 
 impl Model {
     fn new(n: usize, d: usize, v: usize, salt: f64, layout: HeadLayout, dtype: DType) -> Self {
-        let scaled = |values: Vec<f64>, by: f64| rounded(&values.iter().map(|x| by * x).collect::<Vec<_>>(), dtype);
-        Self { d, v, hidden: scaled(numbers(n * d, salt), 4.0), weight: scaled(numbers(v * d, salt + 0.05), 2.0), layout }
+        let scaled = |values: Vec<f64>, by: f64| {
+            rounded(&values.iter().map(|x| by * x).collect::<Vec<_>>(), dtype)
+        };
+        Self {
+            d,
+            v,
+            hidden: scaled(numbers(n * d, salt), 4.0),
+            weight: scaled(numbers(v * d, salt + 0.05), 2.0),
+            layout,
+        }
     }
 
     fn n(&self) -> usize {
@@ -51,7 +59,9 @@ impl Model {
     fn head<B: KernelOps>(&self, dtype: DType) -> LinearHead<B> {
         let weight = match self.layout {
             HeadLayout::VocabRows => tensor(&self.weight, [self.v, self.d], dtype),
-            HeadLayout::VocabColumns => tensor(&transposed(&self.weight, self.d), [self.d, self.v], dtype),
+            HeadLayout::VocabColumns => {
+                tensor(&transposed(&self.weight, self.d), [self.d, self.v], dtype)
+            }
         };
         LinearHead::new(tensor(&self.hidden, [self.n(), self.d], dtype), weight, self.layout)
     }
@@ -66,7 +76,10 @@ impl Model {
 }
 
 fn pair(n: usize, v_s: usize, v_t: usize, layout: HeadLayout, dtype: DType) -> (Model, Model) {
-    (Model::new(n, 5, v_s, 0.0, layout, dtype), Model::new(n, 7, v_t, 0.11, HeadLayout::VocabRows, dtype))
+    (
+        Model::new(n, 5, v_s, 0.0, layout, dtype),
+        Model::new(n, 7, v_t, 0.11, HeadLayout::VocabRows, dtype),
+    )
 }
 
 fn labels<B: KernelOps>(n: usize, v: usize) -> (Vec<usize>, Tensor<B, 1, Int>) {
@@ -75,7 +88,8 @@ fn labels<B: KernelOps>(n: usize, v: usize) -> (Vec<usize>, Tensor<B, 1, Int>) {
     (labels, Tensor::from_data(data, &Default::default()))
 }
 
-/// Products of numbers of a type: exact in f32, but for what the CPU backend and drivers make of f16.
+/// Products of numbers of a type: exact in f32, but for what the CPU backend and drivers make of
+/// f16.
 fn tolerance(dtype: DType) -> f64 {
     if dtype == DType::F32 { 2e-5 } else { 4.0 * epsilon(dtype) }
 }
@@ -93,16 +107,41 @@ fn values_are_the_definition<B: KernelOps>() {
                 Divergence::SkewForward { alpha: 0.1 },
                 Divergence::Taid { t: 0.3 },
             ] {
-                let got = kl_by_tiles(student.head::<B>(DType::F32), teacher.head(DType::F32), label_tensor.clone(), d, 0.7);
+                let got = kl_by_tiles(
+                    student.head::<B>(DType::F32),
+                    teacher.head(DType::F32),
+                    label_tensor.clone(),
+                    d,
+                    0.7,
+                );
                 let want = |f: &dyn Fn(usize) -> f64| (0..n).map(f).collect::<Vec<_>>();
                 let what = format!("{d:?} {n} x {v_s} / {v_t}");
-                assert_close(&values(got.divergence), &want(&|i| divergence(rows(i).0, rows(i).1, rows(i).0, d, 0.7)), 2e-5, &what);
-                assert_close(&values(got.log_probs), &want(&|i| log_prob_and_entropy(rows(i).0, label[i], 0.7).0), 2e-5, &what);
-                assert_close(&values(got.entropy), &want(&|i| log_prob_and_entropy(rows(i).0, label[i], 0.7).1), 2e-5, &what);
+                assert_close(
+                    &values(got.divergence),
+                    &want(&|i| divergence(rows(i).0, rows(i).1, rows(i).0, d, 0.7)),
+                    2e-5,
+                    &what,
+                );
+                assert_close(
+                    &values(got.log_probs),
+                    &want(&|i| log_prob_and_entropy(rows(i).0, label[i], 0.7).0),
+                    2e-5,
+                    &what,
+                );
+                assert_close(
+                    &values(got.entropy),
+                    &want(&|i| log_prob_and_entropy(rows(i).0, label[i], 0.7).1),
+                    2e-5,
+                    &what,
+                );
             }
-            let (log_probs, entropy) = log_probs_by_tiles(student.head::<B>(DType::F32), label_tensor, 0.7);
-            let want =
-                |f: &dyn Fn((f64, f64)) -> f64| (0..n).map(|i| f(log_prob_and_entropy(rows(i).0, label[i], 0.7))).collect::<Vec<_>>();
+            let (log_probs, entropy) =
+                log_probs_by_tiles(student.head::<B>(DType::F32), label_tensor, 0.7);
+            let want = |f: &dyn Fn((f64, f64)) -> f64| {
+                (0..n)
+                    .map(|i| f(log_prob_and_entropy(rows(i).0, label[i], 0.7)))
+                    .collect::<Vec<_>>()
+            };
             assert_close(&values(log_probs), &want(&|x| x.0), 2e-5, "log_probs");
             assert_close(&values(entropy), &want(&|x| x.1), 2e-5, "entropy");
         }
@@ -124,23 +163,41 @@ fn gradients_are_finite_differences<B: KernelOps>() {
             let loss = |hidden: &[f64], weight: &[f64]| -> f64 {
                 let z = product(hidden, &transposed(weight, student.d), student.d, v_s);
                 let row = |i: usize| {
-                    let (z, z_t, held) = (&z[i * v_s..][..v_s], &z_t[i * v_t..][..v_t], &z_held[i * v_s..][..v_s]);
+                    let (z, z_t, held) =
+                        (&z[i * v_s..][..v_s], &z_t[i * v_t..][..v_t], &z_held[i * v_s..][..v_s]);
                     let (log_p, entropy) = log_prob_and_entropy(z, label[i], temperature);
-                    log_p * weights[0][i] + entropy * weights[1][i] + divergence(z, z_t, held, d, temperature) * weights[2][i]
+                    log_p * weights[0][i]
+                        + entropy * weights[1][i]
+                        + divergence(z, z_t, held, d, temperature) * weights[2][i]
                 };
                 (0..n).map(row).sum()
             };
             let head = student.head::<Autodiff<B>>(dtype);
-            let head = LinearHead { hidden: head.hidden.require_grad(), weight: head.weight.require_grad(), ..head };
+            let head = LinearHead {
+                hidden: head.hidden.require_grad(),
+                weight: head.weight.require_grad(),
+                ..head
+            };
             let rows = kl_by_tiles(head.clone(), teacher.head(dtype), label_tensor, d, temperature);
             let weigh = |k: usize| tensor::<Autodiff<B>, 1>(&weights[k], [n], DType::F32);
-            let grads = (rows.log_probs * weigh(0) + rows.entropy * weigh(1) + rows.divergence * weigh(2)).sum().backward();
+            let grads =
+                (rows.log_probs * weigh(0) + rows.entropy * weigh(1) + rows.divergence * weigh(2))
+                    .sum()
+                    .backward();
             let d_hidden = values(head.hidden.grad(&grads).unwrap());
             let d_weight = student.as_rows(values(head.weight.grad(&grads).unwrap()));
             let at: Vec<usize> = (0..n * student.d).collect();
             let want = differences(&student.hidden, &at, |moved| loss(moved, &student.weight));
-            assert_close(&d_hidden, &want, tolerance(dtype), &format!("d hidden of {d:?} in {dtype:?}"));
-            let at: Vec<usize> = (0..v_s * student.d).step_by(97).chain([label[0] * student.d, v_s * student.d - 1]).collect();
+            assert_close(
+                &d_hidden,
+                &want,
+                tolerance(dtype),
+                &format!("d hidden of {d:?} in {dtype:?}"),
+            );
+            let at: Vec<usize> = (0..v_s * student.d)
+                .step_by(97)
+                .chain([label[0] * student.d, v_s * student.d - 1])
+                .collect();
             let want = differences(&student.weight, &at, |moved| loss(&student.hidden, moved));
             let got: Vec<f64> = at.iter().map(|&i| d_weight[i]).collect();
             assert_close(&got, &want, tolerance(dtype), &format!("d weight of {d:?} in {dtype:?}"));
@@ -148,13 +205,20 @@ fn gradients_are_finite_differences<B: KernelOps>() {
     }
 }
 
-/// The same numbers as from whole logits, by way of three tiles, the last of them ragged and the student's alone.
+/// The same numbers as from whole logits, by way of three tiles, the last of them ragged and the
+/// student's alone.
 fn many_tiles_are_one_tile<B: KernelOps>() {
     let (student, teacher) = pair(2, 1100, 1000, HeadLayout::VocabRows, DType::F32);
     let (_, labels) = labels::<B>(2, 1100);
     let whole = |model: &Model| tensor::<B, 2>(&model.logits(), [2, model.v], DType::F32);
     for d in DIVERGENCES {
-        let tiled = kl_by_tiles(student.head::<B>(DType::F32), teacher.head(DType::F32), labels.clone(), d, 1.3);
+        let tiled = kl_by_tiles(
+            student.head::<B>(DType::F32),
+            teacher.head(DType::F32),
+            labels.clone(),
+            d,
+            1.3,
+        );
         let one = log_softmax_kl(whole(&student), whole(&teacher), labels.clone(), d, 1.3);
         assert_close(&values(tiled.divergence), &values(one.divergence), 1e-5, &format!("{d:?}"));
         assert_close(&values(tiled.log_probs), &values(one.log_probs), 1e-5, &format!("{d:?}"));
@@ -169,7 +233,8 @@ fn a_far_hidden_state_costs_nothing<B: KernelOps>() {
     let z = model.logits();
     let (label, labels) = labels::<B>(2, 700);
     let (log_probs, _) = log_probs_by_tiles(model.head::<B>(DType::F32), labels, 1.0);
-    let want: Vec<f64> = (0..2).map(|i| log_prob_and_entropy(&z[i * 700..][..700], label[i], 1.0).0).collect();
+    let want: Vec<f64> =
+        (0..2).map(|i| log_prob_and_entropy(&z[i * 700..][..700], label[i], 1.0).0).collect();
     // A logit of 8192 is a multiple of 2^-10.
     assert_close(&values(log_probs), &want, 1e-3, "log_probs");
 }
@@ -178,7 +243,13 @@ fn nan_surfaces_in_its_row_only<B: KernelOps>() {
     let (mut student, teacher) = pair(3, 600, 600, HeadLayout::VocabRows, DType::F32);
     student.hidden[7] = f64::NAN;
     let (_, labels) = labels::<B>(3, 600);
-    let rows = kl_by_tiles(student.head::<B>(DType::F32), teacher.head(DType::F32), labels, Divergence::ForwardKl, 1.0);
+    let rows = kl_by_tiles(
+        student.head::<B>(DType::F32),
+        teacher.head(DType::F32),
+        labels,
+        Divergence::ForwardKl,
+        1.0,
+    );
     for column in [rows.divergence, rows.log_probs, rows.entropy] {
         let column = values(column);
         assert!(column[0].is_finite() && column[1].is_nan() && column[2].is_finite(), "{column:?}");
@@ -195,12 +266,20 @@ fn no_rows_are_no_rows<B: KernelOps>() {
 }
 
 /// Results and gradients (hidden, weight) of all three columns, each weighed differently.
-fn results<B: KernelOps>(head: &LinearHead<Autodiff<B>>, rows: DivergenceRows<Autodiff<B>>) -> [Vec<f64>; 5] {
+fn results<B: KernelOps>(
+    head: &LinearHead<Autodiff<B>>,
+    rows: DivergenceRows<Autodiff<B>>,
+) -> [Vec<f64>; 5] {
     let n = head.hidden.dims()[0];
     let weigh = |salt: f64| tensor::<Autodiff<B>, 1>(&numbers(n, salt), [n], DType::F32);
-    let columns = [&rows.log_probs, &rows.entropy, &rows.divergence].map(|column| values(column.clone()));
-    let grads = (rows.log_probs * weigh(0.0) + rows.entropy * weigh(0.2) + rows.divergence * weigh(0.4)).sum().backward();
-    let [d_hidden, d_weight] = [&head.hidden, &head.weight].map(|leaf| values(leaf.grad(&grads).expect("both are leaves")));
+    let columns =
+        [&rows.log_probs, &rows.entropy, &rows.divergence].map(|column| values(column.clone()));
+    let grads =
+        (rows.log_probs * weigh(0.0) + rows.entropy * weigh(0.2) + rows.divergence * weigh(0.4))
+            .sum()
+            .backward();
+    let [d_hidden, d_weight] = [&head.hidden, &head.weight]
+        .map(|leaf| values(leaf.grad(&grads).expect("both are leaves")));
     let [log_probs, entropy, divergence] = columns;
     [log_probs, entropy, divergence, d_hidden, d_weight]
 }
@@ -224,11 +303,20 @@ fn kept_logits_give_the_numbers_of_tiles<B: KernelOps>() {
             let head = leaves(student.head::<Autodiff<B>>(DType::F32).cut_to(n_logits));
             let teacher = || teacher.head(DType::F32);
             let what = format!("{layout:?} {n_logits}");
-            let kept = results(&head, linear_kl(head.clone(), teacher(), labels.clone(), Divergence::ReverseKl, 0.7));
-            let tiled = results(&head, kl_by_tiles(head.clone(), teacher(), labels.clone(), Divergence::ReverseKl, 0.7));
+            let kept = results(
+                &head,
+                linear_kl(head.clone(), teacher(), labels.clone(), Divergence::ReverseKl, 0.7),
+            );
+            let tiled = results(
+                &head,
+                kl_by_tiles(head.clone(), teacher(), labels.clone(), Divergence::ReverseKl, 0.7),
+            );
             assert_equal_results(&kept, &tiled, &what);
             let alone = |(log_probs, entropy): (Tensor<Autodiff<B>, 1>, Tensor<Autodiff<B>, 1>)| {
-                results(&head, DivergenceRows { divergence: log_probs.clone().detach(), log_probs, entropy })
+                results(
+                    &head,
+                    DivergenceRows { divergence: log_probs.clone().detach(), log_probs, entropy },
+                )
             };
             let kept = alone(linear_log_probs(head.clone(), labels.clone(), 0.7));
             let tiled = alone(log_probs_by_tiles(head.clone(), labels.clone(), 0.7));
@@ -241,13 +329,29 @@ fn a_cut_head_is_a_smaller_head<B: KernelOps>() {
     let (n, d, v, cut) = (3, 5, 1100, 1030);
     for layout in [HeadLayout::VocabRows, HeadLayout::VocabColumns] {
         let (whole, teacher) = pair(n, v, 1000, layout, DType::F32);
-        let smaller = Model { d, v: cut, hidden: whole.hidden.clone(), weight: whole.weight[..cut * d].to_vec(), layout };
+        let smaller = Model {
+            d,
+            v: cut,
+            hidden: whole.hidden.clone(),
+            weight: whole.weight[..cut * d].to_vec(),
+            layout,
+        };
         let (_, labels) = labels::<Autodiff<B>>(n, cut);
         let of = |head: LinearHead<Autodiff<B>>| {
             let head = leaves(head);
-            results(&head, kl_by_tiles(head.clone(), teacher.head(DType::F32), labels.clone(), Divergence::ForwardKl, 1.0))
+            results(
+                &head,
+                kl_by_tiles(
+                    head.clone(),
+                    teacher.head(DType::F32),
+                    labels.clone(),
+                    Divergence::ForwardKl,
+                    1.0,
+                ),
+            )
         };
-        let [mut got, mut want] = [of(whole.head(DType::F32).cut_to(cut)), of(smaller.head(DType::F32))];
+        let [mut got, mut want] =
+            [of(whole.head(DType::F32).cut_to(cut)), of(smaller.head(DType::F32))];
         (got[4], want[4]) = (whole.as_rows(got[4].clone()), smaller.as_rows(want[4].clone()));
         assert!(got[4][cut * d..].iter().all(|&g| g == 0.0), "{layout:?}: no logit, no gradient");
         got[4].truncate(cut * d);

@@ -1,12 +1,15 @@
-//! Log-probability of the label and entropy, row by row, from hidden states and the vocabulary head: the logits exist a tile at a time.
+//! Log-probability of the label and entropy, row by row, from hidden states and the vocabulary
+//! head: the logits exist a tile at a time.
 //!
 //! ```text
 //! logits = h W^T         then as [`crate::log_probs`]
 //! g = d loss / d logits  d h = g W      d W = g^T h          each tile of g made from its logits, computed once more
 //! ```
 //!
-//! That much where the logits are larger than a tile; smaller ones are kept instead of computed once more (`vocabulary/budget.rs` has the rule and its
-//! bound). Tiles are all rows by a part of the vocabulary, so each row and column of W is read once a pass and each part of d W is written once.
+//! That much where the logits are larger than a tile; smaller ones are kept instead of computed
+//! once more (`vocabulary/budget.rs` has the rule and its bound). Tiles are all rows by a part of
+//! the vocabulary, so each row and column of W is read once a pass and each part of d W is written
+//! once.
 //!
 //! | | forward | backward |
 //! |---|---|---|
@@ -14,8 +17,8 @@
 //! | exponentials | N V | N V |
 //! | extra memory | one tile: N times the largest of V / 64 and 512 columns (less where that is above 16 MiB on the CPU, 128 MiB on GPUs, down to 512 columns) | two tiles, the gradients, and d h once more |
 //!
-//! Logits and sums are in f32; hidden and head may be f32, f16 or bf16, and the products take them as they are (on the CPU backend in f32). d h is
-//! added up in f32.
+//! Logits and sums are in f32; hidden and head may be f32, f16 or bf16, and the products take them
+//! as they are (on the CPU backend in f32). d h is added up in f32.
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
@@ -72,7 +75,8 @@ pub struct LinearHead<B: Backend> {
     /// [V, D] or [D, V], of the dtype of `hidden`
     pub weight: Tensor<B, 2>,
     pub layout: HeadLayout,
-    /// Entries that have a logit: the first so many of the V. The others get no probability and no gradient.
+    /// Entries that have a logit: the first so many of the V. The others get no probability and no
+    /// gradient.
     pub n_logits: usize,
 }
 
@@ -80,7 +84,12 @@ impl<B: AutodiffBackend> LinearHead<B> {
     /// The same as constants of a graph.
     pub fn from_inner(head: LinearHead<B::InnerBackend>) -> Self {
         let LinearHead { hidden, weight, layout, n_logits } = head;
-        Self { hidden: Tensor::from_inner(hidden), weight: Tensor::from_inner(weight), layout, n_logits }
+        Self {
+            hidden: Tensor::from_inner(hidden),
+            weight: Tensor::from_inner(weight),
+            layout,
+            n_logits,
+        }
     }
 }
 
@@ -116,13 +125,25 @@ impl<B: Backend> LinearHead<B> {
     pub(crate) fn check(&self) {
         let d_model = self.weight.dims()[1 - self.layout.vocab_dim()];
         assert_eq!(self.hidden.dims()[1], d_model, "the head takes hidden states of its own width");
-        assert_eq!(self.hidden.dtype(), self.weight.dtype(), "hidden states and head have one dtype");
-        assert!((1..=self.n_entries()).contains(&self.n_logits), "some entries have a logit, and none that is not there");
+        assert_eq!(
+            self.hidden.dtype(),
+            self.weight.dtype(),
+            "hidden states and head have one dtype"
+        );
+        assert!(
+            (1..=self.n_entries()).contains(&self.n_logits),
+            "some entries have a logit, and none that is not there"
+        );
     }
 
     pub(crate) fn into_primitive(self) -> Linear<B> {
         let Self { hidden, weight, layout, n_logits } = self;
-        Linear { hidden: hidden.into_primitive().tensor(), weight: weight.into_primitive().tensor(), layout, n_logits }
+        Linear {
+            hidden: hidden.into_primitive().tensor(),
+            weight: weight.into_primitive().tensor(),
+            layout,
+            n_logits,
+        }
     }
 }
 
@@ -130,8 +151,13 @@ impl<B: Backend> LinearHead<B> {
 /// # Shapes
 /// hidden [N, D], weight [V, D] or [D, V], labels [N] -> [N] twice.
 /// # Panics
-/// When widths or dtypes of hidden and head differ, no entry has a logit or a label is negative (bugs of the caller; labels are unchecked on GPU backends).
-pub fn linear_log_probs<B: KernelOps>(head: LinearHead<B>, labels: Tensor<B, 1, Int>, temperature: f64) -> (Tensor<B, 1>, Tensor<B, 1>) {
+/// When widths or dtypes of hidden and head differ, no entry has a logit or a label is negative
+/// (bugs of the caller; labels are unchecked on GPU backends).
+pub fn linear_log_probs<B: KernelOps>(
+    head: LinearHead<B>,
+    labels: Tensor<B, 1, Int>,
+    temperature: f64,
+) -> (Tensor<B, 1>, Tensor<B, 1>) {
     head.check();
     let n_rows = head.hidden.dims()[0];
     assert_eq!(labels.dims(), [n_rows], "one label a row");
@@ -146,7 +172,11 @@ pub fn linear_log_probs<B: KernelOps>(head: LinearHead<B>, labels: Tensor<B, 1, 
 }
 
 /// The operation on at least one row, whatever its size.
-pub(crate) fn by_tiles<B: KernelOps>(head: LinearHead<B>, labels: Tensor<B, 1, Int>, temperature: f64) -> (Tensor<B, 1>, Tensor<B, 1>) {
+pub(crate) fn by_tiles<B: KernelOps>(
+    head: LinearHead<B>,
+    labels: Tensor<B, 1, Int>,
+    temperature: f64,
+) -> (Tensor<B, 1>, Tensor<B, 1>) {
     let packed = B::linear_log_probs(head.into_primitive(), labels.into_primitive(), temperature);
     (column::<B>(packed.clone(), LOG_PROB), column::<B>(packed, ENTROPY))
 }

@@ -9,7 +9,10 @@ use burn::tensor::{
 
 /// [N, n_logits] f32.
 pub(crate) fn logits<B: Backend>(linear: &Linear<B>) -> FloatTensor<B> {
-    let (hidden, weight) = (f32_of::<B>(&linear.hidden), f32_of::<B>(&B::float_slice(linear.weight.clone(), &entries(linear))));
+    let (hidden, weight) = (
+        f32_of::<B>(&linear.hidden),
+        f32_of::<B>(&B::float_slice(linear.weight.clone(), &entries(linear))),
+    );
     match linear.layout {
         HeadLayout::VocabRows => B::float_matmul(hidden, B::float_swap_dims(weight, 0, 1)),
         HeadLayout::VocabColumns => B::float_matmul(hidden, weight),
@@ -17,16 +20,29 @@ pub(crate) fn logits<B: Backend>(linear: &Linear<B>) -> FloatTensor<B> {
 }
 
 /// (d hidden, d weight) from the gradient of the logits, [N, n_logits] f32.
-pub(crate) fn pull_back<B: Backend>(linear: Linear<B>, grad: FloatTensor<B>) -> [FloatTensor<B>; 2] {
-    let (hidden, weight) = (f32_of::<B>(&linear.hidden), f32_of::<B>(&B::float_slice(linear.weight.clone(), &entries(&linear))));
+pub(crate) fn pull_back<B: Backend>(
+    linear: Linear<B>,
+    grad: FloatTensor<B>,
+) -> [FloatTensor<B>; 2] {
+    let (hidden, weight) = (
+        f32_of::<B>(&linear.hidden),
+        f32_of::<B>(&B::float_slice(linear.weight.clone(), &entries(&linear))),
+    );
     let transposed = |tensor: FloatTensor<B>| B::float_swap_dims(tensor, 0, 1);
     let (d_hidden, d_weight) = match linear.layout {
-        HeadLayout::VocabRows => (B::float_matmul(grad.clone(), weight), B::float_matmul(transposed(grad), hidden)),
-        HeadLayout::VocabColumns => (B::float_matmul(grad.clone(), transposed(weight)), B::float_matmul(transposed(hidden), grad)),
+        HeadLayout::VocabRows => {
+            (B::float_matmul(grad.clone(), weight), B::float_matmul(transposed(grad), hidden))
+        }
+        HeadLayout::VocabColumns => (
+            B::float_matmul(grad.clone(), transposed(weight)),
+            B::float_matmul(transposed(hidden), grad),
+        ),
     };
     let dtype = linear.weight.dtype();
-    let none = B::float_zeros(linear.weight.shape(), &B::float_device(&linear.weight), dtype.into());
-    let d_weight = B::float_slice_assign(none, &entries(&linear), B::float_cast(d_weight, dtype.into()));
+    let none =
+        B::float_zeros(linear.weight.shape(), &B::float_device(&linear.weight), dtype.into());
+    let d_weight =
+        B::float_slice_assign(none, &entries(&linear), B::float_cast(d_weight, dtype.into()));
     [B::float_cast(d_hidden, linear.hidden.dtype().into()), d_weight]
 }
 
@@ -44,7 +60,11 @@ fn f32_of<B: Backend>(tensor: &FloatTensor<B>) -> FloatTensor<B> {
     }
 }
 
-pub(crate) fn forward<B: Backend>(linear: Linear<B>, labels: IntTensor<B>, temperature: f64) -> FloatTensor<B> {
+pub(crate) fn forward<B: Backend>(
+    linear: Linear<B>,
+    labels: IntTensor<B>,
+    temperature: f64,
+) -> FloatTensor<B> {
     log_probs::reference::forward::<B>(logits(&linear), labels, temperature)
 }
 
@@ -55,6 +75,7 @@ pub(crate) fn backward<B: Backend>(
     grad: FloatTensor<B>,
     temperature: f64,
 ) -> [FloatTensor<B>; 2] {
-    let grad = log_probs::reference::backward::<B>(logits(&linear), labels, packed, grad, temperature);
+    let grad =
+        log_probs::reference::backward::<B>(logits(&linear), labels, packed, grad, temperature);
     pull_back(linear, grad)
 }

@@ -1,5 +1,8 @@
 use super::*;
-use crate::testing::{assert_close, differences, log_prob_and_entropy, numbers, on_every_backend, product, tensor, transposed, values};
+use crate::testing::{
+    assert_close, differences, log_prob_and_entropy, numbers, on_every_backend, product, tensor,
+    transposed, values,
+};
 use burn::{
     backend::{Autodiff, Flex},
     tensor::TensorPrimitive,
@@ -29,7 +32,9 @@ fn loss(hidden: &[f64], weight: &[f64], weights: &[Vec<f64>; 2]) -> f64 {
 
 fn gradients_are_finite_differences<B: KernelOps>() {
     let (hidden, weight, weights) = case();
-    let leaf = |values: &[f64], shape: [usize; 2]| tensor::<Autodiff<B>, 2>(values, shape, DType::F32).require_grad();
+    let leaf = |values: &[f64], shape: [usize; 2]| {
+        tensor::<Autodiff<B>, 2>(values, shape, DType::F32).require_grad()
+    };
     let head = LinearHead::new(leaf(&hidden, [N, D]), leaf(&weight, [V, D]), HeadLayout::VocabRows);
     let labels = Tensor::from_data(LABELS, &Default::default());
     let (log_probs, entropy) = by_tiles(head.clone(), labels, 0.7);
@@ -53,15 +58,26 @@ fn the_reference_has_the_gradients_of_the_tiles() {
                 HeadLayout::VocabRows => tensor(&weight, [V, D], DType::F32),
                 HeadLayout::VocabColumns => tensor(&transposed(&weight, D), [D, V], DType::F32),
             };
-            LinearHead::<Flex>::new(tensor(&hidden, [N, D], DType::F32), weight, layout).into_primitive()
+            LinearHead::<Flex>::new(tensor(&hidden, [N, D], DType::F32), weight, layout)
+                .into_primitive()
         };
-        let labels = || Tensor::<Flex, 1, Int>::from_data(LABELS, &Default::default()).into_primitive();
-        let grad = || tensor::<Flex, 2>(&numbers(N * 7, 0.4), [N, 7], DType::F32).into_primitive().tensor();
+        let labels =
+            || Tensor::<Flex, 1, Int>::from_data(LABELS, &Default::default()).into_primitive();
+        let grad = || {
+            tensor::<Flex, 2>(&numbers(N * 7, 0.4), [N, 7], DType::F32).into_primitive().tensor()
+        };
         let plain = reference::forward::<Flex>(linear(), labels(), 0.7);
         let tiles = Flex::linear_log_probs(linear(), labels(), 0.7);
-        let of = |x: FloatTensor<Flex>| values(Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(x)));
+        let of = |x: FloatTensor<Flex>| {
+            values(Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(x)))
+        };
         for at in [LOG_PROB, ENTROPY] {
-            assert_close(&values(column::<Flex>(tiles.clone(), at)), &values(column::<Flex>(plain.clone(), at)), 1e-5, "forward");
+            assert_close(
+                &values(column::<Flex>(tiles.clone(), at)),
+                &values(column::<Flex>(plain.clone(), at)),
+                1e-5,
+                "forward",
+            );
         }
         let plain = reference::backward::<Flex>(linear(), labels(), plain, grad(), 0.7);
         let tiles = Flex::linear_log_probs_backward(linear(), labels(), tiles, grad(), 0.7);

@@ -1,4 +1,5 @@
-//! Plain tensor operations on the whole [N, V]: what every backend can run, and what the kernels are tested against.
+//! Plain tensor operations on the whole [N, V]: what every backend can run, and what the kernels
+//! are tested against.
 use crate::vocabulary::{ENTROPY, LOG_PROB, LOG_ZERO, MAX, ONE_COLUMNS, SUM};
 use burn::tensor::{
     DType, IndexingUpdateOp, Int, Tensor, TensorPrimitive,
@@ -20,7 +21,8 @@ pub(crate) struct Softmax<B: Backend> {
 }
 
 impl<B: Backend> Softmax<B> {
-    /// Of logits [N, V] from [`finite`]. The temperature divides differences: far logits divided first would round their digits away.
+    /// Of logits [N, V] from [`finite`]. The temperature divides differences: far logits divided
+    /// first would round their digits away.
     pub fn new(z: Tensor<B, 2>, temperature: f64) -> Self {
         let is_impossible = z.clone().lower_equal_elem(LOG_ZERO);
         let max = z.clone().max_dim(1);
@@ -58,14 +60,21 @@ pub(crate) fn tensor<B: Backend>(primitive: FloatTensor<B>) -> Tensor<B, 2> {
 }
 
 /// [N, 7], of which the backward pass below reads the maximum and the sum.
-pub(crate) fn forward<B: Backend>(logits: FloatTensor<B>, labels: IntTensor<B>, temperature: f64) -> FloatTensor<B> {
+pub(crate) fn forward<B: Backend>(
+    logits: FloatTensor<B>,
+    labels: IntTensor<B>,
+    temperature: f64,
+) -> FloatTensor<B> {
     let softmax = Softmax::new(finite::<B>(logits), temperature);
     let n_rows = softmax.max.dims()[0];
     let labels = Tensor::<B, 1, Int>::from_primitive(labels).reshape([n_rows, 1]);
     let log_p = softmax.shifted.clone().gather(1, labels) - softmax.sum.clone().log();
     let zero = softmax.max.zeros_like();
     let entropy = softmax.entropy();
-    let packed = Tensor::cat(vec![log_p, entropy, zero.clone(), softmax.max, softmax.sum, zero.clone(), zero], 1);
+    let packed = Tensor::cat(
+        vec![log_p, entropy, zero.clone(), softmax.max, softmax.sum, zero.clone(), zero],
+        1,
+    );
     debug_assert_eq!(packed.dims()[1], ONE_COLUMNS);
     packed.into_primitive().tensor()
 }

@@ -1,7 +1,9 @@
-//! Log-probability of the label, entropy and a divergence from a teacher, row by row, from the logits of both models.
+//! Log-probability of the label, entropy and a divergence from a teacher, row by row, from the
+//! logits of both models.
 //!
-//! With z = logits / temperature, p_s and p_t the softmax of both over the *shared* prefix of their vocabularies (padded vocabularies differ in size
-//! although the tokenizer is the same; nothing is padded or copied):
+//! With z = logits / temperature, p_s and p_t the softmax of both over the *shared* prefix of their
+//! vocabularies (padded vocabularies differ in size although the tokenizer is the same; nothing is
+//! padded or copied):
 //!
 //! ```text
 //! D = one of [`Divergence`]                           of the shared prefix
@@ -9,7 +11,8 @@
 //! d D / d z_v = a_v - p_v sum_u a_u,   a_v = dD / d ln p_s(v)
 //! ```
 //!
-//! The teacher is a constant. Everything in f32 whatever the dtypes, which may differ. What -inf, NaN and +inf do: `vocabulary/mod.rs`.
+//! The teacher is a constant. Everything in f32 whatever the dtypes, which may differ. What -inf,
+//! NaN and +inf do: `vocabulary/mod.rs`.
 //!
 //! | | KL and cross-entropy forms, TAID | mixtures, total variation |
 //! |---|---|---|
@@ -18,11 +21,12 @@
 //! | exponentials an element, forwards / backwards | 2 / 2 | 5 and a logarithm / 4 and a logarithm |
 //! | kept | both logits, 14 numbers a row | the same |
 //!
-//! About 25 flops an element beside the exponentials. No temporary of size [N, V] forwards; the gradient is the only one backwards (on the CPU backend a
-//! gradient in 16 bits is made in f32 first).
+//! About 25 flops an element beside the exponentials. No temporary of size [N, V] forwards; the
+//! gradient is the only one backwards (on the CPU backend a gradient in 16 bits is made in f32
+//! first).
 //!
-//! `reference.rs` is each divergence by its definition in plain tensors; the loops and kernels are those of `vocabulary/`, with the whole row as one
-//! tile.
+//! `reference.rs` is each divergence by its definition in plain tensors; the loops and kernels are
+//! those of `vocabulary/`, with the whole row as one tile.
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
@@ -48,7 +52,8 @@ pub struct DivergenceRows<B: KernelOps> {
 
 impl<B: KernelOps> DivergenceRows<B> {
     pub(crate) fn unpack(packed: FloatTensor<B>) -> Self {
-        let [log_probs, entropy, divergence] = [LOG_PROB, ENTROPY, VALUE].map(|at| column::<B>(packed.clone(), at));
+        let [log_probs, entropy, divergence] =
+            [LOG_PROB, ENTROPY, VALUE].map(|at| column::<B>(packed.clone(), at));
         Self { log_probs, entropy, divergence }
     }
 
@@ -71,12 +76,22 @@ pub fn log_softmax_kl<B: KernelOps>(
     temperature: f64,
 ) -> DivergenceRows<B> {
     let n_rows = student.dims()[0];
-    assert_eq!((labels.dims(), teacher.dims()[0]), ([n_rows], n_rows), "one label and one row of the teacher a row");
+    assert_eq!(
+        (labels.dims(), teacher.dims()[0]),
+        ([n_rows], n_rows),
+        "one label and one row of the teacher a row"
+    );
     if n_rows == 0 {
         return DivergenceRows::none(&student.device());
     }
     let (student, teacher) = (student.into_primitive().tensor(), teacher.into_primitive().tensor());
-    DivergenceRows::unpack(B::log_softmax_kl(student, teacher, labels.into_primitive(), divergence, temperature))
+    DivergenceRows::unpack(B::log_softmax_kl(
+        student,
+        teacher,
+        labels.into_primitive(),
+        divergence,
+        temperature,
+    ))
 }
 
 /// The divergence alone. Shapes as [`log_softmax_kl`], without labels.

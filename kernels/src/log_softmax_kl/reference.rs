@@ -21,16 +21,27 @@ struct Pair<B: Backend> {
 }
 
 impl<B: Backend> Pair<B> {
-    fn new(student: FloatTensor<B>, teacher: FloatTensor<B>, plan: &Plan, temperature: f64) -> Self {
+    fn new(
+        student: FloatTensor<B>,
+        teacher: FloatTensor<B>,
+        plan: &Plan,
+        temperature: f64,
+    ) -> Self {
         let vocab = student.shape()[1].min(teacher.shape()[1]);
-        let [student, teacher] = [student, teacher].map(|logits| finite::<B>(logits).narrow(1, 0, vocab));
-        let target = if plan.blend == 1.0 { teacher } else { teacher * plan.blend + student.clone() * (1.0 - plan.blend) };
+        let [student, teacher] =
+            [student, teacher].map(|logits| finite::<B>(logits).narrow(1, 0, vocab));
+        let target = if plan.blend == 1.0 {
+            teacher
+        } else {
+            teacher * plan.blend + student.clone() * (1.0 - plan.blend)
+        };
         Self { s: Softmax::new(student, temperature), t: Softmax::new(target, temperature) }
     }
 
     /// [N, V] ln p_t - ln p_s, never between two large numbers.
     fn log_ratio(&self) -> Tensor<B, 2> {
-        (self.t.shifted.clone() - self.s.shifted.clone()) - (self.t.sum.clone().log() - self.s.sum.clone().log())
+        (self.t.shifted.clone() - self.s.shifted.clone())
+            - (self.t.sum.clone().log() - self.s.sum.clone().log())
     }
 
     /// [N, V] ln(w p_s + (1 - w) p_t)
@@ -46,7 +57,8 @@ impl<B: Backend> Pair<B> {
         match form {
             Form::Sums { forward, reverse, .. } => {
                 let ratio = self.log_ratio();
-                let value = p_t.clone() * ratio.clone() * forward - p_s.clone() * ratio.clone() * reverse;
+                let value =
+                    p_t.clone() * ratio.clone() * forward - p_s.clone() * ratio.clone() * reverse;
                 (value, p_s * (ratio.neg() + 1.0) * reverse - p_t * forward)
             }
             Form::Mixture { student_weight, student, teacher, .. } => {
@@ -54,7 +66,8 @@ impl<B: Backend> Pair<B> {
                 let term_s = p_s.clone() * (self.s.log_p() - log_m.clone());
                 let term_t = p_t.clone() * (self.t.log_p() - log_m.clone());
                 let share = (self.s.log_p() + student_weight.ln() - log_m).exp();
-                let a = (term_s.clone() + p_s.clone()) * student - (p_s * student + p_t * teacher) * share;
+                let a = (term_s.clone() + p_s.clone()) * student
+                    - (p_s * student + p_t * teacher) * share;
                 (term_s * student + term_t * teacher, a)
             }
             Form::Variation => {
@@ -84,7 +97,10 @@ pub(crate) fn forward<B: Backend>(
     let value = pair.terms(plan.form).0.sum_dim(1) + pair.t.entropy() * entropy;
     let n_rows = value.dims()[0];
     let rest = Tensor::zeros([n_rows, COLUMNS - one.dims()[1]], (&value.device(), DType::F32));
-    let packed = Tensor::cat(vec![one.clone().slice(s![.., ..VALUE]), value, one.slice(s![.., VALUE + 1..]), rest], 1);
+    let packed = Tensor::cat(
+        vec![one.clone().slice(s![.., ..VALUE]), value, one.slice(s![.., VALUE + 1..]), rest],
+        1,
+    );
     packed.into_primitive().tensor()
 }
 
@@ -104,7 +120,8 @@ pub(crate) fn backward<B: Backend>(
     let a = pair.terms(plan.form).1;
     let dz = (a.clone() - pair.s.p() * a.sum_dim(1)) * d_value / temperature;
     let one = B::float_cast(student, DType::F32.into());
-    let one = tensor::<B>(log_probs::reference::backward::<B>(one, labels, packed, grad, temperature));
+    let one =
+        tensor::<B>(log_probs::reference::backward::<B>(one, labels, packed, grad, temperature));
     let [n_rows, shared] = dz.dims();
     let dz = match n_vocab - shared {
         0 => dz,

@@ -2,8 +2,8 @@ use super::*;
 use crate::{
     divergence::Plan,
     testing::{
-        DIVERGENCES, assert_close, differences, divergence, dtypes, epsilon, log_prob_and_entropy, numbers, on_every_backend, rounded,
-        tensor, values,
+        DIVERGENCES, assert_close, differences, divergence, dtypes, epsilon, log_prob_and_entropy,
+        numbers, on_every_backend, rounded, tensor, values,
     },
 };
 use burn::{
@@ -36,13 +36,27 @@ struct Case {
 
 impl Case {
     fn new(n: usize, v_s: usize, v_t: usize, dtype: DType) -> Self {
-        let logits = |n: usize, salt: f64| rounded(&numbers(n, salt).iter().map(|x| 8.0 * x).collect::<Vec<_>>(), dtype);
+        let logits = |n: usize, salt: f64| {
+            rounded(&numbers(n, salt).iter().map(|x| 8.0 * x).collect::<Vec<_>>(), dtype)
+        };
         let labels = (0..n).map(|i| ((i * 7) % v_s) as i64).collect();
-        Self { n, v_s, v_t, student: logits(n * v_s, 0.0), teacher: logits(n * v_t, 0.11), labels, dtype }
+        Self {
+            n,
+            v_s,
+            v_t,
+            student: logits(n * v_s, 0.0),
+            teacher: logits(n * v_t, 0.11),
+            labels,
+            dtype,
+        }
     }
 
     fn row(&self, i: usize) -> (&[f64], &[f64], usize) {
-        (&self.student[i * self.v_s..][..self.v_s], &self.teacher[i * self.v_t..][..self.v_t], self.labels[i] as usize)
+        (
+            &self.student[i * self.v_s..][..self.v_s],
+            &self.teacher[i * self.v_t..][..self.v_t],
+            self.labels[i] as usize,
+        )
     }
 
     fn student<B: KernelOps>(&self) -> Tensor<B, 2> {
@@ -58,7 +72,13 @@ impl Case {
     }
 
     fn rows<B: KernelOps>(&self, divergence: Divergence, temperature: f64) -> [Vec<f64>; 3] {
-        let rows = log_softmax_kl(self.student::<B>(), self.teacher::<B>(), self.labels(), divergence, temperature);
+        let rows = log_softmax_kl(
+            self.student::<B>(),
+            self.teacher::<B>(),
+            self.labels(),
+            divergence,
+            temperature,
+        );
         [rows.log_probs, rows.entropy, rows.divergence].map(values)
     }
 
@@ -72,8 +92,13 @@ impl Case {
     }
 
     fn assert_values<B: KernelOps>(&self, d: Divergence, temperature: f64, tolerance: f64) {
-        let what = format!("{d:?}, {:?}, {} x {} / {}, temperature {temperature}", self.dtype, self.n, self.v_s, self.v_t);
-        for (k, (got, want)) in self.rows::<B>(d, temperature).iter().zip(self.want(d, temperature)).enumerate() {
+        let what = format!(
+            "{d:?}, {:?}, {} x {} / {}, temperature {temperature}",
+            self.dtype, self.n, self.v_s, self.v_t
+        );
+        for (k, (got, want)) in
+            self.rows::<B>(d, temperature).iter().zip(self.want(d, temperature)).enumerate()
+        {
             assert_close(got, &want, tolerance, &format!("{what}: column {k}"));
         }
     }
@@ -81,17 +106,26 @@ impl Case {
 
 fn values_are_the_definition<B: KernelOps>() {
     for dtype in dtypes::<B>() {
-        for (n, v_s, v_t) in [(1, 1, 1), (3, 2, 2), (5, 127, 123), (2, 123, 128), (4, 128, 128), (3, 1000, 1003)] {
+        for (n, v_s, v_t) in
+            [(1, 1, 1), (3, 2, 2), (5, 127, 123), (2, 123, 128), (4, 128, 128), (3, 1000, 1003)]
+        {
             for d in DIVERGENCES {
-                Case::new(n, v_s, v_t, dtype).assert_values::<B>(d, if v_s % 2 == 0 { 1.0 } else { 0.7 }, 2e-5);
+                Case::new(n, v_s, v_t, dtype).assert_values::<B>(
+                    d,
+                    if v_s % 2 == 0 { 1.0 } else { 0.7 },
+                    2e-5,
+                );
             }
         }
     }
 }
 
 fn vocabularies_of_real_models<B: KernelOps>() {
-    for d in [Divergence::ForwardKl, Divergence::SkewReverse { alpha: 0.1 }, Divergence::Taid { t: 0.4 }] {
-        // Sums of 150,000 numbers in f32, a few thousand of them one after the other: 10^4 roundings of 2^-24 at most, a hundred of them in the mean.
+    for d in
+        [Divergence::ForwardKl, Divergence::SkewReverse { alpha: 0.1 }, Divergence::Taid { t: 0.4 }]
+    {
+        // Sums of 150,000 numbers in f32, a few thousand of them one after the other: 10^4
+        // roundings of 2^-24 at most, a hundred of them in the mean.
         Case::new(2, 151_936, 128_256, DType::F32).assert_values::<B>(d, 1.0, 1e-4);
     }
 }
@@ -113,32 +147,47 @@ fn the_reference_is_the_definition_and_its_gradient_that_of_the_loops() {
         let (s, t, y) = primitives();
         let packed = reference::forward::<Flex>(s, t, y, &plan, temperature);
         let rows = DivergenceRows::<Flex>::unpack(packed.clone());
-        for (got, want) in [rows.log_probs, rows.entropy, rows.divergence].into_iter().zip(case.want(d, temperature)) {
+        for (got, want) in [rows.log_probs, rows.entropy, rows.divergence]
+            .into_iter()
+            .zip(case.want(d, temperature))
+        {
             assert_close(&values(got), &want, 2e-5, &format!("reference {d:?}"));
         }
         let weights: Vec<f64> = numbers(3 * crate::vocabulary::COLUMNS, 0.3);
-        let grad = || tensor::<Flex, 2>(&weights, [3, crate::vocabulary::COLUMNS], DType::F32).into_primitive().tensor();
+        let grad = || {
+            tensor::<Flex, 2>(&weights, [3, crate::vocabulary::COLUMNS], DType::F32)
+                .into_primitive()
+                .tensor()
+        };
         let (s, t, y) = primitives();
         let plain = reference::backward::<Flex>(s, t, y, packed, grad(), &plan, temperature);
         let (s, t, y) = primitives();
         let packed = Flex::log_softmax_kl(s.clone(), t.clone(), y.clone(), d, temperature);
         let loops = Flex::log_softmax_kl_backward(s, t, y, packed, grad(), d, temperature);
-        let [plain, loops] = [plain, loops].map(|x| values(Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(x))));
+        let [plain, loops] = [plain, loops]
+            .map(|x| values(Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(x))));
         assert_close(&loops, &plain, 1e-5, &format!("gradient of {d:?}"));
     }
 }
 
 fn gradients_are_finite_differences<B: KernelOps>() {
     for dtype in dtypes::<B>() {
-        for ((n, v_s, v_t), temperature) in [((2, 1, 2), 1.0), ((3, 37, 31), 0.7), ((2, 127, 128), 1.5)] {
+        for ((n, v_s, v_t), temperature) in
+            [((2, 1, 2), 1.0), ((3, 37, 31), 0.7), ((2, 127, 128), 1.5)]
+        {
             for d in DIVERGENCES {
                 let case = Case::new(n, v_s, v_t, dtype);
                 let student = case.student::<Autodiff<B>>().require_grad();
-                let rows = log_softmax_kl(student.clone(), case.teacher(), case.labels(), d, temperature);
+                let rows =
+                    log_softmax_kl(student.clone(), case.teacher(), case.labels(), d, temperature);
                 let weights = [0.0, 0.2, 0.4].map(|salt| numbers(n, salt));
                 let weigh = |k: usize| tensor::<Autodiff<B>, 1>(&weights[k], [n], DType::F32);
-                let loss = rows.log_probs * weigh(0) + rows.entropy * weigh(1) + rows.divergence * weigh(2);
-                let got = values(student.grad(&loss.sum().backward()).expect("the student has a gradient"));
+                let loss = rows.log_probs * weigh(0)
+                    + rows.entropy * weigh(1)
+                    + rows.divergence * weigh(2);
+                let got = values(
+                    student.grad(&loss.sum().backward()).expect("the student has a gradient"),
+                );
                 for i in 0..n {
                     let (row, teacher, label) = case.row(i);
                     let at: Vec<usize> = (0..v_s).step_by(9).chain([label, v_s - 1]).collect();
@@ -149,7 +198,12 @@ fn gradients_are_finite_differences<B: KernelOps>() {
                     });
                     let got: Vec<f64> = at.iter().map(|&at| got[i * v_s + at]).collect();
                     // The gradient is rounded to the logits' type once.
-                    assert_close(&got, &want, 1e-5 + epsilon(dtype), &format!("{d:?}, {dtype:?}, row {i} of {v_s}"));
+                    assert_close(
+                        &got,
+                        &want,
+                        1e-5 + epsilon(dtype),
+                        &format!("{d:?}, {dtype:?}, row {i} of {v_s}"),
+                    );
                 }
             }
         }
@@ -158,14 +212,24 @@ fn gradients_are_finite_differences<B: KernelOps>() {
 
 fn the_teacher_itself_has_divergence_zero<B: KernelOps>() {
     let case = Case::new(3, 127, 127, DType::F32);
-    for d in [Divergence::ForwardKl, Divergence::ReverseKl, Divergence::Hinton, Divergence::TotalVariation] {
+    for d in [
+        Divergence::ForwardKl,
+        Divergence::ReverseKl,
+        Divergence::Hinton,
+        Divergence::TotalVariation,
+    ] {
         let student = case.student::<Autodiff<B>>().require_grad();
         let rows = row_divergence(student.clone(), case.student(), d, 0.7);
         assert_eq!(values(rows.clone().detach()), [0.0; 3], "{d:?}");
         let grad = values(student.grad(&rows.sum().backward()).unwrap());
         assert_close(&grad, &vec![0.0; grad.len()], 1e-6, &format!("gradient of {d:?}"));
     }
-    let jsd = row_divergence(case.student::<B>(), case.student(), Divergence::GeneralisedJsd { beta: 0.3 }, 1.0);
+    let jsd = row_divergence(
+        case.student::<B>(),
+        case.student(),
+        Divergence::GeneralisedJsd { beta: 0.3 },
+        1.0,
+    );
     assert_close(&values(jsd), &[0.0; 3], 1e-6, "jsd");
 }
 
@@ -175,8 +239,10 @@ fn far_logits_cost_nothing<B: KernelOps>() {
             let mut case = Case::new(3, 127, 127, DType::F32);
             case.student.iter_mut().for_each(|x| *x += by_s);
             case.teacher.iter_mut().for_each(|x| *x += by_t);
-            (case.student, case.teacher) = (rounded(&case.student, DType::F32), rounded(&case.teacher, DType::F32));
-            // TAID's target is a sum of two far logits, whose rounding (half of 2^-10 for numbers of 1e4, thrice) is in its result.
+            (case.student, case.teacher) =
+                (rounded(&case.student, DType::F32), rounded(&case.teacher, DType::F32));
+            // TAID's target is a sum of two far logits, whose rounding (half of 2^-10 for numbers
+            // of 1e4, thrice) is in its result.
             let tolerance = if matches!(d, Divergence::Taid { .. }) { 2e-3 } else { 2e-5 };
             case.assert_values::<B>(d, 0.7, tolerance);
         }
@@ -185,7 +251,8 @@ fn far_logits_cost_nothing<B: KernelOps>() {
 
 fn minus_infinity_is_impossible<B: KernelOps>() {
     for d in DIVERGENCES {
-        // Both models: nothing is added. Even a whole run of entries at the front, so that some units see nothing else.
+        // Both models: nothing is added. Even a whole run of entries at the front, so that some
+        // units see nothing else.
         let mut case = Case::new(2, 300, 300, DType::F32);
         for i in (0..40).chain([77, 300 + 5, 599]) {
             (case.student[i], case.teacher[i]) = (f64::NEG_INFINITY, f64::NEG_INFINITY);
@@ -194,7 +261,11 @@ fn minus_infinity_is_impossible<B: KernelOps>() {
         case.assert_values::<B>(d, 1.0, 2e-5);
         let student = case.student::<Autodiff<B>>().require_grad();
         let rows = log_softmax_kl(student.clone(), case.teacher(), case.labels(), d, 1.0);
-        let grad = values(student.grad(&(rows.log_probs + rows.divergence + rows.entropy).sum().backward()).unwrap());
+        let grad = values(
+            student
+                .grad(&(rows.log_probs + rows.divergence + rows.entropy).sum().backward())
+                .unwrap(),
+        );
         assert!(grad.iter().all(|g| g.is_finite()) && grad[77] == 0.0 && grad[3] == 0.0, "{d:?}");
         // Only one of them: finite, with finite gradients.
         for of_student in [true, false] {
@@ -211,15 +282,25 @@ fn minus_infinity_is_impossible<B: KernelOps>() {
 }
 
 fn nan_surfaces_in_its_row_only<B: KernelOps>() {
-    for d in [Divergence::ForwardKl, Divergence::TotalVariation, Divergence::SkewReverse { alpha: 0.1 }, Divergence::Taid { t: 0.5 }] {
-        for (bad, in_student) in [(f64::NAN, true), (f64::NAN, false), (f64::INFINITY, true), (f64::INFINITY, false)] {
+    for d in [
+        Divergence::ForwardKl,
+        Divergence::TotalVariation,
+        Divergence::SkewReverse { alpha: 0.1 },
+        Divergence::Taid { t: 0.5 },
+    ] {
+        for (bad, in_student) in
+            [(f64::NAN, true), (f64::NAN, false), (f64::INFINITY, true), (f64::INFINITY, false)]
+        {
             let mut case = Case::new(3, 100, 100, DType::F32);
             let logits = if in_student { &mut case.student } else { &mut case.teacher };
             logits[177] = bad;
             let student = case.student::<Autodiff<B>>().require_grad();
             let rows = log_softmax_kl(student.clone(), case.teacher(), case.labels(), d, 1.0);
             let value = values(rows.divergence.clone().detach());
-            assert!(value[1].is_nan() && value[0].is_finite() && value[2].is_finite(), "{d:?} {bad}: {value:?}");
+            assert!(
+                value[1].is_nan() && value[0].is_finite() && value[2].is_finite(),
+                "{d:?} {bad}: {value:?}"
+            );
             let grad = values(student.grad(&rows.divergence.sum().backward()).unwrap());
             assert!(grad[100..200].iter().any(|g| g.is_nan()), "{d:?} {bad}");
             assert!(grad[..100].iter().chain(&grad[200..]).all(|g| g.is_finite()), "{d:?} {bad}");
@@ -227,7 +308,10 @@ fn nan_surfaces_in_its_row_only<B: KernelOps>() {
     }
     let case = Case { student: vec![f64::NEG_INFINITY; 8], ..Case::new(1, 8, 8, DType::F32) };
     let [log_probs, entropy, divergence] = case.rows::<B>(Divergence::ForwardKl, 1.0);
-    assert!(log_probs[0].is_nan() && entropy[0].is_nan() && divergence[0].is_nan(), "a row without a finite logit has no distribution");
+    assert!(
+        log_probs[0].is_nan() && entropy[0].is_nan() && divergence[0].is_nan(),
+        "a row without a finite logit has no distribution"
+    );
 }
 
 fn no_rows_are_no_rows<B: KernelOps>() {
@@ -238,5 +322,8 @@ fn no_rows_are_no_rows<B: KernelOps>() {
         Divergence::ForwardKl,
         1.0,
     );
-    assert_eq!((rows.log_probs.dims(), rows.entropy.dims(), rows.divergence.dims()), ([0], [0], [0]));
+    assert_eq!(
+        (rows.log_probs.dims(), rows.entropy.dims(), rows.divergence.dims()),
+        ([0], [0], [0])
+    );
 }

@@ -6,7 +6,8 @@ use crate::{
 };
 use burn::{backend::Flex, tensor::DType};
 
-/// Rows of one task of the CPU loops. dw is summed task by task, so this is part of the result's last bit.
+/// Rows of one task of the CPU loops. dw is summed task by task, so this is part of the result's
+/// last bit.
 pub const ROWS_PER_TASK: usize = 256;
 /// Up to so many tasks are added up in f32: more would lose digits.
 const TASKS_IN_F32: usize = WHOLE_ROWS / ROWS_PER_TASK;
@@ -20,16 +21,20 @@ pub fn forward(x: CpuTensor, weight: CpuTensor, eps: f64) -> CpuTensor {
     let d_model = weight.len();
     let mut out = vec![0.0f32; data.len()];
     let task_size = ROWS_PER_TASK * d_model;
-    for_each_piece(out.chunks_mut(task_size).zip(data.chunks(task_size)).collect(), 4 * data.len(), |(out, x)| {
-        simd!({
-            for (out, x) in out.chunks_exact_mut(d_model).zip(x.chunks_exact(d_model)) {
-                let r = inverse_rms(x, eps);
-                for i in 0..d_model {
-                    out[i] = x[i] * r * weight[i];
+    for_each_piece(
+        out.chunks_mut(task_size).zip(data.chunks(task_size)).collect(),
+        4 * data.len(),
+        |(out, x)| {
+            simd!({
+                for (out, x) in out.chunks_exact_mut(d_model).zip(x.chunks_exact(d_model)) {
+                    let r = inverse_rms(x, eps);
+                    for i in 0..d_model {
+                        out[i] = x[i] * r * weight[i];
+                    }
                 }
-            }
-        })
-    });
+            })
+        },
+    );
     from_vec(out, x.layout().shape().dims::<2>(), DType::F32)
 }
 
@@ -43,11 +48,18 @@ pub fn backward(x: CpuTensor, weight: CpuTensor, grad: CpuTensor, eps: f64) -> [
     let task_size = ROWS_PER_TASK * d_model;
     let n_tasks = data.len().div_ceil(task_size);
     let (mut dx, mut partial_dw) = (vec![0.0f32; data.len()], vec![0.0f32; n_tasks * d_model]);
-    let tasks =
-        dx.chunks_mut(task_size).zip(partial_dw.chunks_mut(d_model)).zip(data.chunks(task_size).zip(grad.chunks(task_size))).collect();
+    let tasks = dx
+        .chunks_mut(task_size)
+        .zip(partial_dw.chunks_mut(d_model))
+        .zip(data.chunks(task_size).zip(grad.chunks(task_size)))
+        .collect();
     for_each_piece(tasks, 10 * data.len(), |((dx, dw), (x, grad))| {
         simd!({
-            for ((dx, x), dy) in dx.chunks_exact_mut(d_model).zip(x.chunks_exact(d_model)).zip(grad.chunks_exact(d_model)) {
+            for ((dx, x), dy) in dx
+                .chunks_exact_mut(d_model)
+                .zip(x.chunks_exact(d_model))
+                .zip(grad.chunks_exact(d_model))
+            {
                 let r = inverse_rms(x, eps);
                 for i in 0..d_model {
                     dx[i] = dy[i] * weight[i];
@@ -87,7 +99,8 @@ fn inverse_rms(x: &[f32], eps: f64) -> f32 {
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
     let (a_parts, b_parts) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let mut total: f32 = a_parts.remainder().iter().zip(b_parts.remainder()).map(|(a, b)| a * b).sum();
+    let mut total: f32 =
+        a_parts.remainder().iter().zip(b_parts.remainder()).map(|(a, b)| a * b).sum();
     for (a, b) in a_parts.zip(b_parts) {
         for i in 0..LANES {
             sums[i] = a[i].mul_add(b[i], sums[i]);

@@ -1,4 +1,5 @@
-//! RMSNorm in CubeCL: one cube a row, whose units share the row's sums; the weight's gradient by blocks of rows, then over the blocks.
+//! RMSNorm in CubeCL: one cube a row, whose units share the row's sums; the weight's gradient by
+//! blocks of rows, then over the blocks.
 use crate::cube::{ElementCubes, addresses, empty, row_cubes, unit_count};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
@@ -100,7 +101,8 @@ fn input_gradient<F: Float, W: Float>(
         let mut i = unit;
         while i < width {
             let g = f32::cast_from(grad[row * width + i]) * f32::cast_from(weight[i]);
-            dx[row * width + i] = F::cast_from(r * (g - f32::cast_from(x[row * width + i]) * r * mean));
+            dx[row * width + i] =
+                F::cast_from(r * (g - f32::cast_from(x[row * width + i]) * r * mean));
             i += units;
         }
         if unit == 0 {
@@ -138,7 +140,13 @@ fn weight_gradient_of_blocks<F: Float>(
 }
 
 #[cube(launch, address_type = "dynamic")]
-fn sum_of_blocks<W: Float>(partial: &Tensor<f32>, dw: &mut Tensor<W>, n_blocks: usize, width: usize, #[define(W)] _type: StorageType) {
+fn sum_of_blocks<W: Float>(
+    partial: &Tensor<f32>,
+    dw: &mut Tensor<W>,
+    n_blocks: usize,
+    width: usize,
+    #[define(W)] _type: StorageType,
+) {
     let column = ABSOLUTE_POS;
     if column < width {
         let mut sum = f32::new(0.0);
@@ -151,7 +159,11 @@ fn sum_of_blocks<W: Float>(partial: &Tensor<f32>, dw: &mut Tensor<W>, n_blocks: 
     }
 }
 
-pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, eps: f64) -> CubeTensor<R> {
+pub(crate) fn forward<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    weight: CubeTensor<R>,
+    eps: f64,
+) -> CubeTensor<R> {
     let (x, weight) = (into_contiguous(x), into_contiguous(weight));
     let [n_rows, width] = x.shape().dims();
     let out = empty(&x, x.shape(), x.dtype);
@@ -176,7 +188,12 @@ pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, e
     out
 }
 
-pub(crate) fn backward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, grad: CubeTensor<R>, eps: f64) -> [CubeTensor<R>; 2] {
+pub(crate) fn backward<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    weight: CubeTensor<R>,
+    grad: CubeTensor<R>,
+    eps: f64,
+) -> [CubeTensor<R>; 2] {
     let (x, weight, grad) = (into_contiguous(x), into_contiguous(weight), into_contiguous(grad));
     let [n_rows, width] = x.shape().dims();
     let rows_per_block = rows_per_block(n_rows);

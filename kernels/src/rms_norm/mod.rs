@@ -1,11 +1,12 @@
-//! RMSNorm with f32 inside: y = w * cast(x r), r = 1 / sqrt(mean_d(x_d^2) + eps), the weight multiplied in the dtype of x (as Hugging Face does).
+//! RMSNorm with f32 inside: y = w * cast(x r), r = 1 / sqrt(mean_d(x_d^2) + eps), the weight
+//! multiplied in the dtype of x (as Hugging Face does).
 //!
 //! ```text
 //! n = x r     g = dy w     dx = r (g - n mean_d(g_d n_d))     dw = sum over rows of dy n
 //! ```
 //!
-//! One pass over x forwards, one over x and dy backwards; nothing but x and w is kept. Bytes (f32): 8 N D forwards, 12 N D backwards; 4 N D and 10 N D
-//! flops. Memory-bound.
+//! One pass over x forwards, one over x and dy backwards; nothing but x and w is kept. Bytes (f32):
+//! 8 N D forwards, 12 N D backwards; 4 N D and 10 N D flops. Memory-bound.
 pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod kernel;

@@ -9,7 +9,12 @@ pub fn forward<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, eps: f64) 
     (n.cast(dtype) * weight.unsqueeze()).into_primitive().tensor()
 }
 
-pub fn backward<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, grad: FloatTensor<B>, eps: f64) -> [FloatTensor<B>; 2] {
+pub fn backward<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    eps: f64,
+) -> [FloatTensor<B>; 2] {
     let (x, weight) = tensors::<B>(x, weight);
     let grad = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(grad)).cast(DType::F32);
     let (dtype, weight_dtype) = (x.dtype(), weight.dtype());
@@ -28,5 +33,8 @@ fn normalised<B: Backend>(x: Tensor<B, 2>, eps: f64) -> (Tensor<B, 2>, Tensor<B,
 }
 
 fn tensors<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> (Tensor<B, 2>, Tensor<B, 1>) {
-    (Tensor::from_primitive(TensorPrimitive::Float(x)), Tensor::from_primitive(TensorPrimitive::Float(weight)))
+    (
+        Tensor::from_primitive(TensorPrimitive::Float(x)),
+        Tensor::from_primitive(TensorPrimitive::Float(weight)),
+    )
 }

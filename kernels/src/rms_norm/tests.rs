@@ -10,7 +10,11 @@ const EPS: f64 = 1e-2;
 
 /// (x [N, D], w [D], weights of the outputs in the loss [N, D]), N past one task of the CPU loops.
 fn case(n: usize, d: usize) -> [Vec<f64>; 3] {
-    let numbers = |n: usize, salt: f64| (0..n).map(|i| ((i as f64 + 1.0) * (0.618_033_988_749_894_9 + salt)).fract() - 0.4).collect();
+    let numbers = |n: usize, salt: f64| {
+        (0..n)
+            .map(|i| ((i as f64 + 1.0) * (0.618_033_988_749_894_9 + salt)).fract() - 0.4)
+            .collect()
+    };
     [numbers(n * d, 0.0), numbers(d, 0.1), numbers(n * d, 0.2)]
 }
 
@@ -28,7 +32,10 @@ fn assert_close(got: FloatTensor<Flex>, want: &[f64], what: &str) {
     let got = got.into_data().to_vec::<f32>().unwrap();
     assert_eq!(got.len(), want.len());
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!((f64::from(*got) - want).abs() < 2e-5 * (1.0 + want.abs()), "{what}[{i}]: {got} instead of {want}");
+        assert!(
+            (f64::from(*got) - want).abs() < 2e-5 * (1.0 + want.abs()),
+            "{what}[{i}]: {got} instead of {want}"
+        );
     }
 }
 
@@ -39,7 +46,11 @@ fn forward_is_the_definition() {
         let want = literal(&x, &w);
         let (x, w) = (tensor::<Flex, 2>(&x, [n, d]), tensor::<Flex, 1>(&w, [d]));
         let primitives = (x.clone().into_primitive().tensor(), w.clone().into_primitive().tensor());
-        assert_close(reference::forward::<Flex>(primitives.0, primitives.1, EPS), &want, "reference");
+        assert_close(
+            reference::forward::<Flex>(primitives.0, primitives.1, EPS),
+            &want,
+            "reference",
+        );
         assert_close(rms_norm(x, w, EPS).into_primitive().tensor(), &want, "cpu");
     }
 }
@@ -48,7 +59,8 @@ fn forward_is_the_definition() {
 fn gradients_are_finite_differences() {
     let (n, d) = (3, 21);
     let [x, w, weights] = case(n, d);
-    let loss = |x: &[f64], w: &[f64]| literal(x, w).iter().zip(&weights).map(|(y, g)| y * g).sum::<f64>();
+    let loss =
+        |x: &[f64], w: &[f64]| literal(x, w).iter().zip(&weights).map(|(y, g)| y * g).sum::<f64>();
     let difference = |values: &[f64], loss: &dyn Fn(&[f64]) -> f64| -> Vec<f64> {
         let at = |i: usize, delta: f64| {
             let mut moved = values.to_vec();
@@ -59,12 +71,17 @@ fn gradients_are_finite_differences() {
     };
     let (want_x, want_w) = (difference(&x, &|x| loss(x, &w)), difference(&w, &|w| loss(&x, w)));
 
-    let (x_ad, w_ad) = (tensor::<Train, 2>(&x, [n, d]).require_grad(), tensor::<Train, 1>(&w, [d]).require_grad());
-    let grads = (rms_norm(x_ad.clone(), w_ad.clone(), EPS) * tensor(&weights, [n, d])).sum().backward();
+    let (x_ad, w_ad) =
+        (tensor::<Train, 2>(&x, [n, d]).require_grad(), tensor::<Train, 1>(&w, [d]).require_grad());
+    let grads =
+        (rms_norm(x_ad.clone(), w_ad.clone(), EPS) * tensor(&weights, [n, d])).sum().backward();
     assert_close(x_ad.grad(&grads).unwrap().into_primitive().tensor(), &want_x, "dx");
     assert_close(w_ad.grad(&grads).unwrap().into_primitive().tensor(), &want_w, "dw");
 
-    let primitives = (tensor::<Flex, 2>(&x, [n, d]).into_primitive().tensor(), tensor::<Flex, 1>(&w, [d]).into_primitive().tensor());
+    let primitives = (
+        tensor::<Flex, 2>(&x, [n, d]).into_primitive().tensor(),
+        tensor::<Flex, 1>(&w, [d]).into_primitive().tensor(),
+    );
     let grad = tensor::<Flex, 2>(&weights, [n, d]).into_primitive().tensor();
     let [dx, dw] = reference::backward::<Flex>(primitives.0, primitives.1, grad, EPS);
     assert_close(dx, &want_x, "reference dx");
@@ -78,9 +95,14 @@ fn weight_gradient_is_summed_over_all_tasks() {
         let shape = [values.len() / d, d];
         tensor::<Flex, 2>(&values, shape)
     });
-    let [x, w, grad] = [x.into_primitive().tensor(), w.reshape([d]).into_primitive().tensor(), weights.into_primitive().tensor()];
+    let [x, w, grad] = [
+        x.into_primitive().tensor(),
+        w.reshape([d]).into_primitive().tensor(),
+        weights.into_primitive().tensor(),
+    ];
     let [_, plain] = reference::backward::<Flex>(x.clone(), w.clone(), grad.clone(), EPS);
     let [_, dw] = cpu::backward(x, w, grad, EPS);
-    let plain: Vec<f64> = plain.into_data().to_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
+    let plain: Vec<f64> =
+        plain.into_data().to_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
     assert_close(dw, &plain, "dw");
 }

@@ -33,6 +33,8 @@ pub fn forward(x: CpuTensor, cos: CpuTensor, sin: CpuTensor) -> CpuTensor {
 
 /// `row_major` that gives up its argument, so that a tensor with one owner keeps having one.
 fn owned_row_major(x: CpuTensor) -> CpuTensor {
-    let is_whole = x.is_contiguous() && x.layout().start_offset() == 0 && x.storage::<f32>().len() == x.layout().num_elements();
+    let is_whole = x.is_contiguous()
+        && x.layout().start_offset() == 0
+        && x.storage::<f32>().len() == x.layout().num_elements();
     if is_whole { x } else { x.to_contiguous() }
 }

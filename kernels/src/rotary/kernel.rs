@@ -29,7 +29,11 @@ fn turn<F: Float, T: Float>(
     }
 }
 
-pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>, cos: CubeTensor<R>, sin: CubeTensor<R>) -> CubeTensor<R> {
+pub(crate) fn forward<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    cos: CubeTensor<R>,
+    sin: CubeTensor<R>,
+) -> CubeTensor<R> {
     let (x, cos, sin) = (into_contiguous(x), into_contiguous(cos), into_contiguous(sin));
     let ([n_tokens, width], [n_positions, half]) = (x.shape().dims(), cos.shape().dims());
     let n_pairs = n_tokens * width / 2;

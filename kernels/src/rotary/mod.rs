@@ -5,8 +5,8 @@
 //! y_{i+hd/2} = x_{i + hd/2} cos_i + x_i sin_i          i < hd/2
 //! ```
 //!
-//! A rotation, so the gradient is the same operation with -sin. In f32 whatever the dtype of x. Bytes (f32): 8 N H hd; in place on the CPU backend when
-//! x has no other owner.
+//! A rotation, so the gradient is the same operation with -sin. In f32 whatever the dtype of x.
+//! Bytes (f32): 8 N H hd; in place on the CPU backend when x has no other owner.
 pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod kernel;
@@ -17,9 +17,11 @@ mod tests;
 use crate::KernelOps;
 use burn::tensor::{Tensor, TensorPrimitive};
 
-/// Turns each head of token n by the angles of row n mod P of the tables. Differentiable in x; the tables are constants.
+/// Turns each head of token n by the angles of row n mod P of the tables. Differentiable in x; the
+/// tables are constants.
 /// # Shapes
-/// x [N, heads * hd]; cos, sin [P, hd/2] with N a multiple of P -> [N, heads * hd] in the dtype of x.
+/// x [N, heads * hd]; cos, sin [P, hd/2] with N a multiple of P -> [N, heads * hd] in the dtype of
+/// x.
 pub fn rotary<B: KernelOps>(x: Tensor<B, 2>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Tensor<B, 2> {
     let ([n_tokens, width], [n_positions, half]) = (x.dims(), cos.dims());
     assert_eq!(cos.dims(), sin.dims(), "one sine a cosine");

@@ -1,7 +1,8 @@
 //! Sampling on the host: rows over threads, columns in vector registers.
 //!
-//! A row is read twice: its largest key, then weights and probabilities in blocks, of which the weights' sums are kept. The draw skips blocks by their
-//! sums and computes the weights of one block again. With top-k or top-p, what may lie above the threshold is gathered and sorted.
+//! A row is read twice: its largest key, then weights and probabilities in blocks, of which the
+//! weights' sums are kept. The draw skips blocks by their sums and computes the weights of one
+//! block again. With top-k or top-p, what may lie above the threshold is gathered and sorted.
 use super::{COLUMNS, Draw, Plan, RowSampling, weight};
 use crate::cpu::{CpuTensor, LANES, View, from_vec, simd, with_rows};
 use burn::tensor::DType;
@@ -9,11 +10,13 @@ use rayon::prelude::*;
 use std::cmp::Reverse;
 use weight::{HIGHEST_KEY, LOWEST_KEY, Share, key, logit};
 
-/// Columns whose probabilities are added up in f32, lane by lane, before they go into an f64, and whose weights have one sum.
+/// Columns whose probabilities are added up in f32, lane by lane, before they go into an f64, and
+/// whose weights have one sum.
 const BLOCK: usize = 64 * LANES;
 /// Columns of a block that the draw skips together.
 const PART: usize = 4 * LANES;
-/// Logits below which handing rows to other threads costs more than it saves (a logit takes about a nanosecond, waking a thread some ten microseconds).
+/// Logits below which handing rows to other threads costs more than it saves (a logit takes about a
+/// nanosecond, waking a thread some ten microseconds).
 const PARALLEL_LOGITS: usize = 1 << 15;
 
 /// Buffers that a thread reuses from row to row.
@@ -36,11 +39,19 @@ pub(crate) fn forward(logits: CpuTensor, rows: &[RowSampling]) -> CpuTensor {
 
 /// [R] -> [R, 2] row-major
 pub(super) fn pack(draws: &[Option<Draw>]) -> Vec<f32> {
-    draws.iter().flat_map(|draw| draw.map_or([-1.0, f32::NAN], |draw| [draw.id as f32, draw.log_prob])).collect()
+    draws
+        .iter()
+        .flat_map(|draw| draw.map_or([-1.0, f32::NAN], |draw| [draw.id as f32, draw.log_prob]))
+        .collect()
 }
 
 /// One draw a row; row r starts at `r * stride`.
-pub(super) fn sample_rows(logits: &[f32], vocab_size: usize, stride: usize, rows: &[RowSampling]) -> Vec<Option<Draw>> {
+pub(super) fn sample_rows(
+    logits: &[f32],
+    vocab_size: usize,
+    stride: usize,
+    rows: &[RowSampling],
+) -> Vec<Option<Draw>> {
     let draw = |scratch: &mut Scratch, (r, row): (usize, &RowSampling)| {
         simd!(sample_row(&logits[r * stride..r * stride + vocab_size], &Plan::new(row), scratch))
     };
@@ -75,7 +86,8 @@ fn sample_row(logits: &[f32], plan: &Plan, scratch: &mut Scratch) -> Option<Draw
         row.narrow(plan, total, scratch);
         let total = scratch.candidates.iter().map(|token| row.weight(token.logit())).sum();
         let mut rest = fraction(plan.bits, total);
-        let drawn = scratch.candidates.iter().find(|token| is_behind(&mut rest, row.weight(token.logit())));
+        let drawn =
+            scratch.candidates.iter().find(|token| is_behind(&mut rest, row.weight(token.logit())));
         drawn.expect("the target is below the total").id()
     };
     let log_prob = -f64::from(row.max - logits[id]) / plan.temperature - sum.ln();
@@ -110,7 +122,8 @@ fn max_key(logits: &[f32]) -> u32 {
     rest.iter().map(|&logit| key(logit)).chain(lanes).fold(0, u32::max)
 }
 
-/// A token with its logit, ordered as top-k and top-p take them from the end: by key, the lower id later.
+/// A token with its logit, ordered as top-k and top-p take them from the end: by key, the lower id
+/// later.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate(u64);
 
@@ -169,7 +182,10 @@ impl Row<'_> {
     #[inline(always)]
     fn locate(&self, blocks: &[u64], target: u64) -> usize {
         let mut rest = target;
-        let block = blocks.iter().position(|&weight| is_behind(&mut rest, weight)).expect("the target is below the total");
+        let block = blocks
+            .iter()
+            .position(|&weight| is_behind(&mut rest, weight))
+            .expect("the target is below the total");
         let mut start = block * BLOCK;
         for part in self.logits[start..].chunks(PART) {
             let mut weights = [0u64; PART];
@@ -199,8 +215,10 @@ impl Row<'_> {
             ordered.truncate(k);
             total = ordered.iter().map(|token| self.weight(token.logit())).sum();
         } else {
-            // Tokens lighter than (1 - top_p) / V of the total weigh less than 1 - top_p of it together: top-p never reaches them.
-            let floor = ((u128::from(total) * ((1 << 32) - u128::from(plan.top_p))) >> 32) as u64 / self.logits.len() as u64;
+            // Tokens lighter than (1 - top_p) / V of the total weigh less than 1 - top_p of it
+            // together: top-p never reaches them.
+            let floor = ((u128::from(total) * ((1 << 32) - u128::from(plan.top_p))) >> 32) as u64
+                / self.logits.len() as u64;
             self.gather_above_weight(floor.max(1), blocks, candidates);
             ordered.clone_from(candidates);
         }
@@ -218,7 +236,8 @@ impl Row<'_> {
         candidates.retain(|&token| token >= last);
     }
 
-    /// A key that at least `k` tokens reach: the k-th largest of the parts' largest, 0 where there are not that many parts.
+    /// A key that at least `k` tokens reach: the k-th largest of the parts' largest, 0 where there
+    /// are not that many parts.
     #[inline(always)]
     fn least_of_the_largest(&self, k: usize, scratch: &mut Vec<Candidate>) -> u32 {
         if k > self.logits.len().div_ceil(PART) {
@@ -236,7 +255,10 @@ impl Row<'_> {
     fn gather_above_key(&self, lowest: u32, candidates: &mut Vec<Candidate>) {
         for (p, part) in self.logits.chunks(PART).enumerate() {
             if max_key(part) >= lowest {
-                let tokens = part.iter().enumerate().map(|(i, &logit)| Candidate::new(key(logit), p * PART + i));
+                let tokens = part
+                    .iter()
+                    .enumerate()
+                    .map(|(i, &logit)| Candidate::new(key(logit), p * PART + i));
                 candidates.extend(tokens.filter(|token| key(token.logit()) >= lowest));
             }
         }
@@ -252,8 +274,10 @@ impl Row<'_> {
             for (weight, &logit) in weights.iter_mut().zip(block) {
                 *weight = self.weight(logit);
             }
-            let tokens = block.iter().zip(&weights).enumerate().filter(|(_, (_, weight))| **weight >= floor);
-            candidates.extend(tokens.map(|(i, (&logit, _))| Candidate::new(key(logit), b * BLOCK + i)));
+            let tokens =
+                block.iter().zip(&weights).enumerate().filter(|(_, (_, weight))| **weight >= floor);
+            candidates
+                .extend(tokens.map(|(i, (&logit, _))| Candidate::new(key(logit), b * BLOCK + i)));
         }
     }
 }

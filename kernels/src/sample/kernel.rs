@@ -1,9 +1,12 @@
-//! The sampling kernel: one cube (workgroup) a row. What is summed and compared are the integers of `weight.rs`, so the number of units does not matter.
+//! The sampling kernel: one cube (workgroup) a row. What is summed and compared are the integers of
+//! `weight.rs`, so the number of units does not matter.
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
 use super::{
     COLUMNS, Plan, RowSampling,
     kernel_numbers::{fraction, key, largest, logit, reach},
-    kernel_search::{Kept, NO_BOUND, ONE, Row, WEIGHT, locate, narrow, sum_of_sections, sum_row, sum_sections},
+    kernel_search::{
+        Kept, NO_BOUND, ONE, Row, WEIGHT, locate, narrow, sum_of_sections, sum_row, sum_sections,
+    },
     weight::{HIGHEST_KEY, LOWEST_KEY},
 };
 use crate::cube::{addresses, empty, row_cubes, with_row_stride};
@@ -48,7 +51,12 @@ fn sample<F: Float>(
         let mut total = f32::new(1.0);
         let is_distribution = top > LOWEST_KEY && top < HIGHEST_KEY;
         if is_distribution {
-            let row = Row { base, vocab_size, max: logit(top), scale: f32::reinterpret(plans[plan + SCALE]) };
+            let row = Row {
+                base,
+                vocab_size,
+                max: logit(top),
+                scale: f32::reinterpret(plans[plan + SCALE]),
+            };
             total = sum_row::<F>(logits, row, &mut shared, &mut values, units, group);
             if plans[plan + IS_GREEDY] == 0u32 {
                 let mut threshold = 0u32;
@@ -56,24 +64,71 @@ fn sample<F: Float>(
                 let top_k = plans[plan + TOP_K];
                 if top_k > 0u32 && top_k < vocab_size as u32 {
                     let all = Kept { threshold, bound };
-                    let kept = narrow::<F>(logits, row, all, top, top_k, 0u32, vocab_size as u32, 0u32, &mut shared, units, group, ONE);
+                    let kept = narrow::<F>(
+                        logits,
+                        row,
+                        all,
+                        top,
+                        top_k,
+                        0u32,
+                        vocab_size as u32,
+                        0u32,
+                        &mut shared,
+                        units,
+                        group,
+                        ONE,
+                    );
                     threshold = kept.threshold;
                     bound = kept.bound;
-                    sum_sections::<F>(logits, row, Kept { threshold, bound }, 0usize, vocab_size, &mut shared, units, group, WEIGHT);
+                    sum_sections::<F>(
+                        logits,
+                        row,
+                        Kept { threshold, bound },
+                        0usize,
+                        vocab_size,
+                        &mut shared,
+                        units,
+                        group,
+                        WEIGHT,
+                    );
                 }
                 let top_p = plans[plan + TOP_P];
                 if top_p > 0u32 {
                     let (low, high) = sum_of_sections(&shared, units, group);
                     let (reach_low, reach_high) = reach(top_p, low, high);
                     let left = Kept { threshold, bound };
-                    let kept = narrow::<F>(logits, row, left, top, reach_low, reach_high, low, high, &mut shared, units, group, WEIGHT);
+                    let kept = narrow::<F>(
+                        logits,
+                        row,
+                        left,
+                        top,
+                        reach_low,
+                        reach_high,
+                        low,
+                        high,
+                        &mut shared,
+                        units,
+                        group,
+                        WEIGHT,
+                    );
                     threshold = kept.threshold;
                     bound = kept.bound;
-                    sum_sections::<F>(logits, row, Kept { threshold, bound }, 0usize, vocab_size, &mut shared, units, group, WEIGHT);
+                    sum_sections::<F>(
+                        logits,
+                        row,
+                        Kept { threshold, bound },
+                        0usize,
+                        vocab_size,
+                        &mut shared,
+                        units,
+                        group,
+                        WEIGHT,
+                    );
                 }
                 let kept = Kept { threshold, bound };
                 let (low, high) = sum_of_sections(&shared, units, group);
-                let (low, high) = fraction(plans[plan + BITS_LOW], plans[plan + BITS_HIGH], low, high);
+                let (low, high) =
+                    fraction(plans[plan + BITS_LOW], plans[plan + BITS_HIGH], low, high);
                 id = locate::<F>(logits, row, kept, low, high, &mut shared, units, group, WEIGHT);
             }
         }
@@ -87,7 +142,10 @@ fn sample<F: Float>(
     }
 }
 
-pub(crate) fn forward<R: CubeRuntime>(logits: CubeTensor<R>, rows: &[RowSampling]) -> CubeTensor<R> {
+pub(crate) fn forward<R: CubeRuntime>(
+    logits: CubeTensor<R>,
+    rows: &[RowSampling],
+) -> CubeTensor<R> {
     let logits = with_row_stride(logits);
     let [n_rows, vocab_size] = logits.shape().dims();
     let out = empty(&logits, Shape::new([n_rows, COLUMNS]), DType::F32);

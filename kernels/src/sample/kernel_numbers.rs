@@ -1,6 +1,8 @@
-//! Pieces of the sampling kernel: keys and weights of `weight.rs`, numbers of two u32 limbs, and sums over a cube.
+//! Pieces of the sampling kernel: keys and weights of `weight.rs`, numbers of two u32 limbs, and
+//! sums over a cube.
 //!
-//! A wide number is (low, high): not every runtime has u64. Wide numbers of all units lie in shared memory as [low of each unit, high of each unit].
+//! A wide number is (low, high): not every runtime has u64. Wide numbers of all units lie in shared
+//! memory as [low of each unit, high of each unit].
 use super::weight::{FRACTION_BITS, MAX_EXPONENT, POLYNOMIAL};
 use cubecl::prelude::*;
 
@@ -112,14 +114,23 @@ pub fn least_multiple(need_low: u32, need_high: u32, weight: u32) -> u32 {
 
 /// Adds up the wide numbers of each group of `group` units, left at the group's first unit.
 #[cube]
-pub fn sum_groups(shared: &mut SharedMemory<u32>, #[comptime] units: usize, #[comptime] group: usize) {
+pub fn sum_groups(
+    shared: &mut SharedMemory<u32>,
+    #[comptime] units: usize,
+    #[comptime] group: usize,
+) {
     let unit = UNIT_POS_X as usize;
     sync_cube();
     let half = RuntimeCell::<usize>::new(group / 2);
     while half.read() > 0 {
         let h = half.read();
         if unit % group < h {
-            let (low, high) = add_wide(shared[unit], shared[units + unit], shared[unit + h], shared[units + unit + h]);
+            let (low, high) = add_wide(
+                shared[unit],
+                shared[units + unit],
+                shared[unit + h],
+                shared[units + unit + h],
+            );
             shared[unit] = low;
             shared[units + unit] = high;
         }

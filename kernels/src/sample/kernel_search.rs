@@ -1,13 +1,22 @@
-//! Searches within a row, by all units of a cube: sums over sections of the columns, the token at a target, the threshold of top-k and top-p.
+//! Searches within a row, by all units of a cube: sums over sections of the columns, the token at a
+//! target, the threshold of top-k and top-p.
 //!
-//! Whatever depends on order is found by cutting: the columns are cut into as many sections as there are groups of units, each group adds up
-//! its section (neighbouring units read neighbouring columns), all units see in which section the target lies, and the section is cut again.
-//! The threshold of top-k and top-p is searched for the same way among keys, eight parts at a time.
-#![allow(clippy::too_many_arguments, reason = "inlined into one kernel, whose units share everything")]
-use super::kernel_numbers::{add_wide, exponent, is_less_wide, key, least_multiple, logit, subtract_wide, sum, sum_groups, value, weight};
+//! Whatever depends on order is found by cutting: the columns are cut into as many sections as
+//! there are groups of units, each group adds up its section (neighbouring units read neighbouring
+//! columns), all units see in which section the target lies, and the section is cut again. The
+//! threshold of top-k and top-p is searched for the same way among keys, eight parts at a time.
+#![allow(
+    clippy::too_many_arguments,
+    reason = "inlined into one kernel, whose units share everything"
+)]
+use super::kernel_numbers::{
+    add_wide, exponent, is_less_wide, key, least_multiple, logit, subtract_wide, sum, sum_groups,
+    value, weight,
+};
 use cubecl::prelude::*;
 
-/// What a token counts for in a sum: its weight, 1, or 1 if its key is the threshold's; the first two only where it may be drawn.
+/// What a token counts for in a sum: its weight, 1, or 1 if its key is the threshold's; the first
+/// two only where it may be drawn.
 pub const WEIGHT: u32 = 0;
 pub const ONE: u32 = 1;
 pub const TIE: u32 = 2;
@@ -55,7 +64,8 @@ fn section_length(n: usize, #[comptime] sections: usize) -> usize {
     (n + (sections - 1)) / sections
 }
 
-/// Cuts `start..end` into a section a group and leaves each section's sum at its group's first unit.
+/// Cuts `start..end` into a section a group and leaves each section's sum at its group's first
+/// unit.
 #[cube]
 pub fn sum_sections<F: Float>(
     logits: &Tensor<F>,
@@ -76,7 +86,8 @@ pub fn sum_sections<F: Float>(
     let mut high = 0u32;
     let mut i = from + unit % group;
     while i < to {
-        let (l, h) = add_wide(low, high, measure(row, kept, key::<F>(logits[row.base + i]), i, what), 0u32);
+        let (l, h) =
+            add_wide(low, high, measure(row, kept, key::<F>(logits[row.base + i]), i, what), 0u32);
         low = l;
         high = h;
         i += group;
@@ -87,7 +98,8 @@ pub fn sum_sections<F: Float>(
     sum_groups(shared, units, group);
 }
 
-/// `sum_sections` of all weights of a row, and the sum of all probabilities relative to the largest, known to all units.
+/// `sum_sections` of all weights of a row, and the sum of all probabilities relative to the
+/// largest, known to all units.
 #[cube]
 pub fn sum_row<F: Float>(
     logits: &Tensor<F>,
@@ -127,7 +139,11 @@ pub fn sum_row<F: Float>(
 
 /// The sum of the sections that lie in shared memory.
 #[cube]
-pub fn sum_of_sections(shared: &SharedMemory<u32>, #[comptime] units: usize, #[comptime] group: usize) -> (u32, u32) {
+pub fn sum_of_sections(
+    shared: &SharedMemory<u32>,
+    #[comptime] units: usize,
+    #[comptime] group: usize,
+) -> (u32, u32) {
     let mut low = 0u32;
     let mut high = 0u32;
     let mut first = 0usize;
@@ -140,7 +156,8 @@ pub fn sum_of_sections(shared: &SharedMemory<u32>, #[comptime] units: usize, #[c
     (low, high)
 }
 
-/// The first id up to which the sum exceeds the target. The sections of the whole row lie in shared memory, and the target is below their sum.
+/// The first id up to which the sum exceeds the target. The sections of the whole row lie in shared
+/// memory, and the target is below their sum.
 #[cube]
 pub fn locate<F: Float>(
     logits: &Tensor<F>,
@@ -161,7 +178,9 @@ pub fn locate<F: Float>(
     while !is_found {
         let length = section_length(end - start, units / group);
         let mut first = 0usize;
-        while first + group < units && !is_less_wide(low, high, shared[first], shared[units + first]) {
+        while first + group < units
+            && !is_less_wide(low, high, shared[first], shared[units + first])
+        {
             let (l, h) = subtract_wide(low, high, shared[first], shared[units + first]);
             low = l;
             high = h;
@@ -178,7 +197,8 @@ pub fn locate<F: Float>(
     start
 }
 
-/// Narrows what may be drawn to the fewest tokens of largest logits that together count for `target` (at least 1); now they count for `total`.
+/// Narrows what may be drawn to the fewest tokens of largest logits that together count for
+/// `target` (at least 1); now they count for `total`.
 #[cube]
 pub fn narrow<F: Float>(
     logits: &Tensor<F>,
@@ -195,7 +215,8 @@ pub fn narrow<F: Float>(
     #[comptime] what: u32,
 ) -> Kept {
     let unit = UNIT_POS_X as usize;
-    // The keys from `reaching` on count for `at` >= target, those from `failing` on for `above` < target.
+    // The keys from `reaching` on count for `at` >= target, those from `failing` on for `above` <
+    // target.
     let mut at_low = total_low;
     let mut at_high = total_high;
     let mut above_low = 0u32;
@@ -250,7 +271,11 @@ pub fn narrow<F: Float>(
     }
     // Of the tokens at the threshold, the first few by id.
     let threshold = reaching.read();
-    let each = if comptime![what == ONE] { 1u32.runtime() } else { weight(exponent(row.max - logit(threshold), row.scale)) };
+    let each = if comptime![what == ONE] {
+        1u32.runtime()
+    } else {
+        weight(exponent(row.max - logit(threshold), row.scale))
+    };
     let (need_low, need_high) = subtract_wide(target_low, target_high, above_low, above_high);
     let n_ties = least_multiple(need_low, need_high, each);
     let (with_low, with_high) = add_wide(above_low, above_high, n_ties * each, n_ties.mul_hi(each));
@@ -258,7 +283,8 @@ pub fn narrow<F: Float>(
     let ties = Kept { threshold, bound };
     if is_less_wide(with_low, with_high, at_low, at_high) {
         sum_sections::<F>(logits, row, ties, 0usize, row.vocab_size, shared, units, group, TIE);
-        bound = locate::<F>(logits, row, ties, n_ties - 1u32, 0u32, shared, units, group, TIE) as u32;
+        bound =
+            locate::<F>(logits, row, ties, n_ties - 1u32, 0u32, shared, units, group, TIE) as u32;
     }
     Kept { threshold, bound }
 }

@@ -1,27 +1,35 @@
-//! One token a row: greedy, temperature, top-k, top-p. The same bits give the same token on every backend.
+//! One token a row: greedy, temperature, top-k, top-p. The same bits give the same token on every
+//! backend.
 //!
-//! The logits stay on the device; two numbers a row come back. The draw inverts the cumulative distribution **in vocabulary order**, and all of it that
-//! decides about the token is integer arithmetic, so that no backend's order of additions or exponential can move a border between two tokens:
+//! The logits stay on the device; two numbers a row come back. The draw inverts the cumulative
+//! distribution **in vocabulary order**, and all of it that decides about the token is integer
+//! arithmetic, so that no backend's order of additions or exponential can move a border between two
+//! tokens:
 //!
 //! ```text
 //! m = max z        x = (m - z) * (log2 e / T)        w = 2^31 2^-x, an integer        W = sum w
 //! token = the first id with w_0 + ... + w_id > floor(W bits / 2^64)
 //! ```
 //!
-//! x is the result of one f32 subtraction and one f32 multiplication, in this order, which nothing can be contracted with (a backend must round both
-//! to nearest, as all of them do); it is cut to 25 fractional bits, and `weight.rs` makes w of it. w is the real number
-//! within 3.2e-8 + 8.3e-8 x of it (a test says so) and half a unit, so that tokens down to 2^-32 = 2.3e-10 of the most probable one can be drawn.
+//! x is the result of one f32 subtraction and one f32 multiplication, in this order, which nothing
+//! can be contracted with (a backend must round both to nearest, as all of them do); it is cut to
+//! 25 fractional bits, and `weight.rs` makes w of it. w is the real number within 3.2e-8 + 8.3e-8 x
+//! of it (a test says so) and half a unit, so that tokens down to 2^-32 = 2.3e-10 of the most
+//! probable one can be drawn.
 //!
-//! Top-k and top-p narrow what may be drawn, top-k first, top-p on what top-k left: the k largest logits, then the smallest set of the largest ones
-//! whose weight reaches `top_p`. Logits are compared as ordered integers (-0 = +0), not weights, which may be equal where logits are not; among
-//! equal logits the lower id comes first. Greedy is the first in that order.
+//! Top-k and top-p narrow what may be drawn, top-k first, top-p on what top-k left: the k largest
+//! logits, then the smallest set of the largest ones whose weight reaches `top_p`. Logits are
+//! compared as ordered integers (-0 = +0), not weights, which may be equal where logits are not;
+//! among equal logits the lower id comes first. Greedy is the first in that order.
 //!
-//! The log-prob is `log_softmax(logits / T)[id]` of the whole vocabulary whatever top-k and top-p let through (T = 1 where the choice is greedy), which
-//! is what training recomputes. It is f32 and may differ between backends in its last digits. Logits of f16 and bf16 are widened first.
+//! The log-prob is `log_softmax(logits / T)[id]` of the whole vocabulary whatever top-k and top-p
+//! let through (T = 1 where the choice is greedy), which is what training recomputes. It is f32 and
+//! may differ between backends in its last digits. Logits of f16 and bf16 are widened first.
 //!
-//! Bytes: the logits are read twice (maximum; weights), and a small part of them (the section or block that the draw falls into) once more. Top-k and
-//! top-p cost the CubeCL kernel about eleven passes each (a search for the threshold among 2^32 keys, eight parts a pass), the CPU one or two passes and
-//! a sort of what may lie above it.
+//! Bytes: the logits are read twice (maximum; weights), and a small part of them (the section or
+//! block that the draw falls into) once more. Top-k and top-p cost the CubeCL kernel about eleven
+//! passes each (a search for the threshold among 2^32 keys, eight parts a pass), the CPU one or two
+//! passes and a sort of what may lie above it.
 pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod kernel;
@@ -44,7 +52,8 @@ pub struct RowSampling {
     pub temperature: f64,
     /// Tokens that may be drawn; 0 = off.
     pub top_k: usize,
-    /// Share of the probability mass that may be drawn, rounded down to a multiple of 2^-32; from 1 on = off. At least one token stays.
+    /// Share of the probability mass that may be drawn, rounded down to a multiple of 2^-32; from 1
+    /// on = off. At least one token stays.
     pub top_p: f64,
     /// The random number: a fraction of 2^64.
     pub bits: u64,
@@ -67,24 +76,38 @@ const MAX_VOCABULARY: usize = 1 << 24;
 /// # Shapes
 /// logits [R, V] of any float type, rows [R] -> [R, 2] f32
 /// # Panics
-/// Where there are not as many logits rows as `rows`, V is 0 or above 2^24, or a temperature is NaN.
+/// Where there are not as many logits rows as `rows`, V is 0 or above 2^24, or a temperature is
+/// NaN.
 pub fn sample<B: KernelOps>(logits: Tensor<B, 2>, rows: &[RowSampling]) -> Tensor<B, 2> {
     let [n_rows, vocab_size] = logits.dims();
     assert_eq!(n_rows, rows.len(), "one sampling a row of logits");
-    assert!((1..=MAX_VOCABULARY).contains(&vocab_size) || n_rows == 0, "a vocabulary of {vocab_size}");
+    assert!(
+        (1..=MAX_VOCABULARY).contains(&vocab_size) || n_rows == 0,
+        "a vocabulary of {vocab_size}"
+    );
     assert!(rows.iter().all(|row| !row.temperature.is_nan()), "a temperature is NaN");
     if n_rows == 0 {
         return Tensor::empty([0, COLUMNS], (&logits.device(), DType::F32));
     }
-    Tensor::from_primitive(TensorPrimitive::Float(B::sample(logits.into_primitive().tensor(), rows)))
+    Tensor::from_primitive(TensorPrimitive::Float(B::sample(
+        logits.into_primitive().tensor(),
+        rows,
+    )))
 }
 
-/// The results of [`sample`], on the host. `None` where a row's logits hold NaN, +infinity or nothing finite: there is no distribution to draw from.
+/// The results of [`sample`], on the host. `None` where a row's logits hold NaN, +infinity or
+/// nothing finite: there is no distribution to draw from.
 /// # Shapes
 /// [R, 2] -> [R]
 pub fn read<B: KernelOps>(packed: Tensor<B, 2>) -> Vec<Option<Draw>> {
-    let packed = packed.into_data().convert::<f32>().into_vec::<f32>().expect("it was converted to f32");
-    packed.as_chunks::<COLUMNS>().0.iter().map(|&[id, log_prob]| (id >= 0.0).then_some(Draw { id: id as u32, log_prob })).collect()
+    let packed =
+        packed.into_data().convert::<f32>().into_vec::<f32>().expect("it was converted to f32");
+    packed
+        .as_chunks::<COLUMNS>()
+        .0
+        .iter()
+        .map(|&[id, log_prob]| (id >= 0.0).then_some(Draw { id: id as u32, log_prob }))
+        .collect()
 }
 
 /// What every implementation works with: a row's sampling in the numbers of the formula.
@@ -111,6 +134,13 @@ impl Plan {
             p => ((p * 2f64.powi(32)) as u32).max(1),
         };
         let top_k = u32::try_from(row.top_k).unwrap_or(u32::MAX);
-        Self { is_greedy, temperature, scale: weight::scale(temperature), top_k, top_p, bits: row.bits }
+        Self {
+            is_greedy,
+            temperature,
+            scale: weight::scale(temperature),
+            top_k,
+            top_p,
+            bits: row.bits,
+        }
     }
 }

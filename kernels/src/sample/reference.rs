@@ -6,7 +6,8 @@ pub(crate) fn forward<B: Backend>(logits: FloatTensor<B>, rows: &[RowSampling]) 
     let device = B::float_device(&logits);
     let logits = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(logits));
     let vocab_size = logits.dims()[1];
-    let logits = logits.into_data().convert::<f32>().into_vec::<f32>().expect("it was converted to f32");
+    let logits =
+        logits.into_data().convert::<f32>().into_vec::<f32>().expect("it was converted to f32");
     let packed = cpu::pack(&cpu::sample_rows(&logits, vocab_size, vocab_size, rows));
     B::float_from_data(TensorData::new(packed, [rows.len(), COLUMNS]), &device)
 }

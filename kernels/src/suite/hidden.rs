@@ -40,7 +40,12 @@ fn upstream(case: &Case, n: usize) -> Vec<f64> {
     }
 }
 
-fn leaf<B: KernelOps, const D: usize>(x: &[f64], shape: [usize; D], dtype: DType, device: &Device<B>) -> Tensor<Autodiff<B>, D> {
+fn leaf<B: KernelOps, const D: usize>(
+    x: &[f64],
+    shape: [usize; D],
+    dtype: DType,
+    device: &Device<B>,
+) -> Tensor<Autodiff<B>, D> {
     tensor_on::<Autodiff<B>, D>(x, shape, dtype, device).require_grad()
 }
 
@@ -55,36 +60,77 @@ fn run<B: KernelOps, const D: usize>(
     (values, (y.cast(DType::F32) * tensor_on(upstream, shape, DType::F32, device)).sum().backward())
 }
 
-pub(super) fn check_rms_norm<B: KernelOps>(case: &Case, matrix: Matrix, device: &Device<B>) -> Vec<Check> {
+pub(super) fn check_rms_norm<B: KernelOps>(
+    case: &Case,
+    matrix: Matrix,
+    device: &Device<B>,
+) -> Vec<Check> {
     let Matrix { n_rows, width } = matrix;
     let (x, w) = (input(case, n_rows, width, 0.0, 2.0), scaled(width, 0.1, 2.0, case.dtype));
     let grad = upstream(case, x.len());
     let [dx, dw] = definitions::rms_norm_gradients(&x, &w, &grad, RMS_EPS);
-    let (x_leaf, w_leaf) = (leaf::<B, 2>(&x, [n_rows, width], case.dtype, device), leaf::<B, 1>(&w, [width], case.dtype, device));
+    let (x_leaf, w_leaf) = (
+        leaf::<B, 2>(&x, [n_rows, width], case.dtype, device),
+        leaf::<B, 1>(&w, [width], case.dtype, device),
+    );
     let (y, grads) = run(rms_norm(x_leaf.clone(), w_leaf.clone(), RMS_EPS), &grad, device);
     vec![
         Check::new("y", &y, &definitions::rms_norm(&x, &w, RMS_EPS), case.stored(0)),
-        Check::new("dx", &values(x_leaf.grad(&grads).expect("x has a gradient")), &dx, case.stored(0)),
-        Check::new("dw", &values(w_leaf.grad(&grads).expect("the weight has a gradient")), &dw, case.stored(n_rows)),
+        Check::new(
+            "dx",
+            &values(x_leaf.grad(&grads).expect("x has a gradient")),
+            &dx,
+            case.stored(0),
+        ),
+        Check::new(
+            "dw",
+            &values(w_leaf.grad(&grads).expect("the weight has a gradient")),
+            &dw,
+            case.stored(n_rows),
+        ),
     ]
 }
 
-pub(super) fn check_swiglu<B: KernelOps>(case: &Case, matrix: Matrix, device: &Device<B>) -> Vec<Check> {
+pub(super) fn check_swiglu<B: KernelOps>(
+    case: &Case,
+    matrix: Matrix,
+    device: &Device<B>,
+) -> Vec<Check> {
     let shape = [matrix.n_rows, matrix.width];
     let by = if matches!(case.fill, Fill::Far(_)) { 2.0 * FAR_GATE } else { 8.0 };
-    let (gate, up) = (input(case, matrix.n_rows, matrix.width, 0.0, by), scaled(matrix.n_rows * matrix.width, 0.1, 2.0, case.dtype));
+    let (gate, up) = (
+        input(case, matrix.n_rows, matrix.width, 0.0, by),
+        scaled(matrix.n_rows * matrix.width, 0.1, 2.0, case.dtype),
+    );
     let grad = upstream(case, gate.len());
     let [dgate, dup] = definitions::swiglu_gradients(&gate, &up, &grad);
-    let (g, u) = (leaf::<B, 2>(&gate, shape, case.dtype, device), leaf::<B, 2>(&up, shape, case.dtype, device));
+    let (g, u) = (
+        leaf::<B, 2>(&gate, shape, case.dtype, device),
+        leaf::<B, 2>(&up, shape, case.dtype, device),
+    );
     let (y, grads) = run(swiglu(g.clone(), u.clone()), &grad, device);
     vec![
         Check::new("y", &y, &definitions::swiglu(&gate, &up), case.stored(0)),
-        Check::new("d gate", &values(g.grad(&grads).expect("the gate has a gradient")), &dgate, case.stored(0)),
-        Check::new("d up", &values(u.grad(&grads).expect("up has a gradient")), &dup, case.stored(0)),
+        Check::new(
+            "d gate",
+            &values(g.grad(&grads).expect("the gate has a gradient")),
+            &dgate,
+            case.stored(0),
+        ),
+        Check::new(
+            "d up",
+            &values(u.grad(&grads).expect("up has a gradient")),
+            &dup,
+            case.stored(0),
+        ),
     ]
 }
 
-pub(super) fn check_erf_gelu<B: KernelOps>(case: &Case, matrix: Matrix, device: &Device<B>) -> Vec<Check> {
+pub(super) fn check_erf_gelu<B: KernelOps>(
+    case: &Case,
+    matrix: Matrix,
+    device: &Device<B>,
+) -> Vec<Check> {
     let x = input(case, matrix.n_rows, matrix.width, 0.0, 2.0 * GELU_RANGE);
     let grad = upstream(case, x.len());
     let x_leaf = leaf::<B, 2>(&x, [matrix.n_rows, matrix.width], case.dtype, device);
@@ -100,7 +146,11 @@ pub(super) fn check_erf_gelu<B: KernelOps>(case: &Case, matrix: Matrix, device: 
     ]
 }
 
-pub(super) fn check_rotary<B: KernelOps>(case: &Case, turns: Turns, device: &Device<B>) -> Vec<Check> {
+pub(super) fn check_rotary<B: KernelOps>(
+    case: &Case,
+    turns: Turns,
+    device: &Device<B>,
+) -> Vec<Check> {
     let Turns { n_rows, n_positions, n_heads, half } = turns;
     let width = 2 * n_heads * half;
     let x = input(case, n_rows, width, 0.0, 2.0);
@@ -131,21 +181,32 @@ fn attention_inputs(case: &Case, shape: &AttentionShape) -> [Vec<f64>; 3] {
         let row = n(shape.queries()) / shape.n_rows();
         q[shape.n_rows() / 2 * row] = f64::NAN;
     }
-    [q, scaled(n(shape.keys()), 0.2, 2.0, case.dtype), scaled(n(shape.keys()), 0.3, 2.0, case.dtype)]
+    [
+        q,
+        scaled(n(shape.keys()), 0.2, 2.0, case.dtype),
+        scaled(n(shape.keys()), 0.3, 2.0, case.dtype),
+    ]
 }
 
-pub(super) fn check_attention<B: KernelOps>(case: &Case, shape: &AttentionShape, device: &Device<B>) -> Vec<Check> {
+pub(super) fn check_attention<B: KernelOps>(
+    case: &Case,
+    shape: &AttentionShape,
+    device: &Device<B>,
+) -> Vec<Check> {
     let [q, k, v] = attention_inputs(case, shape);
     let grad = upstream(case, q.len());
     let rows = match &shape.lengths {
         Some(lengths) => CausalRows::bidirectional(lengths.clone()),
         None => CausalRows { starts: shape.starts.clone(), slots: None, lengths: None },
     };
-    let leaves = [(&q, shape.queries()), (&k, shape.keys()), (&v, shape.keys())].map(|(x, dims)| leaf::<B, 4>(x, dims, case.dtype, device));
+    let leaves = [(&q, shape.queries()), (&k, shape.keys()), (&v, shape.keys())]
+        .map(|(x, dims)| leaf::<B, 4>(x, dims, case.dtype, device));
     let [q_leaf, k_leaf, v_leaf] = leaves.clone();
     let (y, grads) = run(causal_attention(q_leaf, k_leaf, v_leaf, &rows), &grad, device);
-    // Probabilities are rounded to the case's type before the product with the values, and so is the result.
-    let mut checks = vec![Check::new("y", &y, &definitions::attention(shape, &q, &k, &v), 2.0 * case.stored(0))];
+    // Probabilities are rounded to the case's type before the product with the values, and so is
+    // the result.
+    let mut checks =
+        vec![Check::new("y", &y, &definitions::attention(shape, &q, &k, &v), 2.0 * case.stored(0))];
     if case.fill == Fill::Broken {
         // Backwards, NaN also reaches keys that the broken query does not see: 0 times NaN.
         return checks;
@@ -153,9 +214,16 @@ pub(super) fn check_attention<B: KernelOps>(case: &Case, shape: &AttentionShape,
     // Every query of the group adds to a key's gradient.
     let n_added = shape.n_queries * shape.n_heads / shape.n_kv_heads;
     let want = definitions::attention_gradients(shape, &q, &k, &v, &grad);
-    for (((name, leaf), want), n) in ["dq", "dk", "dv"].into_iter().zip(&leaves).zip(&want).zip([1, n_added, n_added]) {
+    for (((name, leaf), want), n) in
+        ["dq", "dk", "dv"].into_iter().zip(&leaves).zip(&want).zip([1, n_added, n_added])
+    {
         let got = values(leaf.grad(&grads).expect("queries, keys and values have gradients"));
-        checks.push(Check::new(name, &got, want, 2.0 * case.stored(n) * (1.0 + (n as f64).sqrt() / 8.0)));
+        checks.push(Check::new(
+            name,
+            &got,
+            want,
+            2.0 * case.stored(n) * (1.0 + (n as f64).sqrt() / 8.0),
+        ));
     }
     checks
 }
@@ -166,39 +234,69 @@ pub(super) fn slots(shape: &AttentionShape) -> Vec<usize> {
 }
 
 /// An empty cache of keys, or of values.
-pub(super) fn empty_cache<B: KernelOps>(shape: &AttentionShape, position_dim: usize, dtype: DType, device: &Device<B>) -> Tensor<B, 4> {
-    let mut dims = [shape.n_rows() + 1, shape.n_kv_heads, shape.n_keys.next_multiple_of(16), shape.head_dim];
+pub(super) fn empty_cache<B: KernelOps>(
+    shape: &AttentionShape,
+    position_dim: usize,
+    dtype: DType,
+    device: &Device<B>,
+) -> Tensor<B, 4> {
+    let mut dims =
+        [shape.n_rows() + 1, shape.n_kv_heads, shape.n_keys.next_multiple_of(16), shape.head_dim];
     dims.swap(2, position_dim);
     Tensor::zeros(dims, (device, dtype))
 }
 
-pub(super) fn check_decode<B: KernelOps>(case: &Case, shape: &AttentionShape, device: &Device<B>) -> Vec<Check> {
+pub(super) fn check_decode<B: KernelOps>(
+    case: &Case,
+    shape: &AttentionShape,
+    device: &Device<B>,
+) -> Vec<Check> {
     let [q, k, v] = attention_inputs(case, shape);
     let slots = slots(shape);
     let spans: Vec<CacheSpan> = slots
         .iter()
         .zip(&shape.starts)
-        .map(|(&slot, start)| CacheSpan { slot, start: 0, n: (start + shape.n_queries).min(shape.n_keys) })
+        .map(|(&slot, start)| CacheSpan {
+            slot,
+            start: 0,
+            n: (start + shape.n_queries).min(shape.n_keys),
+        })
         .collect();
     let stored = |x: &[f64], position_dim: usize| {
         let cache = empty_cache::<B>(shape, position_dim, case.dtype, device);
-        cache_write(cache, tensor_on(x, shape.keys(), case.dtype, device), &spans, position_dim).swap_dims(2, position_dim)
+        cache_write(cache, tensor_on(x, shape.keys(), case.dtype, device), &spans, position_dim)
+            .swap_dims(2, position_dim)
     };
     let rows = CausalRows { starts: shape.starts.clone(), slots: Some(slots), lengths: None };
     let q_tensor = tensor_on::<B, 4>(&q, shape.queries(), case.dtype, device);
     let y = causal_attention(q_tensor, stored(&k, B::KEY_POSITION_DIM), stored(&v, 2), &rows);
-    vec![Check::new("y", &values(y), &definitions::attention(shape, &q, &k, &v), 2.0 * case.stored(0))]
+    vec![Check::new(
+        "y",
+        &values(y),
+        &definitions::attention(shape, &q, &k, &v),
+        2.0 * case.stored(0),
+    )]
 }
 
-pub(super) fn check_cache_write<B: KernelOps>(case: &Case, shape: &AttentionShape, device: &Device<B>) -> Vec<Check> {
-    let (n_rows, n_heads, n_new, head_dim) = (shape.n_rows(), shape.n_kv_heads, shape.n_queries, shape.head_dim);
+pub(super) fn check_cache_write<B: KernelOps>(
+    case: &Case,
+    shape: &AttentionShape,
+    device: &Device<B>,
+) -> Vec<Check> {
+    let (n_rows, n_heads, n_new, head_dim) =
+        (shape.n_rows(), shape.n_kv_heads, shape.n_queries, shape.head_dim);
     let slots = slots(shape);
     let n_slots = n_rows + 1;
     let old = scaled(n_slots * n_heads * shape.n_keys * head_dim, 0.1, 2.0, case.dtype);
     let new = scaled(n_rows * n_heads * n_new * head_dim, 0.2, 2.0, case.dtype);
     // Ragged: row b has b new positions fewer, but one.
-    let spans: Vec<CacheSpan> =
-        (0..n_rows).map(|b| CacheSpan { slot: slots[b], start: shape.starts[b], n: n_new.saturating_sub(b).max(1) }).collect();
+    let spans: Vec<CacheSpan> = (0..n_rows)
+        .map(|b| CacheSpan {
+            slot: slots[b],
+            start: shape.starts[b],
+            n: n_new.saturating_sub(b).max(1),
+        })
+        .collect();
     let mut want = old.clone();
     for (b, span) in spans.iter().enumerate() {
         for head in 0..n_heads {

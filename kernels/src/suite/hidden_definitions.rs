@@ -1,4 +1,5 @@
-//! The operations on hidden states, queries and keys as their documentation says them, in f64: values, and gradients of the sum of outputs times `grad`.
+//! The operations on hidden states, queries and keys as their documentation says them, in f64:
+//! values, and gradients of the sum of outputs times `grad`.
 //!
 //! The tests hold every gradient to finite differences of the values.
 
@@ -34,7 +35,8 @@ pub fn rotary(x: &[f64], angles: &[f64], n_heads: usize, half: usize, direction:
     let mut out = x.to_vec();
     for pair in 0..x.len() / 2 {
         let (i, at) = (pair % half, pair / half * 2 * half + pair % half);
-        let (sin, cos) = (direction * angles[pair / half / n_heads % n_positions * half + i]).sin_cos();
+        let (sin, cos) =
+            (direction * angles[pair / half / n_heads % n_positions * half + i]).sin_cos();
         out[at] = x[at] * cos - x[at + half] * sin;
         out[at + half] = x[at + half] * cos + x[at] * sin;
     }
@@ -83,7 +85,8 @@ fn normal_share(x: f64) -> f64 {
     0.5 + sum / std::f64::consts::PI.sqrt()
 }
 
-/// Which queries, keys and heads an attention has; row b of the keys is that of row b of the queries.
+/// Which queries, keys and heads an attention has; row b of the keys is that of row b of the
+/// queries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
     /// [B] positions before the first query of each row.
@@ -118,7 +121,8 @@ impl AttentionShape {
         (self.starts[b] + t + 1).min(n_keys)
     }
 
-    /// Calls `f` with the query's number, the first element of its row's keys and how many it sees, for every query vector.
+    /// Calls `f` with the query's number, the first element of its row's keys and how many it sees,
+    /// for every query vector.
     fn for_each_query(&self, mut f: impl FnMut(usize, usize, usize)) {
         let group = self.n_heads / self.n_kv_heads;
         for b in 0..self.n_rows() {
@@ -133,7 +137,11 @@ impl AttentionShape {
 
     /// softmax of the scaled products of query `q` with the first `n` of `keys`.
     fn probabilities(&self, q: &[f64], keys: &[f64], n: usize) -> Vec<f64> {
-        let scores: Vec<f64> = keys.chunks(self.head_dim).take(n).map(|k| dot(q, k) / (self.head_dim as f64).sqrt()).collect();
+        let scores: Vec<f64> = keys
+            .chunks(self.head_dim)
+            .take(n)
+            .map(|k| dot(q, k) / (self.head_dim as f64).sqrt())
+            .collect();
         super::vocabulary_definitions::softmax(&scores, 1.0)
     }
 }
@@ -160,7 +168,13 @@ pub fn attention(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64]) -> Vec
 }
 
 /// (dq, dk, dv)
-pub fn attention_gradients(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64], grad: &[f64]) -> [Vec<f64>; 3] {
+pub fn attention_gradients(
+    shape: &AttentionShape,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    grad: &[f64],
+) -> [Vec<f64>; 3] {
     let hd = shape.head_dim;
     let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
     shape.for_each_query(|at, keys, n| {
@@ -194,7 +208,13 @@ mod tests {
     }
 
     /// Holds a gradient to the differences of sum(f(x) · grad).
-    fn assert_gradient(got: &[f64], x: &[f64], grad: &[f64], f: impl Fn(&[f64]) -> Vec<f64>, what: &str) {
+    fn assert_gradient(
+        got: &[f64],
+        x: &[f64],
+        grad: &[f64],
+        f: impl Fn(&[f64]) -> Vec<f64>,
+        what: &str,
+    ) {
         let at: Vec<usize> = (0..x.len()).collect();
         let want = differences(x, &at, |moved| dot(&f(moved), grad));
         let worst = worst_error(got, &want);
@@ -212,17 +232,33 @@ mod tests {
         assert_gradient(&dup, &up, &grad, |up| swiglu(&x, up), "d up");
         assert_gradient(&erf_gelu_gradient(&x, &grad), &x, &grad, erf_gelu, "d gelu");
         let [x, angles, grad] = inputs([24, 4, 24]);
-        assert_gradient(&rotary(&grad, &angles, 2, 2, -1.0), &x, &grad, |x| rotary(x, &angles, 2, 2, 1.0), "d rotary");
+        assert_gradient(
+            &rotary(&grad, &angles, 2, 2, -1.0),
+            &x,
+            &grad,
+            |x| rotary(x, &angles, 2, 2, 1.0),
+            "d rotary",
+        );
     }
 
     #[test]
     fn gradients_of_attention_are_finite_differences() {
-        let causal = AttentionShape { starts: vec![0, 0], lengths: None, n_heads: 4, n_kv_heads: 2, n_queries: 3, n_keys: 3, head_dim: 4 };
+        let causal = AttentionShape {
+            starts: vec![0, 0],
+            lengths: None,
+            n_heads: 4,
+            n_kv_heads: 2,
+            n_queries: 3,
+            n_keys: 3,
+            head_dim: 4,
+        };
         let shifted = AttentionShape { starts: vec![1, 3], n_keys: 5, ..causal.clone() };
-        let whole = AttentionShape { starts: vec![2, 3], lengths: Some(vec![2, 3]), ..causal.clone() };
+        let whole =
+            AttentionShape { starts: vec![2, 3], lengths: Some(vec![2, 3]), ..causal.clone() };
         for shape in [causal, shifted, whole] {
             let n = |shape: [usize; 4]| shape.iter().product();
-            let [q, k, v, grad] = inputs([n(shape.queries()), n(shape.keys()), n(shape.keys()), n(shape.queries())]);
+            let [q, k, v, grad] =
+                inputs([n(shape.queries()), n(shape.keys()), n(shape.keys()), n(shape.queries())]);
             let [dq, dk, dv] = attention_gradients(&shape, &q, &k, &v, &grad);
             assert_gradient(&dq, &q, &grad, |q| attention(&shape, q, &k, &v), "dq");
             assert_gradient(&dk, &k, &grad, |k| attention(&shape, &q, k, &v), "dk");
@@ -232,14 +268,28 @@ mod tests {
 
     #[test]
     fn a_query_that_sees_one_key_gets_its_value() {
-        let shape = AttentionShape { starts: vec![0], lengths: None, n_heads: 1, n_kv_heads: 1, n_queries: 2, n_keys: 2, head_dim: 2 };
-        let out = attention(&shape, &[1.0, 2.0, 0.0, 0.0], &[1.0, 1.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]);
+        let shape = AttentionShape {
+            starts: vec![0],
+            lengths: None,
+            n_heads: 1,
+            n_kv_heads: 1,
+            n_queries: 2,
+            n_keys: 2,
+            head_dim: 2,
+        };
+        let out =
+            attention(&shape, &[1.0, 2.0, 0.0, 0.0], &[1.0, 1.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]);
         assert_eq!(out, [5.0, 6.0, 6.0, 7.0]);
     }
 
     #[test]
     fn gelu_has_its_known_values() {
         // Phi(1) = 0.841344746068543, Phi(-3) = 0.00134989803163009
-        assert!(worst_error(&erf_gelu(&[1.0, -3.0, 0.0]), &[0.841_344_746_068_543, -0.004_049_694_094_890_27, 0.0]) < 1e-14);
+        assert!(
+            worst_error(
+                &erf_gelu(&[1.0, -3.0, 0.0]),
+                &[0.841_344_746_068_543, -0.004_049_694_094_890_27, 0.0]
+            ) < 1e-14
+        );
     }
 }

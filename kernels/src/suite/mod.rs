@@ -1,4 +1,5 @@
-//! Every operation as a case that any device can be held to: inputs from formulas, run forwards and backwards, compared with a definition in f64.
+//! Every operation as a case that any device can be held to: inputs from formulas, run forwards and
+//! backwards, compared with a definition in f64.
 //!
 //! ```text
 //! Case = operation and shape · dtype · what the inputs hold · what comes back from above
@@ -7,9 +8,11 @@
 //! timed::prepare(..)        -> the same operation (fused, as plain tensor operations, or its bare matrix products) as something to time
 //! ```
 //!
-//! The tests run the exhaustive list, [`standard`] is the short one for a report on somebody's device. Errors are |got - want| / (1 + |want|);
-//! gradients over a vocabulary, whose entries may be as small as 1/V, are measured in what each may be off by.
-//! Tolerances are derived: the rounding of the type that a result is stored in, plus the growth of f32 roundings inside ([`GROWTH`]).
+//! The tests run the exhaustive list, [`standard`] is the short one for a report on somebody's
+//! device. Errors are |got - want| / (1 + |want|); gradients over a vocabulary, whose entries may
+//! be as small as 1/V, are measured in what each may be off by. Tolerances are derived: the
+//! rounding of the type that a result is stored in, plus the growth of f32 roundings inside
+//! ([`GROWTH`]).
 mod hidden;
 pub mod hidden_definitions;
 pub mod numbers;
@@ -30,8 +33,9 @@ use burn::tensor::{DType, Device};
 use hidden_definitions::AttentionShape;
 use numbers::epsilon;
 
-/// Roundings of f32 that results of order 1 may be off by. A graphics driver's exponential may be 3 + 2 |x| units in the last place off (the Vulkan
-/// specification), |x| is below 16 in the bulk of every softmax here, and a logarithm and a quotient follow.
+/// Roundings of f32 that results of order 1 may be off by. A graphics driver's exponential may be 3
+/// + 2 |x| units in the last place off (the Vulkan specification), |x| is below 16 in the bulk of
+/// every softmax here, and a logarithm and a quotient follow.
 pub const GROWTH: f64 = 64.0;
 
 /// An operation and its shape.
@@ -95,9 +99,11 @@ pub struct Turns {
 pub enum Fill {
     /// Numbers of order 1.
     Ordinary,
-    /// Logits shifted by this, those of the teacher by its negative. Only operations over the vocabulary differ from `Ordinary`.
+    /// Logits shifted by this, those of the teacher by its negative. Only operations over the
+    /// vocabulary differ from `Ordinary`.
     Far(f64),
-    /// The first eighth of the vocabulary is -inf in both models. Only operations on logits differ from `Ordinary`.
+    /// The first eighth of the vocabulary is -inf in both models. Only operations on logits differ
+    /// from `Ordinary`.
     Impossible,
     /// NaN in the row in the middle.
     Broken,
@@ -149,7 +155,8 @@ impl Check {
 pub struct Work {
     /// Inputs read and results written once each pass they are needed in.
     pub bytes: [usize; 2],
-    /// Those that no way of computing it leaves out (nothing computed once more); 0 where memory decides.
+    /// Those that no way of computing it leaves out (nothing computed once more); 0 where memory
+    /// decides.
     pub multiply_adds: [usize; 2],
 }
 
@@ -162,9 +169,15 @@ impl Case {
     pub fn check<B: KernelOps>(&self, device: &Device<B>) -> Vec<Check> {
         match &self.op {
             Op::LogProbs(rows) => vocabulary::check_log_probs::<B>(self, rows, device),
-            Op::LogSoftmaxKl(rows, divergence) => vocabulary::check_divergence::<B>(self, rows, *divergence, device),
-            Op::LinearLogProbs(rows, layout) => vocabulary::check_linear::<B>(self, rows, *layout, None, device),
-            Op::LinearKl(rows, layout, divergence) => vocabulary::check_linear::<B>(self, rows, *layout, Some(*divergence), device),
+            Op::LogSoftmaxKl(rows, divergence) => {
+                vocabulary::check_divergence::<B>(self, rows, *divergence, device)
+            }
+            Op::LinearLogProbs(rows, layout) => {
+                vocabulary::check_linear::<B>(self, rows, *layout, None, device)
+            }
+            Op::LinearKl(rows, layout, divergence) => {
+                vocabulary::check_linear::<B>(self, rows, *layout, Some(*divergence), device)
+            }
             Op::RmsNorm(matrix) => hidden::check_rms_norm::<B>(self, *matrix, device),
             Op::Swiglu(matrix) => hidden::check_swiglu::<B>(self, *matrix, device),
             Op::ErfGelu(matrix) => hidden::check_erf_gelu::<B>(self, *matrix, device),
@@ -181,7 +194,8 @@ impl Case {
         GROWTH * epsilon(DType::F32) * (1.0 + (n as f64).sqrt() / GROWTH)
     }
 
-    /// What a gradient may be off by, entry by entry: f32 arithmetic (and `extra`) relative to the terms it is made of, and its storing in the case's type.
+    /// What a gradient may be off by, entry by entry: f32 arithmetic (and `extra`) relative to the
+    /// terms it is made of, and its storing in the case's type.
     fn allowed(&self, want: &[f64], terms: &[f64], extra: f64) -> Vec<f64> {
         let relative = if self.dtype == DType::F32 { 0.0 } else { epsilon(self.dtype) };
         let one = |(want, terms): (&f64, &f64)| match *terms == 0.0 {
@@ -232,10 +246,20 @@ impl Op {
             Self::LogSoftmaxKl(r, divergence) => format!("{} {divergence:?}", rows(r)),
             Self::LinearLogProbs(r, _) => format!("N {} D {} V {}", r.n_rows, r.width, r.n_vocab),
             Self::LinearKl(r, _, divergence) => format!("{} D {} {divergence:?}", rows(r), r.width),
-            Self::RmsNorm(m) | Self::Swiglu(m) | Self::ErfGelu(m) => format!("N {} D {}", m.n_rows, m.width),
+            Self::RmsNorm(m) | Self::Swiglu(m) | Self::ErfGelu(m) => {
+                format!("N {} D {}", m.n_rows, m.width)
+            }
             Self::Rotary(t) => format!("N {} H {} hd {}", t.n_rows, t.n_heads, 2 * t.half),
             Self::Attention(s) | Self::Decode(s) | Self::CacheWrite(s) => {
-                format!("B {} H {} K {} Tq {} Tk {} hd {}", s.n_rows(), s.n_heads, s.n_kv_heads, s.n_queries, s.n_keys, s.head_dim)
+                format!(
+                    "B {} H {} K {} Tq {} Tk {} hd {}",
+                    s.n_rows(),
+                    s.n_heads,
+                    s.n_kv_heads,
+                    s.n_queries,
+                    s.n_keys,
+                    s.head_dim
+                )
             }
         }
     }
@@ -243,9 +267,14 @@ impl Op {
     /// Bytes and multiply-adds by formula.
     pub fn work(&self, dtype: DType) -> Work {
         let size = dtype.size();
-        let memory = |forward: usize, backward: usize| Work { bytes: [forward * size, backward * size], multiply_adds: [0, 0] };
+        let memory = |forward: usize, backward: usize| Work {
+            bytes: [forward * size, backward * size],
+            multiply_adds: [0, 0],
+        };
         // Mixtures read both rows a second time.
-        let passes = |divergence: &Divergence| if crate::divergence::Plan::new(*divergence, 1.0).needs_second_pass() { 2 } else { 1 };
+        let passes = |divergence: &Divergence| {
+            if crate::divergence::Plan::new(*divergence, 1.0).needs_second_pass() { 2 } else { 1 }
+        };
         match self {
             Self::LogProbs(r) => memory(r.n_rows * r.n_vocab, 2 * r.n_rows * r.n_vocab),
             Self::LogSoftmaxKl(r, divergence) => {
@@ -255,42 +284,75 @@ impl Op {
             Self::LinearLogProbs(r, _) => {
                 let product = r.n_rows * r.n_vocab * r.width;
                 let (hidden, weight) = (r.n_rows * r.width, r.n_vocab * r.width);
-                Work { bytes: [(hidden + weight) * size, 2 * (hidden + weight) * size], multiply_adds: [product, 2 * product] }
+                Work {
+                    bytes: [(hidden + weight) * size, 2 * (hidden + weight) * size],
+                    multiply_adds: [product, 2 * product],
+                }
             }
             Self::LinearKl(r, ..) => {
-                let (student, teacher) = (r.n_rows * r.n_vocab * r.width, r.n_rows * r.n_teacher_vocab * r.width);
-                let (hidden, weights) = (2 * r.n_rows * r.width, (r.n_vocab + r.n_teacher_vocab) * r.width);
-                Work { bytes: [(hidden + weights) * size, 2 * (hidden + weights) * size], multiply_adds: [student + teacher, 2 * student] }
+                let (student, teacher) =
+                    (r.n_rows * r.n_vocab * r.width, r.n_rows * r.n_teacher_vocab * r.width);
+                let (hidden, weights) =
+                    (2 * r.n_rows * r.width, (r.n_vocab + r.n_teacher_vocab) * r.width);
+                Work {
+                    bytes: [(hidden + weights) * size, 2 * (hidden + weights) * size],
+                    multiply_adds: [student + teacher, 2 * student],
+                }
             }
             Self::RmsNorm(m) => memory(2 * m.n_rows * m.width, 3 * m.n_rows * m.width),
             Self::Swiglu(m) => memory(3 * m.n_rows * m.width, 5 * m.n_rows * m.width),
             Self::ErfGelu(m) => memory(2 * m.n_rows * m.width, 3 * m.n_rows * m.width),
-            Self::Rotary(t) => memory(4 * t.n_rows * t.n_heads * t.half, 4 * t.n_rows * t.n_heads * t.half),
+            Self::Rotary(t) => {
+                memory(4 * t.n_rows * t.n_heads * t.half, 4 * t.n_rows * t.n_heads * t.half)
+            }
             Self::Attention(s) => {
-                let seen: usize = (0..s.n_rows()).flat_map(|b| (0..s.n_queries).map(move |t| s.n_seen(b, t))).sum();
+                let seen: usize = (0..s.n_rows())
+                    .flat_map(|b| (0..s.n_queries).map(move |t| s.n_seen(b, t)))
+                    .sum();
                 let forward = 2 * s.n_heads * seen * s.head_dim;
-                let tensors = 2 * s.queries().iter().product::<usize>() + 2 * s.keys().iter().product::<usize>();
-                Work { bytes: [tensors * size, 2 * tensors * size], multiply_adds: [forward, 2 * forward] }
+                let tensors = 2 * s.queries().iter().product::<usize>()
+                    + 2 * s.keys().iter().product::<usize>();
+                Work {
+                    bytes: [tensors * size, 2 * tensors * size],
+                    multiply_adds: [forward, 2 * forward],
+                }
             }
             Self::Decode(s) => {
-                let read: usize = s.starts.iter().map(|start| 2 * (start + s.n_queries) * s.n_kv_heads * s.head_dim).sum();
+                let read: usize = s
+                    .starts
+                    .iter()
+                    .map(|start| 2 * (start + s.n_queries) * s.n_kv_heads * s.head_dim)
+                    .sum();
                 memory(read + 2 * s.queries().iter().product::<usize>(), 0)
             }
-            Self::CacheWrite(s) => memory(2 * s.n_rows() * s.n_kv_heads * s.n_queries * s.head_dim, 0),
+            Self::CacheWrite(s) => {
+                memory(2 * s.n_rows() * s.n_kv_heads * s.n_queries * s.head_dim, 0)
+            }
             // Maximum, then weights; top-k and top-p rows read more.
             Self::Sample(r) => memory(2 * r.n_rows * r.n_vocab, 0),
         }
     }
 }
 
-/// One small case an operation in a dtype, in shapes that fill no vector and no workgroup evenly, and one real vocabulary.
+/// One small case an operation in a dtype, in shapes that fill no vector and no workgroup evenly,
+/// and one real vocabulary.
 pub fn standard(dtype: DType) -> Vec<Case> {
     let rows = Rows { n_teacher_vocab: 997, width: 40, temperature: 0.7, ..Rows::new(65, 1003) };
     let large = Rows::new(3, 151_936);
     let matrix = Matrix { n_rows: 67, width: 897 };
-    let causal = AttentionShape { starts: vec![0; 2], lengths: None, n_heads: 4, n_kv_heads: 2, n_queries: 67, n_keys: 67, head_dim: 16 };
-    let decode = AttentionShape { starts: vec![32, 0, 15, 16], n_queries: 1, n_keys: 33, ..causal.clone() };
-    let write = AttentionShape { starts: vec![3, 0, 20], n_queries: 5, n_keys: 33, ..causal.clone() };
+    let causal = AttentionShape {
+        starts: vec![0; 2],
+        lengths: None,
+        n_heads: 4,
+        n_kv_heads: 2,
+        n_queries: 67,
+        n_keys: 67,
+        head_dim: 16,
+    };
+    let decode =
+        AttentionShape { starts: vec![32, 0, 15, 16], n_queries: 1, n_keys: 33, ..causal.clone() };
+    let write =
+        AttentionShape { starts: vec![3, 0, 20], n_queries: 5, n_keys: 33, ..causal.clone() };
     let skew = Divergence::SkewForward { alpha: 0.1 };
     let ops = [
         Op::LogProbs(rows),

@@ -1,4 +1,5 @@
-//! Numbers on the host: test inputs without a generator, rounding to a device's types, and how far a result is off.
+//! Numbers on the host: test inputs without a generator, rounding to a device's types, and how far
+//! a result is off.
 use burn::tensor::{DType, Device, Tensor, TensorData, backend::Backend};
 
 /// The float types of the operations.
@@ -18,7 +19,8 @@ pub fn epsilon(dtype: DType) -> f64 {
     }
 }
 
-/// `n` numbers spread over -0.5..0.5, different for every salt: fractional parts of multiples of an irrational.
+/// `n` numbers spread over -0.5..0.5, different for every salt: fractional parts of multiples of an
+/// irrational.
 pub fn numbers(n: usize, salt: f64) -> Vec<f64> {
     (0..n).map(|i| ((i as f64 + 1.0) * (0.618_033_988_749_894_9 + salt)).fract() - 0.5).collect()
 }
@@ -30,13 +32,20 @@ pub fn scaled(n: usize, salt: f64, by: f64, dtype: DType) -> Vec<f64> {
 
 /// The numbers as a type can hold them.
 pub fn rounded(values: &[f64], dtype: DType) -> Vec<f64> {
-    let data = TensorData::new(values.iter().map(|&x| x as f32).collect::<Vec<_>>(), [values.len()]);
+    let data =
+        TensorData::new(values.iter().map(|&x| x as f32).collect::<Vec<_>>(), [values.len()]);
     to_f64(data.convert_dtype(dtype))
 }
 
 /// A tensor of these numbers.
-pub fn tensor_on<B: Backend, const D: usize>(values: &[f64], shape: [usize; D], dtype: DType, device: &Device<B>) -> Tensor<B, D> {
-    let data = TensorData::new(values.iter().map(|&x| x as f32).collect::<Vec<_>>(), shape).convert_dtype(dtype);
+pub fn tensor_on<B: Backend, const D: usize>(
+    values: &[f64],
+    shape: [usize; D],
+    dtype: DType,
+    device: &Device<B>,
+) -> Tensor<B, D> {
+    let data = TensorData::new(values.iter().map(|&x| x as f32).collect::<Vec<_>>(), shape)
+        .convert_dtype(dtype);
     Tensor::from_data(data, (device, dtype))
 }
 
@@ -50,12 +59,14 @@ fn to_f64(data: TensorData) -> Vec<f64> {
     floats.into_iter().map(f64::from).collect()
 }
 
-/// The largest |got - want| / (1 + |want|); infinite where only one of the two is NaN, or the counts differ.
+/// The largest |got - want| / (1 + |want|); infinite where only one of the two is NaN, or the
+/// counts differ.
 pub fn worst_error(got: &[f64], want: &[f64]) -> f64 {
     worst_share(got, want, &want.iter().map(|want| 1.0 + want.abs()).collect::<Vec<_>>())
 }
 
-/// The largest |got - want| as a share of what each may be off by; infinite where only one of the two is NaN, or the counts differ.
+/// The largest |got - want| as a share of what each may be off by; infinite where only one of the
+/// two is NaN, or the counts differ.
 pub fn worst_share(got: &[f64], want: &[f64], allowed: &[f64]) -> f64 {
     if got.len() != want.len() || want.len() != allowed.len() {
         return f64::INFINITY;
@@ -64,7 +75,9 @@ pub fn worst_share(got: &[f64], want: &[f64], allowed: &[f64]) -> f64 {
         (true, true) => 0.0,
         (false, false) if got == want => 0.0,
         // A difference of infinities is NaN, which `max` would pass over.
-        (false, false) => Some((got - want).abs() / allowed).filter(|share| !share.is_nan()).unwrap_or(f64::INFINITY),
+        (false, false) => Some((got - want).abs() / allowed)
+            .filter(|share| !share.is_nan())
+            .unwrap_or(f64::INFINITY),
         _ => f64::INFINITY,
     };
     got.iter().zip(want).zip(allowed).map(share).fold(0.0, f64::max)

@@ -1,4 +1,5 @@
-//! What a device reaches at most, measured the same way as the operations: the rate of a copy and of a matrix product.
+//! What a device reaches at most, measured the same way as the operations: the rate of a copy and
+//! of a matrix product.
 use burn::tensor::{DType, Device, Distribution, Tensor, backend::Backend};
 use rayon::prelude::*;
 use std::{
@@ -6,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long and how often something is timed. The first run is not counted: it compiles, allocates and picks its kernel.
+/// How long and how often something is timed. The first run is not counted: it compiles, allocates
+/// and picks its kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     pub time: Duration,
@@ -21,12 +23,15 @@ pub struct Timing {
     pub n_runs: usize,
 }
 
-/// Times jobs that wait for the device themselves, one run of each in turn, so that a disturbance meets all of them.
+/// Times jobs that wait for the device themselves, one run of each in turn, so that a disturbance
+/// meets all of them.
 pub fn time_interleaved(jobs: &mut [&mut dyn FnMut()], budget: Budget) -> Vec<Timing> {
     jobs.iter_mut().for_each(|job| job());
     let started = Instant::now();
     let mut seconds = vec![Vec::new(); jobs.len()];
-    while seconds.first().is_some_and(|s| s.is_empty() || s.len() < budget.most_runs && started.elapsed() < budget.time) {
+    while seconds.first().is_some_and(|s| {
+        s.is_empty() || s.len() < budget.most_runs && started.elapsed() < budget.time
+    }) {
         for (job, seconds) in jobs.iter_mut().zip(&mut seconds) {
             let start = Instant::now();
             job();
@@ -70,15 +75,23 @@ pub fn host_copy_rate(n_bytes: usize, budget: Budget) -> f64 {
     let from = vec![1.0f32; n_bytes / 4];
     let mut to = vec![0.0f32; n_bytes / 4];
     let copy = || {
-        to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from));
+        to.par_chunks_mut(PIECE)
+            .zip(from.par_chunks(PIECE))
+            .for_each(|(to, from)| to.copy_from_slice(from));
         black_box(&mut to);
     };
     2.0 * n_bytes as f64 / time(copy, budget).best_s
 }
 
 /// Floating-point operations a second of a product of two square matrices of `size`.
-pub fn product_rate<B: Backend>(size: usize, dtype: DType, device: &Device<B>, budget: Budget) -> f64 {
-    let random = || Tensor::<B, 2>::random([size, size], Distribution::Normal(0.0, 1.0), (device, dtype));
+pub fn product_rate<B: Backend>(
+    size: usize,
+    dtype: DType,
+    device: &Device<B>,
+    budget: Budget,
+) -> f64 {
+    let random =
+        || Tensor::<B, 2>::random([size, size], Distribution::Normal(0.0, 1.0), (device, dtype));
     let (a, b) = (random(), random());
     let product = || {
         let c = a.clone().matmul(b.clone());
@@ -98,7 +111,10 @@ mod tests {
     #[test]
     fn every_job_runs_once_uncounted_and_as_often_as_the_others() {
         let (mut a, mut b) = (0, 0);
-        let timings = time_interleaved(&mut [&mut || a += 1, &mut || b += 1], Budget { time: Duration::from_secs(9), most_runs: 3 });
+        let timings = time_interleaved(
+            &mut [&mut || a += 1, &mut || b += 1],
+            Budget { time: Duration::from_secs(9), most_runs: 3 },
+        );
         assert_eq!((a, b, timings[0].n_runs, timings[1].n_runs), (4, 4, 3, 3));
         assert!(timings.iter().all(|t| t.best_s <= t.median_s));
     }

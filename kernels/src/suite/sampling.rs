@@ -1,4 +1,5 @@
-//! `sample` on a device, beside its definition: the token drawn, where its interval of the cumulative distribution lies, and its log-prob.
+//! `sample` on a device, beside its definition: the token drawn, where its interval of the
+//! cumulative distribution lies, and its log-prob.
 use super::{
     Case, Check, Rows,
     numbers::tensor_on,
@@ -15,37 +16,55 @@ use burn::{
 };
 use std::ops::Range;
 
-/// Share of the probability mass by which a drawn interval may be moved: weights are integers of 32 bits, top-p is a fraction of 2^32.
+/// Share of the probability mass by which a drawn interval may be moved: weights are integers of 32
+/// bits, top-p is a fraction of 2^32.
 const BORDER: f64 = 1e-6;
 
 /// Greedy, plain, top-k and top-p rows by turns, with random numbers spread over all of 2^64.
 pub(super) fn samplings(rows: &Rows) -> Vec<RowSampling> {
-    let kinds = [(0.0, 0, 1.0), (rows.temperature, 0, 1.0), (rows.temperature, 20, 1.0), (rows.temperature, 0, 0.9)];
+    let kinds = [
+        (0.0, 0, 1.0),
+        (rows.temperature, 0, 1.0),
+        (rows.temperature, 20, 1.0),
+        (rows.temperature, 0, 0.9),
+    ];
     (0..rows.n_rows)
         .map(|i| {
             let (temperature, top_k, top_p) = kinds[i % kinds.len()];
             // The golden ratio as a fraction of 2^64.
-            RowSampling { temperature, top_k, top_p, bits: 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(i as u64 + 1) }
+            RowSampling {
+                temperature,
+                top_k,
+                top_p,
+                bits: 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(i as u64 + 1),
+            }
         })
         .collect()
 }
 
-pub(super) fn check_sample<B: KernelOps>(case: &Case, rows: &Rows, device: &Device<B>) -> Vec<Check> {
+pub(super) fn check_sample<B: KernelOps>(
+    case: &Case,
+    rows: &Rows,
+    device: &Device<B>,
+) -> Vec<Check> {
     let z = logits(case, rows, rows.n_vocab, 0.0, 1.0);
     let samplings = samplings(rows);
     let shape = [rows.n_rows, rows.n_vocab];
     let draws = read(sample(tensor_on::<B, 2>(&z, shape, case.dtype, device), &samplings));
     // The same logits, drawn from on the CPU: no tolerance.
-    let on_cpu = read(sample(tensor_on::<Flex, 2>(&z, shape, DType::F32, &Default::default()), &samplings));
+    let on_cpu =
+        read(sample(tensor_on::<Flex, 2>(&z, shape, DType::F32, &Default::default()), &samplings));
     let id = |draw: &Option<Draw>| draw.map_or(f64::NAN, |draw| f64::from(draw.id));
-    let (ids, cpu_ids): (Vec<f64>, Vec<f64>) = (draws.iter().map(id).collect(), on_cpu.iter().map(id).collect());
+    let (ids, cpu_ids): (Vec<f64>, Vec<f64>) =
+        (draws.iter().map(id).collect(), on_cpu.iter().map(id).collect());
 
     let (mut outside, mut log_probs, mut want) = (Vec::new(), Vec::new(), Vec::new());
     for ((z, sampling), draw) in z.chunks(rows.n_vocab).zip(&samplings).zip(&draws) {
         let is_drawable = z.iter().all(|z| !z.is_nan());
         match draw {
             Some(Draw { id, log_prob }) if is_drawable => {
-                let temperature = if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
+                let temperature =
+                    if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
                 let uniform = sampling.bits as f64 / 2f64.powi(64);
                 let Range { start, end } = interval(z, sampling, *id as usize);
                 outside.push((start - uniform).max(uniform - end).max(0.0));
@@ -63,7 +82,8 @@ pub(super) fn check_sample<B: KernelOps>(case: &Case, rows: &Rows, device: &Devi
     ]
 }
 
-/// Where a token lies in the cumulative distribution of what may be drawn, in vocabulary order; empty and far off for a token that may not.
+/// Where a token lies in the cumulative distribution of what may be drawn, in vocabulary order;
+/// empty and far off for a token that may not.
 fn interval(z: &[f64], sampling: &RowSampling, id: usize) -> Range<f64> {
     let mut order: Vec<usize> = (0..z.len()).collect();
     order.sort_by(|&a, &b| z[b].total_cmp(&z[a]).then(a.cmp(&b)));
@@ -97,7 +117,9 @@ mod tests {
     fn an_interval_is_the_share_of_the_token_behind_those_of_lower_ids() {
         let z: Vec<f64> = [0.1f64, 0.2, 0.3, 0.4].map(f64::ln).into();
         let row = |temperature, top_k, top_p| RowSampling { temperature, top_k, top_p, bits: 0 };
-        let close = |got: Range<f64>, want: Range<f64>| (got.start - want.start).abs() < 1e-12 && (got.end - want.end).abs() < 1e-12;
+        let close = |got: Range<f64>, want: Range<f64>| {
+            (got.start - want.start).abs() < 1e-12 && (got.end - want.end).abs() < 1e-12
+        };
         assert!(close(interval(&z, &row(1.0, 0, 1.0), 2), 0.3..0.6));
         assert!(close(interval(&z, &row(1.0, 2, 1.0), 3), 3.0 / 7.0..1.0));
         assert!(close(interval(&z, &row(1.0, 0, 0.8), 1), 0.0..2.0 / 9.0));

@@ -51,7 +51,9 @@ fn any_number_of_rows<B: KernelOps>() {
             }
             let matrix = Matrix { n_rows, width: 6 };
             let turns = Turns { n_rows, n_positions: n_rows, n_heads: 1, half: 3 };
-            for op in [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix), Op::Rotary(turns)] {
+            for op in
+                [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix), Op::Rotary(turns)]
+            {
                 check::<B>(op, dtype, Fill::Ordinary, Upstream::Every);
             }
         }
@@ -64,7 +66,10 @@ fn any_size_of_vocabulary<B: KernelOps>() {
             for n_teacher_vocab in [n_vocab, n_vocab + 3, n_vocab.div_ceil(2)] {
                 let rows = Rows { n_teacher_vocab, temperature: 1.5, ..Rows::new(5, n_vocab) };
                 let n_ops = if n_teacher_vocab > n_vocab { 4 } else { 2 };
-                for op in vocabulary_ops(rows, Divergence::SymmetricKl { lambda: 0.4 }).into_iter().take(n_ops) {
+                for op in vocabulary_ops(rows, Divergence::SymmetricKl { lambda: 0.4 })
+                    .into_iter()
+                    .take(n_ops)
+                {
                     check::<B>(op, dtype, Fill::Ordinary, Upstream::Every);
                 }
             }
@@ -81,9 +86,19 @@ fn vocabularies_of_real_models<B: KernelOps>() {
         }
         for n_vocab in [128_256, 151_936] {
             check::<B>(Op::LogProbs(Rows::new(2, n_vocab)), dtype, Fill::Ordinary, Upstream::Every);
-            check::<B>(Op::LinearLogProbs(Rows::new(3, n_vocab), HeadLayout::VocabRows), dtype, Fill::Ordinary, Upstream::Every);
+            check::<B>(
+                Op::LinearLogProbs(Rows::new(3, n_vocab), HeadLayout::VocabRows),
+                dtype,
+                Fill::Ordinary,
+                Upstream::Every,
+            );
         }
-        check::<B>(Op::LinearKl(rows, HeadLayout::VocabRows, mixture), dtype, Fill::Ordinary, Upstream::Every);
+        check::<B>(
+            Op::LinearKl(rows, HeadLayout::VocabRows, mixture),
+            dtype,
+            Fill::Ordinary,
+            Upstream::Every,
+        );
     }
 }
 
@@ -92,15 +107,32 @@ fn every_divergence_far_from_zero<B: KernelOps>() {
         for by in [0.0, 1e4, -1e4] {
             check::<B>(Op::LogProbs(Rows::new(3, 127)), dtype, Fill::Far(by), Upstream::Every);
             if dtype == DType::F32 {
-                check::<B>(Op::LinearLogProbs(Rows::new(3, 127), HeadLayout::VocabRows), dtype, Fill::Far(by), Upstream::Every);
+                check::<B>(
+                    Op::LinearLogProbs(Rows::new(3, 127), HeadLayout::VocabRows),
+                    dtype,
+                    Fill::Far(by),
+                    Upstream::Every,
+                );
             }
             for d in DIVERGENCES {
                 let rows = Rows { n_teacher_vocab: 123, temperature: 0.7, ..Rows::new(3, 127) };
                 check::<B>(Op::LogSoftmaxKl(rows, d), dtype, Fill::Far(by), Upstream::Every);
-                if dtype == DType::F32 && matches!(d, Divergence::SymmetricKl { .. } | Divergence::Taid { .. } | Divergence::TotalVariation)
+                if dtype == DType::F32
+                    && matches!(
+                        d,
+                        Divergence::SymmetricKl { .. }
+                            | Divergence::Taid { .. }
+                            | Divergence::TotalVariation
+                    )
                 {
-                    // In 16 bits a hidden state of 10,000 leaves no digits for the others' products.
-                    check::<B>(Op::LinearKl(rows, HeadLayout::VocabRows, d), dtype, Fill::Far(by), Upstream::Every);
+                    // In 16 bits a hidden state of 10,000 leaves no digits for the others'
+                    // products.
+                    check::<B>(
+                        Op::LinearKl(rows, HeadLayout::VocabRows, d),
+                        dtype,
+                        Fill::Far(by),
+                        Upstream::Every,
+                    );
                 }
             }
         }
@@ -110,7 +142,12 @@ fn every_divergence_far_from_zero<B: KernelOps>() {
 fn impossible_entries_add_nothing<B: KernelOps>() {
     for dtype in dtypes::<B>() {
         for d in DIVERGENCES {
-            check::<B>(Op::LogSoftmaxKl(Rows::new(4, 300), d), dtype, Fill::Impossible, Upstream::Every);
+            check::<B>(
+                Op::LogSoftmaxKl(Rows::new(4, 300), d),
+                dtype,
+                Fill::Impossible,
+                Upstream::Every,
+            );
         }
         check::<B>(Op::LogProbs(Rows::new(4, 300)), dtype, Fill::Impossible, Upstream::Every);
     }
@@ -119,7 +156,12 @@ fn impossible_entries_add_nothing<B: KernelOps>() {
 fn nan_stays_in_its_row<B: KernelOps>() {
     for dtype in dtypes::<B>() {
         for n_vocab in [2, 300] {
-            for d in [Divergence::ForwardKl, SKEW, Divergence::TotalVariation, Divergence::Taid { t: 0.4 }] {
+            for d in [
+                Divergence::ForwardKl,
+                SKEW,
+                Divergence::TotalVariation,
+                Divergence::Taid { t: 0.4 },
+            ] {
                 for op in vocabulary_ops(Rows::new(3, n_vocab), d) {
                     check::<B>(op, dtype, Fill::Broken, Upstream::Every);
                 }
@@ -127,9 +169,13 @@ fn nan_stays_in_its_row<B: KernelOps>() {
         }
         let matrix = Matrix { n_rows: 3, width: 37 };
         let turns = Turns { n_rows: 3, n_positions: 3, n_heads: 2, half: 2 };
-        let decode = AttentionShape { starts: vec![5, 9, 3], n_queries: 1, n_keys: 12, ..causal(3, 1) };
+        let decode =
+            AttentionShape { starts: vec![5, 9, 3], n_queries: 1, n_keys: 12, ..causal(3, 1) };
         let attention = [Op::Attention(causal(3, 20)), Op::Decode(decode)];
-        for op in [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix), Op::Rotary(turns)].into_iter().chain(attention) {
+        for op in [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix), Op::Rotary(turns)]
+            .into_iter()
+            .chain(attention)
+        {
             check::<B>(op, dtype, Fill::Broken, Upstream::Every);
         }
     }
@@ -138,10 +184,23 @@ fn nan_stays_in_its_row<B: KernelOps>() {
 fn without_a_gradient_from_above_there_is_none_below<B: KernelOps>() {
     for dtype in dtypes::<B>() {
         let matrix = Matrix { n_rows: 3, width: 37 };
-        let hidden = [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix), Op::Attention(causal(2, 9))];
+        let hidden = [
+            Op::RmsNorm(matrix),
+            Op::Swiglu(matrix),
+            Op::ErfGelu(matrix),
+            Op::Attention(causal(2, 9)),
+        ];
         for op in vocabulary_ops(Rows::new(65, 130), SKEW).into_iter().chain(hidden) {
-            for check in (Case { op, dtype, fill: Fill::Ordinary, upstream: Upstream::None }).check::<B>(&Default::default()) {
-                let most = if check.quantity.starts_with('d') && !check.quantity.starts_with("divergence") { 0.0 } else { check.tolerance };
+            for check in (Case { op, dtype, fill: Fill::Ordinary, upstream: Upstream::None })
+                .check::<B>(&Default::default())
+            {
+                let most = if check.quantity.starts_with('d')
+                    && !check.quantity.starts_with("divergence")
+                {
+                    0.0
+                } else {
+                    check.tolerance
+                };
                 assert!(check.worst <= most, "{check:?}");
             }
         }
@@ -156,26 +215,72 @@ fn any_shape_of_hidden_states<B: KernelOps>() {
                 check::<B>(op, dtype, Fill::Ordinary, Upstream::Every);
             }
         }
-        check::<B>(Op::Swiglu(Matrix { n_rows: 2, width: 300 }), dtype, Fill::Far(0.0), Upstream::Every);
-        for (n_rows, n_positions, n_heads, half) in [(1, 1, 1, 1), (6, 3, 2, 2), (10, 5, 3, 16), (130, 65, 14, 32)] {
-            check::<B>(Op::Rotary(Turns { n_rows, n_positions, n_heads, half }), dtype, Fill::Ordinary, Upstream::Every);
+        check::<B>(
+            Op::Swiglu(Matrix { n_rows: 2, width: 300 }),
+            dtype,
+            Fill::Far(0.0),
+            Upstream::Every,
+        );
+        for (n_rows, n_positions, n_heads, half) in
+            [(1, 1, 1, 1), (6, 3, 2, 2), (10, 5, 3, 16), (130, 65, 14, 32)]
+        {
+            check::<B>(
+                Op::Rotary(Turns { n_rows, n_positions, n_heads, half }),
+                dtype,
+                Fill::Ordinary,
+                Upstream::Every,
+            );
         }
     }
 }
 
 fn causal(n_rows: usize, n: usize) -> AttentionShape {
-    AttentionShape { starts: vec![0; n_rows], lengths: None, n_heads: 4, n_kv_heads: 2, n_queries: n, n_keys: n, head_dim: 16 }
+    AttentionShape {
+        starts: vec![0; n_rows],
+        lengths: None,
+        n_heads: 4,
+        n_kv_heads: 2,
+        n_queries: n,
+        n_keys: n,
+        head_dim: 16,
+    }
 }
 
 fn any_shape_of_attention<B: KernelOps>() {
     for dtype in dtypes::<B>() {
-        let ragged =
-            AttentionShape { starts: vec![6, 1], n_queries: 3, n_keys: 9, n_heads: 5, n_kv_heads: 1, head_dim: 24, ..causal(2, 3) };
-        let whole = AttentionShape { starts: vec![1, 70, 17], lengths: Some(vec![1, 70, 17]), ..causal(3, 70) };
-        for shape in [causal(1, 1), causal(2, 7), causal(1, 64), causal(1, 65), causal(1, 257), ragged, whole] {
+        let ragged = AttentionShape {
+            starts: vec![6, 1],
+            n_queries: 3,
+            n_keys: 9,
+            n_heads: 5,
+            n_kv_heads: 1,
+            head_dim: 24,
+            ..causal(2, 3)
+        };
+        let whole = AttentionShape {
+            starts: vec![1, 70, 17],
+            lengths: Some(vec![1, 70, 17]),
+            ..causal(3, 70)
+        };
+        for shape in [
+            causal(1, 1),
+            causal(2, 7),
+            causal(1, 64),
+            causal(1, 65),
+            causal(1, 257),
+            ragged,
+            whole,
+        ] {
             // Groups of 4, 2 and 1 heads for one shape; of 2 for the others.
-            for n_kv_heads in if shape.n_queries == 65 { vec![1, 2, 4] } else { vec![shape.n_kv_heads] } {
-                check::<B>(Op::Attention(AttentionShape { n_kv_heads, ..shape.clone() }), dtype, Fill::Ordinary, Upstream::Every);
+            for n_kv_heads in
+                if shape.n_queries == 65 { vec![1, 2, 4] } else { vec![shape.n_kv_heads] }
+            {
+                check::<B>(
+                    Op::Attention(AttentionShape { n_kv_heads, ..shape.clone() }),
+                    dtype,
+                    Fill::Ordinary,
+                    Upstream::Every,
+                );
             }
         }
     }
@@ -204,7 +309,8 @@ fn no_unit_walks_further_than_a_software_driver_lets_it<B: KernelOps>() {
     const VOCAB: usize = 151_936;
     let rows = Rows::new(MANY, 7);
     let forms = [Divergence::ForwardKl, Divergence::TotalVariation, Divergence::Taid { t: 0.4 }];
-    let logits = forms.map(|d| Op::LogSoftmaxKl(rows, d)).into_iter().chain(vocabulary_ops(rows, SKEW));
+    let logits =
+        forms.map(|d| Op::LogSoftmaxKl(rows, d)).into_iter().chain(vocabulary_ops(rows, SKEW));
     let columns = Rows::new(2, VOCAB);
     let variation = [
         Op::LogSoftmaxKl(columns, Divergence::TotalVariation),
@@ -212,16 +318,30 @@ fn no_unit_walks_further_than_a_software_driver_lets_it<B: KernelOps>() {
         Op::LinearLogProbs(columns, HeadLayout::VocabColumns),
     ];
     let matrices = [Matrix { n_rows: MANY, width: 6 }, Matrix { n_rows: 2, width: VOCAB }];
-    let hidden = matrices.into_iter().flat_map(|matrix| [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix)]);
+    let hidden = matrices
+        .into_iter()
+        .flat_map(|matrix| [Op::RmsNorm(matrix), Op::Swiglu(matrix), Op::ErfGelu(matrix)]);
     let turns = Op::Rotary(Turns { n_rows: MANY, n_positions: MANY, n_heads: 1, half: 3 });
     let many_rows = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim: 8, ..causal(MANY, 1) };
-    let far = AttentionShape { starts: vec![MANY - 20], n_queries: 20, n_keys: MANY, ..many_rows.clone() };
-    let many_queries = AttentionShape { starts: vec![3], n_queries: MANY, n_keys: 4, ..many_rows.clone() };
+    let far = AttentionShape {
+        starts: vec![MANY - 20],
+        n_queries: 20,
+        n_keys: MANY,
+        ..many_rows.clone()
+    };
+    let many_queries =
+        AttentionShape { starts: vec![3], n_queries: MANY, n_keys: 4, ..many_rows.clone() };
     let one = AttentionShape { starts: vec![MANY - 1], n_queries: 1, ..far.clone() };
     let positions = AttentionShape { starts: vec![0], n_queries: MANY, ..far.clone() };
     let attention = [many_rows, far, many_queries].map(Op::Attention);
     let cache = [Op::Decode(one), Op::CacheWrite(positions)];
     let samples = [Op::Sample(rows), Op::Sample(Rows::new(4, VOCAB))];
-    let all = logits.chain(variation).chain(hidden).chain([turns]).chain(attention).chain(cache).chain(samples);
+    let all = logits
+        .chain(variation)
+        .chain(hidden)
+        .chain([turns])
+        .chain(attention)
+        .chain(cache)
+        .chain(samples);
     all.for_each(|op| check::<B>(op, DType::F32, Fill::Ordinary, Upstream::Every));
 }

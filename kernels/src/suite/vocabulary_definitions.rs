@@ -1,7 +1,9 @@
-//! The operations over the vocabulary as their documentation says them, in f64 and row by row: what every backend is compared with.
+//! The operations over the vocabulary as their documentation says them, in f64 and row by row: what
+//! every backend is compared with.
 //!
-//! Gradients are the chain rule through p = softmax(z), written for each divergence from its own definition (`s dD/ds` below), not from the forms the
-//! kernels use; the tests hold them to finite differences of the values.
+//! Gradients are the chain rule through p = softmax(z), written for each divergence from its own
+//! definition (`s dD/ds` below), not from the forms the kernels use; the tests hold them to finite
+//! differences of the values.
 //!
 //! ```text
 //! d D / d z_v = a_v - s_v sum_u a_u        a_v = s_v dD/ds_v
@@ -60,33 +62,59 @@ pub fn log_prob_and_entropy(logits: &[f64], label: usize, temperature: f64) -> (
     (p[label].ln(), entropy(&p))
 }
 
-/// A divergence of one row as its documentation says it. `held` are the student's logits where they are a constant (TAID's target).
-pub fn divergence(student: &[f64], teacher: &[f64], held: &[f64], divergence: Divergence, temperature: f64) -> f64 {
+/// A divergence of one row as its documentation says it. `held` are the student's logits where they
+/// are a constant (TAID's target).
+pub fn divergence(
+    student: &[f64],
+    teacher: &[f64],
+    held: &[f64],
+    divergence: Divergence,
+    temperature: f64,
+) -> f64 {
     let shared = student.len().min(teacher.len());
-    let (s, t) = (softmax(&student[..shared], temperature), softmax(&teacher[..shared], temperature));
-    let mix = |weight: f64| -> Vec<f64> { s.iter().zip(&t).map(|(s, t)| weight * s + (1.0 - weight) * t).collect() };
+    let (s, t) =
+        (softmax(&student[..shared], temperature), softmax(&teacher[..shared], temperature));
+    let mix = |weight: f64| -> Vec<f64> {
+        s.iter().zip(&t).map(|(s, t)| weight * s + (1.0 - weight) * t).collect()
+    };
     match divergence {
         Divergence::ForwardKl => kl(&t, &s),
         Divergence::ForwardCrossEntropy => cross_entropy(&t, &s),
         Divergence::ReverseKl => kl(&s, &t),
         Divergence::SkewForward { alpha } => cross_entropy(&t, &mix(1.0 - alpha)),
         Divergence::SkewReverse { alpha } => kl(&s, &mix(alpha)),
-        Divergence::JsDistance { lambda } => lambda * kl(&s, &mix(lambda)) + (1.0 - lambda) * kl(&t, &mix(lambda)),
-        Divergence::TotalVariation => 0.5 * s.iter().zip(&t).map(|(s, t)| (s - t).abs()).sum::<f64>(),
-        Divergence::SymmetricKl { lambda } => (1.0 - lambda) * cross_entropy(&t, &s) + lambda * kl(&s, &t),
+        Divergence::JsDistance { lambda } => {
+            lambda * kl(&s, &mix(lambda)) + (1.0 - lambda) * kl(&t, &mix(lambda))
+        }
+        Divergence::TotalVariation => {
+            0.5 * s.iter().zip(&t).map(|(s, t)| (s - t).abs()).sum::<f64>()
+        }
+        Divergence::SymmetricKl { lambda } => {
+            (1.0 - lambda) * cross_entropy(&t, &s) + lambda * kl(&s, &t)
+        }
         Divergence::GeneralisedJsd { beta: 0.0 } => kl(&t, &s),
         Divergence::GeneralisedJsd { beta: 1.0 } => kl(&s, &t),
-        Divergence::GeneralisedJsd { beta } => beta * kl(&t, &mix(1.0 - beta)) + (1.0 - beta) * kl(&s, &mix(1.0 - beta)),
+        Divergence::GeneralisedJsd { beta } => {
+            beta * kl(&t, &mix(1.0 - beta)) + (1.0 - beta) * kl(&s, &mix(1.0 - beta))
+        }
         Divergence::Hinton => temperature * temperature * kl(&t, &s),
-        Divergence::Taid { .. } => cross_entropy(&taid_target(&held[..shared], teacher, divergence, temperature), &s),
+        Divergence::Taid { .. } => {
+            cross_entropy(&taid_target(&held[..shared], teacher, divergence, temperature), &s)
+        }
     }
 }
 
 /// softmax of (1 - t) · student + t · teacher
-fn taid_target(held: &[f64], teacher: &[f64], divergence: Divergence, temperature: f64) -> Vec<f64> {
+fn taid_target(
+    held: &[f64],
+    teacher: &[f64],
+    divergence: Divergence,
+    temperature: f64,
+) -> Vec<f64> {
     let Divergence::Taid { t } = divergence else { return Vec::new() };
     // A teacher's weight of 1 leaves nothing of the student, not even 0 · -inf.
-    let mixed = held.iter().zip(teacher).map(|(s, z)| if t == 1.0 { *z } else { (1.0 - t) * s + t * z });
+    let mixed =
+        held.iter().zip(teacher).map(|(s, z)| if t == 1.0 { *z } else { (1.0 - t) * s + t * z });
     softmax(&mixed.collect::<Vec<_>>(), temperature)
 }
 
@@ -98,7 +126,8 @@ fn slope(divergence: Divergence, s: f64, t: f64, q: f64, temperature: f64) -> f6
     let mix = |weight: f64| weight * s + (1.0 - weight) * t;
     let jensen_shannon = |weight: f64, of_student: f64, of_teacher: f64| {
         let m = mix(weight);
-        of_student * (x_ln(s, m) + s - weight * share(s * s, m)) - of_teacher * weight * share(s * t, m)
+        of_student * (x_ln(s, m) + s - weight * share(s * s, m))
+            - of_teacher * weight * share(s * t, m)
     };
     match divergence {
         Divergence::ForwardKl | Divergence::ForwardCrossEntropy => -t,
@@ -119,15 +148,22 @@ fn slope(divergence: Divergence, s: f64, t: f64, q: f64, temperature: f64) -> f6
 /// A teacher's row and the distance from it.
 pub type Distance<'a> = (&'a [f64], Divergence);
 
-/// A gradient and, entry by entry, the sum of its terms' absolute values: an entry is a difference of terms that may be much larger than it, and those are
-/// what roundings are relative to.
+/// A gradient and, entry by entry, the sum of its terms' absolute values: an entry is a difference
+/// of terms that may be much larger than it, and those are what roundings are relative to.
 pub struct RowGradient {
     pub dz: Vec<f64>,
     pub terms: Vec<f64>,
 }
 
-/// Gradient of w_0 log p(label) + w_1 H + w_2 D with respect to the student's logits. Without a teacher there is no D.
-pub fn row_gradient(student: &[f64], distance: Option<Distance<'_>>, label: usize, weights: [f64; 3], temperature: f64) -> RowGradient {
+/// Gradient of w_0 log p(label) + w_1 H + w_2 D with respect to the student's logits. Without a
+/// teacher there is no D.
+pub fn row_gradient(
+    student: &[f64],
+    distance: Option<Distance<'_>>,
+    label: usize,
+    weights: [f64; 3],
+    temperature: f64,
+) -> RowGradient {
     let p = softmax(student, temperature);
     let h = entropy(&p);
     let of_one = |(v, p): (usize, &f64)| {
@@ -139,15 +175,19 @@ pub fn row_gradient(student: &[f64], distance: Option<Distance<'_>>, label: usiz
     let (mut dz, mut terms): (Vec<f64>, Vec<f64>) = p.iter().enumerate().map(of_one).unzip();
     if let Some((teacher, divergence)) = distance {
         let shared = student.len().min(teacher.len());
-        let (s, t) = (softmax(&student[..shared], temperature), softmax(&teacher[..shared], temperature));
+        let (s, t) =
+            (softmax(&student[..shared], temperature), softmax(&teacher[..shared], temperature));
         let mut q = taid_target(&student[..shared], teacher, divergence, temperature);
         q.resize(shared, 0.0);
-        let a: Vec<f64> = (0..shared).map(|v| slope(divergence, s[v], t[v], q[v], temperature)).collect();
+        let a: Vec<f64> =
+            (0..shared).map(|v| slope(divergence, s[v], t[v], q[v], temperature)).collect();
         let total: f64 = a.iter().sum();
-        // Of every form of a_v: the probabilities it is made of, and the logarithm of their ratio (a mixture's is no larger).
+        // Of every form of a_v: the probabilities it is made of, and the logarithm of their ratio
+        // (a mixture's is no larger).
         let ratio = |s: f64, t: f64| if s == 0.0 { 0.0 } else { s * (s / t).ln().abs() };
         let scale = temperature.powi(2).max(1.0);
-        let parts: Vec<f64> = (0..shared).map(|v| scale * (s[v] + t[v] + q[v] + ratio(s[v], t[v]))).collect();
+        let parts: Vec<f64> =
+            (0..shared).map(|v| scale * (s[v] + t[v] + q[v] + ratio(s[v], t[v]))).collect();
         let all_parts: f64 = parts.iter().sum();
         for v in 0..shared {
             dz[v] += weights[2] * (a[v] - s[v] * total);
@@ -180,8 +220,12 @@ pub fn head_gradients(dz: &[f64], hidden: &[f64], weight: &[f64], d: usize) -> [
         }
         sum
     };
-    let d_hidden = dz.par_chunks(v).flat_map_iter(|dz| combine(&mut dz.iter().copied(), weight)).collect();
-    let d_weight = (0..v).into_par_iter().flat_map_iter(|at| combine(&mut dz.iter().skip(at).step_by(v).copied(), hidden)).collect();
+    let d_hidden =
+        dz.par_chunks(v).flat_map_iter(|dz| combine(&mut dz.iter().copied(), weight)).collect();
+    let d_weight = (0..v)
+        .into_par_iter()
+        .flat_map_iter(|at| combine(&mut dz.iter().skip(at).step_by(v).copied(), hidden))
+        .collect();
     [d_hidden, d_weight]
 }
 
@@ -193,7 +237,8 @@ mod tests {
 
     #[test]
     fn the_gradient_of_a_row_is_its_finite_differences() {
-        let logits = |n: usize, salt: f64| numbers(n, salt).iter().map(|x| 8.0 * x).collect::<Vec<_>>();
+        let logits =
+            |n: usize, salt: f64| numbers(n, salt).iter().map(|x| 8.0 * x).collect::<Vec<_>>();
         for (n_student, n_teacher) in [(1, 2), (7, 5), (37, 41)] {
             let (student, teacher) = (logits(n_student, 0.0), logits(n_teacher, 0.11));
             let (label, weights, temperature) = (n_student / 2, [0.7, -0.4, 1.3], 0.7);
@@ -201,11 +246,22 @@ mod tests {
             for d in DIVERGENCES {
                 let want = differences(&student, &at, |moved| {
                     let (log_p, h) = log_prob_and_entropy(moved, label, temperature);
-                    weights[0] * log_p + weights[1] * h + weights[2] * divergence(moved, &teacher, &student, d, temperature)
+                    weights[0] * log_p
+                        + weights[1] * h
+                        + weights[2] * divergence(moved, &teacher, &student, d, temperature)
                 });
                 let got = row_gradient(&student, Some((&teacher, d)), label, weights, temperature);
-                assert!(worst_error(&got.dz, &want) < 1e-8, "{d:?}: {:?} instead of {want:?}", got.dz);
-                assert!(got.dz.iter().zip(&got.terms).all(|(dz, terms)| dz.abs() <= *terms), "{d:?}: {:?} of {:?}", got.dz, got.terms);
+                assert!(
+                    worst_error(&got.dz, &want) < 1e-8,
+                    "{d:?}: {:?} instead of {want:?}",
+                    got.dz
+                );
+                assert!(
+                    got.dz.iter().zip(&got.terms).all(|(dz, terms)| dz.abs() <= *terms),
+                    "{d:?}: {:?} of {:?}",
+                    got.dz,
+                    got.terms
+                );
             }
         }
     }
@@ -213,7 +269,8 @@ mod tests {
     #[test]
     fn the_gradients_of_a_head_are_products() {
         // dz [2, 3], hidden [2, 2], weight [3, 2]
-        let (dz, hidden, weight) = ([1.0, 0.0, 2.0, 0.0, -1.0, 1.0], [1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
+        let (dz, hidden, weight) =
+            ([1.0, 0.0, 2.0, 0.0, -1.0, 1.0], [1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
         let [d_hidden, d_weight] = head_gradients(&dz, &hidden, &weight, 2);
         assert_eq!(d_hidden, [3.0, 2.0, 1.0, 0.0]);
         assert_eq!(d_weight, [1.0, 2.0, -3.0, -4.0, 5.0, 8.0]);

@@ -27,7 +27,11 @@ pub fn backward(gate: CpuTensor, up: CpuTensor, grad: CpuTensor) -> [CpuTensor; 
     let (gate, up, grad) = (row_major(gate), row_major(up), row_major(grad));
     let (g, u, dy) = (gate.storage::<f32>(), up.storage::<f32>(), grad.storage::<f32>());
     let (mut dgate, mut dup) = (vec![0.0f32; g.len()], vec![0.0f32; g.len()]);
-    let tasks = dgate.chunks_mut(TASK).zip(dup.chunks_mut(TASK)).zip(g.chunks(TASK).zip(u.chunks(TASK)).zip(dy.chunks(TASK))).collect();
+    let tasks = dgate
+        .chunks_mut(TASK)
+        .zip(dup.chunks_mut(TASK))
+        .zip(g.chunks(TASK).zip(u.chunks(TASK)).zip(dy.chunks(TASK)))
+        .collect();
     for_each_piece(tasks, 2 * WORK_PER_ELEMENT * g.len(), |((dgate, dup), ((g, u), dy))| {
         simd!({
             for i in 0..g.len() {

@@ -12,7 +12,13 @@ fn logistic(x: f32) -> f32 {
 }
 
 #[cube(launch, address_type = "dynamic")]
-fn gated<F: Float>(gate: &Tensor<F>, up: &Tensor<F>, out: &mut Tensor<F>, n: usize, #[define(F)] _type: StorageType) {
+fn gated<F: Float>(
+    gate: &Tensor<F>,
+    up: &Tensor<F>,
+    out: &mut Tensor<F>,
+    n: usize,
+    #[define(F)] _type: StorageType,
+) {
     let i = ABSOLUTE_POS;
     if i < n {
         let g = f32::cast_from(gate[i]);
@@ -46,13 +52,28 @@ pub(crate) fn forward<R: CubeRuntime>(gate: CubeTensor<R>, up: CubeTensor<R>) ->
     if n > 0 {
         let cubes = ElementCubes::new(&gate, n);
         let address = addresses(&[&gate, &up]);
-        let (gate, up, result) = (gate.into_tensor_arg(), up.into_tensor_arg(), out.clone().into_tensor_arg());
-        gated::launch::<R>(&out.client, cubes.count, cubes.dim, address, gate, up, result, n, dtype.into());
+        let (gate, up, result) =
+            (gate.into_tensor_arg(), up.into_tensor_arg(), out.clone().into_tensor_arg());
+        gated::launch::<R>(
+            &out.client,
+            cubes.count,
+            cubes.dim,
+            address,
+            gate,
+            up,
+            result,
+            n,
+            dtype.into(),
+        );
     }
     out
 }
 
-pub(crate) fn backward<R: CubeRuntime>(gate: CubeTensor<R>, up: CubeTensor<R>, grad: CubeTensor<R>) -> [CubeTensor<R>; 2] {
+pub(crate) fn backward<R: CubeRuntime>(
+    gate: CubeTensor<R>,
+    up: CubeTensor<R>,
+    grad: CubeTensor<R>,
+) -> [CubeTensor<R>; 2] {
     let (gate, up, grad) = (into_contiguous(gate), into_contiguous(up), into_contiguous(grad));
     let (n, dtype) = (gate.shape().num_elements(), gate.dtype);
     let (dgate, dup) = (empty(&gate, gate.shape(), dtype), empty(&gate, gate.shape(), dtype));

@@ -4,7 +4,8 @@
 //! dup = dy silu(gate)         dgate = dy up s (1 + gate (1 - s))
 //! ```
 //!
-//! One pass each way; only gate and up are kept. In f32 whatever the dtype. Bytes (f32): 12 N I forwards, 20 N I backwards, one exponential an element.
+//! One pass each way; only gate and up are kept. In f32 whatever the dtype. Bytes (f32): 12 N I
+//! forwards, 20 N I backwards, one exponential an element.
 pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod kernel;

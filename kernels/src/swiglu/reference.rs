@@ -1,5 +1,8 @@
 //! SwiGLU in plain tensor operations, f32 inside.
-use burn::tensor::{DType, Tensor, TensorMetadata, TensorPrimitive, activation::sigmoid, backend::Backend, ops::FloatTensor};
+use burn::tensor::{
+    DType, Tensor, TensorMetadata, TensorPrimitive, activation::sigmoid, backend::Backend,
+    ops::FloatTensor,
+};
 
 pub fn forward<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
     let dtype = gate.dtype();
@@ -7,7 +10,11 @@ pub fn forward<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTen
     (gate.clone() * sigmoid(gate) * up).cast(dtype).into_primitive().tensor()
 }
 
-pub fn backward<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>, grad: FloatTensor<B>) -> [FloatTensor<B>; 2] {
+pub fn backward<B: Backend>(
+    gate: FloatTensor<B>,
+    up: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> [FloatTensor<B>; 2] {
     let dtype = gate.dtype();
     let [gate, up, grad] = [gate, up, grad].map(f32_tensor::<B>);
     let s = sigmoid(gate.clone());

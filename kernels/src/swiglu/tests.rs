@@ -9,7 +9,9 @@ type Train = Autodiff<Flex>;
 const SHAPE: [usize; 2] = [3, 35];
 
 fn numbers(salt: f64, scale: f64) -> Vec<f64> {
-    (0..105).map(|i| scale * (((f64::from(i) + 1.0) * (0.618_033_988_749_894_9 + salt)).fract() - 0.5)).collect()
+    (0..105)
+        .map(|i| scale * (((f64::from(i) + 1.0) * (0.618_033_988_749_894_9 + salt)).fract() - 0.5))
+        .collect()
 }
 
 fn tensor<B: Backend>(values: &[f64]) -> Tensor<B, 2> {
@@ -23,7 +25,10 @@ fn primitive(values: &[f64]) -> FloatTensor<Flex> {
 
 fn assert_close(got: FloatTensor<Flex>, want: &[f64]) {
     for (got, want) in got.into_data().to_vec::<f32>().unwrap().iter().zip(want) {
-        assert!((f64::from(*got) - want).abs() < 2e-5 * (1.0 + want.abs()), "{got} instead of {want}");
+        assert!(
+            (f64::from(*got) - want).abs() < 2e-5 * (1.0 + want.abs()),
+            "{got} instead of {want}"
+        );
     }
 }
 
@@ -42,13 +47,15 @@ fn gradients_are_finite_differences() {
     let silu = |g: f64| g / (1.0 + (-g).exp());
     let dup: Vec<f64> = gate.iter().zip(&grad).map(|(g, dy)| dy * silu(*g)).collect();
     let slope = |g: f64| (silu(g + 1e-5) - silu(g - 1e-5)) / 2e-5;
-    let dgate: Vec<f64> = gate.iter().zip(&up).zip(&grad).map(|((g, u), dy)| dy * u * slope(*g)).collect();
+    let dgate: Vec<f64> =
+        gate.iter().zip(&up).zip(&grad).map(|((g, u), dy)| dy * u * slope(*g)).collect();
 
     let (g, u) = (tensor::<Train>(&gate).require_grad(), tensor::<Train>(&up).require_grad());
     let grads = (swiglu(g.clone(), u.clone()) * tensor(&grad)).sum().backward();
     assert_close(g.grad(&grads).unwrap().into_primitive().tensor(), &dgate);
     assert_close(u.grad(&grads).unwrap().into_primitive().tensor(), &dup);
-    let [plain_gate, plain_up] = reference::backward::<Flex>(primitive(&gate), primitive(&up), primitive(&grad));
+    let [plain_gate, plain_up] =
+        reference::backward::<Flex>(primitive(&gate), primitive(&up), primitive(&grad));
     assert_close(plain_gate, &dgate);
     assert_close(plain_up, &dup);
 }

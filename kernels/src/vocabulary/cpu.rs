@@ -1,9 +1,11 @@
 //! Folding tiles on the CPU backend: rows over threads, columns in vector registers.
 //!
-//! A row is read twice (its maximum first), the second time from cache. Tiles in f16 and bf16 are widened a row at a time.
+//! A row is read twice (its maximum first), the second time from cache. Tiles in f16 and bf16 are
+//! widened a row at a time.
 use super::{
-    COLUMNS, ENTROPY, FORWARD, LABEL_Z, LOG_PROB, LOG_ZERO, MAX, MOMENT, ONE_COLUMNS, REVERSE, S_MAX, S_SUM, SUM, Span, T_MAX, T_MOMENT,
-    T_SUM, VALUE, cpu_grad::gradient, cpu_normalisers::Normalisers, tiles::Tiles,
+    COLUMNS, ENTROPY, FORWARD, LABEL_Z, LOG_PROB, LOG_ZERO, MAX, MOMENT, ONE_COLUMNS, REVERSE,
+    S_MAX, S_SUM, SUM, Span, T_MAX, T_MOMENT, T_SUM, VALUE, cpu_grad::gradient,
+    cpu_normalisers::Normalisers, tiles::Tiles,
 };
 use crate::{
     cpu::{CpuTensor, Elements, LANES, exp, for_each_piece, from_vec, simd, stored, strides},
@@ -23,7 +25,8 @@ const TASK: usize = 1 << 15;
 /// An exponential and its surroundings, counted in multiply-adds.
 const WORK_PER_ELEMENT: usize = 16;
 
-/// Columns whose terms are added up in f32, lane by lane, before they go into an f64: over a whole vocabulary f32 alone would lose three digits.
+/// Columns whose terms are added up in f32, lane by lane, before they go into an f64: over a whole
+/// vocabulary f32 alone would lose three digits.
 const BLOCK: usize = 64 * LANES;
 
 /// Rows of logits as they lie in memory.
@@ -45,7 +48,13 @@ impl<'a> Rows<'a> {
 
     /// Columns `start..end` of a row in f32, by way of `scratch` where they are not.
     #[inline(always)]
-    pub(super) fn row<'b>(&'b self, row: usize, start: usize, end: usize, scratch: &'b mut Vec<f32>) -> &'b [f32] {
+    pub(super) fn row<'b>(
+        &'b self,
+        row: usize,
+        start: usize,
+        end: usize,
+        scratch: &'b mut Vec<f32>,
+    ) -> &'b [f32] {
         self.elements.widened(row * self.stride + start..row * self.stride + end, scratch)
     }
 }
@@ -73,7 +82,11 @@ impl One {
         let max = self.max.max(other.max);
         let (a, b) = ((self.max - max) * scale, (other.max - max) * scale);
         let (ra, rb) = (exp(a), exp(b));
-        Self { max, sum: ra * self.sum + rb * other.sum, moment: ra * (self.moment + self.sum * a) + rb * (other.moment + other.sum * b) }
+        Self {
+            max,
+            sum: ra * self.sum + rb * other.sum,
+            moment: ra * (self.moment + self.sum * a) + rb * (other.moment + other.sum * b),
+        }
     }
 
     fn read(packed: &[f32], columns: [usize; 3]) -> Self {
@@ -122,7 +135,8 @@ fn max_of(row: &[f32]) -> f32 {
             max[i] = if part[i] > max[i] { part[i] } else { max[i] };
         }
     }
-    let max = max.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    let max =
+        max.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
     finite(max)
 }
 
@@ -187,7 +201,8 @@ fn sums_of_two(student: &[f32], teacher: &[f32], scale: f32, blend: f32) -> Two 
     let mut totals = [0.0f64; 6];
     for (student, teacher) in student.chunks(BLOCK).zip(teacher.chunks(BLOCK)) {
         let mut sums = [[0.0f32; LANES]; 6];
-        let ((s_parts, s_rest), (t_parts, t_rest)) = (student.as_chunks::<LANES>(), teacher.as_chunks::<LANES>());
+        let ((s_parts, s_rest), (t_parts, t_rest)) =
+            (student.as_chunks::<LANES>(), teacher.as_chunks::<LANES>());
         for (s, t) in s_parts.iter().zip(t_parts) {
             for i in 0..LANES {
                 let z_s = finite(s[i]);
@@ -230,7 +245,11 @@ fn rows_per_task(n_columns: usize) -> usize {
 
 pub(super) fn host_labels(labels: CpuTensor) -> Vec<usize> {
     let labels = Flex::int_cast(labels, IntDType::I64).to_contiguous();
-    labels.storage::<i64>().iter().map(|&label| usize::try_from(label).expect("labels are not negative")).collect()
+    labels
+        .storage::<i64>()
+        .iter()
+        .map(|&label| usize::try_from(label).expect("labels are not negative"))
+        .collect()
 }
 
 /// Applies `fold` to every row of `packed` with its number, in parallel.
@@ -242,16 +261,24 @@ pub(super) fn for_each_row(
 ) {
     let n_rows = packed.len() / columns;
     let rows = rows_per_task(n_columns);
-    for_each_piece(packed.chunks_mut(rows * columns).enumerate().collect(), WORK_PER_ELEMENT * n_rows * n_columns, |(task, packed)| {
-        let mut scratch = [Vec::new(), Vec::new()];
-        for (i, packed) in packed.chunks_exact_mut(columns).enumerate() {
-            fold(task * rows + i, packed, &mut scratch);
-        }
-    });
+    for_each_piece(
+        packed.chunks_mut(rows * columns).enumerate().collect(),
+        WORK_PER_ELEMENT * n_rows * n_columns,
+        |(task, packed)| {
+            let mut scratch = [Vec::new(), Vec::new()];
+            for (i, packed) in packed.chunks_exact_mut(columns).enumerate() {
+                fold(task * rows + i, packed, &mut scratch);
+            }
+        },
+    );
 }
 
 /// The rows to fold into, and whether they hold nothing yet.
-fn packed_or_new(packed: Option<CpuTensor>, n_rows: usize, columns: usize) -> (Vec<f32>, usize, bool) {
+fn packed_or_new(
+    packed: Option<CpuTensor>,
+    n_rows: usize,
+    columns: usize,
+) -> (Vec<f32>, usize, bool) {
     match packed {
         Some(packed) => {
             let packed = packed.to_contiguous();
@@ -278,11 +305,23 @@ fn finish_one(packed: &mut [f32], scale: f32) {
 
 impl Tiles for Flex {
     fn product(lhs: CpuTensor, rhs: CpuTensor) -> CpuTensor {
-        let f32_of = |tensor: CpuTensor| if tensor.dtype() == DType::F32 { tensor } else { Self::float_cast(tensor, DType::F32.into()) };
+        let f32_of = |tensor: CpuTensor| {
+            if tensor.dtype() == DType::F32 {
+                tensor
+            } else {
+                Self::float_cast(tensor, DType::F32.into())
+            }
+        };
         Self::float_matmul(f32_of(lhs), f32_of(rhs))
     }
 
-    fn fold_one(tile: CpuTensor, labels: CpuTensor, packed: Option<CpuTensor>, span: Span, scale: f32) -> CpuTensor {
+    fn fold_one(
+        tile: CpuTensor,
+        labels: CpuTensor,
+        packed: Option<CpuTensor>,
+        span: Span,
+        scale: f32,
+    ) -> CpuTensor {
         let (tile, labels) = (readable(tile), host_labels(labels));
         let rows = Rows::new(&tile);
         let n_rows = labels.len();
@@ -311,39 +350,49 @@ impl Tiles for Flex {
         plan: &Plan,
         scale: f32,
     ) -> CpuTensor {
-        let (student, teacher, labels) = (readable(student), readable(teacher), host_labels(labels));
+        let (student, teacher, labels) =
+            (readable(student), readable(teacher), host_labels(labels));
         let (s_rows, t_rows) = (Rows::new(&student), Rows::new(&teacher));
         let n_rows = labels.len();
         let [forward, reverse, entropy, _] = plan.factors();
         let (mut packed, columns, is_first) = packed_or_new(packed, n_rows, COLUMNS);
-        for_each_row(&mut packed, columns, span.end - span.start, |i, packed, [s_scratch, t_scratch]| {
-            let (s, t) = (s_rows.row(i, span.start, span.end, s_scratch), t_rows.row(i, span.start, span.end, t_scratch));
-            let mut sums = simd!(sums_of_two(s, t, scale, plan.blend));
-            if is_first {
-                packed[LABEL_Z] = LOG_ZERO;
-            } else {
-                let before = Two {
-                    s: One::read(packed, [S_MAX, S_SUM, MOMENT]),
-                    t: One::read(packed, [T_MAX, T_SUM, T_MOMENT]),
-                    forward: packed[FORWARD],
-                    reverse: packed[REVERSE],
-                };
-                sums = before.merge(sums, scale);
-            }
-            let Two { s: one_s, t: one_t, .. } = sums;
-            (packed[MAX], packed[SUM], packed[MOMENT]) = (one_s.max, one_s.sum, one_s.moment);
-            (packed[S_MAX], packed[S_SUM]) = (one_s.max, one_s.sum);
-            (packed[T_MAX], packed[T_SUM], packed[T_MOMENT]) = (one_t.max, one_t.sum, one_t.moment);
-            (packed[FORWARD], packed[REVERSE]) = (sums.forward, sums.reverse);
-            let (ln_s, ln_t) = (one_s.sum.ln(), one_t.sum.ln());
-            let nan = if one_s.has_entries() && one_t.has_entries() { 0.0 } else { f32::NAN };
-            packed[VALUE] = forward * (sums.forward / one_t.sum - (ln_t - ln_s))
-                + reverse * (sums.reverse / one_s.sum - (ln_s - ln_t))
-                + entropy * (ln_t - one_t.moment / one_t.sum)
-                + nan;
-            find_label(packed, s, labels[i], span);
-            finish_one(packed, scale);
-        });
+        for_each_row(
+            &mut packed,
+            columns,
+            span.end - span.start,
+            |i, packed, [s_scratch, t_scratch]| {
+                let (s, t) = (
+                    s_rows.row(i, span.start, span.end, s_scratch),
+                    t_rows.row(i, span.start, span.end, t_scratch),
+                );
+                let mut sums = simd!(sums_of_two(s, t, scale, plan.blend));
+                if is_first {
+                    packed[LABEL_Z] = LOG_ZERO;
+                } else {
+                    let before = Two {
+                        s: One::read(packed, [S_MAX, S_SUM, MOMENT]),
+                        t: One::read(packed, [T_MAX, T_SUM, T_MOMENT]),
+                        forward: packed[FORWARD],
+                        reverse: packed[REVERSE],
+                    };
+                    sums = before.merge(sums, scale);
+                }
+                let Two { s: one_s, t: one_t, .. } = sums;
+                (packed[MAX], packed[SUM], packed[MOMENT]) = (one_s.max, one_s.sum, one_s.moment);
+                (packed[S_MAX], packed[S_SUM]) = (one_s.max, one_s.sum);
+                (packed[T_MAX], packed[T_SUM], packed[T_MOMENT]) =
+                    (one_t.max, one_t.sum, one_t.moment);
+                (packed[FORWARD], packed[REVERSE]) = (sums.forward, sums.reverse);
+                let (ln_s, ln_t) = (one_s.sum.ln(), one_t.sum.ln());
+                let nan = if one_s.has_entries() && one_t.has_entries() { 0.0 } else { f32::NAN };
+                packed[VALUE] = forward * (sums.forward / one_t.sum - (ln_t - ln_s))
+                    + reverse * (sums.reverse / one_s.sum - (ln_s - ln_t))
+                    + entropy * (ln_t - one_t.moment / one_t.sum)
+                    + nan;
+                find_label(packed, s, labels[i], span);
+                finish_one(packed, scale);
+            },
+        );
         from_vec(packed, [n_rows, columns], DType::F32)
     }
 
@@ -361,22 +410,43 @@ impl Tiles for Flex {
         let n_rows = student.layout().shape()[0];
         let (mut packed, columns, _) = packed_or_new(Some(packed), n_rows, COLUMNS);
         let [.., entropy] = plan.factors();
-        for_each_row(&mut packed, columns, span.end - span.start, |i, packed, [s_scratch, t_scratch]| {
-            let (s, t) = (s_rows.row(i, span.start, span.end, s_scratch), t_rows.row(i, span.start, span.end, t_scratch));
-            let normalisers = Normalisers::read(packed, scale);
-            let (mut value, mut a) = simd!(second_pass(s, t, normalisers, plan.form));
-            if !is_first {
-                value += packed[FORWARD];
-                a += packed[REVERSE];
-            }
-            (packed[FORWARD], packed[REVERSE]) = (value, a);
-            let nan = if packed[S_MAX] > LOG_ZERO && packed[T_MAX] > LOG_ZERO { 0.0 } else { f32::NAN };
-            packed[VALUE] = value + entropy * (normalisers.ln_t - packed[T_MOMENT] / packed[T_SUM]) + nan;
-        });
+        for_each_row(
+            &mut packed,
+            columns,
+            span.end - span.start,
+            |i, packed, [s_scratch, t_scratch]| {
+                let (s, t) = (
+                    s_rows.row(i, span.start, span.end, s_scratch),
+                    t_rows.row(i, span.start, span.end, t_scratch),
+                );
+                let normalisers = Normalisers::read(packed, scale);
+                let (mut value, mut a) = simd!(second_pass(s, t, normalisers, plan.form));
+                if !is_first {
+                    value += packed[FORWARD];
+                    a += packed[REVERSE];
+                }
+                (packed[FORWARD], packed[REVERSE]) = (value, a);
+                let nan = if packed[S_MAX] > LOG_ZERO && packed[T_MAX] > LOG_ZERO {
+                    0.0
+                } else {
+                    f32::NAN
+                };
+                packed[VALUE] =
+                    value + entropy * (normalisers.ln_t - packed[T_MOMENT] / packed[T_SUM]) + nan;
+            },
+        );
         from_vec(packed, [n_rows, columns], DType::F32)
     }
 
-    fn grad_one(tile: CpuTensor, labels: CpuTensor, packed: CpuTensor, grad: CpuTensor, dtype: DType, span: Span, scale: f32) -> CpuTensor {
+    fn grad_one(
+        tile: CpuTensor,
+        labels: CpuTensor,
+        packed: CpuTensor,
+        grad: CpuTensor,
+        dtype: DType,
+        span: Span,
+        scale: f32,
+    ) -> CpuTensor {
         gradient(tile, None, labels, packed, grad, dtype, span, scale)
     }
 
@@ -396,13 +466,29 @@ impl Tiles for Flex {
 
     fn assign(mut whole: CpuTensor, start: usize, dim: usize, part: CpuTensor) -> CpuTensor {
         let part = Self::float_cast(part, whole.dtype().into()).to_contiguous();
-        let ([rows, columns], [part_rows, part_columns]) = (whole.layout().shape().dims::<2>(), part.layout().shape().dims::<2>());
+        let ([rows, columns], [part_rows, part_columns]) =
+            (whole.layout().shape().dims::<2>(), part.layout().shape().dims::<2>());
         let at = if dim == 0 { start * columns } else { start };
         debug_assert!(part_rows <= rows);
         match whole.dtype() {
-            DType::F32 => copy_rows(&mut whole.storage_mut::<f32>()[at..], part.storage(), columns, part_columns),
-            DType::F16 => copy_rows(&mut whole.storage_mut::<f16>()[at..], part.storage(), columns, part_columns),
-            _ => copy_rows(&mut whole.storage_mut::<bf16>()[at..], part.storage(), columns, part_columns),
+            DType::F32 => copy_rows(
+                &mut whole.storage_mut::<f32>()[at..],
+                part.storage(),
+                columns,
+                part_columns,
+            ),
+            DType::F16 => copy_rows(
+                &mut whole.storage_mut::<f16>()[at..],
+                part.storage(),
+                columns,
+                part_columns,
+            ),
+            _ => copy_rows(
+                &mut whole.storage_mut::<bf16>()[at..],
+                part.storage(),
+                columns,
+                part_columns,
+            ),
         }
         whole
     }
@@ -415,11 +501,17 @@ fn copy_rows<E: Copy>(to: &mut [E], from: &[E], to_columns: usize, from_columns:
 }
 
 #[inline(always)]
-fn second_pass(student: &[f32], teacher: &[f32], normalisers: Normalisers, form: Form) -> (f32, f32) {
+fn second_pass(
+    student: &[f32],
+    teacher: &[f32],
+    normalisers: Normalisers,
+    form: Form,
+) -> (f32, f32) {
     let (mut value, mut slope) = (0.0f64, 0.0f64);
     for (student, teacher) in student.chunks(BLOCK).zip(teacher.chunks(BLOCK)) {
         let (mut values, mut slopes) = ([0.0f32; LANES], [0.0f32; LANES]);
-        let ((s_parts, s_rest), (t_parts, t_rest)) = (student.as_chunks::<LANES>(), teacher.as_chunks::<LANES>());
+        let ((s_parts, s_rest), (t_parts, t_rest)) =
+            (student.as_chunks::<LANES>(), teacher.as_chunks::<LANES>());
         for (s, t) in s_parts.iter().zip(t_parts) {
             for i in 0..LANES {
                 let (value, a) = normalisers.second_pass_terms(finite(s[i]), finite(t[i]), form);

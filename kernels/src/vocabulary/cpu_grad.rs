@@ -44,7 +44,10 @@ impl OneGradient {
 }
 
 /// Gradient of a tile: of one model, and of the divergence where there is a teacher.
-#[allow(clippy::too_many_arguments, reason = "two tiles, three row tensors and what to do with them")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "two tiles, three row tensors and what to do with them"
+)]
 pub(super) fn gradient(
     tile: CpuTensor,
     teacher: Option<(CpuTensor, &Plan)>,
@@ -55,7 +58,8 @@ pub(super) fn gradient(
     span: Span,
     scale: f32,
 ) -> CpuTensor {
-    let (tile, labels, packed, grad) = (readable(tile), host_labels(labels), packed.to_contiguous(), grad.to_contiguous());
+    let (tile, labels, packed, grad) =
+        (readable(tile), host_labels(labels), packed.to_contiguous(), grad.to_contiguous());
     let teacher = teacher.map(|(teacher, plan)| (readable(teacher), plan));
     let [n_rows, n_columns] = tile.layout().shape().dims::<2>();
     let columns = packed.layout().shape()[1];
@@ -72,7 +76,15 @@ pub(super) fn gradient(
         });
         if let Some((t_rows, plan)) = &teacher {
             let t = t_rows.row(i, span.start, span.end, t_scratch);
-            simd!(add_divergence(&mut out[..span.end], &row[..span.end], t, packed, grad[VALUE], plan, scale));
+            simd!(add_divergence(
+                &mut out[..span.end],
+                &row[..span.end],
+                t,
+                packed,
+                grad[VALUE],
+                plan,
+                scale
+            ));
         }
         if labels[i] >= span.offset && labels[i] < span.offset + n_columns {
             out[labels[i] - span.offset] += one.d_log_prob;
@@ -85,7 +97,15 @@ pub(super) fn gradient(
 }
 
 #[inline(always)]
-fn add_divergence(out: &mut [f32], student: &[f32], teacher: &[f32], packed: &[f32], d_value: f32, plan: &Plan, scale: f32) {
+fn add_divergence(
+    out: &mut [f32],
+    student: &[f32],
+    teacher: &[f32],
+    packed: &[f32],
+    d_value: f32,
+    plan: &Plan,
+    scale: f32,
+) {
     let normalisers = Normalisers::read(packed, scale);
     let (form, blend) = (plan.form, plan.blend);
     let total = packed[REVERSE];
@@ -100,7 +120,8 @@ fn add_divergence(out: &mut [f32], student: &[f32], teacher: &[f32], packed: &[f
             let z_s = finite(*s);
             let z_t = target(z_s, finite(*t), blend);
             let (p_s, p_t) = normalisers.probs(z_s, z_t);
-            let turned = if p_s == 0.0 { 0.0 } else { p_s * (-normalisers.log_ratio(z_s, z_t) - kl) };
+            let turned =
+                if p_s == 0.0 { 0.0 } else { p_s * (-normalisers.log_ratio(z_s, z_t) - kl) };
             *out += forward * (p_s - p_t) + reverse * turned;
         }
     } else {

@@ -1,4 +1,5 @@
-//! What the second pass over a pair of rows and the gradient know about them: maxima and normalisers, and from them probabilities and log-ratios.
+//! What the second pass over a pair of rows and the gradient know about them: maxima and
+//! normalisers, and from them probabilities and log-ratios.
 use super::{LOG_ZERO, S_MAX, S_SUM, T_MAX, T_SUM};
 use crate::{
     cpu::{exp, ln},
@@ -17,12 +18,21 @@ pub(super) struct Normalisers {
 
 impl Normalisers {
     pub(super) fn read(packed: &[f32], scale: f32) -> Self {
-        Self { scale, m_s: packed[S_MAX], m_t: packed[T_MAX], ln_s: packed[S_SUM].ln(), ln_t: packed[T_SUM].ln() }
+        Self {
+            scale,
+            m_s: packed[S_MAX],
+            m_t: packed[T_MAX],
+            ln_s: packed[S_SUM].ln(),
+            ln_t: packed[T_SUM].ln(),
+        }
     }
 
     #[inline(always)]
     pub(super) fn probs(&self, z_s: f32, z_t: f32) -> (f32, f32) {
-        let (p_s, p_t) = (exp((z_s - self.m_s) * self.scale - self.ln_s), exp((z_t - self.m_t) * self.scale - self.ln_t));
+        let (p_s, p_t) = (
+            exp((z_s - self.m_s) * self.scale - self.ln_s),
+            exp((z_t - self.m_t) * self.scale - self.ln_t),
+        );
         (if z_s <= LOG_ZERO { 0.0 } else { p_s }, if z_t <= LOG_ZERO { 0.0 } else { p_t })
     }
 
@@ -38,12 +48,14 @@ impl Normalisers {
         let (p_s, p_t) = self.probs(z_s, z_t);
         match form {
             Form::Mixture { student_weight: weight, student, teacher, .. } => {
-                // ln(m / p_s) and ln(m / p_t) from the log-ratio of the two, whichever way keeps the exponential at most 1.
+                // ln(m / p_s) and ln(m / p_t) from the log-ratio of the two, whichever way keeps
+                // the exponential at most 1.
                 let ratio = self.log_ratio(z_s, z_t);
                 let other = 1.0 - weight;
                 let e = exp(-ratio.abs());
                 let is_teacher = ratio > 0.0;
-                let mass = if is_teacher { weight.mul_add(e, other) } else { other.mul_add(e, weight) };
+                let mass =
+                    if is_teacher { weight.mul_add(e, other) } else { other.mul_add(e, weight) };
                 let log_mass = ln(mass);
                 let log_s = if is_teacher { log_mass + ratio } else { log_mass };
                 let log_t = if is_teacher { log_mass } else { log_mass - ratio };
@@ -51,7 +63,10 @@ impl Normalisers {
                 // Written so that NaN, of which p is one, stays.
                 let term_s = if p_s == 0.0 { 0.0 } else { -p_s * log_s };
                 let term_t = if p_t == 0.0 { 0.0 } else { -p_t * log_t };
-                (student * term_s + teacher * term_t, student * (term_s + p_s) - (student * p_s + teacher * p_t) * share)
+                (
+                    student * term_s + teacher * term_t,
+                    student * (term_s + p_s) - (student * p_s + teacher * p_t) * share,
+                )
             }
             _ => {
                 let gap = p_s - p_t;

@@ -1,9 +1,13 @@
-//! The CubeCL kernels: one cube (workgroup) a row, each unit takes every `units`-th column, sums meet in shared memory.
+//! The CubeCL kernels: one cube (workgroup) a row, each unit takes every `units`-th column, sums
+//! meet in shared memory.
 //!
-//! Arithmetic is in f32 whatever the tile's dtype. The shading languages below may assume that no NaN occurs, so NaN is looked for in the bits and
-//! carried to the results as bits.
+//! Arithmetic is in f32 whatever the tile's dtype. The shading languages below may assume that no
+//! NaN occurs, so NaN is looked for in the bits and carried to the results as bits.
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
-use super::{ENTROPY, FORWARD, LABEL_Z, LOG_PROB, LOG_ZERO, MAX, MOMENT, REVERSE, S_MAX, S_SUM, SUM, T_MAX, T_MOMENT, T_SUM, VALUE};
+use super::{
+    ENTROPY, FORWARD, LABEL_Z, LOG_PROB, LOG_ZERO, MAX, MOMENT, REVERSE, S_MAX, S_SUM, SUM, T_MAX,
+    T_MOMENT, T_SUM, VALUE,
+};
 use cubecl::prelude::*;
 
 /// `form` of the kernels of two models, in the order of `divergence::Form`.
@@ -46,7 +50,8 @@ fn merge_one(s: &mut SharedMemory<f32>, a: usize, b: usize, scale: f32, #[compti
     s[a] = m;
 }
 
-/// Adds entry `b` of two models' sums to entry `a`: student's max, sum, moment, teacher's max, sum, moment, A, B.
+/// Adds entry `b` of two models' sums to entry `a`: student's max, sum, moment, teacher's max, sum,
+/// moment, A, B.
 #[cube]
 fn merge_two(s: &mut SharedMemory<f32>, a: usize, b: usize, scale: f32, #[comptime] units: usize) {
     let ms = max(s[a], s[b]);
@@ -59,8 +64,10 @@ fn merge_two(s: &mut SharedMemory<f32>, a: usize, b: usize, scale: f32, #[compti
     let (ta, tb) = (s[4 * units + a], s[4 * units + b]);
     s[2 * units + a] = rsa * (s[2 * units + a] + sa * dsa) + rsb * (s[2 * units + b] + sb * dsb);
     s[5 * units + a] = rta * (s[5 * units + a] + ta * dta) + rtb * (s[5 * units + b] + tb * dtb);
-    s[6 * units + a] = rta * (s[6 * units + a] + ta * (dta - dsa)) + rtb * (s[6 * units + b] + tb * (dtb - dsb));
-    s[7 * units + a] = rsa * (s[7 * units + a] + sa * (dsa - dta)) + rsb * (s[7 * units + b] + sb * (dsb - dtb));
+    s[6 * units + a] =
+        rta * (s[6 * units + a] + ta * (dta - dsa)) + rtb * (s[6 * units + b] + tb * (dtb - dsb));
+    s[7 * units + a] =
+        rsa * (s[7 * units + a] + sa * (dsa - dta)) + rsb * (s[7 * units + b] + sb * (dsb - dtb));
     s[units + a] = rsa * sa + rsb * sb;
     s[4 * units + a] = rta * ta + rtb * tb;
     s[a] = ms;
@@ -171,7 +178,8 @@ pub fn fold_one<F: Float, I: Numeric>(
     }
 }
 
-/// Folds columns of both models' tiles into the sums of each row; with the form `SUMS` the divergence too.
+/// Folds columns of both models' tiles into the sums of each row; with the form `SUMS` the
+/// divergence too.
 #[cube(launch, address_type = "dynamic")]
 pub fn fold_two<S: Float, T: Float, I: Numeric>(
     student: &Tensor<S>,
@@ -311,7 +319,8 @@ pub fn variation_terms(p_s: f32, p_t: f32) -> (f32, f32) {
 /// f1 p_s ln(p_s / m) + f2 p_t ln(p_t / m) of one entry, and a. `ratio` is ln(p_t / p_s).
 #[cube]
 pub fn mixture_terms(p_s: f32, p_t: f32, ratio: f32, weight: f32, f1: f32, f2: f32) -> (f32, f32) {
-    // ln(m / p_s) and ln(m / p_t) from the log-ratio of the two, whichever way keeps the exponential at most 1.
+    // ln(m / p_s) and ln(m / p_t) from the log-ratio of the two, whichever way keeps the
+    // exponential at most 1.
     let zero = f32::new(0.0);
     let other = 1.0 - weight;
     let e = (-ratio.abs()).exp();

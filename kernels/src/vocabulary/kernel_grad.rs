@@ -1,14 +1,25 @@
-//! The CubeCL kernels of the gradients: the same shape as the folds of `kernel.rs`, each unit writes the entries that it reads.
+//! The CubeCL kernels of the gradients: the same shape as the folds of `kernel.rs`, each unit
+//! writes the entries that it reads.
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
 use super::{
     ENTROPY, LOG_PROB, LOG_ZERO, MAX, REVERSE, S_MAX, S_SUM, SUM, T_MAX, T_SUM, VALUE,
-    kernel::{SUMS, VARIATION, finite, is_bad, mixture_terms, poison, probability, variation_terms},
+    kernel::{
+        SUMS, VARIATION, finite, is_bad, mixture_terms, poison, probability, variation_terms,
+    },
 };
 use cubecl::prelude::*;
 
 /// d (log p(label), entropy) of one entry, times their gradients.
 #[cube]
-fn gradient_of_one(z: f32, below: f32, ln_sum: f32, entropy: f32, d_log_prob: f32, d_entropy: f32, is_label: bool) -> f32 {
+fn gradient_of_one(
+    z: f32,
+    below: f32,
+    ln_sum: f32,
+    entropy: f32,
+    d_log_prob: f32,
+    d_entropy: f32,
+    is_label: bool,
+) -> f32 {
     let log_p = below - ln_sum;
     let p = select(z > LOG_ZERO, log_p.exp(), f32::new(0.0));
     let safe = select(z > LOG_ZERO, log_p, f32::new(0.0));
@@ -16,7 +27,8 @@ fn gradient_of_one(z: f32, below: f32, ln_sum: f32, entropy: f32, d_log_prob: f3
     label - p * (d_log_prob + d_entropy * (safe + entropy))
 }
 
-/// Gradient of the columns `start..end` of a tile of one model, from the packed rows and the gradient of the results.
+/// Gradient of the columns `start..end` of a tile of one model, from the packed rows and the
+/// gradient of the results.
 #[cube(launch, address_type = "dynamic")]
 pub fn grad_one<F: Float, I: Numeric, O: Float>(
     tile: &Tensor<F>,
@@ -46,14 +58,23 @@ pub fn grad_one<F: Float, I: Numeric, O: Float>(
         let mut i = start + UNIT_POS_X as usize;
         while i < end {
             let z = finite(f32::cast_from(tile[base + i]));
-            let dz = gradient_of_one(z, (z - m) * scale, ln_sum, entropy, d_log_prob, d_entropy, i + offset == label);
+            let dz = gradient_of_one(
+                z,
+                (z - m) * scale,
+                ln_sum,
+                entropy,
+                d_log_prob,
+                d_entropy,
+                i + offset == label,
+            );
             out[to + i] = O::cast_from(dz * scale + nan);
             i += units;
         }
     }
 }
 
-/// Gradient of the columns `start..end` of the student's tile, from both tiles, the packed rows and the gradient of the results.
+/// Gradient of the columns `start..end` of the student's tile, from both tiles, the packed rows and
+/// the gradient of the results.
 #[cube(launch, address_type = "dynamic")]
 pub fn grad_two<S: Float, T: Float, I: Numeric, O: Float>(
     student: &Tensor<S>,
@@ -91,12 +112,21 @@ pub fn grad_two<S: Float, T: Float, I: Numeric, O: Float>(
         let reverse = packed[at + REVERSE];
         let no_entry = select(m_s > LOG_ZERO && m_t > LOG_ZERO, 0u32, 1u32);
         let nan = poison(max(no_entry, max(is_bad(sum), max(is_bad(s), is_bad(t)))));
-        let (d_log_prob, d_entropy, d_value) = (grad[g + LOG_PROB], grad[g + ENTROPY], grad[g + VALUE]);
+        let (d_log_prob, d_entropy, d_value) =
+            (grad[g + LOG_PROB], grad[g + ENTROPY], grad[g + VALUE]);
         let mut i = start + UNIT_POS_X as usize;
         while i < end {
             let z_s = finite(f32::cast_from(student[base_s + i]));
             let z_t = finite(f32::cast_from(teacher[base_t + i])) * blend + z_s * (1.0 - blend);
-            let mut dz = gradient_of_one(z_s, (z_s - m) * scale, ln_sum, entropy, d_log_prob, d_entropy, i + offset == label);
+            let mut dz = gradient_of_one(
+                z_s,
+                (z_s - m) * scale,
+                ln_sum,
+                entropy,
+                d_log_prob,
+                d_entropy,
+                i + offset == label,
+            );
             let p_s = probability(z_s, (z_s - m_s) * scale, ln_s);
             let p_t = probability(z_t, (z_t - m_t) * scale, ln_t);
             let ratio = ((z_t - m_t) - (z_s - m_s)) * scale - (ln_t - ln_s);

@@ -25,21 +25,34 @@ fn form(plan: &Plan) -> u32 {
 }
 
 /// The packed rows to write into, and whether they hold nothing yet.
-fn packed_or_new<R: CubeRuntime>(packed: Option<CubeTensor<R>>, like: &CubeTensor<R>, columns: usize) -> (CubeTensor<R>, u32) {
+fn packed_or_new<R: CubeRuntime>(
+    packed: Option<CubeTensor<R>>,
+    like: &CubeTensor<R>,
+    columns: usize,
+) -> (CubeTensor<R>, u32) {
     let is_first = packed.is_none();
-    let packed = packed.unwrap_or_else(|| empty(like, Shape::new([like.shape()[0], columns]), DType::F32));
+    let packed =
+        packed.unwrap_or_else(|| empty(like, Shape::new([like.shape()[0], columns]), DType::F32));
     (packed, u32::from(is_first))
 }
 
-impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> Tiles for CubeBackend<R, F, I, BT>
+impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> Tiles
+    for CubeBackend<R, F, I, BT>
 where
     Self: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
 {
     fn product(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R> {
-        matmul(lhs, rhs, None, MatmulStrategy::default(), DType::F32).expect("a matrix product of two matrices that fit can be launched")
+        matmul(lhs, rhs, None, MatmulStrategy::default(), DType::F32)
+            .expect("a matrix product of two matrices that fit can be launched")
     }
 
-    fn fold_one(tile: CubeTensor<R>, labels: CubeTensor<R>, packed: Option<CubeTensor<R>>, span: Span, scale: f32) -> CubeTensor<R> {
+    fn fold_one(
+        tile: CubeTensor<R>,
+        labels: CubeTensor<R>,
+        packed: Option<CubeTensor<R>>,
+        span: Span,
+        scale: f32,
+    ) -> CubeTensor<R> {
         let (tile, labels) = (with_row_stride(tile), into_contiguous(labels));
         let (packed, is_first) = packed_or_new(packed, &tile, ONE_COLUMNS);
         let n_rows = tile.shape()[0];
@@ -74,7 +87,8 @@ where
         plan: &Plan,
         scale: f32,
     ) -> CubeTensor<R> {
-        let (student, teacher, labels) = (with_row_stride(student), with_row_stride(teacher), into_contiguous(labels));
+        let (student, teacher, labels) =
+            (with_row_stride(student), with_row_stride(teacher), into_contiguous(labels));
         let (packed, is_first) = packed_or_new(packed, &student, COLUMNS);
         let n_rows = student.shape()[0];
         let units = unit_count(&student, span.end - span.start);
@@ -167,7 +181,8 @@ where
         plan: &Plan,
         scale: f32,
     ) -> CubeTensor<R> {
-        let (student, teacher, labels) = (with_row_stride(student), with_row_stride(teacher), into_contiguous(labels));
+        let (student, teacher, labels) =
+            (with_row_stride(student), with_row_stride(teacher), into_contiguous(labels));
         let (packed, grad) = (into_contiguous(packed), into_contiguous(grad));
         let [n_rows, n_columns] = student.shape().dims();
         let out = empty(&student, student.shape(), dtype);
@@ -199,15 +214,35 @@ where
             types,
         );
         match span.end < n_columns {
-            true => grad_one_into(student, labels, packed, grad, out, Span { start: span.end, end: n_columns, offset: span.offset }, scale),
+            true => grad_one_into(
+                student,
+                labels,
+                packed,
+                grad,
+                out,
+                Span { start: span.end, end: n_columns, offset: span.offset },
+                scale,
+            ),
             false => out,
         }
     }
 
-    fn assign(whole: CubeTensor<R>, start: usize, dim: usize, part: CubeTensor<R>) -> CubeTensor<R> {
+    fn assign(
+        whole: CubeTensor<R>,
+        start: usize,
+        dim: usize,
+        part: CubeTensor<R>,
+    ) -> CubeTensor<R> {
         let part = Self::float_cast(part, whole.dtype.into());
-        let slices: Vec<burn::tensor::Slice> =
-            (0..2).map(|d| if d == dim { (start..start + part.shape()[d]).into() } else { (0..part.shape()[d]).into() }).collect();
+        let slices: Vec<burn::tensor::Slice> = (0..2)
+            .map(|d| {
+                if d == dim {
+                    (start..start + part.shape()[d]).into()
+                } else {
+                    (0..part.shape()[d]).into()
+                }
+            })
+            .collect();
         Self::float_slice_assign(whole, &slices, part)
     }
 }
@@ -221,7 +256,12 @@ fn grad_one_into<R: CubeRuntime>(
     span: Span,
     scale: f32,
 ) -> CubeTensor<R> {
-    let (tile, labels, packed, grad) = (with_row_stride(tile), into_contiguous(labels), into_contiguous(packed), into_contiguous(grad));
+    let (tile, labels, packed, grad) = (
+        with_row_stride(tile),
+        into_contiguous(labels),
+        into_contiguous(packed),
+        into_contiguous(grad),
+    );
     let n_rows = tile.shape()[0];
     let units = unit_count(&tile, span.end - span.start);
     let types = [tile.dtype.into(), labels.dtype.into(), out.dtype.into()];

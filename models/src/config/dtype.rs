@@ -10,7 +10,11 @@ use std::{fs, ops::Range, path::Path};
 /// If one of them cannot be read.
 pub(crate) fn text_for_stored(original: &Path, written: &Path) -> Result<String, ModelError> {
     let hint = "check its permissions";
-    let text = fs::read_to_string(original).map_err(|source| ModelError::Read { path: original.to_owned(), source, hint })?;
+    let text = fs::read_to_string(original).map_err(|source| ModelError::Read {
+        path: original.to_owned(),
+        source,
+        hint,
+    })?;
     let stored = Fields::read(written)?.take("torch_dtype");
     Ok(match stored.as_ref().and_then(|stored| stored.as_str()) {
         Some(stored) => with_stored_dtype(&text, stored),
@@ -22,7 +26,8 @@ pub(crate) fn text_for_stored(original: &Path, written: &Path) -> Result<String,
 /// keys it has for that (transformers 4 and 5); with a `torch_dtype` in front where it has neither.
 /// Nothing else of the text changes.
 fn with_stored_dtype(text: &str, stored: &str) -> String {
-    let values: Vec<Range<usize>> = ["torch_dtype", "dtype"].into_iter().filter_map(|key| value_of(text, key)).collect();
+    let values: Vec<Range<usize>> =
+        ["torch_dtype", "dtype"].into_iter().filter_map(|key| value_of(text, key)).collect();
     let Some(last) = values.last() else {
         return text.replacen('{', &format!("{{\n  \"torch_dtype\": \"{stored}\","), 1);
     };
@@ -30,7 +35,12 @@ fn with_stored_dtype(text: &str, stored: &str) -> String {
     let (a, b) = if first.start <= last.start { (first, last) } else { (last, first) };
     match values.len() {
         1 => format!("{}\"{stored}\"{}", &text[..a.start], &text[a.end..]),
-        _ => format!("{}\"{stored}\"{}\"{stored}\"{}", &text[..a.start], &text[a.end..b.start], &text[b.end..]),
+        _ => format!(
+            "{}\"{stored}\"{}\"{stored}\"{}",
+            &text[..a.start],
+            &text[a.end..b.start],
+            &text[b.end..]
+        ),
     }
 }
 
@@ -55,7 +65,9 @@ fn value_of(text: &str, key: &str) -> Option<Range<usize>> {
                 at += length;
                 continue;
             }
-            'n' if depth == 1 && is_wanted && text[at..].starts_with("null") => return Some(at..at + "null".len()),
+            'n' if depth == 1 && is_wanted && text[at..].starts_with("null") => {
+                return Some(at..at + "null".len());
+            }
             _ => {}
         }
         at += c.len_utf8();

@@ -1,7 +1,9 @@
-//! A JSON object that is read strictly: every field is either asked for, known to be harmless, or an error.
+//! A JSON object that is read strictly: every field is either asked for, known to be harmless, or
+//! an error.
 //!
-//! Contract: `null` counts as absent, as transformers writes it for defaults. What was asked for is remembered, so that `finish` can tell
-//! an unknown field from a known one and suggest the nearest name.
+//! Contract: `null` counts as absent, as transformers writes it for defaults. What was asked for is
+//! remembered, so that `finish` can tell an unknown field from a known one and suggest the nearest
+//! name.
 
 use crate::ModelError;
 use serde_json::{Map, Value};
@@ -12,7 +14,8 @@ pub(crate) const BYTE_ORDER_MARK: char = '\u{feff}';
 /// Edits (insertions, deletions, swaps, replacements) up to which a name counts as a misspelling.
 const MAX_TYPO_EDITS: usize = 3;
 
-/// More than any config.json; what is larger is another file, and is not read into memory to find out.
+/// More than any config.json; what is larger is another file, and is not read into memory to find
+/// out.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 pub(super) struct Fields {
@@ -26,7 +29,13 @@ pub(super) struct Fields {
 impl Fields {
     pub(super) fn read(path: &Path) -> Result<Self, ModelError> {
         const HINT: &str = "a model folder in Hugging Face layout has a config.json";
-        let unreadable = |source| not_a_folder(path).unwrap_or(ModelError::Read { path: path.to_owned(), source, hint: HINT });
+        let unreadable = |source| {
+            not_a_folder(path).unwrap_or(ModelError::Read {
+                path: path.to_owned(),
+                source,
+                hint: HINT,
+            })
+        };
         let n_bytes = std::fs::metadata(path).map_err(unreadable)?.len();
         if n_bytes > MAX_CONFIG_BYTES {
             let message = format!("the file has {n_bytes} bytes, a config.json has a few thousand");
@@ -34,7 +43,8 @@ impl Fields {
         }
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
         // Editors on Windows put a byte-order mark in front, which is no part of the JSON.
-        let map = serde_json::from_str(text.trim_start_matches(BYTE_ORDER_MARK)).map_err(|error| ModelError::json(path, &error))?;
+        let map = serde_json::from_str(text.trim_start_matches(BYTE_ORDER_MARK))
+            .map_err(|error| ModelError::json(path, &error))?;
         Ok(Self { path: path.to_owned(), prefix: String::new(), map, known: Vec::new() })
     }
 
@@ -43,9 +53,15 @@ impl Fields {
     }
 
     /// A size: a whole number from 1 to `max`.
-    pub(super) fn optional_count(&mut self, key: &'static str, max: usize) -> Result<Option<usize>, ModelError> {
+    pub(super) fn optional_count(
+        &mut self,
+        key: &'static str,
+        max: usize,
+    ) -> Result<Option<usize>, ModelError> {
         let expected = format!("a whole number from 1 to {max}");
-        self.parse(key, &expected, |value| value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=max).contains(n)))
+        self.parse(key, &expected, |value| {
+            value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=max).contains(n))
+        })
     }
 
     pub(super) fn number(&mut self, key: &'static str) -> Result<f64, ModelError> {
@@ -57,7 +73,9 @@ impl Fields {
     }
 
     pub(super) fn optional_number(&mut self, key: &'static str) -> Result<Option<f64>, ModelError> {
-        self.parse(key, "a number above 0", |value| value.as_f64().filter(|x| x.is_finite() && *x > 0.0))
+        self.parse(key, "a number above 0", |value| {
+            value.as_f64().filter(|x| x.is_finite() && *x > 0.0)
+        })
     }
 
     pub(super) fn flag_or(&mut self, key: &'static str, default: bool) -> Result<bool, ModelError> {
@@ -68,7 +86,10 @@ impl Fields {
         self.optional_text(key)?.ok_or_else(|| self.missing(key))
     }
 
-    pub(super) fn optional_text(&mut self, key: &'static str) -> Result<Option<String>, ModelError> {
+    pub(super) fn optional_text(
+        &mut self,
+        key: &'static str,
+    ) -> Result<Option<String>, ModelError> {
         self.parse(key, "a string", |value| value.as_str().map(str::to_owned))
     }
 
@@ -88,11 +109,22 @@ impl Fields {
     /// A nested object, read as strictly.
     pub(super) fn object(&mut self, key: &'static str) -> Result<Option<Self>, ModelError> {
         let map = self.parse(key, "an object", |value| value.as_object().cloned())?;
-        Ok(map.map(|map| Self { path: self.path.clone(), prefix: format!("{}{key}.", self.prefix), map, known: Vec::new() }))
+        Ok(map.map(|map| Self {
+            path: self.path.clone(),
+            prefix: format!("{}{key}.", self.prefix),
+            map,
+            known: Vec::new(),
+        }))
     }
 
-    /// A field that is only understood at certain values: absent is fine, any other value is an error that names it.
-    pub(super) fn only(&mut self, key: &'static str, allowed: &[Value], hint: &'static str) -> Result<(), ModelError> {
+    /// A field that is only understood at certain values: absent is fine, any other value is an
+    /// error that names it.
+    pub(super) fn only(
+        &mut self,
+        key: &'static str,
+        allowed: &[Value],
+        hint: &'static str,
+    ) -> Result<(), ModelError> {
         match self.take(key) {
             Some(value) if !allowed.contains(&value) => Err(self.unsupported(key, &value, hint)),
             _ => Ok(()),
@@ -110,7 +142,12 @@ impl Fields {
     }
 
     pub(super) fn unsupported(&self, key: &str, value: &Value, hint: &'static str) -> ModelError {
-        ModelError::Unsupported { path: self.path.clone(), field: format!("{}{key}", self.prefix), value: value.to_string(), hint }
+        ModelError::Unsupported {
+            path: self.path.clone(),
+            field: format!("{}{key}", self.prefix),
+            value: value.to_string(),
+            hint,
+        }
     }
 
     pub(super) fn inconsistent(&self, message: String) -> ModelError {
@@ -122,16 +159,37 @@ impl Fields {
         let mut left = self.map.keys().filter(|key| !harmless.contains(&key.as_str()));
         let Some(key) = left.next() else { return Ok(()) };
         let distance = |name: &str| strsim::damerau_levenshtein(key, name);
-        let nearest = self.known.iter().copied().chain(harmless.iter().copied()).min_by_key(|name| distance(name));
-        let suggestion = nearest.filter(|name| distance(name) <= MAX_TYPO_EDITS && distance(name) < name.len()).map(str::to_owned);
-        Err(ModelError::UnknownField { path: self.path.clone(), field: format!("{}{key}", self.prefix), suggestion })
+        let nearest = self
+            .known
+            .iter()
+            .copied()
+            .chain(harmless.iter().copied())
+            .min_by_key(|name| distance(name));
+        let suggestion = nearest
+            .filter(|name| distance(name) <= MAX_TYPO_EDITS && distance(name) < name.len())
+            .map(str::to_owned);
+        Err(ModelError::UnknownField {
+            path: self.path.clone(),
+            field: format!("{}{key}", self.prefix),
+            suggestion,
+        })
     }
 
-    fn parse<T>(&mut self, key: &'static str, expected: &str, convert: impl Fn(&Value) -> Option<T>) -> Result<Option<T>, ModelError> {
+    fn parse<T>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+        convert: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ModelError> {
         let Some(value) = self.take(key) else { return Ok(None) };
         let bad = || {
             let field = format!("{}{key}", self.prefix);
-            ModelError::BadField { path: self.path.clone(), field, value: value.to_string(), expected: expected.to_owned() }
+            ModelError::BadField {
+                path: self.path.clone(),
+                field,
+                value: value.to_string(),
+                expected: expected.to_owned(),
+            }
         };
         convert(&value).map(Some).ok_or_else(bad)
     }
@@ -141,18 +199,27 @@ impl Fields {
     }
 }
 
-/// Why the folder of `config` cannot be a model folder, where that says more than that config.json is not there.
+/// Why the folder of `config` cannot be a model folder, where that says more than that config.json
+/// is not there.
 fn not_a_folder(config: &Path) -> Option<ModelError> {
     const HINT: &str = "give the folder that holds config.json and model.safetensors";
     let folder = config.parent().filter(|folder| !folder.as_os_str().is_empty())?;
-    let is_file = || ModelError::Corrupt { path: folder.to_owned(), message: "it is a file, not a model folder".to_owned(), hint: HINT };
+    let is_file = || ModelError::Corrupt {
+        path: folder.to_owned(),
+        message: "it is a file, not a model folder".to_owned(),
+        hint: HINT,
+    };
     gguf(folder).or_else(|| folder.is_file().then(is_file))
 }
 
-/// What is wrong with a path given as a model folder that is a GGUF file, or holds such files and no config.json; `None` of any other.
+/// What is wrong with a path given as a model folder that is a GGUF file, or holds such files and
+/// no config.json; `None` of any other.
 pub fn gguf(path: &Path) -> Option<ModelError> {
-    const HINT: &str = "GGUF is not read; give the folder with config.json and model.safetensors that it was made from";
-    let is_gguf = |path: &Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    const HINT: &str = "GGUF is not read; give the folder with config.json and model.safetensors \
+                        that it was made from";
+    let is_gguf = |path: &Path| {
+        path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+    };
     let holds_gguf = || {
         let mut entries = std::fs::read_dir(path).ok()?.flatten();
         Some(!path.join("config.json").exists() && entries.any(|entry| is_gguf(&entry.path())))
@@ -169,7 +236,8 @@ fn as_token_id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
 }
 
-/// What every transformers configuration may carry and no forward pass here depends on: bookkeeping, generation defaults, training-only dropout.
+/// What every transformers configuration may carry and no forward pass here depends on:
+/// bookkeeping, generation defaults, training-only dropout.
 pub(super) const HARMLESS: &[&str] = &[
     // Bookkeeping.
     "_attn_implementation",
@@ -239,7 +307,8 @@ pub(super) const HARMLESS: &[&str] = &[
     "top_k",
     "top_p",
     "typical_p",
-    // Encoder-decoder bookkeeping; the fields that matter are checked by `refuse_other_architectures`.
+    // Encoder-decoder bookkeeping; the fields that matter are checked by
+    // `refuse_other_architectures`.
     "cross_attention_hidden_size",
     "tie_encoder_decoder",
 ];

@@ -2,11 +2,17 @@ use super::*;
 use std::path::PathBuf;
 
 fn oracle(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/oracles/models")).join(name).join("config.json")
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/oracles/models"))
+        .join(name)
+        .join("config.json")
 }
 
 /// Parses `base` with `changes` merged in (null removes a field).
-fn parse_with<T>(base: &str, changes: Value, parse: impl Fn(&Path) -> Result<T, ModelError>) -> Result<T, ModelError> {
+fn parse_with<T>(
+    base: &str,
+    changes: Value,
+    parse: impl Fn(&Path) -> Result<T, ModelError>,
+) -> Result<T, ModelError> {
     let mut json: Value = serde_json::from_str(base).unwrap();
     for (key, value) in changes.as_object().unwrap() {
         match value {
@@ -99,7 +105,14 @@ const E5_SMALL: &str = r#"{
 
 #[test]
 fn every_oracle_config_is_read_and_survives_writing() {
-    for name in ["llama3_tied", "llama3_untied_v5cfg", "qwen2_teacher", "qwen2_tied", "qwen2_tied_bf16", "qwen2_untied_sharded"] {
+    for name in [
+        "llama3_tied",
+        "llama3_untied_v5cfg",
+        "qwen2_teacher",
+        "qwen2_tied",
+        "qwen2_tied_bf16",
+        "qwen2_untied_sharded",
+    ] {
         let config = DecoderConfig::from_file(&oracle(name)).unwrap();
         assert_eq!(decoder_with(&config.to_json(), json!({})).unwrap(), config, "{name}");
     }
@@ -109,10 +122,19 @@ fn every_oracle_config_is_read_and_survives_writing() {
 
 #[test]
 fn llama3_rope_scaling_is_read_in_both_styles() {
-    let scaling = RopeScaling::Llama3 { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position_embeddings: 8192 };
+    let scaling = RopeScaling::Llama3 {
+        factor: 32.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
     for name in ["llama3_tied", "llama3_untied_v5cfg"] {
         let config = DecoderConfig::from_file(&oracle(name)).unwrap();
-        assert_eq!((config.rope_scaling, config.rope_theta, config.head_dim), (scaling, 500_000.0, 16), "{name}");
+        assert_eq!(
+            (config.rope_scaling, config.rope_theta, config.head_dim),
+            (scaling, 500_000.0, 16),
+            "{name}"
+        );
     }
 }
 
@@ -121,15 +143,21 @@ fn both_styles_of_qwen_are_the_same_model() {
     let config = decoder_with(QWEN2_5_0_5B, json!({})).unwrap();
     assert_eq!(decoder_with(QWEN2_5_0_5B_V5, json!({})).unwrap(), config);
     assert!(config.has_qkv_bias && config.is_tied);
-    assert_eq!((config.head_dim, config.rope_theta, config.eos_token_ids), (64, 1e6, vec![151_645]));
+    assert_eq!(
+        (config.head_dim, config.rope_theta, config.eos_token_ids),
+        (64, 1e6, vec![151_645])
+    );
 }
 
 #[test]
 fn published_parameter_counts_are_met() {
     // From the model cards and `num_parameters()` of transformers.
-    for (config, expected) in
-        [(QWEN2_5_0_5B, 494_032_768), (LLAMA_3_2_1B, 1_235_814_400), (SMOLLM2, 134_515_008), (TINYLLAMA, 1_100_048_384)]
-    {
+    for (config, expected) in [
+        (QWEN2_5_0_5B, 494_032_768),
+        (LLAMA_3_2_1B, 1_235_814_400),
+        (SMOLLM2, 134_515_008),
+        (TINYLLAMA, 1_100_048_384),
+    ] {
         assert_eq!(decoder_with(config, json!({})).unwrap().n_parameters(), expected);
     }
 }
@@ -140,7 +168,10 @@ fn published_llamas_are_read() {
     assert_eq!(llama.eos_token_ids, [128_001, 128_008, 128_009]);
     assert!(!llama.has_qkv_bias);
     let tiny = decoder_with(TINYLLAMA, json!({})).unwrap();
-    assert_eq!((tiny.rope_theta, tiny.rope_scaling, tiny.is_tied, tiny.head_dim), (10_000.0, RopeScaling::None, false, 64));
+    assert_eq!(
+        (tiny.rope_theta, tiny.rope_scaling, tiny.is_tied, tiny.head_dim),
+        (10_000.0, RopeScaling::None, false, 64)
+    );
     assert_eq!(decoder_with(SMOLLM2, json!({})).unwrap().initializer_range, 1.0 / 24.0);
 }
 
@@ -148,7 +179,10 @@ fn published_llamas_are_read() {
 fn an_unsupported_value_is_named() {
     for (changes, parts) in [
         (json!({"model_type": "mistral"}), ["\"model_type\"", "\"mistral\""]),
-        (json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}), ["\"rope_scaling.rope_type\"", "\"yarn\""]),
+        (
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+            ["\"rope_scaling.rope_type\"", "\"yarn\""],
+        ),
         (json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), ["rope_type", "\"linear\""]),
         (
             json!({"rope_scaling": null, "rope_theta": null, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}),
@@ -163,7 +197,10 @@ fn an_unsupported_value_is_named() {
         (json!({"partial_rotary_factor": 0.5}), ["\"partial_rotary_factor\"", "0.5"]),
     ] {
         let message = decoder_error(changes);
-        assert!(parts.iter().all(|part| message.contains(part)) && message.contains("hint:"), "{message}");
+        assert!(
+            parts.iter().all(|part| message.contains(part)) && message.contains("hint:"),
+            "{message}"
+        );
     }
 }
 
@@ -183,11 +220,21 @@ fn bert_variants_are_refused_by_name() {
 #[test]
 fn an_unknown_field_is_an_error_with_the_nearest_name() {
     let message = decoder_error(json!({"num_key_value_head": 8}));
-    assert!(message.contains("unknown field \"num_key_value_head\"; hint: did you mean \"num_key_value_heads\"?"), "{message}");
+    assert!(
+        message.contains(
+            "unknown field \"num_key_value_head\"; hint: did you mean \"num_key_value_heads\"?"
+        ),
+        "{message}"
+    );
     let message = decoder_error(json!({"logit_softcapping_of_gemma": 30.0}));
-    assert!(message.contains("\"logit_softcapping_of_gemma\"") && !message.contains("did you mean"), "{message}");
-    let message = decoder_error(json!({"rope_scaling": {"rope_type": "llama3", "factor": 1.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 1, "high_freq_facto": 3}}));
+    assert!(
+        message.contains("\"logit_softcapping_of_gemma\"") && !message.contains("did you mean"),
+        "{message}"
+    );
+    let message = decoder_error(
+        json!({"rope_scaling": {"rope_type": "llama3", "factor": 1.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 1, "high_freq_facto": 3}}),
+    );
     assert!(message.contains("rope_scaling.high_freq_facto"), "{message}");
 }
 
@@ -198,8 +245,14 @@ fn a_missing_or_malformed_field_is_named() {
     let message = decoder_error(json!({"vocab_size": "many"}));
     assert!(message.contains("\"vocab_size\" is \"many\""), "{message}");
     let message = decoder_error(json!({"intermediate_size": 0}));
-    assert!(message.contains("\"intermediate_size\" is 0; hint: it must be a whole number from 1 to 1048576"), "{message}");
-    let message = decoder_with(QWEN2_5_0_5B, json!({"num_key_value_heads": null})).unwrap_err().to_string();
+    assert!(
+        message.contains(
+            "\"intermediate_size\" is 0; hint: it must be a whole number from 1 to 1048576"
+        ),
+        "{message}"
+    );
+    let message =
+        decoder_with(QWEN2_5_0_5B, json!({"num_key_value_heads": null})).unwrap_err().to_string();
     assert!(message.contains("num_key_value_heads"), "{message}");
 }
 
@@ -208,10 +261,19 @@ fn contradictions_are_found() {
     for (changes, part) in [
         (json!({"num_key_value_heads": 5}), "not a multiple of num_key_value_heads (5)"),
         (json!({"head_dim": 63}), "head_dim (63) is odd"),
-        (json!({"head_dim": null, "num_attention_heads": 24}), "hidden_size (2048) is not a multiple"),
+        (
+            json!({"head_dim": null, "num_attention_heads": 24}),
+            "hidden_size (2048) is not a multiple",
+        ),
         (json!({"eos_token_id": 128_256}), "token id 128256"),
-        (json!({"rope_parameters": {"rope_type": "default"}}), "both rope_scaling and rope_parameters"),
-        (json!({"rope_scaling": null, "rope_parameters": {"rope_theta": 7.0}}), "rope_theta is 500000 and"),
+        (
+            json!({"rope_parameters": {"rope_type": "default"}}),
+            "both rope_scaling and rope_parameters",
+        ),
+        (
+            json!({"rope_scaling": null, "rope_parameters": {"rope_theta": 7.0}}),
+            "rope_theta is 500000 and",
+        ),
     ] {
         let message = decoder_error(changes);
         assert!(message.contains(part), "{message}");
@@ -231,7 +293,8 @@ fn a_syntax_error_carries_its_line_and_column() {
 
 #[test]
 fn a_missing_file_is_named_with_a_hint() {
-    let message = DecoderConfig::from_file(Path::new("nowhere/config.json")).unwrap_err().to_string();
+    let message =
+        DecoderConfig::from_file(Path::new("nowhere/config.json")).unwrap_err().to_string();
     assert!(message.contains("nowhere/config.json") && message.contains("hint:"), "{message}");
 }
 
@@ -241,16 +304,23 @@ fn a_window_is_refused_only_where_a_layer_would_use_it() {
     let plain = with(json!({})).unwrap();
     // 24 layers: the first windowed one is behind the last.
     for max_window_layers in [24, 28] {
-        let config = with(json!({"use_sliding_window": true, "max_window_layers": max_window_layers})).unwrap();
+        let config =
+            with(json!({"use_sliding_window": true, "max_window_layers": max_window_layers}))
+                .unwrap();
         assert_eq!(config, plain);
     }
     // Absent, it is 28.
-    assert_eq!(with(json!({"use_sliding_window": true, "max_window_layers": null})).unwrap(), plain);
+    assert_eq!(
+        with(json!({"use_sliding_window": true, "max_window_layers": null})).unwrap(),
+        plain
+    );
     let all_full = json!({"use_sliding_window": true, "layer_types": vec!["full_attention"; 24]});
     assert_eq!(with(all_full).unwrap(), plain);
-    let without_window = QWEN2_5_0_5B.replace("\"sliding_window\": 32768", "\"sliding_window\": null");
+    let without_window =
+        QWEN2_5_0_5B.replace("\"sliding_window\": 32768", "\"sliding_window\": null");
     assert_eq!(decoder_with(&without_window, json!({"use_sliding_window": true})).unwrap(), plain);
-    let error = with(json!({"use_sliding_window": true, "max_window_layers": 23})).unwrap_err().to_string();
+    let error =
+        with(json!({"use_sliding_window": true, "max_window_layers": 23})).unwrap_err().to_string();
     assert!(error.contains("\"use_sliding_window\": true is not supported"), "{error}");
     assert!(with(json!({"use_sliding_window": 1})).is_err());
 }

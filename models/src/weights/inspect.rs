@@ -17,11 +17,19 @@ pub struct StoredTensor<'a> {
 /// Shows every tensor of a folder to `visit`, ordered by name, whatever file it is in.
 /// # Errors
 /// If the weights are missing, truncated or malformed.
-pub fn visit_tensors(dir: &Path, mut visit: impl FnMut(StoredTensor<'_>)) -> Result<(), ModelError> {
+pub fn visit_tensors(
+    dir: &Path,
+    mut visit: impl FnMut(StoredTensor<'_>),
+) -> Result<(), ModelError> {
     let checkpoint = Checkpoint::open(dir)?;
     for (name, entry) in &checkpoint.entries {
         let dtype = entry.dtype.to_string();
-        visit(StoredTensor { name, dtype: &dtype, shape: &entry.shape, bytes: checkpoint.bytes(entry) });
+        visit(StoredTensor {
+            name,
+            dtype: &dtype,
+            shape: &entry.shape,
+            bytes: checkpoint.bytes(entry),
+        });
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Which tensor name belongs to which parameter of a module.
 //!
-//! A parameter's path of field names is its Hugging Face name, except where Rust or burn call a field otherwise: `RENAMED` lists those.
-//! A `burn::nn::Linear` keeps its weight as [in, out] where the file has [out, in]; the visitor sees it by the container's name.
+//! A parameter's path of field names is its Hugging Face name, except where Rust or burn call a
+//! field otherwise: `RENAMED` lists those. A `burn::nn::Linear` keeps its weight as [in, out] where
+//! the file has [out, in]; the visitor sees it by the container's name.
 
 use crate::Backend;
 use burn::{
@@ -27,7 +28,8 @@ pub(super) struct Parameter {
     pub(super) shape: Vec<usize>,
 }
 
-/// Where a walk over a module stands. Fed by `enter_module` and `exit_module` of visitors and mappers.
+/// Where a walk over a module stands. Fed by `enter_module` and `exit_module` of visitors and
+/// mappers.
 #[derive(Default)]
 pub(super) struct ParameterPath {
     /// Per level: its name in the checkpoint, and whether it is the weight of a Linear.
@@ -47,7 +49,12 @@ impl ParameterPath {
 
     /// The checkpoint's name of the parameter at this place.
     pub(super) fn name(&self) -> String {
-        let named: Vec<&str> = self.levels.iter().map(|(name, _)| name.as_str()).filter(|name| !name.is_empty()).collect();
+        let named: Vec<&str> = self
+            .levels
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .filter(|name| !name.is_empty())
+            .collect();
         named.join(".")
     }
 

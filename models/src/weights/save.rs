@@ -1,7 +1,8 @@
 //! From the parameters of a module to safetensors files: one, or shards with an index.
 //!
-//! Tensors are fetched from the device one at a time while the file is written, so saving needs the memory of the largest tensor.
-//! Bytes are deterministic: tensors are ordered by dtype and name, and nothing depends on the clock or on addresses.
+//! Tensors are fetched from the device one at a time while the file is written, so saving needs the
+//! memory of the largest tensor. Bytes are deterministic: tensors are ordered by dtype and name,
+//! and nothing depends on the clock or on addresses.
 
 use super::{
     NamedTensor, cast,
@@ -23,10 +24,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Above this, a model is written as several files of at most this size (a larger single tensor gets a file of its own). transformers 4's default.
+/// Above this, a model is written as several files of at most this size (a larger single tensor
+/// gets a file of its own). transformers 4's default.
 pub const SHARD_SIZE_BYTES: usize = 5_000_000_000;
 
-/// Writes the parameters of `module` into `dir` and returns the dtype of the first. Files of an earlier, differently sharded save are removed.
+/// Writes the parameters of `module` into `dir` and returns the dtype of the first. Files of an
+/// earlier, differently sharded save are removed.
 pub(super) fn save_module<B: Backend, M: Module<B>>(
     module: &M,
     dir: &Path,
@@ -59,7 +62,11 @@ pub(super) fn save_module<B: Backend, M: Module<B>>(
     let mut written: Vec<&str> = names.iter().map(String::as_str).collect();
     for (name, shard) in names.iter().zip(&shards) {
         let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        write_safetensors(&dir.join(name), shard.iter().map(|pending| (&pending.name, pending)), Some(format))?;
+        write_safetensors(
+            &dir.join(name),
+            shard.iter().map(|pending| (&pending.name, pending)),
+            Some(format),
+        )?;
     }
     if shards.len() > 1 {
         write_text(&dir.join(INDEX_FILE), &index_json(&names, &shards))?;
@@ -79,7 +86,11 @@ pub(super) fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
 
 pub(super) fn copy_file(from: &Path, to: &Path) -> Result<PathBuf, ModelError> {
     let hint = "check its permissions";
-    let bytes = fs::read(from).map_err(|source| ModelError::Read { path: from.to_owned(), source, hint })?;
+    let bytes = fs::read(from).map_err(|source| ModelError::Read {
+        path: from.to_owned(),
+        source,
+        hint,
+    })?;
     files::write_file(to, bytes).map_err(|source| ModelError::write(to, source))?;
     Ok(to.to_owned())
 }
@@ -121,8 +132,19 @@ impl View for &NamedTensor {
         &self.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        assert_eq!(self.values.len(), self.shape.iter().product::<usize>(), "shape of {}", self.name);
-        Cow::Owned(self.values.iter().map(|value| value.to_le_bytes()).collect::<Vec<_>>().into_flattened())
+        assert_eq!(
+            self.values.len(),
+            self.shape.iter().product::<usize>(),
+            "shape of {}",
+            self.name
+        );
+        Cow::Owned(
+            self.values
+                .iter()
+                .map(|value| value.to_le_bytes())
+                .collect::<Vec<_>>()
+                .into_flattened(),
+        )
     }
     fn data_len(&self) -> usize {
         self.values.len() * size_of::<f32>()
@@ -156,10 +178,15 @@ impl<B: Backend> ModuleVisitor<B> for Collector<'_> {
         }
         let (tensor, is_transposed) = (param.val(), self.path.is_transposed());
         let dtype = self.dtype.unwrap_or(tensor.dtype());
-        // A tensor of another dtype than these (quantised) is refused even when the target is storable: its values are not plain floats.
-        let (Some(stored), Some(_)) = (cast::stored_dtype(dtype), cast::stored_dtype(tensor.dtype())) else {
-            self.error =
-                Some(ModelError::StorageDtype { name, dtype: format!("{:?}", if self.dtype.is_some() { dtype } else { tensor.dtype() }) });
+        // A tensor of another dtype than these (quantised) is refused even when the target is
+        // storable: its values are not plain floats.
+        let (Some(stored), Some(_)) =
+            (cast::stored_dtype(dtype), cast::stored_dtype(tensor.dtype()))
+        else {
+            self.error = Some(ModelError::StorageDtype {
+                name,
+                dtype: format!("{:?}", if self.dtype.is_some() { dtype } else { tensor.dtype() }),
+            });
             return;
         };
         self.first_dtype.get_or_insert(dtype);
@@ -192,8 +219,11 @@ fn split_into_shards(pending: &[Pending], limit: usize) -> Vec<&[Pending]> {
 }
 
 fn index_json(names: &[String], shards: &[&[Pending]]) -> String {
-    let total_size: usize = shards.iter().flat_map(|shard| shard.iter()).map(Pending::size_bytes).sum();
-    let places = names.iter().zip(shards).flat_map(|(file, shard)| shard.iter().map(move |tensor| (tensor.name.clone(), json!(file))));
+    let total_size: usize =
+        shards.iter().flat_map(|shard| shard.iter()).map(Pending::size_bytes).sum();
+    let places = names.iter().zip(shards).flat_map(|(file, shard)| {
+        shard.iter().map(move |tensor| (tensor.name.clone(), json!(file)))
+    });
     let weight_map: BTreeMap<String, Value> = places.collect();
     format!("{:#}\n", json!({"metadata": {"total_size": total_size}, "weight_map": weight_map}))
 }
@@ -203,7 +233,9 @@ fn remove_stale(dir: &Path, written: &[&str]) -> Result<(), ModelError> {
     for entry in fs::read_dir(dir).map_err(|source| ModelError::write(dir, source))? {
         let path = entry.map_err(|source| ModelError::write(dir, source))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        let is_weights = name == INDEX_FILE || name == SINGLE_FILE || (name.starts_with("model-") && name.ends_with(".safetensors"));
+        let is_weights = name == INDEX_FILE
+            || name == SINGLE_FILE
+            || (name.starts_with("model-") && name.ends_with(".safetensors"));
         if is_weights && !written.contains(&name) {
             fs::remove_file(&path).map_err(|source| ModelError::write(&path, source))?;
         }
@@ -218,9 +250,11 @@ fn write_safetensors<'a, V: View>(
 ) -> Result<(), ModelError> {
     let tensors: Vec<(&String, V)> = tensors.collect();
     let written = files::replace_file(path, |unfinished| {
-        safetensors::serialize_to_file(tensors, metadata, unfinished.path()).map_err(|error| match error {
-            SafeTensorError::IoError(error) => error,
-            other => io::Error::other(other.to_string()),
+        safetensors::serialize_to_file(tensors, metadata, unfinished.path()).map_err(|error| {
+            match error {
+                SafeTensorError::IoError(error) => error,
+                other => io::Error::other(other.to_string()),
+            }
         })
     });
     written.map_err(|source| ModelError::write(path, source))

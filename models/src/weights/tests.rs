@@ -1,5 +1,5 @@
-//! Strictness, layout and round trips on a module small enough to write its file by hand. `Toy` has every kind of path: nested, in a Vec,
-//! transposed, a bias, a norm, an optional head.
+//! Strictness, layout and round trips on a module small enough to write its file by hand. `Toy` has
+//! every kind of path: nested, in a Vec, transposed, a bias, a norm, an optional head.
 
 use super::*;
 use crate::{TensorProblem, init::NewParameters};
@@ -58,14 +58,24 @@ fn tied_tensors() -> Tensors {
         ("model.norm.weight", vec![2]),
         ("model.norm.bias", vec![2]),
     ];
-    let values = |i: usize, shape: &[usize]| (0..shape.iter().product()).map(|j: usize| (100 * i + j) as f32).collect();
-    shapes.into_iter().enumerate().map(|(i, (name, shape))| (name, shape.clone(), values(i, &shape))).collect()
+    let values = |i: usize, shape: &[usize]| {
+        (0..shape.iter().product()).map(|j: usize| (100 * i + j) as f32).collect()
+    };
+    shapes
+        .into_iter()
+        .enumerate()
+        .map(|(i, (name, shape))| (name, shape.clone(), values(i, &shape)))
+        .collect()
 }
 
 fn write(path: &Path, tensors: &Tensors) {
-    let bytes: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let views =
-        tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| (*name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        .collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        (*name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+    });
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
@@ -96,7 +106,10 @@ fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
 
 #[test]
 fn parameter_names_are_those_of_hugging_face() {
-    let names: Vec<String> = parameter_names::<Flex, _>(&Toy::<Flex>::new(false)).into_iter().map(|(_, name)| name).collect();
+    let names: Vec<String> = parameter_names::<Flex, _>(&Toy::<Flex>::new(false))
+        .into_iter()
+        .map(|(_, name)| name)
+        .collect();
     let mut expected: Vec<&str> = tied_tensors().iter().map(|(name, _, _)| *name).collect();
     expected.push("lm_head.weight");
     assert_eq!(names, expected);
@@ -105,9 +118,15 @@ fn parameter_names_are_those_of_hugging_face() {
 #[test]
 fn a_linear_weight_is_transposed_and_an_embedding_is_not() {
     let toy = load::<Flex>(folder(&tied_tensors()).path(), true, DType::F32).unwrap();
-    assert_eq!(values(toy.model.embed_tokens.weight.val()), (0..8).map(|i| i as f32).collect::<Vec<_>>());
+    assert_eq!(
+        values(toy.model.embed_tokens.weight.val()),
+        (0..8).map(|i| i as f32).collect::<Vec<_>>()
+    );
     // [3, 2] row-major 100..106 read by columns.
-    assert_eq!(values(toy.model.layers[0].q_proj.weight.val()), [100.0, 102.0, 104.0, 101.0, 103.0, 105.0]);
+    assert_eq!(
+        values(toy.model.layers[0].q_proj.weight.val()),
+        [100.0, 102.0, 104.0, 101.0, 103.0, 105.0]
+    );
     assert_eq!(toy.model.layers[0].q_proj.weight.val().dims(), [2, 3]);
     assert_eq!(values(toy.model.norm.beta.unwrap().val()), [600.0, 601.0]);
 }
@@ -118,7 +137,8 @@ fn ids_and_gradients_survive_loading() {
     let dir = folder(&tied_tensors());
     let toy = Toy::<Train>::new(true);
     let before = parameter_names::<Train, _>(&toy);
-    let loaded = load_into(toy, &Checkpoint::open(dir.path()).unwrap(), &DECODER, DType::F32).unwrap();
+    let loaded =
+        load_into(toy, &Checkpoint::open(dir.path()).unwrap(), &DECODER, DType::F32).unwrap();
     assert_eq!(parameter_names::<Train, _>(&loaded), before);
     let weight = loaded.model.layers[1].q_proj.weight.val();
     assert!(weight.is_require_grad());
@@ -134,13 +154,20 @@ fn every_problem_is_listed_at_once() {
     tensors[1].1 = vec![2, 3];
     tensors.push(("model.layers.2.q_proj.bias", vec![1], vec![0.0]));
     let expected = [
-        TensorProblem::Shape { name: "model.layers.0.q_proj.weight".into(), found: vec![2, 3], expected: vec![3, 2] },
+        TensorProblem::Shape {
+            name: "model.layers.0.q_proj.weight".into(),
+            found: vec![2, 3],
+            expected: vec![3, 2],
+        },
         TensorProblem::Missing { name: "model.norm.bias".into(), shape: vec![2] },
         TensorProblem::Extra { name: "model.layers.2.q_proj.bias".into(), shape: vec![1] },
     ];
     assert_eq!(problems(&tensors), expected);
     let error = load::<Flex>(folder(&tensors).path(), true, DType::F32).unwrap_err().to_string();
-    assert!(error.contains("3 problems") && error.contains("\n  missing: model.norm.bias [2]"), "{error}");
+    assert!(
+        error.contains("3 problems") && error.contains("\n  missing: model.norm.bias [2]"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -160,7 +187,10 @@ fn names_without_the_model_prefix_are_understood() {
         *name = name.strip_prefix("model.").unwrap();
     }
     let toy = load::<Flex>(folder(&tensors).path(), true, DType::F32).unwrap();
-    assert_eq!(values(toy.model.layers[1].q_proj.bias.as_ref().unwrap().val()), [400.0, 401.0, 402.0]);
+    assert_eq!(
+        values(toy.model.layers[1].q_proj.bias.as_ref().unwrap().val()),
+        [400.0, 401.0, 402.0]
+    );
 }
 
 #[test]
@@ -176,7 +206,10 @@ fn a_tied_head_in_the_file_must_be_the_embedding() {
     tensors.push(("lm_head.weight", vec![4, 2], tensors[0].2.clone()));
     load::<Flex>(folder(&tensors).path(), true, DType::F32).unwrap();
     tensors[7].2[3] += 1.0;
-    let expected = TensorProblem::HeadNotTied { name: "lm_head.weight".into(), embedding: "model.embed_tokens.weight".into() };
+    let expected = TensorProblem::HeadNotTied {
+        name: "lm_head.weight".into(),
+        embedding: "model.embed_tokens.weight".into(),
+    };
     assert_eq!(problems(&tensors), [expected]);
     // Untied, the same file is what is asked for; without the head it is not.
     load::<Flex>(folder(&tensors).path(), false, DType::F32).unwrap();
@@ -192,7 +225,11 @@ fn a_truncated_file_names_both_lengths() {
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() - 10]).unwrap();
     let error = open_error(dir.path());
-    let expected = format!("the header says {} bytes, the file has {}; hint: download it again", bytes.len(), bytes.len() - 10);
+    let expected = format!(
+        "the header says {} bytes, the file has {}; hint: download it again",
+        bytes.len(),
+        bytes.len() - 10
+    );
     assert!(error.contains(&expected) && error.contains("model.safetensors"), "{error}");
     fs::write(&path, &bytes[..100]).unwrap();
     assert!(open_error(dir.path()).contains("the file has 100 in all"));
@@ -216,7 +253,11 @@ fn a_corrupt_header_is_not_believed() {
 #[test]
 fn a_git_lfs_pointer_has_its_own_hint() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("model.safetensors"), "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n").unwrap();
+    fs::write(
+        dir.path().join("model.safetensors"),
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+    )
+    .unwrap();
     let error = open_error(dir.path());
     assert!(error.contains("git-lfs pointer") && error.contains("git lfs pull"), "{error}");
 }
@@ -233,8 +274,10 @@ fn a_folder_without_safetensors_says_what_to_do() {
 fn a_missing_shard_is_named() {
     let dir = tempfile::tempdir().unwrap();
     save_module(&Toy::<Flex>::new(true), dir.path(), None, &DECODER, 40).unwrap();
-    let shard =
-        fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).filter(|n| n.starts_with("model-00002"));
+    let shard = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| n.starts_with("model-00002"));
     let shard = shard.last().unwrap();
     fs::remove_file(dir.path().join(&shard)).unwrap();
     let error = open_error(dir.path());
@@ -244,7 +287,11 @@ fn a_missing_shard_is_named() {
 #[test]
 fn an_index_that_leaves_the_folder_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("model.safetensors.index.json"), r#"{"weight_map": {"a": "../secret.safetensors"}}"#).unwrap();
+    fs::write(
+        dir.path().join("model.safetensors.index.json"),
+        r#"{"weight_map": {"a": "../secret.safetensors"}}"#,
+    )
+    .unwrap();
     assert!(open_error(dir.path()).contains("file names of this folder"));
 }
 
@@ -261,7 +308,11 @@ fn saving_and_loading_is_the_identity_in_f32() {
     assert_eq!(file.len(), 7);
     for (name, shape, values) in tied_tensors() {
         let tensor = file.tensor(name).unwrap();
-        assert_eq!((tensor.shape(), tensor.data()), (shape.as_slice(), bytemuck::cast_slice(&values)), "{name}");
+        assert_eq!(
+            (tensor.shape(), tensor.data()),
+            (shape.as_slice(), bytemuck::cast_slice(&values)),
+            "{name}"
+        );
     }
 }
 
@@ -269,7 +320,14 @@ fn saving_and_loading_is_the_identity_in_f32() {
 fn equal_models_give_equal_bytes() {
     let save = || {
         let dir = tempfile::tempdir().unwrap();
-        save_module(&Toy::<Flex>::new(false), dir.path(), Some(DType::BF16), &DECODER, SHARD_SIZE_BYTES).unwrap();
+        save_module(
+            &Toy::<Flex>::new(false),
+            dir.path(),
+            Some(DType::BF16),
+            &DECODER,
+            SHARD_SIZE_BYTES,
+        )
+        .unwrap();
         fs::read(dir.path().join("model.safetensors")).unwrap()
     };
     assert_eq!(save(), save());
@@ -281,11 +339,17 @@ fn a_bf16_save_rounds_each_element_to_nearest_even() {
     let dir = tempfile::tempdir().unwrap();
     save_module(&toy, dir.path(), Some(DType::BF16), &DECODER, SHARD_SIZE_BYTES).unwrap();
     let loaded = load::<Flex>(dir.path(), true, DType::F32).unwrap();
-    let rounded: Vec<f32> = values(toy.model.layers[0].q_proj.weight.val()).iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+    let rounded: Vec<f32> = values(toy.model.layers[0].q_proj.weight.val())
+        .iter()
+        .map(|x| bf16::from_f32(*x).to_f32())
+        .collect();
     assert_eq!(values(loaded.model.layers[0].q_proj.weight.val()), rounded);
     // A parameter's dtype is the one asked for, whatever the file's.
     assert_eq!(loaded.model.norm.gamma.val().dtype(), DType::F32);
-    assert_eq!(load::<Flex>(dir.path(), true, DType::BF16).unwrap().model.norm.gamma.val().dtype(), DType::BF16);
+    assert_eq!(
+        load::<Flex>(dir.path(), true, DType::BF16).unwrap().model.norm.gamma.val().dtype(),
+        DType::BF16
+    );
 }
 
 #[test]
@@ -295,15 +359,23 @@ fn shards_hold_the_same_model_and_replace_an_older_save() {
     save_module(&toy, dir.path(), None, &DECODER, SHARD_SIZE_BYTES).unwrap();
     save_module(&toy, dir.path(), None, &DECODER, 40).unwrap();
     assert!(!dir.path().join("model.safetensors").exists());
-    let index: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(dir.path().join("model.safetensors.index.json")).unwrap()).unwrap();
+    let index: serde_json::Value = serde_json::from_str(
+        &fs::read_to_string(dir.path().join("model.safetensors.index.json")).unwrap(),
+    )
+    .unwrap();
     let n_parameters: usize = parameter_names::<Flex, _>(&toy).len();
     assert_eq!(index["weight_map"].as_object().unwrap().len(), n_parameters);
     // 8 + 2 (6 + 3) + 2 + 2 + 8 elements of 4 bytes.
     assert_eq!(index["metadata"]["total_size"], 4 * 38);
     let loaded = load::<Flex>(dir.path(), false, DType::F32).unwrap();
-    assert_eq!(values(loaded.model.layers[1].q_proj.weight.val()), values(toy.model.layers[1].q_proj.weight.val()));
-    assert_eq!(values(loaded.lm_head.unwrap().weight.val()), values(toy.lm_head.clone().unwrap().weight.val()));
+    assert_eq!(
+        values(loaded.model.layers[1].q_proj.weight.val()),
+        values(toy.model.layers[1].q_proj.weight.val())
+    );
+    assert_eq!(
+        values(loaded.lm_head.unwrap().weight.val()),
+        values(toy.lm_head.clone().unwrap().weight.val())
+    );
     // Back to one file: no shard stays behind.
     save_module(&toy, dir.path(), None, &DECODER, SHARD_SIZE_BYTES).unwrap();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -314,7 +386,11 @@ fn named_arrays_survive_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("optimizer.safetensors");
     let tensors = vec![
-        NamedTensor { name: "a.exp_avg".into(), shape: vec![2, 3], values: vec![1.0, -0.0, f32::MIN_POSITIVE, 3.5, f32::MAX, 1e-40] },
+        NamedTensor {
+            name: "a.exp_avg".into(),
+            shape: vec![2, 3],
+            values: vec![1.0, -0.0, f32::MIN_POSITIVE, 3.5, f32::MAX, 1e-40],
+        },
         NamedTensor { name: "b".into(), shape: vec![0], values: vec![] },
         NamedTensor { name: "c".into(), shape: vec![], values: vec![7.0] },
     ];
@@ -339,7 +415,10 @@ fn oracle(name: &str) -> PathBuf {
 /// Name -> (dtype, shape, bytes) of every tensor of a folder.
 fn stored(dir: &Path) -> Vec<(String, String, Vec<usize>, Vec<u8>)> {
     let mut tensors = Vec::new();
-    visit_tensors(dir, |t| tensors.push((t.name.to_owned(), t.dtype.to_owned(), t.shape.to_vec(), t.bytes.to_vec()))).unwrap();
+    visit_tensors(dir, |t| {
+        tensors.push((t.name.to_owned(), t.dtype.to_owned(), t.shape.to_vec(), t.bytes.to_vec()))
+    })
+    .unwrap();
     tensors
 }
 
@@ -357,8 +436,15 @@ fn every_oracle_decoder_survives_loading_and_saving_bit_for_bit() {
         let saved = tempfile::tempdir().unwrap();
         save_decoder(&model, saved.path(), None).unwrap();
         assert_eq!(stored(saved.path()), stored(&oracle(name)), "{name}");
-        assert_eq!(DecoderConfig::from_file(&saved.path().join("config.json")).unwrap(), model.config(), "{name}");
-        let n_stored: usize = stored(saved.path()).iter().map(|(_, _, shape, _)| shape.iter().product::<usize>()).sum();
+        assert_eq!(
+            DecoderConfig::from_file(&saved.path().join("config.json")).unwrap(),
+            model.config(),
+            "{name}"
+        );
+        let n_stored: usize = stored(saved.path())
+            .iter()
+            .map(|(_, _, shape, _)| shape.iter().product::<usize>())
+            .sum();
         assert_eq!(n_stored, model.config().n_parameters(), "{name}");
     }
 }
@@ -370,7 +456,9 @@ fn a_bf16_checkpoint_becomes_f32_exactly_and_back() {
     let saved = tempfile::tempdir().unwrap();
     save_decoder(&model, saved.path(), Some(DType::BF16)).unwrap();
     assert_eq!(stored(saved.path()), stored(&source));
-    let config: serde_json::Value = serde_json::from_str(&fs::read_to_string(saved.path().join("config.json")).unwrap()).unwrap();
+    let config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(saved.path().join("config.json")).unwrap())
+            .unwrap();
     assert_eq!(config["torch_dtype"], "bfloat16");
 }
 
@@ -382,22 +470,37 @@ fn a_critic_is_stored_as_a_token_classifier_without_the_output_head() {
         let saved = tempfile::tempdir().unwrap();
         save_critic(&critic, saved.path(), None).unwrap();
         let tensors = stored(saved.path());
-        let trunk: Vec<_> = tensors.iter().filter(|(name, ..)| !name.starts_with("score.")).cloned().collect();
-        let expected: Vec<_> = stored(&oracle(name)).into_iter().filter(|(name, ..)| name != "lm_head.weight").collect();
+        let trunk: Vec<_> =
+            tensors.iter().filter(|(name, ..)| !name.starts_with("score.")).cloned().collect();
+        let expected: Vec<_> = stored(&oracle(name))
+            .into_iter()
+            .filter(|(name, ..)| name != "lm_head.weight")
+            .collect();
         assert_eq!(trunk, expected, "{name}");
         let head: Vec<_> = tensors
             .iter()
             .filter(|(name, ..)| name.starts_with("score."))
             .map(|(name, _, shape, _)| (name.as_str(), shape.clone()))
             .collect();
-        assert_eq!(head, [("score.bias", vec![1]), ("score.weight", vec![1, critic.trunk.config().hidden_size])]);
-        let config: serde_json::Value = serde_json::from_str(&fs::read_to_string(saved.path().join("config.json")).unwrap()).unwrap();
+        assert_eq!(
+            head,
+            [("score.bias", vec![1]), ("score.weight", vec![1, critic.trunk.config().hidden_size])]
+        );
+        let config: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(saved.path().join("config.json")).unwrap())
+                .unwrap();
         let class = config["architectures"][0].as_str().unwrap();
-        assert!(class.ends_with("ForTokenClassification") && config["id2label"].as_object().unwrap().len() == 1, "{config}");
+        assert!(
+            class.ends_with("ForTokenClassification")
+                && config["id2label"].as_object().unwrap().len() == 1,
+            "{config}"
+        );
         let loaded = load_critic::<Flex>(saved.path(), DType::F32, &Default::default()).unwrap();
         assert_eq!(values(loaded.score.weight.val()), values(critic.score.weight.val()));
         // A policy is not a critic: its file has no value head.
-        let error = load_critic::<Flex>(&oracle(name), DType::F32, &Default::default()).unwrap_err().to_string();
+        let error = load_critic::<Flex>(&oracle(name), DType::F32, &Default::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("missing: score.weight"), "{error}");
     }
 }
@@ -414,11 +517,18 @@ fn side_files_are_copied_and_the_original_config_only_onto_its_own_model() {
     let read = |dir: &Path| fs::read(dir.join("config.json")).unwrap();
     assert_eq!(read(target.path()), read(source.path()));
     // A critic of that decoder has the same numbers and another class.
-    fs::write(target.path().join("config.json"), config.json_for("ForTokenClassification", DType::F32)).unwrap();
+    fs::write(
+        target.path().join("config.json"),
+        config.json_for("ForTokenClassification", DType::F32),
+    )
+    .unwrap();
     assert_eq!(copy_side_files(source.path(), target.path()).unwrap().len(), 1);
     let other = DecoderConfig { num_hidden_layers: 1, ..config };
     fs::write(target.path().join("config.json"), other.to_json()).unwrap();
-    assert_eq!(copy_side_files(source.path(), target.path()).unwrap(), [target.path().join("tokenizer.json")]);
+    assert_eq!(
+        copy_side_files(source.path(), target.path()).unwrap(),
+        [target.path().join("tokenizer.json")]
+    );
     assert_eq!(DecoderConfig::from_file(&target.path().join("config.json")).unwrap(), other);
 }
 
@@ -436,10 +546,15 @@ fn a_copied_config_names_the_type_of_the_weights_beside_it_and_is_otherwise_the_
         let read = |dir: &Path| fs::read_to_string(dir.join("config.json")).unwrap();
         let original: serde_json::Value = serde_json::from_str(&read(&oracle(name))).unwrap();
         let named = original[key].as_str().unwrap();
-        let expected = read(&oracle(name)).replace(&format!("\"{key}\": \"{named}\""), &format!("\"{key}\": \"{stored}\""));
+        let expected = read(&oracle(name))
+            .replace(&format!("\"{key}\": \"{named}\""), &format!("\"{key}\": \"{stored}\""));
         assert_ne!(named, stored, "{name}");
         assert_eq!(read(saved.path()), expected, "{name}");
-        assert_eq!(DecoderConfig::from_file(&saved.path().join("config.json")).unwrap(), model.config(), "{name}");
+        assert_eq!(
+            DecoderConfig::from_file(&saved.path().join("config.json")).unwrap(),
+            model.config(),
+            "{name}"
+        );
     }
 }
 
@@ -453,14 +568,23 @@ fn a_bert_checkpoint_survives_with_or_without_its_prefix() {
     let path = saved.path().join("model.safetensors");
     let mut written = load_tensors(&path).unwrap();
     // The pooler is not part of the encoder.
-    let expected: Vec<NamedTensor> = original.into_iter().filter(|tensor| !tensor.name.starts_with("pooler.")).collect();
+    let expected: Vec<NamedTensor> =
+        original.into_iter().filter(|tensor| !tensor.name.starts_with("pooler.")).collect();
     assert_eq!(written, expected);
     assert_eq!(BertConfig::from_file(&saved.path().join("config.json")).unwrap(), model.config());
     for tensor in &mut written {
         tensor.name = format!("bert.{}", tensor.name);
     }
-    written.push(NamedTensor { name: "bert.embeddings.position_ids".into(), shape: vec![1], values: vec![0.0] });
-    written.push(NamedTensor { name: "bert.pooler.dense.bias".into(), shape: vec![1], values: vec![0.0] });
+    written.push(NamedTensor {
+        name: "bert.embeddings.position_ids".into(),
+        shape: vec![1],
+        values: vec![0.0],
+    });
+    written.push(NamedTensor {
+        name: "bert.pooler.dense.bias".into(),
+        shape: vec![1],
+        values: vec![0.0],
+    });
     save_tensors(&path, &written).unwrap();
     load_bert::<Flex>(saved.path(), DType::F32, &Default::default()).unwrap();
 }

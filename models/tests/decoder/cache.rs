@@ -1,4 +1,5 @@
-//! The KV cache: ragged prefill and decode equal the full pass, rows do not disturb each other, slots are reused without clearing.
+//! The KV cache: ragged prefill and decode equal the full pass, rows do not disturb each other,
+//! slots are reused without clearing.
 use crate::common::{Oracle, assert_close, f32s};
 use burn::{
     backend::Flex,
@@ -16,7 +17,10 @@ fn tokens(n: usize, salt: i64) -> Vec<i64> {
 
 fn padded(rows: &[&[i64]]) -> Tensor<Flex, 2, Int> {
     let width = rows.iter().map(|row| row.len()).max().unwrap();
-    let ids: Vec<i64> = rows.iter().flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0, width - row.len()))).collect();
+    let ids: Vec<i64> = rows
+        .iter()
+        .flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0, width - row.len())))
+        .collect();
     Tensor::from_data(TensorData::new(ids, [rows.len(), width]), &Default::default())
 }
 
@@ -32,11 +36,18 @@ fn full(model: &Decoder<Flex>, ids: &[i64]) -> Vec<f32> {
 }
 
 /// One pass over the given rows (slot, new tokens); what comes out for each.
-fn step(model: &Decoder<Flex>, cache: &mut KvCache<Flex>, rows: &[(usize, &[i64])]) -> Vec<Vec<f32>> {
+fn step(
+    model: &Decoder<Flex>,
+    cache: &mut KvCache<Flex>,
+    rows: &[(usize, &[i64])],
+) -> Vec<Vec<f32>> {
     let slots: Vec<usize> = rows.iter().map(|row| row.0).collect();
     let ids: Vec<&[i64]> = rows.iter().map(|row| row.1).collect();
     let n_new: Vec<usize> = ids.iter().map(|ids| ids.len()).collect();
-    real(model.hidden(padded(&ids), None, Some(CacheRows { cache, slots: &slots, n_new: &n_new })), &n_new)
+    real(
+        model.hidden(padded(&ids), None, Some(CacheRows { cache, slots: &slots, n_new: &n_new })),
+        &n_new,
+    )
 }
 
 #[test]
@@ -49,7 +60,8 @@ fn pieces_of_any_length_in_ragged_batches_equal_the_full_pass() {
     for piece in 0..3 {
         // Rows come in another order each time.
         let order = [[0, 1, 2], [2, 0, 1], [1, 2, 0]][piece];
-        let part = |b: usize| &rows[b][if piece == 0 { 0 } else { cuts[b][piece - 1] }..cuts[b][piece]];
+        let part =
+            |b: usize| &rows[b][if piece == 0 { 0 } else { cuts[b][piece - 1] }..cuts[b][piece]];
         let out = step(&model, &mut cache, &order.map(|b| (3 - b, part(b))));
         order.into_iter().zip(out).for_each(|(b, out)| got[b].extend(out));
     }
@@ -69,8 +81,10 @@ fn neighbours_do_not_change_a_row_by_a_single_bit() {
     };
     let mut cache = KvCache::new(&model.config(), 3, 64, &Default::default());
     let together = {
-        let prefill = step(&model, &mut cache, &[(1, &long[..29]), (2, &row[..11]), (0, &short[..2])]);
-        let decode = step(&model, &mut cache, &[(2, &row[11..]), (0, &short[2..]), (1, &long[29..])]);
+        let prefill =
+            step(&model, &mut cache, &[(1, &long[..29]), (2, &row[..11]), (0, &short[..2])]);
+        let decode =
+            step(&model, &mut cache, &[(2, &row[11..]), (0, &short[2..]), (1, &long[29..])]);
         [prefill[1].clone(), decode[0].clone()]
     };
     for (alone, together) in alone.iter().zip(&together) {

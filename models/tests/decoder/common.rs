@@ -23,7 +23,8 @@ pub struct Oracle {
 
 impl Oracle {
     pub fn open(name: &str) -> Self {
-        let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/oracles/models")).join(name);
+        let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/oracles/models"))
+            .join(name);
         let read = |file: &str| std::fs::read(dir.join(file)).unwrap();
         Self {
             config: DecoderConfig::from_file(&dir.join("config.json")).unwrap(),
@@ -50,14 +51,20 @@ impl Oracle {
         let tensors = self.tensors();
         let view = tensors.tensor(key).unwrap();
         assert_eq!(view.dtype(), Dtype::F32);
-        view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+        view.data()
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+            .collect()
     }
 
     pub fn ints(&self, key: &str) -> Vec<i64> {
         let tensors = self.tensors();
         let view = tensors.tensor(key).unwrap();
         assert_eq!(view.dtype(), Dtype::I64);
-        view.data().chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
+        view.data()
+            .chunks_exact(8)
+            .map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()))
+            .collect()
     }
 
     fn tensors(&self) -> SafeTensors<'_> {
@@ -77,7 +84,10 @@ pub fn cast<B: Backend>(model: Decoder<B>, dtype: DType) -> Decoder<B> {
 }
 
 /// The gradient of every parameter that has one, by Hugging Face name and in Hugging Face layout.
-pub fn gradients(model: &Decoder<Autodiff<Flex>>, grads: &<Autodiff<Flex> as AutodiffBackend>::Gradients) -> BTreeMap<String, Vec<f32>> {
+pub fn gradients(
+    model: &Decoder<Autodiff<Flex>>,
+    grads: &<Autodiff<Flex> as AutodiffBackend>::Gradients,
+) -> BTreeMap<String, Vec<f32>> {
     struct Collector<'a> {
         grads: &'a <Autodiff<Flex> as AutodiffBackend>::Gradients,
         names: BTreeMap<ParamId, String>,
@@ -89,11 +99,16 @@ pub fn gradients(model: &Decoder<Autodiff<Flex>>, grads: &<Autodiff<Flex> as Aut
                 let name = self.names[&param.id].clone();
                 // `Linear` keeps its matrix as [in, out], Hugging Face as [out, in].
                 let is_transposed = D == 2 && name != "model.embed_tokens.weight";
-                self.out.insert(name, f32s(if is_transposed { grad.swap_dims(0, 1) } else { grad }));
+                self.out
+                    .insert(name, f32s(if is_transposed { grad.swap_dims(0, 1) } else { grad }));
             }
         }
     }
-    let mut collector = Collector { grads, names: parameter_names(model).into_iter().collect(), out: BTreeMap::new() };
+    let mut collector = Collector {
+        grads,
+        names: parameter_names(model).into_iter().collect(),
+        out: BTreeMap::new(),
+    };
     model.visit(&mut collector);
     collector.out
 }

@@ -1,4 +1,5 @@
-//! GAE against its sum form, and what must not depend on what. The recorded reference numbers run in `conformance`.
+//! GAE against its sum form, and what must not depend on what. The recorded reference numbers run
+//! in `conformance`.
 use super::*;
 
 fn close(got: &[f32], expected: &[f64]) {
@@ -20,28 +21,44 @@ fn gae_is_the_discounted_sum_of_temporal_differences() {
     let (gamma, lambda) = (0.9f64, 0.8f64);
     let value = |t: usize| v.get(t).map_or(0.0, |&v| f64::from(v));
     let delta = |t: usize| f64::from(r[t]) + gamma * value(t + 1) - value(t);
-    let expected: Vec<f64> = (0..5).map(|t| (t..5).map(|u| (gamma * lambda).powi((u - t) as i32) * delta(u)).sum()).collect();
+    let expected: Vec<f64> = (0..5)
+        .map(|t| (t..5).map(|u| (gamma * lambda).powi((u - t) as i32) * delta(u)).sum())
+        .collect();
     close(&gae_row(&r, &v, gamma, lambda), &expected);
 }
 
 #[test]
 fn agent_gae_equals_gae_of_the_agent_tokens_alone() {
     let is_agent = [true, false, false, true, true];
-    let got = gae_row_of_agent(&[0.1, 0.0, 0.0, 0.2, 1.0], &[0.3, 9.0, -9.0, 0.5, 0.7], &is_agent, 0.9, 0.8);
+    let got = gae_row_of_agent(
+        &[0.1, 0.0, 0.0, 0.2, 1.0],
+        &[0.3, 9.0, -9.0, 0.5, 0.7],
+        &is_agent,
+        0.9,
+        0.8,
+    );
     let alone = gae_row(&[0.1, 0.2, 1.0], &[0.3, 0.5, 0.7], 0.9, 0.8);
     assert_eq!(got, [alone[0], 0.0, 0.0, alone[1], alone[2]]);
 }
 
 #[test]
 fn a_reward_on_a_trailing_observation_belongs_to_the_last_agent_token() {
-    let got = gae_row_of_agent(&[0.0, 0.0, 1.0], &[0.25, 0.5, 0.5], &[false, true, false], 1.0, 1.0);
+    let got =
+        gae_row_of_agent(&[0.0, 0.0, 1.0], &[0.25, 0.5, 0.5], &[false, true, false], 1.0, 1.0);
     assert_eq!(got, [0.0, 0.5, 0.0]);
 }
 
-/// Two rows: prompt 1 + response 3 (agent, observation, agent), prompt 2 + response 1, padded to `n_cols`.
+/// Two rows: prompt 1 + response 3 (agent, observation, agent), prompt 2 + response 1, padded to
+/// `n_cols`.
 fn batch(n_cols: usize, observed_value: f32) -> RolloutBatch {
-    let mut batch =
-        RolloutBatch { n_rows: 2, n_cols, lengths: vec![4, 3], prompt_lens: vec![1, 2], scores: vec![1.0, 0.0], ..Default::default() };
+    let mut batch = RolloutBatch {
+        n_rows: 2,
+        n_cols,
+        lengths: vec![4, 3],
+        prompt_lens: vec![1, 2],
+        scores: vec![1.0, 0.0],
+        ..Default::default()
+    };
     batch.values = vec![0.0; 2 * n_cols];
     batch.loss_mask = vec![false; 2 * n_cols];
     for (row, col, value) in [(0, 1, 0.5), (0, 3, 0.25), (1, 2, 0.125)] {
@@ -90,7 +107,9 @@ fn padding_does_not_change_advantages() {
     let [narrow, wide] = [4, 9].map(|n_cols| {
         let batch = batch(n_cols, 0.75);
         let result = gae(&batch, &outcome_rewards(&batch), &recipe(GaeOver::Response, true));
-        (0..2).flat_map(|row| result.advantages[row * n_cols..row * n_cols + 4].to_vec()).collect::<Vec<_>>()
+        (0..2)
+            .flat_map(|row| result.advantages[row * n_cols..row * n_cols + 4].to_vec())
+            .collect::<Vec<_>>()
     });
     assert_eq!(narrow, wide);
 }
@@ -129,7 +148,10 @@ fn equal_scores_in_a_group_give_no_signal() {
 #[test]
 fn a_flat_group_has_equal_scores_and_more_than_one_row() {
     // Group 0 is mixed, 1 and 2 are flat, 3 has lost all rows but one.
-    assert_eq!(flat_groups(&[1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0], &[0, 1, 0, 1, 2, 2, 3]), 2.0 / 3.0);
+    assert_eq!(
+        flat_groups(&[1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0], &[0, 1, 0, 1, 2, 2, 3]),
+        2.0 / 3.0
+    );
     assert_eq!((flat_groups(&[1.0], &[0]), flat_groups::<u8>(&[], &[])), (0.0, 0.0));
 }
 
@@ -159,5 +181,8 @@ fn a_nan_advantage_makes_all_that_are_whitened_with_it_nan() {
 #[test]
 fn a_nan_score_is_nan_in_its_group_and_nowhere_else() {
     let got = group_advantages(&[1.0, f32::NAN, 1.0, 0.0], &[0, 0, 1, 1]);
-    assert!(got[..2].iter().all(|x| x.is_nan()) && got[2..].iter().all(|x| x.is_finite()), "{got:?}");
+    assert!(
+        got[..2].iter().all(|x| x.is_nan()) && got[2..].iter().all(|x| x.is_finite()),
+        "{got:?}"
+    );
 }

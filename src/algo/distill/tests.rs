@@ -1,4 +1,5 @@
-//! Values and gradients against literal f64 loops, and the properties the losses must have. The recorded reference numbers run in `conformance`.
+//! Values and gradients against literal f64 loops, and the properties the losses must have. The
+//! recorded reference numbers run in `conformance`.
 use super::*;
 use crate::{
     rng::{Key, Purpose},
@@ -25,7 +26,9 @@ const ALL: [Divergence; 13] = [
 ];
 
 fn logits(seed: u64, n: usize, scale: f64) -> Vec<f64> {
-    (0..n).map(|i| f64::from((Key::new(seed, Purpose::Init).normal(i as u64) * scale) as f32)).collect()
+    (0..n)
+        .map(|i| f64::from((Key::new(seed, Purpose::Init).normal(i as u64) * scale) as f32))
+        .collect()
 }
 
 fn tensor(values: &[f64], rows: usize) -> Tensor<B, 2> {
@@ -44,12 +47,21 @@ fn softmax(logits: &[f64], temperature: f64) -> Vec<f64> {
     e.iter().map(|x| x / sum).collect()
 }
 
-/// One row, straight from the definitions in the enum's documentation. `frozen` is the student TAID mixes in.
-fn literal(student: &[f64], frozen: &[f64], teacher: &[f64], divergence: Divergence, temperature: f64) -> f64 {
+/// One row, straight from the definitions in the enum's documentation. `frozen` is the student TAID
+/// mixes in.
+fn literal(
+    student: &[f64],
+    frozen: &[f64],
+    teacher: &[f64],
+    divergence: Divergence,
+    temperature: f64,
+) -> f64 {
     let (s, t) = (softmax(student, temperature), softmax(teacher, temperature));
     let kl = |p: &[f64], q: &[f64]| p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum::<f64>();
     let cross = |p: &[f64], q: &[f64]| -p.iter().zip(q).map(|(p, q)| p * q.ln()).sum::<f64>();
-    let mix = |w: f64, p: &[f64], q: &[f64]| p.iter().zip(q).map(|(p, q)| w * p + (1.0 - w) * q).collect::<Vec<_>>();
+    let mix = |w: f64, p: &[f64], q: &[f64]| {
+        p.iter().zip(q).map(|(p, q)| w * p + (1.0 - w) * q).collect::<Vec<_>>()
+    };
     match divergence {
         Divergence::ForwardKl => kl(&t, &s),
         Divergence::ForwardCrossEntropy => cross(&t, &s),
@@ -60,7 +72,9 @@ fn literal(student: &[f64], frozen: &[f64], teacher: &[f64], divergence: Diverge
             let m = mix(lambda, &s, &t);
             lambda * kl(&s, &m) + (1.0 - lambda) * kl(&t, &m)
         }
-        Divergence::TotalVariation => s.iter().zip(&t).map(|(s, t)| (s - t).abs()).sum::<f64>() / 2.0,
+        Divergence::TotalVariation => {
+            s.iter().zip(&t).map(|(s, t)| (s - t).abs()).sum::<f64>() / 2.0
+        }
         Divergence::SymmetricKl { lambda } => (1.0 - lambda) * cross(&t, &s) + lambda * kl(&s, &t),
         Divergence::GeneralisedJsd { beta: 0.0 } => kl(&t, &s),
         Divergence::GeneralisedJsd { beta: 1.0 } => kl(&s, &t),
@@ -70,7 +84,8 @@ fn literal(student: &[f64], frozen: &[f64], teacher: &[f64], divergence: Diverge
         }
         Divergence::Hinton => temperature * temperature * kl(&t, &s),
         Divergence::Taid { t: at } => {
-            let target: Vec<f64> = frozen.iter().zip(teacher).map(|(s, t)| (1.0 - at) * s + at * t).collect();
+            let target: Vec<f64> =
+                frozen.iter().zip(teacher).map(|(s, t)| (1.0 - at) * s + at * t).collect();
             cross(&softmax(&target, temperature), &s)
         }
     }
@@ -90,17 +105,24 @@ fn values_and_gradients_equal_literal_loops_and_finite_differences() {
                 let cells = row * vocab..(row + 1) * vocab;
                 let (frozen, t) = (&student[cells.clone()], &teacher[cells.clone()]);
                 let expected = literal(frozen, frozen, t, divergence, temperature);
-                assert!((value - expected).abs() < 1e-5 * (1.0 + expected), "{divergence:?} T={temperature}: {value} vs {expected}");
+                assert!(
+                    (value - expected).abs() < 1e-5 * (1.0 + expected),
+                    "{divergence:?} T={temperature}: {value} vs {expected}"
+                );
                 for v in 0..vocab {
                     let at = |shift: f64| {
                         let mut moved = frozen.to_vec();
                         moved[v] += shift;
                         literal(&moved, frozen, t, divergence, temperature)
                     };
-                    // Central difference in f64: error about 1e-10; the f32 gradient has entries up to about 1.
+                    // Central difference in f64: error about 1e-10; the f32 gradient has entries up
+                    // to about 1.
                     let expected = (at(1e-5) - at(-1e-5)) / 2e-5;
                     let got = grad[cells.start + v];
-                    assert!((got - expected).abs() < 2e-5, "{divergence:?} T={temperature} [{row},{v}]: {got} vs {expected}");
+                    assert!(
+                        (got - expected).abs() < 2e-5,
+                        "{divergence:?} T={temperature} [{row},{v}]: {got} vs {expected}"
+                    );
                 }
             }
         }
@@ -113,7 +135,10 @@ fn a_student_equal_to_its_teacher_has_divergence_zero() {
     let with_entropy = |d: &Divergence| {
         matches!(
             d,
-            Divergence::ForwardCrossEntropy | Divergence::SkewForward { .. } | Divergence::SymmetricKl { .. } | Divergence::Taid { .. }
+            Divergence::ForwardCrossEntropy
+                | Divergence::SkewForward { .. }
+                | Divergence::SymmetricKl { .. }
+                | Divergence::Taid { .. }
         )
     };
     for divergence in ALL.iter().filter(|d| !with_entropy(d)) {
@@ -126,11 +151,14 @@ fn a_student_equal_to_its_teacher_has_divergence_zero() {
 #[test]
 fn a_constant_added_to_every_logit_changes_nothing() {
     // Multiples of 1/8 up to 8, so that adding 2^17 is exact in f32.
-    let grid = |seed: u64| logits(seed, 2 * 40, 3.0).iter().map(|x| (x * 8.0).round() / 8.0).collect::<Vec<_>>();
+    let grid = |seed: u64| {
+        logits(seed, 2 * 40, 3.0).iter().map(|x| (x * 8.0).round() / 8.0).collect::<Vec<_>>()
+    };
     let (student, teacher) = (grid(4), grid(5));
     let shifted: Vec<f64> = student.iter().map(|x| x + 131_072.0).collect();
     for divergence in ALL.into_iter().filter(|d| !matches!(d, Divergence::Taid { .. })) {
-        let [plain, moved] = [&student, &shifted].map(|s| host(row_divergence(tensor(s, 2), tensor(&teacher, 2), divergence, 1.0)));
+        let [plain, moved] = [&student, &shifted]
+            .map(|s| host(row_divergence(tensor(s, 2), tensor(&teacher, 2), divergence, 1.0)));
         assert_eq!(plain, moved, "{divergence:?}");
     }
 }
@@ -146,10 +174,16 @@ fn forbidden_tokens_of_both_models_contribute_nothing() {
         let with = tensor(&student, 1).require_grad();
         let value = row_divergence(with.clone(), tensor(&teacher, 1), divergence, 1.0);
         let expected = literal(&s, &s, &t, divergence, 1.0);
-        assert!((host(value.clone())[0] - expected).abs() < 1e-5 * (1.0 + expected), "{divergence:?}");
+        assert!(
+            (host(value.clone())[0] - expected).abs() < 1e-5 * (1.0 + expected),
+            "{divergence:?}"
+        );
         let mut grads = value.sum().backward();
         let grad = host(Tensor::<B, 2>::from_inner(with.grad_remove(&mut grads).unwrap()));
-        assert!(grad.iter().all(|g| g.is_finite()) && grad[6..].iter().all(|&g| g == 0.0), "{divergence:?}: {grad:?}");
+        assert!(
+            grad.iter().all(|g| g.is_finite()) && grad[6..].iter().all(|&g| g == 0.0),
+            "{divergence:?}: {grad:?}"
+        );
     }
 }
 
@@ -163,7 +197,10 @@ fn a_token_only_the_other_side_forbids_leaves_value_and_gradient_finite() {
             let value = row_divergence(s.clone(), tensor(teacher, 1), divergence, 1.0);
             let mut grads = value.clone().sum().backward();
             let grad = host(Tensor::<B, 2>::from_inner(s.grad_remove(&mut grads).unwrap()));
-            assert!(host(value)[0].is_finite() && grad.iter().all(|g| g.is_finite()), "{divergence:?}: {grad:?}");
+            assert!(
+                host(value)[0].is_finite() && grad.iter().all(|g| g.is_finite()),
+                "{divergence:?}: {grad:?}"
+            );
         }
     }
 }
@@ -174,14 +211,29 @@ fn vocabularies_of_different_size_are_cut_before_the_softmax() {
     let cut = literal(&student[..10], &student[..10], &teacher, Divergence::ForwardKl, 1.0);
     for (s, t, expected) in [
         (tensor(&student, 1), tensor(&teacher, 1), cut),
-        (tensor(&teacher, 1), tensor(&student, 1), literal(&teacher, &teacher, &student[..10], Divergence::ForwardKl, 1.0)),
+        (
+            tensor(&teacher, 1),
+            tensor(&student, 1),
+            literal(&teacher, &teacher, &student[..10], Divergence::ForwardKl, 1.0),
+        ),
     ] {
-        assert!((host(row_divergence(s, t, Divergence::ForwardKl, 1.0))[0] - expected).abs() < 1e-5);
+        assert!(
+            (host(row_divergence(s, t, Divergence::ForwardKl, 1.0))[0] - expected).abs() < 1e-5
+        );
     }
 }
 
-fn kd(student: Tensor<B, 2>, teacher: Tensor<B, 2>, mask: &[f32], weights: KdWeights, normaliser: f64) -> Tensor<B, 1> {
-    let labels = Tensor::from_data(TensorData::new(vec![1i64; mask.len()], [mask.len()]), &Default::default());
+fn kd(
+    student: Tensor<B, 2>,
+    teacher: Tensor<B, 2>,
+    mask: &[f32],
+    weights: KdWeights,
+    normaliser: f64,
+) -> Tensor<B, 1> {
+    let labels = Tensor::from_data(
+        TensorData::new(vec![1i64; mask.len()], [mask.len()]),
+        &Default::default(),
+    );
     let mask = Tensor::from_data(TensorData::new(mask.to_vec(), [mask.len()]), &Default::default());
     kd_loss(student.into(), Some(teacher.into()), labels, mask, weights, normaliser)
 }
@@ -189,7 +241,12 @@ fn kd(student: Tensor<B, 2>, teacher: Tensor<B, 2>, mask: &[f32], weights: KdWei
 #[test]
 fn kd_is_the_weighted_sum_of_cross_entropy_and_divergence_over_masked_rows() {
     let (student, teacher) = (logits(12, 3 * 6, 2.0), logits(13, 3 * 6, 2.0));
-    let weights = KdWeights { ce_weight: 0.5, kl_weight: 2.0, divergence: Divergence::ForwardKl, temperature: 1.0 };
+    let weights = KdWeights {
+        ce_weight: 0.5,
+        kl_weight: 2.0,
+        divergence: Divergence::ForwardKl,
+        temperature: 1.0,
+    };
     let got = host(kd(tensor(&student, 3), tensor(&teacher, 3), &[1.0, 0.0, 1.0], weights, 2.0))[0];
     let row = |r: usize| {
         let (s, t) = (&student[r * 6..r * 6 + 6], &teacher[r * 6..r * 6 + 6]);
@@ -201,13 +258,25 @@ fn kd_is_the_weighted_sum_of_cross_entropy_and_divergence_over_masked_rows() {
 #[test]
 fn splitting_rows_into_micro_batches_does_not_change_loss_or_gradient() {
     let (student, teacher) = (logits(14, 4 * 6, 2.0), logits(15, 4 * 6, 2.0));
-    let weights = KdWeights { ce_weight: 1.0, kl_weight: 1.0, divergence: Divergence::ForwardKl, temperature: 1.0 };
+    let weights = KdWeights {
+        ce_weight: 1.0,
+        kl_weight: 1.0,
+        divergence: Divergence::ForwardKl,
+        temperature: 1.0,
+    };
     let mask = [1.0, 1.0, 0.0, 1.0];
     let gradient = |pieces: &[std::ops::Range<usize>]| {
         let s = tensor(&student, 4).require_grad();
         let t = tensor(&teacher, 4);
-        let part =
-            |r: &std::ops::Range<usize>| kd(s.clone().slice([r.clone()]), t.clone().slice([r.clone()]), &mask[r.clone()], weights, 3.0);
+        let part = |r: &std::ops::Range<usize>| {
+            kd(
+                s.clone().slice([r.clone()]),
+                t.clone().slice([r.clone()]),
+                &mask[r.clone()],
+                weights,
+                3.0,
+            )
+        };
         let loss = pieces.iter().map(part).reduce(|a, b| a + b).unwrap();
         let value = host(loss.clone())[0];
         let mut grads = loss.backward();
@@ -226,7 +295,8 @@ fn the_taid_schedule_follows_the_line_when_the_loss_is_flat_and_survives_a_round
         schedule.update(2.0, step, 10);
         assert!((schedule.t - (0.4 + 0.06 * step as f64)).abs() < 1e-12);
     }
-    let restored: TaidSchedule = serde_json::from_str(&serde_json::to_string(&schedule).unwrap()).unwrap();
+    let restored: TaidSchedule =
+        serde_json::from_str(&serde_json::to_string(&schedule).unwrap()).unwrap();
     assert_eq!(restored, schedule);
 }
 
@@ -240,11 +310,20 @@ fn a_nan_logit_of_either_model_is_nan_in_the_loss_of_its_row_alone() {
             } else {
                 student[17 + 4] = f64::NAN
             }
-            let weights = KdWeights { ce_weight: 1.0, kl_weight: 1.0, divergence, temperature: 1.0 };
+            let weights =
+                KdWeights { ce_weight: 1.0, kl_weight: 1.0, divergence, temperature: 1.0 };
             let labels = Tensor::<B, 1, Int>::from_data([0, 1, 2], &Default::default());
-            let rows = kd_rows(tensor(&student, 3).into(), Some(tensor(&teacher, 3).into()), labels, weights);
+            let rows = kd_rows(
+                tensor(&student, 3).into(),
+                Some(tensor(&teacher, 3).into()),
+                labels,
+                weights,
+            );
             let loss = host(rows.loss);
-            assert!(loss[1].is_nan() && loss[0].is_finite() && loss[2].is_finite(), "{divergence:?}, teacher {is_teacher}: {loss:?}");
+            assert!(
+                loss[1].is_nan() && loss[0].is_finite() && loss[2].is_finite(),
+                "{divergence:?}, teacher {is_teacher}: {loss:?}"
+            );
         }
     }
 }

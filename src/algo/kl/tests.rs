@@ -1,4 +1,5 @@
-//! Estimators against the exact KL, their gradients against finite differences, and who is penalised.
+//! Estimators against the exact KL, their gradients against finite differences, and who is
+//! penalised.
 use super::*;
 use crate::{
     algo::distill::row_divergence,
@@ -8,8 +9,14 @@ use burn::tensor::TensorData;
 
 type B = CpuTrain;
 
-const SAMPLED: [KlEstimator; 6] =
-    [KlEstimator::K1, KlEstimator::K1Reversed, KlEstimator::Abs, KlEstimator::Mse, KlEstimator::K3, KlEstimator::K3Reversed];
+const SAMPLED: [KlEstimator; 6] = [
+    KlEstimator::K1,
+    KlEstimator::K1Reversed,
+    KlEstimator::Abs,
+    KlEstimator::Mse,
+    KlEstimator::K3,
+    KlEstimator::K3Reversed,
+];
 
 fn vector(values: &[f32]) -> Tensor<B, 1> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), &Default::default())
@@ -29,13 +36,24 @@ fn a_policy_equal_to_its_reference_has_no_kl() {
 #[test]
 fn k1_and_k3_average_to_the_exact_kl_and_full_is_it() {
     let (p, r) = ([0.5f32, 0.3, 0.2], [0.2f32, 0.6, 0.2]);
-    let exact = |p: &[f32], r: &[f32]| p.iter().zip(r).map(|(&p, &r)| f64::from(p) * f64::from(p / r).ln()).sum::<f64>();
-    let mean = |estimator| -> f64 { (0..3).map(|v| f64::from(p[v]) * f64::from(estimate(estimator, p[v].ln(), r[v].ln()).unwrap())).sum() };
+    let exact = |p: &[f32], r: &[f32]| {
+        p.iter().zip(r).map(|(&p, &r)| f64::from(p) * f64::from(p / r).ln()).sum::<f64>()
+    };
+    let mean = |estimator| -> f64 {
+        (0..3)
+            .map(|v| {
+                f64::from(p[v]) * f64::from(estimate(estimator, p[v].ln(), r[v].ln()).unwrap())
+            })
+            .sum()
+    };
     assert!((mean(KlEstimator::K1) - exact(&p, &r)).abs() < 1e-6);
     assert!((mean(KlEstimator::K3) - exact(&p, &r)).abs() < 1e-6);
     let logits = |p: [f32; 3]| Tensor::<B, 2>::from_data([p.map(f32::ln)], &Default::default());
-    for (estimator, expected) in [(KlEstimator::Full, exact(&p, &r)), (KlEstimator::FullReversed, exact(&r, &p))] {
-        let got = host(row_divergence(logits(p), logits(r), full_divergence(estimator).unwrap(), 1.0))[0];
+    for (estimator, expected) in
+        [(KlEstimator::Full, exact(&p, &r)), (KlEstimator::FullReversed, exact(&r, &p))]
+    {
+        let got =
+            host(row_divergence(logits(p), logits(r), full_divergence(estimator).unwrap(), 1.0))[0];
         assert!((f64::from(got) - expected).abs() < 1e-6, "{estimator:?}: {got} vs {expected}");
         assert_eq!(estimate(estimator, -1.0, -1.0), None);
     }
@@ -61,13 +79,19 @@ fn tensor_estimates_equal_host_estimates_and_finite_differences() {
     for estimator in SAMPLED {
         let x = vector(&p).require_grad();
         let y = estimate_tensor(estimator, x.clone(), vector(&r)).unwrap();
-        let grad = x.grad(&y.clone().sum().backward()).unwrap().into_data().to_vec::<f32>().unwrap();
+        let grad =
+            x.grad(&y.clone().sum().backward()).unwrap().into_data().to_vec::<f32>().unwrap();
         for (i, value) in host(y).into_iter().enumerate() {
             let at = |shift: f32| f64::from(estimate(estimator, p[i] + shift, r[i]).unwrap());
             assert!((f64::from(value) - at(0.0)).abs() < 1e-5);
-            // p, r and the shift 2^-8 are exact in f32; the central difference errs by h^2/6 · f''' < 3e-5.
+            // p, r and the shift 2^-8 are exact in f32; the central difference errs by h^2/6 · f'''
+            // < 3e-5.
             let expected = (at(1.0 / 256.0) - at(-1.0 / 256.0)) * 128.0;
-            assert!((f64::from(grad[i]) - expected).abs() < 2e-4, "{estimator:?}[{i}]: {} vs {expected}", grad[i]);
+            assert!(
+                (f64::from(grad[i]) - expected).abs() < 2e-4,
+                "{estimator:?}[{i}]: {} vs {expected}",
+                grad[i]
+            );
         }
     }
 }
@@ -77,8 +101,14 @@ fn a_nan_log_prob_of_either_policy_is_nan_in_every_estimate() {
     for estimator in SAMPLED {
         for (policy, reference) in [(f32::NAN, -1.0), (-1.0, f32::NAN)] {
             assert!(estimate(estimator, policy, reference).unwrap().is_nan(), "{estimator:?}");
-            let y = estimate_tensor(estimator, vector(&[policy, -1.0]), vector(&[reference, -1.5])).unwrap();
-            let plain = estimate_tensor::<Cpu>(estimator, vector(&[policy, -1.0]).inner(), vector(&[reference, -1.5]).inner()).unwrap();
+            let y = estimate_tensor(estimator, vector(&[policy, -1.0]), vector(&[reference, -1.5]))
+                .unwrap();
+            let plain = estimate_tensor::<Cpu>(
+                estimator,
+                vector(&[policy, -1.0]).inner(),
+                vector(&[reference, -1.5]).inner(),
+            )
+            .unwrap();
             for values in [host(y), plain.into_data().to_vec().unwrap()] {
                 assert!(values[0].is_nan() && values[1].is_finite(), "{estimator:?}: {values:?}");
             }

@@ -1,4 +1,5 @@
-//! Gradients against finite differences of literal f64 losses, and what must not move them. The recorded reference numbers run in `conformance`.
+//! Gradients against finite differences of literal f64 losses, and what must not move them. The
+//! recorded reference numbers run in `conformance`.
 use super::*;
 use crate::trainer::devices::CpuTrain;
 use burn::tensor::TensorData;
@@ -19,7 +20,12 @@ fn gradient(loss: Tensor<B, 1>, of: &Tensor<B, 1>) -> Vec<f64> {
     of.grad(&loss.backward()).unwrap().into_data().iter::<f64>().collect()
 }
 
-fn policy(new: &[f64], advantages: &[f64], mask: &[f64], normaliser: f64) -> (PolicyStats, Vec<f64>) {
+fn policy(
+    new: &[f64],
+    advantages: &[f64],
+    mask: &[f64],
+    normaliser: f64,
+) -> (PolicyStats, Vec<f64>) {
     let log_probs = vector(new).require_grad();
     let tokens = PolicyTokens {
         log_probs: log_probs.clone(),
@@ -155,14 +161,30 @@ fn with_nan<const N: usize>(mut values: [f64; N], at: usize) -> [f64; N] {
 #[test]
 fn a_nan_in_any_input_of_a_trained_token_is_nan_in_the_policy_loss_and_one_elsewhere_is_not() {
     for (at, is_trained) in [(2, true), (3, false)] {
-        let inputs = [[with_nan(NEW, at), OLD, ADVANTAGES], [NEW, with_nan(OLD, at), ADVANTAGES], [NEW, OLD, with_nan(ADVANTAGES, at)]];
+        let inputs = [
+            [with_nan(NEW, at), OLD, ADVANTAGES],
+            [NEW, with_nan(OLD, at), ADVANTAGES],
+            [NEW, OLD, with_nan(ADVANTAGES, at)],
+        ];
         for (i, [new, old, advantages]) in inputs.into_iter().enumerate() {
-            let tokens =
-                PolicyTokens { log_probs: vector(&new), old_log_probs: vector(&old), advantages: vector(&advantages), mask: vector(&MASK) };
+            let tokens = PolicyTokens {
+                log_probs: vector(&new),
+                old_log_probs: vector(&old),
+                advantages: vector(&advantages),
+                mask: vector(&MASK),
+            };
             let (loss, stats) = policy_loss(tokens, 0.2, 4.0);
-            assert_eq!((loss.into_scalar().is_nan(), stats.loss.is_nan()), (is_trained, is_trained), "input {i}, token {at}");
+            assert_eq!(
+                (loss.into_scalar().is_nan(), stats.loss.is_nan()),
+                (is_trained, is_trained),
+                "input {i}, token {at}"
+            );
             let is_of_ratio = is_trained && i < 2;
-            assert_eq!((stats.approx_kl.is_nan(), stats.old_approx_kl.is_nan()), (is_of_ratio, is_of_ratio), "input {i}, token {at}");
+            assert_eq!(
+                (stats.approx_kl.is_nan(), stats.old_approx_kl.is_nan()),
+                (is_of_ratio, is_of_ratio),
+                "input {i}, token {at}"
+            );
         }
     }
 }
@@ -183,14 +205,20 @@ fn a_nan_in_any_input_of_a_counted_token_is_nan_in_the_value_loss_and_one_elsewh
                 mask: vector(&[1.0, 1.0, 1.0, 0.0]),
             };
             let (loss, stats) = value_loss(tokens, 0.5, 3.0);
-            assert_eq!((loss.into_scalar().is_nan(), stats.loss.is_nan()), (is_counted, is_counted), "input {i}, token {at}");
+            assert_eq!(
+                (loss.into_scalar().is_nan(), stats.loss.is_nan()),
+                (is_counted, is_counted),
+                "input {i}, token {at}"
+            );
         }
     }
 }
 
 #[test]
 fn a_nan_entropy_is_nan_in_the_bonus() {
-    assert!(entropy_bonus(vector(&[1.0, f64::NAN]), vector(&[1.0, 1.0]), 2.0).into_scalar().is_nan());
+    assert!(
+        entropy_bonus(vector(&[1.0, f64::NAN]), vector(&[1.0, 1.0]), 2.0).into_scalar().is_nan()
+    );
 }
 
 #[test]

@@ -25,9 +25,11 @@ use dgpo_models::TrainBackend;
 use serde_json::json;
 use std::process::Command;
 
-/// Each operation fused, as plain tensor operations, as its bare matrix products, and in PyTorch where there is one.
+/// Each operation fused, as plain tensor operations, as its bare matrix products, and in PyTorch
+/// where there is one.
 ///
-/// python3 (or the interpreter that DGPO_PYTHON names) is asked for torch; without it that column stays empty.
+/// python3 (or the interpreter that DGPO_PYTHON names) is asked for torch; without it that column
+/// stays empty.
 ///
 /// Example: dgpo bench kernels --rows 512 --vocab 32000 --width 896
 #[derive(clap::Args, Debug)]
@@ -55,7 +57,8 @@ pub struct Args {
     /// Print one JSON object instead.
     #[arg(long)]
     json: bool,
-    /// Measure the memory of one operation and print it: what the command asks a process of its own to do.
+    /// Measure the memory of one operation and print it: what the command asks a process of its own
+    /// to do.
     #[arg(long, hide = true, value_name = "OPERATION:BODY:PASS")]
     peak_of: Option<String>,
 }
@@ -81,15 +84,29 @@ impl Job for TimeKernels<'_> {
         check_dtype::<B::InnerBackend>(choice, dtype, device)?;
         const COPY_BYTES: usize = 1 << 28;
         let on_device = copy_rate::<B::InnerBackend>(COPY_BYTES, device, budget);
-        let copy = if choice == DeviceChoice::Cpu { on_device.max(host_copy_rate(COPY_BYTES, budget)) } else { on_device };
+        let copy = if choice == DeviceChoice::Cpu {
+            on_device.max(host_copy_rate(COPY_BYTES, budget))
+        } else {
+            on_device
+        };
         let mut figures = Vec::new();
         let wanted = args.op.as_deref().unwrap_or_default();
-        for (number, op) in kernels::operations(sizes).iter().enumerate().filter(|(_, op)| op.name().contains(wanted)) {
+        for (number, op) in kernels::operations(sizes)
+            .iter()
+            .enumerate()
+            .filter(|(_, op)| op.name().contains(wanted))
+        {
             for (pass_name, pass) in PASSES {
                 tracing::info!("{} {} {pass_name}", op.name(), op.shape());
-                let Some(mut figure) = kernels::figure::<B::InnerBackend>(op, dtype, pass, copy, budget, device) else { continue };
+                let Some(mut figure) =
+                    kernels::figure::<B::InnerBackend>(op, dtype, pass, copy, budget, device)
+                else {
+                    continue;
+                };
                 let [fused, unfused] = BODIES.map(|(body_name, body)| match choice {
-                    DeviceChoice::Cpu => peak_in_child(args, &format!("{number}:{body_name}:{pass_name}")),
+                    DeviceChoice::Cpu => {
+                        peak_in_child(args, &format!("{number}:{body_name}:{pass_name}"))
+                    }
                     _ => memory::peak::<B::InnerBackend>(op, dtype, body, pass, false, device),
                 });
                 (figure.fused_peak, figure.unfused_peak) = (fused, unfused);
@@ -149,7 +166,9 @@ fn what_to_measure(peak_of: &str, sizes: Sizes) -> Result<(Op, Body, Pass), Usag
     };
     let Some(((number, (_, body)), (_, pass))) = found else {
         let last = n_operations - 1;
-        return Err(UsageError(format!("--peak-of {peak_of}: no such figure; hint: 0 to {last}:fused|unfused:forward|training")));
+        return Err(UsageError(format!(
+            "--peak-of {peak_of}: no such figure; hint: 0 to {last}:fused|unfused:forward|training"
+        )));
     };
     Ok((operations.swap_remove(number), *body, *pass))
 }
@@ -167,7 +186,11 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         let mut names: Vec<&str> = kernels::operations(sizes).iter().map(|op| op.name()).collect();
         names.dedup();
         if !names.iter().any(|name| name.contains(wanted.as_str())) {
-            return Err(UsageError(format!("--op {wanted}: no operation is called so; hint: {}", names.join(", "))).into());
+            return Err(UsageError(format!(
+                "--op {wanted}: no operation is called so; hint: {}",
+                names.join(", ")
+            ))
+            .into());
         }
     }
     let job = TimeKernels { sizes, dtype, budget, choice, args, is_quiet: context.is_quiet };
@@ -175,7 +198,8 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let torch = torch_figures(choice, sizes, &args.dtype, args.time);
     if let Ok(torch) = &torch {
         for (key, figure) in &mut figures {
-            figure.torch = torch.figures.get(key).and_then(|passes| passes.get(figure.pass)).copied();
+            figure.torch =
+                torch.figures.get(key).and_then(|passes| passes.get(figure.pass)).copied();
         }
     }
     let figures: Vec<Figure> = figures.into_iter().map(|(_, figure)| figure).collect();
@@ -190,14 +214,28 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     if let (Err(why), false) = (&torch, context.is_quiet) {
         output::say(&format!("without PyTorch: {why}"));
     }
-    let head =
-        format!("{choice} ({}), {}, copy {:.1} GB/s; ms, best of up to {}", adapter(choice), args.dtype, copy / 1e9, budget.most_runs);
-    output::data(&format!("{head}{}\n\n{}", torch.map_or(String::new(), |torch| describe_torch(&torch)), figures_table(&figures)))?;
+    let head = format!(
+        "{choice} ({}), {}, copy {:.1} GB/s; ms, best of up to {}",
+        adapter(choice),
+        args.dtype,
+        copy / 1e9,
+        budget.most_runs
+    );
+    output::data(&format!(
+        "{head}{}\n\n{}",
+        torch.map_or(String::new(), |torch| describe_torch(&torch)),
+        figures_table(&figures)
+    ))?;
     Ok(Outcome::Done)
 }
 
 /// torch knows the CPU and CUDA.
-fn torch_figures(choice: DeviceChoice, sizes: Sizes, dtype: &str, seconds: f64) -> Result<Torch, String> {
+fn torch_figures(
+    choice: DeviceChoice,
+    sizes: Sizes,
+    dtype: &str,
+    seconds: f64,
+) -> Result<Torch, String> {
     match choice {
         DeviceChoice::Cpu => torch::measure(sizes, "cpu", dtype, seconds),
         DeviceChoice::Cuda(_) => torch::measure(sizes, "cuda", dtype, seconds),
@@ -264,8 +302,18 @@ mod tests {
         let sizes = Sizes { n_rows: 4, n_vocab: 64, width: 8 };
         let (op, body, pass) = what_to_measure("14:unfused:forward", sizes).unwrap();
         assert_eq!((op.name(), body, pass), ("sample", Body::Unfused, Pass::Forward));
-        for wrong in ["99:fused:forward", "0:fast:forward", "0:fused:backward", "0:fused", "0:fused:forward:x", "x:fused:forward"] {
-            assert!(what_to_measure(wrong, sizes).unwrap_err().to_string().contains("hint: "), "{wrong}");
+        for wrong in [
+            "99:fused:forward",
+            "0:fast:forward",
+            "0:fused:backward",
+            "0:fused",
+            "0:fused:forward:x",
+            "x:fused:forward",
+        ] {
+            assert!(
+                what_to_measure(wrong, sizes).unwrap_err().to_string().contains("hint: "),
+                "{wrong}"
+            );
         }
     }
 }

@@ -26,7 +26,8 @@ use serde_json::json;
 /// One token comes out of the prefill; a decode step needs another.
 const LEAST_TOKENS: usize = 2;
 
-/// Tokens a second of the engine: prefill and decode over the KV cache, of the tiny shape and of Qwen2.5-0.5B's with random weights.
+/// Tokens a second of the engine: prefill and decode over the KV cache, of the tiny shape and of
+/// Qwen2.5-0.5B's with random weights.
 ///
 /// Every row has a prompt of the same length and draws the same number of tokens.
 ///
@@ -88,7 +89,11 @@ impl Job for TimeRollouts<'_> {
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let (choice, dtype, budget) = (args.device.device, dtype(&args.dtype)?, budget(args.time)?);
     if args.tokens < LEAST_TOKENS {
-        return Err(UsageError(format!("--tokens {} has no decode step; hint: {LEAST_TOKENS} is the smallest", args.tokens)).into());
+        return Err(UsageError(format!(
+            "--tokens {} has no decode step; hint: {LEAST_TOKENS} is the smallest",
+            args.tokens
+        ))
+        .into());
     }
     let mut shapes = vec![("tiny".to_owned(), tiny()?)];
     shapes.extend(larger_shape(args.layers, choice));
@@ -101,14 +106,29 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
         }))?;
         return Ok(Outcome::Done);
     }
-    let head = format!("{choice} ({}), {}, kernels: {}", adapter(choice), args.dtype, dgpo_kernels::bodies());
+    let head = format!(
+        "{choice} ({}), {}, kernels: {}",
+        adapter(choice),
+        args.dtype,
+        dgpo_kernels::bodies()
+    );
     output::data(&format!("{head}\n\n{}", figures_table(&figures)))?;
     Ok(Outcome::Done)
 }
 
 fn figures_table(figures: &[Figure]) -> String {
-    let headers =
-        ["model", "parameters", "rows", "prompt", "drawn", "prefill ms", "decode step ms, best", "median", "tokens/s", "rollouts timed"];
+    let headers = [
+        "model",
+        "parameters",
+        "rows",
+        "prompt",
+        "drawn",
+        "prefill ms",
+        "decode step ms, best",
+        "median",
+        "tokens/s",
+        "rollouts timed",
+    ];
     let rows = figures.iter().map(|f| {
         vec![
             f.model.clone(),

@@ -22,9 +22,11 @@ use serde::Deserialize;
 use serde_json::json;
 use std::process::Command;
 
-/// One KD step and one PPO step, with AdamW, of the tiny shape and of Qwen2.5-0.5B's with random weights.
+/// One KD step and one PPO step, with AdamW, of the tiny shape and of Qwen2.5-0.5B's with random
+/// weights.
 ///
-/// Beside them the same steps on the plain reference bodies, from a process of their own (DGPO_KERNELS=reference).
+/// Beside them the same steps on the plain reference bodies, from a process of their own
+/// (DGPO_KERNELS=reference).
 ///
 /// Example: dgpo bench step --device cuda --dtype bf16 --batch 64 --tokens 1024
 #[derive(clap::Args, Debug)]
@@ -71,7 +73,11 @@ impl Job for TimeSteps {
     type Output = Result<Vec<Figure>, UsageError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         check_dtype::<B::InnerBackend>(self.choice, self.dtype, device)?;
-        Ok(self.settings.iter().flat_map(|setting| step::run::<B>(setting, self.dtype, self.budget, device)).collect())
+        Ok(self
+            .settings
+            .iter()
+            .flat_map(|setting| step::run::<B>(setting, self.dtype, self.budget, device))
+            .collect())
     }
 }
 
@@ -95,7 +101,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     if let Some(why) = why_no_plain {
         output::say(&format!("without the plain steps: {why}"));
     }
-    let head = format!("{choice} ({}), {}, kernels: {}", adapter(choice), args.dtype, dgpo_kernels::bodies());
+    let head = format!(
+        "{choice} ({}), {}, kernels: {}",
+        adapter(choice),
+        args.dtype,
+        dgpo_kernels::bodies()
+    );
     output::data(&format!("{head}\n\n{}", figures_table(&figures)))?;
     Ok(Outcome::Done)
 }
@@ -135,7 +146,8 @@ fn plain_figures(args: &Args) -> Result<Vec<PlainFigure>, String> {
         return Err("DGPO_KERNELS=reference is set, so these steps are the plain ones".to_owned());
     }
     output::say("first the steps on the plain reference bodies, in a process of their own");
-    let program = std::env::current_exe().map_err(|error| format!("this program is not found: {error}"))?;
+    let program =
+        std::env::current_exe().map_err(|error| format!("this program is not found: {error}"))?;
     let mut command = Command::new(program);
     command.env("DGPO_KERNELS", "reference").args(["bench", "step", "--without-plain", "--json"]);
     let values = [
@@ -158,15 +170,29 @@ fn plain_figures(args: &Args) -> Result<Vec<PlainFigure>, String> {
     let ended = command.output().map_err(|error| format!("the process does not start: {error}"))?;
     if !ended.status.success() {
         let said = String::from_utf8_lossy(&ended.stderr);
-        return Err(format!("{}: {}", ended.status, said.lines().last().unwrap_or("it failed without a word")));
+        return Err(format!(
+            "{}: {}",
+            ended.status,
+            said.lines().last().unwrap_or("it failed without a word")
+        ));
     }
-    let printed: Printed =
-        serde_json::from_slice(&ended.stdout).map_err(|error| format!("it printed something else than figures: {error}"))?;
+    let printed: Printed = serde_json::from_slice(&ended.stdout)
+        .map_err(|error| format!("it printed something else than figures: {error}"))?;
     Ok(printed.figures)
 }
 
 fn figures_table(figures: &[Figure]) -> String {
-    let headers = ["model", "step", "parameters", "tokens", "best ms", "median ms", "tokens/s", "plain best ms", "plain / fused"];
+    let headers = [
+        "model",
+        "step",
+        "parameters",
+        "tokens",
+        "best ms",
+        "median ms",
+        "tokens/s",
+        "plain best ms",
+        "plain / fused",
+    ];
     let rows = figures.iter().map(|f| {
         vec![
             f.model.clone(),
@@ -187,7 +213,9 @@ fn figures_table(figures: &[Figure]) -> String {
 fn shares(n_rows: usize, n_tokens: usize) -> anyhow::Result<Shape> {
     const LEAST: usize = 16;
     if n_tokens < LEAST {
-        return Err(UsageError(format!("--tokens {n_tokens} is less than {LEAST}; hint: 256")).into());
+        return Err(
+            UsageError(format!("--tokens {n_tokens} is less than {LEAST}; hint: 256")).into()
+        );
     }
     let n_prompt = n_tokens / 8;
     let n_agent = (n_tokens - n_prompt) / 4;

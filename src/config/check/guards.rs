@@ -15,7 +15,10 @@ pub(super) fn check_guards(guards: &GuardsRecipe, found: &mut Findings) {
     ] {
         found.number(key, share, in_unit_interval, IN_UNIT_INTERVAL);
     }
-    for (key, most) in [("guards.max_invalid_actions", guards.max_invalid_actions), ("guards.max_logprob_diff", guards.max_logprob_diff)] {
+    for (key, most) in [
+        ("guards.max_invalid_actions", guards.max_invalid_actions),
+        ("guards.max_logprob_diff", guards.max_logprob_diff),
+    ] {
         found.number(key, most, not_negative, NOT_NEGATIVE);
     }
 }
@@ -31,9 +34,18 @@ mod tests {
         assert_eq!(problem(|r| r.guards.min_entropy_share = 1.5).key, "guards.min_entropy_share");
         assert_eq!(problem(|r| r.guards.max_repetition = -0.1).key, "guards.max_repetition");
         assert_eq!(problem(|r| r.guards.max_lost_share = 1.5).key, "guards.max_lost_share");
-        assert_eq!(problem(|r| r.guards.min_reward_share = f64::NAN).key, "guards.min_reward_share");
-        assert_eq!(problem(|r| r.guards.max_invalid_actions = -1.0).key, "guards.max_invalid_actions");
-        assert_eq!(problem(|r| r.guards.max_logprob_diff = f64::INFINITY).key, "guards.max_logprob_diff");
+        assert_eq!(
+            problem(|r| r.guards.min_reward_share = f64::NAN).key,
+            "guards.min_reward_share"
+        );
+        assert_eq!(
+            problem(|r| r.guards.max_invalid_actions = -1.0).key,
+            "guards.max_invalid_actions"
+        );
+        assert_eq!(
+            problem(|r| r.guards.max_logprob_diff = f64::INFINITY).key,
+            "guards.max_logprob_diff"
+        );
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! The rules of PPO, GRPO and the KL penalty.
 use super::{
-    ACTOR_KEYS, CRITIC_KEYS, Findings, IN_UNIT_INTERVAL, NOT_NEGATIVE, POSITIVE, check_adamw, in_unit_interval, not_negative, positive,
+    ACTOR_KEYS, CRITIC_KEYS, Findings, IN_UNIT_INTERVAL, NOT_NEGATIVE, POSITIVE, check_adamw,
+    in_unit_interval, not_negative, positive,
 };
-use crate::config::{ADAPTIVE_ERROR_LIMIT, Algorithm, KlMode, KlPlacement, KlReference, Recipe, RlRecipe};
+use crate::config::{
+    ADAPTIVE_ERROR_LIMIT, Algorithm, KlMode, KlPlacement, KlReference, Recipe, RlRecipe,
+};
 
 pub(super) fn check_rl(recipe: &Recipe, found: &mut Findings) {
     let rl = &recipe.rl;
@@ -20,7 +23,10 @@ pub(super) fn check_rl(recipe: &Recipe, found: &mut Findings) {
     found.error(
         rl.algorithm == Algorithm::Grpo && rl.episodes_per_question == 1,
         "rl.episodes_per_question",
-        || "is 1, and algorithm = \"grpo\" compares the episodes of a question with each other".into(),
+        || {
+            "is 1, and algorithm = \"grpo\" compares the episodes of a question with each other"
+                .into()
+        },
         || "at least 2; the paper has 5".into(),
     );
     found.number("rl.clip_ratio", rl.clip_ratio, positive, POSITIVE);
@@ -41,13 +47,22 @@ pub(super) fn check_rl(recipe: &Recipe, found: &mut Findings) {
     found.warn(
         is_cut,
         "episode.top_p",
-        || "top_p or top_k leave tokens out, while the update uses the whole distribution's probabilities".into(),
+        || {
+            "top_p or top_k leave tokens out, while the update uses the whole distribution's \
+             probabilities"
+                .into()
+        },
         || "top_p = 1 and top_k = 0 sample from what is trained".into(),
     );
     found.warn(
         rl.micro_batch_tokens < recipe.episode.max_prompt_length,
         "rl.micro_batch_tokens",
-        || format!("{} tokens are fewer than one episode may have ({})", rl.micro_batch_tokens, recipe.episode.max_prompt_length),
+        || {
+            format!(
+                "{} tokens are fewer than one episode may have ({})",
+                rl.micro_batch_tokens, recipe.episode.max_prompt_length
+            )
+        },
         || "a longer episode becomes a micro-batch of its own, and memory is sized by it".into(),
     );
     check_adamw(&recipe.optim.actor, ACTOR_KEYS, found);
@@ -60,7 +75,10 @@ fn check_mini_batches(rl: &RlRecipe, found: &mut Findings) {
     }
     let (episodes, played) = match rl.episodes_per_question {
         1 => ("questions_per_step".to_owned(), rl.questions_per_step.to_string()),
-        n => ("questions_per_step * episodes_per_question".to_owned(), format!("{} * {n}", rl.questions_per_step)),
+        n => (
+            "questions_per_step * episodes_per_question".to_owned(),
+            format!("{} * {n}", rl.questions_per_step),
+        ),
     };
     // So many questions make whole mini-batches.
     let step = rl.mini_batch / greatest_common_divisor(rl.mini_batch, rl.episodes_per_question);
@@ -88,16 +106,28 @@ pub(super) fn check_kl(recipe: &Recipe, found: &mut Findings) {
     found.error(
         kl.target > 0.0 && kl.horizon.partial_cmp(&0.0) != Some(std::cmp::Ordering::Greater),
         "kl.horizon",
-        || format!("{} episodes, while kl.target = {} makes the coefficient adaptive", kl.horizon, kl.target),
+        || {
+            format!(
+                "{} episodes, while kl.target = {} makes the coefficient adaptive",
+                kl.horizon, kl.target
+            )
+        },
         || "10000 is the published script's".into(),
     );
-    // The largest correction is -20 % an `horizon` of episodes; one step must not take the coefficient to 0 or below.
+    // The largest correction is -20 % an `horizon` of episodes; one step must not take the
+    // coefficient to 0 or below.
     let n_episodes = recipe.rl.episodes_per_step();
     let smallest = ADAPTIVE_ERROR_LIMIT * n_episodes as f64;
     found.error(
         kl.target > 0.0 && kl.horizon > 0.0 && kl.horizon <= smallest,
         "kl.horizon",
-        || format!("{} is too short for {n_episodes} episodes a step: one step could make the coefficient negative", kl.horizon),
+        || {
+            format!(
+                "{} is too short for {n_episodes} episodes a step: one step could make the \
+                 coefficient negative",
+                kl.horizon
+            )
+        },
         || format!("at least {n_episodes}, the number of episodes of a step"),
     );
     let needs_teacher = kl.mode != KlMode::None && kl.reference == KlReference::Teacher;
@@ -108,11 +138,15 @@ pub(super) fn check_kl(recipe: &Recipe, found: &mut Findings) {
         || "name a teacher, or set kl.reference = \"initial\" or kl.mode = \"none\"".into(),
     );
     found.error(
-        recipe.rl.algorithm == Algorithm::Grpo && kl.mode != KlMode::None && kl.coef != 0.0 && kl.placement == KlPlacement::Reward,
+        recipe.rl.algorithm == Algorithm::Grpo
+            && kl.mode != KlMode::None
+            && kl.coef != 0.0
+            && kl.placement == KlPlacement::Reward,
         "kl.in",
         || {
-            "is \"reward\" with rl.algorithm = \"grpo\", which divides rewards by their spread within a group: where all episodes of a question \
-             have the same outcome, that spread is the penalty's own, and kl.coef has no effect"
+            "is \"reward\" with rl.algorithm = \"grpo\", which divides rewards by their spread \
+             within a group: where all episodes of a question have the same outcome, that spread \
+             is the penalty's own, and kl.coef has no effect"
                 .into()
         },
         || "kl.in = \"loss\", as the paper's GRPO has it, or kl.mode = \"none\"".into(),
@@ -132,7 +166,8 @@ mod tests {
 
     fn grpo(recipe: &mut Recipe, n_questions: usize, n_episodes: usize, mini_batch: usize) {
         (recipe.rl.algorithm, recipe.kl.placement) = (Algorithm::Grpo, KlPlacement::Loss);
-        (recipe.rl.questions_per_step, recipe.rl.episodes_per_question, recipe.rl.mini_batch) = (n_questions, n_episodes, mini_batch);
+        (recipe.rl.questions_per_step, recipe.rl.episodes_per_question, recipe.rl.mini_batch) =
+            (n_questions, n_episodes, mini_batch);
     }
 
     #[test]
@@ -140,7 +175,8 @@ mod tests {
         let found = problem(|r| r.rl.questions_per_step = 500);
         assert_eq!(
             found.to_string(),
-            "rl.questions_per_step: questions_per_step (500) is not a multiple of mini_batch (256); hint: 512 is the nearest"
+            "rl.questions_per_step: questions_per_step (500) is not a multiple of mini_batch \
+             (256); hint: 512 is the nearest"
         );
         assert!(problem(|r| r.rl.questions_per_step = 300).hint.starts_with("256"));
         assert!(problem(|r| r.rl.questions_per_step = 3).hint.starts_with("256"));
@@ -156,7 +192,10 @@ mod tests {
 
     #[test]
     fn the_nearest_multiple_is_never_zero_and_rounds_a_tie_up() {
-        assert_eq!([(1, 256), (384, 256), (383, 256), (7, 2)].map(|(n, step)| nearest_multiple(n, step)), [256, 512, 256, 8]);
+        assert_eq!(
+            [(1, 256), (384, 256), (383, 256), (7, 2)].map(|(n, step)| nearest_multiple(n, step)),
+            [256, 512, 256, 8]
+        );
     }
 
     #[test]
@@ -164,7 +203,11 @@ mod tests {
         assert_eq!(problem(|r| grpo(r, 512, 1, 256)).key, "rl.episodes_per_question");
         assert_eq!(n_problems(|r| grpo(r, 512, 2, 256)), 0);
         assert_eq!(problem(|r| r.rl.episodes_per_question = 0).key, "rl.episodes_per_question");
-        assert_eq!(n_problems(|r| r.rl.episodes_per_question = 3), 0, "PPO may play a question more than once");
+        assert_eq!(
+            n_problems(|r| r.rl.episodes_per_question = 3),
+            0,
+            "PPO may play a question more than once"
+        );
     }
 
     #[test]
@@ -188,7 +231,9 @@ mod tests {
         };
         let found = problem(in_reward);
         assert!(
-            found.key == "kl.in" && found.message.contains("kl.coef has no effect") && found.hint.starts_with("kl.in = \"loss\""),
+            found.key == "kl.in"
+                && found.message.contains("kl.coef has no effect")
+                && found.hint.starts_with("kl.in = \"loss\""),
             "{found}"
         );
         let without = |r: &mut Recipe| {

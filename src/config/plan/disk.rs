@@ -9,21 +9,28 @@ use super::{ADAM_BYTES, F32_BYTES, MemoryItem, dtype_bytes, item, kd_phase};
 use crate::config::{Algorithm, Phase, Recipe, check::plays_episodes, shapes::Shapes};
 use dgpo_models::config::DecoderConfig;
 
-/// From this many passages on an index is built on disk (`retriever::index::Search::EXACT_BELOW`, which lies further right).
+/// From this many passages on an index is built on disk (`retriever::index::Search::EXACT_BELOW`,
+/// which lies further right).
 const ON_DISK_FROM: usize = 50_000;
 
 pub(super) fn bill(recipe: &Recipe, shapes: &Shapes) -> Vec<MemoryItem> {
     let mut items = Vec::new();
     if let Some(student) = &shapes.student {
         for phase in recipe.stage.training_phases() {
-            let (n, size_bytes) = (n_checkpoints(recipe, phase), checkpoint_bytes(recipe, phase, student));
-            items.push(item(format!("{phase}: {n} checkpoint{}", if n == 1 { "" } else { "s" }), n.saturating_mul(size_bytes)));
+            let (n, size_bytes) =
+                (n_checkpoints(recipe, phase), checkpoint_bytes(recipe, phase, student));
+            items.push(item(
+                format!("{phase}: {n} checkpoint{}", if n == 1 { "" } else { "s" }),
+                n.saturating_mul(size_bytes),
+            ));
         }
     }
     let retriever = &recipe.retriever;
     let asks = plays_episodes(recipe) || !recipe.data.test.is_empty();
     let is_built = asks && retriever.kind == "dense" && retriever.index.is_empty();
-    if let (true, Some(encoder), Some(n)) = (is_built, &shapes.encoder, shapes.n_passages.filter(|&n| n >= ON_DISK_FROM)) {
+    if let (true, Some(encoder), Some(n)) =
+        (is_built, &shapes.encoder, shapes.n_passages.filter(|&n| n >= ON_DISK_FROM))
+    {
         items.push(item(
             format!("index of {n} passages"),
             index_bytes(n, encoder.hidden_size, retriever.search != "exact", retriever.hnsw_m),
@@ -37,7 +44,8 @@ pub fn index_bytes(n_passages: usize, dim: usize, has_graph: bool, hnsw_m: usize
     n_passages * (dim * F32_BYTES + if has_graph { 8 * hnsw_m } else { 0 })
 }
 
-/// How many checkpoints of a phase lie on disk at once: those kept, and the next one while it is written.
+/// How many checkpoints of a phase lie on disk at once: those kept, and the next one while it is
+/// written.
 fn n_checkpoints(recipe: &Recipe, phase: Phase) -> usize {
     let steps = match phase {
         Phase::Pretrain => recipe.pretrain.steps,
@@ -58,7 +66,8 @@ fn n_checkpoints(recipe: &Recipe, phase: Phase) -> usize {
 fn checkpoint_bytes(recipe: &Recipe, phase: Phase, shape: &DecoderConfig) -> usize {
     let d = dtype_bytes(recipe);
     let masters = if d < F32_BYTES { F32_BYTES } else { 0 };
-    let n_networks = if phase == Phase::Rl && recipe.rl.algorithm == Algorithm::Ppo { 2 } else { 1 };
+    let n_networks =
+        if phase == Phase::Rl && recipe.rl.algorithm == Algorithm::Ppo { 2 } else { 1 };
     n_networks * shape.n_parameters() * (d + masters + ADAM_BYTES)
 }
 
@@ -68,7 +77,8 @@ mod tests {
     use crate::config::{Stage, shapes::published_decoder};
 
     fn of(recipe: &Recipe) -> Vec<usize> {
-        let shapes = Shapes { student: published_decoder("Qwen/Qwen2.5-0.5B"), ..Shapes::default() };
+        let shapes =
+            Shapes { student: published_decoder("Qwen/Qwen2.5-0.5B"), ..Shapes::default() };
         bill(recipe, &shapes).iter().map(|item| item.size_bytes).collect()
     }
 

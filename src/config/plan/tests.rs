@@ -22,11 +22,16 @@ fn the_papers_run_makes_512_000_episodes_and_2_000_optimizer_steps() {
 fn grpo_plays_every_question_several_times_and_holds_no_critic() {
     let mut recipe = Recipe { stage: Stage::Rl, ..Default::default() };
     recipe.rl.algorithm = Algorithm::Grpo;
-    (recipe.rl.questions_per_step, recipe.rl.episodes_per_question, recipe.rl.mini_batch) = (128, 5, 320);
+    (recipe.rl.questions_per_step, recipe.rl.episodes_per_question, recipe.rl.mini_batch) =
+        (128, 5, 320);
     let plan = plan(&recipe, &Shapes { student: Some(qwen_half_b()), ..Shapes::default() });
     let rl = phase(&plan, "rl");
     assert_eq!((rl.steps, rl.episodes, rl.optimizer_steps), (1000, 640_000, 2000));
-    assert!(plan.memory[0].items.iter().all(|item| !item.what.starts_with("critic")), "{:?}", plan.memory[0].items);
+    assert!(
+        plan.memory[0].items.iter().all(|item| !item.what.starts_with("critic")),
+        "{:?}",
+        plan.memory[0].items
+    );
 }
 
 #[test]
@@ -54,13 +59,26 @@ fn phases_are_planned_in_the_order_of_the_stage() {
 #[test]
 fn gkd_plays_and_learns_from_each_question_once() {
     let recipe = Recipe { stage: Stage::Gkd, ..Recipe::default() };
-    let plan = plan(&recipe, &Shapes { student: Some(qwen_half_b()), teacher: Some(qwen_half_b()), ..Shapes::default() });
+    let plan = plan(
+        &recipe,
+        &Shapes { student: Some(qwen_half_b()), teacher: Some(qwen_half_b()), ..Shapes::default() },
+    );
     let gkd = phase(&plan, "gkd");
     assert_eq!((gkd.steps, gkd.episodes, gkd.optimizer_steps), (1000, 512_000, 1000));
     assert_eq!((gkd.max_sampled_tokens, gkd.max_trained_tokens), (512_000 * 2500, 512_000 * 4096));
-    let what: Vec<&str> = plan.memory[0].items.iter().map(|item| item.what.split(':').next().unwrap_or_default()).collect();
+    let what: Vec<&str> = plan.memory[0]
+        .items
+        .iter()
+        .map(|item| item.what.split(':').next().unwrap_or_default())
+        .collect();
     assert!(what.contains(&"teacher") && !what.contains(&"critic"), "{what:?}");
-    assert!(plan.memory[0].items.iter().any(|item| item.what == "student: KV cache of 256 rows x 4096 positions"), "{plan:?}");
+    assert!(
+        plan.memory[0]
+            .items
+            .iter()
+            .any(|item| item.what == "student: KV cache of 256 rows x 4096 positions"),
+        "{plan:?}"
+    );
 }
 
 #[test]
@@ -70,15 +88,20 @@ fn distillms_held_out_episodes_are_not_trained_on_and_its_rollouts_are_a_bound()
     (recipe.distill.epochs, recipe.distill.batch) = (1, 100);
     let planned = |recipe: &Recipe| phase(&plan(recipe, &Shapes::default()), "kd").clone();
     assert_eq!((planned(&recipe).steps, planned(&recipe).max_sampled_tokens), (10, 0));
-    (recipe.distill.student_outputs.is_adaptive, recipe.distill.student_outputs.n_validation) = (true, 101);
+    (recipe.distill.student_outputs.is_adaptive, recipe.distill.student_outputs.n_validation) =
+        (true, 101);
     // 899 remain: nine batches, each of which the student may play.
     assert_eq!((planned(&recipe).steps, planned(&recipe).max_sampled_tokens), (9, 900 * 2500));
 }
 
 #[test]
 fn training_half_a_billion_parameters_in_f32_takes_the_known_7_9_gigabytes() {
-    let recipe = Recipe { model: crate::config::ModelRecipe { dtype: "f32".into(), ..Default::default() }, ..Default::default() };
-    let bytes: usize = trained("student", &qwen_half_b(), &recipe).iter().map(|item| item.size_bytes).sum();
+    let recipe = Recipe {
+        model: crate::config::ModelRecipe { dtype: "f32".into(), ..Default::default() },
+        ..Default::default()
+    };
+    let bytes: usize =
+        trained("student", &qwen_half_b(), &recipe).iter().map(|item| item.size_bytes).sum();
     // 4 + 4 + 8 bytes a parameter.
     assert_eq!(bytes, 494_032_768 * 16);
 }
@@ -104,9 +127,12 @@ fn logits_are_billed_by_the_tile_and_small_ones_whole() {
 
 #[test]
 fn a_run_without_kl_holds_no_reference_model() {
-    let shapes = Shapes { student: Some(qwen_half_b()), teacher: Some(qwen_half_b()), ..Shapes::default() };
+    let shapes =
+        Shapes { student: Some(qwen_half_b()), teacher: Some(qwen_half_b()), ..Shapes::default() };
     let mut recipe = Recipe { stage: Stage::Rl, ..Default::default() };
-    let has_teacher = |recipe: &Recipe| memory(recipe, &shapes)[0].items.iter().any(|item| item.what.starts_with("teacher"));
+    let has_teacher = |recipe: &Recipe| {
+        memory(recipe, &shapes)[0].items.iter().any(|item| item.what.starts_with("teacher"))
+    };
     assert!(has_teacher(&recipe));
     recipe.kl.mode = KlMode::None;
     assert!(!has_teacher(&recipe));
@@ -114,5 +140,12 @@ fn a_run_without_kl_holds_no_reference_model() {
     recipe.eval.every = 25;
     assert!(has_teacher(&recipe));
     recipe.kl.mode = KlMode::Selective;
-    assert_eq!(memory(&recipe, &shapes)[0].items.iter().filter(|item| item.what.starts_with("teacher: parameters")).count(), 1);
+    assert_eq!(
+        memory(&recipe, &shapes)[0]
+            .items
+            .iter()
+            .filter(|item| item.what.starts_with("teacher: parameters"))
+            .count(),
+        1
+    );
 }

@@ -9,11 +9,12 @@
 //! | `queries.jsonl` | search queries with their gold passages, from training questions only: what the encoder trains on |
 //! | `encoder/`, `student/`, `student-llama/`, `teacher/` | `config.json` of the networks and their common `tokenizer.json`; `tokenizer_config.json`: chat format and end of turn |
 //!
-//! Weights (`encoder/model.safetensors` and so on) are made by the recipes beside the files, and the demonstrations by
-//! [`crate::trainer::tiny`], because they need the retriever.
+//! Weights (`encoder/model.safetensors` and so on) are made by the recipes beside the files, and
+//! the demonstrations by [`crate::trainer::tiny`], because they need the retriever.
 //!
-//! The files are stored in the repository and embedded in the binary as they are, although a seed would reproduce them: anyone can read them, other
-//! tools can load them, and built-in and own data go one way. A test regenerates them and compares bytes, so they cannot drift from the code.
+//! The files are stored in the repository and embedded in the binary as they are, although a seed
+//! would reproduce them: anyone can read them, other tools can load them, and built-in and own data
+//! go one way. A test regenerates them and compares bytes, so they cannot drift from the code.
 use super::{
     networks,
     questions::{Split, TinyQuestion, split},
@@ -36,7 +37,10 @@ use std::path::Path;
 pub fn files(seed: u64) -> Result<Vec<(&'static str, String)>, DataError> {
     let world = World::generate(seed);
     let questions = split(&world, seed);
-    let failed = |error: tokenizers::Error| DataError::Format { path: "tokenizer.json".into(), why: error.to_string() };
+    let failed = |error: tokenizers::Error| DataError::Format {
+        path: "tokenizer.json".into(),
+        why: error.to_string(),
+    };
     let vocabulary = vocabulary::train(&world, &questions).map_err(failed)?;
     let tokenizer = vocabulary.to_string(true).map_err(failed)? + "\n";
     let tokenizer_config = ChatTemplate::Qwen25.tokenizer_config();
@@ -69,7 +73,8 @@ pub fn files(seed: u64) -> Result<Vec<(&'static str, String)>, DataError> {
 pub fn write(dir: &Path, seed: u64) -> Result<(), DataError> {
     for (name, contents) in files(seed)? {
         let path = dir.join(name);
-        let written = std::fs::create_dir_all(path.parent().unwrap_or(dir)).and_then(|()| dgpo_models::files::write_file(&path, contents));
+        let written = std::fs::create_dir_all(path.parent().unwrap_or(dir))
+            .and_then(|()| dgpo_models::files::write_file(&path, contents));
         written.map_err(|source| DataError::Write { path, source })?;
     }
     Ok(())
@@ -85,11 +90,13 @@ fn encoder_tokenizer_config() -> String {
     format!("{config:#}\n")
 }
 
-/// One row a query: the gold passage is its only supporting one. Facts that several questions need occur once.
+/// One row a query: the gold passage is its only supporting one. Facts that several questions need
+/// occur once.
 fn encoder_queries(world: &World, questions: &Split) -> Vec<Question> {
     let mut seen = std::collections::HashSet::new();
     let hops = questions.train.iter().flat_map(|tiny| &tiny.hops);
-    let fresh: Vec<_> = hops.filter(|hop| seen.insert((hop.passage_idx, hop.relation.noun()))).collect();
+    let fresh: Vec<_> =
+        hops.filter(|hop| seen.insert((hop.passage_idx, hop.relation.noun()))).collect();
     let rows = fresh.into_iter().flat_map(|hop| queries(hop).map(|query| (query, hop)));
     rows.enumerate()
         .map(|(n, (query, hop))| {
@@ -99,7 +106,11 @@ fn encoder_queries(world: &World, questions: &Split) -> Vec<Question> {
                 dataset: "tiny-queries".to_owned(),
                 question: query,
                 golden_answers: vec![hop.value.clone()],
-                supporting: vec![Supporting { title: hop.subject.clone(), text: passage.text().to_owned(), pid: Some(passage.id.clone()) }],
+                supporting: vec![Supporting {
+                    title: hop.subject.clone(),
+                    text: passage.text().to_owned(),
+                    pid: Some(passage.id.clone()),
+                }],
                 supporting_kind: "annotated".to_owned(),
             }
         })
@@ -107,7 +118,9 @@ fn encoder_queries(world: &World, questions: &Split) -> Vec<Question> {
 }
 
 fn lines<T: serde::Serialize>(rows: impl IntoIterator<Item = T>) -> String {
-    rows.into_iter().map(|row| serde_json::to_string(&row).expect("rows of strings always serialise") + "\n").collect()
+    rows.into_iter()
+        .map(|row| serde_json::to_string(&row).expect("rows of strings always serialise") + "\n")
+        .collect()
 }
 
 #[cfg(test)]
@@ -119,8 +132,12 @@ mod tests {
     fn the_stored_world_is_the_one_of_the_seed() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tiny");
         for (name, expected) in files(WORLD_SEED).expect("the world can be generated") {
-            let stored = std::fs::read_to_string(dir.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
-            assert!(stored == expected, "{name} differs from what the seed gives; hint: dgpo data tiny configs/tiny");
+            let stored = std::fs::read_to_string(dir.join(name))
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(
+                stored == expected,
+                "{name} differs from what the seed gives; hint: dgpo data tiny configs/tiny"
+            );
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Which names do the world's people, works and places carry?
 //!
-//! A name is two words, each drawn from a small pool: 300 people share 28 given and 40 family names. Small pools matter twice. The retriever has to
-//! tell apart passages that share a word, and a language model sees each word often enough to learn to copy it, while the pair still has to be copied
-//! from the passage in front of it. Every word is unique to its pool, and becomes one token of the world's vocabulary.
+//! A name is two words, each drawn from a small pool: 300 people share 28 given and 40 family
+//! names. Small pools matter twice. The retriever has to tell apart passages that share a word, and
+//! a language model sees each word often enough to learn to copy it, while the pair still has to be
+//! copied from the passage in front of it. Every word is unique to its pool, and becomes one token
+//! of the world's vocabulary.
 use crate::rng::Key;
 use std::collections::HashSet;
 
@@ -41,7 +43,8 @@ pub struct Names {
 }
 
 impl Names {
-    /// Draws the pools, then pairs. `counts` must stay below the products of the pool sizes (1,120 people, 576 works, 120 firms, 100 cities).
+    /// Draws the pools, then pairs. `counts` must stay below the products of the pool sizes (1,120
+    /// people, 576 works, 120 firms, 100 cities).
     pub fn draw(key: Key, counts: Counts) -> Self {
         let mut words = Words { key: key.fold(0), n_drawn: 0, taken: HashSet::new() };
         let given = words.pool("CVCV", N_GIVEN);
@@ -51,7 +54,8 @@ impl Names {
         let firm = words.pool("CVVC", N_FIRM);
         let city = words.pool("CVCCV", N_CITY);
         let countries = words.pool("CVCVnia", counts.countries);
-        let owned = |kinds: &[&str]| kinds.iter().map(|kind| (*kind).to_owned()).collect::<Vec<_>>();
+        let owned =
+            |kinds: &[&str]| kinds.iter().map(|kind| (*kind).to_owned()).collect::<Vec<_>>();
         Self {
             people: pairs(key.fold(1), &given, &family, counts.people),
             works: pairs(key.fold(2), &title_first, &title_second, counts.works),
@@ -66,7 +70,10 @@ impl Names {
 fn pairs(key: Key, first: &[String], second: &[String], n: usize) -> Vec<String> {
     let order = key.permutation(first.len() * second.len());
     assert!(n <= order.len(), "{n} names asked of {} pairs", order.len());
-    order[..n].iter().map(|pair| format!("{} {}", first[pair / second.len()], second[pair % second.len()])).collect()
+    order[..n]
+        .iter()
+        .map(|pair| format!("{} {}", first[pair / second.len()], second[pair % second.len()]))
+        .collect()
 }
 
 /// Draws words that were not drawn before.
@@ -81,7 +88,8 @@ impl Words {
         (0..n).map(|_| self.word(pattern)).collect()
     }
 
-    /// In a pattern C is a consonant, V a vowel, F a final; lower-case letters stand for themselves.
+    /// In a pattern C is a consonant, V a vowel, F a final; lower-case letters stand for
+    /// themselves.
     fn word(&mut self, pattern: &str) -> String {
         loop {
             let letters = self.key.fold(self.n_drawn);
@@ -117,7 +125,10 @@ mod tests {
         let counts = Counts { people: 300, works: 220, firms: 80, cities: 60, countries: 8 };
         let names = Names::draw(Key::new(5, Purpose::World), counts);
         let all: Vec<&String> =
-            [&names.people, &names.works, &names.firms, &names.cities, &names.countries].into_iter().flatten().collect();
+            [&names.people, &names.works, &names.firms, &names.cities, &names.countries]
+                .into_iter()
+                .flatten()
+                .collect();
         assert_eq!(all.len(), 668);
         assert_eq!(all.iter().collect::<HashSet<_>>().len(), 668);
     }

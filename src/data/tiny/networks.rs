@@ -1,16 +1,18 @@
 //! How large are the tiny world's networks?
 //!
-//! Small enough that two CPU cores train all of them in minutes, and apart enough in size that distillation has something to do: the teacher has
-//! about three times the student's parameters. Decoders are Qwen2-shaped (a second student is Llama-shaped) with grouped-query attention and tied
-//! embeddings, the encoder is a BERT, so that nothing in the code knows that they are tiny.
+//! Small enough that two CPU cores train all of them in minutes, and apart enough in size that
+//! distillation has something to do: the teacher has about three times the student's parameters.
+//! Decoders are Qwen2-shaped (a second student is Llama-shaped) with grouped-query attention and
+//! tied embeddings, the encoder is a BERT, so that nothing in the code knows that they are tiny.
 use super::vocabulary::SPECIAL_TOKENS;
 use dgpo_models::config::{BertConfig, DecoderConfig, Family, RopeScaling};
 use tokenizers::Tokenizer;
 
 /// Embedding tables are padded to a multiple of this, as Qwen's are: whole SIMD registers.
 const VOCAB_MULTIPLE: usize = 16;
-/// Larger than the usual 0.02, which is meant for widths in the thousands: 1/sqrt(width) is 0.1 here. In a prototype of the teacher, one seed, the
-/// same demonstrations: CE 1.12 against 1.48 after 50 steps. The comparison was not carried further.
+/// Larger than the usual 0.02, which is meant for widths in the thousands: 1/sqrt(width) is 0.1
+/// here. In a prototype of the teacher, one seed, the same demonstrations: CE 1.12 against 1.48
+/// after 50 steps. The comparison was not carried further.
 const INITIALIZER_RANGE: f64 = 0.06;
 
 /// The student: 2 layers of width 64.
@@ -18,7 +20,8 @@ pub fn student(vocabulary: &Tokenizer) -> DecoderConfig {
     decoder(vocabulary, 64, 176, 2)
 }
 
-/// Another student, in the shape of Llama 3: no biases, scaled rotary embeddings, 2 layers of width 80 with five heads on one key and value head.
+/// Another student, in the shape of Llama 3: no biases, scaled rotary embeddings, 2 layers of width
+/// 80 with five heads on one key and value head.
 pub fn student_llama(vocabulary: &Tokenizer) -> DecoderConfig {
     DecoderConfig {
         family: Family::Llama,
@@ -26,7 +29,8 @@ pub fn student_llama(vocabulary: &Tokenizer) -> DecoderConfig {
         num_key_value_heads: 1,
         head_dim: 16,
         rms_norm_eps: 1e-5,
-        // Llama 3.2's scaling, for a model that was made for 256 positions: episodes of the tiny world reach into the scaled ones.
+        // Llama 3.2's scaling, for a model that was made for 256 positions: episodes of the tiny
+        // world reach into the scaled ones.
         rope_scaling: RopeScaling::Llama3 {
             factor: 4.0,
             low_freq_factor: 1.0,
@@ -43,7 +47,8 @@ pub fn teacher(vocabulary: &Tokenizer) -> DecoderConfig {
     decoder(vocabulary, 96, 256, 3)
 }
 
-/// The retrieval encoder: one layer of width 32. It should find nearly everything, but not all of it first.
+/// The retrieval encoder: one layer of width 32. It should find nearly everything, but not all of
+/// it first.
 pub fn encoder(vocabulary: &Tokenizer) -> BertConfig {
     BertConfig {
         vocab_size: padded_size(vocabulary),
@@ -59,7 +64,12 @@ pub fn encoder(vocabulary: &Tokenizer) -> BertConfig {
     }
 }
 
-fn decoder(vocabulary: &Tokenizer, hidden_size: usize, intermediate_size: usize, num_hidden_layers: usize) -> DecoderConfig {
+fn decoder(
+    vocabulary: &Tokenizer,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+) -> DecoderConfig {
     let [end_of_text, _, end_of_turn] = SPECIAL_TOKENS.map(|token| vocabulary.token_to_id(token));
     let num_attention_heads = 4;
     DecoderConfig {

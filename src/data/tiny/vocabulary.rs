@@ -1,16 +1,19 @@
 //! Into which tokens does the tiny world's text fall?
 //!
-//! Sequence length is what a small machine pays for, and copying names is what a small model has to learn. Hence a byte-level BPE (nothing is unknown,
-//! decoding gives the text back) whose merges are trained until every word of the world is one token, a name two tokens, and in which the
-//! fixed phrases of prompt and protocol ([`PHRASES`]) are one token each. Phrases carry the white space that surrounds them in an episode:
-//! ` </think>` and ` <search>` are tokens, so that an action costs two tokens and no bare spaces lie between. They are ordinary added tokens, not special
-//! ones; the engine finds stop strings on the decoded text, as with any tokenizer. Text outside the phrases (a user's own instruction) still
-//! encodes, into more and smaller pieces.
+//! Sequence length is what a small machine pays for, and copying names is what a small model has to
+//! learn. Hence a byte-level BPE (nothing is unknown, decoding gives the text back) whose merges
+//! are trained until every word of the world is one token, a name two tokens, and in which the
+//! fixed phrases of prompt and protocol ([`PHRASES`]) are one token each. Phrases carry the white
+//! space that surrounds them in an episode: ` </think>` and ` <search>` are tokens, so that an
+//! action costs two tokens and no bare spaces lie between. They are ordinary added tokens, not
+//! special ones; the engine finds stop strings on the decoded text, as with any tokenizer. Text
+//! outside the phrases (a user's own instruction) still encodes, into more and smaller pieces.
 //!
 //! Layout of ids: 256 bytes, merges, phrases, Qwen2.5's three special tokens.
 //!
-//! The words are found with a pattern of their own; the text is then split and normalised as Qwen2.5 does it. To the world's own text both are the
-//! same, and other tools read the tokenizer of a qwen2 model in Qwen's way whatever the file says (transformers 5: `Qwen2Tokenizer`).
+//! The words are found with a pattern of their own; the text is then split and normalised as
+//! Qwen2.5 does it. To the world's own text both are the same, and other tools read the tokenizer
+//! of a qwen2 model in Qwen's way whatever the file says (transformers 5: `Qwen2Tokenizer`).
 use super::{
     questions::{Split, TinyQuestion},
     scripts::{Observation, queries, script},
@@ -32,8 +35,8 @@ use tokenizers::{
     },
 };
 
-/// Texts that occur in every prompt or turn, one token each. The prompt's parts follow Qwen2.5's chat template around the
-/// instruction `Answer by searching: {question}`.
+/// Texts that occur in every prompt or turn, one token each. The prompt's parts follow Qwen2.5's
+/// chat template around the instruction `Answer by searching: {question}`.
 pub const PHRASES: [&str; 16] = [
     "system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
     "user\nAnswer by searching:",
@@ -56,17 +59,18 @@ pub const PHRASES: [&str; 16] = [
 /// Qwen2.5's special tokens, in its order.
 pub const SPECIAL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
-/// What is trained on: words with their leading space, single digits, runs of punctuation, GPT-2's pattern without contractions. (Qwen's would learn
-/// a quotation mark with the word behind it.)
+/// What is trained on: words with their leading space, single digits, runs of punctuation, GPT-2's
+/// pattern without contractions. (Qwen's would learn a quotation mark with the word behind it.)
 const WORDS: &str = r"\n+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// What text is split by.
 /// # Source
-/// tokenizer.json of Qwen2.5; huggingface/transformers:src/transformers/models/qwen2/tokenization_qwen2.py `PRETOKENIZE_REGEX`
-const QWEN_PATTERN: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// tokenizer.json of Qwen2.5;
+/// huggingface/transformers:src/transformers/models/qwen2/tokenization_qwen2.py `PRETOKENIZE_REGEX`
+const QWEN_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// More than the merges the world's words need: training ends when every word that occurs twice is one token.
+/// More than the merges the world's words need: training ends when every word that occurs twice is
+/// one token.
 const MAX_BPE_TOKENS: usize = 1200;
 
 /// Trains the vocabulary on passages, questions, thoughts and queries of a world.
@@ -75,7 +79,11 @@ const MAX_BPE_TOKENS: usize = 1200;
 pub fn train(world: &World, split: &Split) -> tokenizers::Result<Tokenizer> {
     let bytes = ByteLevel::new(false, false, false);
     let split_by = |pattern: &str| -> tokenizers::Result<Sequence> {
-        let pieces = SplitBy::new(SplitPattern::Regex(pattern.to_owned()), SplitDelimiterBehavior::Isolated, false)?;
+        let pieces = SplitBy::new(
+            SplitPattern::Regex(pattern.to_owned()),
+            SplitDelimiterBehavior::Isolated,
+            false,
+        )?;
         Ok(Sequence::new(vec![pieces.into(), bytes.into()]))
     };
     let mut tokenizer = Tokenizer::new(BPE::default());
@@ -87,10 +95,13 @@ pub fn train(world: &World, split: &Split) -> tokenizers::Result<Tokenizer> {
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .show_progress(false)
         .build();
-    tokenizer.train(&mut TrainerWrapper::from(trainer), training_texts(world, split).into_iter())?;
+    tokenizer
+        .train(&mut TrainerWrapper::from(trainer), training_texts(world, split).into_iter())?;
     tokenizer.with_normalizer(Some(NFC)).with_pre_tokenizer(Some(split_by(QWEN_PATTERN)?));
     tokenizer.add_tokens(&PHRASES.map(|phrase| AddedToken::from(phrase, false).normalized(false)));
-    tokenizer.add_special_tokens(&SPECIAL_TOKENS.map(|token| AddedToken::from(token, true).normalized(false)));
+    tokenizer.add_special_tokens(
+        &SPECIAL_TOKENS.map(|token| AddedToken::from(token, true).normalized(false)),
+    );
     Ok(tokenizer)
 }
 
@@ -139,13 +150,19 @@ mod tests {
     }
 
     fn tokens(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
-        tokenizer.encode(text, false).expect("byte-level BPE encodes everything").get_tokens().to_vec()
+        tokenizer
+            .encode(text, false)
+            .expect("byte-level BPE encodes everything")
+            .get_tokens()
+            .to_vec()
     }
 
     #[test]
     fn a_name_is_two_tokens_wherever_it_stands() {
         let (world, tokenizer) = trained();
-        for relation in [Relation::Director, Relation::Birthplace, Relation::Founder, Relation::Country] {
+        for relation in
+            [Relation::Director, Relation::Birthplace, Relation::Founder, Relation::Country]
+        {
             for fact in world.facts(relation) {
                 let name = &fact.subject;
                 let alone = tokens(&tokenizer, &format!(" {name}"));
@@ -156,7 +173,10 @@ mod tests {
                     format!("</think> <answer> {name} </answer>"),
                 ] {
                     let inside = tokens(&tokenizer, &context);
-                    assert!(inside.windows(2).any(|pair| pair == alone), "{context:?} is {inside:?}");
+                    assert!(
+                        inside.windows(2).any(|pair| pair == alone),
+                        "{context:?} is {inside:?}"
+                    );
                 }
             }
         }
@@ -166,7 +186,10 @@ mod tests {
     fn every_tag_is_one_token_with_the_space_before_it() {
         let (_, tokenizer) = trained();
         // Four tags, four words.
-        assert_eq!(tokens(&tokenizer, "<think> The job </think> <search> the job </search>").len(), 8);
+        assert_eq!(
+            tokens(&tokenizer, "<think> The job </think> <search> the job </search>").len(),
+            8
+        );
         assert_eq!(tokens(&tokenizer, INVALID_ACTION).len(), 1);
     }
 
@@ -174,8 +197,16 @@ mod tests {
     fn qwens_splitting_takes_the_worlds_own_words_apart_as_the_one_trained_with() {
         let (world, tokenizer) = trained();
         let mut as_trained = tokenizer.clone();
-        let pieces = SplitBy::new(SplitPattern::Regex(WORDS.to_owned()), SplitDelimiterBehavior::Isolated, false).expect("compiles");
-        as_trained.with_pre_tokenizer(Some(Sequence::new(vec![pieces.into(), ByteLevel::new(false, false, false).into()])));
+        let pieces = SplitBy::new(
+            SplitPattern::Regex(WORDS.to_owned()),
+            SplitDelimiterBehavior::Isolated,
+            false,
+        )
+        .expect("compiles");
+        as_trained.with_pre_tokenizer(Some(Sequence::new(vec![
+            pieces.into(),
+            ByteLevel::new(false, false, false).into(),
+        ])));
         for text in training_texts(&world, &split(&world, 0)) {
             // As it stands in an observation.
             let text = text.replace("Doc 1(Title: \"", "\n\n<information>Doc 1(Title: \"");
@@ -187,7 +218,8 @@ mod tests {
     fn decoding_gives_the_text_back() {
         let (world, tokenizer) = trained();
         let text = format!(
-            "<|im_start|>user\nAnswer by searching: naïve  text?\n<|im_end|>\n<think> é </think> <search> x </search>\n\n<information>Doc 1(Title: {}",
+            "<|im_start|>user\nAnswer by searching: naïve  text?\n<|im_end|>\n<think> é </think> \
+             <search> x </search>\n\n<information>Doc 1(Title: {}",
             world.passages()[0].contents
         );
         let ids = tokenizer.encode(text.as_str(), false).expect("encodes").get_ids().to_vec();

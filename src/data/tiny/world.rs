@@ -1,8 +1,9 @@
 //! What is true in the tiny world, and which passages say so?
 //!
-//! Facts are drawn uniformly: film -> director, book -> author, firm -> founder, person -> birthplace and job, city -> country. Each entity has one
-//! passage of one or two sentences in one of two or three wordings. A passage names its subject in the text as well as in the title, so a model
-//! may copy the name with its leading space from where it stands in running text.
+//! Facts are drawn uniformly: film -> director, book -> author, firm -> founder, person ->
+//! birthplace and job, city -> country. Each entity has one passage of one or two sentences in one
+//! of two or three wordings. A passage names its subject in the text as well as in the title, so a
+//! model may copy the name with its leading space from where it stands in running text.
 use super::names::{Counts, Names};
 use crate::{
     data::corpus::Passage,
@@ -15,8 +16,10 @@ const N_BOOKS: usize = 100;
 const N_FIRMS: usize = 80;
 const N_CITIES: usize = 60;
 const N_COUNTRIES: usize = 8;
-const JOBS: [&str; 12] =
-    ["baker", "painter", "doctor", "pilot", "farmer", "singer", "lawyer", "teacher", "nurse", "chemist", "tailor", "sailor"];
+const JOBS: [&str; 12] = [
+    "baker", "painter", "doctor", "pilot", "farmer", "singer", "lawyer", "teacher", "nurse",
+    "chemist", "tailor", "sailor",
+];
 
 /// A kind of fact: SUBJECT's RELATION is VALUE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +76,8 @@ pub struct Fact {
     pub passage_idx: usize,
 }
 
-/// The names and what connects them. Passages come in the order people, films, books, firms, cities.
+/// The names and what connects them. Passages come in the order people, films, books, firms,
+/// cities.
 #[derive(Clone, Debug)]
 pub struct World {
     names: Names,
@@ -92,8 +96,16 @@ impl World {
     /// The world of a seed.
     pub fn generate(seed: u64) -> Self {
         let key = Key::new(seed, Purpose::World);
-        let counts = Counts { people: N_PEOPLE, works: N_FILMS + N_BOOKS, firms: N_FIRMS, cities: N_CITIES, countries: N_COUNTRIES };
-        let draw = |stream: u64, n: usize, from: usize| (0..n).map(|i| key.fold(stream).below(i as u64, from)).collect::<Vec<_>>();
+        let counts = Counts {
+            people: N_PEOPLE,
+            works: N_FILMS + N_BOOKS,
+            firms: N_FIRMS,
+            cities: N_CITIES,
+            countries: N_COUNTRIES,
+        };
+        let draw = |stream: u64, n: usize, from: usize| {
+            (0..n).map(|i| key.fold(stream).below(i as u64, from)).collect::<Vec<_>>()
+        };
         let mut world = Self {
             names: Names::draw(key.fold(0), counts),
             birthplaces: draw(1, N_PEOPLE, N_CITIES),
@@ -120,12 +132,19 @@ impl World {
             .enumerate()
             .map(|(i, subject)| {
                 let value = match relation {
-                    Relation::Director | Relation::Author | Relation::Founder => &self.names.people[self.makers[first_idx + i - N_PEOPLE]],
+                    Relation::Director | Relation::Author | Relation::Founder => {
+                        &self.names.people[self.makers[first_idx + i - N_PEOPLE]]
+                    }
                     Relation::Birthplace => &self.names.cities[self.birthplaces[i]],
                     Relation::Job => JOBS[self.jobs[i]],
                     Relation::Country => &self.names.countries[self.countries[i]],
                 };
-                Fact { subject: subject.clone(), relation, value: value.to_owned(), passage_idx: first_idx + i }
+                Fact {
+                    subject: subject.clone(),
+                    relation,
+                    value: value.to_owned(),
+                    passage_idx: first_idx + i,
+                }
             })
             .collect()
     }
@@ -154,16 +173,25 @@ impl World {
             };
             texts.push((person.clone(), text));
         }
-        for relation in [Relation::Director, Relation::Author, Relation::Founder, Relation::Country] {
+        for relation in [Relation::Director, Relation::Author, Relation::Founder, Relation::Country]
+        {
             for Fact { subject, value, .. } in self.facts(relation) {
                 let is_first = key.below(texts.len() as u64, 2) == 0;
                 let text = match (relation, is_first) {
-                    (Relation::Director, true) => format!("{subject} is a film directed by {value}."),
-                    (Relation::Director, false) => format!("The film {subject} was made by director {value}."),
+                    (Relation::Director, true) => {
+                        format!("{subject} is a film directed by {value}.")
+                    }
+                    (Relation::Director, false) => {
+                        format!("The film {subject} was made by director {value}.")
+                    }
                     (Relation::Author, true) => format!("{subject} is a book written by {value}."),
-                    (Relation::Author, false) => format!("The book {subject} is by author {value}."),
+                    (Relation::Author, false) => {
+                        format!("The book {subject} is by author {value}.")
+                    }
                     (Relation::Founder, true) => format!("{subject} is a firm founded by {value}."),
-                    (Relation::Founder, false) => format!("The firm {subject} was started by founder {value}."),
+                    (Relation::Founder, false) => {
+                        format!("The firm {subject} was started by founder {value}.")
+                    }
                     (_, true) => format!("{subject} is a city in {value}."),
                     (_, false) => format!("The city {subject} lies in {value}."),
                 };
@@ -173,7 +201,10 @@ impl World {
         texts
             .into_iter()
             .enumerate()
-            .map(|(i, (title, text))| Passage { id: i.to_string(), contents: format!("\"{title}\"\n{text}") })
+            .map(|(i, (title, text))| Passage {
+                id: i.to_string(),
+                contents: format!("\"{title}\"\n{text}"),
+            })
             .collect()
     }
 }
@@ -186,11 +217,21 @@ mod tests {
     fn every_entity_has_one_passage_that_states_its_facts() {
         let world = World::generate(7);
         assert_eq!(world.passages().len(), 660);
-        for relation in [Relation::Director, Relation::Author, Relation::Founder, Relation::Birthplace, Relation::Job, Relation::Country] {
+        for relation in [
+            Relation::Director,
+            Relation::Author,
+            Relation::Founder,
+            Relation::Birthplace,
+            Relation::Job,
+            Relation::Country,
+        ] {
             for fact in world.facts(relation) {
                 let passage = &world.passages()[fact.passage_idx];
                 assert_eq!(passage.title(), format!("\"{}\"", fact.subject));
-                assert!(passage.text().contains(&fact.subject) && passage.text().contains(&fact.value), "{passage:?} lacks {fact:?}");
+                assert!(
+                    passage.text().contains(&fact.subject) && passage.text().contains(&fact.value),
+                    "{passage:?} lacks {fact:?}"
+                );
             }
         }
     }

@@ -14,7 +14,8 @@
 //! | invalid | none | 0 |
 //!
 //! # Source
-//! PeterGriffinJin/Search-R1:verl/utils/reward_score/qa_em_format.py; tests/oracles/text/format_reward.json
+//! PeterGriffinJin/Search-R1:verl/utils/reward_score/qa_em_format.py;
+//! tests/oracles/text/format_reward.json
 
 use super::{blocks, reference_exact_match, reference_substring_match};
 use crate::data::text::{is_space, strip};
@@ -51,7 +52,9 @@ pub fn format_score(text: &str, golden_answers: &[String], weights: FormatWeight
             }
         }
         _ if is_valid => {
-            let is_retrieved = information_blocks(text).iter().any(|block| reference_substring_match(block, golden_answers));
+            let is_retrieved = information_blocks(text)
+                .iter()
+                .any(|block| reference_substring_match(block, golden_answers));
             weights.structure + if is_retrieved { weights.retrieval } else { 0.0 }
         }
         Some(_) => weights.final_answer,
@@ -75,7 +78,9 @@ pub fn check_sequence(text: &str) -> Result<(), String> {
         let n_opening = content.matches(&format!("<{tag}>")).count();
         let n_closing = content.matches(&format!("</{tag}>")).count();
         if n_opening != n_closing {
-            return Err(format!("Mismatch in {tag} tags: {n_opening} opening vs {n_closing} closing tags"));
+            return Err(format!(
+                "Mismatch in {tag} tags: {n_opening} opening vs {n_closing} closing tags"
+            ));
         }
     }
     let mut state = "start";
@@ -93,10 +98,19 @@ pub fn check_sequence(text: &str) -> Result<(), String> {
             (tag, state) if is_tag => return Err(format!("Unexpected tag {tag} in state {state}")),
             (_, "in_think" | "in_search" | "in_information" | "in_answer") => state,
             (_, "end") => return Err("Unexpected content in state end".to_owned()),
-            (content, state) => return Err(format!("Unexpected content '{}' between tags (state: {state})", strip(content))),
+            (content, state) => {
+                return Err(format!(
+                    "Unexpected content '{}' between tags (state: {state})",
+                    strip(content)
+                ));
+            }
         };
     }
-    if state == "end" { Ok(()) } else { Err(format!("Incomplete sequence, ended in state {state}")) }
+    if state == "end" {
+        Ok(())
+    } else {
+        Err(format!("Incomplete sequence, ended in state {state}"))
+    }
 }
 
 /// The text in order, cut at the known tags: (part, whether it is a tag).
@@ -108,7 +122,9 @@ fn split_tags(text: &str) -> Vec<(&str, bool)> {
         let tag_start = at + found;
         at = tag_start + 1;
         let inside = text[at..].strip_prefix('/').unwrap_or(&text[at..]);
-        if let Some(tail) = TAG_NAMES.iter().find_map(|name| inside.strip_prefix(name)?.strip_prefix('>')) {
+        if let Some(tail) =
+            TAG_NAMES.iter().find_map(|name| inside.strip_prefix(name)?.strip_prefix('>'))
+        {
             at = text.len() - tail.len();
             parts.push((&text[content_start..tag_start], false));
             parts.push((&text[tag_start..at], true));
@@ -126,26 +142,34 @@ mod tests {
 
     #[test]
     fn every_recorded_sequence_is_judged_as_the_reference_does() {
-        let oracle = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracles/text/format_reward.json"));
+        let oracle = include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/oracles/text/format_reward.json"
+        ));
         let cases: Vec<Value> = serde_json::from_str(oracle).unwrap();
         assert_eq!(cases.len(), 6);
         for case in &cases {
             let text = case["text"].as_str().unwrap();
-            let reason = check_sequence(text).err().unwrap_or_else(|| "Valid sequence format".to_owned());
+            let reason =
+                check_sequence(text).err().unwrap_or_else(|| "Valid sequence format".to_owned());
             assert_eq!(
                 (check_sequence(text).is_ok(), reason.as_str()),
                 (case["valid"].as_bool().unwrap(), case["reason"].as_str().unwrap())
             );
             assert_eq!(Value::from(information_blocks(text)), case["information_blocks"]);
             let score = format_score(text, &["Paris".to_owned()], FormatWeights::default());
-            assert!((f64::from(score) - case["score_full_weights"].as_f64().unwrap()).abs() < 1e-6, "{case}");
+            assert!(
+                (f64::from(score) - case["score_full_weights"].as_f64().unwrap()).abs() < 1e-6,
+                "{case}"
+            );
         }
     }
 
     #[test]
     fn the_table_of_scores_holds_where_nothing_was_recorded() {
         let start = "<|im_start|>assistant\n<think>a</think>";
-        let searched = format!("{start}<search>q</search><information>in Paris</information><think>b</think>");
+        let searched =
+            format!("{start}<search>q</search><information>in Paris</information><think>b</think>");
         for (text, wanted) in [
             (format!("{searched}<answer>Rome</answer>"), 0.3),
             (format!("{start}<answer>Rome</answer>"), 0.2),
@@ -161,6 +185,9 @@ mod tests {
     fn a_tag_without_its_partner_is_named() {
         let error = check_sequence("<|im_start|>assistant<think>a<think></think>").unwrap_err();
         assert_eq!(error, "Mismatch in think tags: 2 opening vs 1 closing tags");
-        assert_eq!(check_sequence("<|im_start|>assistant<think>a</think>").unwrap_err(), "Incomplete sequence, ended in state after_think");
+        assert_eq!(
+            check_sequence("<|im_start|>assistant<think>a</think>").unwrap_err(),
+            "Incomplete sequence, ended in state after_think"
+        );
     }
 }

@@ -1,9 +1,10 @@
 //! Before anything starts: is everything there that it will read, and does it fit together?
 //!
-//! Everything is looked at, and all that is missing is told at once, each with the command that gets it. What costs nothing is checked
-//! to the end: names, config.json, the headers of the weights, tokenizers, the description of an index, float type and device, position
-//! limits, disk space. Of long data files the first records are read (`data::head`); a bad line further down is found when the file is
-//! read. Nothing is written, and no server is asked.
+//! Everything is looked at, and all that is missing is told at once, each with the command that
+//! gets it. What costs nothing is checked to the end: names, config.json, the headers of the
+//! weights, tokenizers, the description of an index, float type and device, position limits, disk
+//! space. Of long data files the first records are read (`data::head`); a bad line further down is
+//! found when the file is read. Nothing is written, and no server is asked.
 mod commands;
 mod files;
 mod models;
@@ -47,7 +48,11 @@ impl Missing {
 }
 
 fn counted(n: usize) -> String {
-    if n == 1 { "1 thing is missing or does not fit".into() } else { format!("{n} things are missing or do not fit") }
+    if n == 1 {
+        "1 thing is missing or does not fit".into()
+    } else {
+        format!("{n} things are missing or do not fit")
+    }
 }
 
 fn listed(problems: &[Problem]) -> String {
@@ -61,7 +66,8 @@ fn where_hf_comes_from(problems: &[Problem]) -> &'static str {
     }
 }
 
-/// Everything that `work` will read and that is not there or does not fit, in the order in which it is needed.
+/// Everything that `work` will read and that is not there or does not fit, in the order in which it
+/// is needed.
 pub fn missing(work: Work<'_>, recipe: &Recipe, device: DeviceChoice) -> Vec<Problem> {
     let needs = Needs::of(work, recipe);
     let mut found = Found::default();
@@ -90,16 +96,32 @@ struct Needs {
 impl Needs {
     fn of(work: Work<'_>, recipe: &Recipe) -> Self {
         match work {
-            Work::Evaluate => Self { student: true, test: true, retriever: true, ..Self::default() },
+            Work::Evaluate => {
+                Self { student: true, test: true, retriever: true, ..Self::default() }
+            }
             Work::Ask => Self { student: true, retriever: true, ..Self::default() },
             // The student's folder has the tokenizer.
-            Work::Demos => Self { student: true, teacher: true, train: true, retriever: true, ..Self::default() },
+            Work::Demos => Self {
+                student: true,
+                teacher: true,
+                train: true,
+                retriever: true,
+                ..Self::default()
+            },
             Work::Index(_) => Self { corpus: true, encoder: true, ..Self::default() },
             Work::Train(run) => {
                 let stage = recipe.stage;
-                let reached = run.and_then(|run| checkpoint::list_checkpoints(run.path(), stage).ok()?.pop()).map(|newest| newest.phase);
-                let is_left = |phase: &&Phase| reached.is_none_or(|reached| stage.place(**phase) >= stage.place(reached));
-                let needs = stage.phases().iter().filter(is_left).map(|&phase| Self::of_phase(phase, recipe));
+                let reached = run
+                    .and_then(|run| checkpoint::list_checkpoints(run.path(), stage).ok()?.pop())
+                    .map(|newest| newest.phase);
+                let is_left = |phase: &&Phase| {
+                    reached.is_none_or(|reached| stage.place(**phase) >= stage.place(reached))
+                };
+                let needs = stage
+                    .phases()
+                    .iter()
+                    .filter(is_left)
+                    .map(|&phase| Self::of_phase(phase, recipe));
                 needs.fold(Self::default(), Self::or)
             }
         }
@@ -112,18 +134,32 @@ impl Needs {
         let trained = Self { student: true, test: has_tests, ..Self::default() };
         match phase {
             Phase::Encoder => Self { train: true, corpus: true, encoder: true, ..Self::default() },
-            Phase::Pretrain => Self { corpus: !data.corpus.is_empty(), trajectories: true, ..trained },
+            Phase::Pretrain => {
+                Self { corpus: !data.corpus.is_empty(), trajectories: true, ..trained }
+            }
             Phase::Demos if !has_demos => Self::default(),
             Phase::Demos => Self { teacher: has_teacher, train: true, retriever: true, ..trained },
             Phase::Kd => {
                 let is_adaptive = recipe.distill.student_outputs.is_adaptive;
                 let teacher = has_teacher && recipe.distill.kl_weight > 0.0;
-                Self { teacher, trajectories: true, train: is_adaptive, retriever: is_adaptive || has_demos, ..trained }
+                Self {
+                    teacher,
+                    trajectories: true,
+                    train: is_adaptive,
+                    retriever: is_adaptive || has_demos,
+                    ..trained
+                }
             }
             Phase::Gkd => Self { teacher: has_teacher, train: true, retriever: true, ..trained },
             Phase::Rl => {
-                let is_reference = recipe.kl.mode != KlMode::None && recipe.kl.reference == KlReference::Teacher;
-                Self { teacher: has_teacher && (is_reference || is_evaluated), train: true, retriever: true, ..trained }
+                let is_reference =
+                    recipe.kl.mode != KlMode::None && recipe.kl.reference == KlReference::Teacher;
+                Self {
+                    teacher: has_teacher && (is_reference || is_evaluated),
+                    train: true,
+                    retriever: true,
+                    ..trained
+                }
             }
             Phase::Eval if has_tests => Self { teacher: has_teacher, retriever: true, ..trained },
             Phase::Eval => trained,
@@ -145,7 +181,9 @@ impl Needs {
 
     /// Whether passages are read, by whomever.
     fn passages(&self, recipe: &Recipe) -> bool {
-        self.corpus || (self.retriever && (recipe.retriever.kind != "remote" || !recipe.data.corpus.is_empty()))
+        self.corpus
+            || (self.retriever
+                && (recipe.retriever.kind != "remote" || !recipe.data.corpus.is_empty()))
     }
 
     /// Whether an encoder is read.
@@ -172,7 +210,10 @@ impl Found {
     /// An error of whoever will read the thing, whose text may end in a hint.
     fn error(&mut self, key: &'static str, error: &dyn std::fmt::Display) {
         let text = error.to_string();
-        let split = ["; hint: ", "\nhint: "].into_iter().filter_map(|mark| text.split_once(mark)).min_by_key(|(message, _)| message.len());
+        let split = ["; hint: ", "\nhint: "]
+            .into_iter()
+            .filter_map(|mark| text.split_once(mark))
+            .min_by_key(|(message, _)| message.len());
         match split {
             Some((message, hint)) => self.push(key, message, hint.replace("; hint: ", "; ")),
             None => self.push(key, text.as_str(), format!("change {key}")),

@@ -1,4 +1,5 @@
-//! Networks and tokenizers: config.json, the headers of the weights, the vocabulary, positions, and whether the device takes them.
+//! Networks and tokenizers: config.json, the headers of the weights, the vocabulary, positions, and
+//! whether the device takes them.
 use super::{Found, Needs, commands, files::not_found};
 use crate::{
     config::Recipe,
@@ -25,7 +26,8 @@ const ENCODER: &str = "retriever.encoder";
 
 pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found: &mut Found) {
     let model = &recipe.model;
-    let sources = [(STUDENT, &model.student, needs.student), (TEACHER, &model.teacher, needs.teacher)];
+    let sources =
+        [(STUDENT, &model.student, needs.student), (TEACHER, &model.teacher, needs.teacher)];
     let mut decoders = Vec::new();
     for (key, source, _) in sources.into_iter().filter(|(.., is_needed)| *is_needed) {
         let config = folder(key, source, found).and_then(|dir| decoder(key, source, &dir, found));
@@ -60,7 +62,12 @@ fn folder(key: &'static str, source: &str, found: &mut Found) -> Option<PathBuf>
 }
 
 /// The shape of a decoder whose weights (but for random ones) are there and fit it.
-fn decoder(key: &'static str, source: &str, dir: &Path, found: &mut Found) -> Option<DecoderConfig> {
+fn decoder(
+    key: &'static str,
+    source: &str,
+    dir: &Path,
+    found: &mut Found,
+) -> Option<DecoderConfig> {
     if !source.starts_with(RANDOM_PREFIX) {
         // Nothing is computed, so any device will do.
         match check_folder::<Cpu>(dir, &Default::default()) {
@@ -79,12 +86,20 @@ fn decoder(key: &'static str, source: &str, dir: &Path, found: &mut Found) -> Op
             }
         }
     }
-    DecoderConfig::from_file(&dir.join("config.json")).map_err(|error| found.error(key, &error)).ok()
+    DecoderConfig::from_file(&dir.join("config.json"))
+        .map_err(|error| found.error(key, &error))
+        .ok()
 }
 
 /// The tokenizer of the run, and whether every network reads it.
-fn check_tokenizer(recipe: &Recipe, decoders: &[(&'static str, &str, DecoderConfig)], has_teacher: bool, found: &mut Found) {
-    let setup = Setup::<Cpu> { recipe: recipe.clone(), device: Default::default(), dtype: DType::F32 };
+fn check_tokenizer(
+    recipe: &Recipe,
+    decoders: &[(&'static str, &str, DecoderConfig)],
+    has_teacher: bool,
+    found: &mut Found,
+) {
+    let setup =
+        Setup::<Cpu> { recipe: recipe.clone(), device: Default::default(), dtype: DType::F32 };
     let (key, source) = match recipe.model.tokenizer.as_str() {
         "" => (STUDENT, recipe.model.student.as_str()),
         name => ("model.tokenizer", name),
@@ -114,15 +129,26 @@ fn check_encoder(recipe: &Recipe, found: &mut Found) {
     let source = &recipe.retriever.encoder;
     let Some(dir) = folder(ENCODER, source, found) else { return };
     let is_random = source.starts_with(RANDOM_PREFIX);
-    match if is_random { Ok(ModelClass::Encoder) } else { check_folder::<Cpu>(&dir, &Default::default()) } {
+    match if is_random {
+        Ok(ModelClass::Encoder)
+    } else {
+        check_folder::<Cpu>(&dir, &Default::default())
+    } {
         Ok(ModelClass::Encoder) => {}
-        Ok(_) => return found.push(ENCODER, format!("{source} is no BERT encoder"), "hf download intfloat/e5-base-v2"),
+        Ok(_) => {
+            return found.push(
+                ENCODER,
+                format!("{source} is no BERT encoder"),
+                "hf download intfloat/e5-base-v2",
+            );
+        }
         Err(error) => return found.error(ENCODER, &error),
     }
     if let Err(error) = Declared::read(&dir) {
         found.error(ENCODER, &error);
     }
-    let (config, tokenizer) = (BertConfig::from_file(&dir.join("config.json")), Tokenizer::from_path(&dir));
+    let (config, tokenizer) =
+        (BertConfig::from_file(&dir.join("config.json")), Tokenizer::from_path(&dir));
     match (&config, &tokenizer) {
         (Ok(config), Ok(tokenizer)) => {
             if let Err(error) = tokenizer.check_fits(config.vocab_size) {
@@ -131,7 +157,11 @@ fn check_encoder(recipe: &Recipe, found: &mut Found) {
             let (max_tokens, limit) = (recipe.retriever.max_tokens, config.max_position_embeddings);
             if !(2..=limit).contains(&max_tokens) {
                 let message = format!("{max_tokens} tokens, and {source} has {limit} positions");
-                found.push("retriever.max_tokens", message, format!("--set retriever.max_tokens={limit}"));
+                found.push(
+                    "retriever.max_tokens",
+                    message,
+                    format!("--set retriever.max_tokens={limit}"),
+                );
             }
         }
         (Err(error), _) => found.error(ENCODER, error),
@@ -139,7 +169,8 @@ fn check_encoder(recipe: &Recipe, found: &mut Found) {
     }
 }
 
-/// Opens the device and asks whether it computes in the recipe's float type and holds the largest tensor of each network.
+/// Opens the device and asks whether it computes in the recipe's float type and holds the largest
+/// tensor of each network.
 struct Fit<'a> {
     decoders: &'a [(&'static str, &'a str, DecoderConfig)],
     dtype: DType,
@@ -152,7 +183,9 @@ impl Job for Fit<'_> {
             problems.push(("model.dtype", error.to_string()));
         }
         for (key, source, config) in self.decoders {
-            if let Err(error) = models::check_size::<B::InnerBackend>(source, config, self.dtype, device) {
+            if let Err(error) =
+                models::check_size::<B::InnerBackend>(source, config, self.dtype, device)
+            {
                 problems.push((key, error.to_string()));
             }
         }

@@ -18,12 +18,26 @@ pub(super) fn check(work: Work<'_>, recipe: &Recipe, found: &mut Found) {
     shapes.n_passages = files::n_passages(recipe);
     let (folder, needed, key, what) = match work {
         Work::Train(run) => {
-            let needed = plan(recipe, &shapes).disk.iter().map(|item| item.size_bytes).fold(0, usize::saturating_add);
-            (run.map_or(PathBuf::from(RUNS_DIR), |run| run.path().to_owned()), needed, "run.keep", "checkpoints and index")
+            let needed = plan(recipe, &shapes)
+                .disk
+                .iter()
+                .map(|item| item.size_bytes)
+                .fold(0, usize::saturating_add);
+            (
+                run.map_or(PathBuf::from(RUNS_DIR), |run| run.path().to_owned()),
+                needed,
+                "run.keep",
+                "checkpoints and index",
+            )
         }
         Work::Index(out) => {
             let (Some(encoder), Some(n)) = (&shapes.encoder, shapes.n_passages) else { return };
-            let needed = index_bytes(n, encoder.hidden_size, files::has_graph(recipe, n), recipe.retriever.hnsw_m);
+            let needed = index_bytes(
+                n,
+                encoder.hidden_size,
+                files::has_graph(recipe, n),
+                recipe.retriever.hnsw_m,
+            );
             (out.to_owned(), needed, "--out", "vectors and links")
         }
         Work::Evaluate | Work::Ask | Work::Demos => return,
@@ -33,12 +47,20 @@ pub(super) fn check(work: Work<'_>, recipe: &Recipe, found: &mut Found) {
     }
 }
 
-fn compare(needed: u64, free: u64, present: u64, folder: &Path, (key, what): (&'static str, &str), found: &mut Found) {
+fn compare(
+    needed: u64,
+    free: u64,
+    present: u64,
+    folder: &Path,
+    (key, what): (&'static str, &str),
+    found: &mut Found,
+) {
     if needed <= free.saturating_add(present) {
         return;
     }
     let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
-    let message = format!("{what} take {}, and {} are free in {}", gb(needed), gb(free), folder.display());
+    let message =
+        format!("{what} take {}, and {} are free in {}", gb(needed), gb(free), folder.display());
     let hint = match key {
         "run.keep" => "--set run.keep=1, or make room (df -h . shows how much there is)",
         _ => "make room, or name a folder of another disk (df -h shows them)",
@@ -46,7 +68,8 @@ fn compare(needed: u64, free: u64, present: u64, folder: &Path, (key, what): (&'
     found.push(key, message, hint);
 }
 
-/// Bytes that this user may still write in the nearest folder that exists; None where the system does not say.
+/// Bytes that this user may still write in the nearest folder that exists; None where the system
+/// does not say.
 #[cfg(unix)]
 fn free_bytes(folder: &Path) -> Option<u64> {
     let there = std::path::absolute(folder).ok()?;
@@ -79,12 +102,22 @@ mod tests {
     fn a_bill_beyond_the_free_space_is_told_and_what_is_there_already_counts() {
         let told = |needed, free, present| {
             let mut found = Found::default();
-            compare(needed, free, present, Path::new("runs"), ("run.keep", "checkpoints and index"), &mut found);
+            compare(
+                needed,
+                free,
+                present,
+                Path::new("runs"),
+                ("run.keep", "checkpoints and index"),
+                &mut found,
+            );
             found.problems.pop().map(|problem| problem.to_string())
         };
         let text = told(3_000_000_000, 1_000_000_000, 0).unwrap();
         assert!(
-            text.starts_with("run.keep: checkpoints and index take 3.0 GB, and 1.0 GB are free in runs; hint: --set run.keep=1"),
+            text.starts_with(
+                "run.keep: checkpoints and index take 3.0 GB, and 1.0 GB are free in runs; hint: \
+                 --set run.keep=1"
+            ),
             "{text}"
         );
         assert_eq!(told(3_000_000_000, 1_000_000_000, 2_000_000_000), None);

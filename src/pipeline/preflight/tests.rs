@@ -3,7 +3,12 @@ use crate::config::load::load_part;
 
 /// The recipe of a user who has nothing yet.
 fn paper() -> Recipe {
-    load_part("paper/qwen2.5-3b-0.5b", &["model.student=nobody/student".into(), "model.teacher=nobody/teacher".into()]).unwrap().recipe
+    load_part(
+        "paper/qwen2.5-3b-0.5b",
+        &["model.student=nobody/student".into(), "model.teacher=nobody/teacher".into()],
+    )
+    .unwrap()
+    .recipe
 }
 
 fn told(work: Work<'_>, recipe: &Recipe) -> Vec<String> {
@@ -17,7 +22,8 @@ fn everything_that_is_missing_is_told_at_once_each_with_its_command() {
     for name in recipe.data.train.iter_mut().chain(&mut recipe.data.test) {
         *name = name.replace("RUC-NLPIR/FlashRAG_datasets", "nobody/data");
     }
-    (recipe.data.corpus, recipe.retriever.index) = ("${DGPO_TEST_UNSET}/wiki-18.jsonl".into(), "${DGPO_TEST_UNSET}/index".into());
+    (recipe.data.corpus, recipe.retriever.index) =
+        ("${DGPO_TEST_UNSET}/wiki-18.jsonl".into(), "${DGPO_TEST_UNSET}/index".into());
     let told = told(Work::Train(None), &recipe).join("\n");
     for part in [
         "export DGPO_TEST_UNSET=\"$HOME/dgpo_test_unset\"",
@@ -29,7 +35,8 @@ fn everything_that_is_missing_is_told_at_once_each_with_its_command() {
         "hotpotqa/train.jsonl",
         "bamboogle/test.jsonl",
         "--local-dir \"${DGPO_TEST_UNSET}\" && gunzip \"${DGPO_TEST_UNSET}/wiki-18.jsonl.gz\"",
-        "index build --out \"${DGPO_TEST_UNSET}/index\" --corpus \"${DGPO_TEST_UNSET}/wiki-18.jsonl\"",
+        "index build --out \"${DGPO_TEST_UNSET}/index\" --corpus \
+         \"${DGPO_TEST_UNSET}/wiki-18.jsonl\"",
     ] {
         assert!(told.contains(part), "no {part:?} in\n{told}");
     }
@@ -52,14 +59,21 @@ fn the_built_in_world_lacks_nothing() {
 fn a_teacher_that_takes_no_part_is_not_looked_for() {
     let recipe = |settings: &[&str]| {
         let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        load_part("tiny", &[&settings[..], &["model.teacher=nobody/teacher".to_owned()]].concat()).unwrap().recipe
+        load_part("tiny", &[&settings[..], &["model.teacher=nobody/teacher".to_owned()]].concat())
+            .unwrap()
+            .recipe
     };
-    let is_told = |work, recipe: &Recipe| told(work, recipe).iter().any(|problem| problem.contains("nobody/teacher"));
+    let is_told = |work, recipe: &Recipe| {
+        told(work, recipe).iter().any(|problem| problem.contains("nobody/teacher"))
+    };
     assert!(is_told(Work::Train(None), &recipe(&[])));
     assert!(is_told(Work::Demos, &recipe(&[])));
     let alone = recipe(&["stage=rl", "kl.mode=none", "data.test=[]"]);
     assert!(!is_told(Work::Train(None), &alone));
-    assert!(is_told(Work::Train(None), &recipe(&["stage=rl", "kl.mode=none", "data.test=[]", "eval.every=5"])));
+    assert!(is_told(
+        Work::Train(None),
+        &recipe(&["stage=rl", "kl.mode=none", "data.test=[]", "eval.every=5"])
+    ));
     for work in [Work::Evaluate, Work::Ask, Work::Index(Path::new("indexes/x"))] {
         assert_eq!(told(work, &recipe(&[])), Vec::<String>::new());
     }
@@ -67,7 +81,8 @@ fn a_teacher_that_takes_no_part_is_not_looked_for() {
 
 #[test]
 fn an_episode_longer_than_the_models_positions_and_an_unfit_tokenizer_are_told() {
-    let settings = ["episode.max_prompt_length=100000", "model.chat_template=llama3"].map(str::to_owned);
+    let settings =
+        ["episode.max_prompt_length=100000", "model.chat_template=llama3"].map(str::to_owned);
     let recipe = load_part("tiny", &settings).unwrap().recipe;
     let told = told(Work::Ask, &recipe).join("\n");
     assert!(told.contains("max_position_embeddings") && told.contains("chat template"), "{told}");
@@ -79,7 +94,9 @@ fn a_run_that_goes_on_needs_what_is_left_to_do() {
     let mut recipe = load_part("tiny", &[]).unwrap().recipe;
     recipe.data.trajectories = vec!["gone.jsonl".into()];
     let run = RunDir::create(root.path(), "a", &recipe, &serde_json::json!({})).unwrap();
-    let is_told = || told(Work::Train(Some(&run)), &recipe).iter().any(|problem| problem.contains("gone.jsonl"));
+    let is_told = || {
+        told(Work::Train(Some(&run)), &recipe).iter().any(|problem| problem.contains("gone.jsonl"))
+    };
     assert!(is_told());
     checkpoint::save(run.path(), Phase::Rl, 1, 0, |_| Ok(())).unwrap();
     assert!(!is_told(), "KD is done, and its episodes are not read again");

@@ -1,7 +1,8 @@
 //! Which settings a run that has begun may be given anew, and why not the others.
 use crate::{config::Phase, pipeline::takeover::is_in};
 
-/// Settings that change nothing but what is still to come, with the phases that read them; without a phase, the whole run does.
+/// Settings that change nothing but what is still to come, with the phases that read them; without
+/// a phase, the whole run does.
 ///
 /// A name stands for a key, or for a table of keys. docs: configs/README.md.
 pub const STEERABLE: [(&[Phase], &[&str]); 8] = [
@@ -9,7 +10,10 @@ pub const STEERABLE: [(&[Phase], &[&str]); 8] = [
     (&[Phase::Kd], &["distill.steps", "distill.epochs"]),
     (&[Phase::Gkd], &["gkd.steps", "gkd.micro_batch_tokens"]),
     (&[Phase::Pretrain, Phase::Kd], &["distill.micro_batch_tokens"]),
-    (&[Phase::Pretrain, Phase::Kd, Phase::Gkd], &["optim.distill.lr", "optim.distill.warmup", "optim.distill.decay"]),
+    (
+        &[Phase::Pretrain, Phase::Kd, Phase::Gkd],
+        &["optim.distill.lr", "optim.distill.warmup", "optim.distill.decay"],
+    ),
     (
         &[Phase::Rl],
         &[
@@ -25,7 +29,8 @@ pub const STEERABLE: [(&[Phase], &[&str]); 8] = [
             "optim.critic.decay",
         ],
     ),
-    // The episodes of RL and GKD are played anew at every step; those that KD learns from were kept by these lengths.
+    // The episodes of RL and GKD are played anew at every step; those that KD learns from were kept
+    // by these lengths.
     (
         &[Phase::Gkd, Phase::Rl],
         &[
@@ -64,7 +69,11 @@ const FIXED: [(&str, &str); 11] = [
     ("run.seed", "the questions and the random numbers so far were drawn with it"),
     ("run.name", "it is the name of the folder"),
     ("stage", "the checkpoints stand in the order of its phases"),
-    ("model", "the checkpoints are that model, with that tokenizer, and their optimizer's state belongs to it"),
+    (
+        "model",
+        "the checkpoints are that model, with that tokenizer, and their optimizer's state belongs \
+         to it",
+    ),
     ("data", "the place in the data is counted in these files"),
     ("retriever", "what was learned so far was learned from its passages"),
     ("episode", "what was learned so far was learned from episodes played by it"),
@@ -76,12 +85,19 @@ const FIXED: [(&str, &str); 11] = [
 
 /// The phases that read a key which may change; None of one that may not.
 pub(super) fn readers(key: &str) -> Option<&'static [Phase]> {
-    STEERABLE.iter().find(|(_, names)| names.iter().any(|name| is_in(key, name))).map(|(phases, _)| *phases)
+    STEERABLE
+        .iter()
+        .find(|(_, names)| names.iter().any(|name| is_in(key, name)))
+        .map(|(phases, _)| *phases)
 }
 
 /// Why a key that no phase may read anew stays as it is.
 pub(super) fn why_fixed(key: &str) -> &'static str {
-    FIXED.iter().find(|(table, _)| table.is_empty() || is_in(key, table)).expect("the last entry is of every key").1
+    FIXED
+        .iter()
+        .find(|(table, _)| table.is_empty() || is_in(key, table))
+        .expect("the last entry is of every key")
+        .1
 }
 
 #[cfg(test)]
@@ -97,20 +113,28 @@ mod tests {
             let first = recipe.get(parts.next().unwrap_or_default());
             parts.fold(first, |table, part| table?.get(part)).is_some()
         };
-        for name in STEERABLE.iter().flat_map(|(_, names)| *names).chain(FIXED.iter().map(|(name, _)| name)) {
+        for name in
+            STEERABLE.iter().flat_map(|(_, names)| *names).chain(FIXED.iter().map(|(name, _)| name))
+        {
             assert!(name.is_empty() || is_there(name), "{name}");
         }
     }
 
     #[test]
     fn the_documented_list_is_this_one() {
-        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/README.md")).unwrap();
+        let text =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/README.md"))
+                .unwrap();
         let section = text.split("## Going on longer").nth(1).unwrap();
-        let cells = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+        let cells =
+            section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
         // Every second part between backticks, and what `kl.coef` is bound to is no entry.
-        let keys = cells.flat_map(|cell| cell.split('`').step_by(2)).filter(|key| !key.contains(' ') && !key.starts_with(','));
+        let keys = cells
+            .flat_map(|cell| cell.split('`').step_by(2))
+            .filter(|key| !key.contains(' ') && !key.starts_with(','));
         let mut documented: Vec<&str> = keys.filter(|key| !key.is_empty()).collect();
-        let mut known: Vec<&str> = STEERABLE.iter().flat_map(|(_, names)| *names).copied().collect();
+        let mut known: Vec<&str> =
+            STEERABLE.iter().flat_map(|(_, names)| *names).copied().collect();
         documented.sort_unstable();
         known.sort_unstable();
         assert_eq!(documented, known);
@@ -120,7 +144,10 @@ mod tests {
     fn a_table_stands_for_its_keys_and_for_no_others() {
         assert_eq!(readers("guards.window"), Some(&[][..]));
         assert_eq!(readers("optim.actor.lr"), Some(&[Phase::Rl][..]));
-        assert_eq!((readers("guardsman"), readers("data.train"), readers("rl.clip_ratio")), (None, None, None));
+        assert_eq!(
+            (readers("guardsman"), readers("data.train"), readers("rl.clip_ratio")),
+            (None, None, None)
+        );
         assert!(why_fixed("data.train").starts_with("the place in the data"));
         assert_eq!(why_fixed("gae.lambda"), "the steps so far were computed with it");
     }

@@ -1,13 +1,17 @@
-//! A run that goes on may go on longer, and in some things otherwise: `train --resume RUN --set KEY=VALUE`.
+//! A run that goes on may go on longer, and in some things otherwise: `train --resume RUN --set
+//! KEY=VALUE`.
 //!
-//! What may change is what only concerns steps that are still to come ([`keys::STEERABLE`]); everything else is refused with the reason, since what
-//! is behind the newest checkpoint was computed with it. The same holds for a recipe.toml that was edited by hand, and it is how another
-//! run's recipe or another model's checkpoint in the folder is found out. What changed is recorded in provenance.json:
+//! What may change is what only concerns steps that are still to come ([`keys::STEERABLE`]);
+//! everything else is refused with the reason, since what is behind the newest checkpoint was
+//! computed with it. The same holds for a recipe.toml that was edited by hand, and it is how
+//! another run's recipe or another model's checkpoint in the folder is found out. What changed is
+//! recorded in provenance.json:
 //!
 //! ```text
 //! "changes": [{"behind": "rl-step-000050", "settings": {"rl.steps": {"was": 100, "now": 1500}}, "command_line": [..]}]
 //! ```
-//! Values that were "was" are those of the checkpoint; before the first checkpoint, those of the recipe.
+//! Values that were "was" are those of the checkpoint; before the first checkpoint, those of the
+//! recipe.
 mod keys;
 #[cfg(test)]
 mod tests;
@@ -56,8 +60,8 @@ pub enum SteerError {
     #[error("{} cannot be changed in the run {}:{}\nhint: {hint}", counted(refused.len()), run.display(), listed(refused))]
     Refused { run: PathBuf, refused: Vec<Refused>, hint: String },
     #[error(
-        "{} is a checkpoint of another model than {student}: {what}; hint: remove that folder if it came from another run, or write the \
-         model of this run into {}", checkpoint.display(), recipe.display()
+        "{} is a checkpoint of another model than {student}: {what}; hint: remove that folder if \
+         it came from another run, or write the model of this run into {}", checkpoint.display(), recipe.display()
     )]
     OtherModel { checkpoint: PathBuf, student: String, what: String, recipe: PathBuf },
     #[error(transparent)]
@@ -71,7 +75,9 @@ fn counted(n: usize) -> String {
 }
 
 fn listed(refused: &[Refused]) -> String {
-    let line = |Refused { change: Change { key, was, now }, why }: &Refused| format!("\n  {key} = {now} (it is {was}): {why}");
+    let line = |Refused { change: Change { key, was, now }, why }: &Refused| {
+        format!("\n  {key} = {now} (it is {was}): {why}")
+    };
     refused.iter().map(line).collect()
 }
 
@@ -106,7 +112,8 @@ pub struct Steered {
 
 /// Reads what a run is to do, with `overrides` (`KEY=VALUE`) laid over it. Writes nothing.
 /// # Errors
-/// [`SteerError::Refused`] if one of them, or an edit of recipe.toml, concerns what is done already; [`SteerError::OtherModel`].
+/// [`SteerError::Refused`] if one of them, or an edit of recipe.toml, concerns what is done
+/// already; [`SteerError::OtherModel`].
 pub fn steered(run: &RunDir, overrides: &[String]) -> Result<Steered, SteerError> {
     let (before, recipe) = (run.recipe()?, run.recipe_with(overrides)?);
     let newest = checkpoint::list_checkpoints(run.path(), before.stage)?.pop();
@@ -124,14 +131,22 @@ pub fn steered(run: &RunDir, overrides: &[String]) -> Result<Steered, SteerError
 /// Checks that `recipe` goes on from the run's newest checkpoint, and returns what it changes.
 /// # Errors
 /// As [`steered`].
-pub fn check(run: &RunDir, recipe: &Recipe, newest: Option<&Checkpoint>) -> Result<Vec<Change>, SteerError> {
+pub fn check(
+    run: &RunDir,
+    recipe: &Recipe,
+    newest: Option<&Checkpoint>,
+) -> Result<Vec<Change>, SteerError> {
     let Some(newest) = newest else { return Ok(Vec::new()) };
     let earlier: Earlier = newest.read_state()?;
-    let changes = earlier.recipe.as_ref().map_or(Vec::new(), |earlier| changes_between(earlier, recipe, false));
+    let changes = earlier
+        .recipe
+        .as_ref()
+        .map_or(Vec::new(), |earlier| changes_between(earlier, recipe, false));
     let refused = refused_of(&changes, run, recipe, Some((newest, &earlier)));
     if !refused.is_empty() {
         let hint = format!(
-            "write the old values back into {}; or, if {} came from another run, remove that folder",
+            "write the old values back into {}; or, if {} came from another run, remove that \
+             folder",
             run.path().join(RECIPE_FILE).display(),
             newest.path.display()
         );
@@ -149,7 +164,8 @@ pub fn check(run: &RunDir, recipe: &Recipe, newest: Option<&Checkpoint>) -> Resu
 }
 
 impl Steered {
-    /// Writes what the run goes on with, and records what changed. To be called while the run is locked.
+    /// Writes what the run goes on with, and records what changed. To be called while the run is
+    /// locked.
     /// # Errors
     /// If the disk fails.
     pub fn record(&self, run: &RunDir, command_line: &[String]) -> Result<(), RunDirError> {
@@ -157,13 +173,17 @@ impl Steered {
         let mut provenance = if before.is_object() { before.clone() } else { json!({}) };
         let mut entries = provenance["changes"].as_array().cloned().unwrap_or_default();
         if self.behind.is_some() {
-            // Nothing was computed since the last time the run was told something behind this checkpoint.
+            // Nothing was computed since the last time the run was told something behind this
+            // checkpoint.
             entries.retain(|entry| entry["behind"] != json!(self.behind));
         }
         if !self.changes.is_empty() {
-            let setting = |change: &Change| (change.key.clone(), json!({ "was": change.was, "now": change.now }));
+            let setting = |change: &Change| {
+                (change.key.clone(), json!({ "was": change.was, "now": change.now }))
+            };
             let settings: Map<String, Value> = self.changes.iter().map(setting).collect();
-            let command_line: Vec<String> = command_line.iter().map(|word| without_users(word)).collect();
+            let command_line: Vec<String> =
+                command_line.iter().map(|word| without_users(word)).collect();
             entries.push(json!({ "behind": self.behind, "settings": settings, "command_line": command_line }));
         }
         match entries.is_empty() {
@@ -178,7 +198,12 @@ impl Steered {
 }
 
 /// Steps that a phase has under `recipe`, of which `earlier` counted `total`.
-pub(super) fn total_now(phase: Phase, total: usize, earlier: Option<&Recipe>, recipe: &Recipe) -> usize {
+pub(super) fn total_now(
+    phase: Phase,
+    total: usize,
+    earlier: Option<&Recipe>,
+    recipe: &Recipe,
+) -> usize {
     match (phase, earlier) {
         (Phase::Rl, _) => recipe.rl.steps,
         (Phase::Gkd, _) => recipe.gkd.steps,
@@ -192,19 +217,31 @@ pub(super) fn total_now(phase: Phase, total: usize, earlier: Option<&Recipe>, re
     }
 }
 
-/// `is_asked`: somebody gave the new value on purpose. A recipe carries the name of its run, which was not known when the run began.
+/// `is_asked`: somebody gave the new value on purpose. A recipe carries the name of its run, which
+/// was not known when the run began.
 fn changes_between(was: &Recipe, now: &Recipe, is_asked: bool) -> Vec<Change> {
-    let changes = differences(was, now).into_iter().filter(|(key, ..)| is_asked || key != "run.name");
+    let changes =
+        differences(was, now).into_iter().filter(|(key, ..)| is_asked || key != "run.name");
     changes.map(|(key, was, now)| Change { key, was, now }).collect()
 }
 
-fn refused_of(changes: &[Change], run: &RunDir, recipe: &Recipe, newest: Option<(&Checkpoint, &Earlier)>) -> Vec<Refused> {
+fn refused_of(
+    changes: &[Change],
+    run: &RunDir,
+    recipe: &Recipe,
+    newest: Option<(&Checkpoint, &Earlier)>,
+) -> Vec<Refused> {
     let reached = newest.map(|(checkpoint, earlier)| Reached {
         phase: checkpoint.phase,
         step: earlier.step,
         total: total_now(checkpoint.phase, earlier.total, earlier.recipe.as_ref(), recipe),
     });
-    let refused = |change: &Change| Some(Refused { change: change.clone(), why: refusal(&change.key, run, recipe, reached.as_ref())? });
+    let refused = |change: &Change| {
+        Some(Refused {
+            change: change.clone(),
+            why: refusal(&change.key, run, recipe, reached.as_ref())?,
+        })
+    };
     changes.iter().filter_map(refused).collect()
 }
 
@@ -215,14 +252,18 @@ fn refusal(key: &str, run: &RunDir, recipe: &Recipe, reached: Option<&Reached>) 
     if readers.is_empty() {
         return None;
     }
-    let here: Vec<Phase> = readers.iter().copied().filter(|&phase| stage.place(phase).is_some()).collect();
-    let Some(&last) = here.last() else { return Some(format!("this run has no phase {}", readers[0])) };
+    let here: Vec<Phase> =
+        readers.iter().copied().filter(|&phase| stage.place(phase).is_some()).collect();
+    let Some(&last) = here.last() else {
+        return Some(format!("this run has no phase {}", readers[0]));
+    };
     if key == "kl.coef" && recipe.kl.target > 0.0 {
         return Some("kl.target steers it from where it has come to".to_owned());
     }
     let Some(Reached { phase, step, total }) = reached else {
         let plays_first = key.starts_with("episode.") && stage.has_distillation();
-        let has_begun = plays_first && std::fs::read_dir(run.episodes_dir()).is_ok_and(|mut files| files.next().is_some());
+        let has_begun = plays_first
+            && std::fs::read_dir(run.episodes_dir()).is_ok_and(|mut files| files.next().is_some());
         return has_begun.then(|| keys::why_fixed(key).to_owned());
     };
     // KD reads again what was kept by the old lengths.
@@ -232,7 +273,8 @@ fn refusal(key: &str, run: &RunDir, recipe: &Recipe, reached: Option<&Reached>) 
     if key.ends_with(".steps") && last == *phase && total < step {
         return Some(format!("{step} steps are done; {key}={step} ends the phase there"));
     }
-    // The length of a phase that has ended is what makes it go on, as long as none has begun from it.
+    // The length of a phase that has ended is what makes it go on, as long as none has begun from
+    // it.
     let is_over = |reader: &Phase| match stage.place(*reader).cmp(&stage.place(*phase)) {
         std::cmp::Ordering::Less => true,
         std::cmp::Ordering::Equal => step >= total && !is_length(key),
@@ -254,16 +296,26 @@ fn name_of(checkpoint: &Checkpoint) -> String {
 
 /// What to do for whoever wants it all the same.
 fn anew(run: &RunDir, newest: Option<&Checkpoint>, overrides: &[String]) -> String {
-    format!("leave it out, or begin a run of its own from here: {}", own_run(run, newest, overrides))
+    format!(
+        "leave it out, or begin a run of its own from here: {}",
+        own_run(run, newest, overrides)
+    )
 }
 
 /// The command of a new run from where this one is, with settings that this one cannot take.
 pub fn own_run(run: &RunDir, newest: Option<&Checkpoint>, overrides: &[String]) -> String {
     let path = |path: &Path| path.display().to_string();
     let recipe = path(&run.path().join(RECIPE_FILE));
-    let mut command = format!("cargo xtask train --config {} --name {}", word(&recipe), word(&(run.name() + "-2")));
+    let mut command = format!(
+        "cargo xtask train --config {} --name {}",
+        word(&recipe),
+        word(&(run.name() + "-2"))
+    );
     if let Some(newest) = newest {
-        command += &format!(" --set {}", word(&format!("model.student={}", path(&newest.path.join(MODEL_DIR)))));
+        command += &format!(
+            " --set {}",
+            word(&format!("model.student={}", path(&newest.path.join(MODEL_DIR))))
+        );
         if newest.phase == Phase::Rl {
             command += " --set stage=rl";
         }
@@ -271,7 +323,9 @@ pub fn own_run(run: &RunDir, newest: Option<&Checkpoint>, overrides: &[String]) 
     // What stands in the command already would only be said twice.
     let is_said = |setting: &String| {
         let key = setting.split('=').next().unwrap_or_default().trim();
-        newest.is_some_and(|newest| key == "model.student" || key == "stage" && newest.phase == Phase::Rl)
+        newest.is_some_and(|newest| {
+            key == "model.student" || key == "stage" && newest.phase == Phase::Rl
+        })
     };
     for setting in overrides.iter().filter(|setting| !is_said(setting)) {
         command += &format!(" --set {}", word(setting));
@@ -279,18 +333,21 @@ pub fn own_run(run: &RunDir, newest: Option<&Checkpoint>, overrides: &[String]) 
     command
 }
 
-/// In what the network or the tokenizer of a checkpoint is not the one the recipe names, as far as that one is on this machine.
+/// In what the network or the tokenizer of a checkpoint is not the one the recipe names, as far as
+/// that one is on this machine.
 fn other_model(checkpoint: &Checkpoint, student: &str, tokenizer: &str) -> Option<String> {
     let inside = checkpoint.path.join(MODEL_DIR);
     let folder = |name: &str| hub::resolve(name.strip_prefix(RANDOM_PREFIX).unwrap_or(name)).ok();
     let theirs = DecoderConfig::from_file(&inside.join("config.json")).ok()?;
-    if let Some(ours) = folder(student).and_then(|dir| DecoderConfig::from_file(&dir.join("config.json")).ok())
+    if let Some(ours) =
+        folder(student).and_then(|dir| DecoderConfig::from_file(&dir.join("config.json")).ok())
         && let Some((key, there, here)) = first_difference(&theirs, &ours)
     {
         return Some(format!("{key} is {there} there and {here} here"));
     }
     let file = |dir: PathBuf| if dir.is_dir() { dir.join(TOKENIZER_FILE) } else { dir };
-    let ours = folder(if tokenizer.is_empty() { student } else { tokenizer }).and_then(|dir| std::fs::read(file(dir)).ok())?;
+    let ours = folder(if tokenizer.is_empty() { student } else { tokenizer })
+        .and_then(|dir| std::fs::read(file(dir)).ok())?;
     let theirs = std::fs::read(inside.join(TOKENIZER_FILE)).ok()?;
     (ours != theirs).then(|| format!("{TOKENIZER_FILE} is another one"))
 }
@@ -299,7 +356,9 @@ fn other_model(checkpoint: &Checkpoint, student: &str, tokenizer: &str) -> Optio
 fn first_difference(left: &DecoderConfig, right: &DecoderConfig) -> Option<(String, Value, Value)> {
     // What generation and training begin with is no part of the network.
     const NO_SHAPE: [&str; 3] = ["bos_token_id", "eos_token_id", "initializer_range"];
-    let fields = |config: &DecoderConfig| serde_json::from_str::<Map<String, Value>>(&config.to_json()).unwrap_or_default();
+    let fields = |config: &DecoderConfig| {
+        serde_json::from_str::<Map<String, Value>>(&config.to_json()).unwrap_or_default()
+    };
     let (left, mut right) = (fields(left), fields(right));
     left.into_iter()
         .map(|(key, there)| (right.remove(&key).unwrap_or_default(), key, there))

@@ -5,7 +5,8 @@ use crate::config::Stage;
 fn run(root: &Path, recipe: &Recipe, (phase, step, total): (Phase, usize, usize)) -> RunDir {
     let run = RunDir::create(root, "a", recipe, &json!({ "seed": 0 })).unwrap();
     let state = json!({ "step": step, "total": total, "recipe": recipe });
-    checkpoint::save(run.path(), phase, step, 0, |dir| checkpoint::write_state(dir, &state)).unwrap();
+    checkpoint::save(run.path(), phase, step, 0, |dir| checkpoint::write_state(dir, &state))
+        .unwrap();
     run
 }
 
@@ -17,7 +18,8 @@ fn recipe(stage: Stage) -> Recipe {
 }
 
 fn told(run: &RunDir, settings: &[&str]) -> Result<Steered, String> {
-    steered(run, &settings.iter().map(|setting| (*setting).to_owned()).collect::<Vec<_>>()).map_err(|error| error.to_string())
+    steered(run, &settings.iter().map(|setting| (*setting).to_owned()).collect::<Vec<_>>())
+        .map_err(|error| error.to_string())
 }
 
 #[test]
@@ -37,7 +39,11 @@ fn the_order_of_the_stage_decides_what_is_over() {
     assert!(told(&run, &["rl.steps=1500"]).unwrap_err().contains("rl is over"));
     assert!(told(&run, &["optim.distill.lr=1e-5", "distill.epochs=7"]).is_ok());
     // KD reads episodes that were kept by the old length.
-    assert!(told(&run, &["episode.max_response_length=600"]).unwrap_err().contains("episodes played by it"));
+    assert!(
+        told(&run, &["episode.max_response_length=600"])
+            .unwrap_err()
+            .contains("episodes played by it")
+    );
 }
 
 #[test]
@@ -54,7 +60,9 @@ fn epochs_make_a_finished_distillation_longer_in_proportion() {
 fn what_is_told_twice_behind_one_checkpoint_is_recorded_once_and_taken_back() {
     let root = tempfile::tempdir().unwrap();
     let run = run(root.path(), &recipe(Stage::Rl), (Phase::Rl, 50, 1000));
-    let tell = |settings: &[&str]| told(&run, settings).unwrap().record(&run, &["dgpo".to_owned()]).unwrap();
+    let tell = |settings: &[&str]| {
+        told(&run, settings).unwrap().record(&run, &["dgpo".to_owned()]).unwrap()
+    };
     tell(&["rl.steps=1500"]);
     tell(&["guards.window=3"]);
     let changes = run.provenance().unwrap()["changes"].clone();

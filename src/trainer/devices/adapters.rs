@@ -1,7 +1,9 @@
-//! The adapters that wgpu finds on this machine: `--device wgpu:N` is number N of this list, the order the drivers report them in.
+//! The adapters that wgpu finds on this machine: `--device wgpu:N` is number N of this list, the
+//! order the drivers report them in.
 //!
-//! CubeCL picks an adapter by its kind and its rank among those of that kind; this file turns the one number into the other pair. Both ask wgpu for the
-//! same list, of the one graphics API that CubeCL uses on the system (Vulkan, on macOS Metal).
+//! CubeCL picks an adapter by its kind and its rank among those of that kind; this file turns the
+//! one number into the other pair. Both ask wgpu for the same list, of the one graphics API that
+//! CubeCL uses on the system (Vulkan, on macOS Metal).
 use super::DeviceError;
 use burn::backend::wgpu::{
     WgpuDevice,
@@ -11,8 +13,13 @@ use std::{fmt, sync::Once};
 use wgpu::DeviceType;
 
 /// The kinds, fastest first: the order in which `--device wgpu` looks for one.
-const KINDS: [DeviceType; 5] =
-    [DeviceType::DiscreteGpu, DeviceType::IntegratedGpu, DeviceType::VirtualGpu, DeviceType::Other, DeviceType::Cpu];
+const KINDS: [DeviceType; 5] = [
+    DeviceType::DiscreteGpu,
+    DeviceType::IntegratedGpu,
+    DeviceType::VirtualGpu,
+    DeviceType::Other,
+    DeviceType::Cpu,
+];
 
 /// One adapter.
 #[derive(Clone, Debug)]
@@ -33,7 +40,11 @@ impl fmt::Display for Adapter {
             DeviceType::Other => "unknown kind",
         };
         write!(f, "{name}, {kind}, {backend}")?;
-        let driver = [driver.as_str(), driver_info.as_str()].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ");
+        let driver = [driver.as_str(), driver_info.as_str()]
+            .into_iter()
+            .filter(|text| !text.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ");
         if driver.is_empty() { Ok(()) } else { write!(f, ", driver {driver}") }
     }
 }
@@ -41,11 +52,15 @@ impl fmt::Display for Adapter {
 /// All adapters, in the order of their numbers.
 pub fn adapters() -> Vec<Adapter> {
     let backend = wgpu::Backends::from(AutoGraphicsApi::backend());
-    let instance =
-        wgpu::Instance::new(wgpu::InstanceDescriptor { backends: backend, ..wgpu::InstanceDescriptor::new_without_display_handle() });
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: backend,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
     let found = futures_lite::future::block_on(instance.enumerate_adapters(backend));
-    let adapter =
-        |adapter: wgpu::Adapter| Adapter { max_tensor_bytes: adapter.limits().max_storage_buffer_binding_size, info: adapter.get_info() };
+    let adapter = |adapter: wgpu::Adapter| Adapter {
+        max_tensor_bytes: adapter.limits().max_storage_buffer_binding_size,
+        info: adapter.get_info(),
+    };
     found.into_iter().map(adapter).collect()
 }
 
@@ -58,12 +73,20 @@ pub fn select(number: Option<usize>) -> Result<WgpuDevice, DeviceError> {
     let Some(default) = default_number(&kinds) else { return Err(DeviceError::NoAdapter) };
     if number.is_none() && kinds[default] == DeviceType::Cpu {
         static WARNED: Once = Once::new();
-        WARNED.call_once(|| tracing::warn!("no graphics card was found, only {}; hint: --device cpu is faster", adapters[default]));
+        WARNED.call_once(|| {
+            tracing::warn!(
+                "no graphics card was found, only {}; hint: --device cpu is faster",
+                adapters[default]
+            )
+        });
     }
     let number = number.unwrap_or(default);
     runtime_device(&kinds, number).ok_or_else(|| {
         let describe = |(n, adapter): (usize, &Adapter)| format!("wgpu:{n} ({adapter})");
-        DeviceError::NoSuchAdapter { number, found: adapters.iter().enumerate().map(describe).collect::<Vec<_>>().join(", ") }
+        DeviceError::NoSuchAdapter {
+            number,
+            found: adapters.iter().enumerate().map(describe).collect::<Vec<_>>().join(", "),
+        }
     })
 }
 
@@ -71,7 +94,8 @@ pub fn select(number: Option<usize>) -> Result<WgpuDevice, DeviceError> {
 pub fn chosen(number: Option<usize>) -> Option<Adapter> {
     let mut adapters = adapters();
     let kinds: Vec<DeviceType> = adapters.iter().map(|adapter| adapter.info.device_type).collect();
-    let number = number.or_else(|| default_number(&kinds)).filter(|&number| number < adapters.len())?;
+    let number =
+        number.or_else(|| default_number(&kinds)).filter(|&number| number < adapters.len())?;
     Some(adapters.swap_remove(number))
 }
 
@@ -80,17 +104,20 @@ pub fn default_number(kinds: &[DeviceType]) -> Option<usize> {
     KINDS.iter().find_map(|kind| kinds.iter().position(|of| of == kind))
 }
 
-/// CubeCL's name for an adapter. `None` where there is no such number, and for a second software driver, for which CubeCL has no name.
+/// CubeCL's name for an adapter. `None` where there is no such number, and for a second software
+/// driver, for which CubeCL has no name.
 fn runtime_device(kinds: &[DeviceType], number: usize) -> Option<WgpuDevice> {
     let kind = *kinds.get(number)?;
-    let n_of = |kind: DeviceType, among: &[DeviceType]| among.iter().filter(|of| **of == kind).count();
+    let n_of =
+        |kind: DeviceType, among: &[DeviceType]| among.iter().filter(|of| **of == kind).count();
     let rank = n_of(kind, &kinds[..number]);
     match kind {
         DeviceType::DiscreteGpu => Some(WgpuDevice::DiscreteGpu(rank)),
         DeviceType::IntegratedGpu => Some(WgpuDevice::IntegratedGpu(rank)),
         DeviceType::VirtualGpu => Some(WgpuDevice::VirtualGpu(rank)),
         DeviceType::Cpu => (rank == 0).then_some(WgpuDevice::Cpu),
-        // CubeCL takes the adapters of unknown kind, by the same rank, where a kind has too few of its own.
+        // CubeCL takes the adapters of unknown kind, by the same rank, where a kind has too few of
+        // its own.
         DeviceType::Other => {
             let names = [
                 (DeviceType::VirtualGpu, WgpuDevice::VirtualGpu(rank)),
@@ -123,8 +150,14 @@ mod tests {
 
     #[test]
     fn an_adapter_of_unknown_kind_takes_the_name_of_a_kind_that_has_too_few() {
-        assert_eq!(runtime_device(&[Other, DiscreteGpu, Other], 2), Some(WgpuDevice::VirtualGpu(1)));
-        assert_eq!(runtime_device(&[VirtualGpu, IntegratedGpu, Other], 2), Some(WgpuDevice::DiscreteGpu(0)));
+        assert_eq!(
+            runtime_device(&[Other, DiscreteGpu, Other], 2),
+            Some(WgpuDevice::VirtualGpu(1))
+        );
+        assert_eq!(
+            runtime_device(&[VirtualGpu, IntegratedGpu, Other], 2),
+            Some(WgpuDevice::DiscreteGpu(0))
+        );
         assert_eq!(runtime_device(&[VirtualGpu, IntegratedGpu, DiscreteGpu, Other], 3), None);
     }
 

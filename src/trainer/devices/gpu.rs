@@ -9,7 +9,11 @@ use std::{
 
 /// # Errors
 /// If the device cannot be opened, or failed during the job.
-pub(super) fn run<B: Backend, J: Job>(choice: DeviceChoice, device: &B::Device, job: J) -> Result<J::Output, DeviceError>
+pub(super) fn run<B: Backend, J: Job>(
+    choice: DeviceChoice,
+    device: &B::Device,
+    job: J,
+) -> Result<J::Output, DeviceError>
 where
     Autodiff<B>: TrainBackend + burn::tensor::backend::Backend<Device = B::Device>,
 {
@@ -19,7 +23,8 @@ where
     Ok(output)
 }
 
-/// Computes one number, so that what is wrong with a driver is found out before anything is started.
+/// Computes one number, so that what is wrong with a driver is found out before anything is
+/// started.
 fn open<B: Backend>(choice: DeviceChoice, device: &B::Device) -> Result<(), DeviceError> {
     let cannot_open = |why| Err(DeviceError::CannotOpen { device: choice, why });
     // The runtimes have no other way of saying that a library or a device is not there.
@@ -45,8 +50,15 @@ fn silence_panics() -> SilentPanics {
     let previous = panic::take_hook();
     let kept = first.clone();
     panic::set_hook(Box::new(move |panic| {
-        let text = panic.payload_as_str().unwrap_or_default().lines().map(str::trim).collect::<Vec<_>>().join(" ");
-        // The first panic has the reason; those behind it are of threads that waited for its thread.
+        let text = panic
+            .payload_as_str()
+            .unwrap_or_default()
+            .lines()
+            .map(str::trim)
+            .collect::<Vec<_>>()
+            .join(" ");
+        // The first panic has the reason; those behind it are of threads that waited for its
+        // thread.
         if let Ok(mut first) = kept.lock() {
             first.get_or_insert(text);
         }

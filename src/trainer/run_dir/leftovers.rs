@@ -7,12 +7,16 @@ use std::{
 };
 
 impl RunDir {
-    /// The files of the run that hold anything, with their sizes, but for those that say what it is to do: what did not change was not
-    /// worked on.
+    /// The files of the run that hold anything, with their sizes, but for those that say what it is
+    /// to do: what did not change was not worked on.
     pub fn contents(&self) -> BTreeMap<PathBuf, u64> {
         let mut files = BTreeMap::new();
         collect_files(&self.path, &mut files);
-        let says_what_to_do = |path: &Path| [RECIPE_FILE, PROVENANCE_FILE, LOCK_FILE].iter().any(|name| path == self.path.join(name));
+        let says_what_to_do = |path: &Path| {
+            [RECIPE_FILE, PROVENANCE_FILE, LOCK_FILE]
+                .iter()
+                .any(|name| path == self.path.join(name))
+        };
         files.retain(|path, size_bytes| *size_bytes > 0 && !says_what_to_do(path));
         files
     }
@@ -30,7 +34,9 @@ fn collect_files(folder: &Path, files: &mut BTreeMap<PathBuf, u64>) {
         match entry.metadata() {
             Ok(metadata) if metadata.is_dir() => collect_files(&entry.path(), files),
             // What cannot be looked at is taken for work.
-            other => drop(files.insert(entry.path(), other.map_or(u64::MAX, |metadata| metadata.len()))),
+            other => {
+                drop(files.insert(entry.path(), other.map_or(u64::MAX, |metadata| metadata.len())))
+            }
         }
     }
 }

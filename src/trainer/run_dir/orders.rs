@@ -18,14 +18,16 @@ impl RunDir {
         Ok(config::load(&self.path.join(RECIPE_FILE).to_string_lossy(), overrides)?.recipe)
     }
 
-    /// What the run was made with ([`crate::trainer::provenance::Provenance`]); `Null` where that is not known.
+    /// What the run was made with ([`crate::trainer::provenance::Provenance`]); `Null` where that
+    /// is not known.
     /// # Errors
     /// If the file is damaged.
     pub fn provenance(&self) -> Result<Value, RunDirError> {
         Ok(self.read_json(PROVENANCE_FILE)?.unwrap_or(Value::Null))
     }
 
-    /// Replaces the recipe and the provenance of a run that goes on with other settings. The recipe comes last: what it says is recorded.
+    /// Replaces the recipe and the provenance of a run that goes on with other settings. The recipe
+    /// comes last: what it says is recorded.
     /// # Errors
     /// If the disk fails.
     pub fn steer(&self, recipe: &Recipe, provenance: &Value) -> Result<(), RunDirError> {

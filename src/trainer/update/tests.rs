@@ -15,7 +15,8 @@ use dgpo_models::{
 
 const N_COLS: usize = 121;
 
-/// Logits of 480 tokens over 9,000 entries are more than the 2^22 elements of a tile of the CPU; those of one row of 120 tokens are less.
+/// Logits of 480 tokens over 9,000 entries are more than the 2^22 elements of a tile of the CPU;
+/// those of one row of 120 tokens are less.
 const VOCAB_SIZE: usize = 9000;
 
 fn network(is_tied: bool, vocab_size: usize, seed: u64) -> Decoder<Cpu> {
@@ -69,7 +70,11 @@ fn gradients(network: &Decoder<Cpu>, grads: &GradientsParams) -> Vec<Vec<f32>> {
 }
 
 /// A student's loss with all terms the trainer has, or with those that need no teacher.
-fn loss(student: Logits<CpuTrain>, teacher: Option<Logits<CpuTrain>>, tokens: &TokenIndex) -> Tensor<CpuTrain, 1> {
+fn loss(
+    student: Logits<CpuTrain>,
+    teacher: Option<Logits<CpuTrain>>,
+    tokens: &TokenIndex,
+) -> Tensor<CpuTrain, 1> {
     let labels = tokens.labels_tensor(&Default::default());
     let rows = match teacher {
         Some(teacher) => {
@@ -84,20 +89,28 @@ fn loss(student: Logits<CpuTrain>, teacher: Option<Logits<CpuTrain>>, tokens: &T
     rows.sum() / tokens.len() as f64
 }
 
-fn assert_equals_whole_logits(student: &Decoder<Cpu>, teacher: Option<&Decoder<Cpu>>, n_rows: usize) {
+fn assert_equals_whole_logits(
+    student: &Decoder<Cpu>,
+    teacher: Option<&Decoder<Cpu>>,
+    n_rows: usize,
+) {
     let (ids, tokens) = tokens(n_rows);
     let model: Decoder<CpuTrain> = with_gradients(student.clone());
-    let teacher_hidden = teacher.map(|teacher| (teacher, tokens.gather(teacher.hidden(ids.clone().inner(), None, None))));
+    let teacher_hidden = teacher
+        .map(|teacher| (teacher, tokens.gather(teacher.hidden(ids.clone().inner(), None, None))));
 
     let mut sums = GradientsAccumulator::new();
     accumulate_decoder(&model, ids.clone(), &tokens, Activations::Kept, &mut sums, |head| {
-        let teacher = teacher_hidden.clone().map(|(teacher, hidden)| LinearHead::from_inner(teacher.head(hidden)).into());
+        let teacher = teacher_hidden
+            .clone()
+            .map(|(teacher, hidden)| LinearHead::from_inner(teacher.head(hidden)).into());
         loss(head.into(), teacher, &tokens)
     });
     let got = gradients(student, &sums.grads());
 
     let logits = model.logits(tokens.gather(model.hidden(ids, None, None)));
-    let teacher_logits = teacher_hidden.map(|(teacher, hidden)| Tensor::from_inner(teacher.logits(hidden)).into());
+    let teacher_logits =
+        teacher_hidden.map(|(teacher, hidden)| Tensor::from_inner(teacher.logits(hidden)).into());
     let whole = loss(logits.into(), teacher_logits, &tokens).backward();
     let want = gradients(student, &GradientsParams::from_grads(whole, &model));
 
@@ -107,7 +120,10 @@ fn assert_equals_whole_logits(student: &Decoder<Cpu>, teacher: Option<&Decoder<C
         assert!(largest > 0.0, "parameter {i} has a gradient");
         for (got, want) in got.iter().zip(want) {
             // f32 sums over 480 tokens or 9,000 entries in another order.
-            assert!((got - want).abs() <= 2e-5 * largest, "parameter {i}: {got} instead of {want}, largest {largest}");
+            assert!(
+                (got - want).abs() <= 2e-5 * largest,
+                "parameter {i}: {got} instead of {want}, largest {largest}"
+            );
         }
     }
 }
@@ -117,7 +133,11 @@ fn the_gradients_are_those_of_whole_logits_below_and_above_a_tile() {
     for n_rows in [1, 4] {
         for is_tied in [true, false] {
             assert_equals_whole_logits(&network(is_tied, VOCAB_SIZE, 1), None, n_rows);
-            assert_equals_whole_logits(&network(is_tied, VOCAB_SIZE, 1), Some(&network(!is_tied, VOCAB_SIZE, 2)), n_rows);
+            assert_equals_whole_logits(
+                &network(is_tied, VOCAB_SIZE, 1),
+                Some(&network(!is_tied, VOCAB_SIZE, 2)),
+                n_rows,
+            );
         }
     }
 }
