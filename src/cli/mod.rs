@@ -240,17 +240,33 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     let is_usage = error.chain().any(|cause| {
         cause.is::<ConfigError>()
             || cause.is::<Missing>()
-            || cause.downcast_ref::<DeviceError>().is_some_and(|error| !matches!(error, DeviceError::Failed(_)))
+            || cause.downcast_ref().is_some_and(is_another_device_needed)
             || cause.is::<UsageError>()
             || cause.downcast_ref().is_some_and(is_refused)
-            || matches!(cause.downcast_ref(), Some(PipelineError::Steer(error)) if is_refused(error))
-            || matches!(cause.downcast_ref(), Some(PipelineError::AskedTwice { .. }))
-            || cause
-                .downcast_ref::<TakeoverError>()
-                .is_some_and(|error| !matches!(error, TakeoverError::Checkpoint(_) | TakeoverError::Copy { .. }))
+            || cause.downcast_ref().is_some_and(is_a_question_of_the_recipe)
+            || cause.downcast_ref().is_some_and(is_unfit_to_take_over)
             || cause.downcast_ref().is_some_and(is_to_be_changed)
     });
     if is_usage { EXIT_USAGE } else { EXIT_FAILED }
+}
+
+/// Whether the device is not there or cannot do what is asked of it.
+fn is_another_device_needed(error: &DeviceError) -> bool {
+    !matches!(error, DeviceError::Failed(_))
+}
+
+/// Whether a pipeline ended over what its recipe says.
+fn is_a_question_of_the_recipe(error: &PipelineError) -> bool {
+    match error {
+        PipelineError::Steer(error) => is_refused(error),
+        PipelineError::AskedTwice { .. } => true,
+        _ => false,
+    }
+}
+
+/// Whether the run named is not one whose phases can be taken over.
+fn is_unfit_to_take_over(error: &TakeoverError) -> bool {
+    !matches!(error, TakeoverError::Checkpoint(_) | TakeoverError::Copy { .. })
 }
 
 /// Whether a run directory is not what the command takes it for.

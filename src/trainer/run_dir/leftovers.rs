@@ -35,7 +35,8 @@ fn collect_files(folder: &Path, files: &mut BTreeMap<PathBuf, u64>) {
             Ok(metadata) if metadata.is_dir() => collect_files(&entry.path(), files),
             // What cannot be looked at is taken for work.
             other => {
-                drop(files.insert(entry.path(), other.map_or(u64::MAX, |metadata| metadata.len())))
+                let n_bytes = other.map_or(u64::MAX, |metadata| metadata.len());
+                files.insert(entry.path(), n_bytes);
             }
         }
     }
