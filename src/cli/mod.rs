@@ -259,7 +259,7 @@ fn is_another_device_needed(error: &DeviceError) -> bool {
 fn is_a_question_of_the_recipe(error: &PipelineError) -> bool {
     match error {
         PipelineError::Steer(error) => is_refused(error),
-        PipelineError::AskedTwice { .. } => true,
+        PipelineError::AskedTwice(_) => true,
         _ => false,
     }
 }

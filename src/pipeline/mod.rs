@@ -15,6 +15,7 @@
 //! | eval | `evaluation/NAME.json` and `episodes/eval-NAME.jsonl` for student, teacher and what each phase left; then `summary.json` |
 //! | eval, with `eval.arcap` | beside them `episodes/eval-NAME-arcap-with(out)-thinking.jsonl`: the answers to given gold passages |
 pub mod arcap;
+pub mod asked;
 mod blocks;
 pub mod cut_share;
 mod demos;
@@ -102,8 +103,8 @@ pub enum PipelineError {
          (max_position_embeddings); hint: set episode.max_prompt_length to {limit} or less"
     )]
     TooLong { model: String, longest: usize, limit: usize },
-    #[error("question {id:?} of data set {dataset:?} is asked twice, {}", twice(files))]
-    AskedTwice { id: String, dataset: String, files: [String; 2] },
+    #[error(transparent)]
+    AskedTwice(#[from] asked::AskedTwice),
     #[error(
         "the checkpoint drew from {then} {what}, and now there are {now}; hint: restore the files \
          named in the recipe, or start a new run"
@@ -139,21 +140,6 @@ pub enum PipelineError {
     Encoder(#[from] EncoderTrainingError),
     #[error("cannot write {}: {source}; hint: check free space and permissions", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-}
-
-/// Where a question stands twice, and what to do.
-fn twice([first, second]: &[String; 2]) -> String {
-    match first == second {
-        true => format!(
-            "both times in {first}; hint: give each question of a data set an id of its own"
-        ),
-        false => {
-            format!(
-                "by {first} and by {second}; hint: name every test file once, and give each \
-                 question of a data set an id of its own"
-            )
-        }
-    }
 }
 
 /// The retriever's words, with advice where they bring none.

@@ -2,6 +2,7 @@
 //! the player.
 use super::{
     Inner, PipelineError,
+    asked::AskedBy,
     served::{Losses, Served, Waiting},
 };
 use crate::{
@@ -28,7 +29,6 @@ use crate::{
 use burn::tensor::DType;
 use dgpo_models::{Backend, TrainBackend, config::DecoderConfig, decoder::Decoder};
 use std::{
-    collections::HashMap,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
@@ -251,27 +251,16 @@ impl<I: Backend> Setup<I> {
         Ok(questions)
     }
 
-    /// The test questions, each once: one that counts twice would pull the mean and narrow its
-    /// interval.
+    /// The test questions, each once.
     /// # Errors
     /// Those of [`Setup::questions`]; if two questions of one data set have the same id.
     pub fn test_questions(&self) -> Result<Vec<Question>, PipelineError> {
         let mut questions = Vec::new();
-        let mut asked_by = HashMap::new();
+        let mut asked = AskedBy::default();
         for file in &self.recipe.data.test {
-            for question in self.questions(std::slice::from_ref(file), self.recipe.data.max_test)? {
-                if let Some(first) =
-                    asked_by.insert((question.dataset.clone(), question.id.clone()), file)
-                {
-                    let Question { id, dataset, .. } = question;
-                    return Err(PipelineError::AskedTwice {
-                        id,
-                        dataset,
-                        files: [first.clone(), file.clone()],
-                    });
-                }
-                questions.push(question);
-            }
+            let of_file = self.questions(std::slice::from_ref(file), self.recipe.data.max_test)?;
+            asked.once_each(file, &of_file)?;
+            questions.extend(of_file);
         }
         Ok(questions)
     }

@@ -1,11 +1,11 @@
 //! Environment variables, questions, trajectories, passages, and the index or server behind the
 //! retriever.
-use super::{Found, Needs, commands};
+use super::{super::asked::AskedBy, Found, Needs, commands};
 use crate::{
     config::{Recipe, RetrieverRecipe},
     data::{
         corpus::Corpus,
-        head::{check_head, estimated_rows},
+        head::{CORPUS_BYTES, QUESTION_BYTES, check_file, estimated_rows},
         questions::read_questions,
     },
     hub::{self, HubError},
@@ -70,21 +70,33 @@ pub(super) fn check_variables(needs: &Needs, recipe: &Recipe, found: &mut Found)
 
 pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found: &mut Found) {
     let data = &recipe.data;
-    let questions =
-        [("data.train", &data.train, needs.train), ("data.test", &data.test, needs.test)];
-    for (key, names, _) in questions.into_iter().filter(|(.., is_needed)| *is_needed) {
-        for path in located(key, names, found) {
-            told(key, check_head(&path, read_questions), found);
+    let questions = |path: &Path| check_file(path, QUESTION_BYTES, read_questions);
+    if needs.train {
+        for (_, path) in located("data.train", &data.train, found) {
+            told("data.train", questions(&path), found);
+        }
+    }
+    if needs.test {
+        let mut asked = AskedBy::default();
+        for (name, path) in located("data.test", &data.test, found) {
+            let Some(mut of_file) = told("data.test", questions(&path), found) else { continue };
+            if data.max_test > 0 {
+                of_file.truncate(data.max_test);
+            }
+            if let Err(twice) = asked.once_each(name, &of_file) {
+                found.error("data.test", &twice);
+            }
         }
     }
     if needs.trajectories {
-        for path in located("data.trajectories", &data.trajectories, found) {
-            told("data.trajectories", check_head(&path, read_given), found);
+        for (_, path) in located("data.trajectories", &data.trajectories, found) {
+            let read = check_file(&path, QUESTION_BYTES, read_given);
+            told("data.trajectories", read, found);
         }
     }
     if needs.passages(recipe) {
-        for path in located("data.corpus", std::slice::from_ref(&data.corpus), found) {
-            told("data.corpus", check_head(&path, Corpus::open), found);
+        for (_, path) in located("data.corpus", std::slice::from_ref(&data.corpus), found) {
+            told("data.corpus", check_file(&path, CORPUS_BYTES, Corpus::open), found);
         }
     }
     if needs.retriever && recipe.retriever.kind == "dense" && !recipe.retriever.index.is_empty() {
@@ -92,15 +104,25 @@ pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found:
     }
 }
 
-fn told(key: &'static str, read: Result<(), crate::data::DataError>, found: &mut Found) {
-    if let Err(error) = read {
+/// What was read of a whole file; an error is told.
+fn told<T>(
+    key: &'static str,
+    read: Result<Option<T>, crate::data::DataError>,
+    found: &mut Found,
+) -> Option<T> {
+    read.unwrap_or_else(|error| {
         found.error(key, &error);
-    }
+        None
+    })
 }
 
 /// The data files of `names` that are there; each of the others becomes a problem with the command
 /// that fetches it.
-fn located(key: &'static str, names: &[String], found: &mut Found) -> Vec<PathBuf> {
+fn located<'a>(
+    key: &'static str,
+    names: &'a [String],
+    found: &mut Found,
+) -> Vec<(&'a str, PathBuf)> {
     let mut paths = Vec::new();
     for name in names {
         match hub::resolve(name) {
@@ -111,7 +133,7 @@ fn located(key: &'static str, names: &[String], found: &mut Found) -> Vec<PathBu
                 );
                 found.push(key, format!("{name} is a folder, and a file is read"), hint);
             }
-            Ok(path) => paths.push(path),
+            Ok(path) => paths.push((name.as_str(), path)),
             Err(error) => {
                 let command = commands::get_data(name);
                 not_found(key, name, &error, command, found);

@@ -3,8 +3,8 @@
 //! Everything is looked at, and all that is missing is told at once, each with the command that
 //! gets it. What costs nothing is checked to the end: names, config.json, the headers of the
 //! weights, tokenizers, the description of an index, float type and device, position limits, disk
-//! space. Of long data files the first records are read (`data::head`); a bad line further down is
-//! found when the file is read. Nothing is written, and no server is asked.
+//! space, questions and episodes. Of long corpora the first records are read (`data::head`); a bad
+//! line further down is found when the file is read. Nothing is written, and no server is asked.
 mod commands;
 mod files;
 mod models;
