@@ -1,17 +1,18 @@
 //! `dgpo data tiny`: the files of the built-in world, made anew from a seed.
 use super::{Context, Outcome, args::RecipeArgs, output};
-use crate::{
-    config::Recipe,
-    data::tiny::{WORLD_SEED, export},
-    pipeline::{PipelineError, setup::setup_of},
-    trainer::{
-        devices::{DeviceChoice, Job, with_device},
-        events::Stop,
-        tiny::{DemonstrationError, write_demonstrations},
-    },
-};
 use clap::Subcommand;
+use dgpo_lab::tiny::{
+    WORLD_SEED,
+    demonstrations::{DemonstrationError, write_demonstrations},
+    export,
+};
 use dgpo_models::TrainBackend;
+use dgpo_run::{
+    config::Recipe,
+    devices::{DeviceChoice, Job, with_device},
+    events::Stop,
+    pipeline::{PipelineError, setup::setup_of},
+};
 use std::path::PathBuf;
 
 /// Make data sets.

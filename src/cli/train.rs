@@ -6,25 +6,25 @@ use super::{
     progress::Progress,
     report, runs, table,
 };
-use crate::{
+use dgpo_core::trainer::guards::Alarm;
+use dgpo_models::TrainBackend;
+use dgpo_run::{
     config::{Loaded, Recipe, Stage, check},
+    devices::{self, DeviceChoice, DeviceError, Job, with_device},
     eval::Summary,
+    events::Stop,
+    folder::{
+        checkpoint,
+        provenance::Provenance,
+        run_dir::{RECIPE_FILE, RUNS_DIR, RunDir, RunDirError},
+    },
     pipeline::{
         Pipeline, PipelineError,
         preflight::{Missing, Work, missing},
         steer::{self, Steered, steered},
         takeover::Takeover,
     },
-    trainer::{
-        checkpoint,
-        devices::{self, DeviceChoice, DeviceError, Job, with_device},
-        events::Stop,
-        guards::Alarm,
-        provenance::Provenance,
-        run_dir::{RECIPE_FILE, RUNS_DIR, RunDir, RunDirError},
-    },
 };
-use dgpo_models::TrainBackend;
 use std::path::{Path, PathBuf};
 
 /// Train: teacher episodes, KD cold start, DGPO, evaluation, or whatever phases the recipe's stage
@@ -76,7 +76,7 @@ impl Job for Train<'_> {
     type Output = Result<Summary, PipelineError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Self { recipe, run, progress, stop } = self;
-        let mut observer = |event: crate::trainer::events::Event<'_>| progress.on(event);
+        let mut observer = |event: dgpo_run::events::Event<'_>| progress.on(event);
         Pipeline::<B>::new(recipe, run, &mut observer, stop, device)?.run()
     }
 }
@@ -197,7 +197,7 @@ fn flattened(
 
 /// The run is done whatever becomes of its report, which can be written again at any time.
 fn write_report(run: &RunDir) {
-    match crate::report::write(run) {
+    match dgpo_run::report::write(run) {
         Ok(written) => {
             report::warn(&written);
             output::say(&format!("report: {}", written.html.display()));

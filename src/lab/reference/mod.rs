@@ -1,0 +1,5 @@
+//! What the published code computes where this project differs on purpose: for comparisons with its
+//! recorded numbers.
+pub mod format;
+pub mod protocol;
+pub mod reward;
