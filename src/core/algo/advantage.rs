@@ -77,21 +77,10 @@ pub fn gae_row_of_agent(
 ///
 /// Fewer than two masked entries have no variance: they are left as they are.
 pub fn whiten(values: &mut [f32], mask: &[bool]) {
-    if let Some((mean, scale)) = whitening(values, mask) {
+    if let Some((mean, variance)) = masked_mean_and_variance(values, mask) {
+        let scale = 1.0 / (variance + WHITEN_EPS).sqrt();
         values.iter_mut().for_each(|x| *x = ((f64::from(*x) - mean) * scale) as f32);
     }
-}
-
-/// As [`whiten`], but the mean stays: only the scale becomes 1.
-pub fn whiten_keep_mean(values: &mut [f32], mask: &[bool]) {
-    if let Some((mean, scale)) = whitening(values, mask) {
-        values.iter_mut().for_each(|x| *x = ((f64::from(*x) - mean) * scale + mean) as f32);
-    }
-}
-
-fn whitening(values: &[f32], mask: &[bool]) -> Option<(f64, f64)> {
-    let (mean, variance) = masked_mean_and_variance(values, mask)?;
-    Some((mean, 1.0 / (variance + WHITEN_EPS).sqrt()))
 }
 
 /// Mean and unbiased variance of the masked entries; `None` for fewer than two.

@@ -4,7 +4,6 @@
 //! A row is one trained position: [`Logits`] of both models for the same prefix, as hidden states
 //! with the head that would make logits of them (the trainer: no logits are kept) or as logits that
 //! exist (recorded ones). The divergences themselves are [`Divergence`].
-use super::masked_mean;
 use crate::settings::{DistillDivergence, DistillRecipe, TaidRecipe};
 use burn::tensor::{Int, Tensor};
 use dgpo_models::{
@@ -106,20 +105,6 @@ pub fn kd_rows<B: Backend>(
     let kl = divergence.clone() * kl_weight;
     let loss = if ce_weight == 0.0 { kl } else { kl + cross_entropy.clone() * ce_weight };
     KdRows { loss, cross_entropy, divergence: Some(divergence), entropy }
-}
-
-/// The masked mean of the loss of [`kd_rows`] over the step's token count.
-/// # Shapes
-/// mask `[N]` -> `[1]`
-pub fn kd_loss<B: Backend>(
-    student: Logits<B>,
-    teacher: Option<Logits<B>>,
-    labels: Tensor<B, 1, Int>,
-    mask: Tensor<B, 1>,
-    weights: KdWeights,
-    normaliser: f64,
-) -> Tensor<B, 1> {
-    masked_mean(kd_rows(student, teacher, labels, weights).loss, mask, normaliser)
 }
 
 /// TAID's interpolation parameter t over training: never below a straight line from `t_start` to

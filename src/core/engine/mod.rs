@@ -234,12 +234,6 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
     }
 
-    /// Tokens of a row: those in the cache and those drawn or appended behind them. 0 for a row
-    /// without a slot.
-    pub fn row_len(&self, row: usize) -> usize {
-        self.rows.get(&row).map_or(0, |row| self.cache.len(row.slot) + row.unfed.len())
-    }
-
     /// Runs every request to its end (no later turns), in the order of the requests. Rows are
     /// released.
     /// # Errors

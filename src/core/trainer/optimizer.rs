@@ -235,24 +235,15 @@ impl<B: Backend> ModuleVisitor<B> for ParameterSizes {
 /// Rows are summed first and added up in f64 on the host: one `sum()` over a large tensor is not
 /// reproducible.
 pub fn grad_norm<B: Backend, M: Module<B>>(module: &M, grads: &GradientsParams) -> f64 {
-    let mut visitor = SquaredNorms { grads, norms: Vec::new() };
+    let mut visitor = SquaredNorms { grads, squares: Vec::new() };
     module.visit(&mut visitor);
-    visitor.norms.iter().map(|(_, squares)| squares).sum::<f64>().sqrt()
-}
-
-/// L2 norm of each parameter's gradient, by the parameter's id, in visiting order.
-pub fn grad_norms<B: Backend, M: Module<B>>(
-    module: &M,
-    grads: &GradientsParams,
-) -> Vec<(ParamId, f64)> {
-    let mut visitor = SquaredNorms { grads, norms: Vec::new() };
-    module.visit(&mut visitor);
-    visitor.norms.into_iter().map(|(id, squares)| (id, squares.sqrt())).collect()
+    visitor.squares.iter().sum::<f64>().sqrt()
 }
 
 struct SquaredNorms<'a> {
     grads: &'a GradientsParams,
-    norms: Vec<(ParamId, f64)>,
+    /// One sum a parameter, in visiting order.
+    squares: Vec<f64>,
 }
 
 impl<B: Backend> ModuleVisitor<B> for SquaredNorms<'_> {
@@ -266,7 +257,7 @@ impl<B: Backend> ModuleVisitor<B> for SquaredNorms<'_> {
             false => block_sums(squares.flatten(0, D - 1)).into_data(),
         };
         let rows: Vec<f32> = rows.to_vec().expect("cast to f32 above");
-        self.norms.push((param.id, rows.iter().map(|&x| f64::from(x)).sum()));
+        self.squares.push(rows.iter().map(|&x| f64::from(x)).sum());
     }
 }
 

@@ -5,7 +5,10 @@ use super::{
     fixtures::{self, Array, list, member, number, numbers, object, read_json, text},
 };
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
-use dgpo_core::algo::distill::{Divergence, KdWeights, TaidSchedule, kd_loss, row_divergence};
+use dgpo_core::algo::{
+    distill::{Divergence, KdWeights, TaidSchedule, kd_rows, row_divergence},
+    masked_mean,
+};
 use dgpo_models::{TrainBackend, heads::token_log_probs};
 use serde_json::Value;
 use std::path::Path;
@@ -152,14 +155,8 @@ impl<B: TrainBackend> Rows<B> {
     fn loss(&self, weights: KdWeights) -> (f64, Vec<f32>) {
         let student = self.student.clone().require_grad();
         let teacher = Some(self.teacher.clone().into());
-        let loss = kd_loss(
-            student.clone().into(),
-            teacher,
-            self.labels.clone(),
-            self.mask.clone(),
-            weights,
-            self.n_valid as f64,
-        );
+        let rows = kd_rows(student.clone().into(), teacher, self.labels.clone(), weights);
+        let loss = masked_mean(rows.loss, self.mask.clone(), self.n_valid as f64);
         let value = host(loss.clone())[0];
         let mut grads = loss.backward();
         let grad =

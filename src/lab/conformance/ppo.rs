@@ -8,6 +8,7 @@ use super::{
     fixtures::{count, member, number, numbers, object, read_json, strings, text},
     losses::host,
 };
+use crate::reference::advantage::whiten_keep_mean;
 use burn::tensor::{Tensor, TensorData};
 use dgpo_core::{
     algo::{advantage, kl, masked_mean, ppo},
@@ -420,9 +421,7 @@ fn pieces<B: TrainBackend>(
                 "full_kl_policy_ref" => full_kl(KlEstimator::Full, &logits, &ref_logits),
                 "full_kl_ref_policy" => full_kl(KlEstimator::FullReversed, &logits, &ref_logits),
                 "masked_whiten" => in_place(&x, |x| advantage::whiten(x, &mask)),
-                "masked_whiten_keep_mean" => {
-                    in_place(&x, |x| advantage::whiten_keep_mean(x, &mask))
-                }
+                "masked_whiten_keep_mean" => in_place(&x, |x| whiten_keep_mean(x, &mask)),
                 _ => continue,
             }
         };

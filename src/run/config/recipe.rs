@@ -5,7 +5,7 @@
 //! value ("default: paper" below); a field the paper is silent on says so. A recipe file therefore
 //! states only what differs. [`super::load`] reads it, [`super::check`] holds the rules between
 //! fields, [`super::plan`] computes what a run with it will do. What a run learns from its data
-//! lies in [`super::objective`].
+//! lies in [`super::objective`] and [`dgpo_core::settings`].
 //!
 //! No field changes meaning with another one, and no environment variable changes a result
 //! (`${NAME}` and `~` in paths say where files lie, nothing else).

@@ -320,19 +320,6 @@ impl Index {
             .map_err(|error| error.rebuilt_with(|dir| meta.build_command(dir)))
     }
 
-    /// Opens whatever index lies in `dir`, with its own parameters and without looking at encoder
-    /// and corpus.
-    /// # Errors
-    /// If a file is missing or damaged.
-    pub fn open_folder(dir: &Path) -> Result<Self, RetrieverError> {
-        let meta = IndexMeta::read(dir)?;
-        let (search, ef_search) = match &meta.graph {
-            Some(graph) => (Search::Hnsw, graph.params.ef_search),
-            None => (Search::Exact, 1),
-        };
-        Self::open(dir, &meta, search, ef_search)
-    }
-
     fn open_checked(
         dir: &Path,
         meta: &IndexMeta,

@@ -9,10 +9,8 @@
 //! [`dense`] joins them; [`commands`] is `dgpo index …` without its flags. [`remote`] asks a server
 //! at an [`address`], in [`batches`].
 //!
-//! Contract: a query gets the passages that have something to do with it, at most k, or an error.
-//! An empty list says that nothing was found: what the agent reads then is the environment's
-//! business ([`dgpo_core::env`]). The same query gets the same passages whatever else is in the batch;
-//! ties go to the passage that comes first in the corpus. Nobody asks for a blank query.
+//! Their contract is that of [`dgpo_core::env::search`]; ties go to the passage that comes first in
+//! the corpus.
 pub mod address;
 pub mod answer;
 pub mod batches;
