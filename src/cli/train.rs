@@ -133,7 +133,8 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     let result = work(recipe, run, args.device.device, &mut progress, stop);
     progress.finish();
     let has_done_nothing = made.is_some_and(|made| finished.contents() == made);
-    match flattened(result) {
+    // A device that fails ends a run like everything else.
+    match result.map_err(PipelineError::from).flatten() {
         Ok(summary) => {
             if args.json {
                 output::json(&summary)?
@@ -186,13 +187,6 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
                 .context(format!("the run {} failed; continue with: {next}", path.display())))
         }
     }
-}
-
-/// A device that fails ends a run like everything else.
-fn flattened(
-    result: Result<Result<Summary, PipelineError>, DeviceError>,
-) -> Result<Summary, PipelineError> {
-    result.map_err(PipelineError::from).flatten()
 }
 
 /// The run is done whatever becomes of its report, which can be written again at any time.

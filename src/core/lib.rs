@@ -17,7 +17,8 @@
 //! 5. [`engine`], [`rollout::play`]: how episodes are played fast.
 //! 6. `dgpo_models` and `dgpo_kernels`: the decoder, attention with its backward pass.
 //!
-//! Phases made of these steps, and everything else that a run needs on a machine, are in `dgpo_run`.
+//! Phases made of these steps, and everything else that a run needs on a machine, are in
+//! `dgpo_run`.
 //!
 //! ## Data flow of one RL step
 //! ```text

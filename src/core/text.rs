@@ -46,7 +46,7 @@ pub fn is_word(c: char) -> bool {
 /// The order matters: "the-a-an" loses its hyphens first and stays one word.
 ///
 /// ```
-/// assert_eq!(dgpo::data::text::normalise_answer(" The U.S.A.,  an ally "), "usa ally");
+/// assert_eq!(dgpo_core::text::normalise_answer(" The U.S.A.,  an ally "), "usa ally");
 /// ```
 ///
 /// # Source

@@ -3,6 +3,7 @@
 //! The trainer calls an [`Observer`] and prints nothing; the command line draws bars or lines from
 //! the same events. [`Stop`] is read between steps: a phase that sees it writes a checkpoint and
 //! returns, so that no step is ever half done.
+use dgpo_core::settings::Phase;
 use std::{
     path::Path,
     sync::{
@@ -10,8 +11,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-
-use dgpo_core::settings::Phase;
 
 /// Something worth showing. Steps count from 1: step n is reported when n steps of the phase are
 /// done.
@@ -23,7 +22,8 @@ pub enum Event<'a> {
         done: usize,
         total: usize,
     },
-    /// Step `step` of `total` is done. Metrics carry their full names (see `trainer::metrics`).
+    /// Step `step` of `total` is done. Metrics carry their full names
+    /// (`dgpo_core::trainer::metrics`).
     Step {
         phase: Phase,
         step: usize,

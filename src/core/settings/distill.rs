@@ -1,5 +1,5 @@
-//! How a student is distilled: losses, schedules and sizes of KD, the parts of the recipe behind
-//! `crate::algo::distill`.
+//! How a student is distilled: losses, schedules and sizes of KD, the parts of the recipe after
+//! which [`crate::algo::distill`] computes.
 use serde::{Deserialize, Serialize};
 
 /// What the distillation loss measures between teacher and student (method §5).

@@ -1,5 +1,5 @@
-//! Every setting that the heart reads, as plain structs: a recipe is made of them, and so is whoever
-//! uses this crate alone.
+//! Every setting that the heart reads, as plain structs. A recipe is made of them; whoever uses
+//! this crate alone fills them in by hand.
 //!
 //! The `Default` of each part is the published DGPO run wherever the paper or its scripts state a
 //! value ("default: paper"); a field the paper is silent on says so.

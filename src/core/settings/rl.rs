@@ -1,5 +1,5 @@
-//! How a policy is trained: PPO and GRPO, the KL penalty, advantages; the parts of the recipe behind
-//! `crate::algo::ppo`, `kl` and `advantage`.
+//! How a policy is trained: PPO and GRPO, the KL penalty, advantages; the parts of the recipe after
+//! which [`crate::algo::ppo`], `kl` and `advantage` compute.
 use serde::{Deserialize, Serialize};
 
 /// How episodes become advantages.

@@ -4,7 +4,7 @@
 //! field and a hint, never a skipped row. Knows no tokens.
 pub mod corpus;
 pub mod head;
-pub mod jsonl;
+pub(crate) mod jsonl;
 mod lenient;
 pub mod overlap;
 mod parquet_check;

@@ -1,5 +1,5 @@
-//! A distillation phase of any kind: draw episodes, learn from them, save; `trainer::distill` is
-//! one of its steps, [`Source`] says whose they are.
+//! A distillation phase of any kind: draw episodes, learn from them, save;
+//! `dgpo_core::trainer::distill` is one of its steps, [`Source`] says whose they are.
 use super::{
     Inner, Pipeline, PipelineError,
     served::Waiting,

@@ -1,4 +1,4 @@
-//! The RL phase: play, score, learn, save; `trainer::rl` is one of its steps.
+//! The RL phase: play, score, learn, save; `dgpo_core::trainer::rl` is one of its steps.
 use super::{
     Inner, Pipeline, PipelineError, same_items,
     served::{Served, Waiting},

@@ -7,7 +7,7 @@
 //! Reading order: [`exact`] and [`hnsw`] find vectors near a vector; [`vectors`] is where those
 //! lie; [`encoder`] makes them from text; [`index`] keeps them in a folder and [`build`] fills it;
 //! [`dense`] joins them; [`commands`] is `dgpo index …` without its flags. [`remote`] asks a server
-//! at an [`address`], in [`batches`].
+//! at an [`address`], in [`batches`]. [`contrastive`] trains an encoder.
 //!
 //! Their contract is that of [`dgpo_core::env::search`]; ties go to the passage that comes first in
 //! the corpus.
