@@ -10,7 +10,7 @@
 //! ## Reading order
 //! 1. [`rollout::episode`]: what an episode is, token by token, with one worked example. The types
 //!    everyone meets.
-//! 2. [`env`]: the protocol. Text in, observation out.
+//! 2. [`mod@env`]: the protocol. Text in, observation out.
 //! 3. [`algo`]: every equation as a pure function: reward, KL, advantages, PPO, distillation.
 //! 4. [`trainer::rl`]: one RL step, in the order of the method; [`trainer::distill`]: one
 //!    distillation step; [`trainer::guards`]: when a run is stopped.

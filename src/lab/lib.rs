@@ -4,9 +4,9 @@
 //!
 //! | module | answers |
 //! |---|---|
-//! | [`conformance`], [`reference`] | does every part compute what the published code computes? |
+//! | [`conformance`], [`mod@reference`] | does every part compute what the published code computes? |
 //! | [`portability`] | does a device compute what the others compute? |
-//! | [`bench`] | how fast, how large |
+//! | [`mod@bench`] | how fast, how large |
 //! | [`fuzz`] | what do damaged files do? |
 //! | [`reproduce`] | all rows of the paper beside its numbers |
 //! | [`tiny`] | how the built-in tiny world is made |
