@@ -1,7 +1,8 @@
 //! The paper's other ways to distil, and its other orders of phases: what they record, and that a
 //! killed run ends as if nothing had happened.
 use crate::support::{World, at_line, files_below, metrics_of, names_in};
-use dgpo::rollout::{Segment, episode::read_episodes, record::read_records};
+use dgpo_core::rollout::Segment;
+use dgpo_run::episodes::{read_episodes, read_records};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,8 +1,8 @@
 //! Chat templates of model folders, and what transformers makes of the folders that are written
 //! here.
 use crate::support::{World, copy_folder, repository};
-use dgpo::{
-    config::ChatTemplate,
+use dgpo_core::{
+    settings::ChatTemplate,
     tokenizer::{
         Tokenizer,
         chat::{Chat, Message},

@@ -423,7 +423,7 @@ fn demos_keeps_the_correct_episodes() {
     };
     let (stats, all) = (play("correct.jsonl", &[]), play("all.jsonl", &["--all"]));
     assert_eq!(stats, all, "the same seed plays the same episodes");
-    let read = |name: &str| dgpo::rollout::episode::read_episodes(&world.path(name)).unwrap();
+    let read = |name: &str| dgpo_run::episodes::read_episodes(&world.path(name)).unwrap();
     let (correct, all) = (read("correct.jsonl"), read("all.jsonl"));
     assert_eq!(
         (all.len(), correct.len()),

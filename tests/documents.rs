@@ -5,7 +5,8 @@
 //! reading of its words and through the real program, which with `DGPO_PARSE_ONLY=1` ends behind
 //! its command line: training, cards and downloads are for other tests. The quick ones are run.
 use crate::support::{Ended, World, repository};
-use dgpo::{cli::PARSE_ONLY, config};
+use dgpo::cli::PARSE_ONLY;
+use dgpo_run::config;
 use extract::CommandLine;
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -1,13 +1,18 @@
 //! `dgpo eval` with intervals and capabilities, `dgpo runs compare`, and all seven real question
 //! files through both.
 use crate::support::{ANSWER, Ended, World, repository};
-use dgpo::{
+use dgpo_core::{
+    env::search::{Passage, Retriever},
+    question::Question,
+    rollout::{ObservationKind, Segment, Status},
+};
+use dgpo_run::{
     data::{
-        corpus::{Corpus, Passage},
-        questions::{Question, read_questions, write_questions},
+        corpus::Corpus,
+        questions::{read_questions, write_questions},
     },
-    retriever::{Retriever, bm25::Bm25Retriever},
-    rollout::{ObservationKind, Segment, Status, episode::read_episodes},
+    episodes::read_episodes,
+    retriever::bm25::Bm25Retriever,
 };
 use serde_json::{Value, json};
 use std::{

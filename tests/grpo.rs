@@ -6,11 +6,10 @@ use crate::{
     resume::{assert_same_end, train_whole_and_killed_in},
     support::{World, files_below, metrics_of},
 };
-use dgpo::{
-    config::{Algorithm, KlMode, KlPlacement, Recipe},
-    rollout::{Episode, EpisodeRecord, Status, TokenRecord, record::read_records},
+use dgpo_core::{
+    rollout::{Episode, EpisodeRecord, Status, TokenRecord},
+    settings::{Algorithm, KlMode, KlPlacement},
     trainer::{
-        devices::CpuTrain,
         metrics::{
             ACTOR_GRAD_NORM, CRITIC_GRAD_NORM, CRITIC_LEARNING_RATE, EXPLAINED_VARIANCE,
             FLAT_GROUPS, Metrics, VALUE_CLIP_FRACTION, VALUE_LOSS,
@@ -18,6 +17,7 @@ use dgpo::{
         rl::{ActorCritic, Step, rl_step},
     },
 };
+use dgpo_run::{config::Recipe, devices::CpuTrain, episodes::read_records};
 use std::{collections::BTreeSet, path::Path};
 
 /// Selective KL to the teacher in the loss, as the paper's DGPO with GRPO. 12 questions of 4
@@ -151,13 +151,13 @@ fn grpo(episodes_per_question: usize) -> Recipe {
 }
 
 fn after(episodes: &[Episode], recipe: &Recipe) -> (Vec<f32>, Step) {
-    let mut networks = ActorCritic::<CpuTrain>::new(network(1), 2, recipe);
+    let mut networks = ActorCritic::<CpuTrain>::new(network(1), 2, recipe.rl_settings());
     assert!(networks.critic.is_none());
     let step = rl_step::<CpuTrain>(
         &mut networks,
         Some(&network(3)),
         episodes,
-        recipe,
+        recipe.rl_settings(),
         0,
         &Default::default(),
     );

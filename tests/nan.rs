@@ -2,11 +2,10 @@
 //! spoil, and leaves the weights as they were.
 use crate::properties::{LARGEST, episodes, every_other, network, recipe, weights};
 use burn::{module::Param, tensor::Tensor};
-use dgpo::{
-    config::{DistillRecipe, KlEstimator, KlMode, KlPlacement, Recipe},
+use dgpo_core::{
     rollout::RolloutBatch,
+    settings::{DistillRecipe, KlEstimator, KlMode, KlPlacement},
     trainer::{
-        devices::{Cpu, CpuTrain},
         distill::{DistillLoss, Student, distill_step},
         metrics::{DISTILL_KL, DISTILL_LOSS, KL, Metrics, SKIPPED_UPDATES, VALUE_LOSS},
         optimizer::AdamW,
@@ -15,6 +14,10 @@ use dgpo::{
     },
 };
 use dgpo_models::decoder::Decoder;
+use dgpo_run::{
+    config::Recipe,
+    devices::{Cpu, CpuTrain},
+};
 
 const ESTIMATORS: [KlEstimator; 8] = [
     KlEstimator::K1,
@@ -51,7 +54,7 @@ fn after(networks: &mut ActorCritic<CpuTrain>, teacher: &Decoder<Cpu>, recipe: &
         networks,
         Some(teacher),
         &episodes(6, every_other),
-        recipe,
+        recipe.rl_settings(),
         0,
         &Default::default(),
     )
@@ -65,7 +68,7 @@ fn a_broken_reference_moves_no_weight_of_the_policy_whatever_the_estimator() {
             let mut recipe = recipe(LARGEST);
             (recipe.kl.mode, recipe.kl.estimator, recipe.kl.placement) =
                 (KlMode::Uniform, estimator, placement);
-            let mut networks = ActorCritic::<CpuTrain>::new(network(1), 2, &recipe);
+            let mut networks = ActorCritic::<CpuTrain>::new(network(1), 2, recipe.rl_settings());
             let metrics = after(&mut networks, &broken(3), &recipe);
             let what = format!("{estimator:?} in {placement:?}: {metrics:?}");
             assert!(
@@ -80,7 +83,7 @@ fn a_broken_reference_moves_no_weight_of_the_policy_whatever_the_estimator() {
 #[test]
 fn a_broken_critic_is_skipped_and_moves_no_weight_of_the_policy() {
     let recipe = recipe(LARGEST);
-    let mut networks = ActorCritic::<CpuTrain>::new(network(1), 2, &recipe);
+    let mut networks = ActorCritic::<CpuTrain>::new(network(1), 2, recipe.rl_settings());
     let critic = networks.critic.as_mut().expect("PPO has one");
     critic.network.score.bias = critic.network.score.bias.take().map(with_nan);
     let before = weights(&critic.network);

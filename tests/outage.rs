@@ -3,7 +3,7 @@ use crate::{
     baselines::{TALKER, what_was_learned},
     support::{Ended, World, at_line, interrupt, metrics_of, names_in},
 };
-use dgpo::rollout::episode::read_episodes;
+use dgpo_run::episodes::read_episodes;
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read, Write},

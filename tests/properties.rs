@@ -8,18 +8,17 @@ use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{Tensor, TensorData},
 };
-use dgpo::{
+use dgpo_core::{
     algo::ppo::{PolicyTokens, policy_loss},
-    config::{
-        AdamWRecipe, Decay, DistillDivergence, DistillRecipe, GaeOver, KlEstimator, KlMode,
-        KlPlacement, Recipe,
-    },
-    data::questions::Question,
     engine::StopReason,
+    question::Question,
     rng::{Key, Purpose},
     rollout::{Episode, EpisodeStats, ObservationKind, RolloutBatch, Segment, Status},
+    settings::{
+        AdamWRecipe, Decay, DistillDivergence, DistillRecipe, GaeOver, KlEstimator, KlMode,
+        KlPlacement,
+    },
     trainer::{
-        devices::{Cpu, CpuTrain},
         distill::{DistillLoss, Student, distill_step},
         metrics::{
             ACTOR_GRAD_NORM, CLIP_FRACTION, CRITIC_GRAD_NORM, DISTILL_KL, ENTROPY,
@@ -37,6 +36,10 @@ use dgpo_models::{
     config::{DecoderConfig, Family, RopeScaling},
     decoder::Decoder,
     heads::{Critic, Divergence},
+};
+use dgpo_run::{
+    config::Recipe,
+    devices::{Cpu, CpuTrain},
 };
 
 const VOCAB_SIZE: usize = 61;
@@ -154,10 +157,16 @@ fn networks_after_rl_step(
     teacher: &Decoder<Cpu>,
     recipe: &Recipe,
 ) -> (ActorCritic<CpuTrain>, Metrics) {
-    let mut networks = ActorCritic::<CpuTrain>::new(network(1), 2, recipe);
-    let metrics =
-        rl_step::<CpuTrain>(&mut networks, Some(teacher), episodes, recipe, 0, &Default::default())
-            .metrics;
+    let mut networks = ActorCritic::<CpuTrain>::new(network(1), 2, recipe.rl_settings());
+    let metrics = rl_step::<CpuTrain>(
+        &mut networks,
+        Some(teacher),
+        episodes,
+        recipe.rl_settings(),
+        0,
+        &Default::default(),
+    )
+    .metrics;
     (networks, metrics)
 }
 
@@ -297,7 +306,7 @@ fn observation_tokens_do_not_move_the_policy_loss() {
         response.at.iter().map(|&at| if batch.loss_mask[at] { 1.0 } else { 0.0 }).collect();
     let agent = batch.agent_tokens(&rows);
     let normaliser = batch.n_agent_tokens(&rows) as f64;
-    let loss = |arrays: &[Vec<f32>; 3], tokens: &dgpo::rollout::TokenIndex, mask: &[f32]| {
+    let loss = |arrays: &[Vec<f32>; 3], tokens: &dgpo_core::rollout::TokenIndex, mask: &[f32]| {
         let tensor = |values: Vec<f32>| {
             let n = values.len();
             Tensor::<Cpu, 1>::from_data(TensorData::new(values, [n]), &Default::default())

@@ -3,14 +3,14 @@
 //! unless `DGPO_REQUIRE_DATA=1` demands it.
 use crate::support::{World, repository};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use dgpo::{
-    config::Sampling,
+use dgpo_core::{
     engine::{Engine, EngineOptions, Request},
     rng::{Key, Purpose},
+    settings::Sampling,
     tokenizer::Tokenizer,
-    trainer::devices::Cpu,
 };
 use dgpo_models::{decoder::Decoder, heads::token_log_probs, weights::load_decoder};
+use dgpo_run::devices::Cpu;
 use serde_json::Value;
 use std::path::PathBuf;
 

@@ -4,7 +4,8 @@ use crate::{
     browser::{Browser, keep_screenshot, png_size},
     support::{World, metrics_of},
 };
-use dgpo::rollout::{EpisodeRecord, record::read_records};
+use dgpo_core::rollout::EpisodeRecord;
+use dgpo_run::episodes::read_records;
 use serde_json::{Value, json};
 use std::{path::PathBuf, process::Command};
 
@@ -113,7 +114,7 @@ fn saved_rl_episodes_carry_the_numbers_of_their_tokens() {
     let largest = metrics["rollout/logprob_diff_max"].as_f64().unwrap() + 1e-5;
     for record in &records {
         let sampled = record.episode.segments.iter().filter_map(|segment| match segment {
-            dgpo::rollout::Segment::Agent { sample_log_probs, .. } => Some(sample_log_probs),
+            dgpo_core::rollout::Segment::Agent { sample_log_probs, .. } => Some(sample_log_probs),
             _ => None,
         });
         let old = record.tokens.as_ref().unwrap().old_log_probs.as_ref().unwrap();

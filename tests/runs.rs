@@ -1,7 +1,8 @@
 //! Whole runs: the built-in recipe, the same run twice, and a retrieval server that fails for some
 //! queries.
 use crate::support::{ANSWER, VOCAB_SIZE, World, at_line, config_json, files_below, metrics_of};
-use dgpo::rollout::{Status, episode::read_episodes};
+use dgpo_core::rollout::Status;
+use dgpo_run::episodes::read_episodes;
 use serde_json::{Value, json};
 use std::{
     io::{Read, Write},

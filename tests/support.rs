@@ -4,7 +4,7 @@
 //! parameters, the tokenizer of the built-in world, a few of its questions and passages. `talker`
 //! is a network made to write the protocol's tags and one answer, so that its episodes search,
 //! answer, and are sometimes right, at random: what an untrained network never does.
-use dgpo::rng::{Key, Purpose};
+use dgpo_core::rng::{Key, Purpose};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,

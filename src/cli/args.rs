@@ -1,9 +1,10 @@
 //! Flags that several commands share.
-use crate::{
-    config::{self, ConfigError, Loaded, Recipe, check},
-    trainer::{devices::DeviceChoice, events::Stop},
-};
 use clap::Args;
+use dgpo_run::{
+    config::{self, ConfigError, Loaded, Recipe, check},
+    devices::DeviceChoice,
+    events::Stop,
+};
 
 /// The recipe that `train` and its relatives use when none is named.
 pub const DEFAULT_RECIPE: &str = "tiny";

@@ -4,24 +4,25 @@ use super::{
     args::{DeviceArgs, RecipeArgs, temperature},
     output,
 };
-use crate::{
-    config::{Recipe, Sampling},
+use dgpo_core::{
+    question::Question,
+    rng::{Key, Purpose},
+    rollout::{Episode, Segment, Status},
+    settings::Sampling,
+};
+use dgpo_models::TrainBackend;
+use dgpo_run::{
+    config::Recipe,
     data::corpus::Corpus,
-    data::questions::Question,
+    devices::{Job, with_device},
+    events::Stop,
     hub,
     pipeline::{
         PipelineError,
         preflight::{Missing, Work, missing},
         setup::setup_of,
     },
-    rng::{Key, Purpose},
-    rollout::{Episode, Segment, Status},
-    trainer::{
-        devices::{Job, with_device},
-        events::Stop,
-    },
 };
-use dgpo_models::TrainBackend;
 use serde_json::json;
 use std::path::Path;
 

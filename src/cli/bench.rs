@@ -5,13 +5,12 @@ mod rollout;
 mod step;
 
 use super::{Context, Outcome, UsageError};
-use crate::{
-    bench::step as shapes, portability::dtype_name, trainer::devices::DeviceChoice, trainer::models,
-};
 use burn::tensor::{DType, Device, backend::Backend};
 use clap::Subcommand;
 use dgpo_kernels::suite::probes::Budget;
+use dgpo_lab::{bench::step as shapes, portability::dtype_name};
 use dgpo_models::config::DecoderConfig;
+use dgpo_run::{devices::DeviceChoice, models};
 use std::time::Duration;
 
 /// Measure how fast the operations, the training steps and rollouts are on this machine.

@@ -1,19 +1,19 @@
 //! `dgpo runs compare`: two runs, or two evaluations, side by side.
 use super::{UsageError, eval::stem, output, runs, table};
-use crate::{
+use anyhow::Context;
+use dgpo_run::{
     config::{
         Recipe, Stage,
         load::{differences, load_part},
     },
+    episodes::read_episodes,
     eval::{
         compare::{Changed, Comparison, Difference, Side, compare},
         intervals::METRICS,
         models_of,
     },
-    rollout::episode::read_episodes,
-    trainer::run_dir::RunDir,
+    folder::run_dir::RunDir,
 };
-use anyhow::Context;
 use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeMap,
@@ -317,7 +317,7 @@ fn side(side: &Side) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::episode::write_episodes;
+    use dgpo_run::episodes::write_episodes;
 
     #[test]
     fn a_run_lists_its_evaluations_in_the_order_of_training() {

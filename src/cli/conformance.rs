@@ -1,10 +1,8 @@
 //! `dgpo conformance DIR`: the project's own code against recorded reference numbers.
 use super::{Outcome, args::DeviceArgs, output};
-use crate::{
-    conformance::{self, Case, Check, ConformanceError, Report},
-    trainer::devices::{Job, with_device},
-};
+use dgpo_lab::conformance::{self, Case, Check, ConformanceError, Report};
 use dgpo_models::TrainBackend;
+use dgpo_run::devices::{Job, with_device};
 use std::path::{Path, PathBuf};
 
 /// Compare this program with recorded reference numbers; exit code 1 if anything deviates.
@@ -82,7 +80,7 @@ fn describe_case(family: &str, case: &Case) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conformance::Tolerance;
+    use dgpo_lab::conformance::Tolerance;
 
     #[test]
     fn a_case_shows_the_check_that_uses_most_of_its_tolerance() {

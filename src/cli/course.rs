@@ -6,9 +6,10 @@
 //! counted beforehand (an evaluation of capabilities, or of files that cannot be read) is named,
 //! not forecast.
 use super::output;
-use crate::{
+use dgpo_core::settings::Phase;
+use dgpo_run::{
     config::{
-        Phase, Recipe,
+        Recipe,
         plan::{PhasePlan, max_sampled, plan},
         shapes::Shapes,
     },

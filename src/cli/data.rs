@@ -1,17 +1,14 @@
 //! `dgpo data tiny`: the files of the built-in world, made anew from a seed.
 use super::{Context, Outcome, args::RecipeArgs, output};
-use crate::{
-    config::Recipe,
-    data::tiny::{WORLD_SEED, export},
-    pipeline::{PipelineError, setup::setup_of},
-    trainer::{
-        devices::{DeviceChoice, Job, with_device},
-        events::Stop,
-        tiny::{DemonstrationError, write_demonstrations},
-    },
-};
 use clap::Subcommand;
+use dgpo_lab::tiny::{WORLD_SEED, demonstrations::write_demonstrations, export};
 use dgpo_models::TrainBackend;
+use dgpo_run::{
+    config::Recipe,
+    devices::{DeviceChoice, Job, with_device},
+    events::Stop,
+    pipeline::setup::setup_of,
+};
 use std::path::PathBuf;
 
 /// Make data sets.
@@ -52,11 +49,9 @@ impl Job for Demonstrate {
     type Output = anyhow::Result<String>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let top_k = self.recipe.retriever.top_k;
-        let retriever = setup_of::<B>(self.recipe, device)
-            .and_then(|setup| setup.retriever(&self.dir, &Stop::default()))
-            .map_err(|error: PipelineError| anyhow::Error::from(error))?;
-        let written = write_demonstrations(&self.dir, self.seed, retriever.as_ref(), top_k);
-        let counts = written.map_err(|error: DemonstrationError| anyhow::Error::from(error))?;
+        let setup = setup_of::<B>(self.recipe, device)?;
+        let retriever = setup.retriever(&self.dir, &Stop::default())?;
+        let counts = write_demonstrations(&self.dir, self.seed, retriever.as_ref(), top_k)?;
         Ok(format!(
             "demonstrations of {} of {} training questions",
             counts.n_scripts, counts.n_questions

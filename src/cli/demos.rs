@@ -4,23 +4,25 @@ use super::{
     args::{DeviceArgs, RecipeArgs, at_least_one, stop_on_interrupt},
     output,
 };
-use crate::{
-    config::{Recipe, Sampling},
+use dgpo_core::{
+    rng::{Key, Purpose},
+    rollout::{Episode, EpisodeStats},
+    settings::Sampling,
+};
+use dgpo_models::TrainBackend;
+use dgpo_run::{
+    config::Recipe,
     data::sampler::Sampler,
+    devices::{Job, with_device},
+    episodes::write_episodes,
+    events::Stop,
     pipeline::{
         PipelineError,
         preflight::{Missing, Work, missing},
         served::Waiting,
         setup::{Play, setup_of},
     },
-    rng::{Key, Purpose},
-    rollout::{Episode, EpisodeStats, episode::write_episodes},
-    trainer::{
-        devices::{Job, with_device},
-        events::Stop,
-    },
 };
-use dgpo_models::TrainBackend;
 use std::path::{Path, PathBuf};
 
 /// Let the teacher play training questions and keep its correct episodes.

@@ -1,19 +1,18 @@
 //! `dgpo doctor`: is everything there that a run needs? Each line is a check with what was found.
 use super::{Outcome, args::DeviceArgs, machine, output, version::Version};
-use crate::{
-    config, hub,
-    pipeline::preflight::{Missing, Work, missing},
-    trainer::{
-        devices::{DeviceChoice, Job, with_device},
-        models::dtypes_of,
-        run_dir::RUNS_DIR,
-    },
-};
 use burn::tensor::{Int, Tensor, TensorData};
 use dgpo_models::{
     TrainBackend,
     config::{DecoderConfig, Family, RopeScaling},
     decoder::Decoder,
+};
+use dgpo_run::{
+    config,
+    devices::{DeviceChoice, Job, with_device},
+    folder::run_dir::RUNS_DIR,
+    hub,
+    models::dtypes_of,
+    pipeline::preflight::{Missing, Work, missing},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -191,7 +190,7 @@ fn built_in_assets() -> Check {
 /// by the forward pass.
 #[cfg(feature = "wgpu")]
 fn adapters(device: DeviceChoice) -> Vec<Check> {
-    use crate::trainer::devices::adapters;
+    use dgpo_run::devices::adapters;
     let DeviceChoice::Wgpu(number) = device else { return Vec::new() };
     let found = adapters::adapters();
     let kinds: Vec<_> = found.iter().map(|adapter| adapter.info.device_type).collect();

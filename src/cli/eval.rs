@@ -4,13 +4,19 @@ use super::{
     args::{DeviceArgs, RecipeArgs, at_least_one, stop_on_interrupt},
     output, table,
 };
-use crate::{
+use anyhow::Context as _;
+use dgpo_core::rollout::{Episode, EpisodeStats};
+use dgpo_models::{TrainBackend, files::write_file};
+use dgpo_run::{
     config::{Recipe, load::to_toml},
+    devices::{Job, with_device},
+    episodes::write_episodes,
     eval::{
         Figures,
         arcap::{Arcap, Capabilities, SourceReferencing},
         bootstrap::{Estimate, Interval},
     },
+    events::Stop,
     pipeline::{
         PipelineError,
         arcap::ArcapEpisodes,
@@ -19,14 +25,7 @@ use crate::{
         served::Waiting,
         setup::setup_of,
     },
-    rollout::{Episode, EpisodeStats, episode::write_episodes},
-    trainer::{
-        devices::{Job, with_device},
-        events::Stop,
-    },
 };
-use anyhow::Context as _;
-use dgpo_models::{TrainBackend, files::write_file};
 use std::path::{Path, PathBuf};
 
 /// Where episodes go unless `--out` says otherwise.

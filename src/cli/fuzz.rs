@@ -1,6 +1,6 @@
 //! `dgpo fuzz`: damaged files for every reader.
 use super::{Context, Outcome, UsageError, args::at_least_one, output};
-use crate::fuzz::{
+use dgpo_lab::fuzz::{
     Reader, named, readers,
     supervise::{self, Count, Fault, Options},
     work,

@@ -5,9 +5,13 @@ use super::{
     counter::Counter,
     output,
 };
-use crate::{
+use clap::Subcommand;
+use dgpo_core::env::search::{Hit, SearchError};
+use dgpo_models::TrainBackend;
+use dgpo_run::{
     config::{ConfigError, Recipe, check, load},
     data::questions::read_questions,
+    devices::{Job, with_device},
     eval::retrieval::{HitRatios, annotated_ids, hit_ratios, keep_annotated},
     hub,
     pipeline::{
@@ -15,7 +19,7 @@ use crate::{
         preflight::{Missing, Work, missing},
     },
     retriever::{
-        Hit, RetrieverError,
+        RetrieverError,
         build::BuildReport,
         commands::{
             Found, IndexInfo, IndexRequest, Queries, build_index, ids_in_corpus, index_info,
@@ -24,10 +28,7 @@ use crate::{
         equal::EqualVectors,
         index::{IndexMeta, Search},
     },
-    trainer::devices::{Job, with_device},
 };
-use clap::Subcommand;
-use dgpo_models::TrainBackend;
 use serde::Serialize;
 use serde_json::json;
 use std::{
@@ -184,7 +185,7 @@ struct BuildJob<'a> {
     recipe: &'a Recipe,
     out: &'a Path,
     replace: bool,
-    progress: &'a mut (dyn FnMut(crate::retriever::Progress) -> ControlFlow<()> + 'a),
+    progress: &'a mut (dyn FnMut(dgpo_run::retriever::Progress) -> ControlFlow<()> + 'a),
 }
 impl Job for BuildJob<'_> {
     type Output = Result<BuildReport, RetrieverError>;
@@ -218,7 +219,7 @@ fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Outcome> {
     let stop =
         stop_on_interrupt("stopping when the block of passages under way is encoded and saved")?;
     let mut counter = Counter::new(context.is_quiet);
-    let mut progress = |progress: crate::retriever::Progress| {
+    let mut progress = |progress: dgpo_run::retriever::Progress| {
         counter.tick(progress.stage, progress.done, progress.total);
         if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
@@ -267,7 +268,7 @@ fn describe_build(out: &Path, report: &BuildReport) -> String {
 
 struct SearchJob<'a>(IndexRequest<'a>, &'a [String], usize);
 impl Job for SearchJob<'_> {
-    type Output = Result<Vec<Result<Vec<Hit>, RetrieverError>>, RetrieverError>;
+    type Output = Result<Vec<Result<Vec<Hit>, SearchError>>, RetrieverError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         search_index::<B::InnerBackend>(self.0, self.1, self.2, device)
     }

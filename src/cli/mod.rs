@@ -1,7 +1,7 @@
 //! The command line: flags, progress, exit codes. The only layer that prints.
 //!
 //! One file a command: an `Args` struct (its help text is the documentation) and a `run` that calls
-//! the library and shows what came back. Work on a model is a [`crate::trainer::devices::Job`], so
+//! the library and shows what came back. Work on a model is a [`dgpo_run::devices::Job`], so
 //! that `--device` picks the backend in one place.
 //!
 //! | exit code | meaning |
@@ -39,12 +39,13 @@ pub mod table;
 pub mod train;
 pub mod version;
 
-use crate::{
-    config::ConfigError,
-    pipeline::{PipelineError, preflight::Missing, steer::SteerError, takeover::TakeoverError},
-    trainer::{devices::DeviceError, run_dir::RunDirError},
-};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use dgpo_run::{
+    config::ConfigError,
+    devices::DeviceError,
+    folder::run_dir::RunDirError,
+    pipeline::{PipelineError, preflight::Missing, steer::SteerError, takeover::TakeoverError},
+};
 use std::{borrow::Cow, process::ExitCode, sync::OnceLock};
 use tracing::level_filters::LevelFilter;
 use version::Version;

@@ -1,12 +1,5 @@
 //! `dgpo model info|export`: what a model folder holds, and writing it in another dtype.
 use super::{Outcome, UsageError, args::DeviceArgs, output};
-use crate::{
-    hub,
-    trainer::{
-        devices::{Cpu, Job, with_device},
-        models,
-    },
-};
 use anyhow::Context as _;
 use burn::tensor::DType;
 use clap::Subcommand;
@@ -17,6 +10,10 @@ use dgpo_models::{
         check_folder, copy_side_files, load_bert, load_critic, load_decoder, save_bert,
         save_critic, save_decoder, visit_tensors,
     },
+};
+use dgpo_run::{
+    devices::{Cpu, Job, with_device},
+    hub, models,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -256,7 +253,7 @@ fn stored_dtype(dir: &Path) -> Result<DType, ModelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trainer::devices::DeviceChoice;
+    use dgpo_run::devices::DeviceChoice;
 
     const CPU: DeviceArgs = DeviceArgs { device: DeviceChoice::Cpu };
 

@@ -1,10 +1,10 @@
 //! What to do when a run is done: one command that can be pasted as it is.
 use super::output;
-use crate::{
+use dgpo_run::{
     config::Recipe,
-    trainer::{
+    devices::DeviceChoice,
+    folder::{
         checkpoint,
-        devices::DeviceChoice,
         run_dir::{RECIPE_FILE, RunDir},
         state::MODEL_DIR,
     },

@@ -7,8 +7,8 @@
 //!
 //! Messages of the library end in `hint: …`; the hint gets a line of its own. `NO_COLOR` and a
 //! stderr that is no terminal switch colour off, and no meaning hangs on colour alone.
-pub use crate::config::shell_quoted;
-use crate::{config::secrets::without_users, report::table::acts_on_display};
+pub use dgpo_run::config::shell_quoted;
+use dgpo_run::{config::secrets::without_users, report::table::acts_on_display};
 use serde::Serialize;
 use std::{
     borrow::Cow,

@@ -5,19 +5,19 @@ use super::{
     args::{DeviceArgs, RecipeArgs},
     output,
 };
-use crate::{
+use dgpo_run::{
     config::{
         Loaded,
         load::to_toml,
         plan::{MemoryItem, Plan, plan},
         shapes::Shapes,
     },
+    devices::DeviceChoice,
     pipeline::{
         cut_share::cut_share_of,
         overlap::overlap_of,
         preflight::{Missing, Work, missing, n_passages},
     },
-    trainer::devices::DeviceChoice,
 };
 use serde_json::json;
 

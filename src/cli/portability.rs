@@ -1,10 +1,8 @@
 //! `dgpo portability`: does this device compute what the definitions say, and how fast?
 use super::{Outcome, args::DeviceArgs, machine, output};
-use crate::{
-    portability::{self, About, Comparison, NotTimed, Operation, Report, Speed},
-    trainer::devices::{self, DeviceChoice, Job, with_device},
-};
+use dgpo_lab::portability::{self, About, Comparison, NotTimed, Operation, Report, Speed};
 use dgpo_models::TrainBackend;
+use dgpo_run::devices::{self, DeviceChoice, Job, with_device};
 use std::collections::BTreeMap;
 
 /// Check every operation and one training step on this machine's device, and measure how fast they

@@ -5,13 +5,8 @@ use super::{
     course::{Course, UnderWay},
     machine, output,
 };
-use crate::{
-    config::Recipe,
-    trainer::{
-        events::{Event, Phase},
-        metrics,
-    },
-};
+use dgpo_core::{settings::Phase, trainer::metrics};
+use dgpo_run::{config::Recipe, events::Event};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     io::{self, IsTerminal, Write},

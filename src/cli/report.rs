@@ -1,6 +1,6 @@
 //! `dgpo report`: a run directory as pages for people.
 use super::{Outcome, output, runs};
-use crate::report::{self, Written};
+use dgpo_run::report::{self, Written};
 
 /// Write a run's report: report.html, report.md, and tb/ for TensorBoard. A training run ends with
 /// one.

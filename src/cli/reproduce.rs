@@ -10,27 +10,25 @@ use super::{
     progress::Progress,
     train,
 };
-use crate::{
+use anyhow::Context as _;
+use dgpo_lab::reproduce::{
+    forecast::{Forecast, forecast},
+    page,
+    results::{self, SeedResults, is_finished},
+    rows::{ROWS, Row},
+};
+use dgpo_models::files::write_file;
+use dgpo_run::{
     config::{Recipe, load::differences},
     eval::Summary,
+    events::Stop,
+    folder::run_dir::{RunDir, RunDirError},
     pipeline::{
         PipelineError,
         preflight::{Missing, Work, missing},
     },
     report::table::table,
-    reproduce::{
-        forecast::{Forecast, forecast},
-        page,
-        results::{self, SeedResults, is_finished},
-        rows::{ROWS, Row},
-    },
-    trainer::{
-        events::Stop,
-        run_dir::{RunDir, RunDirError},
-    },
 };
-use anyhow::Context as _;
-use dgpo_models::files::write_file;
 use std::path::{Path, PathBuf};
 
 /// Train every row of the paper's tables on the tiny world, and set the results beside the paper's

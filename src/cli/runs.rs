@@ -1,14 +1,15 @@
 //! `dgpo runs list|show|compare`: what was run here, and what came out.
 use super::{Outcome, UsageError, compare, output, table};
-use crate::{
+use clap::Subcommand;
+use dgpo_core::trainer::metrics;
+use dgpo_run::{
     config::{Recipe, Stage, load::differences},
     eval::{MODELS, Summary},
-    trainer::{
-        checkpoint, metrics, provenance,
+    folder::{
+        checkpoint, provenance,
         run_dir::{ALARM, RUNS_DIR, RunDir, alarms, list_runs},
     },
 };
-use clap::Subcommand;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::{
@@ -156,7 +157,7 @@ pub(super) fn find(name: &str) -> anyhow::Result<RunDir> {
         return Ok(run);
     }
     let known: Vec<String> = list_runs(Path::new(RUNS_DIR))?.iter().map(RunDir::name).collect();
-    let hint = match crate::config::load::did_you_mean(name, known.iter().map(String::as_str)) {
+    let hint = match dgpo_run::config::load::did_you_mean(name, known.iter().map(String::as_str)) {
         Some(guess) => format!("did you mean {guess}?"),
         None => "`dgpo runs list` shows the runs there are".to_owned(),
     };
@@ -254,7 +255,8 @@ fn last_of_each_phase(metrics: &[Map<String, Value>]) -> Vec<&Map<String, Value>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{eval::Figures, trainer::events::Phase};
+    use dgpo_core::settings::Phase;
+    use dgpo_run::eval::Figures;
 
     #[test]
     fn a_row_shows_how_far_a_run_is_and_what_it_reached() {

@@ -1,7 +1,7 @@
 //! The tables that commands print.
 use super::output;
-use crate::eval::Summary;
-pub use crate::report::table::table;
+use dgpo_run::eval::Summary;
+pub use dgpo_run::report::table::table;
 
 /// The table a run ends with: student, teacher and what each phase left, side by side.
 pub fn summary(summary: &Summary) -> String {
@@ -42,7 +42,8 @@ pub fn summary(summary: &Summary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{eval::Figures, rollout::EpisodeStats};
+    use dgpo_core::rollout::EpisodeStats;
+    use dgpo_run::eval::Figures;
 
     #[test]
     fn models_that_were_not_evaluated_have_no_row() {

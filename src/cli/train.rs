@@ -6,25 +6,25 @@ use super::{
     progress::Progress,
     report, runs, table,
 };
-use crate::{
+use dgpo_core::trainer::guards::Alarm;
+use dgpo_models::TrainBackend;
+use dgpo_run::{
     config::{Loaded, Recipe, Stage, check},
+    devices::{self, DeviceChoice, DeviceError, Job, with_device},
     eval::Summary,
+    events::Stop,
+    folder::{
+        checkpoint,
+        provenance::Provenance,
+        run_dir::{RECIPE_FILE, RUNS_DIR, RunDir, RunDirError},
+    },
     pipeline::{
         Pipeline, PipelineError,
         preflight::{Missing, Work, missing},
         steer::{self, Steered, steered},
         takeover::Takeover,
     },
-    trainer::{
-        checkpoint,
-        devices::{self, DeviceChoice, DeviceError, Job, with_device},
-        events::Stop,
-        guards::Alarm,
-        provenance::Provenance,
-        run_dir::{RECIPE_FILE, RUNS_DIR, RunDir, RunDirError},
-    },
 };
-use dgpo_models::TrainBackend;
 use std::path::{Path, PathBuf};
 
 /// Train: teacher episodes, KD cold start, DGPO, evaluation, or whatever phases the recipe's stage
@@ -76,7 +76,7 @@ impl Job for Train<'_> {
     type Output = Result<Summary, PipelineError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Self { recipe, run, progress, stop } = self;
-        let mut observer = |event: crate::trainer::events::Event<'_>| progress.on(event);
+        let mut observer = |event: dgpo_run::events::Event<'_>| progress.on(event);
         Pipeline::<B>::new(recipe, run, &mut observer, stop, device)?.run()
     }
 }
@@ -133,7 +133,8 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     let result = work(recipe, run, args.device.device, &mut progress, stop);
     progress.finish();
     let has_done_nothing = made.is_some_and(|made| finished.contents() == made);
-    match flattened(result) {
+    // A device that fails ends a run like everything else.
+    match result.map_err(PipelineError::from).flatten() {
         Ok(summary) => {
             if args.json {
                 output::json(&summary)?
@@ -188,16 +189,9 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     }
 }
 
-/// A device that fails ends a run like everything else.
-fn flattened(
-    result: Result<Result<Summary, PipelineError>, DeviceError>,
-) -> Result<Summary, PipelineError> {
-    result.map_err(PipelineError::from).flatten()
-}
-
 /// The run is done whatever becomes of its report, which can be written again at any time.
 fn write_report(run: &RunDir) {
-    match crate::report::write(run) {
+    match dgpo_run::report::write(run) {
         Ok(written) => {
             report::warn(&written);
             output::say(&format!("report: {}", written.html.display()));

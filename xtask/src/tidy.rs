@@ -8,29 +8,49 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The modules of `src/`, left to right: each imports from itself and from those before it.
-const LAYERS: [&str; 21] = [
-    "rng",
-    "contained",
-    "hub",
-    "config",
-    "data",
-    "tokenizer",
-    "engine",
-    "retriever",
-    "env",
-    "rollout",
-    "algo",
-    "trainer",
-    "eval",
-    "pipeline",
-    "report",
-    "reproduce",
-    "conformance",
-    "portability",
-    "fuzz",
-    "bench",
-    "cli",
+/// The modules of each crate in `src/`, left to right: each imports from itself and from those
+/// before it. Which crate imports from which is Cargo's affair. A file belongs to the first folder
+/// it lies in.
+const LAYERS: [(&str, &[&str]); 4] = [
+    (
+        "src/core/",
+        &[
+            "rng",
+            "contained",
+            "text",
+            "question",
+            "settings",
+            "tokenizer",
+            "engine",
+            "env",
+            "rollout",
+            "algo",
+            "trainer",
+            "testing",
+        ],
+    ),
+    (
+        "src/run/",
+        &[
+            "hub",
+            "config",
+            "data",
+            "episodes",
+            "retriever",
+            "events",
+            "devices",
+            "models",
+            "folder",
+            "eval",
+            "pipeline",
+            "report",
+        ],
+    ),
+    (
+        "src/lab/",
+        &["reference", "tiny", "reproduce", "conformance", "portability", "fuzz", "bench"],
+    ),
+    ("src/", &["cli"]),
 ];
 const MAX_LINES: usize = 650;
 /// Columns of a comment; code has the same width from rustfmt.toml.
@@ -45,11 +65,11 @@ const WRITING: [&str; 2] = ["fs::write(", "File::create("];
 /// code may do as it likes.
 const MAY_WRITE: [&str; 7] = [
     "models/src/files.rs",
-    "src/bench/memory.rs",
-    "src/conformance/generation.rs",
-    "src/fuzz/",
-    "src/retriever/hnsw.rs",
-    "src/trainer/checkpoint.rs",
+    "src/lab/bench/memory.rs",
+    "src/lab/conformance/generation.rs",
+    "src/lab/fuzz/",
+    "src/run/folder/checkpoint.rs",
+    "src/run/retriever/hnsw.rs",
     "xtask/",
 ];
 const MAY_PRINT: [&str; 5] =
@@ -144,7 +164,8 @@ fn check_file(path: &str, text: &str) -> Vec<Problem> {
     for (line, message) in hidden_gpu_tests(&code) {
         report(line, message);
     }
-    if let Some(layer) = layer_of(path) {
+    if let Some((layers, layer)) = layer_of(path) {
+        let position = |name: &str| layers.iter().position(|known| *known == name);
         let own = code.split("#[cfg(test)]").next().unwrap_or_default();
         for (line, name) in imports(own) {
             match (position(&name), position(layer)) {
@@ -215,16 +236,14 @@ fn hidden_gpu_tests(code: &str) -> Vec<(usize, String)> {
     found
 }
 
-fn position(layer: &str) -> Option<usize> {
-    LAYERS.iter().position(|known| *known == layer)
-}
-
-/// The layer of a file in src/; none for lib.rs, main.rs, other crates and files of tests.
-fn layer_of(path: &str) -> Option<&str> {
-    let inside = path.strip_prefix("src/")?;
+/// The layers of a file's crate in src/ and the file's own; none for lib.rs, main.rs, other crates
+/// and files of tests.
+fn layer_of(path: &str) -> Option<(&'static [&'static str], &str)> {
+    let (folder, layers) = LAYERS.into_iter().find(|(folder, _)| path.starts_with(folder))?;
+    let inside = &path[folder.len()..];
     let is_tests = inside.ends_with("tests.rs") || inside.contains("/tests/");
     let first = inside.split('/').next()?.trim_end_matches(".rs");
-    (!is_tests && first != "lib" && first != "main").then_some(first)
+    (!is_tests && first != "lib" && first != "main").then_some((layers, first))
 }
 
 /// A line up to its comment. `://` is an address, not a comment.
@@ -306,11 +325,14 @@ mod tests {
 
     #[test]
     fn an_import_from_the_right_is_reported_with_its_line() {
-        let problems = messages("src/algo/kl.rs", "use std::fmt;\nuse crate::trainer::update;\n");
+        let problems =
+            messages("src/core/algo/kl.rs", "use std::fmt;\nuse crate::trainer::update;\n");
         assert_eq!(
             problems,
-            ["src/algo/kl.rs:2: algo imports trainer, which lies to its right; see LAYERS in \
-              xtask/src/tidy.rs"]
+            [
+                "src/core/algo/kl.rs:2: algo imports trainer, which lies to its right; see LAYERS in \
+              xtask/src/tidy.rs"
+            ]
         );
     }
 
@@ -318,8 +340,8 @@ mod tests {
     fn imports_from_the_left_and_from_the_own_layer_are_fine() {
         assert_eq!(
             messages(
-                "src/algo/kl.rs",
-                "use crate::{config::KlMode, rollout::RolloutBatch, algo::ppo};\n"
+                "src/core/algo/kl.rs",
+                "use crate::{settings::KlMode, rollout::RolloutBatch, algo::ppo};\n"
             ),
             [""; 0]
         );
@@ -328,29 +350,29 @@ mod tests {
     #[test]
     fn every_member_of_a_group_is_looked_at() {
         let text = "use \
-                    crate::{\n    config::{KlMode, eval},\n    eval,\n    trainer::{events::Event, metrics},\n};\n";
+                    crate::{\n    settings::{KlMode, testing},\n    testing,\n    trainer::{rl::Step, metrics},\n};\n";
         let lines: Vec<usize> =
-            check_file("src/algo/kl.rs", text).iter().map(|problem| problem.line).collect();
+            check_file("src/core/algo/kl.rs", text).iter().map(|problem| problem.line).collect();
         assert_eq!(lines, [3, 4]);
     }
 
     #[test]
     fn a_path_in_the_middle_of_code_counts_as_an_import() {
-        assert_eq!(messages("src/rng.rs", "fn f() -> crate::cli::Outcome {}\n").len(), 1);
+        assert_eq!(messages("src/core/rng.rs", "fn f() -> crate::algo::Outcome {}\n").len(), 1);
     }
 
     #[test]
     fn comments_and_test_code_may_name_what_they_like() {
-        let text = "//! See [`crate::cli`].\nlet x = 1; // crate::cli\n#[cfg(test)]\nmod tests \
-                    { use crate::cli; }\n";
-        assert_eq!(messages("src/rng.rs", text), [""; 0]);
-        assert_eq!(messages("src/config/load_tests.rs", "use crate::cli;\n"), [""; 0]);
+        let text = "//! See [`crate::algo`].\nlet x = 1; // crate::algo\n#[cfg(test)]\nmod \
+                    tests { use crate::algo; }\n";
+        assert_eq!(messages("src/core/rng.rs", text), [""; 0]);
+        assert_eq!(messages("src/run/config/load_tests.rs", "use crate::report;\n"), [""; 0]);
     }
 
     #[test]
     fn an_unknown_module_must_be_given_a_place() {
         assert!(
-            messages("src/rng.rs", "use crate::dashboard;\n")[0]
+            messages("src/core/rng.rs", "use crate::dashboard;\n")[0]
                 .contains("crate::dashboard is no layer")
         );
     }
@@ -359,6 +381,7 @@ mod tests {
     fn other_crates_and_lib_rs_have_no_layer() {
         assert_eq!(messages("models/src/bert.rs", "use crate::config;\n"), [""; 0]);
         assert_eq!(messages("src/lib.rs", "pub use crate::cli;\n"), [""; 0]);
+        assert_eq!(messages("src/run/lib.rs", "use crate::report;\n"), [""; 0]);
     }
 
     #[test]
@@ -398,12 +421,12 @@ mod tests {
     fn files_are_written_in_one_way() {
         let text = "fn f() {\n    std::fs::write(path, text)\n}\n";
         assert!(
-            messages("src/report/mod.rs", text)[0]
-                .starts_with("src/report/mod.rs:2: fs::write(..) follows links")
+            messages("src/run/report/mod.rs", text)[0]
+                .starts_with("src/run/report/mod.rs:2: fs::write(..) follows links")
         );
         assert_eq!(messages("models/src/files.rs", text), [""; 0]);
         assert_eq!(
-            messages("src/report/mod.rs", &format!("#[cfg(test)]\nmod tests {{\n{text}}}\n")),
+            messages("src/run/report/mod.rs", &format!("#[cfg(test)]\nmod tests {{\n{text}}}\n")),
             [""; 0]
         );
     }
@@ -412,12 +435,12 @@ mod tests {
     fn printing_is_for_the_command_line_alone() {
         let text = "fn f() {\n    println!(\"http://x\");\n}\n";
         assert!(
-            messages("src/env/mod.rs", text)[0]
-                .starts_with("src/env/mod.rs:2: println! outside src/cli")
+            messages("src/core/env/mod.rs", text)[0]
+                .starts_with("src/core/env/mod.rs:2: println! outside src/cli")
         );
         for place in ["src/cli/output.rs", "src/main.rs", "xtask/src/main.rs", "tests/all.rs"] {
             assert_eq!(messages(place, text), [""; 0]);
         }
-        assert_eq!(messages("src/env/mod.rs", "// println!()\nmy_print!(1);\n"), [""; 0]);
+        assert_eq!(messages("src/core/env/mod.rs", "// println!()\nmy_print!(1);\n"), [""; 0]);
     }
 }

@@ -1,19 +1,11 @@
 //! `dgpo bench kernels`: each operation beside what it replaces.
 use super::{budget, check_dtype, dtype};
-use crate::{
-    bench::{
-        kernels::{self, Figure, Milliseconds, Sizes},
-        memory::{self, Method, Peak},
-        torch::{self, Torch},
-    },
-    cli::{
-        Context, Outcome, UsageError,
-        args::{DeviceArgs, at_least_one},
-        output,
-        portability::adapter,
-        table::table,
-    },
-    trainer::devices::{DeviceChoice, Job, with_device},
+use crate::cli::{
+    Context, Outcome, UsageError,
+    args::{DeviceArgs, at_least_one},
+    output,
+    portability::adapter,
+    table::table,
 };
 use burn::tensor::DType;
 use dgpo_kernels::suite::{
@@ -21,7 +13,13 @@ use dgpo_kernels::suite::{
     probes::{Budget, copy_rate, host_copy_rate},
     timed::{Body, Pass},
 };
+use dgpo_lab::bench::{
+    kernels::{self, Figure, Milliseconds, Sizes},
+    memory::{self, Method, Peak},
+    torch::{self, Torch},
+};
 use dgpo_models::TrainBackend;
+use dgpo_run::devices::{DeviceChoice, Job, with_device};
 use serde_json::json;
 use std::process::Command;
 

@@ -1,26 +1,24 @@
 //! `dgpo bench rollout`: tokens a second of the engine.
 use super::{budget, check_dtype, dtype, larger_shape};
-use crate::{
-    bench::{
-        rollout::{self, Batch, Figure},
-        step::{SEED, tiny},
-    },
-    cli::{
-        Outcome, UsageError,
-        args::{DeviceArgs, at_least_one},
-        output,
-        portability::adapter,
-        table::table,
-    },
-    tokenizer::Tokenizer,
-    trainer::{
-        devices::{DeviceChoice, Job, with_device},
-        models,
-    },
+use crate::cli::{
+    Outcome, UsageError,
+    args::{DeviceArgs, at_least_one},
+    output,
+    portability::adapter,
+    table::table,
 };
 use burn::tensor::DType;
+use dgpo_core::tokenizer::Tokenizer;
 use dgpo_kernels::suite::probes::Budget;
+use dgpo_lab::bench::{
+    rollout::{self, Batch, Figure},
+    step::{SEED, tiny},
+};
 use dgpo_models::{TrainBackend, config::DecoderConfig, decoder::Decoder};
+use dgpo_run::{
+    devices::{DeviceChoice, Job, with_device},
+    models,
+};
 use serde_json::json;
 
 /// One token comes out of the prefill; a decode step needs another.

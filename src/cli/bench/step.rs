@@ -1,23 +1,21 @@
 //! `dgpo bench step`: the training steps, and what the fused operations gain in them.
 use super::{budget, check_dtype, dtype, larger_shape};
-use crate::{
-    bench::step::{self, Figure, PlainFigure, Setting},
-    cli::{
-        Outcome, UsageError,
-        args::{DeviceArgs, at_least_one},
-        output,
-        portability::adapter,
-        table::table,
-    },
-    portability::workload::Shape,
-    trainer::{
-        devices::{DeviceChoice, Job, with_device},
-        update::Activations,
-    },
+use crate::cli::{
+    Outcome, UsageError,
+    args::{DeviceArgs, at_least_one},
+    output,
+    portability::adapter,
+    table::table,
 };
 use burn::tensor::DType;
+use dgpo_core::trainer::update::Activations;
 use dgpo_kernels::suite::probes::Budget;
+use dgpo_lab::{
+    bench::step::{self, Figure, PlainFigure, Setting},
+    portability::workload::Shape,
+};
 use dgpo_models::TrainBackend;
+use dgpo_run::devices::{DeviceChoice, Job, with_device};
 use serde::Deserialize;
 use serde_json::json;
 use std::process::Command;

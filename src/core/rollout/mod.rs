@@ -1,0 +1,15 @@
+//! Question -> `Episode`; episodes -> padded batches with masks; JSON Lines records.
+//!
+//! Read `episode` first (what an episode is, with a drawn example), then `play` (how one comes
+//! about), then `batch` (what training sees).
+pub mod batch;
+pub mod episode;
+pub mod play;
+pub mod record;
+pub mod scripted;
+pub mod shown;
+pub mod stats;
+pub use batch::{RolloutBatch, TokenIndex};
+pub use episode::{Episode, ObservationKind, Segment, Status};
+pub use record::{EpisodeRecord, TokenRecord};
+pub use stats::EpisodeStats;

@@ -1,0 +1,339 @@
+//! Episodes made elsewhere -> `Episode`: text (teacher episodes from files, scripted
+//! demonstrations, published trajectories) and records (what `dgpo demos` and a run write).
+//!
+//! # Text
+//! The text is split by author before it is tokenised, and every piece is encoded on its own. So a
+//! token never straddles the border between agent and environment, and the loss mask covers the
+//! agent's text exactly, as it would have done had the episode been played here.
+//!
+//! Had it been played here, the engine would have ended a turn at its first complete `</search>` or
+//! `</answer>`, also within a thought. So a turn is cut there, an answer ends the episode, and
+//! status, prediction and reward follow from what remains:
+//!
+//! ```text
+//! <think> maybe <answer> sailor </answer>| or not </think> <answer> cook </answer>        prediction: sailor
+//! <search> q </search>| I wait.\n\n<information>..</information>\n\n<answer> a </answer>|\n        prediction: a
+//! ```
+//! What lies behind a stop is no part of the episode: nobody could have sampled it behind its
+//! prefix, and a student that learned it would be cut off before it came to write it. A judgement
+//! by a later answer would reward that prefix for what it does not lead to. Callers are told which
+//! episodes lost more than white space.
+//!
+//! # Records
+//! The ids of agent and environment are taken as they are, the prompt is this recipe's. Nothing
+//! says with which tokenizer they were sampled; so they must read here as the searches and the
+//! answer that stand beside them.
+use crate::data::{
+    DataError, jsonl,
+    questions::UnstrippedGolds,
+    trajectories::{Piece, Trajectory},
+};
+use dgpo_core::{
+    engine::StopReason,
+    env::{
+        prompt::Prompt,
+        protocol::{Action, INVALID_ACTION, NOTHING_FOUND, STOP_STRINGS, parse_action},
+        reward::{contains_answer_verbatim, outcome_reward},
+    },
+    question::Question,
+    rollout::{Episode, ObservationKind, Segment, Status, episode::SearchRecord},
+    text::strip,
+    tokenizer::{Tokenizer, TokenizerError, chat::ChatError, stream::find_stop},
+};
+use serde::Deserialize;
+use std::path::Path;
+
+/// Why a trajectory could not become an episode.
+#[derive(Debug, thiserror::Error)]
+pub enum TrajectoryError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error("trajectory \"{id}\": {source}")]
+    Encode { id: String, source: TokenizerError },
+    #[error(
+        "trajectory \"{id}\": the tokens of the agent's text read back as other text; hint: this \
+         tokenizer is not lossless"
+    )]
+    NotLossless { id: String },
+    #[error(
+        "trajectory \"{id}\" has an empty prompt or no text by the agent; hint: `response` must \
+         hold the agent's turns"
+    )]
+    Empty { id: String },
+    #[error(
+        "episode \"{id}\" was played with another tokenizer: {why}; hint: take the tokenizer of \
+         the model that played it, or give its text as `response`"
+    )]
+    OtherTokenizer { id: String, why: String },
+}
+
+/// A row of a file of `data.trajectories`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Given {
+    /// {id, question, golden_answers, response}.
+    Text(Trajectory),
+    /// A record of an episode, known by its `segments`.
+    Record(Episode),
+}
+
+impl Given {
+    /// The question that was played.
+    pub fn question(&self) -> Question {
+        match self {
+            Self::Record(episode) => episode.question.clone(),
+            Self::Text(trajectory) => Question {
+                id: trajectory.id.clone(),
+                dataset: trajectory.dataset.clone(),
+                question: trajectory.question.clone(),
+                golden_answers: trajectory.golden_answers.clone(),
+                supporting: Vec::new(),
+                supporting_kind: String::new(),
+            },
+        }
+    }
+}
+
+/// Reads all episodes of a file, in order; texts and records may alternate.
+///
+/// # Errors
+/// A row that is neither (with file and line), a file without rows.
+pub fn read_given(path: &Path) -> Result<Vec<Given>, DataError> {
+    let (mut given, mut unstripped) = (Vec::new(), UnstrippedGolds::default());
+    jsonl::for_each_row(path, |row| {
+        let one = match row.get("segments") {
+            Some(_) => {
+                let episode = Episode::deserialize(&row.object)
+                    .map_err(|error| format!("not an episode record: {error}"))?;
+                episode.check()?;
+                Given::Record(episode)
+            }
+            None => Given::Text(Trajectory::of_row(row)?),
+        };
+        let Question { id, golden_answers, .. } = one.question();
+        unstripped.add(&id, &golden_answers, row.line);
+        given.push(one);
+        Ok(())
+    })?;
+    if given.is_empty() {
+        return Err(DataError::Empty {
+            path: path.to_owned(),
+            what: "episodes",
+            hint: "one JSON object a line",
+        });
+    }
+    unstripped.tell(path);
+    Ok(given)
+}
+
+/// An episode made of a given one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Imported {
+    pub episode: Episode,
+    /// More than white space stood behind a stop and was left out.
+    pub is_cut: bool,
+}
+
+/// Makes an episode of a given one, behind the prompt of its question.
+///
+/// # Errors
+/// As [`episode_from_trajectory`]; a record whose ids say something else here than where they were
+/// sampled.
+pub fn episode_from_given(
+    tokenizer: &Tokenizer,
+    prompt: &dyn Fn(&Question) -> Result<Prompt, ChatError>,
+    given: &Given,
+) -> Result<Imported, TrajectoryError> {
+    match given {
+        Given::Text(trajectory) => episode_from_trajectory(tokenizer, prompt, trajectory),
+        Given::Record(episode) => Ok(Imported {
+            episode: episode_from_record(tokenizer, prompt, episode)?,
+            is_cut: false,
+        }),
+    }
+}
+
+/// Encodes a trajectory behind the prompt of its question. Sampler log-probs are empty: nobody
+/// sampled these tokens here.
+///
+/// Status, prediction and reward follow from the agent's last turn, read as the environment would
+/// read it; passages are not known by id, so `passage_ids` is empty and a hit is looked for in the
+/// observation's text.
+/// # Errors
+/// If the tokenizer fails or loses text, or there is nothing to train on.
+pub fn episode_from_trajectory(
+    tokenizer: &Tokenizer,
+    prompt: &dyn Fn(&Question) -> Result<Prompt, ChatError>,
+    trajectory: &Trajectory,
+) -> Result<Imported, TrajectoryError> {
+    let id = || trajectory.id.clone();
+    let failed = |source| TrajectoryError::Encode { id: id(), source };
+    // The letters of a special token in a passage are letters.
+    let encode = |text: &str| tokenizer.encode_text(text).map_err(failed);
+    let question = Given::Text(trajectory.clone()).question();
+    let mut segments =
+        vec![Segment::Prompt { ids: encoded(tokenizer, prompt(&question)).map_err(failed)? }];
+    let mut searches: Vec<SearchRecord> = Vec::new();
+    let (mut n_invalid_actions, mut is_cut) = (0, false);
+    let mut last_action = Action::Invalid;
+    for piece in trajectory.pieces()? {
+        if matches!(last_action, Action::Answer(_)) {
+            // Behind the answer nothing was played any more.
+            is_cut |= !strip(piece.text()).is_empty();
+            continue;
+        }
+        match piece {
+            Piece::Agent(whole) => {
+                let text = cut_at_first_stop(&whole);
+                is_cut |= !strip(&whole[text.len()..]).is_empty();
+                let ids = tokenizer.encode_turn(text).map_err(failed)?;
+                if tokenizer.decode(&ids) != text {
+                    return Err(TrajectoryError::NotLossless { id: id() });
+                }
+                last_action = parse_action(text);
+                let stop = match &last_action {
+                    Action::Search(_) => stop_at("</search>"),
+                    Action::Answer(_) => stop_at("</answer>"),
+                    Action::Invalid => StopReason::Eos,
+                };
+                n_invalid_actions += usize::from(last_action == Action::Invalid);
+                segments.push(Segment::Agent { ids, sample_log_probs: Vec::new(), stop });
+            }
+            Piece::Observation(text) => {
+                let kind = if text == INVALID_ACTION {
+                    ObservationKind::InvalidAction
+                } else {
+                    ObservationKind::Information
+                };
+                if let (ObservationKind::Information, Action::Search(query)) = (kind, &last_action)
+                {
+                    let is_hit = contains_answer_verbatim(&text, &question.golden_answers);
+                    let found_nothing = text.contains(NOTHING_FOUND);
+                    searches.push(SearchRecord {
+                        query: query.clone(),
+                        passage_ids: Vec::new(),
+                        is_hit,
+                        is_cut: false,
+                        found_nothing,
+                    });
+                }
+                segments.push(Segment::Observation { ids: encode(&text)?, kind });
+            }
+        }
+    }
+    let (status, prediction) = match last_action {
+        Action::Answer(prediction) => (Status::Answered, Some(prediction)),
+        Action::Search(_) | Action::Invalid => (Status::TruncatedTurns, None),
+    };
+    let reward = outcome_reward(prediction.as_deref(), &question.golden_answers);
+    let episode =
+        Episode { question, segments, status, prediction, reward, searches, n_invalid_actions };
+    if episode.prompt_len() == 0 || episode.n_agent_tokens() == 0 {
+        return Err(TrajectoryError::Empty { id: id() });
+    }
+    Ok(Imported { episode, is_cut })
+}
+
+/// A recorded episode behind this recipe's prompt, judged anew. Its log-probs belong to the prompt
+/// it had and are dropped.
+fn episode_from_record(
+    tokenizer: &Tokenizer,
+    prompt: &dyn Fn(&Question) -> Result<Prompt, ChatError>,
+    record: &Episode,
+) -> Result<Episode, TrajectoryError> {
+    let id = || record.question.id.clone();
+    check_tokenizer(tokenizer, record)
+        .map_err(|why| TrajectoryError::OtherTokenizer { id: id(), why })?;
+    let mut episode = record.clone();
+    for segment in &mut episode.segments {
+        match segment {
+            Segment::Prompt { ids } => {
+                *ids = encoded(tokenizer, prompt(&record.question))
+                    .map_err(|source| TrajectoryError::Encode { id: id(), source })?;
+            }
+            Segment::Agent { sample_log_probs, .. } => sample_log_probs.clear(),
+            Segment::Observation { .. } => {}
+        }
+    }
+    episode.reward =
+        outcome_reward(episode.prediction.as_deref(), &episode.question.golden_answers);
+    Ok(episode)
+}
+
+/// A prompt's ids.
+fn encoded(
+    tokenizer: &Tokenizer,
+    prompt: Result<Prompt, ChatError>,
+) -> Result<Vec<u32>, TokenizerError> {
+    let Prompt { text, outside } = prompt?;
+    tokenizer.encode_outside(&text, outside)
+}
+
+/// The agent's ids read as the recorded searches and the recorded answer.
+fn check_tokenizer(tokenizer: &Tokenizer, record: &Episode) -> Result<(), String> {
+    let n_tokens = tokenizer.n_tokens();
+    if let Some(id) = record.ids().into_iter().find(|&id| id as usize >= n_tokens) {
+        return Err(format!(
+            "it has the id {id}, and {} ends at {}",
+            tokenizer.path().display(),
+            n_tokens.saturating_sub(1)
+        ));
+    }
+    let (mut last_action, mut begun, mut queries) = (Action::Invalid, String::new(), Vec::new());
+    for segment in &record.segments {
+        match segment {
+            Segment::Prompt { .. } => {}
+            Segment::Agent { ids, .. } => {
+                last_action = parse_action(&(std::mem::take(&mut begun) + &tokenizer.decode(ids)))
+            }
+            Segment::Observation { ids, kind: ObservationKind::ForcedPrefix } => {
+                begun = tokenizer.decode(ids)
+            }
+            Segment::Observation { kind: ObservationKind::Information, .. } => {
+                if let Action::Search(query) = &last_action {
+                    queries.push(query.clone());
+                }
+            }
+            Segment::Observation { kind: ObservationKind::InvalidAction, .. } => {}
+        }
+    }
+    let found = match last_action {
+        Action::Answer(prediction) => Some(prediction),
+        Action::Search(_) | Action::Invalid => None,
+    };
+    if found != record.prediction {
+        let said = |answer: &Option<String>| {
+            answer
+                .as_ref()
+                .map_or("no answer".to_owned(), |answer| format!("the answer {answer:?}"))
+        };
+        return Err(format!(
+            "its ids read as {} and the record has {}",
+            said(&found),
+            said(&record.prediction)
+        ));
+    }
+    // A search whose observation did not fit into the episode has a record and no segment.
+    let recorded = || record.searches.iter().map(|search| &search.query);
+    match queries.iter().zip(recorded()).find(|(found, recorded)| found != recorded) {
+        Some((found, recorded)) => {
+            Err(format!("its ids read as the search {found:?} and the record has {recorded:?}"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What this project's engine keeps of a generation: everything up to the stop string that is
+/// complete first.
+pub fn cut_at_first_stop(generation: &str) -> &str {
+    find_stop(0, generation, &STOP_STRINGS).map_or(generation, |(end, _)| &generation[..end])
+}
+
+/// A protocol's stop string as a stop reason.
+fn stop_at(stop_string: &str) -> StopReason {
+    StopReason::StopString(
+        STOP_STRINGS.iter().position(|&s| s == stop_string).expect("a stop string of the protocol"),
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,499 @@
+//! `--from RUN`: what another run has finished, and this one would do the same way, is taken over
+//! instead of done again.
+//!
+//! A phase is the same where everything it depends on is equal in both recipes and in the files
+//! they name, and the student comes to it in the same way:
+//!
+//! | phase | depends on |
+//! |---|---|
+//! | demos | the models, training questions, passages, `retriever`, `episode`, `demos`, the seed |
+//! | kd | the same, `data.trajectories`, `distill`, `optim.distill` |
+//! | gkd | models to `episode`, the seed, `gkd`, `optim.distill`; every training phase before it |
+//! | rl | models to `episode`, the seed, `rl`, `kl`, `gae`, `optim.actor`, `optim.critic`; every training phase before it |
+//!
+//! Guards, evaluations, and how often checkpoints are written may differ: no finished phase
+//! computes anything else because of them.
+//!
+//! Files are linked, or copied where the file system has no links; nothing in a run directory is
+//! changed in place, so both runs stay whole whatever becomes of the other. Checkpoints come last:
+//! a process that dies on the way leaves a run that does the rest itself.
+use super::blocks::{block_path, counts_path, n_blocks_done};
+use crate::{
+    config::{Recipe, load::differences},
+    folder::{
+        checkpoint::{self, Checkpoint, CheckpointError},
+        provenance::TakenOver,
+        run_dir::{RunDir, RunDirError},
+        state::PhaseState,
+    },
+};
+use dgpo_core::settings::Phase;
+use dgpo_models::files::sync_folder;
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+/// What every phase that plays or trains depends on.
+const COMMON: [&str; 8] = [
+    "model",
+    "data.train",
+    "data.max_train",
+    "data.corpus",
+    "data.max_passages",
+    "retriever",
+    "episode",
+    "run.seed",
+];
+
+/// How long and in which portions a retriever is asked: what it answers in the end is the same.
+const PATIENCE: [&str; 5] = [
+    "retriever.timeout_s",
+    "retriever.max_retries",
+    "retriever.first_pause_s",
+    "retriever.batch_queries",
+    "retriever.max_outage_s",
+];
+
+/// What a phase depends on beside [`COMMON`]: keys, or tables of keys.
+fn own_keys(phase: Phase) -> &'static [&'static str] {
+    match phase {
+        Phase::Demos => &["demos"],
+        Phase::Kd => &["demos", "data.trajectories", "distill", "optim.distill"],
+        Phase::Gkd => &["gkd", "optim.distill"],
+        Phase::Rl => &["rl", "kl", "gae", "optim.actor", "optim.critic"],
+        Phase::Pretrain | Phase::Encoder | Phase::Eval => &[],
+    }
+}
+
+/// Why nothing is taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeoverError {
+    #[error("nothing of the run {} can be taken over: {why}; hint: make the settings equal (--set \
+             KEY=VALUE), or leave --from out", run.display())]
+    Different { run: PathBuf, why: String },
+    #[error(
+        "the run {} has finished no phase that this run (stage {stage}) goes through in the same \
+         way; hint: `dgpo runs show {}` says how far it is",
+        run.display(), run.display()
+    )]
+    Nothing { run: PathBuf, stage: String },
+    #[error(
+        "{name} has changed since the run {} was started, so what that run learned is not what \
+         this one would; hint: restore the file, or leave --from out",
+        run.display()
+    )]
+    FileChanged { run: PathBuf, name: String },
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("cannot copy {}: {source}; hint: check free space and permissions", path.display())]
+    Copy { path: PathBuf, source: io::Error },
+}
+
+/// A phase that both runs have and do differently.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    pub phase: Phase,
+    /// (key, there, here)
+    pub keys: Vec<(String, toml::Value, toml::Value)>,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys: Vec<String> = self
+            .keys
+            .iter()
+            .map(|(key, there, here)| format!("{key}, which is {there} there and {here} here"))
+            .collect();
+        write!(f, "{} depends on {}", self.phase, keys.join(", on "))
+    }
+}
+
+/// What a new run takes over from another one.
+#[derive(Clone, Debug)]
+pub struct Takeover {
+    source: RunDir,
+    /// In the order of the new run's stage.
+    pub phases: Vec<Phase>,
+    /// What the other run has finished too, and is done again.
+    pub refused: Vec<Refused>,
+    /// The last checkpoint of each phase that has one.
+    checkpoints: Vec<Checkpoint>,
+    /// Seconds of work behind what is taken over, as far as checkpoints know.
+    wall_s: f64,
+}
+
+impl Takeover {
+    /// Compares a finished run (or the finished part of one) with the recipe of a new run; `files`
+    /// are the fingerprints of the new run's inputs.
+    /// # Errors
+    /// If nothing can be taken over, with the reason; if the other run cannot be read.
+    pub fn plan(
+        source: &RunDir,
+        recipe: &Recipe,
+        files: &BTreeMap<String, String>,
+    ) -> Result<Self, TakeoverError> {
+        let theirs = source.recipe()?;
+        let different = differences(&theirs, recipe);
+        let mut plan = Self {
+            source: source.clone(),
+            phases: Vec::new(),
+            refused: Vec::new(),
+            checkpoints: Vec::new(),
+            wall_s: 0.0,
+        };
+        let mut their_training = theirs.stage.training_phases();
+        let mut is_same_student = true;
+        for &phase in recipe.stage.phases() {
+            let checkpoint = match phase {
+                Phase::Demos => {
+                    let have_both = theirs.stage.place(Phase::Demos).is_some()
+                        && recipe.data.trajectories.is_empty();
+                    // A run goes on behind the furthest phase of which it has anything: none before
+                    // it may be missing.
+                    if !is_same_student
+                        || !have_both
+                        || n_blocks_done(source, theirs.retriever.max_lost_share)? == 0
+                    {
+                        continue;
+                    }
+                    None
+                }
+                Phase::Kd | Phase::Gkd | Phase::Rl => {
+                    is_same_student = is_same_student && their_training.next() == Some(phase);
+                    let finished = if is_same_student {
+                        finished_checkpoint(source, &theirs, phase)?
+                    } else {
+                        None
+                    };
+                    if finished.is_none() {
+                        is_same_student = false;
+                        continue;
+                    }
+                    finished
+                }
+                Phase::Pretrain | Phase::Encoder | Phase::Eval => continue,
+            };
+            let is_input = |key: &str| {
+                COMMON.iter().chain(own_keys(phase)).any(|table| is_in(key, table))
+                    && !PATIENCE.contains(&key)
+            };
+            let keys: Vec<_> =
+                different.iter().filter(|(key, ..)| is_input(key)).cloned().collect();
+            if keys.is_empty() {
+                plan.phases.push(phase);
+                if let Some((checkpoint, wall_s)) = checkpoint {
+                    plan.checkpoints.push(checkpoint);
+                    plan.wall_s = wall_s;
+                }
+            } else {
+                is_same_student = is_same_student && phase == Phase::Demos;
+                plan.refused.push(Refused { phase, keys });
+            }
+        }
+        let run = || source.path().to_owned();
+        match (plan.phases.is_empty(), plan.refused.first()) {
+            (true, Some(refused)) => {
+                return Err(TakeoverError::Different { run: run(), why: refused.to_string() });
+            }
+            (true, None) => {
+                let stage = json!(recipe.stage).as_str().unwrap_or_default().to_owned();
+                return Err(TakeoverError::Nothing { run: run(), stage });
+            }
+            (false, _) => {}
+        }
+        match changed_file(&source.provenance()?, recipe, files) {
+            Some(name) => Err(TakeoverError::FileChanged { run: run(), name }),
+            None => Ok(plan),
+        }
+    }
+
+    /// For the new run's provenance.
+    pub fn taken_over(&self) -> TakenOver {
+        TakenOver {
+            run: self.source.path().to_owned(),
+            phases: self.phases.clone(),
+            wall_s: self.wall_s,
+        }
+    }
+
+    /// What is taken over, and what is not, for the log.
+    pub fn describe(&self) -> Vec<String> {
+        let names: Vec<&str> = self.phases.iter().map(|phase| phase.as_str()).collect();
+        let taken =
+            format!("taken over from {}: {}", self.source.path().display(), names.join(", "));
+        let refused = self.refused.iter().map(|refused| format!("not taken over: {refused}"));
+        [taken].into_iter().chain(refused).collect()
+    }
+
+    /// Fills a new run, whose recipe is `recipe`.
+    /// # Errors
+    /// If files cannot be read or written.
+    pub fn apply(&self, run: &RunDir, recipe: &Recipe) -> Result<(), TakeoverError> {
+        if self.phases.contains(&Phase::Demos) {
+            for block in 0..n_blocks_done(&self.source, recipe.retriever.max_lost_share)? {
+                for path in [block_path, counts_path] {
+                    let (from, to) = (
+                        path(&self.source.episodes_dir(), block),
+                        path(&run.episodes_dir(), block),
+                    );
+                    // A block from before there were counts goes without them.
+                    if from.is_file() {
+                        link(&from, &to)
+                            .map_err(|source| TakeoverError::Copy { path: from, source })?;
+                    }
+                }
+            }
+        }
+        sync_folder(&run.episodes_dir())
+            .map_err(|source| TakeoverError::Copy { path: run.episodes_dir(), source })?;
+        run.take_metrics(&self.source, &self.phases)?;
+        for taken in &self.checkpoints {
+            let mut state: Value = taken.read_state()?;
+            // What the run is told to do is what it was always told: nothing was changed since.
+            state["recipe"] = json!(recipe);
+            checkpoint::save(run.path(), taken.phase, taken.step, 0, |dir| {
+                link_contents(&taken.path, dir)?;
+                checkpoint::write_state(dir, &state)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a dotted key is `table` or lies in it.
+pub(super) fn is_in(key: &str, table: &str) -> bool {
+    key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// The checkpoint of a phase's last step with the seconds of work behind it, if the run has come
+/// that far.
+fn finished_checkpoint(
+    run: &RunDir,
+    recipe: &Recipe,
+    phase: Phase,
+) -> Result<Option<(Checkpoint, f64)>, TakeoverError> {
+    let newest = checkpoint::list_checkpoints(run.path(), recipe.stage)?
+        .into_iter()
+        .rev()
+        .find(|checkpoint| checkpoint.phase == phase);
+    let Some(newest) = newest else { return Ok(None) };
+    let state: PhaseState = newest.read_state()?;
+    Ok((state.step >= state.total).then_some((newest, state.wall_s)))
+}
+
+/// An input of both runs whose contents are not what they were; test questions may change.
+fn changed_file(
+    provenance: &Value,
+    recipe: &Recipe,
+    files: &BTreeMap<String, String>,
+) -> Option<String> {
+    let then = provenance.get("files").and_then(Value::as_object)?;
+    let is_changed = |(name, now): &(&String, &String)| {
+        then.get(*name).is_some_and(|then| then != *now) && !recipe.data.test.contains(name)
+    };
+    files.iter().find(is_changed).map(|(name, _)| name.clone())
+}
+
+/// Everything in a checkpoint's folder but its state, which is written anew.
+fn link_contents(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            fs::create_dir_all(&target)?;
+            link_contents(&path, &target)?;
+        } else if entry.file_name() != checkpoint::STATE_FILE {
+            link(&path, &target)?;
+        }
+    }
+    Ok(())
+}
+
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Ok(()) => Ok(()),
+        // Another file system, or one without links.
+        Err(_) => fs::copy(from, to).and_then(|_| fs::File::open(to)?.sync_all()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::Stage,
+        pipeline::blocks::{Counts, write_block},
+    };
+    use dgpo_core::settings::KlMode;
+
+    const INPUT: &str = "q.jsonl";
+
+    fn recipe(stage: Stage) -> Recipe {
+        let mut recipe = Recipe { stage, ..Recipe::default() };
+        (recipe.data.train, recipe.data.test) = (vec![INPUT.into()], vec!["t.jsonl".into()]);
+        recipe.data.corpus = "c.jsonl".into();
+        recipe
+    }
+
+    fn files(print: &str) -> BTreeMap<String, String> {
+        [(INPUT.to_owned(), print.to_owned()), ("t.jsonl".to_owned(), print.to_owned())].into()
+    }
+
+    /// A run with a block of teacher episodes, and checkpoints of 3 of 3 KD steps and of `rl_step`
+    /// of 3 RL steps.
+    fn run_with(root: &Path, name: &str, recipe: &Recipe, rl_step: usize) -> RunDir {
+        let run =
+            RunDir::create(root, name, recipe, &json!({ "files": files("sha256:a") })).unwrap();
+        write_block(&run, 0, Counts::default(), &[]).unwrap();
+        let mut log = run.metrics(None).unwrap();
+        for (phase, step) in [(Phase::Demos, 1), (Phase::Kd, 3), (Phase::Rl, rl_step)] {
+            log.append(phase, step, &[]).unwrap();
+            if phase != Phase::Demos {
+                let state = json!({
+                    "step": step, "total": 3, "sampler": crate::data::sampler::Sampler::new(0, 5), "n_updates": step, "critic_updates": 0, "kl": null,
+                    "n_skipped": 0, "wall_s": 12.5, "recipe": recipe,
+                });
+                checkpoint::save(run.path(), phase, step, 0, |dir| {
+                    fs::create_dir(dir.join("model"))?;
+                    fs::write(dir.join("model/model.safetensors"), format!("{phase}"))?;
+                    checkpoint::write_state(dir, &state)
+                })
+                .unwrap();
+            }
+        }
+        run
+    }
+
+    fn plan(root: &Path, rl_step: usize, new: &Recipe) -> Result<Takeover, TakeoverError> {
+        Takeover::plan(
+            &run_with(root, "old", &recipe(Stage::Pipeline), rl_step),
+            new,
+            &files("sha256:a"),
+        )
+    }
+
+    fn phases_of(rl_step: usize, new: &Recipe) -> Vec<Phase> {
+        plan(tempfile::tempdir().unwrap().path(), rl_step, new).unwrap().phases
+    }
+
+    #[test]
+    fn finished_phases_are_taken_over_and_unfinished_ones_are_not() {
+        assert_eq!(phases_of(3, &recipe(Stage::Pipeline)), [Phase::Demos, Phase::Kd, Phase::Rl]);
+        assert_eq!(phases_of(2, &recipe(Stage::Pipeline)), [Phase::Demos, Phase::Kd]);
+    }
+
+    #[test]
+    fn a_phase_that_does_something_else_is_done_again_and_said() {
+        let mut new = recipe(Stage::Pipeline);
+        new.kl.mode = KlMode::Uniform;
+        let root = tempfile::tempdir().unwrap();
+        let plan = plan(root.path(), 3, &new).unwrap();
+        assert_eq!(
+            (plan.taken_over().phases, plan.taken_over().wall_s),
+            (vec![Phase::Demos, Phase::Kd], 12.5)
+        );
+        let told = plan.describe().join("\n");
+        assert!(
+            told.contains(
+                "not taken over: rl depends on kl.mode, which is \"selective\" there and \
+                 \"uniform\" here"
+            ),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_phase_behind_a_different_one_is_done_again() {
+        let mut new = recipe(Stage::Pipeline);
+        new.distill.steps = 7;
+        assert_eq!(phases_of(3, &new), [Phase::Demos]);
+    }
+
+    #[test]
+    fn the_same_phase_from_another_start_is_another_phase() {
+        // KD comes behind RL in this stage, and RL from the student before it is not the RL behind
+        // KD. The teacher's episodes are behind it too.
+        let root = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            plan(root.path(), 3, &recipe(Stage::RlDistill)),
+            Err(TakeoverError::Nothing { .. })
+        ));
+        assert_eq!(phases_of(3, &recipe(Stage::DistillGkd)), [Phase::Demos, Phase::Kd]);
+    }
+
+    #[test]
+    fn what_no_finished_phase_depends_on_may_differ() {
+        let mut new = recipe(Stage::Pipeline);
+        (new.eval.every, new.eval.arcap, new.run.save_every) = (5, true, 1);
+        (new.data.test, new.guards.window) = (vec!["other.jsonl".into()], 3);
+        (new.retriever.max_retries, new.retriever.max_outage_s) = (9, 60.0);
+        assert_eq!(phases_of(3, &new), [Phase::Demos, Phase::Kd, Phase::Rl]);
+    }
+
+    #[test]
+    fn a_run_of_which_nothing_fits_names_the_keys() {
+        let mut new = recipe(Stage::Pipeline);
+        new.run.seed = 1;
+        let root = tempfile::tempdir().unwrap();
+        let error = plan(root.path(), 3, &new).unwrap_err().to_string();
+        assert!(
+            error.contains("demos depends on run.seed, which is 0 there and 1 here")
+                && error.contains("hint: make"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_run_without_a_phase_in_common_says_so() {
+        let root = tempfile::tempdir().unwrap();
+        let error = plan(root.path(), 3, &recipe(Stage::Gkd)).unwrap_err().to_string();
+        assert!(
+            error.contains("has finished no phase that this run (stage gkd)")
+                && error.contains("hint: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_input_that_changed_is_named_and_test_questions_may() {
+        let root = tempfile::tempdir().unwrap();
+        let run = run_with(root.path(), "old", &recipe(Stage::Pipeline), 3);
+        let error = Takeover::plan(&run, &recipe(Stage::Pipeline), &files("sha256:b"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("q.jsonl has changed since"), "{error}");
+        let mut now = files("sha256:a");
+        now.insert("t.jsonl".into(), "sha256:b".into());
+        assert!(Takeover::plan(&run, &recipe(Stage::Pipeline), &now).is_ok());
+    }
+
+    #[test]
+    fn a_filled_run_holds_the_phases_their_metrics_and_its_own_recipe() {
+        let root = tempfile::tempdir().unwrap();
+        let mut new = recipe(Stage::DistillGkd);
+        new.run.name = "new".into();
+        let plan = plan(root.path(), 3, &new).unwrap();
+        let run = RunDir::create(root.path(), "new", &new, &json!({})).unwrap();
+        plan.apply(&run, &new).unwrap();
+        let checkpoints = checkpoint::list_checkpoints(run.path(), new.stage).unwrap();
+        assert_eq!(
+            checkpoints.iter().map(|c| (c.phase, c.step)).collect::<Vec<_>>(),
+            [(Phase::Kd, 3)]
+        );
+        assert_eq!(
+            fs::read_to_string(checkpoints[0].path.join("model/model.safetensors")).unwrap(),
+            "kd"
+        );
+        let state: PhaseState = checkpoints[0].read_state().unwrap();
+        assert_eq!((state.step, state.wall_s, state.recipe), (3, 12.5, Some(new)));
+        assert_eq!(n_blocks_done(&run, 0.0).unwrap(), 1);
+        let phases: Vec<Value> =
+            run.read_metrics().unwrap().into_iter().map(|line| line["phase"].clone()).collect();
+        assert_eq!(phases, ["demos", "kd"]);
+    }
+}
