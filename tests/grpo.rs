@@ -14,7 +14,7 @@ use dgpo_core::{
             ACTOR_GRAD_NORM, CRITIC_GRAD_NORM, CRITIC_LEARNING_RATE, EXPLAINED_VARIANCE,
             FLAT_GROUPS, Metrics, VALUE_CLIP_FRACTION, VALUE_LOSS,
         },
-        rl::{ActorCritic, Step, rl_step},
+        rl::{ActorCritic, Penalty, Step, rl_step},
     },
 };
 use dgpo_run::{config::Recipe, devices::CpuTrain, episodes::read_records};
@@ -155,7 +155,7 @@ fn after(episodes: &[Episode], recipe: &Recipe) -> (Vec<f32>, Step) {
     assert!(networks.critic.is_none());
     let step = rl_step::<CpuTrain>(
         &mut networks,
-        Some(&network(3)),
+        Penalty::new(&network(3), &recipe.kl),
         episodes,
         recipe.rl_settings(),
         0,

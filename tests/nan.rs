@@ -9,7 +9,7 @@ use dgpo_core::{
         distill::{DistillLoss, Student, distill_step},
         metrics::{DISTILL_KL, DISTILL_LOSS, KL, Metrics, SKIPPED_UPDATES, VALUE_LOSS},
         optimizer::AdamW,
-        rl::{ActorCritic, rl_step},
+        rl::{ActorCritic, Penalty, rl_step},
         update::Activations,
     },
 };
@@ -52,7 +52,7 @@ fn bits(weights: &[f32]) -> Vec<u32> {
 fn after(networks: &mut ActorCritic<CpuTrain>, teacher: &Decoder<Cpu>, recipe: &Recipe) -> Metrics {
     rl_step::<CpuTrain>(
         networks,
-        Some(teacher),
+        Penalty::new(teacher, &recipe.kl),
         &episodes(6, every_other),
         recipe.rl_settings(),
         0,

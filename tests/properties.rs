@@ -26,7 +26,7 @@ use dgpo_core::{
             RESPONSE_TOKENS, REWARD, SEARCHES, SKIPPED_UPDATES, record_episodes,
         },
         optimizer::AdamW,
-        rl::{ActorCritic, rl_step},
+        rl::{ActorCritic, Penalty, rl_step},
         score::{self, Pass},
         update::Activations,
     },
@@ -160,7 +160,7 @@ fn networks_after_rl_step(
     let mut networks = ActorCritic::<CpuTrain>::new(network(1), 2, recipe.rl_settings());
     let metrics = rl_step::<CpuTrain>(
         &mut networks,
-        Some(teacher),
+        Penalty::new(teacher, &recipe.kl),
         episodes,
         recipe.rl_settings(),
         0,

@@ -22,23 +22,58 @@ pub const CORRECT_SCORE: f32 = 0.1;
 /// k3 is clamped to ± this: one token whose probability collapsed must not outweigh a whole batch.
 pub const K3_LIMIT: f64 = 10.0;
 
-/// The estimate of one token, or `None` for `Full` and `FullReversed`, which need the whole
-/// distribution ([`full_divergence`]).
+/// Source of a token's KL.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum TokenKl {
+    /// Estimated from the log-probs of the sampled token.
+    Sampled(SampledKl),
+    /// The sum over the vocabulary, as a divergence of the policy (student) from the reference
+    /// (teacher).
+    Exact(Divergence),
+}
+
+/// Estimators that need the sampled token's log-probs alone; the formulas stand at
+/// [`KlEstimator`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SampledKl {
+    K1,
+    K1Reversed,
+    Abs,
+    Mse,
+    K3,
+    K3Reversed,
+}
+
+impl From<KlEstimator> for TokenKl {
+    fn from(estimator: KlEstimator) -> Self {
+        match estimator {
+            KlEstimator::K1 => Self::Sampled(SampledKl::K1),
+            KlEstimator::K1Reversed => Self::Sampled(SampledKl::K1Reversed),
+            KlEstimator::Abs => Self::Sampled(SampledKl::Abs),
+            KlEstimator::Mse => Self::Sampled(SampledKl::Mse),
+            KlEstimator::K3 => Self::Sampled(SampledKl::K3),
+            KlEstimator::K3Reversed => Self::Sampled(SampledKl::K3Reversed),
+            KlEstimator::Full => Self::Exact(Divergence::ReverseKl),
+            KlEstimator::FullReversed => Self::Exact(Divergence::ForwardKl),
+        }
+    }
+}
+
+/// Estimate of one token's KL.
 /// # Source
 /// `method §4`
-pub fn estimate(estimator: KlEstimator, old_log_prob: f32, ref_log_prob: f32) -> Option<f32> {
+pub fn estimate(estimator: SampledKl, old_log_prob: f32, ref_log_prob: f32) -> f32 {
     let d = f64::from(old_log_prob) - f64::from(ref_log_prob);
     let k3 = |d: f64| ((-d).exp() + d - 1.0).clamp(-K3_LIMIT, K3_LIMIT);
     let kl = match estimator {
-        KlEstimator::K1 => d,
-        KlEstimator::K1Reversed => -d,
-        KlEstimator::Abs => d.abs(),
-        KlEstimator::Mse => 0.5 * d * d,
-        KlEstimator::K3 => k3(d),
-        KlEstimator::K3Reversed => k3(-d),
-        KlEstimator::Full | KlEstimator::FullReversed => return None,
+        SampledKl::K1 => d,
+        SampledKl::K1Reversed => -d,
+        SampledKl::Abs => d.abs(),
+        SampledKl::Mse => 0.5 * d * d,
+        SampledKl::K3 => k3(d),
+        SampledKl::K3Reversed => k3(-d),
     };
-    Some(kl as f32)
+    kl as f32
 }
 
 /// [`estimate`] as a differentiable tensor, for `kl.in = "loss"`. Gradients flow into `log_probs`;
@@ -46,10 +81,10 @@ pub fn estimate(estimator: KlEstimator, old_log_prob: f32, ref_log_prob: f32) ->
 /// # Shapes
 /// log_probs, ref_log_probs `[N]` -> `[N]`
 pub fn estimate_tensor<B: Backend>(
-    estimator: KlEstimator,
+    estimator: SampledKl,
     log_probs: Tensor<B, 1>,
     ref_log_probs: Tensor<B, 1>,
-) -> Option<Tensor<B, 1>> {
+) -> Tensor<B, 1> {
     let d = log_probs - ref_log_probs.detach();
     let nan = nan_of([&d]);
     // Beyond d = -11, e^{-d} - |d| - 1 is far above the clamp: bounding d there keeps e^{-d} (and 0
@@ -59,25 +94,14 @@ pub fn estimate_tensor<B: Backend>(
         (d.clone().neg().exp() + d - 1.0).clamp(-K3_LIMIT, K3_LIMIT)
     };
     let kl = match estimator {
-        KlEstimator::K1 => d,
-        KlEstimator::K1Reversed => d.neg(),
-        KlEstimator::Abs => d.abs(),
-        KlEstimator::Mse => d.clone() * d * 0.5,
-        KlEstimator::K3 => k3(d),
-        KlEstimator::K3Reversed => k3(d.neg()),
-        KlEstimator::Full | KlEstimator::FullReversed => return None,
+        SampledKl::K1 => d,
+        SampledKl::K1Reversed => d.neg(),
+        SampledKl::Abs => d.abs(),
+        SampledKl::Mse => d.clone() * d * 0.5,
+        SampledKl::K3 => k3(d),
+        SampledKl::K3Reversed => k3(d.neg()),
     };
-    Some(kl + nan)
-}
-
-/// The exact KL over the vocabulary as a divergence of the policy (student) from the reference
-/// (teacher): KL(pi || pi_ref), reversed KL(pi_ref || pi). `None` for the sampled estimators.
-pub fn full_divergence(estimator: KlEstimator) -> Option<Divergence> {
-    match estimator {
-        KlEstimator::Full => Some(Divergence::ReverseKl),
-        KlEstimator::FullReversed => Some(Divergence::ForwardKl),
-        _ => None,
-    }
+    kl + nan
 }
 
 /// Whether a row carries the penalty: its token scores decide in selective mode.

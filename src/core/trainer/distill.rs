@@ -6,7 +6,7 @@
 use super::{
     metrics::{DISTILL_CE, DISTILL_GRAD_NORM, DISTILL_KL, DISTILL_LOSS, Metrics},
     optimizer::{AdamW, with_gradients},
-    score::to_vec,
+    score::{head_rows, to_vec},
     update::{Activations, accumulate_decoder},
 };
 use crate::{
@@ -97,11 +97,7 @@ pub fn distill_step<B: TrainBackend>(
         }
         let teacher = (kl_weight != 0.0).then(|| {
             let teacher = teacher.expect("a recipe with kl_weight > 0 has a teacher");
-            LinearHead::from_inner(teacher.head(tokens.gather(teacher.hidden(
-                batch.ids_tensor(&rows, device),
-                None,
-                None,
-            ))))
+            LinearHead::from_inner(head_rows(teacher, batch, &rows, &tokens, device))
         });
         accumulate_decoder(
             &model,

@@ -13,40 +13,26 @@
 //!
 //! The reference is run on the penalised rows alone: the score is known before, and on correct
 //! episodes its log-probs have no effect.
+mod stats;
+mod update;
+
 use super::{
-    distill::scalar,
-    metrics::*,
-    optimizer::{AdamW, with_gradients},
+    metrics::Metrics,
+    optimizer::AdamW,
     score::{self, Pass},
-    update::{Activations, accumulate_critic, accumulate_decoder},
+    update::Activations,
 };
 use crate::{
     algo::{
-        advantage::{Advantages, flat_groups, gae, grpo},
-        kl::{
-            KlController, estimate, estimate_tensor, full_divergence, is_penalised, token_rewards,
-        },
-        ppo::{
-            PolicyStats, PolicyTokens, ValueStats, ValueTokens, entropy_bonus, policy_loss,
-            value_loss,
-        },
-        schedule::learning_rate,
-        total,
+        advantage::{gae, grpo},
+        kl::{KlController, TokenKl, estimate, is_penalised, token_rewards},
     },
-    rollout::{Episode, RolloutBatch, TokenRecord, record::Measured},
-    settings::{
-        Algorithm, GaeOver, GaeRecipe, KlMode, KlPlacement, KlRecipe, OptimRecipe, RlRecipe,
-    },
+    rollout::{Episode, RolloutBatch, TokenRecord},
+    settings::{Algorithm, GaeRecipe, KlMode, KlPlacement, KlRecipe, OptimRecipe, RlRecipe},
 };
-use burn::{
-    optim::GradientsAccumulator,
-    tensor::{Tensor, TensorData},
-};
-use dgpo_models::{
-    Backend, TrainBackend,
-    decoder::Decoder,
-    heads::{Critic, LinearHead, token_divergence, token_log_probs},
-};
+use dgpo_models::{Backend, TrainBackend, decoder::Decoder, heads::Critic};
+
+pub use update::Update;
 
 /// Actor, critic and everything that changes with them.
 #[derive(Clone, Debug)]
@@ -96,7 +82,31 @@ pub struct RlSettings<'a> {
     pub activations: Activations,
 }
 
-/// What a step leaves beside the changed networks.
+/// The policy that the actor is kept near, and the measure of its distance.
+#[derive(Debug)]
+pub struct Penalty<'a, I: Backend> {
+    pub reference: &'a Decoder<I>,
+    pub kl: TokenKl,
+}
+
+impl<I: Backend> Clone for Penalty<'_, I> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<I: Backend> Copy for Penalty<'_, I> {}
+
+impl<'a, I: Backend> Penalty<'a, I> {
+    /// `None` where a recipe has no penalty: without a mode, and with a coefficient of 0, which
+    /// stays 0, adaptive or not.
+    pub fn new(reference: &'a Decoder<I>, recipe: &KlRecipe) -> Option<Self> {
+        let is_there = recipe.mode != KlMode::None && recipe.coef != 0.0;
+        is_there.then(|| Self { reference, kl: recipe.estimator.into() })
+    }
+}
+
+/// Result of a step, beside the changed networks.
 #[derive(Clone, Debug)]
 pub struct Step {
     pub metrics: Metrics,
@@ -111,365 +121,101 @@ pub struct Step {
 /// after the other: their place says which belong together, whatever the questions' texts. A group
 /// that lost episodes to the retriever is judged by the others.
 /// # Panics
-/// If the recipe wants a reference policy and `reference` is `None`, or GRPO with the penalty in
-/// the reward (the recipe check refuses both), or PPO and there is no critic.
+/// In GRPO with the penalty in the reward, which the recipe check refuses.
 pub fn rl_step<B: TrainBackend>(
     networks: &mut ActorCritic<B>,
-    reference: Option<&Decoder<B::InnerBackend>>,
+    penalty: Option<Penalty<'_, B::InnerBackend>>,
     episodes: &[Episode],
     settings: RlSettings<'_>,
     step: usize,
     device: &B::Device,
 ) -> Step {
-    let trainable = episodes.iter().enumerate().filter(|(_, episode)| episode.is_trainable());
-    let (groups, episodes): (Vec<usize>, Vec<&Episode>) = trainable
-        .map(|(position, episode)| (position / settings.rl.episodes_per_question, episode))
-        .unzip();
-    let mut metrics = Metrics::default();
-    let pass = &Pass {
-        micro_batch_tokens: settings.rl.micro_batch_tokens,
-        temperature: settings.temperature,
-        device,
-    };
+    let (groups, episodes) = trainable(episodes, settings.rl.episodes_per_question);
     let mut batch = RolloutBatch::new(&episodes);
-    let rows: Vec<usize> = (0..batch.n_rows).collect();
-    let penalised: Vec<usize> = rows
-        .iter()
-        .copied()
-        .filter(|&row| is_penalised(settings.kl.mode, &[batch.scores[row]]))
-        .collect();
-
-    let kl =
-        log_probs_and_penalty(&networks.actor, reference, &mut batch, &penalised, settings, pass);
-    if let Some(critic) = &networks.critic {
-        batch.values = score::values(&critic.network, &batch, pass);
-    }
-    score::record_log_prob_difference(&batch, &batch.old_log_probs, &mut metrics);
-
-    let in_reward =
-        if settings.kl.placement == KlPlacement::Reward { networks.kl.coef } else { 0.0 };
-    let rewards = token_rewards(&batch, &kl, settings.kl.mode, in_reward);
-    let advantages = match settings.rl.algorithm {
-        Algorithm::Ppo => {
-            assert!(networks.critic.is_some(), "PPO has a critic");
-            gae(&batch, &rewards.rewards, settings.gae)
-        }
-        Algorithm::Grpo => {
-            assert!(
-                settings.kl.mode == KlMode::None || in_reward == 0.0,
-                "the recipe check puts GRPO's penalty in the loss"
-            );
-            metrics.set(FLAT_GROUPS, flat_groups(&batch.scores, &groups));
-            grpo(&batch, &rewards.rewards, &groups)
-        }
+    let scored = score(networks, penalty, &mut batch, settings, device);
+    let coef = coef_in_reward(networks, settings);
+    let rewards = token_rewards(&batch, &scored.kl, settings.kl.mode, coef);
+    let advantages = match networks.critic {
+        Some(_) => gae(&batch, &rewards.rewards, settings.gae),
+        None => grpo(&batch, &rewards.rewards, &groups),
     };
-    let tokens =
-        token_records(&batch, &penalised, &kl, &advantages, networks.critic.is_some(), settings);
-
-    let lr = learning_rate(&settings.optim.actor, step, settings.rl.steps);
-    let critic_lr = learning_rate(&settings.optim.critic, step, settings.rl.steps);
-    let mut update = Update {
-        networks,
-        reference,
-        batch: &batch,
-        advantages: &advantages,
-        penalised: &penalised,
-        settings,
-        device,
-    };
-    let (mut actor_stats, mut critic_stats) = (Vec::new(), Vec::new());
-    for _ in 0..settings.rl.epochs {
-        for mini_batch in rows.chunks(settings.rl.mini_batch) {
-            actor_stats.push(update.actor(mini_batch, lr));
-            critic_stats.extend(update.critic(mini_batch, critic_lr));
-        }
-    }
-
-    let actor_mean = |value: fn(&ActorStats) -> f64| mean(actor_stats.iter().map(value));
-    metrics.set(POLICY_LOSS, actor_mean(|s| s.policy.loss));
-    metrics.set(ENTROPY, actor_mean(|s| s.entropy));
-    metrics.set(OLD_APPROX_KL, actor_mean(|s| s.policy.old_approx_kl));
-    metrics.set(APPROX_KL, actor_mean(|s| s.policy.approx_kl));
-    metrics.set(CLIP_FRACTION, actor_mean(|s| s.policy.clip_fraction));
-    metrics.set(ACTOR_GRAD_NORM, actor_mean(|s| s.grad_norm));
-    metrics.set(LEARNING_RATE, lr);
-    if networks.critic.is_some() {
-        let critic_mean = |value: fn(&CriticStats) -> f64| mean(critic_stats.iter().map(value));
-        metrics.set(VALUE_LOSS, critic_mean(|s| s.value.loss));
-        metrics.set(VALUE_CLIP_FRACTION, critic_mean(|s| s.value.clip_fraction));
-        metrics.set(EXPLAINED_VARIANCE, explained_variance(&batch, &advantages));
-        metrics.set(CRITIC_GRAD_NORM, critic_mean(|s| s.grad_norm));
-        metrics.set(CRITIC_LEARNING_RATE, critic_lr);
-    }
-    metrics.set(KL, rewards.mean_kl);
-    metrics.set(KL_COEF, networks.kl.coef);
-    metrics.set(KL_SELECTED, penalised.len() as f64 / batch.n_rows.max(1) as f64);
+    let (batch, advantages, penalised) = (&batch, &advantages, &scored.penalised[..]);
+    let mut update = Update { networks, penalty, batch, advantages, penalised, settings, device };
+    let updates = update.epochs(step);
+    let (scored, rewards) = (&scored, &rewards);
+    let figures = stats::Figures { networks, batch, groups, scored, rewards, advantages, updates };
+    let result = Step { metrics: figures.metrics(), tokens: figures.tokens(penalty) };
     networks.kl.update(rewards.mean_kl, batch.n_rows);
-    metrics.set(SKIPPED_UPDATES, networks.n_skipped as f64);
-    Step { metrics, tokens }
+    result
 }
 
-/// Of one number an optimizer step; 0 of none.
-fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
-    let n = values.len().max(1) as f64;
-    values.sum::<f64>() / n
+/// The episodes that are learned from, each with the number of its question.
+fn trainable(episodes: &[Episode], per_question: usize) -> (Vec<usize>, Vec<&Episode>) {
+    let trainable = episodes.iter().enumerate().filter(|(_, episode)| episode.is_trainable());
+    trainable.map(|(position, episode)| (position / per_question, episode)).unzip()
 }
 
-/// The numbers of each row's tokens, as far as [`log_probs_and_penalty`] had a reason to compute
-/// them.
-fn token_records(
-    batch: &RolloutBatch,
-    penalised: &[usize],
-    kl: &[f32],
-    advantages: &Advantages,
-    has_values: bool,
-    settings: RlSettings<'_>,
-) -> Vec<TokenRecord> {
-    let is_sampled = full_divergence(settings.kl.estimator).is_none();
-    let record = |row: usize| {
-        let has_kl = settings.kl.coef != 0.0 && penalised.contains(&row);
-        let measured = Measured { has_ref_log_probs: has_kl && is_sampled, has_kl, has_values };
-        TokenRecord::of_row(batch, row, kl, &advantages.advantages, measured)
-    };
-    (0..batch.n_rows).map(record).collect()
+/// Weight of the penalty in the token rewards.
+fn coef_in_reward<B: TrainBackend>(networks: &ActorCritic<B>, settings: RlSettings<'_>) -> f64 {
+    if settings.kl.placement == KlPlacement::Loss {
+        return 0.0;
+    }
+    let is_grpo = networks.critic.is_none();
+    let has_penalty = settings.kl.mode != KlMode::None && networks.kl.coef != 0.0;
+    assert!(!(is_grpo && has_penalty), "the recipe check puts GRPO's penalty in the loss");
+    networks.kl.coef
 }
 
-/// Fills the batch's log-probs under actor and reference; KL_t of the penalised rows' agent tokens,
-/// `[B, T]`.
+/// The penalty of a batch before the update.
+struct Scored {
+    /// Rows that carry the penalty.
+    penalised: Vec<usize>,
+    /// KL_t of their agent tokens, 0 elsewhere, `[B, T]`.
+    kl: Vec<f32>,
+}
+
+/// Fills the batch's log-probs under actor and reference and its values; KL_t of the penalised rows.
 ///
 /// The reference's log-probs are those of the penalised rows, and 0 where the exact KL takes their
 /// place: it comes out of the same pass of the actor that gives those rows' own log-probs.
-fn log_probs_and_penalty<I: Backend>(
-    actor: &Decoder<I>,
-    reference: Option<&Decoder<I>>,
+fn score<B: TrainBackend>(
+    networks: &ActorCritic<B>,
+    penalty: Option<Penalty<'_, B::InnerBackend>>,
     batch: &mut RolloutBatch,
-    penalised: &[usize],
     settings: RlSettings<'_>,
-    pass: &Pass<'_, I>,
-) -> Vec<f32> {
+    device: &B::Device,
+) -> Scored {
+    let RlSettings { rl, temperature, .. } = settings;
+    let pass = &Pass { micro_batch_tokens: rl.micro_batch_tokens, temperature, device };
+    let mode = settings.kl.mode;
+    let (penalised, free): (Vec<usize>, Vec<usize>) =
+        (0..batch.n_rows).partition(|&row| is_penalised(mode, &[batch.scores[row]]));
     let rows: Vec<usize> = (0..batch.n_rows).collect();
-    batch.ref_log_probs = vec![0.0; batch.n_rows * batch.n_cols];
-    // A coefficient of 0 stays 0, adaptive or not: the penalty has no effect.
-    if settings.kl.mode == KlMode::None || penalised.is_empty() || settings.kl.coef == 0.0 {
-        batch.old_log_probs = score::log_probs(actor, batch, &rows, pass);
-        return batch.ref_log_probs.clone();
-    }
-    let reference = reference.expect("a recipe with a KL penalty has a reference policy");
-    let estimator = settings.kl.estimator;
-    if let Some(divergence) = full_divergence(estimator) {
-        let free: Vec<usize> = rows.into_iter().filter(|row| !penalised.contains(row)).collect();
-        let (mut log_probs, kl) =
-            score::log_probs_and_divergence(actor, reference, divergence, batch, penalised, pass);
-        let of_free = score::log_probs(actor, batch, &free, pass);
-        for at in batch.agent_tokens(&free).at {
-            log_probs[at] = of_free[at];
-        }
-        batch.old_log_probs = log_probs;
-        return kl;
-    }
-    batch.old_log_probs = score::log_probs(actor, batch, &rows, pass);
-    batch.ref_log_probs = score::log_probs(reference, batch, penalised, pass);
+    let actor = &networks.actor;
     let mut kl = vec![0.0; batch.n_rows * batch.n_cols];
-    for at in batch.agent_tokens(penalised).at {
-        kl[at] = estimate(estimator, batch.old_log_probs[at], batch.ref_log_probs[at])
-            .expect("not one of the full estimators");
-    }
-    kl
-}
-
-/// What one optimizer step of the actor reports.
-#[derive(Clone, Copy, Debug, Default)]
-struct ActorStats {
-    policy: PolicyStats,
-    entropy: f64,
-    /// The penalty in the loss (`kl.in = "loss"`), weighted.
-    penalty: f64,
-    grad_norm: f64,
-}
-
-/// What one optimizer step of the critic reports.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CriticStats {
-    pub value: ValueStats,
-    pub grad_norm: f64,
-}
-
-/// The mini-batch updates of one step: everything they read, and the networks they change.
-pub struct Update<'a, B: TrainBackend> {
-    pub networks: &'a mut ActorCritic<B>,
-    pub reference: Option<&'a Decoder<B::InnerBackend>>,
-    pub batch: &'a RolloutBatch,
-    pub advantages: &'a Advantages,
-    pub penalised: &'a [usize],
-    pub settings: RlSettings<'a>,
-    pub device: &'a B::Device,
-}
-
-impl<B: TrainBackend> Update<'_, B> {
-    fn actor(&mut self, mini_batch: &[usize], lr: f64) -> ActorStats {
-        let (batch, settings, device) = (self.batch, self.settings, self.device);
-        let activations = settings.activations;
-        let model: Decoder<B> = with_gradients(self.networks.actor.clone());
-        let mut sums = GradientsAccumulator::new();
-        let normaliser = batch.n_agent_tokens(mini_batch).max(1) as f64;
-        let kl_weight =
-            if settings.kl.placement == KlPlacement::Loss { self.networks.kl.coef } else { 0.0 };
-        let mut stats = ActorStats::default();
-        // Penalised rows in micro-batches of their own, so that the reference runs on nothing else.
-        let (penalised_rows, free_rows): (Vec<usize>, Vec<usize>) =
-            mini_batch.iter().partition(|row| kl_weight != 0.0 && self.penalised.contains(row));
-        let cut = |rows: &[usize]| batch.micro_batches(rows, settings.rl.micro_batch_tokens);
-        let micro_batches = cut(&penalised_rows)
-            .into_iter()
-            .map(|rows| (rows, true))
-            .chain(cut(&free_rows).into_iter().map(|rows| (rows, false)));
-        for (rows, has_kl) in micro_batches {
-            let tokens = batch.agent_tokens(&rows);
-            if tokens.is_empty() {
-                continue;
-            }
-            let exact =
-                full_divergence(settings.kl.estimator).filter(|_| has_kl).map(|divergence| {
-                    let reference =
-                        self.reference.expect("a recipe with a KL penalty has a reference policy");
-                    let head = reference.head(tokens.gather(reference.hidden(
-                        batch.ids_tensor(&rows, device),
-                        None,
-                        None,
-                    )));
-                    (LinearHead::from_inner(head), divergence)
-                });
-            accumulate_decoder(
-                &model,
-                batch.ids_tensor(&rows, device),
-                &tokens,
-                activations,
-                &mut sums,
-                |head| {
-                    let pick = |array: &[f32]| tensor::<B>(tokens.pick(array), device);
-                    let (labels, temperature) =
-                        (tokens.labels_tensor(device), settings.temperature);
-                    let (log_probs, entropy, kl) = match exact {
-                        Some((reference, divergence)) => {
-                            let rows =
-                                token_divergence(head, reference, labels, divergence, temperature);
-                            (rows.log_probs, rows.entropy, Some(rows.divergence))
-                        }
-                        None => {
-                            let rows = token_log_probs(head, labels, temperature);
-                            let estimates = || {
-                                estimate_tensor(
-                                    settings.kl.estimator,
-                                    rows.log_probs.clone(),
-                                    pick(&batch.ref_log_probs),
-                                )
-                            };
-                            let kl = has_kl
-                                .then(|| estimates().expect("not one of the full estimators"));
-                            (rows.log_probs, rows.entropy, kl)
-                        }
-                    };
-                    let mask = Tensor::ones_like(&entropy.clone().detach());
-                    let policy = PolicyTokens {
-                        log_probs,
-                        old_log_probs: pick(&batch.old_log_probs),
-                        advantages: pick(&self.advantages.advantages),
-                        mask: mask.clone(),
-                    };
-                    let (mut loss, policy) =
-                        policy_loss(policy, settings.rl.clip_ratio, normaliser);
-                    let entropy = entropy_bonus(entropy, mask, normaliser);
-                    stats.policy += policy;
-                    stats.entropy += scalar(&entropy);
-                    loss = loss - entropy * settings.rl.entropy_coef;
-                    match kl {
-                        Some(kl) => {
-                            let penalty = total(kl) * (kl_weight / normaliser);
-                            stats.penalty += scalar(&penalty);
-                            loss + penalty
-                        }
-                        None => loss,
-                    }
-                },
+    batch.ref_log_probs = kl.clone();
+    match penalty.filter(|_| !penalised.is_empty()) {
+        None => batch.old_log_probs = score::log_probs(actor, batch, &rows, pass),
+        Some(Penalty { reference, kl: TokenKl::Exact(divergence) }) => {
+            let (mut log_probs, exact) = score::log_probs_and_divergence(
+                actor, reference, divergence, batch, &penalised, pass,
             );
-        }
-        drop(model);
-        let loss = stats.policy.loss - settings.rl.entropy_coef * stats.entropy + stats.penalty;
-        let (actor, applied) =
-            self.networks.actor_optimizer.step(self.networks.actor.clone(), sums.grads(), lr, loss);
-        self.networks.actor = actor;
-        self.networks.n_skipped += usize::from(!applied.is_applied);
-        stats.grad_norm = applied.grad_norm;
-        stats
-    }
-
-    /// `None` where there is no critic.
-    pub fn critic(&mut self, mini_batch: &[usize], lr: f64) -> Option<CriticStats> {
-        let (batch, settings, device, advantages) =
-            (self.batch, self.settings, self.device, self.advantages);
-        let activations = settings.activations;
-        let critic = self.networks.critic.as_mut()?;
-        let model: Critic<B> = with_gradients(critic.network.clone());
-        let mut sums = GradientsAccumulator::new();
-        let counted = |rows: &[usize]| match settings.gae.over {
-            GaeOver::Response => batch.response_tokens(rows),
-            GaeOver::Agent => batch.agent_tokens(rows),
-        };
-        let normaliser = counted(mini_batch).len().max(1) as f64;
-        let mut stats = CriticStats::default();
-        for rows in batch.micro_batches(mini_batch, settings.rl.micro_batch_tokens) {
-            let tokens = counted(&rows);
-            if tokens.is_empty() {
-                continue;
+            let of_free = score::log_probs(actor, batch, &free, pass);
+            for at in batch.agent_tokens(&free).at {
+                log_probs[at] = of_free[at];
             }
-            accumulate_critic(
-                &model,
-                batch.ids_tensor(&rows, device),
-                &tokens,
-                activations,
-                &mut sums,
-                |values| {
-                    let values = ValueTokens {
-                        mask: Tensor::ones_like(&values.clone().detach()),
-                        old_values: tensor(tokens.pick(&batch.values), device),
-                        returns: tensor(tokens.pick(&advantages.returns), device),
-                        values,
-                    };
-                    let (loss, value) = value_loss(values, settings.rl.clip_value, normaliser);
-                    stats.value += value;
-                    loss
-                },
-            );
+            (batch.old_log_probs, kl) = (log_probs, exact);
         }
-        drop(model);
-        let (network, applied) =
-            critic.optimizer.step(critic.network.clone(), sums.grads(), lr, stats.value.loss);
-        critic.network = network;
-        self.networks.n_skipped += usize::from(!applied.is_applied);
-        stats.grad_norm = applied.grad_norm;
-        Some(stats)
+        Some(Penalty { reference, kl: TokenKl::Sampled(estimator) }) => {
+            batch.old_log_probs = score::log_probs(actor, batch, &rows, pass);
+            batch.ref_log_probs = score::log_probs(reference, batch, &penalised, pass);
+            for at in batch.agent_tokens(&penalised).at {
+                kl[at] = estimate(estimator, batch.old_log_probs[at], batch.ref_log_probs[at]);
+            }
+        }
     }
-}
-
-/// Host floats as a tensor `[N]`.
-fn tensor<B: Backend>(values: Vec<f32>, device: &B::Device) -> Tensor<B, 1> {
-    let n = values.len();
-    Tensor::from_data(TensorData::new(values, [n]), device)
-}
-
-/// 1 − Var(R − V) / Var(R) over the tokens that count.
-fn explained_variance(batch: &RolloutBatch, advantages: &Advantages) -> f64 {
-    let counted = || (0..advantages.mask.len()).filter(|&at| advantages.mask[at]);
-    let variance = |value: &dyn Fn(usize) -> f64| {
-        let n = counted().count().max(1) as f64;
-        let mean = counted().map(value).sum::<f64>() / n;
-        counted().map(|at| (value(at) - mean).powi(2)).sum::<f64>() / n
-    };
-    let returns = |at: usize| f64::from(advantages.returns[at]);
-    let total = variance(&returns);
-    if total == 0.0 {
-        0.0
-    } else {
-        1.0 - variance(&|at| returns(at) - f64::from(batch.values[at])) / total
+    if let Some(critic) = &networks.critic {
+        batch.values = score::values(&critic.network, batch, pass);
     }
+    Scored { penalised, kl }
 }

@@ -1,11 +1,11 @@
 //! What the networks think of a finished batch: log-probs, values, exact divergences. No gradients.
 use super::metrics::{LOGPROB_DIFF_MAX, LOGPROB_DIFF_MEAN, Mean, Metrics};
-use crate::rollout::{Episode, RolloutBatch};
+use crate::rollout::{Episode, RolloutBatch, TokenIndex};
 use burn::tensor::Tensor;
 use dgpo_models::{
     Backend,
     decoder::Decoder,
-    heads::{Critic, Divergence, token_divergence, token_log_probs},
+    heads::{Critic, Divergence, LinearHead, token_divergence, token_log_probs},
 };
 
 /// How a pass over the batch is cut.
@@ -16,6 +16,19 @@ pub struct Pass<'a, B: Backend> {
     /// The policy's temperature: log-probs are those of logits / temperature.
     pub temperature: f64,
     pub device: &'a B::Device,
+}
+
+/// The hidden states in front of `tokens` of some rows, and the vocabulary head.
+/// # Shapes
+/// -> hidden `[N, D]`
+pub(super) fn head_rows<B: Backend>(
+    model: &Decoder<B>,
+    batch: &RolloutBatch,
+    rows: &[usize],
+    tokens: &TokenIndex,
+    device: &B::Device,
+) -> LinearHead<B> {
+    model.head(tokens.gather(model.hidden(batch.ids_tensor(rows, device), None, None)))
 }
 
 /// log pi(y_t) of the agent tokens of `rows`; 0 elsewhere.
@@ -31,13 +44,9 @@ pub fn log_probs<B: Backend>(
     for rows in batch.micro_batches(rows, pass.micro_batch_tokens) {
         let tokens = batch.agent_tokens(&rows);
         if !tokens.is_empty() {
-            let hidden =
-                tokens.gather(model.hidden(batch.ids_tensor(&rows, pass.device), None, None));
-            let read = token_log_probs(
-                model.head(hidden),
-                tokens.labels_tensor(pass.device),
-                pass.temperature,
-            );
+            let head = head_rows(model, batch, &rows, &tokens, pass.device);
+            let labels = tokens.labels_tensor(pass.device);
+            let read = token_log_probs(head, labels, pass.temperature);
             tokens.scatter(&to_vec(read.log_probs), &mut result);
         }
     }
@@ -85,13 +94,7 @@ pub fn log_probs_and_divergence<B: Backend>(
     for rows in batch.micro_batches(rows, pass.micro_batch_tokens) {
         let tokens = batch.agent_tokens(&rows);
         if !tokens.is_empty() {
-            let head = |model: &Decoder<B>| {
-                model.head(tokens.gather(model.hidden(
-                    batch.ids_tensor(&rows, pass.device),
-                    None,
-                    None,
-                )))
-            };
+            let head = |model| head_rows(model, batch, &rows, &tokens, pass.device);
             let labels = tokens.labels_tensor(pass.device);
             let read = token_divergence(
                 head(model),

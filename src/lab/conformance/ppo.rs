@@ -11,7 +11,11 @@ use super::{
 use crate::reference::advantage::whiten_keep_mean;
 use burn::tensor::{Tensor, TensorData};
 use dgpo_core::{
-    algo::{advantage, kl, masked_mean, ppo},
+    algo::{
+        advantage,
+        kl::{self, TokenKl},
+        masked_mean, ppo,
+    },
     settings::{KlEstimator, KlMode},
 };
 use dgpo_models::{
@@ -139,7 +143,7 @@ impl Episode {
             .old_log_probs
             .iter()
             .zip(&self.ref_log_probs)
-            .filter_map(|(&old, &reference)| kl::estimate(estimator, old, reference))
+            .filter_map(|(&old, &reference)| sampled(estimator, old, reference))
             .collect();
         let (mut rewards, mut sum_kl) = (Vec::new(), 0.0);
         for row in self.rows() {
@@ -450,12 +454,16 @@ fn pieces<B: TrainBackend>(
     Ok(())
 }
 
+/// Estimate of an estimator that needs no distribution.
+fn sampled(estimator: KlEstimator, log_prob: f32, ref_log_prob: f32) -> Option<f32> {
+    match estimator.into() {
+        TokenKl::Sampled(estimator) => Some(kl::estimate(estimator, log_prob, ref_log_prob)),
+        TokenKl::Exact(_) => None,
+    }
+}
+
 fn estimates(estimator: KlEstimator, log_probs: &[f32], ref_log_probs: &[f32]) -> Vec<f32> {
-    log_probs
-        .iter()
-        .zip(ref_log_probs)
-        .filter_map(|(&p, &r)| kl::estimate(estimator, p, r))
-        .collect()
+    log_probs.iter().zip(ref_log_probs).filter_map(|(&p, &r)| sampled(estimator, p, r)).collect()
 }
 
 fn full_kl<B: TrainBackend>(
@@ -465,7 +473,10 @@ fn full_kl<B: TrainBackend>(
 ) -> Vec<f32> {
     let exact =
         |divergence| host(row_divergence(logits.clone(), ref_logits.clone(), divergence, 1.0));
-    kl::full_divergence(estimator).map(exact).unwrap_or_default()
+    match estimator.into() {
+        TokenKl::Exact(divergence) => exact(divergence),
+        TokenKl::Sampled(_) => Vec::new(),
+    }
 }
 
 fn in_place(values: &[f32], change: impl FnOnce(&mut [f32])) -> Vec<f32> {

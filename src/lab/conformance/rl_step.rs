@@ -17,7 +17,7 @@ use super::{
 use dgpo_core::{
     algo::{
         advantage::{Advantages, gae},
-        kl::{estimate, is_penalised, token_rewards},
+        kl::{SampledKl, estimate, is_penalised, token_rewards},
     },
     engine::StopReason,
     rollout::{Episode, ObservationKind, RolloutBatch, Segment, Status},
@@ -28,7 +28,7 @@ use dgpo_core::{
     trainer::{
         metrics::*,
         optimizer::AdamW,
-        rl::{ActorCritic, TrainedCritic, Update, rl_step},
+        rl::{ActorCritic, Penalty, TrainedCritic, Update, rl_step},
         score,
     },
 };
@@ -210,12 +210,7 @@ impl<B: TrainBackend> Step<'_, B> {
             score::values(&critic(&chain.student, chain.tensors, chain.device)?, batch, &pass);
         let mut kl = vec![0.0; batch.ids.len()];
         for at in batch.agent_tokens(&penalised).at {
-            kl[at] = estimate(
-                self.recipe.kl.estimator,
-                batch.old_log_probs[at],
-                batch.ref_log_probs[at],
-            )
-            .unwrap_or(f32::NAN);
+            kl[at] = estimate(SampledKl::K1, batch.old_log_probs[at], batch.ref_log_probs[at]);
         }
         let rewards = token_rewards(&self.batch, &kl, self.recipe.kl.mode, self.recipe.kl.coef);
 
@@ -296,7 +291,7 @@ impl<B: TrainBackend> Step<'_, B> {
         let mut networks = self.networks()?;
         let metrics = rl_step(
             &mut networks,
-            Some(&chain.teacher),
+            Penalty::new(&chain.teacher, &self.recipe.kl),
             episodes,
             self.recipe.rl_settings(),
             0,
@@ -390,7 +385,7 @@ impl<B: TrainBackend> Step<'_, B> {
         let (device, lr) = (chain.device, self.recipe.optim.critic.lr);
         let mut update = Update {
             networks: &mut networks,
-            reference: None,
+            penalty: None,
             batch: &batch,
             advantages: &advantages,
             penalised: &[],

@@ -21,11 +21,11 @@ use dgpo_core::{
     algo::{
         advantage::{gae_row, whiten},
         distill::kd_rows,
-        kl::{estimate, is_penalised, row_mean_kl, row_rewards},
+        kl::{SampledKl, estimate, is_penalised, row_mean_kl, row_rewards},
         ppo::{PolicyStats, PolicyTokens, ValueStats, ValueTokens, policy_loss, value_loss},
     },
     rollout::TokenIndex,
-    settings::{AdamWRecipe, KlEstimator, KlMode},
+    settings::{AdamWRecipe, KlMode},
     trainer::{
         optimizer::{AdamW, with_gradients},
         update::{Activations, accumulate_critic, accumulate_decoder},
@@ -274,7 +274,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         let kl: Vec<f32> = old
             .iter()
             .zip(reference)
-            .filter_map(|(&old, &reference)| estimate(KlEstimator::K1, old, reference))
+            .map(|(&old, &reference)| estimate(SampledKl::K1, old, reference))
             .collect();
         let coef = number(self.json, "kl_coef")?;
         let (mut rewards, mut selected, mut sum_kl) = (Vec::new(), Vec::new(), 0.0);

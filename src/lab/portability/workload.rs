@@ -10,7 +10,7 @@ use dgpo_core::{
         distill::{DistillLoss, Student, distill_step},
         metrics::Metrics,
         optimizer::AdamW,
-        rl::{ActorCritic, rl_step},
+        rl::{ActorCritic, Penalty, rl_step},
         update::Activations,
     },
 };
@@ -143,7 +143,8 @@ pub fn dgpo_step<B: TrainBackend>(
     recipe: &Recipe,
     device: &B::Device,
 ) -> Metrics {
-    rl_step(networks, Some(teacher), episodes, recipe.rl_settings(), 0, device).metrics
+    let penalty = Penalty::new(teacher, &recipe.kl);
+    rl_step(networks, penalty, episodes, recipe.rl_settings(), 0, device).metrics
 }
 
 #[cfg(test)]

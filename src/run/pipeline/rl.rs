@@ -29,7 +29,7 @@ use dgpo_core::{
             EVAL_AVERAGE_EM, EVAL_EM, EVAL_TEACHER_KL, Metrics, ROLLOUT_TOKENS_PER_SECOND,
             STEP_SECONDS, UPDATE_TOKENS_PER_SECOND, record_episodes,
         },
-        rl::{ActorCritic, TrainedCritic, rl_step},
+        rl::{ActorCritic, Penalty, TrainedCritic, rl_step},
         score::{Pass, mean_kl},
     },
 };
@@ -55,11 +55,12 @@ impl<B: TrainBackend> Pipeline<'_, B> {
         // it is trained by.
         let teacher =
             if has_teacher || is_evaluated { self.setup.load_teacher(tokenizer)? } else { None };
-        let reference = match self.setup.recipe.kl.reference {
-            _ if self.setup.recipe.kl.mode == KlMode::None => None,
+        let reference = match kl.reference {
+            _ if kl.mode == KlMode::None => None,
             KlReference::Teacher => teacher.clone(),
             KlReference::Initial => Some(start.clone()),
         };
+        let penalty = reference.as_ref().and_then(|reference| Penalty::new(reference, kl));
         let (mut step, mut sampler, mut networks) = self.rl_start(start, questions.len())?;
         if step >= total {
             return Ok(networks.actor);
@@ -125,7 +126,7 @@ impl<B: TrainBackend> Pipeline<'_, B> {
             record_episodes(&EpisodeStats::of(&episodes), &mut metrics);
             let learned = rl_step::<B>(
                 &mut networks,
-                reference.as_ref(),
+                penalty,
                 &episodes,
                 self.setup.recipe.rl_settings(),
                 step,
