@@ -50,8 +50,8 @@ Commands of dgpo (built in release, then run; `cargo xtask help train` explains 
   help         explain a command, of either kind
 
 Commands of its own:
-  test         tidy, then cargo test --release --workspace, then test-wgpu where a graphics driver is installed; more arguments go to cargo test,
-               and then the tests on wgpu are left out
+  test         tidy, then all tests, with those on wgpu where a graphics driver is installed; more
+               arguments go to cargo test, which then builds for the CPU alone
   test-wgpu    the kernels, the recorded references and a small run through wgpu; arguments are names of tests
                (a software driver will do, Debian: mesa-vulkan-drivers; DGPO_REQUIRE_WGPU=1 makes its absence a failure)
   test-cuda    the same on a CUDA device, where there is one (DGPO_REQUIRE_CUDA=1 makes its absence a failure)

@@ -120,51 +120,82 @@ fn check_gpu() -> bool {
     ]))
 }
 
-/// All are run, whatever the first one says. Arguments may name single tests of the CPU build, so
-/// they leave out the tests on wgpu; flags of cargo do not.
+/// Everything, in one build. Where a graphics driver is installed that build has wgpu in it, and its
+/// tests are among the others; building a second time for them would take as long as all the rest.
+/// Arguments may name single tests: these are run on the CPU, in the build that `train` has made.
 fn test(arguments: &[String]) -> bool {
-    let on_cpu =
-        tidy() & succeeds(cargo().args(["test", "--release", "--workspace"]).args(arguments));
     let is_whole = arguments.iter().all(|argument| argument == "--no-fail-fast");
-    on_cpu & (!is_whole || test_wgpu(&[]))
+    let mut tests = cargo();
+    tests.args(["test", "--release", "--workspace"]);
+    let is_driver_missing = match is_whole.then(driver) {
+        None => false,
+        Some(Driver::Installed) => {
+            tests.args(["--features", "wgpu"]).args(LESS_CODE_GENERATION);
+            false
+        }
+        Some(Driver::Missing { is_required }) => is_required,
+    };
+    tidy() & succeeds(tests.args(arguments)) & !is_driver_missing
 }
 
-/// Building these tests takes minutes, so a driver is looked for first.
 fn test_wgpu(names: &[String]) -> bool {
-    let is_required = env::var_os("DGPO_REQUIRE_WGPU").is_some_and(|value| value == "1");
-    if !driver::is_installed() {
-        let hint = "hint: the graphics card's Vulkan driver, or a software one (Debian: apt-get \
-                    install mesa-vulkan-drivers libvulkan1)";
-        match is_required {
-            true => {
-                eprintln!("error: DGPO_REQUIRE_WGPU=1, and no Vulkan driver is installed; {hint}")
-            }
-            false => eprintln!("test-wgpu: left out, no Vulkan driver is installed; {hint}"),
-        }
-        return !is_required;
+    match driver() {
+        Driver::Installed => test_gpu("wgpu", names),
+        Driver::Missing { is_required } => !is_required,
     }
-    test_gpu("wgpu", names)
 }
+
+/// Whether wgpu has anything to run on.
+enum Driver {
+    Installed,
+    /// It has been said.
+    Missing {
+        is_required: bool,
+    },
+}
+
+/// Building the tests takes minutes, so a driver is looked for first.
+fn driver() -> Driver {
+    if driver::is_installed() {
+        return Driver::Installed;
+    }
+    let is_required = env::var_os("DGPO_REQUIRE_WGPU").is_some_and(|value| value == "1");
+    let hint = "hint: the graphics card's Vulkan driver, or a software one (Debian: apt-get \
+                install mesa-vulkan-drivers libvulkan1)";
+    match is_required {
+        true => {
+            eprintln!("error: DGPO_REQUIRE_WGPU=1, and no Vulkan driver is installed; {hint}");
+        }
+        false => {
+            eprintln!("tests on wgpu: left out, no Vulkan driver is installed; {hint}");
+        }
+    }
+    Driver::Missing { is_required }
+}
+
+/// Most of a build with a GPU backend is code generation for the crates that are compiled once for
+/// every backend. Their tests spend their time in the driver, in `dgpo-kernels` and in burn.
+const LESS_CODE_GENERATION: [&str; 6] = [
+    "--config",
+    "profile.release.package.dgpo.opt-level=1",
+    "--config",
+    "profile.release.package.dgpo-run.opt-level=1",
+    "--config",
+    "profile.release.package.dgpo-lab.opt-level=1",
+];
 
 /// The tests whose path has `on_` and the backend's name in it, or those named. All packages are
-/// selected as for `--features`, so that the dependencies are the same, but only the targets that
-/// have such tests.
+/// selected as for `--features`, so that the dependencies are the same as in [`test`], but only the
+/// targets that have such tests.
 fn test_gpu(backend: &str, names: &[String]) -> bool {
     let mut tests = cargo();
-    tests.args([
-        "test",
-        "--release",
-        "--workspace",
-        "--features",
-        backend,
+    tests.args(["test", "--release", "--workspace", "--features", backend]).args([
         "--lib",
         "--test",
         "integration",
         "--no-fail-fast",
     ]);
-    // Most of this build is code generation for `dgpo` over the GPU's backend, on one core; these
-    // tests spend their time in the driver.
-    tests.args(["--config", "profile.release.package.dgpo.opt-level=1", "--"]);
+    tests.args(LESS_CODE_GENERATION).arg("--");
     if names.is_empty() {
         tests.arg(format!("on_{backend}"));
     }
