@@ -20,6 +20,11 @@ pub type Cpu = burn::backend::Flex;
 /// The CPU backend with gradients.
 pub type CpuTrain = burn::backend::Autodiff<Cpu>;
 
+/// A file or folder of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(path)
+}
+
 /// A file of real data for tests, in the folder named by `DGPO_DATA_DIR`. Without it the caller's
 /// test has nothing to check and returns, unless `DGPO_REQUIRE_DATA=1` demands it.
 /// # Panics

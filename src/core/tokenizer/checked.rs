@@ -94,7 +94,8 @@ mod tests {
     fn load_changed(change: impl FnOnce(&mut Value)) -> Result<Tokenizer, String> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("tokenizer.json");
-        let text = std::fs::read("configs/tiny/student/tokenizer.json").expect("built in");
+        let text = std::fs::read(crate::testing::repository("configs/tiny/student/tokenizer.json"))
+            .expect("built in");
         let mut json: Value = serde_json::from_slice(&text).expect("JSON");
         change(&mut json);
         std::fs::write(&path, json.to_string()).expect("written");

@@ -138,7 +138,7 @@ mod tests {
             real_tokenizers().into_iter().map(|(tokenizer, _)| tokenizer).collect();
         tokenizers.retain(|tokenizer| tokenizer.token_id("<|im_start|>").is_some());
         tokenizers.push(
-            Tokenizer::from_path(std::path::Path::new("configs/tiny/student"))
+            Tokenizer::from_path(&crate::testing::repository("configs/tiny/student"))
                 .expect("the built-in tokenizer"),
         );
         for tokenizer in tokenizers {

@@ -55,10 +55,9 @@ mod tests {
     use super::*;
     use crate::{
         rng::{Key, Purpose},
-        testing::byte_level_tokenizer,
+        testing::{byte_level_tokenizer, repository},
         tokenizer::{Tokenizer, tests::real_tokenizers},
     };
-    use std::path::Path;
 
     /// Long texts of many kinds: words, no spaces at all, mostly spaces, dropped characters, signs,
     /// lines, other scripts.
@@ -84,7 +83,7 @@ mod tests {
     #[test]
     fn the_kept_ids_are_those_of_the_whole_text() {
         let tiny = ["configs/tiny/student", "configs/tiny/encoder"]
-            .map(|path| Tokenizer::from_path(Path::new(path)).expect("built in"));
+            .map(|path| Tokenizer::from_path(&repository(path)).expect("built in"));
         let real = real_tokenizers().into_iter().map(|(tokenizer, _)| tokenizer);
         for tokenizer in real.chain(tiny).chain([byte_level_tokenizer()]) {
             for text in texts() {

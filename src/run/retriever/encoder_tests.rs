@@ -1,5 +1,6 @@
 use super::*;
 use burn::backend::Flex;
+use dgpo_core::testing::repository;
 use dgpo_models::config::BertConfig;
 use std::ops::ControlFlow;
 
@@ -226,9 +227,8 @@ fn the_fingerprint_tells_other_poolings_apart_and_leaves_that_of_e5_as_it_is() {
 
 #[test]
 fn an_encoder_that_declares_cls_pooling_is_pooled_so() {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let (tiny, inside) = (repository.join("configs/tiny/encoder"), folder.path().join("1_Pooling"));
+    let (tiny, inside) = (repository("configs/tiny/encoder"), folder.path().join("1_Pooling"));
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
         std::fs::copy(tiny.join(name), folder.path().join(name)).expect("copied");
     }
