@@ -30,9 +30,11 @@
 //! block that the draw falls into) once more. Top-k and top-p cost the CubeCL kernel about eleven
 //! passes each (a search for the threshold among 2^32 keys, eight parts a pass), the CPU one or two
 //! passes and a sort of what may lie above it.
-pub(crate) mod cpu;
+mod autodiff;
+mod cpu;
+mod host;
 #[cfg(feature = "cube")]
-pub(crate) mod kernel;
+mod kernel;
 #[cfg(feature = "cube")]
 mod kernel_numbers;
 #[cfg(feature = "cube")]
@@ -42,35 +44,23 @@ pub(crate) mod reference;
 mod tests;
 mod weight;
 
-use crate::KernelOps;
+pub use crate::types::{Draw, RowSampling};
+
+use crate::operation::*;
 use burn::tensor::{DType, Tensor, TensorPrimitive};
-
-/// How one row's token is chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RowSampling {
-    /// 0 (or anything that is 0 in f32) = greedy. Temperatures below 1e-30 count as 1e-30.
-    pub temperature: f64,
-    /// Tokens that may be drawn; 0 = off.
-    pub top_k: usize,
-    /// Share of the probability mass that may be drawn, rounded down to a multiple of 2^-32; from 1
-    /// on = off. At least one token stays.
-    pub top_p: f64,
-    /// The random number: a fraction of 2^64.
-    pub bits: u64,
-}
-
-/// A chosen token.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Draw {
-    pub id: u32,
-    /// `log_softmax(logits / T)[id]` over the whole vocabulary; T = 1 where the choice was greedy.
-    pub log_prob: f32,
-}
 
 /// Columns of a packed row: the id as a number (-1 where there is no distribution), the log-prob.
 pub(crate) const COLUMNS: usize = 2;
 /// Ids from here on are not all numbers of f32.
 const MAX_VOCABULARY: usize = 1 << 24;
+
+operation! {
+    /// Sampling on a backend's own tensors.
+    SampleOps: Backend, own;
+
+    /// See [`sample`]: [R, 2] f32.
+    forward sample([logits], [], &rows: [RowSampling]) -> (packed_rows(&logits, COLUMNS));
+}
 
 /// Chooses one token a row: a packed row of results each, for [`read`].
 /// # Shapes
@@ -78,7 +68,7 @@ const MAX_VOCABULARY: usize = 1 << 24;
 /// # Panics
 /// Where there are not as many logits rows as `rows`, V is 0 or above 2^24, or a temperature is
 /// NaN.
-pub fn sample<B: KernelOps>(logits: Tensor<B, 2>, rows: &[RowSampling]) -> Tensor<B, 2> {
+pub fn sample<B: SampleOps>(logits: Tensor<B, 2>, rows: &[RowSampling]) -> Tensor<B, 2> {
     let [n_rows, vocab_size] = logits.dims();
     assert_eq!(n_rows, rows.len(), "one sampling a row of logits");
     assert!(
@@ -99,7 +89,7 @@ pub fn sample<B: KernelOps>(logits: Tensor<B, 2>, rows: &[RowSampling]) -> Tenso
 /// nothing finite: there is no distribution to draw from.
 /// # Shapes
 /// [R, 2] -> [R]
-pub fn read<B: KernelOps>(packed: Tensor<B, 2>) -> Vec<Option<Draw>> {
+pub fn read<B: Backend>(packed: Tensor<B, 2>) -> Vec<Option<Draw>> {
     let packed =
         packed.into_data().convert::<f32>().into_vec::<f32>().expect("it was converted to f32");
     packed

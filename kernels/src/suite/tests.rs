@@ -257,10 +257,25 @@ fn any_shape_of_attention<B: KernelOps>() {
             head_dim: 24,
             ..causal(2, 3)
         };
+        // Encoder rows; and keys that nobody sees, rows that start in the middle, rows shorter than
+        // their queries.
         let whole = AttentionShape {
             starts: vec![1, 70, 17],
             lengths: Some(vec![1, 70, 17]),
             ..causal(3, 70)
+        };
+        let short = AttentionShape {
+            starts: vec![0, 30, 7],
+            lengths: Some(vec![3, 40, 25]),
+            n_keys: 60,
+            ..causal(3, 19)
+        };
+        // Seven heads a group, and heads that fill no vector, or several.
+        let head = |n_kv_heads, n_heads, n, head_dim| AttentionShape {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            ..causal(1, n)
         };
         for shape in [
             causal(1, 1),
@@ -270,11 +285,15 @@ fn any_shape_of_attention<B: KernelOps>() {
             causal(1, 257),
             ragged,
             whole,
+            short,
+            head(1, 1, 1, 6),
+            head(2, 14, 33, 64),
+            head(1, 2, 129, 128),
         ] {
-            // Groups of 4, 2 and 1 heads for one shape; of 2 for the others.
-            for n_kv_heads in
-                if shape.n_queries == 65 { vec![1, 2, 4] } else { vec![shape.n_kv_heads] }
-            {
+            // Groups of 4, 2 and 1 heads for one shape.
+            let is_of_all_groups = shape.n_queries == 65;
+            let groups = if is_of_all_groups { vec![1, 2, 4] } else { vec![shape.n_kv_heads] };
+            for n_kv_heads in groups {
                 check::<B>(
                     Op::Attention(AttentionShape { n_kv_heads, ..shape.clone() }),
                     dtype,

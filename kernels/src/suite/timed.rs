@@ -280,7 +280,7 @@ impl<'a, B: KernelOps> Setup<'a, B> {
         let is_kept =
             are_kept(&student) && teacher.as_ref().is_none_or(|(teacher, _)| are_kept(teacher));
         let is_twice =
-            !is_kept && d.is_some_and(|d| crate::divergence::Plan::new(d, 1.0).needs_second_pass());
+            !is_kept && d.is_some_and(|d| crate::types::Plan::new(d, 1.0).needs_second_pass());
         match body {
             Body::Fused | Body::Unfused => run(move || {
                 linear_op(body, student.clone(), teacher.clone(), labels.clone(), rows.temperature)
@@ -313,7 +313,7 @@ impl<'a, B: KernelOps> Setup<'a, B> {
         let is_kept =
             are_kept(&student) && teacher.as_ref().is_none_or(|(teacher, _)| are_kept(teacher));
         let is_twice =
-            !is_kept && d.is_some_and(|d| crate::divergence::Plan::new(d, 1.0).needs_second_pass());
+            !is_kept && d.is_some_and(|d| crate::types::Plan::new(d, 1.0).needs_second_pass());
         match body {
             Body::Fused | Body::Unfused => run(move || {
                 let head = LinearHead::new(leaf(&student.hidden), leaf(&student.weight), layout);

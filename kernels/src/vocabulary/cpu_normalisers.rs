@@ -3,7 +3,7 @@
 use super::{LOG_ZERO, S_MAX, S_SUM, T_MAX, T_SUM};
 use crate::{
     cpu::{exp, ln},
-    divergence::Form,
+    types::Form,
 };
 
 /// The normalisers of a row, as the second pass and the gradient need them.

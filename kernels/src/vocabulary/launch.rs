@@ -2,7 +2,7 @@
 use super::{COLUMNS, ONE_COLUMNS, Span, kernel, kernel_grad, tiles::Tiles};
 use crate::{
     cube::{addresses, empty, row_cubes, unit_count, with_row_stride},
-    divergence::{Form, Plan},
+    types::{Form, Plan},
 };
 use burn::tensor::{DType, Shape, TensorMetadata, backend::Backend, ops::FloatTensorOps};
 use burn_cubecl::{

@@ -35,16 +35,22 @@
 //! variation    a = 1/2 sign(p_s - p_t) p_s
 //! ```
 pub(crate) mod budget;
-pub(crate) mod cpu;
+mod cpu;
 mod cpu_grad;
 mod cpu_normalisers;
+mod cpu_rows;
 #[cfg(feature = "cube")]
-pub(crate) mod kernel;
+mod kernel;
 #[cfg(feature = "cube")]
 mod kernel_grad;
 #[cfg(feature = "cube")]
-pub(crate) mod launch;
-pub(crate) mod tiles;
+mod launch;
+pub(crate) mod linear;
+mod tiles;
+
+use crate::nan::LOG_ZERO;
+
+pub(crate) use tiles::Tiles;
 
 /// Results: log p(label), entropy, divergence.
 pub(crate) const LOG_PROB: usize = 0;
@@ -68,9 +74,6 @@ pub(crate) const FORWARD: usize = 12;
 pub(crate) const REVERSE: usize = 13;
 /// Columns of a packed row of two models.
 pub(crate) const COLUMNS: usize = 14;
-
-/// Stands for log 0.
-pub(crate) const LOG_ZERO: f32 = -1e30;
 
 /// Columns of a tile and where they belong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
