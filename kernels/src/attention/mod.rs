@@ -72,6 +72,8 @@ mod autodiff;
 #[cfg(feature = "cube")]
 mod chunks;
 mod cpu;
+mod cpu_heads;
+mod cpu_products;
 #[cfg(feature = "cube")]
 mod decode;
 #[cfg(feature = "cube")]

@@ -33,7 +33,8 @@ impl<B: Backend> Pair<B> {
         let target = if plan.blend == 1.0 {
             teacher
         } else {
-            teacher * plan.blend + student.clone() * (1.0 - plan.blend)
+            // A constant, also where burn differentiates this.
+            teacher * plan.blend + student.clone().detach() * (1.0 - plan.blend)
         };
         Self { s: Softmax::new(student, temperature), t: Softmax::new(target, temperature) }
     }
