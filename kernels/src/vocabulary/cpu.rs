@@ -3,15 +3,18 @@
 //! A row is read twice (its maximum first), the second time from cache. Tiles in f16 and bf16 are
 //! widened a row at a time.
 use super::{
-    COLUMNS, ENTROPY, FORWARD, LABEL_Z, LOG_PROB, LOG_ZERO, MAX, MOMENT, ONE_COLUMNS, REVERSE,
-    S_MAX, S_SUM, SUM, Span, T_MAX, T_MOMENT, T_SUM, VALUE,
     cpu_grad::gradient,
     cpu_normalisers::Normalisers,
     cpu_rows::{Rows, finite, for_each_row, host_labels, readable, target},
+    packed::{
+        COLUMNS, ENTROPY, FORWARD, LABEL_Z, LOG_PROB, MAX, MOMENT, ONE_COLUMNS, REVERSE, S_MAX,
+        S_SUM, SUM, Span, T_MAX, T_MOMENT, T_SUM, VALUE,
+    },
     tiles::Tiles,
 };
 use crate::{
     cpu::{CpuTensor, LANES, exp, from_vec, simd},
+    nan::LOG_ZERO,
     types::{Form, Plan},
 };
 use burn::{

@@ -1,6 +1,8 @@
 //! Rows of logits as the loops over tiles read them.
-use super::LOG_ZERO;
-use crate::cpu::{CpuTensor, Elements, for_each_piece, stored, strides};
+use crate::{
+    cpu::{CpuTensor, Elements, for_each_piece, stored, strides},
+    nan::LOG_ZERO,
+};
 use burn::{
     backend::Flex,
     tensor::{IntDType, ops::IntTensorOps},

@@ -3,11 +3,14 @@
 //!
 //! Arithmetic is in f32 whatever the tile's dtype.
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
-use super::{
-    ENTROPY, FORWARD, LABEL_Z, LOG_PROB, LOG_ZERO, MAX, MOMENT, REVERSE, S_MAX, S_SUM, SUM, T_MAX,
-    T_MOMENT, T_SUM, VALUE,
+use super::packed::{
+    ENTROPY, FORWARD, LABEL_Z, LOG_PROB, MAX, MOMENT, REVERSE, S_MAX, S_SUM, SUM, T_MAX, T_MOMENT,
+    T_SUM, VALUE,
 };
-use crate::cube::numbers::{finite, is_bad, poison};
+use crate::{
+    cube::numbers::{finite, is_bad, poison},
+    nan::LOG_ZERO,
+};
 use cubecl::prelude::*;
 
 /// `form` of the kernels of two models, in the order of `Form`.

@@ -1,5 +1,5 @@
 //! Logits and gradients of a vocabulary head, a tile at a time.
-use super::{Span, Tiles, budget::tile_columns};
+use super::{budget::tile_columns, packed::Span, tiles::Tiles};
 use crate::types::{HeadLayout, Linear};
 use burn::tensor::{DType, Shape, Slice, TensorMetadata, backend::Backend, ops::FloatTensor};
 

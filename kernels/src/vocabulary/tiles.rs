@@ -1,5 +1,5 @@
 //! What a backend must do with tiles to have the operations over the vocabulary.
-use super::Span;
+use super::packed::Span;
 use crate::{device::Hardware, types::Plan};
 use burn::tensor::{
     DType,
