@@ -12,13 +12,13 @@
     reason = "one index moves through several arrays; the plain form is the one that vectorises"
 )]
 use super::{
-    CausalRows,
     cpu_heads::{Heads, Transposed, Values},
     cpu_products::{add_outer, products, softmax_numerators, sum, weighted_sums},
 };
 use crate::{
     cpu::{CpuTensor, LANES, View, for_each_piece, from_vec, simd, stored, with_rows},
     rows::{BLOCK, WHOLE_ROWS},
+    types::CausalRows,
 };
 use burn::{backend::Flex, tensor::ops::FloatTensorOps};
 

@@ -14,7 +14,6 @@
 //! a sum across units), then elements of the output (the values lie with elements side by side).
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
 use super::{
-    CausalRows,
     chunks::row_table,
     softmax::{ROW_NUMBERS, SLOT, n_visible},
 };
@@ -25,6 +24,7 @@ use crate::{
         row_cubes,
     },
     nan::LOG_ZERO,
+    types::CausalRows,
 };
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};

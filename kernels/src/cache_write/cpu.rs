@@ -1,6 +1,9 @@
 //! Writing into a cache on the CPU backend.
-use super::{CacheSpan, reference};
-use crate::cpu::{CpuTensor, stored, strides};
+use super::reference;
+use crate::{
+    cpu::{CpuTensor, stored, strides},
+    types::CacheSpan,
+};
 use burn::{
     backend::Flex,
     tensor::{DType, TensorMetadata, ops::FloatTensorOps},

@@ -1,9 +1,9 @@
 //! The whole [N, V] logits of both models, and then what `log_softmax_kl` does.
 #![allow(clippy::too_many_arguments, reason = "two models, their results and what to do with them")]
-use super::{Divergence, HeadShape, Linear};
 use crate::{
     linear_log_probs::reference::{logits, pull_back},
     log_softmax_kl,
+    types::{Divergence, HeadShape, Linear},
 };
 use burn::tensor::{
     backend::Backend,

@@ -1,8 +1,7 @@
 //! A tile of both vocabularies at a time, and then what the student has alone.
 #![allow(clippy::too_many_arguments, reason = "two models, their results and what to do with them")]
-use super::{Divergence, HeadShape, Linear};
 use crate::{
-    types::Plan,
+    types::{Divergence, HeadShape, Linear, Plan},
     vocabulary::{
         Span, Tiles,
         linear::{LinearGradients, logits, n_rows, tiles},

@@ -1,6 +1,8 @@
 //! The whole [N, V] logits, and then what `log_probs` does.
-use super::{HeadLayout, HeadShape, Linear};
-use crate::log_probs;
+use crate::{
+    log_probs,
+    types::{HeadLayout, HeadShape, Linear},
+};
 use burn::tensor::{
     DType, Slice, TensorMetadata,
     backend::Backend,

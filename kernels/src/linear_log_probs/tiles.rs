@@ -1,8 +1,10 @@
 //! A tile of the vocabulary at a time.
-use super::{HeadShape, Linear};
-use crate::vocabulary::{
-    Tiles,
-    linear::{LinearGradients, logits, n_rows, tiles},
+use crate::{
+    types::{HeadShape, Linear},
+    vocabulary::{
+        Tiles,
+        linear::{LinearGradients, logits, n_rows, tiles},
+    },
 };
 use burn::tensor::{
     TensorMetadata,

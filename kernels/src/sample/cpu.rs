@@ -1,9 +1,12 @@
 //! Sampling on the CPU backend: `host.rs` on the tensor's own memory.
 use super::{
-    COLUMNS, RowSampling,
     host::{pack, sample_rows},
+    plan::COLUMNS,
 };
-use crate::cpu::{CpuTensor, View, from_vec, with_rows};
+use crate::{
+    cpu::{CpuTensor, View, from_vec, with_rows},
+    types::RowSampling,
+};
 use burn::tensor::DType;
 
 pub(crate) fn forward(logits: CpuTensor, rows: &[RowSampling]) -> CpuTensor {

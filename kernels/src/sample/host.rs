@@ -3,8 +3,11 @@
 //! A row is read twice: its largest key, then weights and probabilities in blocks, of which the
 //! weights' sums are kept. The draw skips blocks by their sums and computes the weights of one
 //! block again. With top-k or top-p, what may lie above the threshold is gathered and sorted.
-use super::{Draw, Plan, RowSampling, weight};
-use crate::cpu::{LANES, simd};
+use super::{plan::Plan, weight};
+use crate::{
+    cpu::{LANES, simd},
+    types::{Draw, RowSampling},
+};
 use rayon::prelude::*;
 use std::cmp::Reverse;
 use weight::{HIGHEST_KEY, LOWEST_KEY, Share, key, logit};

@@ -2,14 +2,17 @@
 //! `weight.rs`, so the number of units does not matter.
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
 use super::{
-    COLUMNS, Plan, RowSampling,
     kernel_numbers::{fraction, key, largest, logit, reach},
     kernel_search::{
         Kept, NO_BOUND, ONE, Row, WEIGHT, locate, narrow, sum_of_sections, sum_row, sum_sections,
     },
+    plan::{COLUMNS, Plan},
     weight::{HIGHEST_KEY, LOWEST_KEY},
 };
-use crate::cube::{addresses, empty, row_cubes, with_row_stride};
+use crate::{
+    cube::{addresses, empty, row_cubes, with_row_stride},
+    types::RowSampling,
+};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;

@@ -1,5 +1,6 @@
 //! For backends without a kernel of their own: the logits are read back and sampled on the host.
-use super::{COLUMNS, RowSampling, host};
+use super::{host, plan::COLUMNS};
+use crate::types::RowSampling;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
 pub(crate) fn forward<B: Backend>(logits: FloatTensor<B>, rows: &[RowSampling]) -> FloatTensor<B> {

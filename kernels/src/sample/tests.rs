@@ -1,4 +1,4 @@
-use super::{Draw, Plan, RowSampling, read, sample, weight};
+use super::{Draw, RowSampling, plan::Plan, read, sample, weight};
 use crate::{
     KernelOps,
     testing::{dtypes, on_every_backend},

@@ -27,7 +27,7 @@ mod reference_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::{Divergence, KernelOps, linear_log_probs::HeadLayout};
+use crate::{KernelOps, linear_log_probs::HeadLayout, log_softmax_kl::Divergence};
 use burn::tensor::{DType, Device};
 use hidden_definitions::AttentionShape;
 use numbers::epsilon;

@@ -12,14 +12,14 @@ use super::{
     sampling::samplings,
 };
 use crate::{
-    Divergence, KernelOps,
+    KernelOps,
     attention::{self, CausalRows},
     cache_write::{self, CacheSpan},
     erf_gelu,
     linear_kl::{self, linear_kl},
     linear_log_probs::{self, HeadLayout, HeadShape, LinearHead, linear_log_probs},
     log_probs::{self, column},
-    log_softmax_kl::{self, DivergenceRows},
+    log_softmax_kl::{self, Divergence, DivergenceRows},
     rms_norm, rotary,
     sample::{self, RowSampling},
     swiglu,

@@ -8,7 +8,7 @@
 //! ```text
 //! d D / d z_v = a_v - s_v sum_u a_u        a_v = s_v dD/ds_v
 //! ```
-use crate::Divergence;
+use crate::log_softmax_kl::Divergence;
 use rayon::prelude::*;
 
 /// All divergences, with inner and extreme parameters.
