@@ -1,17 +1,29 @@
 //! Operations that plain burn tensors do badly, each with a hand-written backward pass.
 //!
-//! Contract: [`KernelOps`] is the one trait a backend implements to run this project's models.
-//! Every method has a default body in plain tensor operations (`*/reference.rs`), so a new backend
-//! is one empty `impl`. The CPU backend overrides them with loops over its memory (`*/cpu.rs`), the
-//! GPU runtimes with CubeCL kernels (`*/kernel.rs`): which body runs is decided in `select.rs` and
-//! nowhere else. `Fusion` makes each method a node of its stream (`cube/fusion.rs`), `Autodiff` a
-//! node of its graph (`autodiff.rs`). With `DGPO_KERNELS=reference` in the environment (for tests)
-//! the reference bodies run everywhere.
+//! [`KernelOps`] is the one trait a backend implements to run this project's models: the sum of one
+//! small trait an operation. Each operation has a folder, read from below:
+//!
+//! ```text
+//! types/                what operations are told: rows, spans, heads, sampling, divergences
+//! OP/reference.rs       the operation in plain tensor operations, for any backend
+//! OP/cpu.rs, kernel.rs  loops for the CPU backend, CubeCL kernels for GPU runtimes
+//!   (or OP/tiles.rs     over the vocabulary: both at once, by way of vocabulary/)
+//! OP/mod.rs             its page; one row that names the trait's methods; the function for models
+//! OP/autodiff.rs        its backward pass
+//! lib.rs                the sum of all traits
+//! suite/                every operation as a case: its definition in f64, and to be timed
+//! ```
+//!
+//! The row (`operation.rs`) writes the trait with the reference as default body, so that a new
+//! backend is an empty `impl` an operation, and the implementations for burn's CPU backend, for the
+//! GPU runtimes and for `Fusion`, which makes each method a node of its stream. With
+//! `DGPO_KERNELS=reference` in the environment (for tests) the reference bodies run everywhere.
+//! Imports run downwards alone; `cargo xtask tidy` checks it.
 //!
 //! | operation | what it saves |
 //! |---|---|
 //! | [`attention`] | the [T, T] scores, the repeated key and value heads, the copies of the cache |
-//! | [`erf_gelu`] | a call of the scalar error function for each element, and twice that in the backward pass |
+//! | [`erf_gelu`] | a call of the scalar error function for each element, twice in the backward pass |
 //! | [`cache_write`] | copying the whole cache at each token |
 //! | [`linear_kl`] | the [N, V] logits of student and teacher, in both passes |
 //! | [`linear_log_probs`] | the [N, V] logits, in both passes |

@@ -1,5 +1,5 @@
-//! The inner loops of attention on the CPU backend: products of `R` rows with keys, the softmax of a
-//! row, sums of values, and outer products.
+//! The inner loops of attention on the CPU backend: products of `R` rows with keys, the softmax of
+//! a row, sums of values, and outer products.
 #![expect(
     clippy::needless_range_loop,
     reason = "one index moves through several arrays; the plain form is the one that vectorises"

@@ -13,7 +13,8 @@
 //!
 //! ```text
 //! dP_s = go_t . v_s           dS_s = P_s (dP_s - sum_u P_u dP_u) / sqrt(hd)
-//! dq_t = sum_s dS_s k_s       dk_s = sum_t dS_s q_t       dv_s = sum_t P_s go_t        (sums also over the heads of the group)
+//! dq_t = sum_s dS_s k_s       dk_s = sum_t dS_s q_t       dv_s = sum_t P_s go_t
+//!                             (these two sums also over the heads of the group)
 //! ```
 //!
 //! What it avoids: scores exist for a block of queries only, never [B, H, Tq, Tk]; the H / K heads
@@ -41,7 +42,7 @@
 //! | kernel | bytes for each score (s: size of the dtype of q) | flops |
 //! |---|---|---|
 //! | `masked_softmax` | 8 + s: reads S twice, writes P | 2 exponentials, about 6 others |
-//! | `softmax_gradients` | 16 + 2 s: reads S and dP twice, writes P and dS | 2 exponentials, about 12 others |
+//! | `softmax_gradients` | 16 + 2 s: reads S, dP twice, writes P, dS | 2 exponentials, about 12 others |
 //!
 //! The second read of a row (4 Tk bytes) mostly comes from a cache. There is no mask tensor: query
 //! t of row b sees the first min(starts\[b\] + t + 1, lengths\[b\]) keys, which a kernel computes

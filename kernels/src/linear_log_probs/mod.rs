@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! logits = h W^T         then as [`crate::log_probs`]
-//! g = d loss / d logits  d h = g W      d W = g^T h          each tile of g made from its logits, computed once more
+//! g = d loss / d logits  d h = g W      d W = g^T h
+//!                        each tile of g made from its logits, computed once more
 //! ```
 //!
 //! That much where the logits are larger than a tile; smaller ones are kept instead of computed

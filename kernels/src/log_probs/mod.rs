@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! log p = z_y - ln sum_v e^(z_v)      H = -sum_v p_v ln p_v
-//! d log p / d z_v = [v = y] - p_v     d H / d z_v = -p_v (ln p_v + H)          (and 1 / temperature for the logits)
+//! d log p / d z_v = [v = y] - p_v     d H / d z_v = -p_v (ln p_v + H)
+//!                                     (and 1 / temperature for the logits)
 //! ```
 //!
 //! One pass over a row forwards and one backwards instead of ten over [N, V]; kept are the logits

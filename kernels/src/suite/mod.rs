@@ -5,7 +5,7 @@
 //! Case = operation and shape · dtype · what the inputs hold · what comes back from above
 //! case.check::<B>(device)   -> worst error of every result and gradient, beside its tolerance
 //! case.op.work(dtype)       -> bytes moved and multiply-adds, by formula
-//! timed::prepare(..)        -> the same operation (fused, reference, bare products) as something to time
+//! timed::prepare(..)        -> the operation (fused, reference, bare products) as a job to time
 //! ```
 //!
 //! The tests run the exhaustive list, [`standard`] is the short one for a report on somebody's

@@ -1,5 +1,5 @@
-//! Operations as something to time: fused, as the reference in plain tensor operations, and the bare
-//! matrix products that they cannot do without.
+//! Operations as something to time: fused, as the reference in plain tensor operations, and the
+//! bare matrix products that they cannot do without.
 //!
 //! The reference is timed without its hand-written backward pass: burn differentiates it, as it
 //! would what one writes without this crate. A job keeps its inputs on the device, runs, waits for

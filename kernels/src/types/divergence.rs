@@ -5,9 +5,9 @@
 //! - w) p_t, every one of them has one of three forms:
 //!
 //! ```text
-//! sums      f KL(p_t || p_s) + r KL(p_s || p_t) + h H(p_t)                 one pass: all sums are rescaled online
-//! mixture   a KL(p_s || m) + b KL(p_t || m) + h H(p_t)                     two passes: m needs both normalisers
-//! variation 1/2 sum |p_s - p_t|                                            two passes
+//! sums      f KL(p_t || p_s) + r KL(p_s || p_t) + h H(p_t)   one pass: sums are rescaled online
+//! mixture   a KL(p_s || m) + b KL(p_t || m) + h H(p_t)       two passes: m needs both normalisers
+//! variation 1/2 sum |p_s - p_t|                              two passes
 //! ```
 //!
 //! Cross-entropies are the first form: -sum p_t ln p_s = KL(p_t || p_s) + H(p_t). So is TAID, whose

@@ -17,7 +17,8 @@
 //! (z_s - m_s)) and B, the same with the models exchanged:
 //!
 //! ```text
-//! KL(p_t || p_s) = A / S_t - ln S_t + ln S_s        when m_s, m_t change by -d_s, -d_t:   A <- e^(d_t) (A + S_t (d_t - d_s))
+//! KL(p_t || p_s) = A / S_t - ln S_t + ln S_s
+//! when m_s, m_t change by -d_s, -d_t:   A <- e^(d_t) (A + S_t (d_t - d_s))
 //! ```
 //!
 //! which is exactly 0 for equal models. A logit of -inf stands for probability 0 and is read as
@@ -29,7 +30,9 @@
 //! results ([`COLUMNS`] says where they lie):
 //!
 //! ```text
-//! d log p(y) / dz_v = [v = y] - p_v          d H / dz_v = -p_v (ln p_v + H)          d D / dz_v = a_v - p_v sum a
+//! d log p(y) / dz_v = [v = y] - p_v
+//! d H / dz_v        = -p_v (ln p_v + H)
+//! d D / dz_v        = a_v - p_v sum a
 //! sums         a_v - p_v sum a = f (p_s - p_t) + r p_s (ln p_s - ln p_t - KL(p_s || p_t))
 //! mixture      a = p_s (a (ln p_s - ln m) + a) - (a p_s + b p_t) w p_s / m
 //! variation    a = 1/2 sign(p_s - p_t) p_s
