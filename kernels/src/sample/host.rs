@@ -75,7 +75,7 @@ fn sample_row(logits: &[f32], plan: &Plan, scratch: &mut Scratch) -> Option<Draw
     }
     let id = if plan.is_greedy {
         logits.iter().position(|&logit| logit == row.max).expect("the maximum is one of the logits")
-    } else if plan.top_p == 0 && (plan.top_k == 0 || plan.top_k as usize >= logits.len()) {
+    } else if !plan.is_cut(logits.len()) {
         row.locate(&scratch.blocks, fraction(plan.bits, total))
     } else {
         row.narrow(plan, total, scratch);

@@ -27,9 +27,17 @@
 //! may differ between backends in its last digits. Logits of f16 and bf16 are widened first.
 //!
 //! Bytes: the logits are read twice (maximum; weights), and a small part of them (the section or
-//! block that the draw falls into) once more. Top-k and top-p cost the CubeCL kernel about eleven
-//! passes each (a search for the threshold among 2^32 keys, eight parts a pass), the CPU one or two
-//! passes and a sort of what may lie above it.
+//! block that the draw falls into) once more. Top-k and top-p cost the CPU one or two passes more
+//! and a sort of what may lie above the threshold; GPU runtimes read the logits back for them, which
+//! is what training never asks for: its updates need the whole distribution.
+//!
+//! # Why integers, and not Gumbel noise and an argmax
+//!
+//! An argmax of z + noise(bits, id) is a tenth of this code, but its token hangs on the last bit of
+//! a logarithm of a logarithm, which no two drivers give alike: rollouts on the CPU and on a card
+//! could be compared in distribution alone. Here one recorded token is a test of every backend, a
+//! run can be followed from one device to another until a *logit* differs, and top-k and top-p need
+//! no second sampler. And every figure recorded so far was drawn this way.
 mod autodiff;
 mod cpu;
 mod host;

@@ -38,4 +38,10 @@ impl Plan {
             bits: row.bits,
         }
     }
+
+    /// Whether some of `vocab_size` tokens may not be drawn.
+    pub fn is_cut(&self, vocab_size: usize) -> bool {
+        let is_top_k = self.top_k > 0 && (self.top_k as usize) < vocab_size;
+        !self.is_greedy && (is_top_k || self.top_p > 0)
+    }
 }
