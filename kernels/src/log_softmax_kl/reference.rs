@@ -89,7 +89,7 @@ pub(crate) fn forward<B: Backend>(
     divergence: Divergence,
     temperature: f64,
 ) -> FloatTensor<B> {
-    let plan = Plan::new(divergence, temperature);
+    let plan = Plan::new(divergence);
     let one = tensor::<B>(log_probs::reference::forward::<B>(student.clone(), labels, temperature));
     let pair = Pair::new(student, teacher, &plan, temperature);
     let entropy = match plan.form {
@@ -116,7 +116,7 @@ pub(crate) fn backward<B: Backend>(
     divergence: Divergence,
     temperature: f64,
 ) -> FloatTensor<B> {
-    let plan = Plan::new(divergence, temperature);
+    let plan = Plan::new(divergence);
     let (n_vocab, dtype) = (student.shape()[1], student.dtype());
     let d_value = tensor::<B>(grad.clone()).slice(s![.., VALUE..VALUE + 1]);
     let pair = Pair::new(student.clone(), teacher, &plan, temperature);

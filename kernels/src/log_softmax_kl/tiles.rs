@@ -15,7 +15,7 @@ pub(crate) fn forward<B: Tiles>(
     divergence: Divergence,
     temperature: f64,
 ) -> FloatTensor<B> {
-    let plan = Plan::new(divergence, temperature);
+    let plan = Plan::new(divergence);
     let scale = (1.0 / temperature) as f32;
     let n_student = student.shape()[1];
     let shared = Span::whole(n_student.min(teacher.shape()[1]));
@@ -45,7 +45,7 @@ pub(crate) fn backward<B: Tiles>(
     divergence: Divergence,
     temperature: f64,
 ) -> FloatTensor<B> {
-    let plan = Plan::new(divergence, temperature);
+    let plan = Plan::new(divergence);
     let (shared, dtype) =
         (Span::whole(student.shape()[1].min(teacher.shape()[1])), student.dtype());
     B::grad_two(
