@@ -77,6 +77,12 @@ pub fn dtypes<B: Backend>() -> Vec<DType> {
     dtypes_of::<B>(&Default::default())
 }
 
+/// Whether a matrix product of a new shape costs no more than its multiplications: not on a GPU
+/// runtime, which compiles a kernel for it.
+pub fn is_of_cheap_products<B: KernelOps>() -> bool {
+    B::TOKENS_AT_ONCE != usize::MAX
+}
+
 pub fn tensor<B: Backend, const D: usize>(
     values: &[f64],
     shape: [usize; D],

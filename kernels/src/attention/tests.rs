@@ -17,7 +17,6 @@ on_every_backend!(
     prefill_of_slots_in_any_order_reads_live_positions_only,
     strides_do_not_matter,
     nan_in_a_visible_key_surfaces,
-    nan_in_a_visible_value_surfaces,
     queries_behind_the_last_key_are_harmless,
     large_scores_do_not_overflow,
 );
@@ -333,17 +332,6 @@ fn strides_do_not_matter<B: KernelOps>() {
     let (q, k, v) = (stored_swapped(q, 1, 2), stored_swapped(k, 2, 3), stored_swapped(v, 1, 2));
     let got = causal_attention(q, k, v, &CausalRows::whole(2));
     assert_close(&values(got), &case.forward(), tolerance(DType::F32), "strided");
-}
-
-fn nan_in_a_visible_value_surfaces<B: KernelOps>() {
-    let mut case = Case::whole(1, 1, 2, 3, 8, DType::F32);
-    case.v[8] = f64::NAN;
-    let [q, k, v] = case.tensors::<B>();
-    // Query 0 sees key 0 only; queries 1 and 2 see the broken value.
-    assert_eq!(
-        nan_rows(causal_attention(q, k, v, &CausalRows::whole(1))),
-        [false, true, true, false, true, true]
-    );
 }
 
 /// 80,000 rows of queries (two heads of 40,000) all see four keys alike: dv is the sum of a quarter

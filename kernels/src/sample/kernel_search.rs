@@ -117,8 +117,8 @@ pub fn sum_of_sections(
     (low, high)
 }
 
-/// The first id up to which the sum of weights exceeds the target. The sections of the whole row lie in shared
-/// memory, and the target is below their sum.
+/// The first id up to which the sum of weights exceeds the target. The sections of the whole row
+/// lie in shared memory, and the target is below their sum.
 #[cube]
 pub fn locate<F: Float>(
     logits: &Tensor<F>,

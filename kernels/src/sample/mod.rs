@@ -28,8 +28,8 @@
 //!
 //! Bytes: the logits are read twice (maximum; weights), and a small part of them (the section or
 //! block that the draw falls into) once more. Top-k and top-p cost the CPU one or two passes more
-//! and a sort of what may lie above the threshold; GPU runtimes read the logits back for them, which
-//! is what training never asks for: its updates need the whole distribution.
+//! and a sort of what may lie above the threshold. GPU runtimes read the logits back for them:
+//! training never asks for either, since its updates need the whole distribution.
 //!
 //! # Why integers, and not Gumbel noise and an argmax
 //!

@@ -333,10 +333,14 @@ impl Op {
     }
 }
 
+fn standard_rows() -> Rows {
+    Rows { n_teacher_vocab: 997, width: 40, temperature: 0.7, ..Rows::new(65, 1003) }
+}
+
 /// One small case an operation in a dtype, in shapes that fill no vector and no workgroup evenly,
 /// and one real vocabulary.
 pub fn standard(dtype: DType) -> Vec<Case> {
-    let rows = Rows { n_teacher_vocab: 997, width: 40, temperature: 0.7, ..Rows::new(65, 1003) };
+    let rows = standard_rows();
     let large = Rows::new(3, 151_936);
     let matrix = Matrix { n_rows: 67, width: 897 };
     let causal = AttentionShape {

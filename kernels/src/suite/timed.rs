@@ -301,8 +301,9 @@ fn apply<B: KernelOps>(op: &Op, is_fused: bool, inputs: Inputs<B>) -> FloatTenso
         }
         Op::Sample(r) => {
             // Plain draws at temperature 1.
-            let plain = |row| RowSampling { temperature: 1.0, top_k: 0, top_p: 1.0, ..row };
-            let rows: Vec<RowSampling> = samplings(r).into_iter().map(plain).collect();
+            let [_, rows] = samplings(r);
+            let plain = |row| RowSampling { temperature: 1.0, ..row };
+            let rows: Vec<RowSampling> = rows.into_iter().map(plain).collect();
             let f = if is_fused { B::sample } else { sample::reference::forward::<B> };
             f(x(), &rows)
         }

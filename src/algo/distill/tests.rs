@@ -1,5 +1,5 @@
-//! Values and gradients against the definitions in f64, and the properties the losses must have. The
-//! recorded reference numbers run in `conformance`.
+//! Values and gradients against the definitions in f64, and the properties the losses must have.
+//! The recorded reference numbers run in `conformance`.
 use super::*;
 use crate::{
     rng::{Key, Purpose},
