@@ -1,10 +1,14 @@
-//! Asking for NaN before an operation that may turn it into a number.
+//! Numbers that are none: a stand-in for -inf, and asking for NaN before an operation that may turn
+//! it into a number.
 //!
-//! Which ones do depends on the backend: burn-flex has the bound for NaN in `clamp_min` and
+//! Which operations do depends on the backend: burn-flex has the bound for NaN in `clamp_min` and
 //! `clamp_max` and 0 in `relu`, `max_pair` drops a NaN on its right, and shading languages promise
 //! nothing of comparisons (a software Vulkan driver makes `x != x` false). [`nan_of`] asks burn's
 //! `is_nan`, which on GPUs looks at the bits.
 use burn::tensor::{Tensor, backend::Backend};
+
+/// Stands for log 0: what a logit of -inf is read as.
+pub(crate) const LOG_ZERO: f32 = -1e30;
 
 /// NaN where an input is NaN and 0 elsewhere; a constant, to be added to what is made of the
 /// inputs.

@@ -1,8 +1,8 @@
 //! What the tests share: backends to run on, comparisons, finite differences. Numbers and
 //! definitions are those of [`crate::suite`].
 pub use crate::suite::{
-    numbers::{epsilon, numbers, rounded, values},
-    vocabulary_definitions::{DIVERGENCES, divergence, log_prob_and_entropy, transposed},
+    numbers::{epsilon, numbers, rounded, scaled, values},
+    vocabulary_definitions::{DIVERGENCES, divergence, transposed},
 };
 use crate::{
     KernelOps,
@@ -77,6 +77,12 @@ pub fn dtypes<B: Backend>() -> Vec<DType> {
     dtypes_of::<B>(&Default::default())
 }
 
+/// Whether a matrix product of a new shape costs no more than its multiplications: not on a GPU
+/// runtime, which compiles a kernel for it.
+pub fn is_of_cheap_products<B: KernelOps>() -> bool {
+    B::TOKENS_AT_ONCE != usize::MAX
+}
+
 pub fn tensor<B: Backend, const D: usize>(
     values: &[f64],
     shape: [usize; D],
@@ -112,14 +118,6 @@ pub fn assert_close(got: &[f64], want: &[f64], tolerance: f64, what: &str) {
             (got - want).abs() <= tolerance * (1.0 + want.abs()) || got.is_nan() && want.is_nan();
         assert!(is_close, "{what}[{i}]: {got} instead of {want} (tolerance {tolerance:e})");
     }
-}
-
-/// a [N, K] times b [K, M], row-major.
-pub fn product(a: &[f64], b: &[f64], k: usize, m: usize) -> Vec<f64> {
-    let row = |a: &[f64]| -> Vec<f64> {
-        (0..m).map(|j| (0..k).map(|i| a[i] * b[i * m + j]).sum()).collect()
-    };
-    a.chunks(k).flat_map(row).collect()
 }
 
 /// df/dx of the entries `at` by central differences.

@@ -5,7 +5,7 @@
 //! at once without clearing it. New tokens are written in place behind each slot's own length; a
 //! pass costs the tokens it writes and the live positions it reads, never the capacity.
 //!
-//! Keys are stored as the backend's attention reads them fastest (`KernelOps::KEY_POSITION_DIM`),
+//! Keys are stored as the backend's attention reads them fastest (`Hardware::KEY_POSITION_DIM`),
 //! values as [n_slots, K, capacity, hd]. The buffers are allocated by the first pass, in the dtype
 //! of the model's keys.
 use crate::{Backend, config::DecoderConfig};

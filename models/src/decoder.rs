@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! x = embed(ids)
-//! for each layer:  x = x + o_proj(attention(rope(q), rope(k), v))   with q, k, v = projections of input_layernorm(x)
-//!                  x = x + down_proj(silu(gate_proj(h)) * up_proj(h))   with h = post_attention_layernorm(x)
+//! for each layer:  q, k, v = projections of input_layernorm(x)
+//!                  x = x + o_proj(attention(rope(q), rope(k), v))
+//!                  h = post_attention_layernorm(x)
+//!                  x = x + down_proj(silu(gate_proj(h)) * up_proj(h))
 //! hidden = norm(x)        logits = lm_head(hidden), or hidden embed' when tied
 //! ```
 //!

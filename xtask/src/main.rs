@@ -120,9 +120,10 @@ fn check_gpu() -> bool {
     ]))
 }
 
-/// Everything, in one build. Where a graphics driver is installed that build has wgpu in it, and its
-/// tests are among the others; building a second time for them would take as long as all the rest.
-/// Arguments may name single tests: these are run on the CPU, in the build that `train` has made.
+/// Everything, in one build. Where a graphics driver is installed that build has wgpu in it, and
+/// its tests are among the others; building a second time for them would take as long as all the
+/// rest. Arguments may name single tests: these are run on the CPU, in the build that `train` has
+/// made.
 fn test(arguments: &[String]) -> bool {
     let is_whole = arguments.iter().all(|argument| argument == "--no-fail-fast");
     let mut tests = cargo();

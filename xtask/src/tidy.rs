@@ -52,6 +52,33 @@ const LAYERS: [(&str, &[&str]); 4] = [
     ),
     ("src/", &["cli"]),
 ];
+/// The same of `kernels/src/`: what an operation is told and made of, the operations, the trait of
+/// all of them (in lib.rs), and what holds them to their definitions.
+const KERNEL_LAYERS: [&str; 23] = [
+    "types",
+    "device",
+    "select",
+    "nan",
+    "cpu",
+    "cube",
+    "graph",
+    "operation",
+    "rows",
+    "erf_gelu",
+    "swiglu",
+    "rotary",
+    "rms_norm",
+    "vocabulary",
+    "log_probs",
+    "log_softmax_kl",
+    "linear_log_probs",
+    "linear_kl",
+    "sample",
+    "cache_write",
+    "attention",
+    "KernelOps",
+    "suite",
+];
 const MAX_LINES: usize = 650;
 /// Columns of a comment; code has the same width from rustfmt.toml.
 const MAX_WIDTH: usize = 100;
@@ -186,7 +213,32 @@ fn check_file(path: &str, text: &str) -> Vec<Problem> {
             }
         }
     }
+    problems.extend(kernel_imports(path, &code));
     problems
+}
+
+/// Imports of a file of the kernels that run to the right in [`KERNEL_LAYERS`].
+fn kernel_imports(path: &str, code: &str) -> Vec<Problem> {
+    let Some(inside) = path.strip_prefix("kernels/src/") else { return Vec::new() };
+    let layer = inside.split('/').next().unwrap_or_default().trim_end_matches(".rs");
+    if inside.ends_with("tests.rs") || ["lib", "testing"].contains(&layer) {
+        return Vec::new();
+    }
+    let position = |name: &str| KERNEL_LAYERS.iter().position(|known| *known == name);
+    let own = code.split("#[cfg(test)]").next().unwrap_or_default();
+    let runs_back = |name: &str| match (position(name), position(layer)) {
+        (Some(imported), Some(importing)) => imported > importing,
+        _ => true,
+    };
+    let problem = |(line, name): (usize, String)| Problem {
+        path: path.to_owned(),
+        line,
+        message: format!(
+            "{layer} imports {name}, which does not lie to its left in KERNEL_LAYERS of \
+             xtask/src/tidy.rs"
+        ),
+    };
+    imports(own).into_iter().filter(|(_, name)| runs_back(name)).map(problem).collect()
 }
 
 /// Comments of more than [`MAX_WIDTH`] columns outside tables and drawings (code blocks). The width
@@ -375,6 +427,19 @@ mod tests {
             messages("src/core/rng.rs", "use crate::dashboard;\n")[0]
                 .contains("crate::dashboard is no layer")
         );
+    }
+
+    #[test]
+    fn an_operation_imports_from_the_left_alone() {
+        let text = "use crate::{types::CausalRows, cpu::simd};\nuse crate::KernelOps;\n";
+        assert_eq!(
+            messages("kernels/src/attention/cpu.rs", text),
+            ["kernels/src/attention/cpu.rs:2: attention imports KernelOps, which does not lie to \
+              its left in KERNEL_LAYERS of xtask/src/tidy.rs"]
+        );
+        assert_eq!(messages("kernels/src/suite/mod.rs", text), [""; 0]);
+        assert_eq!(messages("kernels/src/attention/tests.rs", text), [""; 0]);
+        assert_eq!(messages("kernels/src/gelu.rs", "use crate::types;\n").len(), 1);
     }
 
     #[test]

@@ -11,11 +11,11 @@
 //! round a score of 100 to 0.06); P and dS have the dtype of q, as the products that take them
 //! want. Chunks are taken from the last to the first: the last one sees all keys, so its dK and dV
 //! are whole and the others are added to them.
-use super::{
-    CausalRows,
-    softmax::{self, LENGTH, ROW_NUMBERS, SLOT, START},
+use super::softmax::{self, LENGTH, ROW_NUMBERS, SLOT, START};
+use crate::{
+    cube::{ElementCubes, addresses, aligned_empty, empty, row_cubes, table, unit_count},
+    types::CausalRows,
 };
-use crate::cube::{ElementCubes, addresses, aligned_empty, empty, row_cubes, table, unit_count};
 use burn::tensor::{DType, Shape, TensorMetadata, ops::FloatTensorOps};
 use burn_cubecl::{
     CubeBackend, CubeRuntime,

@@ -1,6 +1,7 @@
 //! Attention on a CubeCL runtime: a few queries over a cache go to the kernel of `decode.rs`,
 //! everything else to the products of `chunks.rs`.
-use super::{CausalRows, chunks, decode};
+use super::{chunks, decode};
+use crate::types::CausalRows;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 
 pub(crate) use chunks::backward;

@@ -13,7 +13,8 @@
 //!
 //! ```text
 //! dP_s = go_t . v_s           dS_s = P_s (dP_s - sum_u P_u dP_u) / sqrt(hd)
-//! dq_t = sum_s dS_s k_s       dk_s = sum_t dS_s q_t       dv_s = sum_t P_s go_t        (sums also over the heads of the group)
+//! dq_t = sum_s dS_s k_s       dk_s = sum_t dS_s q_t       dv_s = sum_t P_s go_t
+//!                             (these two sums also over the heads of the group)
 //! ```
 //!
 //! What it avoids: scores exist for a block of queries only, never [B, H, Tq, Tk]; the H / K heads
@@ -41,7 +42,7 @@
 //! | kernel | bytes for each score (s: size of the dtype of q) | flops |
 //! |---|---|---|
 //! | `masked_softmax` | 8 + s: reads S twice, writes P | 2 exponentials, about 6 others |
-//! | `softmax_gradients` | 16 + 2 s: reads S and dP twice, writes P and dS | 2 exponentials, about 12 others |
+//! | `softmax_gradients` | 16 + 2 s: reads S, dP twice, writes P, dS | 2 exponentials, about 12 others |
 //!
 //! The second read of a row (4 Tk bytes) mostly comes from a cache. There is no mask tensor: query
 //! t of row b sees the first min(starts\[b\] + t + 1, lengths\[b\]) keys, which a kernel computes
@@ -67,61 +68,37 @@
 //! scatters K hd elements a token; it writes 1 position where attention reads all.
 //!
 //! `reference.rs` is the plain-tensor form that every backend can run; `cpu.rs` are the loops of
-//! the CPU backend; `kernel.rs` chooses between the two CubeCL forms; the graph node is in
-//! `crate::autodiff`.
+//! the CPU backend; `kernel.rs` chooses between the two CubeCL forms.
+mod autodiff;
 #[cfg(feature = "cube")]
 mod chunks;
-pub(crate) mod cpu;
+mod cpu;
+mod cpu_heads;
+mod cpu_products;
 #[cfg(feature = "cube")]
 mod decode;
 #[cfg(feature = "cube")]
-pub(crate) mod kernel;
-#[cfg(test)]
-mod portable_tests;
+mod kernel;
 pub(crate) mod reference;
 #[cfg(feature = "cube")]
 mod softmax;
 #[cfg(test)]
 mod tests;
 
-use crate::KernelOps;
+pub use crate::types::CausalRows;
+
+use crate::operation::*;
 use burn::tensor::{Tensor, TensorPrimitive};
 
-/// Which keys the queries of each row see.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CausalRows {
-    /// [B] positions before the first query of the row: query t sees the keys 0..=starts\[b\]+t
-    /// (never more than there are).
-    pub starts: Vec<usize>,
-    /// [B] which row of the keys and values belongs to each row of queries (a slot of a cache).
-    /// `None`: the row of the same number.
-    pub slots: Option<Vec<usize>>,
-    /// [B] keys that the row has; those behind are padding that nobody sees. `None`: all there are.
-    pub lengths: Option<Vec<usize>>,
-}
+operation! {
+    /// Attention on a backend's own tensors.
+    AttentionOps: Backend, own;
 
-impl CausalRows {
-    /// Whole sequences: queries and keys are the same positions.
-    pub fn whole(n_rows: usize) -> Self {
-        Self { starts: vec![0; n_rows], slots: None, lengths: None }
-    }
-
-    /// Right-padded rows in which every query sees every key of its row: an encoder. `lengths` [B],
-    /// at least 1 each.
-    pub fn bidirectional(lengths: Vec<usize>) -> Self {
-        // A start at the end of the row puts all of its keys before the first query.
-        Self { starts: lengths.clone(), slots: None, lengths: Some(lengths) }
-    }
-
-    /// How many of `n_keys` stored keys row `b` has.
-    pub(crate) fn n_keys(&self, b: usize, n_keys: usize) -> usize {
-        self.lengths.as_ref().map_or(n_keys, |lengths| lengths[b].min(n_keys))
-    }
-
-    /// The row of keys and values of row `b`.
-    pub(crate) fn slot(&self, b: usize) -> usize {
-        self.slots.as_ref().map_or(b, |slots| slots[b])
-    }
+    /// See [`causal_attention`].
+    forward causal_attention([q, k, v], [], &rows: CausalRows) -> (like(&q));
+    /// Gradients of q, k and v, given the gradient of the result. Not for rows that name slots.
+    backward causal_attention_backward([q, k, v, grad], [], &rows: CausalRows)
+        -> [like(&q), like(&k), like(&v)];
 }
 
 /// Causal grouped-query attention; the equation is in the module's documentation. Scale 1 /
@@ -135,7 +112,7 @@ impl CausalRows {
 /// strides.
 /// # Panics
 /// When shapes, starts or slots do not fit together (a bug of the caller).
-pub fn causal_attention<B: KernelOps>(
+pub fn causal_attention<B: AttentionOps>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,

@@ -3,7 +3,7 @@
 //!
 //! Queries are taken `CHUNK` at a time, so scores are [B, K, (H / K) CHUNK, Tk]; a chunk sees only
 //! the keys up to its last query.
-use super::CausalRows;
+use crate::types::CausalRows;
 use burn::tensor::{
     DType, Int, Tensor, TensorData, TensorPrimitive, activation::softmax, backend::Backend,
     ops::FloatTensor, s,

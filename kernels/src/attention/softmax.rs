@@ -4,9 +4,9 @@
 //! Which keys a query sees follows from its number and two integers of its row, so no mask is
 //! stored or read.
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
-use crate::vocabulary::{
-    LOG_ZERO,
-    kernel::{finite, is_bad, poison},
+use crate::{
+    cube::numbers::{finite, is_bad, poison},
+    nan::LOG_ZERO,
 };
 use cubecl::prelude::*;
 

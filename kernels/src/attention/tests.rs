@@ -1,303 +1,337 @@
-use super::{CausalRows, causal_attention, reference};
+//! What the suite does not ask of attention: caches filled and read step by step, memory in any
+//! order, and numbers that break.
+use super::{CausalRows, causal_attention};
+use crate::{
+    KernelOps,
+    cache_write::{CacheSpan, cache_write},
+    suite::hidden_definitions::{self as definitions, AttentionShape},
+    testing::{assert_close, dtypes, epsilon, on_every_backend, rounded, scaled, tensor, values},
+};
 use burn::{
     backend::{Autodiff, Flex},
-    tensor::{Tensor, TensorData, TensorPrimitive, ops::FloatTensor},
+    tensor::{DType, Tensor, s},
 };
 
-type Train = Autodiff<Flex>;
+on_every_backend!(
+    decoding_gives_what_whole_sequences_give,
+    prefill_of_slots_in_any_order_reads_live_positions_only,
+    strides_do_not_matter,
+    nan_in_a_visible_key_surfaces,
+    queries_behind_the_last_key_are_harmless,
+    large_scores_do_not_overflow,
+);
 
-/// Numbers in (-1, 1) without a generator: fractional parts of multiples of an irrational.
-fn numbers(n: usize, salt: f64) -> Vec<f64> {
-    (0..n)
-        .map(|i| 2.0 * ((i as f64 + 1.0) * (0.618_033_988_749_894_9 + salt)).fract() - 1.0)
-        .collect()
-}
-
+/// Queries, keys and values on the host.
 #[derive(Clone)]
-struct Case {
-    heads: usize,
-    kv_heads: usize,
-    queries: usize,
-    keys: usize,
-    head_dim: usize,
-    starts: Vec<usize>,
-    /// [B] keys of each row; `None`: all.
-    lengths: Option<Vec<usize>>,
-    q: Vec<f64>,
-    k: Vec<f64>,
-    v: Vec<f64>,
+pub(super) struct Case {
+    shape: AttentionShape,
+    pub q: Vec<f64>,
+    pub k: Vec<f64>,
+    pub v: Vec<f64>,
 }
 
 impl Case {
-    fn new(
-        heads: usize,
-        kv_heads: usize,
-        queries: usize,
-        keys: usize,
+    /// Numbers that the type holds; scores of about +-2.
+    pub fn new(shape: AttentionShape, dtype: DType) -> Self {
+        let (n_q, n_k) = (shape.queries().iter().product(), shape.keys().iter().product());
+        let (q, k, v) = (
+            scaled(n_q, 0.1, 6.0, dtype),
+            scaled(n_k, 0.2, 2.0, dtype),
+            scaled(n_k, 0.3, 2.0, dtype),
+        );
+        Self { shape, q, k, v }
+    }
+
+    /// Whole causal sequences.
+    fn whole(
+        n_rows: usize,
+        n_kv_heads: usize,
+        group: usize,
+        n_tokens: usize,
         head_dim: usize,
-        starts: &[usize],
+        dtype: DType,
     ) -> Self {
-        let b = starts.len();
-        let q = numbers(b * heads * queries * head_dim, 0.1).iter().map(|x| 3.0 * x).collect();
-        let kv = |salt| numbers(b * kv_heads * keys * head_dim, salt);
-        Self {
-            heads,
-            kv_heads,
-            queries,
-            keys,
-            head_dim,
-            starts: starts.to_vec(),
+        let shape = AttentionShape {
+            starts: vec![0; n_rows],
             lengths: None,
-            q,
-            k: kv(0.2),
-            v: kv(0.3),
+            n_heads: n_kv_heads * group,
+            n_kv_heads,
+            n_queries: n_tokens,
+            n_keys: n_tokens,
+            head_dim,
+        };
+        Self::new(shape, dtype)
+    }
+
+    pub fn q_shape(&self) -> [usize; 4] {
+        self.shape.queries()
+    }
+
+    pub fn k_shape(&self) -> [usize; 4] {
+        self.shape.keys()
+    }
+
+    pub fn forward(&self) -> Vec<f64> {
+        definitions::attention(&self.shape, &self.q, &self.k, &self.v)
+    }
+
+    fn tensors<B: KernelOps>(&self) -> [Tensor<B, 4>; 3] {
+        [(&self.q, self.q_shape()), (&self.k, self.k_shape()), (&self.v, self.k_shape())]
+            .map(|(x, shape)| tensor(x, shape, DType::F32))
+    }
+}
+
+/// Results and probabilities are each rounded to the type once; sums over keys average the
+/// roundings out.
+pub(super) fn tolerance(dtype: DType) -> f64 {
+    3e-5 + if dtype == DType::F32 { 0.0 } else { 4.0 * epsilon(dtype) }
+}
+
+/// A cache in which nothing was written yet: NaN, so that reading what is not live shows.
+fn empty_cache<B: KernelOps>(
+    n_slots: usize,
+    case: &Case,
+    capacity: usize,
+    position_dim: usize,
+    dtype: DType,
+) -> Tensor<B, 4> {
+    let mut shape = [n_slots, case.shape.n_kv_heads, capacity, case.shape.head_dim];
+    shape.swap(2, position_dim);
+    Tensor::full(shape, f32::NAN, (&Default::default(), dtype))
+}
+
+/// Feeds columns `from..to` of the case's rows to the cache, row b at its own position `at[b]` and
+/// into slot `slots[b]`, and attends. What position p of row b holds is column p of the case.
+struct Decoder<'c, B: KernelOps> {
+    case: &'c Case,
+    slots: &'c [usize],
+    /// Keys and values; taken out while a call writes them, so that the buffers have one holder.
+    cache: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
+    dtype: DType,
+}
+
+impl<'c, B: KernelOps> Decoder<'c, B> {
+    fn new(case: &'c Case, slots: &'c [usize], capacity: usize, dtype: DType) -> Self {
+        let n_slots = slots.iter().max().unwrap() + 1;
+        let cache = |position_dim| empty_cache::<B>(n_slots, case, capacity, position_dim, dtype);
+        Self { case, slots, cache: Some((cache(B::KEY_POSITION_DIM), cache(2))), dtype }
+    }
+
+    fn write(&mut self, k: Tensor<B, 4>, v: Tensor<B, 4>, spans: &[CacheSpan]) {
+        let (keys, values) = self.cache.take().unwrap();
+        self.cache = Some((
+            cache_write(keys, k, spans, B::KEY_POSITION_DIM),
+            cache_write(values, v, spans, 2),
+        ));
+    }
+
+    /// The first `n` tokens of row `b`, without attention.
+    fn fill(&mut self, b: usize, n: usize) {
+        let part = |x: &[f64]| {
+            tensor::<B, 4>(x, self.case.k_shape(), self.dtype).slice(s![b..b + 1, .., 0..n, ..])
+        };
+        let (k, v) = (part(&self.case.k), part(&self.case.v));
+        self.write(k, v, &[CacheSpan { slot: self.slots[b], start: 0, n }]);
+    }
+
+    /// `n` new tokens of each row at positions starts[b]..; queries are those columns too.
+    fn step(&mut self, starts: &[usize], n: usize) -> Tensor<B, 4> {
+        let part = |x: &[f64], shape: [usize; 4]| {
+            let whole = tensor::<B, 4>(x, shape, self.dtype);
+            let rows = starts
+                .iter()
+                .enumerate()
+                .map(|(b, &start)| whole.clone().slice(s![b..b + 1, .., start..start + n, ..]));
+            Tensor::cat(rows.collect(), 0)
+        };
+        let (q, k, v) = (
+            part(&self.case.q, self.case.q_shape()),
+            part(&self.case.k, self.case.k_shape()),
+            part(&self.case.v, self.case.k_shape()),
+        );
+        let spans: Vec<CacheSpan> = self
+            .slots
+            .iter()
+            .zip(starts)
+            .map(|(&slot, &start)| CacheSpan { slot, start, n })
+            .collect();
+        self.write(k, v, &spans);
+        let rows =
+            CausalRows { starts: starts.to_vec(), slots: Some(self.slots.to_vec()), lengths: None };
+        let (keys, values) = self.cache.clone().unwrap();
+        causal_attention(q, keys.swap_dims(2, B::KEY_POSITION_DIM), values, &rows)
+    }
+}
+
+/// Columns starts[b]..starts[b] + n of the definition's result for whole sequences.
+fn columns(case: &Case, whole: &[f64], starts: &[usize], n: usize) -> Vec<f64> {
+    let AttentionShape { n_heads, n_queries, head_dim, .. } = case.shape;
+    let mut out = Vec::new();
+    for (b, start) in starts.iter().enumerate() {
+        for h in 0..n_heads {
+            let at = ((b * n_heads + h) * n_queries + start) * head_dim;
+            out.extend(&whole[at..at + n * head_dim]);
         }
     }
+    out
+}
 
-    /// Every query sees every key of its row; rows are `lengths` long, padded to the longest.
-    fn bidirectional(heads: usize, head_dim: usize, lengths: &[usize]) -> Self {
-        let n = lengths.iter().copied().max().unwrap();
-        Self { lengths: Some(lengths.to_vec()), ..Self::new(heads, heads, n, n, head_dim, lengths) }
-    }
-
-    /// The definition, element by element, in f64.
-    fn literal(&self) -> Vec<f64> {
-        let Self { heads, kv_heads, queries, keys, head_dim, .. } = *self;
-        let mut out = Vec::new();
-        for (b, &start) in self.starts.iter().enumerate() {
-            for h in 0..heads {
-                let j = h / (heads / kv_heads);
-                for t in 0..queries {
-                    let q = &self.q[((b * heads + h) * queries + t) * head_dim..][..head_dim];
-                    let row = |x: &[f64], s: usize| {
-                        x[((b * kv_heads + j) * keys + s) * head_dim..][..head_dim].to_vec()
-                    };
-                    let n_seen = match &self.lengths {
-                        Some(lengths) => lengths[b],
-                        None => (start + t + 1).min(keys),
-                    };
-                    let score = |s: usize| {
-                        q.iter().zip(row(&self.k, s)).map(|(a, b)| a * b).sum::<f64>()
-                            / (head_dim as f64).sqrt()
-                    };
-                    let weights: Vec<f64> = (0..n_seen).map(|s| score(s).exp()).collect();
-                    let total: f64 = weights.iter().sum();
-                    out.extend((0..head_dim).map(|d| {
-                        weights
-                            .iter()
-                            .enumerate()
-                            .map(|(s, w)| w / total * row(&self.v, s)[d])
-                            .sum::<f64>()
-                    }));
-                }
+fn decoding_gives_what_whole_sequences_give<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        // Several tiles and several cubes a row; queries of one and of three tokens; head sizes
+        // from 16 to 256, the largest with no vector of eight.
+        for ([n_kv_heads, group, n_tokens, head_dim], capacity) in [
+            ([2, 7, 150, 64], 160),
+            ([1, 2, 40, 128], 48),
+            ([2, 1, 30, 16], 48),
+            ([1, 1, 20, 256], 32),
+        ] {
+            let case = Case::whole(3, n_kv_heads, group, n_tokens, head_dim, dtype);
+            let want = case.forward();
+            let slots = [4usize, 0, 2];
+            let mut decoder = Decoder::<B>::new(&case, &slots, capacity, dtype);
+            let mut starts = [n_tokens - 5, 3, n_tokens / 2];
+            for (b, n) in starts.into_iter().enumerate() {
+                decoder.fill(b, n);
+            }
+            for n in [1, 1, 3] {
+                let got = decoder.step(&starts, n);
+                let what = format!(
+                    "{n_kv_heads} x {group} heads, {n} tokens of {head_dim} at {starts:?}, \
+                     {dtype:?}"
+                );
+                assert_close(
+                    &values(got),
+                    &columns(&case, &want, &starts, n),
+                    tolerance(dtype),
+                    &what,
+                );
+                starts.iter_mut().for_each(|start| *start += n);
             }
         }
-        out
     }
+}
 
-    fn tensors<B: burn::tensor::backend::Backend>(&self) -> [Tensor<B, 4>; 3] {
-        let b = self.starts.len();
-        let tensor = |x: &[f64], shape: [usize; 4]| {
-            let x: Vec<f32> = x.iter().map(|&x| x as f32).collect();
-            Tensor::<B, 4>::from_data(TensorData::new(x, shape), &Default::default())
-        };
-        [
-            tensor(&self.q, [b, self.heads, self.queries, self.head_dim]),
-            tensor(&self.k, [b, self.kv_heads, self.keys, self.head_dim]),
-            tensor(&self.v, [b, self.kv_heads, self.keys, self.head_dim]),
-        ]
-    }
-
-    fn rows(&self) -> CausalRows {
-        match &self.lengths {
-            Some(lengths) => CausalRows::bidirectional(lengths.clone()),
-            None => CausalRows { starts: self.starts.clone(), slots: None, lengths: None },
+fn prefill_of_slots_in_any_order_reads_live_positions_only<B: KernelOps>() {
+    for dtype in dtypes::<B>() {
+        let case = Case::whole(2, 2, 2, 70, 16, dtype);
+        let want = case.forward();
+        let slots = [2usize, 1];
+        let mut decoder = Decoder::<B>::new(&case, &slots, 80, dtype);
+        for (starts, n) in [([0, 0], 20), ([20, 20], 50)] {
+            let got = decoder.step(&starts, n);
+            assert_close(
+                &values(got),
+                &columns(&case, &want, &starts, n),
+                tolerance(dtype),
+                &format!("{starts:?}, {dtype:?}"),
+            );
         }
     }
 }
 
-fn values(tensor: Tensor<Flex, 4>) -> Vec<f32> {
-    tensor.into_data().to_vec().unwrap()
+/// Which of the [B, H, Tq, hd] vectors hold NaN.
+fn nan_rows<B: KernelOps>(out: Tensor<B, 4>) -> Vec<bool> {
+    let head_dim = out.dims()[3];
+    values(out).chunks(head_dim).map(|row| row.iter().any(|x| x.is_nan())).collect()
 }
 
-fn primitive(tensor: Tensor<Flex, 4>) -> FloatTensor<Flex> {
-    tensor.into_primitive().tensor()
-}
-
-fn from_primitive(tensor: FloatTensor<Flex>) -> Tensor<Flex, 4> {
-    Tensor::from_primitive(TensorPrimitive::Float(tensor))
-}
-
-fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!(
-            (f64::from(*got) - want).abs() <= tolerance,
-            "{what}[{i}]: {got} instead of {want}"
-        );
-    }
-}
-
-/// Groups of 1, 2, 4 and 5 heads, head sizes that fill vectors or not, one and many queries, chunks
-/// cut in the middle, ragged starts.
-fn cases() -> Vec<Case> {
-    vec![
-        Case::new(2, 2, 5, 5, 4, &[0, 0]),
-        Case::new(4, 2, 7, 7, 8, &[0, 0]),
-        Case::new(4, 1, 70, 70, 16, &[0]),
-        Case::new(5, 1, 3, 9, 24, &[6, 1]),
-        Case::new(4, 2, 1, 33, 16, &[32, 0, 15, 16]),
-        Case::new(8, 2, 1, 20, 12, &[7, 7]),
-        Case::new(2, 1, 140, 150, 20, &[10, 0]),
-        // The last queries of row 0 are padding behind the last key.
-        Case::new(2, 1, 4, 6, 8, &[4, 0]),
-        Case::bidirectional(3, 8, &[5, 5]),
-        Case::bidirectional(2, 32, &[1, 140, 17]),
-    ]
-}
-
-#[test]
-fn forward_is_the_literal_loop() {
-    for case in cases() {
-        let want = case.literal();
-        let [q, k, v] = case.tensors::<Flex>();
-        let cpu = causal_attention(q.clone(), k.clone(), v.clone(), &case.rows());
-        assert_close(&values(cpu), &want, 2e-6, "cpu");
-        let plain =
-            reference::forward::<Flex>(primitive(q), primitive(k), primitive(v), &case.rows());
-        assert_close(&values(from_primitive(plain)), &want, 2e-6, "reference");
-    }
-}
-
-#[test]
-fn strides_do_not_matter() {
-    let case = Case::new(4, 2, 7, 7, 8, &[0, 0]);
-    let [q, k, v] = case.tensors::<Flex>();
-    // Token-major storage, as projections leave it, and keys as [hd, Tk].
-    let token_major = |x: Tensor<Flex, 4>| {
-        from_primitive(primitive(x.swap_dims(1, 2)).to_contiguous()).swap_dims(1, 2)
-    };
-    let transposed = |x: Tensor<Flex, 4>| {
-        from_primitive(primitive(x.swap_dims(2, 3)).to_contiguous()).swap_dims(2, 3)
-    };
-    let got = causal_attention(token_major(q), transposed(k), token_major(v), &case.rows());
-    assert_close(&values(got), &case.literal(), 2e-6, "strided");
-}
-
-#[test]
-fn slots_name_the_rows_of_the_keys() {
-    let case = Case::new(4, 2, 1, 33, 16, &[32, 0, 15]);
-    let [q, k, v] = case.tensors::<Flex>();
-    // The keys of row b lie in slot slots[b] of five; the other slots hold NaN, as do positions the
-    // row must not see.
-    let slots = [3usize, 0, 4];
-    let mut keys = Tensor::<Flex, 4>::full([5, 2, 48, 16], f32::NAN, &Default::default());
-    let mut vals = keys.clone();
-    for (b, &slot) in slots.iter().enumerate() {
-        let n = case.starts[b] + 1;
-        let place = burn::tensor::s![slot..slot + 1, .., 0..n, ..];
-        let part = |x: &Tensor<Flex, 4>| x.clone().slice(burn::tensor::s![b..b + 1, .., 0..n, ..]);
-        keys = keys.slice_assign(place, part(&k));
-        vals = vals.slice_assign(place, part(&v));
-    }
-    let rows =
-        CausalRows { starts: case.starts.clone(), slots: Some(slots.to_vec()), lengths: None };
-    let transposed =
-        from_primitive(primitive(keys.clone().swap_dims(2, 3)).to_contiguous()).swap_dims(2, 3);
-    for keys in [keys.clone(), transposed] {
-        assert_close(
-            &values(causal_attention(q.clone(), keys, vals.clone(), &rows)),
-            &case.literal(),
-            2e-6,
-            "cpu",
-        );
-    }
-    let plain = reference::forward::<Flex>(primitive(q), primitive(keys), primitive(vals), &rows);
-    assert_close(&values(from_primitive(plain)), &case.literal(), 2e-6, "reference");
-}
-
-#[test]
-fn gradients_are_the_finite_differences_of_the_literal_loop() {
-    for case in [
-        Case::new(2, 2, 5, 5, 4, &[0, 0]),
-        Case::new(4, 2, 6, 6, 8, &[0]),
-        Case::new(4, 1, 5, 5, 16, &[0]),
-        Case::new(5, 1, 3, 8, 6, &[5, 1]),
-        Case::bidirectional(2, 4, &[5, 3]),
-    ] {
-        let weights = numbers(case.q.len(), 0.4);
-        let loss =
-            |case: &Case| case.literal().iter().zip(&weights).map(|(a, b)| a * b).sum::<f64>();
-        let step = 1e-5;
-        let differences = |edit: fn(&mut Case) -> &mut Vec<f64>| -> Vec<f64> {
-            let n = edit(&mut case.clone()).len();
-            (0..n)
-                .map(|i| {
-                    let at = |delta: f64| {
-                        let mut moved = case.clone();
-                        edit(&mut moved)[i] += delta;
-                        loss(&moved)
-                    };
-                    (at(step) - at(-step)) / (2.0 * step)
-                })
-                .collect()
-        };
-        let want = [
-            differences(|case| &mut case.q),
-            differences(|case| &mut case.k),
-            differences(|case| &mut case.v),
-        ];
-
-        let [q, k, v] = case.tensors::<Train>().map(Tensor::require_grad);
-        let shape = q.dims();
-        let grad = Tensor::<Flex, 4>::from_data(
-            TensorData::new(weights.iter().map(|&x| x as f32).collect(), shape),
-            &Default::default(),
-        );
-        let out = causal_attention(q.clone(), k.clone(), v.clone(), &case.rows());
-        let grads = (out * Tensor::from_inner(grad.clone())).sum().backward();
-        for (tensor, want) in [&q, &k, &v].into_iter().zip(&want) {
-            assert_close(&values(tensor.grad(&grads).unwrap()), want, 5e-6, "cpu");
-        }
-        let [q, k, v] = case.tensors::<Flex>().map(primitive);
-        for (got, want) in reference::backward::<Flex>(q, k, v, primitive(grad), &case.rows())
-            .into_iter()
-            .zip(&want)
-        {
-            assert_close(&values(from_primitive(got)), want, 5e-6, "reference");
-        }
-    }
-}
-
-#[test]
-fn cpu_and_reference_gradients_agree_over_several_chunks() {
-    let case = Case::new(4, 2, 140, 140, 16, &[0, 0]);
-    let [q, k, v] = case.tensors::<Flex>().map(primitive);
-    let grad = numbers(case.q.len(), 0.4).iter().map(|&x| x as f32).collect::<Vec<_>>();
-    let grad = primitive(Tensor::<Flex, 4>::from_data(
-        TensorData::new(grad, [2, 4, 140, 16]),
-        &Default::default(),
-    ));
-    let plain =
-        reference::backward::<Flex>(q.clone(), k.clone(), v.clone(), grad.clone(), &case.rows());
-    for (cpu, plain) in super::cpu::backward(q, k, v, grad, &case.rows()).into_iter().zip(plain) {
-        let plain: Vec<f64> = values(from_primitive(plain)).into_iter().map(f64::from).collect();
-        assert_close(&values(from_primitive(cpu)), &plain, 2e-5, "cpu");
-    }
-}
-
-#[test]
-fn nan_in_a_visible_value_surfaces() {
-    let case = Case::new(2, 1, 3, 3, 8, &[0]);
-    let [q, k, v] = case.tensors::<Flex>();
-    let k = k.slice_assign(
-        burn::tensor::s![0..1, 0..1, 1..2, 0..1],
-        Tensor::full([1, 1, 1, 1], f32::NAN, &Default::default()),
+fn nan_in_a_visible_key_surfaces<B: KernelOps>() {
+    // The key of position 40 of the only row is broken; queries are positions 39, 40, 41.
+    let case = Case::whole(1, 1, 2, 50, 16, DType::F32);
+    let mut broken = case.clone();
+    broken.k[40 * 16 + 3] = f64::NAN;
+    let make = |x: &[f64], shape| tensor::<B, 4>(x, shape, DType::F32);
+    let (q, k, v) = (
+        make(&case.q, case.q_shape()),
+        make(&broken.k, case.k_shape()),
+        make(&case.v, case.k_shape()),
     );
-    let out = values(causal_attention(q, k, v, &case.rows()));
-    // Query 0 sees key 0 only; queries 1 and 2 see the broken key.
-    let is_nan = |h: usize, t: usize| out[(h * 3 + t) * 8].is_nan();
-    assert!((0..2).all(|h| !is_nan(h, 0) && is_nan(h, 1) && is_nan(h, 2)));
+    let want = [false, true, true, false, true, true];
+    let few = q.clone().slice(s![.., .., 39..42, ..]);
+    let rows = |slots| CausalRows { starts: vec![39], slots, lengths: None };
+    assert_eq!(
+        nan_rows(causal_attention(few.clone(), k.clone(), v.clone(), &rows(None))),
+        want,
+        "without a cache"
+    );
+    let cache = |position_dim: usize, values: Tensor<B, 4>| {
+        let spans = [CacheSpan { slot: 0, start: 0, n: 50 }];
+        cache_write(
+            empty_cache::<B>(2, &case, 64, position_dim, DType::F32),
+            values,
+            &spans,
+            position_dim,
+        )
+    };
+    let keys = cache(B::KEY_POSITION_DIM, k).swap_dims(2, B::KEY_POSITION_DIM);
+    assert_eq!(
+        nan_rows(causal_attention(few, keys.clone(), cache(2, v.clone()), &rows(Some(vec![0])))),
+        want,
+        "few queries"
+    );
+    let rows = CausalRows { starts: vec![0], slots: Some(vec![0]), lengths: None };
+    let got = nan_rows(causal_attention(q, keys, cache(2, v), &rows));
+    assert_eq!(got, (0..100).map(|row| row % 50 >= 40).collect::<Vec<_>>(), "many queries");
+}
+
+fn queries_behind_the_last_key_are_harmless<B: KernelOps>() {
+    // Padding columns of a right-padded pass over a cache: queries at positions that were never
+    // written.
+    let case = Case::whole(2, 1, 2, 24, 16, DType::F32);
+    let cache = |position_dim: usize, x: &[f64]| {
+        let spans = [CacheSpan { slot: 1, start: 0, n: 24 }, CacheSpan { slot: 0, start: 0, n: 6 }];
+        let zeros = empty_cache::<B>(2, &case, 32, position_dim, DType::F32).zeros_like();
+        cache_write(zeros, tensor(x, case.k_shape(), DType::F32), &spans, position_dim)
+    };
+    let rows = CausalRows { starts: vec![0, 0], slots: Some(vec![1, 0]), lengths: None };
+    let keys = cache(B::KEY_POSITION_DIM, &case.k).swap_dims(2, B::KEY_POSITION_DIM);
+    let got = values(causal_attention(
+        tensor(&case.q, case.q_shape(), DType::F32),
+        keys,
+        cache(2, &case.v),
+        &rows,
+    ));
+    let want = case.forward();
+    assert_close(&got[..2 * 24 * 16], &want[..2 * 24 * 16], tolerance(DType::F32), "the whole row");
+    assert_close(
+        &got[2 * 24 * 16..][..6 * 16],
+        &want[2 * 24 * 16..][..6 * 16],
+        tolerance(DType::F32),
+        "real queries of the short row",
+    );
+    assert!(got.iter().all(|x| x.is_finite()));
+}
+
+fn large_scores_do_not_overflow<B: KernelOps>() {
+    // Scores of +-2e4: exp of any of them alone is infinite or 0. Each query then takes the value
+    // of its best key.
+    for dtype in dtypes::<B>() {
+        let mut case = Case::whole(1, 1, 1, 12, 16, dtype);
+        case.q = rounded(&case.q.iter().map(|x| x * 100.0).collect::<Vec<_>>(), dtype);
+        case.k = rounded(&case.k.iter().map(|x| x * 60.0).collect::<Vec<_>>(), dtype);
+        let make = |x: &[f64], shape| tensor::<B, 4>(x, shape, dtype);
+        let got = causal_attention(
+            make(&case.q, case.q_shape()),
+            make(&case.k, case.k_shape()),
+            make(&case.v, case.k_shape()),
+            &CausalRows::whole(1),
+        );
+        assert_close(&values(got), &case.forward(), tolerance(dtype), &format!("{dtype:?}"));
+    }
+}
+
+fn strides_do_not_matter<B: KernelOps>() {
+    let case = Case::whole(2, 2, 2, 7, 8, DType::F32);
+    let [q, k, v] = case.tensors::<B>();
+    // Token-major storage, as projections leave it, and keys as [hd, Tk].
+    let stored_swapped = |x: Tensor<B, 4>, a: usize, b: usize| {
+        let swapped = x.swap_dims(a, b);
+        tensor::<B, 4>(&values(swapped.clone()), swapped.dims(), DType::F32).swap_dims(a, b)
+    };
+    let (q, k, v) = (stored_swapped(q, 1, 2), stored_swapped(k, 2, 3), stored_swapped(v, 1, 2));
+    let got = causal_attention(q, k, v, &CausalRows::whole(2));
+    assert_close(&values(got), &case.forward(), tolerance(DType::F32), "strided");
 }
 
 /// 80,000 rows of queries (two heads of 40,000) all see four keys alike: dv is the sum of a quarter
@@ -306,11 +340,12 @@ fn nan_in_a_visible_value_surfaces() {
 #[test]
 fn the_gradient_of_values_that_many_queries_see_keeps_its_digits() {
     const N: usize = 40_000;
-    let leaf =
-        |shape: [usize; 4]| Tensor::<Train, 4>::zeros(shape, &Default::default()).require_grad();
+    let leaf = |shape: [usize; 4]| {
+        Tensor::<Autodiff<Flex>, 4>::zeros(shape, &Default::default()).require_grad()
+    };
     let (q, k, v) = (leaf([1, 2, N, 4]), leaf([1, 1, 4, 4]), leaf([1, 1, 4, 4]));
     let rows = CausalRows { starts: vec![3], slots: None, lengths: Some(vec![4]) };
-    let from_above = Tensor::<Train, 4>::full([1, 2, N, 4], 0.9f32, &Default::default());
+    let from_above = Tensor::<Autodiff<Flex>, 4>::full([1, 2, N, 4], 0.9f32, &Default::default());
     let grads = (causal_attention(q, k, v.clone(), &rows) * from_above).sum().backward();
     let got: Vec<f32> = v.grad(&grads).unwrap().into_data().to_vec().unwrap();
     let want = f64::from(0.9f32) / 4.0 * (2 * N) as f64;

@@ -1,7 +1,9 @@
 //! Writing into the cache in CubeCL: one unit an element, no copy of the cache when its buffer has
 //! one holder.
-use super::CacheSpan;
-use crate::cube::{ElementCubes, addresses, table};
+use crate::{
+    cube::{ElementCubes, addresses, table},
+    types::CacheSpan,
+};
 use burn::tensor::TensorMetadata;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;

@@ -4,27 +4,26 @@
 //! nobody else holds the tensor (else it is copied once, and the result is the same). burn's
 //! `slice_assign` copies the whole tensor on the CPU backend even when it is the only owner. Cost:
 //! B K n hd elements read and written, for n new positions a row.
-pub(crate) mod cpu;
+mod autodiff;
+mod cpu;
 #[cfg(feature = "cube")]
-pub(crate) mod kernel;
-#[cfg(test)]
-mod portable_tests;
+mod kernel;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::KernelOps;
+pub use crate::types::CacheSpan;
+
+use crate::operation::*;
 use burn::tensor::{Tensor, TensorPrimitive};
 
-/// Where the new positions of one row go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheSpan {
-    /// Row of the cache.
-    pub slot: usize,
-    /// First position written.
-    pub start: usize,
-    /// Number of positions written: the first `n` of the row's new ones (the rest is padding).
-    pub n: usize,
+operation! {
+    /// Writing into a cache on a backend's own tensors.
+    CacheWriteOps: Backend, own;
+
+    /// See [`cache_write`].
+    forward cache_write([cache, values], [], &spans: [CacheSpan], position_dim: usize)
+        -> (like(&cache));
 }
 
 /// Copies values\[b, :, ..n\] to the positions start..start+n of slot `spans[b].slot`, and returns
@@ -36,7 +35,7 @@ pub struct CacheSpan {
 /// capacity] for 3.
 /// # Panics
 /// When a span does not fit into the cache (a bug of the caller).
-pub fn cache_write<B: KernelOps>(
+pub fn cache_write<B: CacheWriteOps>(
     cache: Tensor<B, 4>,
     values: Tensor<B, 4>,
     spans: &[CacheSpan],

@@ -1,5 +1,5 @@
 //! Writing into a cache in plain tensor operations.
-use super::CacheSpan;
+use crate::types::CacheSpan;
 use burn::tensor::{
     IndexingUpdateOp, Int, Tensor, TensorData, TensorPrimitive, backend::Backend, ops::FloatTensor,
 };

@@ -1,8 +1,8 @@
-//! The operations on CubeCL runtimes (CUDA, wgpu): which kernel runs, and what launches share.
+//! What launches on CubeCL runtimes (CUDA, wgpu) share.
 //!
-//! [`fusion`] is the same for `Fusion<CubeBackend>`, the type that burn's `Wgpu` and `Cuda` are.
-mod backend;
+//! [`fusion`] is about `Fusion<CubeBackend>`, the type that burn's `Wgpu` and `Cuda` are.
 pub(crate) mod fusion;
+pub(crate) mod numbers;
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};

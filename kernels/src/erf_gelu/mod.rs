@@ -11,17 +11,28 @@
 //!
 //! Measured on one thread of an AMD EPYC (Zen 4) busy with other work: [4096, 1536] f32 forwards 52
 //! ms with burn's operation, 4 ms with this one.
-pub(crate) mod cpu;
+mod autodiff;
+mod cpu;
 #[cfg(feature = "cube")]
-pub(crate) mod kernel;
+mod kernel;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::KernelOps;
+use crate::operation::*;
 use burn::tensor::{Tensor, TensorPrimitive};
 
+operation! {
+    /// GELU on a backend's own tensors.
+    ErfGeluOps: Backend, own;
+
+    /// See [`erf_gelu`].
+    forward erf_gelu([x], []) -> (like(&x));
+    /// Gradient of x.
+    backward erf_gelu_backward([x, grad], []) -> (like(&x));
+}
+
 /// GELU, differentiable. x [N, I] -> [N, I] in the dtype of x.
-pub fn erf_gelu<B: KernelOps>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+pub fn erf_gelu<B: ErfGeluOps>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     Tensor::from_primitive(TensorPrimitive::Float(B::erf_gelu(x.into_primitive().tensor())))
 }

@@ -18,18 +18,37 @@
 //! That much where the logits of either model are larger than a tile; otherwise both are kept
 //! instead of computed once more. Extra memory: two tiles forwards, three backwards (sizes:
 //! [`crate::linear_log_probs`]), and the gradients.
+mod autodiff;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 use crate::{
-    KernelOps,
-    divergence::Divergence,
-    linear_log_probs::LinearHead,
-    log_softmax_kl::{DivergenceRows, log_softmax_kl},
+    linear_log_probs::{HeadShape, LinearHead},
+    log_softmax_kl::{Divergence, DivergenceRows, LogSoftmaxKlOps, log_softmax_kl},
+    operation::*,
+    types::Linear,
     vocabulary::budget,
 };
 use burn::tensor::{Int, Tensor};
+
+operation! {
+    /// Log-probabilities and divergences of hidden states on a backend's own tensors. `heads` are
+    /// the student's and the teacher's.
+    LinearKlOps: LogSoftmaxKlOps, tiles;
+
+    /// See [`linear_kl`]: [N, 14], as `log_softmax_kl`.
+    forward linear_kl(
+        [hidden, weight, teacher_hidden, teacher_weight], [labels],
+        heads: [HeadShape; 2], divergence: Divergence, temperature: f64
+    ) -> (packed_rows(&hidden, crate::vocabulary::COLUMNS));
+    /// Gradients of the student's hidden states and head, given the packed result and its gradient.
+    backward linear_kl_backward(
+        [hidden, weight, teacher_hidden, teacher_weight, packed, grad], [labels],
+        heads: [HeadShape; 2], divergence: Divergence, temperature: f64
+    ) -> [like(&hidden), like(&weight)];
+}
 
 /// Log p(label), entropy and divergence of each row, all at one temperature; differentiable in the
 /// student's hidden states and head.
@@ -39,7 +58,7 @@ use burn::tensor::{Int, Tensor};
 /// # Panics
 /// When widths or dtypes of hidden states and head differ, no entry has a logit or a label is
 /// negative (bugs of the caller; labels are unchecked on GPU backends).
-pub fn linear_kl<B: KernelOps>(
+pub fn linear_kl<B: LinearKlOps>(
     student: LinearHead<B>,
     teacher: LinearHead<B>,
     labels: Tensor<B, 1, Int>,
@@ -64,17 +83,22 @@ pub fn linear_kl<B: KernelOps>(
 }
 
 /// The operation on at least one row, whatever its size.
-pub(crate) fn by_tiles<B: KernelOps>(
+pub(crate) fn by_tiles<B: LinearKlOps>(
     student: LinearHead<B>,
     teacher: LinearHead<B>,
     labels: Tensor<B, 1, Int>,
     divergence: Divergence,
     temperature: f64,
 ) -> DivergenceRows<B> {
+    let Linear { hidden, weight, shape } = student.into_primitive();
+    let teacher = teacher.into_primitive();
     let packed = B::linear_kl(
-        student.into_primitive(),
-        teacher.into_primitive(),
+        hidden,
+        weight,
+        teacher.hidden,
+        teacher.weight,
         labels.into_primitive(),
+        [shape, teacher.shape],
         divergence,
         temperature,
     );

@@ -1,11 +1,9 @@
 //! The whole [N, V] logits of both models, and then what `log_softmax_kl` does.
+#![allow(clippy::too_many_arguments, reason = "two models, their results and what to do with them")]
 use crate::{
-    divergence::Plan,
-    linear_log_probs::{
-        Linear,
-        reference::{logits, pull_back},
-    },
+    linear_log_probs::reference::{logits, pull_back},
     log_softmax_kl,
+    types::{Divergence, HeadShape, Linear},
 };
 use burn::tensor::{
     backend::Backend,
@@ -13,37 +11,44 @@ use burn::tensor::{
 };
 
 pub(crate) fn forward<B: Backend>(
-    student: Linear<B>,
-    teacher: Linear<B>,
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    teacher_hidden: FloatTensor<B>,
+    teacher_weight: FloatTensor<B>,
     labels: IntTensor<B>,
-    plan: &Plan,
+    [head, teacher_head]: [HeadShape; 2],
+    divergence: Divergence,
     temperature: f64,
 ) -> FloatTensor<B> {
-    log_softmax_kl::reference::forward::<B>(
-        logits(&student),
-        logits(&teacher),
-        labels,
-        plan,
-        temperature,
-    )
+    let student = Linear::<B> { hidden, weight, shape: head };
+    let teacher =
+        Linear::<B> { hidden: teacher_hidden, weight: teacher_weight, shape: teacher_head };
+    let (student, teacher) = (logits(&student), logits(&teacher));
+    log_softmax_kl::reference::forward::<B>(student, teacher, labels, divergence, temperature)
 }
 
 pub(crate) fn backward<B: Backend>(
-    student: Linear<B>,
-    teacher: Linear<B>,
-    labels: IntTensor<B>,
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    teacher_hidden: FloatTensor<B>,
+    teacher_weight: FloatTensor<B>,
     packed: FloatTensor<B>,
     grad: FloatTensor<B>,
-    plan: &Plan,
+    labels: IntTensor<B>,
+    [head, teacher_head]: [HeadShape; 2],
+    divergence: Divergence,
     temperature: f64,
 ) -> [FloatTensor<B>; 2] {
+    let student = Linear::<B> { hidden, weight, shape: head };
+    let teacher =
+        Linear::<B> { hidden: teacher_hidden, weight: teacher_weight, shape: teacher_head };
     let grad = log_softmax_kl::reference::backward::<B>(
         logits(&student),
         logits(&teacher),
-        labels,
         packed,
         grad,
-        plan,
+        labels,
+        divergence,
         temperature,
     );
     pull_back(student, grad)

@@ -1,6 +1,8 @@
 //! The whole [N, V] logits, and then what `log_probs` does.
-use super::{HeadLayout, Linear};
-use crate::log_probs;
+use crate::{
+    log_probs,
+    types::{HeadLayout, HeadShape, Linear},
+};
 use burn::tensor::{
     DType, Slice, TensorMetadata,
     backend::Backend,
@@ -13,7 +15,7 @@ pub(crate) fn logits<B: Backend>(linear: &Linear<B>) -> FloatTensor<B> {
         f32_of::<B>(&linear.hidden),
         f32_of::<B>(&B::float_slice(linear.weight.clone(), &entries(linear))),
     );
-    match linear.layout {
+    match linear.shape.layout {
         HeadLayout::VocabRows => B::float_matmul(hidden, B::float_swap_dims(weight, 0, 1)),
         HeadLayout::VocabColumns => B::float_matmul(hidden, weight),
     }
@@ -29,7 +31,7 @@ pub(crate) fn pull_back<B: Backend>(
         f32_of::<B>(&B::float_slice(linear.weight.clone(), &entries(&linear))),
     );
     let transposed = |tensor: FloatTensor<B>| B::float_swap_dims(tensor, 0, 1);
-    let (d_hidden, d_weight) = match linear.layout {
+    let (d_hidden, d_weight) = match linear.shape.layout {
         HeadLayout::VocabRows => {
             (B::float_matmul(grad.clone(), weight), B::float_matmul(transposed(grad), hidden))
         }
@@ -49,7 +51,7 @@ pub(crate) fn pull_back<B: Backend>(
 /// Where in the weight the entries lie that have a logit.
 fn entries<B: Backend>(linear: &Linear<B>) -> [Slice; 2] {
     let mut ranges = [0, 1].map(|dim| 0..linear.weight.shape()[dim]);
-    ranges[linear.layout.vocab_dim()] = 0..linear.n_logits;
+    ranges[linear.shape.layout.vocab_dim()] = 0..linear.shape.n_logits;
     ranges.map(Slice::from)
 }
 
@@ -61,21 +63,27 @@ fn f32_of<B: Backend>(tensor: &FloatTensor<B>) -> FloatTensor<B> {
 }
 
 pub(crate) fn forward<B: Backend>(
-    linear: Linear<B>,
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
     labels: IntTensor<B>,
+    head: HeadShape,
     temperature: f64,
 ) -> FloatTensor<B> {
-    log_probs::reference::forward::<B>(logits(&linear), labels, temperature)
+    let logits = logits(&Linear::<B> { hidden, weight, shape: head });
+    log_probs::reference::forward::<B>(logits, labels, temperature)
 }
 
 pub(crate) fn backward<B: Backend>(
-    linear: Linear<B>,
-    labels: IntTensor<B>,
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
     packed: FloatTensor<B>,
     grad: FloatTensor<B>,
+    labels: IntTensor<B>,
+    head: HeadShape,
     temperature: f64,
 ) -> [FloatTensor<B>; 2] {
+    let linear = Linear::<B> { hidden, weight, shape: head };
     let grad =
-        log_probs::reference::backward::<B>(logits(&linear), labels, packed, grad, temperature);
+        log_probs::reference::backward::<B>(logits(&linear), packed, grad, labels, temperature);
     pull_back(linear, grad)
 }

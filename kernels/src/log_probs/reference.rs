@@ -1,6 +1,9 @@
 //! Plain tensor operations on the whole [N, V]: what every backend can run, and what the kernels
 //! are tested against.
-use crate::vocabulary::{ENTROPY, LOG_PROB, LOG_ZERO, MAX, ONE_COLUMNS, SUM};
+use crate::{
+    nan::LOG_ZERO,
+    vocabulary::{ENTROPY, LOG_PROB, MAX, ONE_COLUMNS, SUM},
+};
 use burn::tensor::{
     DType, IndexingUpdateOp, Int, Tensor, TensorPrimitive,
     backend::Backend,
@@ -82,9 +85,9 @@ pub(crate) fn forward<B: Backend>(
 /// d logits [N, V] in their dtype, given the packed result and its gradient, [N, 7] both.
 pub(crate) fn backward<B: Backend>(
     logits: FloatTensor<B>,
-    labels: IntTensor<B>,
     packed: FloatTensor<B>,
     grad: FloatTensor<B>,
+    labels: IntTensor<B>,
     temperature: f64,
 ) -> FloatTensor<B> {
     let dtype = tensor::<B>(logits.clone()).dtype();

@@ -27,21 +27,38 @@
 //!
 //! `reference.rs` is each divergence by its definition in plain tensors; the loops and kernels are
 //! those of `vocabulary/`, with the whole row as one tile.
+mod autodiff;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
-pub use crate::divergence::Divergence;
+pub use crate::types::Divergence;
+
 use crate::{
-    KernelOps,
+    device::Hardware,
     log_probs::column,
+    operation::*,
     vocabulary::{ENTROPY, LOG_PROB, VALUE},
 };
-use burn::tensor::{DType, Device, Int, Tensor, ops::FloatTensor};
+use burn::tensor::{DType, Device, Int, Tensor};
+
+operation! {
+    /// Log-probabilities and divergences of logits on a backend's own tensors.
+    LogSoftmaxKlOps: Hardware, tiles;
+
+    /// See [`log_softmax_kl`]: [N, 14], log p(label), entropy and divergence first.
+    forward log_softmax_kl([student, teacher], [labels], divergence: Divergence, temperature: f64)
+        -> (packed_rows(&student, crate::vocabulary::COLUMNS));
+    /// Gradient of the student's logits, given the packed result and its gradient.
+    backward log_softmax_kl_backward(
+        [student, teacher, packed, grad], [labels], divergence: Divergence, temperature: f64
+    ) -> (like(&student));
+}
 
 /// What one pass over both models' rows gives, f32, differentiable in what belongs to the student.
 #[derive(Clone, Debug)]
-pub struct DivergenceRows<B: KernelOps> {
+pub struct DivergenceRows<B: Backend> {
     /// [N] log p of the label, over the student's whole vocabulary.
     pub log_probs: Tensor<B, 1>,
     /// [N] entropy of the student, over its whole vocabulary.
@@ -50,7 +67,7 @@ pub struct DivergenceRows<B: KernelOps> {
     pub divergence: Tensor<B, 1>,
 }
 
-impl<B: KernelOps> DivergenceRows<B> {
+impl<B: Backend> DivergenceRows<B> {
     pub(crate) fn unpack(packed: FloatTensor<B>) -> Self {
         let [log_probs, entropy, divergence] =
             [LOG_PROB, ENTROPY, VALUE].map(|at| column::<B>(packed.clone(), at));
@@ -68,7 +85,7 @@ impl<B: KernelOps> DivergenceRows<B> {
 /// student [N, V_s], teacher [N, V_t], each f32, f16 or bf16; labels [N] -> [N] each.
 /// # Panics
 /// When a label is negative (a bug of the caller; unchecked on GPU backends).
-pub fn log_softmax_kl<B: KernelOps>(
+pub fn log_softmax_kl<B: LogSoftmaxKlOps>(
     student: Tensor<B, 2>,
     teacher: Tensor<B, 2>,
     labels: Tensor<B, 1, Int>,
@@ -95,7 +112,7 @@ pub fn log_softmax_kl<B: KernelOps>(
 }
 
 /// The divergence alone. Shapes as [`log_softmax_kl`], without labels.
-pub fn row_divergence<B: KernelOps>(
+pub fn row_divergence<B: LogSoftmaxKlOps>(
     student: Tensor<B, 2>,
     teacher: Tensor<B, 2>,
     divergence: Divergence,

@@ -1,10 +1,10 @@
 //! Plain tensor operations on the whole [N, V], each divergence by its definition.
 use crate::{
-    divergence::{Form, Plan},
     log_probs::{
         self,
         reference::{Softmax, finite, tensor},
     },
+    types::{Divergence, Form, Plan},
     vocabulary::{COLUMNS, VALUE},
 };
 use burn::tensor::{
@@ -33,7 +33,8 @@ impl<B: Backend> Pair<B> {
         let target = if plan.blend == 1.0 {
             teacher
         } else {
-            teacher * plan.blend + student.clone() * (1.0 - plan.blend)
+            // A constant, also where burn differentiates this.
+            teacher * plan.blend + student.clone().detach() * (1.0 - plan.blend)
         };
         Self { s: Softmax::new(student, temperature), t: Softmax::new(target, temperature) }
     }
@@ -85,11 +86,12 @@ pub(crate) fn forward<B: Backend>(
     student: FloatTensor<B>,
     teacher: FloatTensor<B>,
     labels: IntTensor<B>,
-    plan: &Plan,
+    divergence: Divergence,
     temperature: f64,
 ) -> FloatTensor<B> {
+    let plan = Plan::new(divergence);
     let one = tensor::<B>(log_probs::reference::forward::<B>(student.clone(), labels, temperature));
-    let pair = Pair::new(student, teacher, plan, temperature);
+    let pair = Pair::new(student, teacher, &plan, temperature);
     let entropy = match plan.form {
         Form::Sums { entropy, .. } | Form::Mixture { entropy, .. } => entropy,
         Form::Variation => 0.0,
@@ -108,20 +110,21 @@ pub(crate) fn forward<B: Backend>(
 pub(crate) fn backward<B: Backend>(
     student: FloatTensor<B>,
     teacher: FloatTensor<B>,
-    labels: IntTensor<B>,
     packed: FloatTensor<B>,
     grad: FloatTensor<B>,
-    plan: &Plan,
+    labels: IntTensor<B>,
+    divergence: Divergence,
     temperature: f64,
 ) -> FloatTensor<B> {
+    let plan = Plan::new(divergence);
     let (n_vocab, dtype) = (student.shape()[1], student.dtype());
     let d_value = tensor::<B>(grad.clone()).slice(s![.., VALUE..VALUE + 1]);
-    let pair = Pair::new(student.clone(), teacher, plan, temperature);
+    let pair = Pair::new(student.clone(), teacher, &plan, temperature);
     let a = pair.terms(plan.form).1;
     let dz = (a.clone() - pair.s.p() * a.sum_dim(1)) * d_value / temperature;
     let one = B::float_cast(student, DType::F32.into());
     let one =
-        tensor::<B>(log_probs::reference::backward::<B>(one, labels, packed, grad, temperature));
+        tensor::<B>(log_probs::reference::backward::<B>(one, packed, grad, labels, temperature));
     let [n_rows, shared] = dz.dims();
     let dz = match n_vocab - shared {
         0 => dz,

@@ -7,22 +7,31 @@
 //!
 //! A rotation, so the gradient is the same operation with -sin. In f32 whatever the dtype of x.
 //! Bytes (f32): 8 N H hd; in place on the CPU backend when x has no other owner.
-pub(crate) mod cpu;
+mod autodiff;
+mod cpu;
 #[cfg(feature = "cube")]
-pub(crate) mod kernel;
+mod kernel;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::KernelOps;
+use crate::operation::*;
 use burn::tensor::{Tensor, TensorPrimitive};
+
+operation! {
+    /// The rotary embedding on a backend's own tensors.
+    RotaryOps: Backend, own;
+
+    /// See [`rotary`]. Its gradient is the same rotation with the sine negated.
+    forward rotary([x, cos, sin], []) -> (like(&x));
+}
 
 /// Turns each head of token n by the angles of row n mod P of the tables. Differentiable in x; the
 /// tables are constants.
 /// # Shapes
 /// x [N, heads * hd]; cos, sin [P, hd/2] with N a multiple of P -> [N, heads * hd] in the dtype of
 /// x.
-pub fn rotary<B: KernelOps>(x: Tensor<B, 2>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Tensor<B, 2> {
+pub fn rotary<B: RotaryOps>(x: Tensor<B, 2>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Tensor<B, 2> {
     let ([n_tokens, width], [n_positions, half]) = (x.dims(), cos.dims());
     assert_eq!(cos.dims(), sin.dims(), "one sine a cosine");
     assert!(

@@ -1,17 +1,20 @@
 //! The sampling kernel: one cube (workgroup) a row. What is summed and compared are the integers of
-//! `weight.rs`, so the number of units does not matter.
+//! `weight.rs`, so the number of units does not matter. Where top-k or top-p leave tokens out, the
+//! logits are read back and sampled on the host instead: to the same tokens.
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
 use super::{
-    COLUMNS, Plan, RowSampling,
-    kernel_numbers::{fraction, key, largest, logit, reach},
-    kernel_search::{
-        Kept, NO_BOUND, ONE, Row, WEIGHT, locate, narrow, sum_of_sections, sum_row, sum_sections,
-    },
+    kernel_numbers::{fraction, key, largest, logit},
+    kernel_search::{Row, locate, sum_of_sections, sum_row},
+    plan::{COLUMNS, Plan},
+    reference,
     weight::{HIGHEST_KEY, LOWEST_KEY},
 };
-use crate::cube::{addresses, empty, row_cubes, with_row_stride};
+use crate::{
+    cube::{addresses, empty, row_cubes, with_row_stride},
+    types::RowSampling,
+};
 use burn::tensor::{DType, Shape, TensorMetadata};
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::{CubeBackend, CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 /// Units of a cube at most: a row is alone in its cube, and rows are few.
@@ -22,12 +25,10 @@ const MAX_GROUP: usize = 32;
 /// Columns of a row's plan, all u32 (two of them the bits of an f32).
 const SCALE: usize = 0;
 const INVERSE_TEMPERATURE: usize = 1;
-const TOP_K: usize = 2;
-const TOP_P: usize = 3;
-const BITS_LOW: usize = 4;
-const BITS_HIGH: usize = 5;
-const IS_GREEDY: usize = 6;
-const PLAN_COLUMNS: usize = 7;
+const BITS_LOW: usize = 2;
+const BITS_HIGH: usize = 3;
+const IS_GREEDY: usize = 4;
+const PLAN_COLUMNS: usize = 5;
 
 #[cube(launch, address_type = "dynamic")]
 fn sample<F: Float>(
@@ -59,77 +60,10 @@ fn sample<F: Float>(
             };
             total = sum_row::<F>(logits, row, &mut shared, &mut values, units, group);
             if plans[plan + IS_GREEDY] == 0u32 {
-                let mut threshold = 0u32;
-                let mut bound = NO_BOUND.runtime();
-                let top_k = plans[plan + TOP_K];
-                if top_k > 0u32 && top_k < vocab_size as u32 {
-                    let all = Kept { threshold, bound };
-                    let kept = narrow::<F>(
-                        logits,
-                        row,
-                        all,
-                        top,
-                        top_k,
-                        0u32,
-                        vocab_size as u32,
-                        0u32,
-                        &mut shared,
-                        units,
-                        group,
-                        ONE,
-                    );
-                    threshold = kept.threshold;
-                    bound = kept.bound;
-                    sum_sections::<F>(
-                        logits,
-                        row,
-                        Kept { threshold, bound },
-                        0usize,
-                        vocab_size,
-                        &mut shared,
-                        units,
-                        group,
-                        WEIGHT,
-                    );
-                }
-                let top_p = plans[plan + TOP_P];
-                if top_p > 0u32 {
-                    let (low, high) = sum_of_sections(&shared, units, group);
-                    let (reach_low, reach_high) = reach(top_p, low, high);
-                    let left = Kept { threshold, bound };
-                    let kept = narrow::<F>(
-                        logits,
-                        row,
-                        left,
-                        top,
-                        reach_low,
-                        reach_high,
-                        low,
-                        high,
-                        &mut shared,
-                        units,
-                        group,
-                        WEIGHT,
-                    );
-                    threshold = kept.threshold;
-                    bound = kept.bound;
-                    sum_sections::<F>(
-                        logits,
-                        row,
-                        Kept { threshold, bound },
-                        0usize,
-                        vocab_size,
-                        &mut shared,
-                        units,
-                        group,
-                        WEIGHT,
-                    );
-                }
-                let kept = Kept { threshold, bound };
                 let (low, high) = sum_of_sections(&shared, units, group);
                 let (low, high) =
                     fraction(plans[plan + BITS_LOW], plans[plan + BITS_HIGH], low, high);
-                id = locate::<F>(logits, row, kept, low, high, &mut shared, units, group, WEIGHT);
+                id = locate::<F>(logits, row, low, high, &mut shared, units, group);
             }
         }
         if UNIT_POS_X == 0 {
@@ -146,11 +80,15 @@ pub(crate) fn forward<R: CubeRuntime>(
     logits: CubeTensor<R>,
     rows: &[RowSampling],
 ) -> CubeTensor<R> {
-    let logits = with_row_stride(logits);
     let [n_rows, vocab_size] = logits.shape().dims();
+    let plans: Vec<Plan> = rows.iter().map(Plan::new).collect();
+    if plans.iter().any(|plan| plan.is_cut(vocab_size)) {
+        return reference::forward::<CubeBackend<R, f32, i32, u8>>(logits, rows);
+    }
+    let logits = with_row_stride(logits);
     let out = empty(&logits, Shape::new([n_rows, COLUMNS]), DType::F32);
     let units = unit_count(&logits, vocab_size);
-    let (plans, dtype) = (plans(&logits, rows), logits.dtype.into());
+    let (plans, dtype) = (plan_table(&logits, &plans), logits.dtype.into());
     sample::launch::<R>(
         &out.client,
         row_cubes(n_rows),
@@ -176,20 +114,17 @@ fn unit_count<R: CubeRuntime>(logits: &CubeTensor<R>, vocab_size: usize) -> usiz
 }
 
 /// [R, PLAN_COLUMNS] u32
-fn plans<R: CubeRuntime>(like: &CubeTensor<R>, rows: &[RowSampling]) -> CubeTensor<R> {
-    let mut numbers = vec![0u32; rows.len() * PLAN_COLUMNS];
-    for (row, columns) in rows.iter().zip(numbers.chunks_exact_mut(PLAN_COLUMNS)) {
-        let plan = Plan::new(row);
+fn plan_table<R: CubeRuntime>(like: &CubeTensor<R>, plans: &[Plan]) -> CubeTensor<R> {
+    let mut numbers = vec![0u32; plans.len() * PLAN_COLUMNS];
+    for (plan, columns) in plans.iter().zip(numbers.chunks_exact_mut(PLAN_COLUMNS)) {
         columns[SCALE] = plan.scale.to_bits();
         columns[INVERSE_TEMPERATURE] = ((1.0 / plan.temperature) as f32).to_bits();
-        columns[TOP_K] = plan.top_k;
-        columns[TOP_P] = plan.top_p;
         columns[BITS_LOW] = plan.bits as u32;
         columns[BITS_HIGH] = (plan.bits >> 32) as u32;
         columns[IS_GREEDY] = u32::from(plan.is_greedy);
     }
     let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_ne_bytes()).collect();
     let buffer = like.client.create_from_slice(&bytes);
-    let shape = Shape::new([rows.len(), PLAN_COLUMNS]);
+    let shape = Shape::new([plans.len(), PLAN_COLUMNS]);
     CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, buffer, DType::U32)
 }

@@ -89,29 +89,6 @@ pub fn fraction(bits_low: u32, bits_high: u32, low: u32, high: u32) -> (u32, u32
     add_wide(low_sum, high_sum, bits_high.mul_hi(low), 0u32)
 }
 
-/// ceil(total * share / 2^32)
-#[cube]
-pub fn reach(share: u32, low: u32, high: u32) -> (u32, u32) {
-    let is_cut = select(low * share == 0u32, 0u32, 1u32);
-    let (sum_low, sum_high) = add_wide(high * share, high.mul_hi(share), low.mul_hi(share), 0u32);
-    add_wide(sum_low, sum_high, is_cut, 0u32)
-}
-
-/// The least r >= 1 with r weight >= need.
-#[cube]
-pub fn least_multiple(need_low: u32, need_high: u32, weight: u32) -> u32 {
-    let mut r = 0u32;
-    let mut bit = 0x8000_0000u32;
-    while bit > 0u32 {
-        let more = r | bit;
-        if is_less_wide(more * weight, more.mul_hi(weight), need_low, need_high) {
-            r = more;
-        }
-        bit >>= 1u32;
-    }
-    r + 1u32
-}
-
 /// Adds up the wide numbers of each group of `group` units, left at the group's first unit.
 #[cube]
 pub fn sum_groups(

@@ -27,50 +27,48 @@
 //! may differ between backends in its last digits. Logits of f16 and bf16 are widened first.
 //!
 //! Bytes: the logits are read twice (maximum; weights), and a small part of them (the section or
-//! block that the draw falls into) once more. Top-k and top-p cost the CubeCL kernel about eleven
-//! passes each (a search for the threshold among 2^32 keys, eight parts a pass), the CPU one or two
-//! passes and a sort of what may lie above it.
-pub(crate) mod cpu;
+//! block that the draw falls into) once more. Top-k and top-p cost the CPU one or two passes more
+//! and a sort of what may lie above the threshold. GPU runtimes read the logits back for them:
+//! training never asks for either, since its updates need the whole distribution.
+//!
+//! # Why integers, and not Gumbel noise and an argmax
+//!
+//! An argmax of z + noise(bits, id) is a tenth of this code, but its token hangs on the last bit of
+//! a logarithm of a logarithm, which no two drivers give alike: rollouts on the CPU and on a card
+//! could be compared in distribution alone. Here one recorded token is a test of every backend, a
+//! run can be followed from one device to another until a *logit* differs, and top-k and top-p need
+//! no second sampler. And every figure recorded so far was drawn this way.
+mod autodiff;
+mod cpu;
+mod host;
 #[cfg(feature = "cube")]
-pub(crate) mod kernel;
+mod kernel;
 #[cfg(feature = "cube")]
 mod kernel_numbers;
 #[cfg(feature = "cube")]
 mod kernel_search;
+mod plan;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 mod weight;
 
-use crate::KernelOps;
+pub use crate::types::{Draw, RowSampling};
+
+use crate::operation::*;
 use burn::tensor::{DType, Tensor, TensorPrimitive};
+use plan::COLUMNS;
 
-/// How one row's token is chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RowSampling {
-    /// 0 (or anything that is 0 in f32) = greedy. Temperatures below 1e-30 count as 1e-30.
-    pub temperature: f64,
-    /// Tokens that may be drawn; 0 = off.
-    pub top_k: usize,
-    /// Share of the probability mass that may be drawn, rounded down to a multiple of 2^-32; from 1
-    /// on = off. At least one token stays.
-    pub top_p: f64,
-    /// The random number: a fraction of 2^64.
-    pub bits: u64,
-}
-
-/// A chosen token.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Draw {
-    pub id: u32,
-    /// `log_softmax(logits / T)[id]` over the whole vocabulary; T = 1 where the choice was greedy.
-    pub log_prob: f32,
-}
-
-/// Columns of a packed row: the id as a number (-1 where there is no distribution), the log-prob.
-pub(crate) const COLUMNS: usize = 2;
 /// Ids from here on are not all numbers of f32.
 const MAX_VOCABULARY: usize = 1 << 24;
+
+operation! {
+    /// Sampling on a backend's own tensors.
+    SampleOps: Backend, own;
+
+    /// See [`sample`]: [R, 2] f32.
+    forward sample([logits], [], &rows: [RowSampling]) -> (packed_rows(&logits, COLUMNS));
+}
 
 /// Chooses one token a row: a packed row of results each, for [`read`].
 /// # Shapes
@@ -78,7 +76,7 @@ const MAX_VOCABULARY: usize = 1 << 24;
 /// # Panics
 /// Where there are not as many logits rows as `rows`, V is 0 or above 2^24, or a temperature is
 /// NaN.
-pub fn sample<B: KernelOps>(logits: Tensor<B, 2>, rows: &[RowSampling]) -> Tensor<B, 2> {
+pub fn sample<B: SampleOps>(logits: Tensor<B, 2>, rows: &[RowSampling]) -> Tensor<B, 2> {
     let [n_rows, vocab_size] = logits.dims();
     assert_eq!(n_rows, rows.len(), "one sampling a row of logits");
     assert!(
@@ -99,7 +97,7 @@ pub fn sample<B: KernelOps>(logits: Tensor<B, 2>, rows: &[RowSampling]) -> Tenso
 /// nothing finite: there is no distribution to draw from.
 /// # Shapes
 /// [R, 2] -> [R]
-pub fn read<B: KernelOps>(packed: Tensor<B, 2>) -> Vec<Option<Draw>> {
+pub fn read<B: Backend>(packed: Tensor<B, 2>) -> Vec<Option<Draw>> {
     let packed =
         packed.into_data().convert::<f32>().into_vec::<f32>().expect("it was converted to f32");
     packed
@@ -108,39 +106,4 @@ pub fn read<B: KernelOps>(packed: Tensor<B, 2>) -> Vec<Option<Draw>> {
         .iter()
         .map(|&[id, log_prob]| (id >= 0.0).then_some(Draw { id: id as u32, log_prob }))
         .collect()
-}
-
-/// What every implementation works with: a row's sampling in the numbers of the formula.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
-    pub is_greedy: bool,
-    /// 1 where the choice is greedy.
-    pub temperature: f64,
-    /// 2^25 log2 e / T.
-    pub scale: f32,
-    /// 0 = off.
-    pub top_k: u32,
-    /// A fraction of 2^32; 0 = off.
-    pub top_p: u32,
-    pub bits: u64,
-}
-
-impl Plan {
-    pub fn new(row: &RowSampling) -> Self {
-        let is_greedy = row.temperature as f32 <= 0.0;
-        let temperature = if is_greedy { 1.0 } else { row.temperature };
-        let top_p = match row.top_p {
-            p if p >= 1.0 || p.is_nan() => 0,
-            p => ((p * 2f64.powi(32)) as u32).max(1),
-        };
-        let top_k = u32::try_from(row.top_k).unwrap_or(u32::MAX);
-        Self {
-            is_greedy,
-            temperature,
-            scale: weight::scale(temperature),
-            top_k,
-            top_p,
-            bits: row.bits,
-        }
-    }
 }

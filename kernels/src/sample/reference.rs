@@ -1,5 +1,6 @@
 //! For backends without a kernel of their own: the logits are read back and sampled on the host.
-use super::{COLUMNS, RowSampling, cpu};
+use super::{host, plan::COLUMNS};
+use crate::types::RowSampling;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
 pub(crate) fn forward<B: Backend>(logits: FloatTensor<B>, rows: &[RowSampling]) -> FloatTensor<B> {
@@ -8,6 +9,6 @@ pub(crate) fn forward<B: Backend>(logits: FloatTensor<B>, rows: &[RowSampling]) 
     let vocab_size = logits.dims()[1];
     let logits =
         logits.into_data().convert::<f32>().into_vec::<f32>().expect("it was converted to f32");
-    let packed = cpu::pack(&cpu::sample_rows(&logits, vocab_size, vocab_size, rows));
+    let packed = host::pack(&host::sample_rows(&logits, vocab_size, vocab_size, rows));
     B::float_from_data(TensorData::new(packed, [rows.len(), COLUMNS]), &device)
 }

@@ -2,8 +2,10 @@
 //! `kernel_numbers.rs` has the same in CubeCL.
 //!
 //! ```text
-//! y = (m - z) scale = 2^25 x, cut to an integer         n = whole part of x         f = x - n, 32 bits of it
-//! p = 2^32 2^-f - 1 = 2^32 - 1 - f (c1 - f (c2 - f (c3 - f (c4 - f (c5 - f c6)))))       each product: the upper 32 of 64 bits
+//! y = (m - z) scale = 2^25 x, cut to an integer
+//! n = whole part of x         f = x - n, 32 bits of it
+//! p = 2^32 2^-f - 1 = 2^32 - 1 - f (c1 - f (c2 - f (c3 - f (c4 - f (c5 - f c6)))))
+//!     each product: the upper 32 of 64 bits
 //! w = p / 2^(n + 1), rounded to nearest: 2^31 for x = 0, 0 from x = 32 on
 //! ```
 //!

@@ -195,10 +195,8 @@ pub(super) fn check_attention<B: KernelOps>(
 ) -> Vec<Check> {
     let [q, k, v] = attention_inputs(case, shape);
     let grad = upstream(case, q.len());
-    let rows = match &shape.lengths {
-        Some(lengths) => CausalRows::bidirectional(lengths.clone()),
-        None => CausalRows { starts: shape.starts.clone(), slots: None, lengths: None },
-    };
+    let rows =
+        CausalRows { starts: shape.starts.clone(), slots: None, lengths: shape.lengths.clone() };
     let leaves = [(&q, shape.queries()), (&k, shape.keys()), (&v, shape.keys())]
         .map(|(x, dims)| leaf::<B, 4>(x, dims, case.dtype, device));
     let [q_leaf, k_leaf, v_leaf] = leaves.clone();

@@ -5,7 +5,7 @@
 //! Case = operation and shape · dtype · what the inputs hold · what comes back from above
 //! case.check::<B>(device)   -> worst error of every result and gradient, beside its tolerance
 //! case.op.work(dtype)       -> bytes moved and multiply-adds, by formula
-//! timed::prepare(..)        -> the same operation (fused, as plain tensor operations, or its bare matrix products) as something to time
+//! timed::prepare(..)        -> the operation (fused, reference, bare products) as a job to time
 //! ```
 //!
 //! The tests run the exhaustive list, [`standard`] is the short one for a report on somebody's
@@ -19,7 +19,6 @@ pub mod numbers;
 pub mod probes;
 mod sampling;
 pub mod timed;
-mod unfused;
 mod vocabulary;
 pub mod vocabulary_definitions;
 
@@ -28,7 +27,7 @@ mod reference_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::{Divergence, KernelOps, linear_log_probs::HeadLayout};
+use crate::{KernelOps, linear_log_probs::HeadLayout, log_softmax_kl::Divergence};
 use burn::tensor::{DType, Device};
 use hidden_definitions::AttentionShape;
 use numbers::epsilon;
@@ -273,7 +272,7 @@ impl Op {
         };
         // Mixtures read both rows a second time.
         let passes = |divergence: &Divergence| {
-            if crate::divergence::Plan::new(*divergence, 1.0).needs_second_pass() { 2 } else { 1 }
+            if crate::types::Plan::new(*divergence).needs_second_pass() { 2 } else { 1 }
         };
         match self {
             Self::LogProbs(r) => memory(r.n_rows * r.n_vocab, 2 * r.n_rows * r.n_vocab),
@@ -334,10 +333,14 @@ impl Op {
     }
 }
 
+fn standard_rows() -> Rows {
+    Rows { n_teacher_vocab: 997, width: 40, temperature: 0.7, ..Rows::new(65, 1003) }
+}
+
 /// One small case an operation in a dtype, in shapes that fill no vector and no workgroup evenly,
 /// and one real vocabulary.
 pub fn standard(dtype: DType) -> Vec<Case> {
-    let rows = Rows { n_teacher_vocab: 997, width: 40, temperature: 0.7, ..Rows::new(65, 1003) };
+    let rows = standard_rows();
     let large = Rows::new(3, 151_936);
     let matrix = Matrix { n_rows: 67, width: 897 };
     let causal = AttentionShape {

@@ -20,26 +20,24 @@ use std::ops::Range;
 /// bits, top-p is a fraction of 2^32.
 const BORDER: f64 = 1e-6;
 
-/// Greedy, plain, top-k and top-p rows by turns, with random numbers spread over all of 2^64.
-pub(super) fn samplings(rows: &Rows) -> Vec<RowSampling> {
+/// Greedy, plain, top-k and top-p rows by turns, with random numbers spread over all of 2^64; and
+/// the same with nothing left out, which a backend may draw in another way.
+pub(super) fn samplings(rows: &Rows) -> [Vec<RowSampling>; 2] {
     let kinds = [
         (0.0, 0, 1.0),
         (rows.temperature, 0, 1.0),
         (rows.temperature, 20, 1.0),
         (rows.temperature, 0, 0.9),
     ];
-    (0..rows.n_rows)
-        .map(|i| {
-            let (temperature, top_k, top_p) = kinds[i % kinds.len()];
-            // The golden ratio as a fraction of 2^64.
-            RowSampling {
-                temperature,
-                top_k,
-                top_p,
-                bits: 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(i as u64 + 1),
-            }
-        })
-        .collect()
+    let row = |i: usize| {
+        let (temperature, top_k, top_p) = kinds[i % kinds.len()];
+        // The golden ratio as a fraction of 2^64.
+        let bits = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(i as u64 + 1);
+        RowSampling { temperature, top_k, top_p, bits }
+    };
+    let all: Vec<RowSampling> = (0..rows.n_rows).map(row).collect();
+    let whole = all.iter().map(|row| RowSampling { top_k: 0, top_p: 1.0, ..*row }).collect();
+    [all, whole]
 }
 
 pub(super) fn check_sample<B: KernelOps>(
@@ -48,31 +46,31 @@ pub(super) fn check_sample<B: KernelOps>(
     device: &Device<B>,
 ) -> Vec<Check> {
     let z = logits(case, rows, rows.n_vocab, 0.0, 1.0);
-    let samplings = samplings(rows);
     let shape = [rows.n_rows, rows.n_vocab];
-    let draws = read(sample(tensor_on::<B, 2>(&z, shape, case.dtype, device), &samplings));
-    // The same logits, drawn from on the CPU: no tolerance.
-    let on_cpu =
-        read(sample(tensor_on::<Flex, 2>(&z, shape, DType::F32, &Default::default()), &samplings));
     let id = |draw: &Option<Draw>| draw.map_or(f64::NAN, |draw| f64::from(draw.id));
-    let (ids, cpu_ids): (Vec<f64>, Vec<f64>) =
-        (draws.iter().map(id).collect(), on_cpu.iter().map(id).collect());
-
+    let (mut ids, mut cpu_ids) = (Vec::new(), Vec::new());
     let (mut outside, mut log_probs, mut want) = (Vec::new(), Vec::new(), Vec::new());
-    for ((z, sampling), draw) in z.chunks(rows.n_vocab).zip(&samplings).zip(&draws) {
-        let is_drawable = z.iter().all(|z| !z.is_nan());
-        match draw {
-            Some(Draw { id, log_prob }) if is_drawable => {
-                let temperature =
-                    if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
-                let uniform = sampling.bits as f64 / 2f64.powi(64);
-                let Range { start, end } = interval(z, sampling, *id as usize);
-                outside.push((start - uniform).max(uniform - end).max(0.0));
-                log_probs.push(f64::from(*log_prob));
-                want.push(log_prob_and_entropy(z, *id as usize, temperature).0);
+    for samplings in samplings(rows) {
+        let draws = read(sample(tensor_on::<B, 2>(&z, shape, case.dtype, device), &samplings));
+        // The same logits, drawn from on the CPU: no tolerance.
+        let on_cpu = tensor_on::<Flex, 2>(&z, shape, DType::F32, &Default::default());
+        ids.extend(draws.iter().map(id));
+        cpu_ids.extend(read(sample(on_cpu, &samplings)).iter().map(id));
+        for ((z, sampling), draw) in z.chunks(rows.n_vocab).zip(&samplings).zip(&draws) {
+            let is_drawable = z.iter().all(|z| !z.is_nan());
+            match draw {
+                Some(Draw { id, log_prob }) if is_drawable => {
+                    let temperature =
+                        if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
+                    let uniform = sampling.bits as f64 / 2f64.powi(64);
+                    let Range { start, end } = interval(z, sampling, *id as usize);
+                    outside.push((start - uniform).max(uniform - end).max(0.0));
+                    log_probs.push(f64::from(*log_prob));
+                    want.push(log_prob_and_entropy(z, *id as usize, temperature).0);
+                }
+                // A row without a distribution must be refused, and no other.
+                _ => outside.push(if is_drawable == draw.is_some() { 0.0 } else { f64::INFINITY }),
             }
-            // A row without a distribution must be refused, and no other.
-            _ => outside.push(if is_drawable == draw.is_some() { 0.0 } else { f64::INFINITY }),
         }
     }
     vec![

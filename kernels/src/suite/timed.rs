@@ -1,40 +1,46 @@
-//! Operations as something to time: fused, in plain tensor operations, and the bare matrix products
-//! that they cannot do without.
+//! Operations as something to time: fused, as the reference in plain tensor operations, and the
+//! bare matrix products that they cannot do without.
 //!
-//! A job keeps its inputs on the device, runs, waits for the device, and only then lets go of its
-//! results: kernel fusion leaves out what nobody holds.
+//! The reference is timed without its hand-written backward pass: burn differentiates it, as it
+//! would what one writes without this crate. A job keeps its inputs on the device, runs, waits for
+//! the device, and only then lets go of its results: kernel fusion leaves out what nobody holds.
 use super::{
     Matrix, Op, Rows, Turns,
     hidden::{empty_cache, slots},
     hidden_definitions::AttentionShape,
     probes::wait_for,
+    sampling::samplings,
 };
 use crate::{
-    Divergence, KernelOps,
-    attention::{CausalRows, causal_attention},
-    cache_write::{CacheSpan, cache_write},
-    erf_gelu::erf_gelu,
-    linear_kl::linear_kl,
-    linear_log_probs::{HeadLayout, LinearHead, linear_log_probs},
-    log_probs::log_probs,
-    log_softmax_kl::log_softmax_kl,
-    rms_norm::rms_norm,
-    rotary::rotary,
-    sample::{RowSampling, sample},
-    suite::{sampling::samplings, unfused},
-    swiglu::swiglu,
-    vocabulary::budget::are_kept,
+    KernelOps,
+    attention::{self, CausalRows},
+    cache_write::{self, CacheSpan},
+    erf_gelu,
+    linear_kl::{self, linear_kl},
+    linear_log_probs::{self, HeadLayout, HeadShape, LinearHead, linear_log_probs},
+    log_probs::{self, column},
+    log_softmax_kl::{self, Divergence, DivergenceRows},
+    rms_norm, rotary,
+    sample::{self, RowSampling},
+    swiglu,
+    types::Plan,
+    vocabulary::{ENTROPY, LOG_PROB, budget::are_kept},
 };
 use burn::{
     backend::Autodiff,
-    tensor::{DType, Device, Distribution, Int, Tensor},
+    tensor::{
+        DType, Device, Distribution, Int, Tensor, TensorData, TensorPrimitive,
+        backend::{AutodiffBackend, Backend},
+        ops::{FloatTensor, FloatTensorOps, IntTensor},
+    },
 };
+use std::any::Any;
 
 /// Which way an operation is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
     Fused,
-    /// Plain tensor operations, one after the other.
+    /// The reference: plain tensor operations, one after the other.
     Unfused,
     /// The matrix products of the whole logits alone: as many as the fused body computes.
     AllProducts,
@@ -54,6 +60,9 @@ pub enum Pass {
 /// Something to time; it waits for the device itself.
 pub type Job<'a> = Box<dyn FnMut() + 'a>;
 
+/// A run, and whatever must live until the device has done it.
+type Run<'a> = Box<dyn FnMut() -> Box<dyn Any> + 'a>;
+
 const RMS_EPS: f64 = 1e-6;
 
 /// The job, or `None` where there is no such body or pass of this operation.
@@ -64,442 +73,336 @@ pub fn prepare<'a, B: KernelOps>(
     pass: Pass,
     device: &'a Device<B>,
 ) -> Option<Job<'a>> {
-    let has_products = matches!(op, Op::LinearLogProbs(..) | Op::LinearKl(..));
     let has_gradient = !matches!(op, Op::Decode(_) | Op::CacheWrite(_) | Op::Sample(_));
-    if matches!(body, Body::AllProducts | Body::LeastProducts) && !has_products
-        || pass == Pass::Training && !has_gradient
-    {
+    if pass == Pass::Training && !has_gradient {
         return None;
     }
-    let setup = Setup::<B> { dtype, body, device };
-    let job = match pass {
-        Pass::Forward => setup.forward(op),
-        Pass::Training => setup.training(op),
+    let mut job = match body {
+        Body::Fused | Body::Unfused => whole::<B>(op, dtype, body == Body::Fused, pass, device),
+        Body::AllProducts | Body::LeastProducts => {
+            products::<B>(op, dtype, body == Body::AllProducts, pass, device)?
+        }
     };
-    job.map(|mut job| {
-        Box::new(move || {
-            let results = job();
-            wait_for::<B>(device);
-            drop(results);
-        }) as Job<'a>
+    Some(Box::new(move || {
+        let results = job();
+        wait_for::<B>(device);
+        drop(results);
+    }))
+}
+
+/// The operation, fused or as its reference.
+fn whole<'a, B: KernelOps>(
+    op: &Op,
+    dtype: DType,
+    is_fused: bool,
+    pass: Pass,
+    device: &'a Device<B>,
+) -> Run<'a> {
+    let op = op.clone();
+    if let Op::CacheWrite(shape) = op {
+        return write_cache::<B>(shape, dtype, is_fused, device);
+    }
+    let inputs = Inputs::<B>::random(&op, dtype, device);
+    match pass {
+        Pass::Forward => run(move || apply(&op, is_fused, inputs.clone())),
+        Pass::Training => run(move || {
+            let inputs = inputs.lift();
+            let leaves = inputs.leaves.clone();
+            let sum = Autodiff::<B>::float_sum(apply(&op, is_fused, inputs));
+            let grads = Autodiff::<B>::backward(sum);
+            leaves.iter().map(|leaf| Autodiff::<B>::grad(leaf, &grads)).collect::<Vec<_>>()
+        }),
+    }
+}
+
+fn run<'a, R: 'static>(mut f: impl FnMut() -> R + 'a) -> Run<'a> {
+    Box::new(move || Box::new(f()))
+}
+
+/// What an operation takes, on a device.
+#[derive(Clone)]
+struct Inputs<B: Backend> {
+    /// What has a gradient.
+    leaves: Vec<FloatTensor<B>>,
+    /// What has none: a teacher, tables of angles, a cache.
+    constants: Vec<FloatTensor<B>>,
+    /// A label a row.
+    labels: IntTensor<B>,
+}
+
+impl<B: KernelOps> Inputs<B> {
+    fn random(op: &Op, dtype: DType, device: &Device<B>) -> Self {
+        let random =
+            |shape: &[usize]| random::<B>(shape, Distribution::Normal(0.0, 1.0), dtype, device);
+        let head = |rows: &Rows, n_vocab, layout| {
+            let head = random_head::<B>(rows, n_vocab, layout, dtype, device);
+            [head.hidden, head.weight].map(|x| x.into_primitive().tensor())
+        };
+        let mut labels = Vec::new();
+        let mut label = |rows: &Rows| {
+            labels = (0..rows.n_rows).map(|i| (i * 611 % rows.n_vocab) as i64).collect();
+        };
+        let mut constants = Vec::new();
+        let leaves = match op {
+            Op::LogProbs(r) | Op::Sample(r) => {
+                label(r);
+                vec![random(&[r.n_rows, r.n_vocab])]
+            }
+            Op::LogSoftmaxKl(r, _) => {
+                label(r);
+                constants.push(random(&[r.n_rows, r.n_teacher_vocab]));
+                vec![random(&[r.n_rows, r.n_vocab])]
+            }
+            Op::LinearLogProbs(r, layout) => {
+                label(r);
+                head(r, r.n_vocab, *layout).into()
+            }
+            Op::LinearKl(r, layout, _) => {
+                label(r);
+                constants.extend(head(r, r.n_teacher_vocab, HeadLayout::VocabRows));
+                head(r, r.n_vocab, *layout).into()
+            }
+            Op::RmsNorm(m) => vec![random(&[m.n_rows, m.width]), random(&[m.width])],
+            Op::Swiglu(m) => [0, 1].map(|_| random(&[m.n_rows, m.width])).into(),
+            Op::ErfGelu(m) => vec![random(&[m.n_rows, m.width])],
+            Op::Rotary(t) => {
+                let shape = [t.n_positions, t.half];
+                let table = || self::random::<B>(&shape, Distribution::Default, DType::F32, device);
+                constants = vec![table(), table()];
+                vec![random(&[t.n_rows, 2 * t.n_heads * t.half])]
+            }
+            Op::Attention(s) => vec![random(&s.queries()), random(&s.keys()), random(&s.keys())],
+            Op::Decode(s) | Op::CacheWrite(s) => {
+                constants.extend([B::KEY_POSITION_DIM, 2].map(|dim| {
+                    let cache = empty_cache::<B>(s, dim, dtype, device);
+                    cache.swap_dims(2, dim).into_primitive().tensor()
+                }));
+                vec![random(&s.queries())]
+            }
+        };
+        let n_labels = labels.len();
+        let labels = Tensor::<B, 1, Int>::from_data(TensorData::new(labels, [n_labels]), device);
+        Self { leaves, constants, labels: labels.into_primitive() }
+    }
+
+    /// The same as leaves and constants of a graph.
+    fn lift(&self) -> Inputs<Autodiff<B>> {
+        let constants = |x: &[FloatTensor<B>]| -> Vec<FloatTensor<Autodiff<B>>> {
+            x.iter().cloned().map(Autodiff::<B>::from_inner).collect()
+        };
+        let leaf = |x| Autodiff::<B>::float_set_require_grad(x, true);
+        Inputs {
+            leaves: constants(&self.leaves).into_iter().map(leaf).collect(),
+            constants: constants(&self.constants),
+            labels: self.labels.clone(),
+        }
+    }
+}
+
+fn random<B: Backend>(
+    shape: &[usize],
+    distribution: Distribution,
+    dtype: DType,
+    device: &Device<B>,
+) -> FloatTensor<B> {
+    let n = shape.iter().product::<usize>();
+    let flat = Tensor::<B, 1>::random([n], distribution, (device, dtype));
+    B::float_reshape(flat.into_primitive().tensor(), shape.to_vec().into())
+}
+
+/// Hidden states and head with logits of order 1.
+fn random_head<B: KernelOps>(
+    rows: &Rows,
+    n_vocab: usize,
+    layout: HeadLayout,
+    dtype: DType,
+    device: &Device<B>,
+) -> LinearHead<B> {
+    let shape = match layout {
+        HeadLayout::VocabRows => [n_vocab, rows.width],
+        HeadLayout::VocabColumns => [rows.width, n_vocab],
+    };
+    let random = |shape: [usize; 2]| {
+        Tensor::<B, 2>::random(shape, Distribution::Normal(0.0, 1.0), (device, dtype))
+    };
+    let weight = random(shape) / (rows.width as f32).sqrt();
+    LinearHead::new(random([rows.n_rows, rows.width]), weight, layout)
+}
+
+/// The result of an operation; of those over the vocabulary the sum of each row's results.
+fn apply<B: KernelOps>(op: &Op, is_fused: bool, inputs: Inputs<B>) -> FloatTensor<B> {
+    let Inputs { leaves, constants, labels } = inputs;
+    let (mut leaves, mut constants) = (leaves.into_iter(), constants.into_iter());
+    let mut x = || leaves.next().expect("as many as `random` made");
+    let mut constant = || constants.next().expect("as many as `random` made");
+    match op {
+        Op::LogProbs(r) => {
+            let f = if is_fused { B::log_probs } else { log_probs::reference::forward::<B> };
+            one_a_row::<B>(f(x(), labels, r.temperature))
+        }
+        Op::LogSoftmaxKl(r, d) => {
+            let f =
+                if is_fused { B::log_softmax_kl } else { log_softmax_kl::reference::forward::<B> };
+            two_a_row(DivergenceRows::<B>::unpack(f(x(), constant(), labels, *d, r.temperature)))
+        }
+        Op::LinearLogProbs(r, layout) if is_fused => {
+            let head = LinearHead::<B>::new(tensor(x()), tensor(x()), *layout);
+            let labels = Tensor::from_primitive(labels);
+            let (log_p, entropy) = linear_log_probs(head, labels, r.temperature);
+            (log_p + entropy).into_primitive().tensor()
+        }
+        Op::LinearLogProbs(r, layout) => {
+            let head = HeadShape { layout: *layout, n_logits: r.n_vocab };
+            let f = linear_log_probs::reference::forward::<B>;
+            one_a_row::<B>(f(x(), x(), labels, head, r.temperature))
+        }
+        Op::LinearKl(r, layout, d) if is_fused => {
+            let head = LinearHead::<B>::new(tensor(x()), tensor(x()), *layout);
+            let (hidden, weight) = (tensor::<B>(constant()), tensor(constant()));
+            let teacher = LinearHead::new(hidden, weight, HeadLayout::VocabRows);
+            two_a_row(linear_kl(head, teacher, Tensor::from_primitive(labels), *d, r.temperature))
+        }
+        Op::LinearKl(r, layout, d) => {
+            let heads = [
+                HeadShape { layout: *layout, n_logits: r.n_vocab },
+                HeadShape { layout: HeadLayout::VocabRows, n_logits: r.n_teacher_vocab },
+            ];
+            let f = linear_kl::reference::forward::<B>;
+            let packed = f(x(), x(), constant(), constant(), labels, heads, *d, r.temperature);
+            two_a_row(DivergenceRows::<B>::unpack(packed))
+        }
+        Op::RmsNorm(_) => {
+            let f = if is_fused { B::rms_norm } else { rms_norm::reference::forward::<B> };
+            f(x(), x(), RMS_EPS)
+        }
+        Op::Swiglu(_) => {
+            let f = if is_fused { B::swiglu } else { swiglu::reference::forward::<B> };
+            f(x(), x())
+        }
+        Op::ErfGelu(_) => {
+            let f = if is_fused { B::erf_gelu } else { erf_gelu::reference::forward::<B> };
+            f(x())
+        }
+        Op::Rotary(_) => {
+            let f = if is_fused { B::rotary } else { rotary::reference::forward::<B> };
+            f(x(), constant(), constant())
+        }
+        Op::Attention(s) => {
+            let rows =
+                CausalRows { starts: s.starts.clone(), slots: None, lengths: s.lengths.clone() };
+            let f = if is_fused { B::causal_attention } else { attention::reference::forward::<B> };
+            f(x(), x(), x(), &rows)
+        }
+        Op::Decode(s) | Op::CacheWrite(s) => {
+            let rows =
+                CausalRows { starts: s.starts.clone(), slots: Some(slots(s)), lengths: None };
+            let f = if is_fused { B::causal_attention } else { attention::reference::forward::<B> };
+            f(x(), constant(), constant(), &rows)
+        }
+        Op::Sample(r) => {
+            // Plain draws at temperature 1.
+            let [_, rows] = samplings(r);
+            let plain = |row| RowSampling { temperature: 1.0, ..row };
+            let rows: Vec<RowSampling> = rows.into_iter().map(plain).collect();
+            let f = if is_fused { B::sample } else { sample::reference::forward::<B> };
+            f(x(), &rows)
+        }
+    }
+}
+
+fn tensor<B: Backend>(primitive: FloatTensor<B>) -> Tensor<B, 2> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+/// log p + H
+fn one_a_row<B: KernelOps>(packed: FloatTensor<B>) -> FloatTensor<B> {
+    let sum = column::<B>(packed.clone(), LOG_PROB) + column::<B>(packed, ENTROPY);
+    sum.into_primitive().tensor()
+}
+
+/// log p + H + D
+fn two_a_row<B: KernelOps>(rows: DivergenceRows<B>) -> FloatTensor<B> {
+    (rows.log_probs + rows.entropy + rows.divergence).into_primitive().tensor()
+}
+
+fn write_cache<'a, B: KernelOps>(
+    shape: AttentionShape,
+    dtype: DType,
+    is_fused: bool,
+    device: &'a Device<B>,
+) -> Run<'a> {
+    let new = [shape.n_rows(), shape.n_kv_heads, shape.n_queries, shape.head_dim];
+    let new = random::<B>(&new, Distribution::Normal(0.0, 1.0), dtype, device);
+    let mut cache = Some(empty_cache::<B>(&shape, 2, dtype, device).into_primitive().tensor());
+    let spans: Vec<CacheSpan> = slots(&shape)
+        .into_iter()
+        .zip(&shape.starts)
+        .map(|(slot, &start)| CacheSpan { slot, start, n: shape.n_queries })
+        .collect();
+    let f = if is_fused { B::cache_write } else { cache_write::reference::forward::<B> };
+    run(move || {
+        // Taken out, so that the tensor has one owner and is written in place.
+        let old = cache.take().expect("put back by the run before");
+        cache = Some(f(old, new.clone(), &spans, 2));
     })
 }
 
-/// A run, and whatever must live until the device has done it.
-type Run<'a> = Box<dyn FnMut() -> Box<dyn std::any::Any> + 'a>;
-
-fn run<'a, R: 'static>(mut f: impl FnMut() -> R + 'a) -> Option<Run<'a>> {
-    Some(Box::new(move || Box::new(f())))
-}
-
-struct Setup<'a, B: KernelOps> {
+/// The bare matrix products of the operations that have some, all of them or the least.
+fn products<'a, B: KernelOps>(
+    op: &Op,
     dtype: DType,
-    body: Body,
+    is_all: bool,
+    pass: Pass,
     device: &'a Device<B>,
-}
-
-impl<'a, B: KernelOps> Setup<'a, B> {
-    fn random<const D: usize>(&self, shape: [usize; D]) -> Tensor<B, D> {
-        Tensor::random(shape, Distribution::Normal(0.0, 1.0), (self.device, self.dtype))
-    }
-
-    fn is_fused(&self) -> bool {
-        self.body == Body::Fused
-    }
-
-    fn labels(&self, rows: &Rows) -> Tensor<B, 1, Int> {
-        let ids: Vec<i64> = (0..rows.n_rows).map(|i| (i * 611 % rows.n_vocab) as i64).collect();
-        Tensor::from_data(burn::tensor::TensorData::new(ids, [rows.n_rows]), self.device)
-    }
-
-    /// Hidden states and head with logits of order 1.
-    fn head(&self, rows: &Rows, n_vocab: usize, layout: HeadLayout) -> LinearHead<B> {
-        let shape = if layout == HeadLayout::VocabRows {
-            [n_vocab, rows.width]
-        } else {
-            [rows.width, n_vocab]
-        };
-        let weight = self.random(shape) / (rows.width as f32).sqrt();
-        LinearHead::new(self.random([rows.n_rows, rows.width]), weight, layout)
-    }
-
-    fn tables(&self, turns: &Turns) -> [Tensor<B, 2>; 2] {
-        [0, 1].map(|_| {
-            Tensor::random(
-                [turns.n_positions, turns.half],
-                Distribution::Default,
-                (self.device, DType::F32),
-            )
-        })
-    }
-
-    fn forward(&self, op: &Op) -> Option<Run<'a>> {
-        let is_fused = self.is_fused();
-        match op {
-            Op::LogProbs(rows) => {
-                let (z, labels, t) =
-                    (self.random([rows.n_rows, rows.n_vocab]), self.labels(rows), rows.temperature);
-                run(move || logit_op(is_fused, z.clone(), None, labels.clone(), t))
-            }
-            Op::LogSoftmaxKl(rows, d) => {
-                let (d, labels, t) = (*d, self.labels(rows), rows.temperature);
-                let (s, teacher) = (
-                    self.random([rows.n_rows, rows.n_vocab]),
-                    self.random([rows.n_rows, rows.n_teacher_vocab]),
-                );
-                run(move || {
-                    logit_op(is_fused, s.clone(), Some((teacher.clone(), d)), labels.clone(), t)
-                })
-            }
-            Op::LinearLogProbs(rows, layout) => self.linear_forward(rows, *layout, None),
-            Op::LinearKl(rows, layout, d) => self.linear_forward(rows, *layout, Some(*d)),
-            Op::RmsNorm(m) => {
-                let (x, w) = (self.random([m.n_rows, m.width]), self.random([m.width]));
-                run(move || norm(is_fused, x.clone(), w.clone()))
-            }
-            Op::Swiglu(m) => {
-                let [gate, up] = [0, 1].map(|_| self.random([m.n_rows, m.width]));
-                run(move || gated(is_fused, gate.clone(), up.clone()))
-            }
-            Op::ErfGelu(m) => {
-                let x = self.random([m.n_rows, m.width]);
-                run(move || gelu(is_fused, x.clone()))
-            }
-            Op::Rotary(turns) => {
-                let (turns, x, [cos, sin]) = (
-                    *turns,
-                    self.random([turns.n_rows, 2 * turns.n_heads * turns.half]),
-                    self.tables(turns),
-                );
-                run(move || turned(is_fused, x.clone(), cos.clone(), sin.clone(), turns))
-            }
-            Op::Attention(shape) => {
-                let (q, [k, v], shape) = (
-                    self.random(shape.queries()),
-                    [0, 1].map(|_| self.random(shape.keys())),
-                    shape.clone(),
-                );
-                run(move || attention(is_fused, q.clone(), k.clone(), v.clone(), &shape))
-            }
-            Op::Decode(shape) => self.decode(shape),
-            Op::CacheWrite(shape) => self.cache_write(shape),
-            Op::Sample(rows) => self.sample(rows),
+) -> Option<Run<'a>> {
+    let (rows, layout, d) = match op {
+        Op::LinearLogProbs(rows, layout) => (rows, *layout, None),
+        Op::LinearKl(rows, layout, d) => (rows, *layout, Some(*d)),
+        _ => return None,
+    };
+    let head = |n_vocab, layout| random_head::<B>(rows, n_vocab, layout, dtype, device);
+    let student = head(rows.n_vocab, layout);
+    let teacher = d.map(|_| head(rows.n_teacher_vocab, HeadLayout::VocabRows));
+    let is_kept = [Some(&student), teacher.as_ref()].into_iter().flatten().all(are_kept);
+    let is_twice = !is_kept && d.is_some_and(|d| Plan::new(d).needs_second_pass());
+    // Forwards (mixtures twice) and once more backwards, but for logits that are kept.
+    let n_passes = match (is_all, pass) {
+        (true, Pass::Training) if is_twice => 3,
+        (true, Pass::Forward) if is_twice => 2,
+        (true, Pass::Training) if !is_kept => 2,
+        _ => 1,
+    };
+    Some(run(move || {
+        let mut results = Vec::new();
+        for _ in 0..n_passes {
+            results.extend(teacher.iter().map(logits));
+            results.push(logits(&student));
         }
-    }
-
-    fn training(&self, op: &Op) -> Option<Run<'a>> {
-        let is_fused = self.is_fused();
-        match op {
-            Op::LogProbs(rows) => {
-                let (z, labels, t) =
-                    (self.random([rows.n_rows, rows.n_vocab]), self.labels(rows), rows.temperature);
-                run(move || {
-                    let z = leaf(&z);
-                    backward(logit_op(is_fused, z.clone(), None, lift(&labels), t), [z])
-                })
-            }
-            Op::LogSoftmaxKl(rows, d) => {
-                let (d, labels, t) = (*d, self.labels(rows), rows.temperature);
-                let (s, teacher) = (
-                    self.random([rows.n_rows, rows.n_vocab]),
-                    self.random([rows.n_rows, rows.n_teacher_vocab]),
-                );
-                run(move || {
-                    let z = leaf(&s);
-                    let teacher = Tensor::from_inner(teacher.clone());
-                    backward(
-                        logit_op(is_fused, z.clone(), Some((teacher, d)), lift(&labels), t),
-                        [z],
-                    )
-                })
-            }
-            Op::LinearLogProbs(rows, layout) => self.linear_training(rows, *layout, None),
-            Op::LinearKl(rows, layout, d) => self.linear_training(rows, *layout, Some(*d)),
-            Op::RmsNorm(m) => {
-                let (x, w): (Tensor<B, 2>, Tensor<B, 1>) =
-                    (self.random([m.n_rows, m.width]), self.random([m.width]));
-                run(move || {
-                    let (x, w) = (leaf(&x), leaf(&w));
-                    let grads = norm(is_fused, x.clone(), w.clone()).sum().backward();
-                    (x.grad(&grads), w.grad(&grads))
-                })
-            }
-            Op::Swiglu(m) => {
-                let [gate, up] = [0, 1].map(|_| self.random([m.n_rows, m.width]));
-                run(move || {
-                    let (gate, up) = (leaf(&gate), leaf(&up));
-                    backward(gated(is_fused, gate.clone(), up.clone()), [gate, up])
-                })
-            }
-            Op::ErfGelu(m) => {
-                let x = self.random([m.n_rows, m.width]);
-                run(move || {
-                    let x = leaf(&x);
-                    backward(gelu(is_fused, x.clone()), [x])
-                })
-            }
-            Op::Rotary(turns) => {
-                let (turns, x, [cos, sin]) = (
-                    *turns,
-                    self.random([turns.n_rows, 2 * turns.n_heads * turns.half]),
-                    self.tables(turns),
-                );
-                run(move || {
-                    let x = leaf(&x);
-                    let [cos, sin] = [&cos, &sin].map(|table| Tensor::from_inner(table.clone()));
-                    backward(turned(is_fused, x.clone(), cos, sin, turns), [x])
-                })
-            }
-            Op::Attention(shape) => {
-                let (q, [k, v], shape) = (
-                    self.random(shape.queries()),
-                    [0, 1].map(|_| self.random(shape.keys())),
-                    shape.clone(),
-                );
-                run(move || {
-                    let [q, k, v] = [&q, &k, &v].map(leaf);
-                    backward(
-                        attention(is_fused, q.clone(), k.clone(), v.clone(), &shape),
-                        [q, k, v],
-                    )
-                })
-            }
-            Op::Decode(_) | Op::CacheWrite(_) | Op::Sample(_) => None,
+        if pass == Pass::Training {
+            let gradient = results.last().expect("at least one pass").clone();
+            results.extend(gradients(&student, gradient));
         }
-    }
+        results
+    }))
+}
 
-    fn linear_forward(
-        &self,
-        rows: &Rows,
-        layout: HeadLayout,
-        d: Option<Divergence>,
-    ) -> Option<Run<'a>> {
-        let (rows, body, student, labels) =
-            (*rows, self.body, self.head(rows, rows.n_vocab, layout), self.labels(rows));
-        let teacher = d.map(|d| (self.head(&rows, rows.n_teacher_vocab, HeadLayout::VocabRows), d));
-        let is_kept =
-            are_kept(&student) && teacher.as_ref().is_none_or(|(teacher, _)| are_kept(teacher));
-        let is_twice =
-            !is_kept && d.is_some_and(|d| crate::divergence::Plan::new(d, 1.0).needs_second_pass());
-        match body {
-            Body::Fused | Body::Unfused => run(move || {
-                linear_op(body, student.clone(), teacher.clone(), labels.clone(), rows.temperature)
-            }),
-            Body::AllProducts | Body::LeastProducts => {
-                let n_passes = if is_twice && body == Body::AllProducts { 2 } else { 1 };
-                run(move || {
-                    let all = || {
-                        [Some(&student), teacher.as_ref().map(|t| &t.0)]
-                            .into_iter()
-                            .flatten()
-                            .map(unfused::logits)
-                            .collect::<Vec<_>>()
-                    };
-                    (0..n_passes).flat_map(|_| all()).collect::<Vec<_>>()
-                })
-            }
+/// [N, V] in the type of the head.
+fn logits<B: Backend>(head: &LinearHead<B>) -> Tensor<B, 2> {
+    let weight = match head.layout {
+        HeadLayout::VocabRows => head.weight.clone().transpose(),
+        HeadLayout::VocabColumns => head.weight.clone(),
+    };
+    head.hidden.clone().matmul(weight)
+}
+
+/// (d hidden, d weight) given d logits.
+fn gradients<B: Backend>(head: &LinearHead<B>, grad: Tensor<B, 2>) -> [Tensor<B, 2>; 2] {
+    let (hidden, weight) = (head.hidden.clone(), head.weight.clone());
+    match head.layout {
+        HeadLayout::VocabRows => [grad.clone().matmul(weight), grad.transpose().matmul(hidden)],
+        HeadLayout::VocabColumns => {
+            [grad.clone().matmul(weight.transpose()), hidden.transpose().matmul(grad)]
         }
-    }
-
-    fn linear_training(
-        &self,
-        rows: &Rows,
-        layout: HeadLayout,
-        d: Option<Divergence>,
-    ) -> Option<Run<'a>> {
-        let (rows, body, student, labels) =
-            (*rows, self.body, self.head(rows, rows.n_vocab, layout), self.labels(rows));
-        let teacher = d.map(|d| (self.head(&rows, rows.n_teacher_vocab, HeadLayout::VocabRows), d));
-        let is_kept =
-            are_kept(&student) && teacher.as_ref().is_none_or(|(teacher, _)| are_kept(teacher));
-        let is_twice =
-            !is_kept && d.is_some_and(|d| crate::divergence::Plan::new(d, 1.0).needs_second_pass());
-        match body {
-            Body::Fused | Body::Unfused => run(move || {
-                let head = LinearHead::new(leaf(&student.hidden), leaf(&student.weight), layout);
-                let teacher = teacher.clone().map(|(head, d)| (LinearHead::from_inner(head), d));
-                backward(
-                    linear_op(body, head.clone(), teacher, lift(&labels), rows.temperature),
-                    [head.hidden, head.weight],
-                )
-            }),
-            Body::AllProducts | Body::LeastProducts => {
-                // Forwards (mixtures twice) and once more backwards, but for logits that are kept.
-                let n_passes = match body {
-                    Body::AllProducts if is_twice => 3,
-                    Body::AllProducts if !is_kept => 2,
-                    _ => 1,
-                };
-                run(move || {
-                    let mut results = Vec::new();
-                    for _ in 0..n_passes {
-                        results.extend(teacher.iter().map(|(teacher, _)| unfused::logits(teacher)));
-                        results.push(unfused::logits(&student));
-                    }
-                    let gradient = results.last().expect("at least one pass").clone();
-                    results.extend(unfused::head_gradients(&student, gradient));
-                    results
-                })
-            }
-        }
-    }
-
-    fn decode(&self, shape: &AttentionShape) -> Option<Run<'a>> {
-        let (q, shape, is_fused) =
-            (self.random::<4>(shape.queries()), shape.clone(), self.is_fused());
-        let [k, v] = [B::KEY_POSITION_DIM, 2]
-            .map(|dim| empty_cache::<B>(&shape, dim, self.dtype, self.device).swap_dims(2, dim));
-        let rows =
-            CausalRows { starts: shape.starts.clone(), slots: Some(slots(&shape)), lengths: None };
-        run(move || match is_fused {
-            true => causal_attention(q.clone(), k.clone(), v.clone(), &rows),
-            false => unfused::decode(q.clone(), k.clone(), v.clone(), &rows),
-        })
-    }
-
-    /// Plain draws at temperature 1.
-    fn sample(&self, rows: &Rows) -> Option<Run<'a>> {
-        let z = self.random([rows.n_rows, rows.n_vocab]);
-        let plain = samplings(rows).into_iter().map(|row| RowSampling {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            ..row
-        });
-        let plain: Vec<RowSampling> = plain.collect();
-        match self.is_fused() {
-            true => run(move || sample(z.clone(), &plain)),
-            false => run(move || unfused::sample(z.clone(), &plain)),
-        }
-    }
-
-    fn cache_write(&self, shape: &AttentionShape) -> Option<Run<'a>> {
-        let (shape, is_fused) = (shape.clone(), self.is_fused());
-        let new =
-            self.random::<4>([shape.n_rows(), shape.n_kv_heads, shape.n_queries, shape.head_dim]);
-        let mut cache = Some(empty_cache::<B>(&shape, 2, self.dtype, self.device));
-        let spans: Vec<CacheSpan> = slots(&shape)
-            .into_iter()
-            .zip(&shape.starts)
-            .map(|(slot, &start)| CacheSpan { slot, start, n: shape.n_queries })
-            .collect();
-        run(move || {
-            // Taken out, so that the tensor has one owner and is written in place.
-            let old = cache.take().expect("put back by the run before");
-            let written = if is_fused {
-                cache_write(old, new.clone(), &spans, 2)
-            } else {
-                unfused::cache_write(old, new.clone(), &spans)
-            };
-            cache = Some(written);
-        })
-    }
-}
-
-fn leaf<B: KernelOps, const D: usize>(x: &Tensor<B, D>) -> Tensor<Autodiff<B>, D> {
-    Tensor::from_inner(x.clone()).require_grad()
-}
-
-fn lift<B: KernelOps>(x: &Tensor<B, 1, Int>) -> Tensor<Autodiff<B>, 1, Int> {
-    Tensor::from_inner(x.clone())
-}
-
-/// The gradients of sum(y).
-fn backward<B: KernelOps, const D: usize, const K: usize, const E: usize>(
-    y: Tensor<Autodiff<B>, D>,
-    leaves: [Tensor<Autodiff<B>, E>; K],
-) -> [Option<Tensor<B, E>>; K] {
-    let grads = y.sum().backward();
-    leaves.map(|leaf| leaf.grad(&grads))
-}
-
-/// log p + H, or log p + H + D: one number a row.
-fn logit_op<B: KernelOps>(
-    is_fused: bool,
-    student: Tensor<B, 2>,
-    teacher: Option<(Tensor<B, 2>, Divergence)>,
-    labels: Tensor<B, 1, Int>,
-    temperature: f64,
-) -> Tensor<B, 1> {
-    match (is_fused, teacher) {
-        (false, teacher) => unfused::rows(student, teacher, labels, temperature),
-        (true, None) => {
-            let (log_p, entropy) = log_probs(student, labels, temperature);
-            log_p + entropy
-        }
-        (true, Some((teacher, d))) => {
-            let rows = log_softmax_kl(student, teacher, labels, d, temperature);
-            rows.log_probs + rows.entropy + rows.divergence
-        }
-    }
-}
-
-fn linear_op<B: KernelOps>(
-    body: Body,
-    student: LinearHead<B>,
-    teacher: Option<(LinearHead<B>, Divergence)>,
-    labels: Tensor<B, 1, Int>,
-    temperature: f64,
-) -> Tensor<B, 1> {
-    match (body, teacher) {
-        (Body::Fused, None) => {
-            let (log_p, entropy) = linear_log_probs(student, labels, temperature);
-            log_p + entropy
-        }
-        (Body::Fused, Some((teacher, d))) => {
-            let rows = linear_kl(student, teacher, labels, d, temperature);
-            rows.log_probs + rows.entropy + rows.divergence
-        }
-        (_, teacher) => unfused::rows(
-            unfused::logits(&student),
-            teacher.map(|(head, d)| (unfused::logits(&head), d)),
-            labels,
-            temperature,
-        ),
-    }
-}
-
-fn norm<B: KernelOps>(is_fused: bool, x: Tensor<B, 2>, w: Tensor<B, 1>) -> Tensor<B, 2> {
-    if is_fused { rms_norm(x, w, RMS_EPS) } else { unfused::rms_norm(x, w, RMS_EPS) }
-}
-
-fn gated<B: KernelOps>(is_fused: bool, gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
-    if is_fused { swiglu(gate, up) } else { burn::tensor::activation::silu(gate) * up }
-}
-
-fn gelu<B: KernelOps>(is_fused: bool, x: Tensor<B, 2>) -> Tensor<B, 2> {
-    if is_fused { erf_gelu(x) } else { burn::tensor::activation::gelu(x) }
-}
-
-fn turned<B: KernelOps>(
-    is_fused: bool,
-    x: Tensor<B, 2>,
-    cos: Tensor<B, 2>,
-    sin: Tensor<B, 2>,
-    turns: Turns,
-) -> Tensor<B, 2> {
-    if is_fused { rotary(x, cos, sin) } else { unfused::rotary(x, cos, sin, turns) }
-}
-
-fn attention<B: KernelOps>(
-    is_fused: bool,
-    q: Tensor<B, 4>,
-    k: Tensor<B, 4>,
-    v: Tensor<B, 4>,
-    shape: &AttentionShape,
-) -> Tensor<B, 4> {
-    match is_fused {
-        true => causal_attention(
-            q,
-            k,
-            v,
-            &CausalRows {
-                starts: shape.starts.clone(),
-                slots: None,
-                lengths: shape.lengths.clone(),
-            },
-        ),
-        false => unfused::attention(q, k, v, &shape.starts),
     }
 }
 

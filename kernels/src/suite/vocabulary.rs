@@ -7,10 +7,10 @@ use super::{
     },
 };
 use crate::{
-    Divergence, KernelOps, linear_kl,
+    KernelOps, linear_kl,
     linear_log_probs::{self, HeadLayout, LinearHead},
     log_probs::log_probs,
-    log_softmax_kl::log_softmax_kl,
+    log_softmax_kl::{Divergence, log_softmax_kl},
     vocabulary::budget::are_kept,
 };
 use burn::{

@@ -6,18 +6,27 @@
 //!
 //! One pass each way; only gate and up are kept. In f32 whatever the dtype. Bytes (f32): 12 N I
 //! forwards, 20 N I backwards, one exponential an element.
-pub(crate) mod cpu;
+mod autodiff;
+mod cpu;
 #[cfg(feature = "cube")]
-pub(crate) mod kernel;
+mod kernel;
 pub(crate) mod reference;
-#[cfg(test)]
-mod tests;
 
-use crate::KernelOps;
+use crate::operation::*;
 use burn::tensor::{Tensor, TensorPrimitive};
 
+operation! {
+    /// SwiGLU on a backend's own tensors.
+    SwigluOps: Backend, own;
+
+    /// See [`swiglu`].
+    forward swiglu([gate, up], []) -> (like(&gate));
+    /// Gradients of gate and up.
+    backward swiglu_backward([gate, up, grad], []) -> [like(&gate), like(&gate)];
+}
+
 /// silu(gate) * up, differentiable in both. Any equal shapes [N, I] -> [N, I] in the dtype of gate.
-pub fn swiglu<B: KernelOps>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
+pub fn swiglu<B: SwigluOps>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
     assert_eq!(gate.dims(), up.dims(), "gate and up must have one shape");
     let (gate, up) = (gate.into_primitive().tensor(), up.into_primitive().tensor());
     Tensor::from_primitive(TensorPrimitive::Float(B::swiglu(gate, up)))

@@ -6,18 +6,15 @@
 //! | f32 and no more elements than a tile may have | made whole, kept for the backward pass: three products | the logits of each model and their gradient: as many tiles |
 //! | all others | made a tile of columns at a time and once more backwards: four products | one tile of each model, and one of the gradient |
 //!
-//! So nothing is larger than a tile of [`crate::KernelOps::TILE_ELEMENTS`] f32 elements on either
+//! So nothing is larger than a tile of [`Hardware::TILE_ELEMENTS`] f32 elements on either
 //! path (but for more than that many rows of 512 columns), and small vocabularies do not pay for
 //! the product that saves nothing. 16-bit logits take the second path whatever their size: whole
 //! ones would be rounded to 16 bits, or be products of a second, f32 copy of the head.
-use crate::{KernelOps, linear_log_probs::LinearHead};
+use crate::{
+    device::{GPU_TILE_ELEMENTS, Hardware},
+    types::LinearHead,
+};
 use burn::tensor::DType;
-
-/// On the CPU 16 MiB: the products are large enough to run at full speed, and the tile is read back
-/// from the last-level cache where there is one.
-pub(crate) const CPU_TILE_ELEMENTS: usize = 1 << 22;
-/// On GPUs 128 MiB.
-pub(crate) const GPU_TILE_ELEMENTS: usize = 1 << 25;
 
 /// Columns of a tile are a multiple of this (where there are so many), so that slices of a head
 /// stay aligned.
@@ -30,7 +27,7 @@ const TILE_PART: usize = 64;
 const MIN_TILE: usize = 512;
 
 /// Whether the logits of a call are made whole and kept for the backward pass.
-pub(crate) fn are_kept<B: KernelOps>(head: &LinearHead<B>) -> bool {
+pub(crate) fn are_kept<B: Hardware>(head: &LinearHead<B>) -> bool {
     head.hidden.dtype() == DType::F32
         && fit_a_tile(head.hidden.dims()[0], head.n_entries(), B::TILE_ELEMENTS)
 }
@@ -56,7 +53,7 @@ fn fit_a_tile(n_rows: usize, n_vocab: usize, tile_elements: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linear_log_probs::HeadLayout;
+    use crate::types::HeadLayout;
     use burn::{backend::Flex, tensor::Tensor};
 
     #[test]

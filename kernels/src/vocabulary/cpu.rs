@@ -3,61 +3,29 @@
 //! A row is read twice (its maximum first), the second time from cache. Tiles in f16 and bf16 are
 //! widened a row at a time.
 use super::{
-    COLUMNS, ENTROPY, FORWARD, LABEL_Z, LOG_PROB, LOG_ZERO, MAX, MOMENT, ONE_COLUMNS, REVERSE,
-    S_MAX, S_SUM, SUM, Span, T_MAX, T_MOMENT, T_SUM, VALUE, cpu_grad::gradient,
-    cpu_normalisers::Normalisers, tiles::Tiles,
+    cpu_grad::gradient,
+    cpu_normalisers::Normalisers,
+    cpu_rows::{Rows, finite, for_each_row, host_labels, readable, target},
+    packed::{
+        COLUMNS, ENTROPY, FORWARD, LABEL_Z, LOG_PROB, MAX, MOMENT, ONE_COLUMNS, REVERSE, S_MAX,
+        S_SUM, SUM, Span, T_MAX, T_MOMENT, T_SUM, VALUE,
+    },
+    tiles::Tiles,
 };
 use crate::{
-    cpu::{CpuTensor, Elements, LANES, exp, for_each_piece, from_vec, simd, stored, strides},
-    divergence::{Form, Plan},
+    cpu::{CpuTensor, LANES, exp, from_vec, simd},
+    nan::LOG_ZERO,
+    types::{Form, Plan},
 };
 use burn::{
     backend::Flex,
-    tensor::{
-        DType, IntDType,
-        ops::{FloatTensorOps, IntTensorOps},
-    },
+    tensor::{DType, ops::FloatTensorOps},
 };
 use half::{bf16, f16};
-
-/// Elements of one task, in whole rows.
-const TASK: usize = 1 << 15;
-/// An exponential and its surroundings, counted in multiply-adds.
-const WORK_PER_ELEMENT: usize = 16;
 
 /// Columns whose terms are added up in f32, lane by lane, before they go into an f64: over a whole
 /// vocabulary f32 alone would lose three digits.
 const BLOCK: usize = 64 * LANES;
-
-/// Rows of logits as they lie in memory.
-pub(super) struct Rows<'a> {
-    elements: Elements<'a>,
-    stride: usize,
-}
-
-/// Makes a tensor readable by [`Rows`] (a copy only of what is not so already).
-pub(super) fn readable(tile: CpuTensor) -> CpuTensor {
-    let tile = stored(tile);
-    if tile.layout().strides()[1] == 1 { tile } else { tile.to_contiguous() }
-}
-
-impl<'a> Rows<'a> {
-    pub(super) fn new(tile: &'a CpuTensor) -> Self {
-        Self { elements: Elements::new(tile), stride: strides::<2>(tile)[0] }
-    }
-
-    /// Columns `start..end` of a row in f32, by way of `scratch` where they are not.
-    #[inline(always)]
-    pub(super) fn row<'b>(
-        &'b self,
-        row: usize,
-        start: usize,
-        end: usize,
-        scratch: &'b mut Vec<f32>,
-    ) -> &'b [f32] {
-        self.elements.widened(row * self.stride + start..row * self.stride + end, scratch)
-    }
-}
 
 /// (max, S, M) of one model.
 #[derive(Clone, Copy)]
@@ -111,12 +79,6 @@ impl Two {
         }
         Self { s, t, forward, reverse }
     }
-}
-
-/// A logit with -1e30 for -inf; NaN stays.
-#[inline(always)]
-pub(super) fn finite(logit: f32) -> f32 {
-    if logit < LOG_ZERO { LOG_ZERO } else { logit }
 }
 
 /// e^below, 0 for the stand-in of -inf; NaN stays.
@@ -232,45 +194,6 @@ fn sums_of_two(student: &[f32], teacher: &[f32], scale: f32, blend: f32) -> Two 
         forward,
         reverse,
     }
-}
-
-#[inline(always)]
-pub(super) fn target(z_s: f32, z_t: f32, blend: f32) -> f32 {
-    if blend == 1.0 { z_t } else { z_t * blend + z_s * (1.0 - blend) }
-}
-
-fn rows_per_task(n_columns: usize) -> usize {
-    (TASK / n_columns.max(1)).max(1)
-}
-
-pub(super) fn host_labels(labels: CpuTensor) -> Vec<usize> {
-    let labels = Flex::int_cast(labels, IntDType::I64).to_contiguous();
-    labels
-        .storage::<i64>()
-        .iter()
-        .map(|&label| usize::try_from(label).expect("labels are not negative"))
-        .collect()
-}
-
-/// Applies `fold` to every row of `packed` with its number, in parallel.
-pub(super) fn for_each_row(
-    packed: &mut [f32],
-    columns: usize,
-    n_columns: usize,
-    fold: impl Fn(usize, &mut [f32], &mut [Vec<f32>; 2]) + Sync + Send,
-) {
-    let n_rows = packed.len() / columns;
-    let rows = rows_per_task(n_columns);
-    for_each_piece(
-        packed.chunks_mut(rows * columns).enumerate().collect(),
-        WORK_PER_ELEMENT * n_rows * n_columns,
-        |(task, packed)| {
-            let mut scratch = [Vec::new(), Vec::new()];
-            for (i, packed) in packed.chunks_exact_mut(columns).enumerate() {
-                fold(task * rows + i, packed, &mut scratch);
-            }
-        },
-    );
 }
 
 /// The rows to fold into, and whether they hold nothing yet.

@@ -1,12 +1,13 @@
 //! Gradients of tiles on the CPU backend.
 use super::{
-    ENTROPY, LOG_PROB, LOG_ZERO, MAX, REVERSE, S_SUM, SUM, Span, VALUE,
-    cpu::{Rows, finite, for_each_row, host_labels, readable, target},
     cpu_normalisers::Normalisers,
+    cpu_rows::{Rows, finite, for_each_row, host_labels, readable, target},
+    packed::{ENTROPY, LOG_PROB, MAX, REVERSE, S_SUM, SUM, Span, VALUE},
 };
 use crate::{
     cpu::{CpuTensor, exp, from_vec, simd},
-    divergence::{Form, Plan},
+    nan::LOG_ZERO,
+    types::{Form, Plan},
 };
 use burn::tensor::DType;
 

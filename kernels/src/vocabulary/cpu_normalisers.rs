@@ -1,9 +1,10 @@
 //! What the second pass over a pair of rows and the gradient know about them: maxima and
 //! normalisers, and from them probabilities and log-ratios.
-use super::{LOG_ZERO, S_MAX, S_SUM, T_MAX, T_SUM};
+use super::packed::{S_MAX, S_SUM, T_MAX, T_SUM};
 use crate::{
     cpu::{exp, ln},
-    divergence::Form,
+    nan::LOG_ZERO,
+    types::Form,
 };
 
 /// The normalisers of a row, as the second pass and the gradient need them.

@@ -1,42 +1,25 @@
 //! The CubeCL kernels: one cube (workgroup) a row, each unit takes every `units`-th column, sums
 //! meet in shared memory.
 //!
-//! Arithmetic is in f32 whatever the tile's dtype. The shading languages below may assume that no
-//! NaN occurs, so NaN is looked for in the bits and carried to the results as bits.
+//! Arithmetic is in f32 whatever the tile's dtype.
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
-use super::{
-    ENTROPY, FORWARD, LABEL_Z, LOG_PROB, LOG_ZERO, MAX, MOMENT, REVERSE, S_MAX, S_SUM, SUM, T_MAX,
-    T_MOMENT, T_SUM, VALUE,
+use super::packed::{
+    ENTROPY, FORWARD, LABEL_Z, LOG_PROB, MAX, MOMENT, REVERSE, S_MAX, S_SUM, SUM, T_MAX, T_MOMENT,
+    T_SUM, VALUE,
+};
+use crate::{
+    cube::numbers::{finite, is_bad, poison},
+    nan::LOG_ZERO,
 };
 use cubecl::prelude::*;
 
-/// `form` of the kernels of two models, in the order of `divergence::Form`.
+/// `form` of the kernels of two models, in the order of `Form`.
 pub const SUMS: u32 = 0;
 pub const MIXTURE: u32 = 1;
 pub const VARIATION: u32 = 2;
 /// Numbers a unit brings to the meeting.
 const ONE: usize = 3;
 const TWO: usize = 8;
-
-/// 1 for NaN and +inf.
-#[cube]
-pub fn is_bad(x: f32) -> u32 {
-    let bits = u32::reinterpret(x);
-    let is_not_finite = (bits & 0x7fff_ffffu32) >= 0x7f80_0000u32;
-    select(is_not_finite && bits != 0xff80_0000u32, 1u32, 0u32)
-}
-
-/// NaN if `bad` is 1, 0 if it is 0.
-#[cube]
-pub fn poison(bad: u32) -> f32 {
-    f32::reinterpret(bad * 0x7fc0_0000u32)
-}
-
-/// A logit in f32, -inf as -1e30.
-#[cube]
-pub fn finite(x: f32) -> f32 {
-    select(x > LOG_ZERO, x, f32::new(LOG_ZERO))
-}
 
 /// Adds entry `b` of one model's (max, sum, moment) to entry `a`.
 #[cube]

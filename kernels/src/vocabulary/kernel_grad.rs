@@ -2,10 +2,12 @@
 //! writes the entries that it reads.
 #![allow(clippy::too_many_arguments, reason = "a launch has one argument a buffer and scalar")]
 use super::{
-    ENTROPY, LOG_PROB, LOG_ZERO, MAX, REVERSE, S_MAX, S_SUM, SUM, T_MAX, T_SUM, VALUE,
-    kernel::{
-        SUMS, VARIATION, finite, is_bad, mixture_terms, poison, probability, variation_terms,
-    },
+    kernel::{SUMS, VARIATION, mixture_terms, probability, variation_terms},
+    packed::{ENTROPY, LOG_PROB, MAX, REVERSE, S_MAX, S_SUM, SUM, T_MAX, T_SUM, VALUE},
+};
+use crate::{
+    cube::numbers::{finite, is_bad, poison},
+    nan::LOG_ZERO,
 };
 use cubecl::prelude::*;
 

@@ -1,8 +1,12 @@
 //! Launching the kernels of the vocabulary on tensors of a CubeCL runtime.
-use super::{COLUMNS, ONE_COLUMNS, Span, kernel, kernel_grad, tiles::Tiles};
+use super::{
+    kernel, kernel_grad,
+    packed::{COLUMNS, ONE_COLUMNS, Span},
+    tiles::Tiles,
+};
 use crate::{
     cube::{addresses, empty, row_cubes, unit_count, with_row_stride},
-    divergence::{Form, Plan},
+    types::{Form, Plan},
 };
 use burn::tensor::{DType, Shape, TensorMetadata, backend::Backend, ops::FloatTensorOps};
 use burn_cubecl::{

@@ -150,7 +150,7 @@ fn padding_does_not_change_an_embedding() {
 #[test]
 fn rows_taken_a_few_at_a_time_give_the_embeddings_of_one_batch() {
     let model = load::<Flex>(DType::F32);
-    let n_rows = 2 * <Flex as dgpo_kernels::KernelOps>::TOKENS_AT_ONCE / 16 + 3;
+    let n_rows = 2 * <Flex as dgpo_kernels::Hardware>::TOKENS_AT_ONCE / 16 + 3;
     let ids: Vec<i64> = (0..n_rows as i64 * 16).map(|i| i * 31 % 120).collect();
     let ids =
         Tensor::<Flex, 2, Int>::from_data(TensorData::new(ids, [n_rows, 16]), &Default::default());

@@ -17,14 +17,17 @@ pub use dgpo_models::heads::{Divergence, row_divergence};
 /// The divergence a recipe names; `taid_t` is the teacher's share of TAID's target at this step,
 /// and nothing to the others.
 ///
-/// Skew KL and TAID are computed as cross-entropies, -sum q ln p, as in their authors' code: the KL
-/// plus the entropy of q, which has no gradient.
+/// Skew KL, TAID and the forward half of the symmetric KL are computed as cross-entropies, -sum q
+/// ln p, as in their authors' code: the KL plus the entropy of q, which has no gradient.
 pub fn divergence_of(recipe: &DistillRecipe, taid_t: f64) -> Divergence {
     match recipe.divergence {
         DistillDivergence::ForwardKl => Divergence::ForwardKl,
         DistillDivergence::ReverseKl => Divergence::ReverseKl,
         DistillDivergence::Jsd => Divergence::GeneralisedJsd { beta: recipe.jsd_beta },
         DistillDivergence::SkewKl => Divergence::SkewForward { alpha: recipe.skew_alpha },
+        DistillDivergence::SkewReverseKl => Divergence::SkewReverse { alpha: recipe.skew_alpha },
+        DistillDivergence::SymmetricKl => Divergence::SymmetricKl { lambda: recipe.jsd_beta },
+        DistillDivergence::TotalVariation => Divergence::TotalVariation,
         DistillDivergence::Taid => Divergence::Taid { t: taid_t },
     }
 }

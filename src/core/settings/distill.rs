@@ -15,6 +15,12 @@ pub enum DistillDivergence {
     Jsd,
     /// KL(teacher ‖ `skew_alpha` · teacher + (1 − `skew_alpha`) · student): DistiLLM.
     SkewKl,
+    /// KL(student ‖ `skew_alpha` · student + (1 − `skew_alpha`) · teacher): DistiLLM's other half.
+    SkewReverseKl,
+    /// (1 − `jsd_beta`) · KL(teacher ‖ student) + `jsd_beta` · KL(student ‖ teacher).
+    SymmetricKl,
+    /// ½ Σ |student − teacher|
+    TotalVariation,
     /// KL(p_t ‖ student), p_t moving from the student's distribution to the teacher's by
     /// [`TaidRecipe`].
     Taid,
@@ -31,11 +37,13 @@ pub struct DistillRecipe {
     /// The paper's λ: weight of the divergence from the teacher's distribution; 0 needs no teacher.
     /// Default: paper, 1.
     pub kl_weight: f64,
-    /// `forward_kl`, `reverse_kl`, `jsd`, `skew_kl` or `taid`. Default: paper, `forward_kl`.
+    /// `forward_kl`, `reverse_kl`, `jsd`, `skew_kl`, `skew_reverse_kl`, `symmetric_kl`,
+    /// `total_variation` or `taid`. Default: paper, `forward_kl`.
     pub divergence: DistillDivergence,
-    /// `jsd`: β, 0 = forward KL, 1 = reverse KL. Default: 0.5.
+    /// `jsd`, `symmetric_kl`: β, 0 = forward KL, 1 = reverse KL. Default: 0.5.
     pub jsd_beta: f64,
-    /// `skew_kl`: the teacher's share of the mixture. Default: paper, 0.1.
+    /// `skew_kl`: the teacher's share of the mixture; `skew_reverse_kl`: the student's. Default:
+    /// paper, 0.1.
     pub skew_alpha: f64,
     pub taid: TaidRecipe,
     pub student_outputs: StudentOutputsRecipe,

@@ -174,7 +174,8 @@ struct Scored {
     kl: Vec<f32>,
 }
 
-/// Fills the batch's log-probs under actor and reference and its values; KL_t of the penalised rows.
+/// Fills the batch's log-probs under actor and reference and its values; KL_t of the penalised
+/// rows.
 ///
 /// The reference's log-probs are those of the penalised rows, and 0 where the exact KL takes their
 /// place: it comes out of the same pass of the actor that gives those rows' own log-probs.

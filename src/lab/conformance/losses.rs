@@ -48,27 +48,34 @@ pub fn parse_loss(name: &str) -> Option<KdWeights> {
             });
         }
         "forward_kl" => Some(Divergence::ForwardKl),
-        "forward_kl_ce" => Some(Divergence::ForwardCrossEntropy),
+        // -sum p_t ln p_s: the mixture in its cross-entropy is the student alone.
+        "forward_kl_ce" => Some(Divergence::SkewForward { alpha: 0.0 }),
         "reverse_kl" => Some(Divergence::ReverseKl),
         "tv_distance" => Some(Divergence::TotalVariation),
         _ => None,
     }
     .or_else(|| after("skew_forward_kl_").map(|alpha| Divergence::SkewForward { alpha }))
     .or_else(|| after("skew_reverse_kl_").map(|alpha| Divergence::SkewReverse { alpha }))
-    .or_else(|| after("js_distance_").map(|lambda| Divergence::JsDistance { lambda }))
+    .or_else(|| {
+        after("js_distance_").map(|lambda| Divergence::GeneralisedJsd { beta: 1.0 - lambda })
+    })
     .or_else(|| after("symmetric_kl_").map(|lambda| Divergence::SymmetricKl { lambda }))
     .or_else(|| after("taid_t").map(|t| Divergence::Taid { t }));
     if let Some(divergence) = divergence {
-        return Some(loss(divergence, 1.0));
+        // At its ends the mixture is one of the models, and the distance from it 0.
+        let is_nothing = after("js_distance_").is_some_and(|lambda| lambda <= 0.0 || lambda >= 1.0);
+        let kl_weight = if is_nothing { 0.0 } else { 1.0 };
+        return Some(KdWeights { kl_weight, ..loss(divergence, 1.0) });
     }
     if let Some(temperature) = after("hinton_kl_T") {
-        return Some(loss(Divergence::Hinton, temperature));
+        let kl_weight = temperature * temperature;
+        return Some(KdWeights { kl_weight, ..loss(Divergence::ForwardKl, temperature) });
     }
     if let Some(ratio) = after("kd_ratio") {
         return Some(KdWeights {
             ce_weight: 1.0 - ratio,
             kl_weight: ratio,
-            ..loss(Divergence::ForwardCrossEntropy, 1.0)
+            ..loss(Divergence::SkewForward { alpha: 0.0 }, 1.0)
         });
     }
     let (beta, temperature) = name.strip_prefix("gkd_jsd_beta")?.split_once("_T")?;

@@ -112,7 +112,7 @@ pub fn dtype_name(dtype: DType) -> &'static str {
 
 /// Runs everything on a device; `say` hears what is being done.
 pub fn run<B: TrainBackend>(about: About, device: &Device<B>, say: &dyn Fn(&str)) -> Report {
-    let facts = <B::InnerBackend as dgpo_kernels::KernelOps>::device_facts(device);
+    let facts = <B::InnerBackend as dgpo_kernels::Hardware>::device_facts(device);
     let dtypes = dtypes_of::<B::InnerBackend>(device);
     say("measuring the rates of a copy and of matrix products");
     let rates = rates::<B>(&about, &dtypes, device);

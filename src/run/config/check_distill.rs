@@ -65,12 +65,14 @@ pub(super) fn check_distill(recipe: &Recipe, found: &mut Findings) {
 fn check_divergence(recipe: &Recipe, found: &mut Findings) {
     let distill = &recipe.distill;
     match distill.divergence {
-        DistillDivergence::ForwardKl | DistillDivergence::ReverseKl => {}
-        DistillDivergence::Jsd => {
+        DistillDivergence::ForwardKl
+        | DistillDivergence::ReverseKl
+        | DistillDivergence::TotalVariation => {}
+        DistillDivergence::Jsd | DistillDivergence::SymmetricKl => {
             found.number("distill.jsd_beta", distill.jsd_beta, in_unit_interval, IN_UNIT_INTERVAL)
         }
-        // With alpha = 1 the student would not be in the mixture.
-        DistillDivergence::SkewKl => {
+        // With alpha = 1 only one model would be in the mixture.
+        DistillDivergence::SkewKl | DistillDivergence::SkewReverseKl => {
             found.number("distill.skew_alpha", distill.skew_alpha, below_one, BELOW_ONE)
         }
         DistillDivergence::Taid => {
@@ -239,7 +241,9 @@ mod tests {
             |divergence| with(divergence).0.iter().map(|problem| problem.key).collect::<Vec<_>>();
         assert!(keys(DistillDivergence::ReverseKl).is_empty());
         assert_eq!(keys(DistillDivergence::Jsd), ["distill.jsd_beta"]);
+        assert_eq!(keys(DistillDivergence::SymmetricKl), ["distill.jsd_beta"]);
         assert_eq!(keys(DistillDivergence::SkewKl), ["distill.skew_alpha"]);
+        assert_eq!(keys(DistillDivergence::SkewReverseKl), ["distill.skew_alpha"]);
         assert_eq!(keys(DistillDivergence::Taid), ["distill.taid.beta"]);
     }
 

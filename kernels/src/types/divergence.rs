@@ -5,30 +5,26 @@
 //! - w) p_t, every one of them has one of three forms:
 //!
 //! ```text
-//! sums      f KL(p_t || p_s) + r KL(p_s || p_t) + h H(p_t)                 one pass: all sums are rescaled online
-//! mixture   a KL(p_s || m) + b KL(p_t || m) + h H(p_t)                     two passes: m needs both normalisers
-//! variation 1/2 sum |p_s - p_t|                                            two passes
+//! sums      f KL(p_t || p_s) + r KL(p_s || p_t) + h H(p_t)   one pass: sums are rescaled online
+//! mixture   a KL(p_s || m) + b KL(p_t || m) + h H(p_t)       two passes: m needs both normalisers
+//! variation 1/2 sum |p_s - p_t|                              two passes
 //! ```
 //!
 //! Cross-entropies are the first form: -sum p_t ln p_s = KL(p_t || p_s) + H(p_t). So is TAID, whose
-//! target is softmax((1 - t) z_s + t z_t) in place of p_t.
+//! target is softmax((1 - t) z_s + t z_t) in place of p_t. Each has a name in recipes; what is one
+//! of them by another name or times a factor has none here.
 
 /// A per-row distance between p_t (teacher) and p_s (student), both softmax(logits / temperature).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Divergence {
     /// KL(p_t || p_s)
     ForwardKl,
-    /// -sum p_t log p_s: forward KL plus the teacher's entropy, so the same gradient.
-    ForwardCrossEntropy,
     /// KL(p_s || p_t)
     ReverseKl,
     /// -sum p_t log(alpha p_t + (1 - alpha) p_s), the cross-entropy form. DistiLLM: alpha = 0.1.
     SkewForward { alpha: f64 },
     /// KL(p_s || (1 - alpha) p_t + alpha p_s)
     SkewReverse { alpha: f64 },
-    /// lambda KL(p_s || m) + (1 - lambda) KL(p_t || m), m = lambda p_s + (1 - lambda) p_t.
-    /// DistiLLM: lambda = 0.9.
-    JsDistance { lambda: f64 },
     /// 1/2 sum |p_s - p_t|
     TotalVariation,
     /// (1 - lambda) (-sum p_t log p_s) + lambda KL(p_s || p_t). DistiLLM: lambda = 0.9.
@@ -36,8 +32,6 @@ pub enum Divergence {
     /// beta KL(p_t || m) + (1 - beta) KL(p_s || m), m = (1 - beta) p_s + beta p_t; beta = 0 is
     /// forward KL, beta = 1 reverse KL (GKD).
     GeneralisedJsd { beta: f64 },
-    /// T^2 KL(p_t || p_s): the factor keeps the gradient's size over temperatures (Hinton et al.).
-    Hinton,
     /// -sum q log p_s with q = softmax of (1 - t) · student logits (a constant) + t · teacher
     /// logits.
     Taid { t: f64 },
@@ -61,23 +55,15 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Mixtures whose weight is 0 or 1 have no mixture left and become sums.
-    pub fn new(divergence: Divergence, temperature: f64) -> Self {
+    pub fn new(divergence: Divergence) -> Self {
         let sums = |forward: f64, reverse: f64, entropy: f64| Form::Sums {
             forward: forward as f32,
             reverse: reverse as f32,
             entropy: entropy as f32,
         };
-        let jensen_shannon = |weight: f64| {
-            if weight <= 0.0 || weight >= 1.0 {
-                sums(0.0, 0.0, 0.0)
-            } else {
-                mixture(weight, weight, 1.0 - weight, 0.0)
-            }
-        };
         let mut blend = 1.0;
         let form = match divergence {
             Divergence::ForwardKl => sums(1.0, 0.0, 0.0),
-            Divergence::ForwardCrossEntropy => sums(1.0, 0.0, 1.0),
             Divergence::ReverseKl => sums(0.0, 1.0, 0.0),
             Divergence::SkewForward { alpha } if alpha <= 0.0 => sums(1.0, 0.0, 1.0),
             Divergence::SkewForward { alpha } if alpha >= 1.0 => sums(0.0, 0.0, 1.0),
@@ -85,13 +71,14 @@ impl Plan {
             Divergence::SkewReverse { alpha } if alpha <= 0.0 => sums(0.0, 1.0, 0.0),
             Divergence::SkewReverse { alpha } if alpha >= 1.0 => sums(0.0, 0.0, 0.0),
             Divergence::SkewReverse { alpha } => mixture(alpha, 1.0, 0.0, 0.0),
-            Divergence::JsDistance { lambda } => jensen_shannon(lambda),
             Divergence::TotalVariation => Form::Variation,
             Divergence::SymmetricKl { lambda } => sums(1.0 - lambda, lambda, 1.0 - lambda),
             Divergence::GeneralisedJsd { beta } if beta <= 0.0 => sums(1.0, 0.0, 0.0),
             Divergence::GeneralisedJsd { beta } if beta >= 1.0 => sums(0.0, 1.0, 0.0),
-            Divergence::GeneralisedJsd { beta } => jensen_shannon(1.0 - beta),
-            Divergence::Hinton => sums(temperature * temperature, 0.0, 0.0),
+            Divergence::GeneralisedJsd { beta } => {
+                let weight = 1.0 - beta;
+                mixture(weight, weight, 1.0 - weight, 0.0)
+            }
             Divergence::Taid { t } => {
                 blend = t.clamp(0.0, 1.0) as f32;
                 sums(1.0, 0.0, 1.0)

@@ -1,0 +1,14 @@
+//! What the operations are told beside their tensors.
+mod cache_span;
+mod causal_rows;
+mod divergence;
+mod head;
+mod sampling;
+
+pub use cache_span::CacheSpan;
+pub use causal_rows::CausalRows;
+pub use divergence::Divergence;
+pub(crate) use divergence::{Form, Plan};
+pub(crate) use head::Linear;
+pub use head::{HeadLayout, HeadShape, LinearHead};
+pub use sampling::{Draw, RowSampling};
