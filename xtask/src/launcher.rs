@@ -55,7 +55,7 @@ Commands of its own:
   test-wgpu    the kernels, the recorded references and a small run through wgpu; arguments are names of tests
                (a software driver will do, Debian: mesa-vulkan-drivers; DGPO_REQUIRE_WGPU=1 makes its absence a failure)
   test-cuda    the same on a CUDA device, where there is one (DGPO_REQUIRE_CUDA=1 makes its absence a failure)
-  tidy         layers, file lengths, printing, names of tests on a GPU
+  tidy         layers, file lengths, printing, names of tests on a GPU, citations of docs/method.md
   check-gpu    clippy with the backends wgpu and cuda built in; needs neither GPU nor toolkit
   ci           format, clippy, tidy, tests, check-gpu
 

@@ -1,8 +1,9 @@
 //! Rules about the source that the compiler does not check: the direction of imports, the length of
-//! files, who prints, what tests on a GPU are called.
+//! files, who prints, what tests on a GPU are called, whether citations lead somewhere.
 //!
 //! The rules read text, not syntax: comments are cut off, and a file's test code (from
 //! `#[cfg(test)]` on, and files of tests) may import what it likes.
+use crate::citations::{self, Method};
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -124,11 +125,21 @@ pub fn check(root: &Path) -> io::Result<Vec<Problem>> {
         collect(&root.join(folder), &mut files)?;
     }
     files.sort();
+    let method = Method::of(&fs::read_to_string(root.join(citations::PAGE))?);
     let mut problems = Vec::new();
     for file in files {
-        let relative =
-            file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
-        problems.extend(check_file(&relative, &fs::read_to_string(&file)?));
+        let path = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
+        let text = fs::read_to_string(&file)?;
+        // The tests of this crate cite wrongly on purpose.
+        if !path.starts_with("xtask/") {
+            let wrong = method.wrong_citations(&text).into_iter();
+            problems.extend(wrong.map(|(line, message)| Problem {
+                path: path.clone(),
+                line,
+                message,
+            }));
+        }
+        problems.extend(check_file(&path, &text));
     }
     Ok(problems)
 }

@@ -76,7 +76,7 @@ pub struct KdRows<B: Backend> {
 /// # Panics
 /// If `kl_weight` is not 0 and there is no teacher.
 /// # Source
-/// `method §3, §5`
+/// `method §3.2`, paper Eq. 1; `method §5`
 pub fn kd_rows<B: Backend>(
     student: Logits<B>,
     teacher: Option<Logits<B>>,

@@ -163,7 +163,7 @@ pub struct TokenRewards {
 /// # Shapes
 /// kl `[B, T]` in the batch's layout -> rewards `[B, T]`
 /// # Source
-/// `method §4`
+/// `method §4`, paper Eq. 4
 pub fn token_rewards(batch: &RolloutBatch, kl: &[f32], mode: KlMode, coef: f64) -> TokenRewards {
     let mut rewards = vec![0.0; batch.n_rows * batch.n_cols];
     let (mut sum_kl, mut n_penalised) = (0.0, 0);

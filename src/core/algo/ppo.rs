@@ -48,7 +48,7 @@ impl std::ops::AddAssign for PolicyStats {
 
 /// The clipped surrogate loss `[1]` and its statistics.
 /// # Source
-/// `method §4`; the two estimates of the KL are `old_approx_kl` and `approx_kl` of
+/// `method §4`, paper Eq. 2; the two estimates of the KL are `old_approx_kl` and `approx_kl` of
 /// `vwxyzjn/cleanrl:cleanrl/ppo.py`.
 pub fn policy_loss<B: Backend>(
     tokens: PolicyTokens<B>,

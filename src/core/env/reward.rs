@@ -101,7 +101,7 @@ fn contains_apart(text: &str, part: &str) -> bool {
 /// ```
 ///
 /// # Source
-/// method §2
+/// `method §2`, paper Eq. 3
 pub fn outcome_reward(prediction: Option<&str>, golden_answers: &[String]) -> f32 {
     f32::from(u8::from(
         prediction.is_some_and(|prediction| exact_match(prediction, golden_answers)),

@@ -1,5 +1,5 @@
-//! One RL step: PPO or GRPO with the search engine and the selective KL penalty (method §4), in the
-//! order of the method.
+//! One RL step: PPO or GRPO with the search engine and the selective KL penalty (method §4, paper
+//! Eq. 2 to 5), in the order of the method.
 //!
 //! ```text
 //! batch      = RolloutBatch::new(episodes)
