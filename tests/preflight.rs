@@ -2,6 +2,10 @@
 //! once.
 use crate::support::{Ended, World};
 use serde_json::Value;
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+};
 
 /// The main recipe of the paper on a machine that has nothing of it.
 fn paper(world: &World, command: &[&str]) -> Ended {
@@ -114,18 +118,59 @@ fn doctor_looks_at_a_recipe_where_one_is_named() {
 }
 
 #[test]
-fn a_bad_line_far_behind_the_first_records_leaves_nothing_either() {
+fn a_bad_line_far_after_the_first_records_is_found_before_the_start() {
     let world = World::new();
     let good = std::fs::read_to_string(world.path("questions.jsonl")).unwrap();
     let many: String = std::iter::repeat_n(good.as_str(), 600).collect();
-    assert!(many.len() > 4 << 20, "longer than what is looked at before");
     world.write("questions.jsonl", &format!("{many}not json\n"));
-    let failed = world.dgpo(&["train", "--config", "rl.toml", "--name", "new"]);
-    let failed = failed.failed(1, &["questions.jsonl:24001: ", "before it did anything"]);
-    assert!(!failed.stderr.contains("--resume"), "{}", failed.stderr);
+    let train = ["train", "--config", "rl.toml", "--name", "new"];
+    world.dgpo(&train).failed(2, &["questions.jsonl:24001: ", "nothing was started"]);
     assert!(!world.path("runs/new").exists());
     world.write("questions.jsonl", &good);
     world.dgpo(&["train", "--config", "rl.toml", "--name", "new", "--set", "rl.steps=1"]).done();
+}
+
+#[test]
+fn a_run_whose_server_refuses_its_first_queries_leaves_nothing() {
+    let world = World::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("retriever.url=http://{}/retrieve", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            assert!(stream.read(&mut request).unwrap() > 0);
+            let answer = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let remote = ["--set", "retriever.kind=remote", "--set", &url];
+    let train = ["train", "--config", "smoke", "--name", "new"];
+    let failed = world.dgpo(&[&train[..], &remote].concat());
+    let failed = failed.failed(1, &["status 404", "before it did anything"]);
+    assert!(!failed.stderr.contains("--resume"), "{}", failed.stderr);
+    assert!(!world.path("runs/new").exists());
+}
+
+#[test]
+fn the_address_that_a_variable_holds_is_looked_at() {
+    let world = World::new();
+    for (value, told) in [
+        ("nonsense", "the address of a /retrieve server"),
+        ("ftp://host/", "the address of a /retrieve server"),
+        ("http://", "name the server's host"),
+        ("", "is not set or empty"),
+        ("ann:s3cr3t@host/", "***@host/"),
+    ] {
+        let settings = ["--set", "retriever.kind=remote", "--set", "retriever.url=${RU}"];
+        for command in ["plan", "train"] {
+            let arguments = [&[command, "--config", "rl.toml"][..], &settings].concat();
+            let ended = Ended::of(world.command(&arguments).env("RU", value));
+            let ended = ended.failed(2, &["retriever.url", told, "nothing was started"]);
+            assert!(!ended.stderr.contains("s3cr3t"), "{}", ended.stderr);
+        }
+    }
+    assert!(!world.path("runs").exists());
 }
 
 /// What playing takes and no more: no training questions, no teacher, no test questions.

@@ -86,6 +86,10 @@ fn a_password_that_is_written_out_is_refused_and_not_repeated() {
         &url,
     ]);
     assert_is_kept(&world, &refused.failed(2, &["retriever.url", "${RETRIEVER_URL}"]));
+    // Nor where the scheme was forgotten.
+    let bare = format!("retriever.url=ann:{PASSWORD}@127.0.0.1:1/retrieve");
+    let refused = world.dgpo(&["ask", "Who?", "--config", "rl.toml", "--set", &bare]);
+    assert_is_kept(&world, &refused.failed(2, &["retriever.url=***@127.0.0.1:1/retrieve"]));
     // Whatever the key, and where no retriever is asked.
     for key in ["retriever.url", "data.corpus", "model.teacher"] {
         let setting = format!("{key}=https://ann:{PASSWORD}@127.0.0.1/x");

@@ -4,7 +4,9 @@ use dgpo_run::{
     config::{self, ConfigError, Loaded, Recipe, check},
     devices::DeviceChoice,
     events::Stop,
+    hub,
 };
+use std::path::PathBuf;
 
 /// The recipe that `train` and its relatives use when none is named.
 pub const DEFAULT_RECIPE: &str = "tiny";
@@ -66,6 +68,13 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
             format!("{error}; hint: a whole number from 1 on")
         }),
     }
+}
+
+/// A path; `~` is the home folder, which shells put there neither in quotes nor in `--out=~/x`.
+/// # Errors
+/// If an environment variable in it is not set.
+pub fn path(text: &str) -> Result<PathBuf, String> {
+    hub::expand(text).map(PathBuf::from).map_err(|error| error.to_string())
 }
 
 /// Parses a sampling temperature, with the limits a recipe has.

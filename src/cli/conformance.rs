@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Folder with one or more families: models, step, losses, ppo, text, ann.
+    #[arg(value_parser = super::args::path)]
     dir: PathBuf,
     #[command(flatten)]
     device: DeviceArgs,

@@ -31,6 +31,7 @@ enum Command {
 struct TinyArgs {
     /// Folder to write into. If it holds encoder/model.safetensors, the demonstrations are played
     /// and written too.
+    #[arg(value_parser = super::args::path)]
     dir: PathBuf,
     /// Seed of the world.
     #[arg(long, value_name = "N", default_value_t = WORLD_SEED)]

@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     episodes: usize,
     /// Where the episodes go, JSON Lines.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_parser = super::args::path, value_name = "FILE")]
     out: PathBuf,
     /// Keep wrong episodes too.
     #[arg(long)]

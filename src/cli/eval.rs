@@ -56,7 +56,7 @@ pub struct Args {
     arcap: bool,
     /// Write every episode to this file, JSON Lines, and the recipe beside it [default: a new file
     /// evaluations/MODEL.jsonl].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_parser = super::args::path, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Print one JSON object instead of a table.
     #[arg(long)]

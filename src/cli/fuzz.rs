@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     workers: Option<usize>,
     /// Folder in which the files of the last case of each reader stay. Default: a temporary one.
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_parser = super::args::path, value_name = "FOLDER")]
     keep: Option<PathBuf>,
     /// Print one JSON object on one line instead.
     #[arg(long)]

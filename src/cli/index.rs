@@ -63,7 +63,7 @@ enum Command {
 #[derive(clap::Args, Debug)]
 struct BuildArgs {
     /// Folder to build in.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_parser = super::args::path, value_name = "DIR")]
     out: PathBuf,
     /// Passages: JSON Lines with id and contents, plain or gzip [default: data.corpus of the
     /// recipe].
@@ -92,6 +92,7 @@ struct BuildArgs {
 #[derive(clap::Args, Debug)]
 struct IndexArgs {
     /// Folder of the index.
+    #[arg(value_parser = super::args::path)]
     dir: PathBuf,
     /// Passages [default: the file the index was built from].
     #[arg(long, value_name = "FILE")]

@@ -49,7 +49,7 @@ enum Command {
         /// Folder, owner/name in the Hugging Face cache, or builtin:NAME.
         model: String,
         /// Folder to write; it must not hold a model yet.
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_parser = super::args::path, value_name = "DIR")]
         out: PathBuf,
         /// f32, bf16 or f16; without it every tensor keeps its own.
         #[arg(long, value_name = "DTYPE")]

@@ -49,10 +49,10 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["seed", "settings", "runs"])]
     render: bool,
     /// Folder for the runs, DIR/seed-N/ROW.
-    #[arg(long, value_name = "DIR", default_value = "runs/reproduce")]
+    #[arg(long, value_parser = super::args::path, value_name = "DIR", default_value = "runs/reproduce")]
     runs: PathBuf,
     /// Folder for the pages, and the results in DIR/reproduction/seed-N.json.
-    #[arg(long, value_name = "DIR", default_value = "docs")]
+    #[arg(long, value_parser = super::args::path, value_name = "DIR", default_value = "docs")]
     out: PathBuf,
     #[command(flatten)]
     device: DeviceArgs,

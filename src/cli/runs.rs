@@ -9,6 +9,7 @@ use dgpo_run::{
         checkpoint, provenance,
         run_dir::{ALARM, RUNS_DIR, RunDir, alarms, list_runs},
     },
+    hub,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -32,7 +33,7 @@ enum Command {
     /// Example: dgpo runs list
     List {
         /// Folder that holds the runs.
-        #[arg(long, value_name = "DIR", default_value = RUNS_DIR)]
+        #[arg(long, value_parser = super::args::path, value_name = "DIR", default_value = RUNS_DIR)]
         dir: PathBuf,
         /// Print a JSON array instead.
         #[arg(long)]
@@ -153,7 +154,8 @@ fn stage_name(stage: Stage) -> String {
 /// The run called `name`: a folder, or a folder in ./runs.
 pub(super) fn find(name: &str) -> anyhow::Result<RunDir> {
     let inside = Path::new(RUNS_DIR).join(name);
-    if let Ok(run) = RunDir::open(Path::new(name)).or_else(|_| RunDir::open(&inside)) {
+    let path = hub::expand(name)?;
+    if let Ok(run) = RunDir::open(Path::new(&path)).or_else(|_| RunDir::open(&inside)) {
         return Ok(run);
     }
     let known: Vec<String> = list_runs(Path::new(RUNS_DIR))?.iter().map(RunDir::name).collect();

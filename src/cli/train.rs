@@ -54,7 +54,7 @@ pub struct Args {
     /// --set changes what is still to come: lengths of phases and episodes, learning rates,
     /// kl.coef, rl.entropy_coef, guards.*, eval.*, data.test, run.keep and run.save_every, memory
     /// and servers (configs/README.md lists the keys). Example: --set rl.steps=1500
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["name", "config", "dry_run"])]
+    #[arg(long, value_parser = super::args::path, value_name = "DIR", conflicts_with_all = ["name", "config", "dry_run"])]
     resume: Option<PathBuf>,
     /// Show what the run would do, what it costs and what is missing for it, and start nothing (the
     /// same as `dgpo plan`).
@@ -153,6 +153,15 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             ));
             Ok(Outcome::Done)
         }
+        Err(PipelineError::Stopped) if has_done_nothing => {
+            drop(lock);
+            finished.remove()?;
+            output::insist(&format!(
+                "stopped before anything was done; {} is gone again",
+                path.display()
+            ));
+            Ok(Outcome::Interrupted)
+        }
         Err(PipelineError::Stopped) => {
             // The training of an encoder does not resume.
             let how = if made_from.stage == Stage::Encoder { "begin it again" } else { "continue" };
@@ -173,7 +182,10 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             Err(anyhow::Error::from(PipelineError::Guard(alarms)).context(context))
         }
         // An outage passes, and the run waits for its end.
-        Err(error) if has_done_nothing && !matches!(error, PipelineError::RetrieverDown { .. }) => {
+        Err(error)
+            if has_done_nothing
+                && !matches!(error, PipelineError::RetrieverDown { is_refused: false, .. }) =>
+        {
             drop(lock);
             finished.remove()?;
             Err(anyhow::Error::from(error).context(format!(

@@ -69,9 +69,9 @@ pub fn resolve(name: &str) -> Result<PathBuf, HubError> {
 /// folder.
 ///
 /// # Errors
-/// A variable that is not set (HOME for `~`), or a `${` without its `}`.
+/// A variable that is not set or empty (HOME for `~`), or a `${` without its `}`.
 pub fn expand(text: &str) -> Result<String, HubError> {
-    expand_with(text, &|variable| std::env::var_os(variable))
+    expand_with(text, &|variable| std::env::var_os(variable).filter(|value| !value.is_empty()))
 }
 
 /// Where Hugging Face tools keep what they download on this machine, whether it exists or not; None

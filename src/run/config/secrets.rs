@@ -35,15 +35,26 @@ pub fn may_hold_user(address: &str) -> bool {
     !rest.is_empty()
 }
 
-/// A text in which every address is shown without user and password: `http://***@host/path`.
+/// An address, with or without its scheme, without user and password: `http://***@host/path`.
+pub fn address_without_user(address: &str) -> String {
+    let (scheme, rest) = address
+        .find(SCHEME_END)
+        .map_or(("", address), |at| address.split_at(at + SCHEME_END.len()));
+    match rest.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}{HIDDEN}@{host}"),
+        None => address.to_owned(),
+    }
+}
+
+/// A text in which every address is shown without user and password: `http://***@host/path`, and
+/// `***@host/path` of one whose scheme was forgotten.
 pub fn without_users(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find(SCHEME_END) {
         let (before, behind) = rest.split_at(at + SCHEME_END.len());
-        let is_end = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>');
         let end = behind.find(is_end).unwrap_or(behind.len());
-        shown.push_str(before);
+        shown.push_str(&without_bare_users(before));
         // A password may hold a `/` or an `@` that should have been written otherwise: the last one
         // counts.
         let user_end = behind[..end].rfind('@');
@@ -52,7 +63,28 @@ pub fn without_users(text: &str) -> String {
         }
         rest = &behind[user_end.unwrap_or(0)..];
     }
-    shown + rest
+    shown + &without_bare_users(rest)
+}
+
+/// What no address holds unescaped.
+fn is_end(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>')
+}
+
+/// `user:password@host` -> `***@host` in a text without schemes. A name alone in front of an `@` is
+/// somebody's mail address, or a revision's.
+fn without_bare_users(text: &str) -> String {
+    let shown = |word: &str| match word.rsplit_once('@') {
+        Some((user, host)) if user.contains(':') && !host.is_empty() => format!("{HIDDEN}@{host}"),
+        _ => word.to_owned(),
+    };
+    let is_border = |c: char| is_end(c) || c == '=';
+    text.split_inclusive(is_border)
+        .map(|word| match word.char_indices().next_back() {
+            Some((at, last)) if is_border(last) => shown(&word[..at]) + &word[at..],
+            _ => shown(word),
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -87,6 +119,9 @@ mod tests {
             ("--set retriever.url=http://ann:s3cret@host", "--set retriever.url=http://***@host"),
             ("url = \"http://ann:s3/cr@et@host/x\" # at 5", "url = \"http://***@host/x\" # at 5"),
             ("http://a:b@c and https://d:e@f", "http://***@c and https://***@f"),
+            ("--set retriever.url=ann:s3/cr@et@host:80/x", "--set retriever.url=***@host:80/x"),
+            ("url = \"ann:s3cret@host\" # at 5", "url = \"***@host\" # at 5"),
+            ("owner/name@v1 http://host/a: ann:x@b", "owner/name@v1 http://host/a: ***@b"),
             ("http://host/retrieve: ask ann@host", "http://host/retrieve: ask ann@host"),
             ("http://", "http://"),
         ] {

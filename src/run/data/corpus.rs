@@ -101,6 +101,15 @@ impl Corpus {
         })
     }
 
+    /// Its first `n` passages, in memory.
+    /// # Errors
+    /// If one of them cannot be read.
+    pub fn first(&self, n: usize) -> Result<Self, DataError> {
+        let passages: Result<Vec<_>, _> =
+            (0..self.len().min(n)).map(|row| self.passage(row)).collect();
+        Ok(Self::from_passages(passages?))
+    }
+
     /// A corpus in memory; its fingerprint is that of a file with the same passages.
     pub fn from_passages(passages: Vec<Passage>) -> Self {
         let mut outer = Sha256::new();

@@ -97,6 +97,8 @@ pub enum PipelineError {
         with_hint(why)
     )]
     RetrieverDown {
+        /// Whether it answers, with a refusal: waiting changes nothing.
+        is_refused: bool,
         what: String,
         n_lost: usize,
         n_asked: usize,

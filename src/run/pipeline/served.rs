@@ -110,11 +110,8 @@ impl Waiting<'_> {
                 return Err(PipelineError::Stopped);
             }
             if watched.is_refused.get() {
-                return Err(self.down(
-                    what,
-                    losses,
-                    "and it refuses them, which waiting does not change".to_owned(),
-                ));
+                let lasting = "and it refuses them, which waiting does not change".to_owned();
+                return Err(self.down(what, losses, lasting, true));
             }
             let so_far = outage.get_or_insert_with(Instant::now).elapsed();
             if so_far >= longest {
@@ -122,7 +119,7 @@ impl Waiting<'_> {
                     "and for longer than retriever.max_outage_s = {}",
                     self.recipe.max_outage_s
                 );
-                return Err(self.down(what, losses, lasting));
+                return Err(self.down(what, losses, lasting, false));
             }
             let left = longest - so_far;
             (self.say)(&format!(
@@ -155,10 +152,11 @@ impl Waiting<'_> {
         Err(PipelineError::Stopped)
     }
 
-    fn down(&self, what: &str, losses: Losses, lasting: String) -> PipelineError {
+    fn down(&self, what: &str, losses: Losses, lasting: String, is_refused: bool) -> PipelineError {
         let Losses { n_asked, n_lost, why } = losses;
         let (what, why) = (what.to_owned(), why.unwrap_or_default());
         PipelineError::RetrieverDown {
+            is_refused,
             what,
             n_lost,
             n_asked,

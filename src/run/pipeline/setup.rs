@@ -179,11 +179,7 @@ impl<I: Backend> Setup<I> {
         let corpus = Corpus::open(&hub::resolve(name)?)?;
         match self.recipe.data.max_passages {
             0 => Ok(corpus),
-            max => {
-                let passages: Result<Vec<_>, _> =
-                    (0..corpus.len().min(max)).map(|i| corpus.passage(i)).collect();
-                Ok(Corpus::from_passages(passages?))
-            }
+            max => Ok(corpus.first(max)?),
         }
     }
 

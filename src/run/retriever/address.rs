@@ -5,7 +5,7 @@
 //! recipe names an environment variable instead ([`crate::config::secrets`]).
 use super::RetrieverError;
 use crate::{
-    config::secrets::{ADDRESS_KEY, SECRET_HINT, may_hold_user, without_users},
+    config::secrets::{ADDRESS_KEY, SECRET_HINT, address_without_user, may_hold_user},
     hub,
 };
 
@@ -42,7 +42,7 @@ impl Address {
         let wrong = |hint| {
             Err(RetrieverError::option(
                 ADDRESS_KEY,
-                format!("\"{}\"", without_users(address)),
+                format!("\"{}\"", address_without_user(address)),
                 hint,
             ))
         };
@@ -61,10 +61,13 @@ impl Address {
         };
         let rest = &behind[host_end..];
         let path_end = rest.find(['?', '#']).unwrap_or(rest.len());
-        if host.is_empty() || rest[..path_end].contains('@') {
+        if rest[..path_end].contains('@') || (host.is_empty() && user.is_some()) {
             return wrong(
-                "write a `/` or an `@` of a password as %2F or %40, and name the host behind it",
+                "write a `/` or an `@` of a password as %2F or %40, and name the host after it",
             );
+        }
+        if host.is_empty() {
+            return wrong("name the server's host, e.g. http://127.0.0.1:8000/retrieve");
         }
         let mut secrets = Vec::new();
         let authorization = user.map(|user| {

@@ -352,6 +352,19 @@ fn length_sorted_batches(lengths: &[usize], batch_tokens: usize) -> Vec<Vec<usiz
     batches
 }
 
+/// Fingerprint that [`Encoder::open`] would find, without making a network of the folder.
+/// # Errors
+/// If a file cannot be read, or the folder declares what is not computed here.
+pub fn fingerprint_of(
+    folder: &Path,
+    mut options: EncoderOptions,
+) -> Result<String, RetrieverError> {
+    let declared = Declared::read(folder)?;
+    let prompts = declared.resolve(&options.query_prefix, &options.passage_prefix);
+    (options.query_prefix, options.passage_prefix) = (prompts.query, prompts.passage);
+    fingerprint(folder, &options, &declared)
+}
+
 /// SHA-256 over the folder's weights, config and tokenizer, over the text preparation, and over
 /// pooling and length of the vectors where they are not E5's. Every part is preceded by its name
 /// and length.

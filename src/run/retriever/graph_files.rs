@@ -32,6 +32,14 @@ pub struct GraphFiles {
     pub data_sha256: String,
 }
 
+impl GraphFiles {
+    /// The two files, with the size of each.
+    pub fn sizes(&self, dir: &Path) -> [(PathBuf, u64); 2] {
+        let [graph, data] = file_paths(dir, &self.basename);
+        [(graph, self.graph_bytes), (data, self.data_bytes)]
+    }
+}
+
 /// What a graph must be of.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {

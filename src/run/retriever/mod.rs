@@ -145,7 +145,7 @@ impl RetrieverError {
     }
 
     /// The same with a command that says everything, where more than the folder is known.
-    fn rebuilt_with(mut self, complete: impl FnOnce(&Path) -> String) -> Self {
+    pub(crate) fn rebuilt_with(mut self, complete: impl FnOnce(&Path) -> String) -> Self {
         match &mut self {
             Self::Damaged { path, command, .. } => {
                 *command = complete(path.parent().unwrap_or(path)) + force(path)

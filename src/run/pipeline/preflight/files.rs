@@ -13,7 +13,10 @@ use crate::{
     hub::{self, HubError},
     models::RANDOM_PREFIX,
     retriever::{
+        address::Address,
         declared::Declared,
+        encoder::fingerprint_of,
+        encoder_options,
         index::{IndexMeta, Search, VECTORS_FILE},
     },
 };
@@ -52,17 +55,24 @@ pub(super) fn check_variables(needs: &Needs, recipe: &Recipe, found: &mut Found)
                 }
             }
             Err(error) => found.error(key, &error),
+            // What a recipe writes out was checked with it; what variables hold is seen here.
+            Ok(_) if key == "retriever.url" => {
+                if let Err(error) = Address::of(name) {
+                    found.error(key, &error);
+                }
+            }
             Ok(_) => {}
         }
     }
     for (variable, key, mut keys) in unset {
         keys.dedup();
         let message = format!(
-            "the environment variable {variable} is not set, and {} with it",
+            "the environment variable {variable} is not set or empty, and {} with it",
             keys.join(", ")
         );
         let example = match key {
             "retriever.url" => "http://127.0.0.1:8000/retrieve".to_owned(),
+            _ if variable == "HOME" => "/home/$(id -un)".to_owned(),
             _ => format!("$HOME/{}", variable.to_lowercase()),
         };
         found.push(key, message, format!("export {variable}=\"{example}\""));
@@ -95,13 +105,18 @@ pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found:
             told("data.trajectories", read, found);
         }
     }
+    let mut corpus = None;
     if needs.passages(recipe) {
         for (_, path) in located("data.corpus", std::slice::from_ref(&data.corpus), found) {
-            told("data.corpus", check_file(&path, CORPUS_BYTES, Corpus::open), found);
+            let limited = |path: &Path| match data.max_passages {
+                0 => Corpus::open(path),
+                n => Corpus::open(path)?.first(n),
+            };
+            corpus = told("data.corpus", check_file(&path, CORPUS_BYTES, limited), found);
         }
     }
     if needs.retriever && recipe.retriever.kind == "dense" && !recipe.retriever.index.is_empty() {
-        check_index(recipe, device, found);
+        check_index(recipe, device, corpus.as_ref(), found);
     }
 }
 
@@ -170,10 +185,11 @@ pub(super) fn not_found(
         other => return found.error(key, other),
     };
     let path = name.strip_prefix(RANDOM_PREFIX).unwrap_or(name);
+    let path = hub::expand(path).unwrap_or_else(|_| path.to_owned());
     let look = || {
         format!(
             "`{}` shows what is there; relative paths start at the current directory",
-            commands::look(path)
+            commands::look(&path)
         )
     };
     match (command, error) {
@@ -184,9 +200,9 @@ pub(super) fn not_found(
     }
 }
 
-/// The index that the recipe names, as far as its description says what it is; encoder and corpus
-/// are compared to the last bit when it is opened.
-fn check_index(recipe: &Recipe, device: DeviceChoice, found: &mut Found) {
+/// The index that the recipe names: what it was built from, and whether its files have the sizes
+/// they were written with. Their content is compared when it is opened.
+fn check_index(recipe: &Recipe, device: DeviceChoice, corpus: Option<&Corpus>, found: &mut Found) {
     const KEY: &str = "retriever.index";
     let (name, build) = (&recipe.retriever.index, || commands::build_index(recipe, device));
     let Ok(dir) = hub::expand(name) else {
@@ -202,7 +218,15 @@ fn check_index(recipe: &Recipe, device: DeviceChoice, found: &mut Found) {
     }
     let meta = match IndexMeta::read(dir) {
         Ok(meta) => meta,
-        Err(error) => return found.error(KEY, &error),
+        Err(error) => {
+            let error = error.rebuilt_with(|dir| {
+                let index = dir.display().to_string();
+                let mut recipe = recipe.clone();
+                recipe.retriever.index = index;
+                commands::build_index(&recipe, device)
+            });
+            return found.error(KEY, &error);
+        }
     };
     let RetrieverRecipe { search, query_prefix, passage_prefix, max_tokens, .. } =
         &recipe.retriever;
@@ -220,9 +244,9 @@ fn check_index(recipe: &Recipe, device: DeviceChoice, found: &mut Found) {
         );
     }
     // An encoder that is missing, or declares what cannot be read, has a problem of its own.
-    let declared = hub::resolve(&recipe.retriever.encoder)
-        .ok()
-        .and_then(|folder| Declared::read(&folder).ok());
+    let folder = hub::resolve(&recipe.retriever.encoder).ok();
+    let declared = folder.as_ref().and_then(|folder| Declared::read(folder).ok());
+    let n_before = found.problems.len();
     if let Some(declared) = declared.as_ref().filter(|declared| declared.head != encoder.head) {
         let message = format!(
             "{} was built with {}, and the encoder's folder declares {}",
@@ -250,6 +274,22 @@ fn check_index(recipe: &Recipe, device: DeviceChoice, found: &mut Found) {
             hint,
         );
     }
+    let is_text_the_same = found.problems.len() == n_before && encoder.max_tokens == *max_tokens;
+    if let Some(folder) = folder.filter(|_| is_text_the_same)
+        && fingerprint_of(&folder, encoder_options(&recipe.retriever))
+            .is_ok_and(|fingerprint| fingerprint != encoder.fingerprint)
+    {
+        let message = format!(
+            "{} was built with {}, whose weights or tokenizer are others than those of {}",
+            dir.display(),
+            encoder.name,
+            recipe.retriever.encoder
+        );
+        found.push(KEY, message, build() + " --force");
+    }
+    if let Some(error) = corpus.and_then(|corpus| meta.check_corpus(dir, corpus).err()) {
+        found.error(KEY, &error);
+    }
     if search == "hnsw" && meta.graph.is_none() {
         found.push(
             "retriever.search",
@@ -257,8 +297,21 @@ fn check_index(recipe: &Recipe, device: DeviceChoice, found: &mut Found) {
             build(),
         );
     }
-    if !dir.join(VECTORS_FILE).is_file() {
-        found.push(KEY, format!("{} holds no {VECTORS_FILE}", dir.display()), build());
+    let vectors_bytes = (meta.n_passages as u64)
+        .saturating_mul(encoder.dim as u64)
+        .saturating_mul(size_of::<f32>() as u64);
+    let graph = meta.graph.as_ref().map(|graph| graph.files.sizes(dir));
+    let files = [(dir.join(VECTORS_FILE), vectors_bytes)];
+    for (file, n_bytes) in files.into_iter().chain(graph.into_iter().flatten()) {
+        let message = match std::fs::metadata(&file) {
+            Ok(metadata) if metadata.len() == n_bytes => continue,
+            Ok(metadata) => {
+                let there = metadata.len();
+                format!("{} has {there} bytes, and {n_bytes} were written", file.display())
+            }
+            Err(error) => format!("cannot read {}: {error}", file.display()),
+        };
+        found.push(KEY, message, build() + " --force");
     }
 }
 
