@@ -345,13 +345,13 @@ fn a_file_given_as_an_index_is_named_as_what_it_is() {
     );
 }
 
-/// `plan` of the recipe with the index and the encoder it names.
-fn plan(world: &World, index: &str, encoder: &str) -> Ended {
+/// A command of the recipe with the index and the encoder it names.
+fn with_index(world: &World, command: &str, index: &str, encoder: &str) -> Ended {
     let [index, encoder] = [("index", index), ("encoder", encoder)]
         .map(|(key, value)| format!("retriever.{key}={value}"));
     let settings = ["retriever.kind=dense", "retriever.max_tokens=64", &index, &encoder];
     let settings = settings.map(|setting| ["--set", setting]).concat();
-    world.dgpo(&[&["plan", "--config", "rl.toml"][..], &settings].concat())
+    world.dgpo(&[&[command, "--config", "rl.toml"][..], &settings].concat())
 }
 
 #[test]
@@ -360,30 +360,30 @@ fn an_index_that_does_not_fit_the_recipe_is_found_before_the_start() {
     let encoder = repository("configs/tiny/encoder");
     let encoder = encoder.to_str().unwrap();
     build(&world, &[]).done();
-    plan(&world, "indexes/a", encoder).done();
+    with_index(&world, "plan", "indexes/a", encoder).done();
 
     copy_folder(&world.path("indexes/a"), &world.path("indexes/cut"));
     let vectors = fs::read(world.path("indexes/cut/vectors.f32")).unwrap();
     fs::write(world.path("indexes/cut/vectors.f32"), &vectors[..1000]).unwrap();
     let told = ["retriever.index", "vectors.f32 has 1000 bytes", "index build --out indexes/cut"];
-    plan(&world, "indexes/cut", encoder).failed(2, &told);
+    with_index(&world, "train", "indexes/cut", encoder).failed(2, &told);
 
     copy_folder(std::path::Path::new(encoder), &world.path("other"));
     let mut weights = fs::read(world.path("other/model.safetensors")).unwrap();
     *weights.last_mut().unwrap() ^= 1;
     fs::write(world.path("other/model.safetensors"), weights).unwrap();
     let told = ["indexes/a was built with", "whose weights or tokenizer are others", "--force"];
-    plan(&world, "indexes/a", "other").failed(2, &told);
+    with_index(&world, "train", "indexes/a", "other").failed(2, &told);
 
     let corpus = fs::read_to_string(world.path("corpus.jsonl")).unwrap();
     let half: Vec<&str> = corpus.lines().take(15).collect();
     fs::write(world.path("corpus.jsonl"), half.join("\n")).unwrap();
     let told = ["of 30 passages", "not from the one given (15 passages", "nothing was started"];
-    plan(&world, "indexes/a", encoder).failed(2, &told);
+    with_index(&world, "train", "indexes/a", encoder).failed(2, &told);
     // What is not whole is built by a command that can be pasted.
     fs::remove_file(world.path("indexes/cut/index.json")).unwrap();
     let told = ["index build --out indexes/cut --corpus corpus.jsonl --encoder "];
-    plan(&world, "indexes/cut", encoder).failed(2, &told);
+    with_index(&world, "train", "indexes/cut", encoder).failed(2, &told);
 }
 
 #[test]

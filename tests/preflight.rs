@@ -163,12 +163,10 @@ fn the_address_that_a_variable_holds_is_looked_at() {
         ("ann:s3cr3t@host/", "***@host/"),
     ] {
         let settings = ["--set", "retriever.kind=remote", "--set", "retriever.url=${RU}"];
-        for command in ["plan", "train"] {
-            let arguments = [&[command, "--config", "rl.toml"][..], &settings].concat();
-            let ended = Ended::of(world.command(&arguments).env("RU", value));
-            let ended = ended.failed(2, &["retriever.url", told, "nothing was started"]);
-            assert!(!ended.stderr.contains("s3cr3t"), "{}", ended.stderr);
-        }
+        let arguments = [&["train", "--config", "rl.toml"][..], &settings].concat();
+        let ended = Ended::of(world.command(&arguments).env("RU", value));
+        let ended = ended.failed(2, &["retriever.url", told, "nothing was started"]);
+        assert!(!ended.stderr.contains("s3cr3t"), "{}", ended.stderr);
     }
     assert!(!world.path("runs").exists());
 }
