@@ -4,6 +4,7 @@
 //! Verbs of its own check the source; every other verb is a `dgpo` command: `dgpo` is built in
 //! release and takes the process over, so Ctrl-C and the exit code are its own. Tests run in
 //! release as well: they share every compiled dependency with `cargo xtask train`.
+mod citations;
 mod driver;
 mod launcher;
 mod tidy;

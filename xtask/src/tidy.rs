@@ -3,6 +3,7 @@
 //!
 //! The rules read text, not syntax: comments are cut off, and a file's test code (from
 //! `#[cfg(test)]` on, and files of tests) may import what it likes.
+use crate::citations;
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -83,6 +84,8 @@ pub fn check(root: &Path) -> io::Result<Vec<Problem>> {
             file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
         problems.extend(check_file(&relative, &fs::read_to_string(&file)?));
     }
+    let broken = citations::check(root)?.into_iter();
+    problems.extend(broken.map(|(path, line, message)| Problem { path, line, message }));
     Ok(problems)
 }
 
