@@ -20,6 +20,8 @@ pub use dgpo_models::heads::{Divergence, row_divergence};
 ///
 /// Skew KL and TAID are computed as cross-entropies, -sum q ln p, as in their authors' code: the KL
 /// plus the entropy of q, which has no gradient.
+/// # Source
+/// `method §5.2`
 pub fn divergence_of(recipe: &DistillRecipe, taid_t: f64) -> Divergence {
     match recipe.divergence {
         DistillDivergence::ForwardKl => Divergence::ForwardKl,
@@ -34,6 +36,8 @@ pub fn divergence_of(recipe: &DistillRecipe, taid_t: f64) -> Divergence {
 /// caller's mask.
 /// # Shapes
 /// N rows of logits, labels `[N]` -> `[N]`
+/// # Source
+/// `method §3.2, paper Eq. 1` (L_CE)
 pub fn row_cross_entropy<B: Backend>(
     logits: impl Into<Logits<B>>,
     labels: Tensor<B, 1, Int>,
@@ -74,7 +78,7 @@ pub struct KdRows<B: Backend> {
 /// # Panics
 /// If `kl_weight` is not 0 and there is no teacher.
 /// # Source
-/// `method §3, §5`
+/// `method §3.2, paper Eq. 1`; the other divergences `method §5.2`
 pub fn kd_rows<B: Backend>(
     student: Logits<B>,
     teacher: Option<Logits<B>>,
@@ -111,6 +115,8 @@ pub fn kd_rows<B: Backend>(
 /// The masked mean of the loss of [`kd_rows`] over the step's token count.
 /// # Shapes
 /// mask `[N]` -> `[1]`
+/// # Source
+/// `method §3.2, paper Eq. 1`
 pub fn kd_loss<B: Backend>(
     student: Logits<B>,
     teacher: Option<Logits<B>>,
@@ -128,7 +134,7 @@ pub fn kd_loss<B: Backend>(
 /// m <- beta m + (1 - beta) (l_prev - l)/l_prev,  t <- min(t_end, max(line(step), t + alpha
 /// sigmoid(m) (1 - t))). Part of a checkpoint.
 /// # Source
-/// `method §5`
+/// `method §5.5`; `SakanaAI/TAID:src/distil_losses/taid.py`
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaidSchedule {
     pub t_start: f64,

@@ -25,7 +25,7 @@ pub const K3_LIMIT: f64 = 10.0;
 /// The estimate of one token, or `None` for `Full` and `FullReversed`, which need the whole
 /// distribution ([`full_divergence`]).
 /// # Source
-/// `method §4`
+/// `method §4.3`
 pub fn estimate(estimator: KlEstimator, old_log_prob: f32, ref_log_prob: f32) -> Option<f32> {
     let d = f64::from(old_log_prob) - f64::from(ref_log_prob);
     let k3 = |d: f64| ((-d).exp() + d - 1.0).clamp(-K3_LIMIT, K3_LIMIT);
@@ -45,6 +45,8 @@ pub fn estimate(estimator: KlEstimator, old_log_prob: f32, ref_log_prob: f32) ->
 /// the reference is a constant. NaN in either is NaN in the estimate.
 /// # Shapes
 /// log_probs, ref_log_probs `[N]` -> `[N]`
+/// # Source
+/// `method §4.3`
 pub fn estimate_tensor<B: Backend>(
     estimator: KlEstimator,
     log_probs: Tensor<B, 1>,
@@ -72,6 +74,8 @@ pub fn estimate_tensor<B: Backend>(
 
 /// The exact KL over the vocabulary as a divergence of the policy (student) from the reference
 /// (teacher): KL(pi || pi_ref), reversed KL(pi_ref || pi). `None` for the sampled estimators.
+/// # Source
+/// `method §4.3`
 pub fn full_divergence(estimator: KlEstimator) -> Option<Divergence> {
     match estimator {
         KlEstimator::Full => Some(Divergence::ReverseKl),
@@ -81,6 +85,8 @@ pub fn full_divergence(estimator: KlEstimator) -> Option<Divergence> {
 }
 
 /// Whether a row carries the penalty: its token scores decide in selective mode.
+/// # Source
+/// `method §4.2, paper Eq. 4` (the case of a wrong answer)
 pub fn is_penalised(mode: KlMode, token_scores: &[f32]) -> bool {
     match mode {
         KlMode::Selective => token_scores.iter().all(|&score| score < CORRECT_SCORE),
@@ -93,6 +99,8 @@ pub fn is_penalised(mode: KlMode, token_scores: &[f32]) -> bool {
 /// # Shapes
 /// token_scores, kl, loss_mask: the T tokens of one row. `kl` is not read where the row is not
 /// penalised or the mask is false.
+/// # Source
+/// `method §4.2, paper Eq. 4`
 pub fn row_rewards(
     token_scores: &[f32],
     kl: &[f32],
@@ -139,7 +147,7 @@ pub struct TokenRewards {
 /// # Shapes
 /// kl `[B, T]` in the batch's layout -> rewards `[B, T]`
 /// # Source
-/// `method §4`
+/// `method §4.2, paper Eq. 4`
 pub fn token_rewards(batch: &RolloutBatch, kl: &[f32], mode: KlMode, coef: f64) -> TokenRewards {
     let mut rewards = vec![0.0; batch.n_rows * batch.n_cols];
     let (mut sum_kl, mut n_penalised) = (0.0, 0);
@@ -164,6 +172,8 @@ pub fn token_rewards(batch: &RolloutBatch, kl: &[f32], mode: KlMode, coef: f64) 
 
 /// beta, fixed or adaptive: beta <- beta · (1 + clip(KL/target - 1, -0.2, 0.2) · n/horizon). Part
 /// of a checkpoint.
+/// # Source
+/// `method §4.4`
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KlController {
     pub coef: f64,

@@ -48,7 +48,7 @@ impl std::ops::AddAssign for PolicyStats {
 
 /// The clipped surrogate loss `[1]` and its statistics.
 /// # Source
-/// `method §4`; the two estimates of the KL are `old_approx_kl` and `approx_kl` of
+/// `method §4.6, paper Eq. 2`; the two estimates of the KL are `old_approx_kl` and `approx_kl` of
 /// `vwxyzjn/cleanrl:cleanrl/ppo.py`.
 pub fn policy_loss<B: Backend>(
     tokens: PolicyTokens<B>,
@@ -112,7 +112,7 @@ impl std::ops::AddAssign for ValueStats {
 
 /// The clipped squared error of the critic `[1]` and its statistics.
 /// # Source
-/// `method §4`
+/// `method §4.7`
 pub fn value_loss<B: Backend>(
     tokens: ValueTokens<B>,
     clip_value: f64,
@@ -139,6 +139,8 @@ pub fn value_loss<B: Backend>(
 /// Mean entropy of the masked tokens `[1]`; subtract it from the loss times `entropy_coef`.
 /// # Shapes
 /// entropy, mask `[N]`
+/// # Source
+/// `method §4.6`
 pub fn entropy_bonus<B: Backend>(
     entropy: Tensor<B, 1>,
     mask: Tensor<B, 1>,

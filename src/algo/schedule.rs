@@ -6,6 +6,8 @@ use crate::config::{AdamWRecipe, Decay};
 ///
 /// Warm-up step i of W uses lr · (i + 1)/W; with p = (step - W)/(n_steps - W) after it, cosine is
 /// lr · (1 + cos(pi p))/2 and linear lr · (1 - p).
+/// # Source
+/// `method §4.8`
 // Differs from the reference: its first warm-up step has rate 0, a whole rollout thrown away.
 pub fn learning_rate(recipe: &AdamWRecipe, step: usize, n_steps: usize) -> f64 {
     // Rounded, so that 28.5 % of 1000 steps is 285 whatever the product's last bit says.

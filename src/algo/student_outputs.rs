@@ -1,5 +1,5 @@
 //! DistiLLM's adaptive scheduler: how often a distillation step learns from the student's own
-//! episodes (method §5).
+//! episodes (method §5.4).
 //!
 //! The student's share φ rises only while the student gets worse on held-out teacher episodes: as
 //! long as those still teach it something, they are used. With r ~ U(0, 1), step i of n (from 1)

@@ -1,4 +1,4 @@
-//! Text in, observation out: the protocol of method §1. Knows no token ids.
+//! Text in, observation out: the protocol of method §1.2 and method §1.3. Knows no token ids.
 //!
 //! The environment is stateless: who is in which turn is the rollout's business. All searches that
 //! become due together go to the retriever in one call. A failed search ends its episode as failed;
@@ -120,7 +120,7 @@ impl Env<'_> {
 /// nothing, as [`reward::GoldAnswer`] says.
 ///
 /// # Source
-/// method §8
+/// `method §8`
 pub fn is_hit<'p>(
     passages: impl IntoIterator<Item = &'p Passage>,
     golden_answers: &[String],

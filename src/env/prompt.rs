@@ -16,6 +16,8 @@ pub struct Prompt {
 /// The chat of one user message: `instruction` with the question in it.
 /// # Errors
 /// If the chat template refuses it.
+/// # Source
+/// `method §9`
 pub fn prompt(instruction: &str, chat: &Chat, question: &str) -> Result<Prompt, ChatError> {
     let render =
         |question: &str| chat.render(&[Message::user(&user_message(instruction, question))], true);

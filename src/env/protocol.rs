@@ -1,5 +1,5 @@
-//! The protocol's text: actions, observations, the instruction (method §1 and §9). Pure functions
-//! of strings.
+//! The protocol's text: actions (method §1.2), observations (method §1.3), the instruction (method
+//! §9). Pure functions of strings.
 //!
 //! The reference is a Python program; white space and matching follow its `str.strip` and `re`.
 //! Functions named `reference_*` do what the reference does where this project differs on purpose,
@@ -22,7 +22,7 @@ pub const THINK_OPEN: &str = "<think>";
 /// on it expects it.
 ///
 /// # Source
-/// method §9
+/// `method §9`
 pub const DEFAULT_INSTRUCTION: &str = "Answer the given question. You must conduct reasoning \
                                        inside <think> and </think> first every time you get new \
                                        information. After reasoning, if you find you lack some \
@@ -50,6 +50,8 @@ pub enum Action {
 ///
 /// Differs from the reference, which asks the retriever for the empty text: a search without a
 /// query is no action. What came back would have nothing to do with the question.
+/// # Source
+/// `method §1.2`
 pub fn parse_action(turn: &str) -> Action {
     match reference_action(turn) {
         Action::Search(query) if query.is_empty() => Action::Invalid,
@@ -85,7 +87,7 @@ fn first_match<'t>(text: &'t str, open: &str, close: &str) -> Option<(usize, &'t
 /// search keeps the answer alone.
 ///
 /// # Source
-/// method §1, last bullet; PeterGriffinJin/Search-R1:search_r1/llm_agent/generation.py
+/// `method §1.2`; PeterGriffinJin/Search-R1:search_r1/llm_agent/generation.py
 /// `_postprocess_responses`
 pub fn reference_cut(generation: &str) -> &str {
     STOP_STRINGS
@@ -123,6 +125,8 @@ pub const NOTHING_FOUND: &str = "No passage was found for this query.";
 
 /// `\n\n<information>PASSAGES</information>\n\n`, PASSAGES as by [`format_documents`], or
 /// [`NOTHING_FOUND`] where there are none.
+/// # Source
+/// `method §1.3`
 pub fn search_observation(passages: &[Passage]) -> String {
     match passages {
         [] => information_block(NOTHING_FOUND),

@@ -1,5 +1,5 @@
-//! The outcome reward: exact match of the normalised answer (method §2), and the reference's scores
-//! of a whole text.
+//! The outcome reward: exact match of the normalised answer (method §2.1, paper Eq. 3), and the
+//! reference's scores of a whole text.
 //!
 //! An episode knows its prediction, so training needs [`outcome_reward`] alone. What counts as
 //! found is decided in one place, [`GoldAnswer`], for exact match, substring match and hits alike.
@@ -107,7 +107,7 @@ fn contains_apart(text: &str, part: &str) -> bool {
 /// ```
 ///
 /// # Source
-/// method §2
+/// `method §2.1, paper Eq. 3`
 pub fn outcome_reward(prediction: Option<&str>, golden_answers: &[String]) -> f32 {
     f32::from(u8::from(
         prediction.is_some_and(|prediction| exact_match(prediction, golden_answers)),
@@ -116,12 +116,16 @@ pub fn outcome_reward(prediction: Option<&str>, golden_answers: &[String]) -> f3
 
 /// Whether the prediction equals some gold answer, as [`GoldAnswer`] says. An empty prediction
 /// never does.
+/// # Source
+/// `method §2.1, paper Eq. 3`
 pub fn exact_match(prediction: &str, golden_answers: &[String]) -> bool {
     equals(prediction, golden_answers)
 }
 
 /// Whether some gold answer occurs in the prediction, as [`GoldAnswer`] says. Reported, never
 /// trained on.
+/// # Source
+/// `method §2.3`
 pub fn substring_match(prediction: &str, golden_answers: &[String]) -> bool {
     contains_answer(prediction, golden_answers)
 }
@@ -148,7 +152,7 @@ pub fn reference_substring_match(prediction: &str, golden_answers: &[String]) ->
 /// prompt's example is the first.
 ///
 /// # Source
-/// method §2; PeterGriffinJin/Search-R1:verl/utils/reward_score/qa_em.py `extract_solution`
+/// `method §2.1`; PeterGriffinJin/Search-R1:verl/utils/reward_score/qa_em.py `extract_solution`
 pub fn reference_extract_answer(text: &str) -> Option<&str> {
     let answers = blocks(text, "<answer>", "</answer>");
     if answers.len() < 2 { None } else { answers.last().copied().map(strip) }

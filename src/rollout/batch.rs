@@ -24,9 +24,9 @@ pub struct RolloutBatch {
     pub lengths: Vec<usize>,
     /// [B] tokens of each row's prompt: the response is prompt_lens[b]..lengths[b].
     pub prompt_lens: Vec<usize>,
-    /// [B, T] m_t: true where the agent wrote the token.
+    /// [B, T] m_t: true where the agent wrote the token (method §1.5, paper Eq. 6).
     pub loss_mask: Vec<bool>,
-    /// [B] r_EM
+    /// [B] r_EM (method §2.1, paper Eq. 3)
     pub scores: Vec<f32>,
     pub old_log_probs: Vec<f32>,
     pub ref_log_probs: Vec<f32>,
@@ -39,6 +39,8 @@ pub struct RolloutBatch {
 /// result about them belongs.
 ///
 /// The log-prob (or value) of the token in column t is read at the hidden state of column t - 1.
+/// # Source
+/// `method §1.5`, `method §11.2`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenIndex {
     /// [N] index into the group's hidden states, flattened to [R * T', D] (T' = the group's longest

@@ -1,9 +1,9 @@
 //! What happened in one episode, token by token, with its author; the JSON Lines record of
 //! episodes; episodes from text made elsewhere.
 //!
-//! The loss mask is born here: a [`Segment`] knows who wrote it, and everything downstream (losses,
-//! KL, entropy, advantages) derives its mask from that. No token id is ever compared with a pad or
-//! EOS id to find out what it is.
+//! The loss mask (method §1.5, paper Eq. 6) is born here: a [`Segment`] knows who wrote it, and
+//! everything downstream (losses, KL, entropy, advantages) derives its mask from that. No token id
+//! is ever compared with a pad or EOS id to find out what it is.
 //!
 //! # One episode, drawn
 //! "Who directed Nolmar?", one search, then the answer. (Ids of an invented tokenizer; `</search>`
@@ -123,7 +123,7 @@ pub struct Episode {
     pub status: Status,
     /// The agent's answer, trimmed; only where `status` is `Answered`.
     pub prediction: Option<String>,
-    /// r_EM (method §2).
+    /// r_EM (method §2.1, paper Eq. 3).
     pub reward: f32,
     /// Executed searches, in order.
     pub searches: Vec<SearchRecord>,
@@ -163,8 +163,8 @@ impl Episode {
             _ => None,
         }
     }
-    /// Whether the episode may be trained on (method §1: retriever failures are excluded; so is a
-    /// prompt that did not fit).
+    /// Whether the episode may be trained on: failures of the retriever are excluded (method §1.3),
+    /// and prompts that did not fit (method §1.4).
     pub fn is_trainable(&self) -> bool {
         !matches!(self.status, Status::RetrieverFailed(_) | Status::PromptTooLong)
             && self.n_agent_tokens() > 0

@@ -1,7 +1,7 @@
 //! Plays questions: a generator writes the agent's turns, the environment answers, every question
 //! becomes an [`Episode`] (method §1).
 //!
-//! # The turn table
+//! # The turn table (method §1.2)
 //! Turns 0..max_turns may search; one last turn follows in which a search is no longer executed.
 //! After each generation:
 //!
@@ -11,9 +11,9 @@
 //! | a search | observation, next turn | `TruncatedTurns` |
 //! | neither (EOS, the turn's token limit, or a search without a query) | invalid-action message, next turn | `TruncatedTurns` |
 //!
-//! Whatever the turn: a row that has reached `max_prompt_length` tokens without an answer, or whose
-//! next observation would leave no room for one more token, ends as `TruncatedLength`; a failed
-//! search ends the episode as `RetrieverFailed`.
+//! Whatever the turn (method §1.4): a row that has reached `max_prompt_length` tokens without an
+//! answer, or whose next observation would leave no room for one more token, ends as
+//! `TruncatedLength`; a failed search ends the episode as `RetrieverFailed`.
 //!
 //! # Tokens
 //! Sampled ids are appended as they were sampled, EOS included. The prompt (its last
@@ -141,7 +141,7 @@ impl Opening {
 /// # Panics
 /// If there is not one key a question.
 /// # Source
-/// method §1; `omron-sinicx/dgpo` search_r1/llm_agent/generation.py, `run_llm_loop`.
+/// `method §1`; `omron-sinicx/dgpo` search_r1/llm_agent/generation.py, `run_llm_loop`.
 pub fn play(
     generator: &mut impl Generator,
     rules: Rules<'_>,

@@ -30,6 +30,8 @@ pub struct Shown {
 /// for text that is no such block, the first `max` tokens stay.
 /// # Errors
 /// Those of `encode`.
+/// # Source
+/// `method §1.3`
 pub fn fit<E>(
     text: &str,
     max: usize,

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 /// and the names of the world, shorter than a sentence.
 const REPEATED_RUN: usize = 8;
 
-/// Means over episodes. Episodes whose retriever failed are counted in `retriever_failed` and in
-/// nothing else.
+/// Means over episodes (`method §7.3`). Episodes whose retriever failed are counted in
+/// `retriever_failed` and in nothing else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EpisodeStats {
     /// Episodes, failed ones included.

@@ -1,5 +1,5 @@
-//! One RL step: PPO or GRPO with the search engine and the selective KL penalty (method §4), in the
-//! order of the method.
+//! One RL step: PPO or GRPO with the search engine and the selective KL penalty, in the order of
+//! the method (method §4.1, paper Eq. 5).
 //!
 //! ```text
 //! batch      = RolloutBatch::new(episodes)
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The reference is run on the penalised rows alone: the score is known before, and on correct
-//! episodes its log-probs have no effect.
+//! episodes its log-probs have no effect (method §11.1).
 use super::{
     distill::scalar,
     metrics::*,
@@ -220,6 +220,9 @@ fn token_records(
 ///
 /// The reference's log-probs are those of the penalised rows, and 0 where the exact KL takes their
 /// place: it comes out of the same pass of the actor that gives those rows' own log-probs.
+/// # Source
+/// `method §4.3`; the actor runs over all rows (`method §11.4`), the reference over the penalised
+/// ones (`method §11.1`).
 fn log_probs_and_penalty<I: Backend>(
     actor: &Decoder<I>,
     reference: Option<&Decoder<I>>,
@@ -287,6 +290,8 @@ pub(crate) struct Update<'a, B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Update<'_, B> {
+    /// One optimizer step of the policy: `method §4.6, paper Eq. 2`, with the penalty of
+    /// `method §4.3` where it is in the loss.
     fn actor(&mut self, mini_batch: &[usize], lr: f64) -> ActorStats {
         let (batch, recipe, device) = (self.batch, self.recipe, self.device);
         let activations = Activations::of(&recipe.model);
@@ -382,7 +387,7 @@ impl<B: TrainBackend> Update<'_, B> {
         stats
     }
 
-    /// `None` where there is no critic.
+    /// One optimizer step of the critic (`method §4.7`); `None` where there is none.
     pub(crate) fn critic(&mut self, mini_batch: &[usize], lr: f64) -> Option<CriticStats> {
         let (batch, recipe, device, advantages) =
             (self.batch, self.recipe, self.device, self.advantages);
