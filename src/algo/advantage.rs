@@ -1,5 +1,5 @@
-//! How much better than expected was each token? GAE with a critic, group-relative scores without
-//! one, whitening.
+//! Advantages: how much better than expected each token was. GAE with a critic, group-relative
+//! scores without one, whitening.
 //!
 //! delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1},  V_{T+1} = 0,  R_t =
 //! A_t + V_t (`method §4.5`), where V_t is read at the position *before* y_t, so that everything is
@@ -19,13 +19,13 @@ pub const WHITEN_EPS: f64 = 1e-8;
 /// Added to the standard deviation of a group of episodes.
 pub const GROUP_EPS: f64 = 1e-6;
 
-/// What the update consumes, in the batch's `[B, T]` layout; 0 and false outside the response.
+/// Input of the update, in the batch's `[B, T]` layout; 0 and false outside the response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Advantages {
     pub advantages: Vec<f32>,
     /// R_t = A_t + V_t, from the advantages before whitening.
     pub returns: Vec<f32>,
-    /// Tokens the recursion saw: whitening and the value loss run over these.
+    /// Tokens that the recursion ran over; whitening and the value loss count the same ones.
     pub mask: Vec<bool>,
 }
 
@@ -86,7 +86,7 @@ pub fn whiten(values: &mut [f32], mask: &[bool]) {
     }
 }
 
-/// As [`whiten`], but the mean stays: only the scale becomes 1.
+/// As [`whiten`], but the mean is kept and only the scale becomes 1.
 pub fn whiten_keep_mean(values: &mut [f32], mask: &[bool]) {
     if let Some((mean, scale)) = whitening(values, mask) {
         values.iter_mut().for_each(|x| *x = ((f64::from(*x) - mean) * scale + mean) as f32);
@@ -175,8 +175,8 @@ pub fn group_advantages<G: Ord>(scores: &[f32], groups: &[G]) -> Vec<f32> {
     groups.iter().zip(scores).map(advantage).collect()
 }
 
-/// Share of the groups of at least two rows whose scores are all equal: they give the policy no
-/// direction. 0 where there is no such group.
+/// Fraction of zero-variance groups among the groups of at least two rows: all their scores are
+/// equal, so they give the policy no direction. 0 where no group has two rows.
 /// # Shapes
 /// scores, groups: B rows
 pub fn flat_groups<G: Ord>(scores: &[f32], groups: &[G]) -> f64 {
@@ -197,12 +197,13 @@ fn by_group<'g, G: Ord>(scores: &[f32], groups: &'g [G]) -> BTreeMap<&'g G, Vec<
 /// GRPO's advantages of a batch: the row's group-relative score on each of its agent tokens. There
 /// is no critic, so returns equal advantages.
 ///
-/// A = (r - mean r) / (std r + 1e-6) takes its unit from r, so r should be the outcome alone. With
-/// the penalty in it, r = r_EM - beta KL, a group of equal outcomes has std r = beta std KL, and
-/// beta cancels: A = -(KL - mean KL) / std KL however small it is. That is why a recipe with
-/// `rl.algorithm = "grpo"` and `kl.in = "reward"` is refused (`config/check/rl.rs`), and why GRPO's
-/// penalty is in the loss elsewhere. Dividing the penalty by the outcome's std instead would divide
-/// by 1e-6 in just those groups. Recorded references that do mix the two can still be computed.
+/// A = (r - mean r) / (std r + 1e-6) is divided by the spread of r, so r should be the outcome
+/// alone. With the penalty in it, r = r_EM - beta KL, a group of equal outcomes has std r = beta
+/// std KL, and beta cancels: A = -(KL - mean KL) / std KL however small it is. That is why a recipe
+/// with `rl.algorithm = "grpo"` and `kl.in = "reward"` is refused (`config/check/rl.rs`), and why
+/// GRPO's penalty is in the loss elsewhere. Dividing the penalty by the outcome's std instead would
+/// divide by 1e-6 in just those groups. Recorded references that do mix the two can still be
+/// computed.
 /// # Shapes
 /// rewards `[B, T]` (summed over a row they are its score), groups: B
 /// # Source

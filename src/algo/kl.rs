@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 /// (the published code's own threshold).
 pub const CORRECT_SCORE: f32 = 0.1;
 
-/// k3 is clamped to ± this: one token whose probability collapsed must not outweigh a whole batch.
+/// Bound of k3, in both directions: one token whose probability collapsed must not outweigh a whole
+/// batch.
 pub const K3_LIMIT: f64 = 10.0;
 
 /// The estimate of one token, or `None` for `Full` and `FullReversed`, which need the whole
@@ -84,7 +85,7 @@ pub fn full_divergence(estimator: KlEstimator) -> Option<Divergence> {
     }
 }
 
-/// Whether a row carries the penalty: its token scores decide in selective mode.
+/// True if a row carries the penalty; in selective mode its token scores decide.
 /// # Source
 /// `method §4.2, paper Eq. 4` (the case of a wrong answer)
 pub fn is_penalised(mode: KlMode, token_scores: &[f32]) -> bool {
@@ -129,7 +130,7 @@ pub fn row_mean_kl(kl: &[f32], loss_mask: &[bool], is_penalised: bool) -> f64 {
         / n_tokens as f64
 }
 
-/// Rewards of a batch and what the KL controller and the log want to know.
+/// Rewards of a batch, with the figures for the KL controller and the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenRewards {
     /// [B, T] r_t; 0 outside the response.
@@ -179,7 +180,8 @@ pub struct KlController {
     pub coef: f64,
     /// KL a token the controller steers to; 0 = beta stays fixed.
     pub target: f64,
-    /// Episodes over which a full error changes beta by its own size.
+    /// Episodes over which an error of 1 would change beta by its own size (errors are limited to
+    /// ±0.2).
     pub horizon: f64,
 }
 impl KlController {
@@ -187,8 +189,8 @@ impl KlController {
         Self { coef: recipe.coef, target: recipe.target, horizon: recipe.horizon }
     }
 
-    /// After a step of `n_episodes` whose mean KL was `mean_kl`. A KL that is not finite says
-    /// nothing: its update was skipped, and so is this one.
+    /// After a step of `n_episodes` whose mean KL was `mean_kl`. A KL that is not finite is
+    /// ignored: its update was skipped, and so is this one.
     pub fn update(&mut self, mean_kl: f64, n_episodes: usize) {
         if self.target > 0.0 && mean_kl.is_finite() {
             let error =

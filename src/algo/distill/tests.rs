@@ -47,8 +47,8 @@ fn softmax(logits: &[f64], temperature: f64) -> Vec<f64> {
     e.iter().map(|x| x / sum).collect()
 }
 
-/// One row, straight from the definitions in the enum's documentation. `frozen` is the student TAID
-/// mixes in.
+/// One row, straight from the definitions in the enum's documentation. `frozen` is the student that
+/// TAID mixes into its target.
 fn literal(
     student: &[f64],
     frozen: &[f64],
