@@ -2,8 +2,8 @@
 //! §9). Pure functions of strings.
 //!
 //! The reference is a Python program; white space and matching follow its `str.strip` and `re`.
-//! Functions named `reference_*` do what the reference does where this project differs on purpose,
-//! for the conformance run.
+//! Functions named `reference_*` behave as the reference where this project differs on purpose; the
+//! conformance run calls them.
 
 use crate::data::{corpus::Passage, text::strip};
 
@@ -13,13 +13,13 @@ use crate::data::trajectories::{INFORMATION_CLOSE, INFORMATION_MARGIN, INFORMATI
 /// The strings that end a turn.
 pub const STOP_STRINGS: [&str; 2] = ["</search>", "</answer>"];
 
-/// What an answer begins with.
+/// The tag that opens an answer.
 pub const ANSWER_OPEN: &str = "<answer>";
-/// And of a thought.
+/// The tag that opens a thought.
 pub const THINK_OPEN: &str = "<think>";
 
-/// The published instruction. "as your want" is how the published data has it: a checkpoint trained
-/// on it expects it.
+/// The published instruction. "as your want" is the wording of the published data, which a
+/// checkpoint trained on it expects.
 ///
 /// # Source
 /// `method §9`
@@ -35,10 +35,10 @@ pub const DEFAULT_INSTRUCTION: &str = "Answer the given question. You must condu
                                        illustrations. For example, <answer> Beijing </answer>. \
                                        Question: {question}\n";
 
-/// Where the question goes in an instruction.
+/// Placeholder of the question in an instruction.
 pub const QUESTION_PLACEHOLDER: &str = "{question}";
 
-/// What the agent decided in a turn.
+/// The agent's decision in a turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Search(String),
@@ -49,7 +49,7 @@ pub enum Action {
 /// The turn's first `<search>…</search>` or `<answer>…</answer>`, inner text trimmed.
 ///
 /// Differs from the reference, which asks the retriever for the empty text: a search without a
-/// query is no action. What came back would have nothing to do with the question.
+/// query is no action, because whatever came back would have nothing to do with the question.
 /// # Source
 /// `method §1.2`
 pub fn parse_action(turn: &str) -> Action {
@@ -72,16 +72,16 @@ pub fn reference_action(turn: &str) -> Action {
     }
 }
 
-/// Start and stripped inner text of the first `open` that has a `close` behind it. That is always
-/// the first `open`: if it has no `close` behind it, no later one has.
+/// Start and stripped inner text of the first `open` that is followed by a `close`. That is always
+/// the first `open`: if no `close` follows it, none follows a later one.
 fn first_match<'t>(text: &'t str, open: &str, close: &str) -> Option<(usize, &'t str)> {
     let at = text.find(open)?;
     let inner = &text[at + open.len()..];
     Some((at, strip(&inner[..inner.find(close)?])))
 }
 
-/// What the reference keeps of a generation: everything up to the first `</search>`; without one,
-/// up to the first `</answer>`.
+/// The part of a generation that the reference keeps: everything up to the first `</search>`;
+/// without one, up to the first `</answer>`.
 ///
 /// Here generation ends at whichever stop string is complete first, so an answer followed by a
 /// search keeps the answer alone.
@@ -96,8 +96,8 @@ pub fn reference_cut(generation: &str) -> &str {
         .unwrap_or(generation)
 }
 
-/// What this project's engine keeps of a generation: everything up to the stop string that is
-/// complete first.
+/// The part of a generation that this project's engine keeps: everything up to the stop string that
+/// is complete first.
 pub fn cut_at_first_stop(generation: &str) -> &str {
     crate::tokenizer::stream::find_stop(0, generation, &STOP_STRINGS)
         .map_or(generation, |(end, _)| &generation[..end])
@@ -120,7 +120,7 @@ pub fn information_block(documents: &str) -> String {
     )
 }
 
-/// What an agent reads where a search found nothing.
+/// The agent reads this where a search found nothing.
 pub const NOTHING_FOUND: &str = "No passage was found for this query.";
 
 /// `\n\n<information>PASSAGES</information>\n\n`, PASSAGES as by [`format_documents`], or
@@ -134,14 +134,14 @@ pub fn search_observation(passages: &[Passage]) -> String {
     }
 }
 
-/// What stands between the tags of an [`information_block`]; `None` of any other text.
+/// The text between the tags of an [`information_block`]; `None` for any other text.
 pub fn information_documents(observation: &str) -> Option<&str> {
     let inner = observation.strip_prefix(INFORMATION_MARGIN)?.strip_prefix(INFORMATION_OPEN)?;
     inner.strip_suffix(INFORMATION_MARGIN)?.strip_suffix(INFORMATION_CLOSE)
 }
 
-/// The passages as far as the first `n_bytes` of [`format_documents`] hold their titles and texts;
-/// those of which nothing is left are missing.
+/// The passages as far as the agent sees them: their titles and texts within the first `n_bytes` of
+/// [`format_documents`]. Passages that lie wholly behind are left out.
 pub fn shown_passages(passages: &[Passage], n_bytes: usize) -> Vec<Passage> {
     let mut room = n_bytes;
     let mut take = |text: &str| {
