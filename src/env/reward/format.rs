@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! start ─▶ <think> ─▶ <search> ─▶ <information> ─┐        ─▶ <answer> ─▶ end
-//!             ▲──────────────────────────────────┘  (only white space between blocks; anything inside them)
+//!             ▲──────────────────────────────────┘  (white space between blocks, anything inside)
 //! ```
 //!
 //! | format | answer | score |
