@@ -9,9 +9,9 @@
 //! and `</answer>` are one token each here.)
 //!
 //! ```text
-//! segment    Prompt            Agent, turn 1         Observation(Information)       Agent, turn 2
+//! segment    Prompt            Agent, turn 1         Observation(Information)      Agent, turn 2
 //! text       <user> … <agent>  <search> Nolmar </…>  <information> Doc 1 … </…>    <answer> Vex …
-//! stop                         StopString(0)                                        StopString(1)
+//! stop                         StopString(0)                                       StopString(1)
 //! ids         2  41  42   3     5   310   6           7   402  403  88   8           9   512  10
 //! column      0   1   2   3     4    5    6           7    8    9   10   11         12   13   14
 //! loss_mask   0   0   0   0     1    1    1           0    0    0    0    0          1    1    1

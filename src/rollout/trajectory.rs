@@ -13,7 +13,7 @@
 //! ```text
 //! prediction  response
 //! sailor      <think> maybe <answer> sailor </answer>| or not </think> <answer> cook </answer>
-//! a           <search> q </search>| I wait.\n\n<information>..</information>\n\n<answer> a </answer>
+//! a           <search> q </search>| I wait.\n\n<information> … </…>\n\n<answer> a </answer>
 //! ```
 //! Text after a stop is not part of the episode: it could not have been sampled there, and a
 //! student that learned it would be stopped before it could write it. Scoring by a later answer
