@@ -121,7 +121,8 @@ pub fn row_divergence<B: Backend>(
     token_divergence(student, teacher, labels, divergence, temperature).divergence
 }
 
-/// A decoder trunk with a scalar head (Linear(D, 1) with bias, zero bias at the start).
+/// A decoder trunk with a scalar head (Linear(D, 1) with bias, zero bias at the start): the critic
+/// of `method §4.7`.
 #[derive(Module, Debug)]
 pub struct Critic<B: Backend> {
     pub trunk: Decoder<B>,

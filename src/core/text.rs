@@ -6,7 +6,7 @@
 //! needs them.
 //!
 //! # Source
-//! method §2; CPython `_PyUnicode_IsWhitespace` and `str.isalnum` (checked over all code points
+//! `method §2.2`; CPython `_PyUnicode_IsWhitespace` and `str.isalnum` (checked over all code points
 //! against general categories).
 
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
@@ -50,7 +50,7 @@ pub fn is_word(c: char) -> bool {
 /// ```
 ///
 /// # Source
-/// method §2
+/// `method §2.2`
 pub fn normalise_answer(text: &str) -> String {
     let lower = text.to_lowercase();
     let bare: String = lower.chars().filter(|c| !c.is_ascii_punctuation()).collect();

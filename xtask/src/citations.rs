@@ -1,95 +1,258 @@
-//! Whether what the source cites is on the page: `method §N` names a heading of docs/method.md, and
-//! `paper Eq. N` an equation that stands there.
-use std::collections::BTreeSet;
+//! The method page and what leads to it.
+//!
+//! Four rules over every Rust, TOML and Markdown file of the workspace:
+//!
+//! | written | names |
+//! |---|---|
+//! | a section sign with a number | a heading of `docs/method.md` |
+//! | `Eq.` with a number | an equation that stands there, in bold: `**Paper Eq. 3**` |
+//! | a path of modules between backticks, in the pages of [`EXPLAINED`] | an item or a module of the source |
+//! | a key in the table of settings | a key of `configs/base.toml`, each of them in one row |
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+};
 
-/// The page, from the workspace's folder.
-pub const PAGE: &str = "docs/method.md";
+const METHOD: &str = "docs/method.md";
+const RECIPE: &str = "configs/base.toml";
+/// Pages whose module paths are looked up.
+const EXPLAINED: [&str; 2] = [METHOD, "docs/glossary.md"];
+/// Heading of the table of settings.
+const SETTINGS: &str = "Settings";
+/// What a build or a run makes.
+const NOT_ENTERED: [&str; 3] = ["target", "runs", "indexes"];
+/// What a name follows where it is defined.
+const DEFINING: [&str; 8] = ["fn", "struct", "enum", "const", "static", "trait", "type", "mod"];
 
-const SECTION: &str = "method §";
-const EQUATION: &str = "paper Eq. ";
+/// A broken rule: file (with `/`), line, message.
+pub type Broken = (String, usize, String);
 
-/// Sections and equations of the page.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Method {
-    /// `4`, `3.2`; a line of a numbered list in section 11 is `11.4`.
-    sections: BTreeSet<String>,
-    equations: BTreeSet<String>,
+/// The rules of this page, for the workspace in `root`.
+/// # Errors
+/// If a file cannot be read.
+pub fn check(root: &Path) -> io::Result<Vec<Broken>> {
+    let mut files = Vec::new();
+    collect(root, root, &mut files)?;
+    files.sort();
+    Ok(check_files(&files))
 }
 
-impl Method {
-    /// Reads the page.
-    pub fn of(page: &str) -> Self {
-        let mut method = Self::default();
-        let mut section = String::new();
-        for line in page.lines() {
-            let words = line.trim_start_matches('#');
-            if let Some(heading) = words.strip_prefix(" §").filter(|_| words.len() < line.len()) {
-                section = number(heading);
-                method.sections.insert(section.clone());
-            } else if let Some((item, _)) =
-                line.split_once(". ").filter(|(item, _)| is_number(item))
-            {
-                method.sections.insert(format!("{section}.{item}"));
+/// Files of the workspace as (path from `root`, text).
+fn collect(root: &Path, folder: &Path, files: &mut Vec<(String, String)>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() {
+            if !name.starts_with('.') && !NOT_ENTERED.contains(&name.as_str()) {
+                collect(root, &path, files)?;
             }
-            let equations = line.split("Eq. ").skip(1).map(number);
-            method.equations.extend(equations.filter(|number| !number.is_empty()));
+        } else if [".rs", ".toml", ".md"].iter().any(|ending| name.ends_with(ending)) {
+            let from_root = path.strip_prefix(root).unwrap_or(&path);
+            files
+                .push((from_root.to_string_lossy().replace('\\', "/"), fs::read_to_string(&path)?));
         }
-        method
     }
+    Ok(())
+}
 
-    /// Lines of a file, from 1, that cite what is not there, and what that is.
-    pub fn wrong_citations(&self, text: &str) -> Vec<(usize, String)> {
-        let mut found = Vec::new();
-        for (line_idx, line) in text.lines().enumerate() {
-            for (mark, known) in [(SECTION, &self.sections), (EQUATION, &self.equations)] {
-                let cited = line.split(mark).skip(1).map(number);
-                let wrong = cited.filter(|cited| is_number(cited) && !known.contains(cited));
-                found.extend(
-                    wrong.map(|cited| (line_idx + 1, format!("{mark}{cited} is not in {PAGE}"))),
-                );
+fn check_files(files: &[(String, String)]) -> Vec<Broken> {
+    let text_of = |wanted: &str| {
+        files.iter().find(|(path, _)| path == wanted).map_or("", |(_, text)| text.as_str())
+    };
+    let method = text_of(METHOD);
+    let (sections, equations) = (sections(method), equations(method));
+    let names = defined_names(files);
+    let mut broken = Vec::new();
+    for (path, text) in files {
+        let mut report = |line: usize, message: String| broken.push((path.clone(), line, message));
+        for (line, text) in (1..).zip(text.lines()) {
+            for section in numbers_after(text, "§").into_iter().flatten() {
+                if !sections.contains(&section) {
+                    report(line, format!("{METHOD} has no §{section}"));
+                }
+            }
+            for equation in numbers_after(text, "Eq. ") {
+                match equation {
+                    Some(equation) if !equations.contains(&equation) => {
+                        report(line, format!("{METHOD} has no **Paper Eq. {equation}**"));
+                    }
+                    _ => {}
+                }
+            }
+            if text.trim_end().ends_with("Eq.") {
+                report(line, "the number of this equation stands on the next line".to_owned());
+            }
+            if EXPLAINED.contains(&path.as_str()) {
+                for name in module_paths(text).filter(|name| !names.contains(*name)) {
+                    report(line, format!("nothing in the source is called {name}"));
+                }
             }
         }
-        found
     }
+    broken.extend(check_settings(method, text_of(RECIPE)));
+    broken
 }
 
-/// The number that a text begins with: `11.4` of "11.4, 12".
-fn number(text: &str) -> String {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    text[..end].trim_end_matches('.').to_owned()
+/// Numbers of the headings, such as `4` and `4.2`.
+fn sections(method: &str) -> BTreeSet<String> {
+    let headings = method.lines().filter(|line| line.starts_with('#'));
+    headings.flat_map(|line| numbers_after(line, "§").into_iter().flatten()).collect()
 }
 
-fn is_number(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_digit()) && number(text) == text
+fn equations(method: &str) -> BTreeSet<String> {
+    numbers_after(method, "**Paper Eq. ").into_iter().flatten().collect()
+}
+
+/// What follows each `mark`: `4.2` of "§4.2, line 3"; `None` where it is no number. A full stop at
+/// the end belongs to the sentence.
+fn numbers_after(text: &str, mark: &str) -> Vec<Option<String>> {
+    let number = |rest: &str| {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let number = rest[..end].trim_end_matches('.');
+        number.starts_with(|c: char| c.is_ascii_digit()).then(|| number.to_owned())
+    };
+    text.split(mark).skip(1).map(number).collect()
+}
+
+/// Names of items and of modules.
+fn defined_names(files: &[(String, String)]) -> BTreeSet<&str> {
+    let mut names = BTreeSet::new();
+    for (path, text) in files.iter().filter(|(path, _)| path.ends_with(".rs")) {
+        names.extend(path.trim_end_matches(".rs").split('/'));
+        let mut words = text.split(|c: char| !c.is_alphanumeric() && c != '_').peekable();
+        while let Some(word) = words.next() {
+            if DEFINING.contains(&word) {
+                names.extend(words.peek().filter(|name| !name.is_empty()));
+            }
+        }
+    }
+    names
+}
+
+/// The last part of each `a::b` between backticks.
+fn module_paths(line: &str) -> impl Iterator<Item = &str> {
+    let spans = line.split('`').skip(1).step_by(2);
+    spans.filter_map(|span| span.rsplit_once("::").map(|(_, name)| name))
+}
+
+/// The table of settings against the recipe: a row for each key, and no other row.
+fn check_settings(method: &str, recipe: &str) -> Vec<Broken> {
+    let rows = settings(method);
+    let keys = keys(recipe);
+    let mut broken = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (line, key) in &rows {
+        if !keys.contains_key(key) {
+            broken.push((METHOD.to_owned(), *line, format!("{RECIPE} has no key {key}")));
+        }
+        if !seen.insert(key) {
+            broken.push((METHOD.to_owned(), *line, format!("{key} has a row already")));
+        }
+    }
+    for (key, line) in keys.iter().filter(|(key, _)| !seen.contains(key)) {
+        let message = format!("{key} has no row in the table of settings of {METHOD}");
+        broken.push((RECIPE.to_owned(), *line, message));
+    }
+    broken
+}
+
+/// Lines and keys of the table: the code between backticks in the second column.
+fn settings(method: &str) -> Vec<(usize, String)> {
+    let mut is_settings = false;
+    let mut found = Vec::new();
+    for (line, text) in (1..).zip(method.lines()) {
+        if text.starts_with("## ") {
+            is_settings = text.ends_with(SETTINGS);
+        }
+        let second = text.strip_prefix('|').and_then(|row| row.split('|').nth(1));
+        let key = second.and_then(|cell| cell.trim().strip_prefix('`')?.strip_suffix('`'));
+        if let Some(key) = key.filter(|_| is_settings) {
+            found.push((line, key.to_owned()));
+        }
+    }
+    found
+}
+
+/// Keys of a recipe with the names of their tables in front, and their lines.
+fn keys(recipe: &str) -> BTreeMap<String, usize> {
+    let mut table = String::new();
+    let mut found = BTreeMap::new();
+    for (line, text) in (1..).zip(recipe.lines()) {
+        if let Some(rest) = text.strip_prefix('[') {
+            table = rest.split(']').next().unwrap_or_default().to_owned() + ".";
+        } else if let Some((key, _)) = text.split_once('=')
+            && !key.trim().is_empty()
+            && key.trim().chars().all(|c| c.is_alphanumeric() || c == '_')
+        {
+            found.insert(format!("{table}{}", key.trim()), line);
+        }
+    }
+    found
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const METHOD: &str = "# The method\n## §3 Start\n### §3.2 Loss\nEq. 1: L = …\n## §11 Less\n1. \
-                          One\n4. Four\n";
-
-    #[test]
-    fn sections_items_and_equations_of_the_page_may_be_cited() {
-        let text =
-            "/// `method §3.2`, paper Eq. 1; method §3, §9 of another page\n// method §11.4.\n";
-        assert_eq!(Method::of(METHOD).wrong_citations(text), []);
+    /// A workspace of a method page with two sections, an equation and a setting, the recipe, and
+    /// one more file. The section sign is put in here, so that this file cites nothing.
+    fn problems(path: &str, text: &str) -> Vec<String> {
+        let page = "## @4 RL\n### @4.2 Rewards\n**Paper Eq. 3**, `algo::kl::estimate`\n\
+                    ## @5 Settings\n| a | `kl.coef` | 1 |\n";
+        let files = [
+            (METHOD, page),
+            (RECIPE, "# no = key\n[kl]     # why\ncoef = 1  # = 2\n"),
+            ("src/algo/kl.rs", "fn estimate() {}\n"),
+            (path, text),
+        ];
+        let files = files.map(|(path, text)| (path.to_owned(), text.replace('@', "§")));
+        let described = |(path, line, message)| format!("{path}:{line}: {message}");
+        check_files(&files).into_iter().map(described).collect()
     }
 
     #[test]
-    fn what_is_not_on_the_page_is_reported_with_its_line() {
-        let text = "fine\n// method §4\n// `method §3.1` paper Eq. 2\n";
-        let wrong: Vec<String> = Method::of(METHOD)
-            .wrong_citations(text)
-            .into_iter()
-            .map(|(line, what)| format!("{line}: {what}"))
-            .collect();
+    fn what_leads_somewhere_is_fine() {
+        let text = "// method @4, @4.2.\n// paper Eq. 3; @ is a sign\n";
+        assert_eq!(problems("src/a.rs", text), [""; 0]);
+    }
+
+    #[test]
+    fn a_section_that_is_not_there_is_reported_with_file_and_line() {
+        let text = "\n/// `method @4, @7`\n// (method\n// @4.3).\n";
+        let broken = problems("src/a.rs", text);
+        assert_eq!(broken.len(), 2);
+        assert!(broken[0].starts_with("src/a.rs:2: ") && broken[0].ends_with("no \u{a7}7"));
+        assert!(broken[1].starts_with("src/a.rs:4: ") && broken[1].ends_with("no \u{a7}4.3"));
+    }
+
+    #[test]
+    fn an_equation_that_is_not_there_is_reported_with_file_and_line() {
+        let text = format!("a = 1 # paper {0} 3\n# paper {0} 9, paper {0}\n# 3\n", "Eq.");
+        let broken = problems("configs/a.toml", &text);
+        assert_eq!(broken.len(), 2, "{broken:?}");
+        assert!(broken[0].starts_with("configs/a.toml:2: ") && broken[0].ends_with("9**"));
+        assert!(broken[1].contains(":2: the number of this equation stands on the next line"));
+    }
+
+    #[test]
+    fn a_name_that_is_not_there_is_reported_in_the_pages_that_explain() {
+        let text = "`algo::kl::estimate`, `kl.coef`, `algo::kl`\nor `algo::kl::estimat`\n";
+        let expected = "docs/glossary.md:2: nothing in the source is called estimat";
+        assert_eq!(problems("docs/glossary.md", text), [expected]);
+        assert_eq!(problems("README.md", text), [""; 0]);
+    }
+
+    #[test]
+    fn every_setting_has_one_row() {
+        let method = "## Settings\n| b | `kl.in` |\n| a | `kl.coef` |\n| c | `kl.coef` |\n";
+        let broken = check_settings(method, "stage = 1\n[kl]\ncoef = 1\n");
         let expected = [
-            "2: method §4 is not in docs/method.md",
-            "3: method §3.1 is not in docs/method.md",
-            "3: paper Eq. 2 is not in docs/method.md",
+            (METHOD, 2, "configs/base.toml has no key kl.in"),
+            (METHOD, 4, "kl.coef has a row already"),
+            (RECIPE, 1, "stage has no row in the table of settings of docs/method.md"),
         ];
-        assert_eq!(wrong, expected);
+        let expected = expected.map(|(path, line, text)| (path.to_owned(), line, text.to_owned()));
+        assert_eq!(broken, expected);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The rules read text, not syntax: comments are cut off, and a file's test code (from
 //! `#[cfg(test)]` on, and files of tests) may import what it likes.
-use crate::citations::{self, Method};
+use crate::citations;
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -125,22 +125,14 @@ pub fn check(root: &Path) -> io::Result<Vec<Problem>> {
         collect(&root.join(folder), &mut files)?;
     }
     files.sort();
-    let method = Method::of(&fs::read_to_string(root.join(citations::PAGE))?);
     let mut problems = Vec::new();
     for file in files {
         let path = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
         let text = fs::read_to_string(&file)?;
-        // The tests of this crate cite wrongly on purpose.
-        if !path.starts_with("xtask/") {
-            let wrong = method.wrong_citations(&text).into_iter();
-            problems.extend(wrong.map(|(line, message)| Problem {
-                path: path.clone(),
-                line,
-                message,
-            }));
-        }
         problems.extend(check_file(&path, &text));
     }
+    let broken = citations::check(root)?.into_iter();
+    problems.extend(broken.map(|(path, line, message)| Problem { path, line, message }));
     Ok(problems)
 }
 

@@ -51,7 +51,7 @@ operation! {
 }
 
 /// Log p(label), entropy and divergence of each row, all at one temperature; differentiable in the
-/// student's hidden states and head.
+/// student's hidden states and head (`method §3.2, paper Eq. 1`).
 /// # Shapes
 /// student hidden [N, D_s], teacher hidden [N, D_t]; vocabularies may differ in size and are cut to
 /// their shared prefix for the divergence; labels [N] -> [N] each.

@@ -1,5 +1,5 @@
-//! Distances between a teacher's and a student's distribution over the vocabulary, and the few
-//! numbers that tell the kernels which one to compute.
+//! Distances between a teacher's and a student's distribution over the vocabulary (method §5.2),
+//! and the few numbers that tell the kernels which one to compute.
 //!
 //! With p_s = softmax(student / temperature), p_t = softmax(teacher / temperature), m = w p_s + (1
 //! - w) p_t, every one of them has one of three forms:

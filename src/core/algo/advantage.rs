@@ -1,9 +1,9 @@
-//! How much better than expected was each token? GAE with a critic, group-relative scores without
-//! one, whitening.
+//! Advantages: how much better than expected each token was. GAE with a critic, group-relative
+//! scores without one, whitening.
 //!
 //! delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1},  V_{T+1} = 0,  R_t =
-//! A_t + V_t, where V_t is read at the position *before* y_t, so that everything is aligned with
-//! the token it judges. Sums are f64, results f32.
+//! A_t + V_t (`method §4.5`), where V_t is read at the position *before* y_t, so that everything is
+//! aligned with the token it judges. Sums are f64, results f32.
 //!
 //! Worked example, gamma = lambda = 1, values (0.5, 0.7, 0.2), reward 1 on the last token: A =
 //! (0.5, 0.3, 0.8), R = (1, 1, 1).
@@ -19,13 +19,13 @@ pub const WHITEN_EPS: f64 = 1e-8;
 /// Added to the standard deviation of a group of episodes.
 pub const GROUP_EPS: f64 = 1e-6;
 
-/// What the update consumes, in the batch's `[B, T]` layout; 0 and false outside the response.
+/// Input of the update, in the batch's `[B, T]` layout; 0 and false outside the response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Advantages {
     pub advantages: Vec<f32>,
     /// R_t = A_t + V_t, from the advantages before whitening.
     pub returns: Vec<f32>,
-    /// Tokens the recursion saw: whitening and the value loss run over these.
+    /// Tokens that the recursion ran over; whitening and the value loss count the same ones.
     pub mask: Vec<bool>,
 }
 
@@ -33,7 +33,7 @@ pub struct Advantages {
 /// # Shapes
 /// rewards, values: T tokens -> T advantages
 /// # Source
-/// `method §4`
+/// `method §4.5`
 pub fn gae_row(rewards: &[f32], values: &[f32], gamma: f64, lambda: f64) -> Vec<f32> {
     let mut advantages = vec![0.0; rewards.len()];
     let (mut next_value, mut next_advantage) = (0.0, 0.0);
@@ -52,6 +52,8 @@ pub fn gae_row(rewards: &[f32], values: &[f32], gamma: f64, lambda: f64) -> Vec<
 ///
 /// A reward that lies on an inserted token belongs to the last agent token before it (a truncated
 /// episode can end with an observation). Inserted tokens get advantage 0.
+/// # Source
+/// `method §4.5`, this project's own option `gae.over = "agent"`.
 pub fn gae_row_of_agent(
     rewards: &[f32],
     values: &[f32],
@@ -76,6 +78,8 @@ pub fn gae_row_of_agent(
 /// transformed.
 ///
 /// Fewer than two masked entries have no variance: they are left as they are.
+/// # Source
+/// `method §4.5`
 pub fn whiten(values: &mut [f32], mask: &[bool]) {
     if let Some((mean, variance)) = masked_mean_and_variance(values, mask) {
         let scale = 1.0 / (variance + WHITEN_EPS).sqrt();
@@ -99,7 +103,7 @@ pub fn masked_mean_and_variance(values: &[f32], mask: &[bool]) -> Option<(f64, f
 /// # Shapes
 /// rewards `[B, T]`
 /// # Source
-/// `method §4`. `over = "response"` runs over inserted tokens too, as the published code does.
+/// `method §4.5`. `over = "response"` runs over inserted tokens too, as the published code does.
 pub fn gae(batch: &RolloutBatch, rewards: &[f32], recipe: &GaeRecipe) -> Advantages {
     let size = batch.n_rows * batch.n_cols;
     let mut result = Advantages {
@@ -143,7 +147,7 @@ pub fn gae(batch: &RolloutBatch, rewards: &[f32], recipe: &GaeRecipe) -> Advanta
 /// # Shapes
 /// scores, groups: B rows -> B
 /// # Source
-/// `method §4` (GRPO)
+/// `method §4.9`
 pub fn group_advantages<G: Ord>(scores: &[f32], groups: &[G]) -> Vec<f32> {
     let stats: BTreeMap<&G, (f64, f64)> = by_group(scores, groups)
         .into_iter()
@@ -160,8 +164,8 @@ pub fn group_advantages<G: Ord>(scores: &[f32], groups: &[G]) -> Vec<f32> {
     groups.iter().zip(scores).map(advantage).collect()
 }
 
-/// Share of the groups of at least two rows whose scores are all equal: they give the policy no
-/// direction. 0 where there is no such group.
+/// Fraction of zero-variance groups among the groups of at least two rows: all their scores are
+/// equal, so they give the policy no direction. 0 where no group has two rows.
 /// # Shapes
 /// scores, groups: B rows
 pub fn flat_groups<G: Ord>(scores: &[f32], groups: &[G]) -> f64 {
@@ -182,16 +186,17 @@ fn by_group<'g, G: Ord>(scores: &[f32], groups: &'g [G]) -> BTreeMap<&'g G, Vec<
 /// GRPO's advantages of a batch: the row's group-relative score on each of its agent tokens. There
 /// is no critic, so returns equal advantages.
 ///
-/// A = (r - mean r) / (std r + 1e-6) takes its unit from r, so r should be the outcome alone. With
-/// the penalty in it, r = r_EM - beta KL, a group of equal outcomes has std r = beta std KL, and
-/// beta cancels: A = -(KL - mean KL) / std KL however small it is. That is why a recipe with
-/// `rl.algorithm = "grpo"` and `kl.in = "reward"` is refused (`config/check/rl.rs`), and why GRPO's
-/// penalty is in the loss elsewhere. Dividing the penalty by the outcome's std instead would divide
-/// by 1e-6 in just those groups. Recorded references that do mix the two can still be computed.
+/// A = (r - mean r) / (std r + 1e-6) is divided by the spread of r, so r should be the outcome
+/// alone. With the penalty in it, r = r_EM - beta KL, a group of equal outcomes has std r = beta
+/// std KL, and beta cancels: A = -(KL - mean KL) / std KL however small it is. That is why a recipe
+/// with `rl.algorithm = "grpo"` and `kl.in = "reward"` is refused (`config/check/rl.rs`), and why
+/// GRPO's penalty is in the loss elsewhere. Dividing the penalty by the outcome's std instead would
+/// divide by 1e-6 in just those groups. Recorded references that do mix the two can still be
+/// computed.
 /// # Shapes
 /// rewards `[B, T]` (summed over a row they are its score), groups: B
 /// # Source
-/// `method §4`; `PeterGriffinJin/Search-R1:train_grpo.sh` (`use_kl_loss=true`)
+/// `method §4.9`; `PeterGriffinJin/Search-R1:train_grpo.sh` (`use_kl_loss=true`)
 pub fn grpo<G: Ord>(batch: &RolloutBatch, rewards: &[f32], groups: &[G]) -> Advantages {
     let row_of = |row: usize| batch.at(row, 0)..batch.at(row + 1, 0);
     let scores: Vec<f32> = (0..batch.n_rows).map(|row| rewards[row_of(row)].iter().sum()).collect();

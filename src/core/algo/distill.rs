@@ -14,11 +14,13 @@ use serde::{Deserialize, Serialize};
 
 pub use dgpo_models::heads::{Divergence, row_divergence};
 
-/// The divergence a recipe names; `taid_t` is the teacher's share of TAID's target at this step,
-/// and nothing to the others.
+/// The divergence a recipe names. `taid_t` is the weight of the teacher's logits in TAID's target
+/// at this step; the other divergences ignore it.
 ///
-/// Skew KL, TAID and the forward half of the symmetric KL are computed as cross-entropies, -sum q
-/// ln p, as in their authors' code: the KL plus the entropy of q, which has no gradient.
+/// Skew KL and TAID are computed as cross-entropies, -sum q ln p, as in their authors' code: the KL
+/// plus the entropy of q, which has no gradient.
+/// # Source
+/// `method §5.2`
 pub fn divergence_of(recipe: &DistillRecipe, taid_t: f64) -> Divergence {
     match recipe.divergence {
         DistillDivergence::ForwardKl => Divergence::ForwardKl,
@@ -32,10 +34,12 @@ pub fn divergence_of(recipe: &DistillRecipe, taid_t: f64) -> Divergence {
     }
 }
 
-/// -log p_s(label) of each row. Every label must lie in the vocabulary; rows without one are the
-/// caller's mask.
+/// -log p_s(label) of each row. Every label must lie in the vocabulary; the caller masks rows that
+/// have none.
 /// # Shapes
 /// N rows of logits, labels `[N]` -> `[N]`
+/// # Source
+/// `method §3.2, paper Eq. 1` (L_CE)
 pub fn row_cross_entropy<B: Backend>(
     logits: impl Into<Logits<B>>,
     labels: Tensor<B, 1, Int>,
@@ -43,28 +47,28 @@ pub fn row_cross_entropy<B: Backend>(
     token_log_probs(logits, labels, 1.0).log_probs.neg()
 }
 
-/// What the KD loss is made of.
+/// Weights of the two terms of the KD loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KdWeights {
     pub ce_weight: f64,
     /// The paper's lambda. 0 = the teacher is not needed.
     pub kl_weight: f64,
     pub divergence: Divergence,
-    /// Of the divergence; the cross-entropy is always at 1.
+    /// Temperature of the divergence; the cross-entropy is always at 1.
     pub temperature: f64,
 }
 
-/// The KD loss of each row, `[N]`, and what it is made of.
+/// The KD loss of each row, `[N]`, and its terms.
 #[derive(Clone, Debug)]
 pub struct KdRows<B: Backend> {
     /// ce_weight · CE + kl_weight · D
     pub loss: Tensor<B, 1>,
     /// -log p_s(label) at temperature 1.
     pub cross_entropy: Tensor<B, 1>,
-    /// D(p_t, p_s); `None` where it has no weight, and the teacher is not looked at.
+    /// D(p_t, p_s); `None` where its weight is 0, and then the teacher is not run.
     pub divergence: Option<Tensor<B, 1>>,
-    /// H(p_s) at temperature 1, where the pass for the divergence gives it: only if that is at 1,
-    /// too.
+    /// H(p_s) at temperature 1; only where the divergence is at temperature 1 too, whose pass gives
+    /// it.
     pub entropy: Option<Tensor<B, 1>>,
 }
 
@@ -76,7 +80,7 @@ pub struct KdRows<B: Backend> {
 /// # Panics
 /// If `kl_weight` is not 0 and there is no teacher.
 /// # Source
-/// `method §3.2`, paper Eq. 1; `method §5`
+/// `method §3.2, paper Eq. 1`; the other divergences `method §5.2`
 pub fn kd_rows<B: Backend>(
     student: Logits<B>,
     teacher: Option<Logits<B>>,
@@ -95,7 +99,7 @@ pub fn kd_rows<B: Backend>(
     }
     let teacher = teacher.expect("a KD loss with a divergence term is given the teacher's logits");
     let (cross_entropy, divergence, entropy) = if temperature == 1.0 {
-        // One pass gives all.
+        // One pass gives log-probs, divergence and entropy.
         let rows = token_divergence(student, teacher, labels, divergence, temperature);
         (rows.log_probs.neg(), rows.divergence, Some(rows.entropy))
     } else {
@@ -116,7 +120,7 @@ pub fn kd_rows<B: Backend>(
 /// m <- beta m + (1 - beta) (l_prev - l)/l_prev,  t <- min(t_end, max(line(step), t + alpha
 /// sigmoid(m) (1 - t))). Part of a checkpoint.
 /// # Source
-/// `method §5`
+/// `method §5.5`; `SakanaAI/TAID:src/distil_losses/taid.py`
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaidSchedule {
     pub t_start: f64,
@@ -129,11 +133,11 @@ pub struct TaidSchedule {
     pub prev_loss: Option<f64>,
 }
 
-/// Keeps the relative change finite where the previous loss was 0.
+/// Added to the previous loss, so that the relative change is finite where that was 0.
 const TAID_EPS: f64 = 1e-15;
 
 impl TaidSchedule {
-    /// At the start of a phase.
+    /// The schedule at the start of a phase.
     pub fn of(recipe: &TaidRecipe) -> Self {
         Self::new(recipe.t_start, recipe.t_end, recipe.alpha, recipe.beta)
     }
@@ -144,8 +148,8 @@ impl TaidSchedule {
     }
 
     /// After step `step` (from 0) of `n_steps` had loss `loss`. Returns the adaptive increment; the
-    /// first call only remembers the loss. A loss that is not finite says nothing: its update was
-    /// skipped, the momentum would never recover from it, and t alone follows the line.
+    /// first call only remembers the loss. A loss that is not finite is ignored: its update was
+    /// skipped and the momentum would never recover from it; t still follows the line.
     pub fn update(&mut self, loss: f64, step: usize, n_steps: usize) -> Option<f64> {
         let line = self.t_start + (self.t_end - self.t_start) * step as f64 / n_steps as f64;
         if !loss.is_finite() {

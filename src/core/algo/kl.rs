@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 /// (the published code's own threshold).
 pub const CORRECT_SCORE: f32 = 0.1;
 
-/// k3 is clamped to ± this: one token whose probability collapsed must not outweigh a whole batch.
+/// Bound of k3, in both directions: one token whose probability collapsed must not outweigh a whole
+/// batch.
 pub const K3_LIMIT: f64 = 10.0;
 
 /// Source of a token's KL.
@@ -80,6 +81,8 @@ pub fn estimate(estimator: SampledKl, old_log_prob: f32, ref_log_prob: f32) -> f
 /// the reference is a constant. NaN in either is NaN in the estimate.
 /// # Shapes
 /// log_probs, ref_log_probs `[N]` -> `[N]`
+/// # Source
+/// `method §4.3`
 pub fn estimate_tensor<B: Backend>(
     estimator: SampledKl,
     log_probs: Tensor<B, 1>,
@@ -104,7 +107,9 @@ pub fn estimate_tensor<B: Backend>(
     kl + nan
 }
 
-/// Whether a row carries the penalty: its token scores decide in selective mode.
+/// True if a row carries the penalty; in selective mode its token scores decide.
+/// # Source
+/// `method §4.2, paper Eq. 4` (the case of a wrong answer)
 pub fn is_penalised(mode: KlMode, token_scores: &[f32]) -> bool {
     match mode {
         KlMode::Selective => token_scores.iter().all(|&score| score < CORRECT_SCORE),
@@ -117,6 +122,8 @@ pub fn is_penalised(mode: KlMode, token_scores: &[f32]) -> bool {
 /// # Shapes
 /// token_scores, kl, loss_mask: the T tokens of one row. `kl` is not read where the row is not
 /// penalised or the mask is false.
+/// # Source
+/// `method §4.2, paper Eq. 4`
 pub fn row_rewards(
     token_scores: &[f32],
     kl: &[f32],
@@ -145,7 +152,7 @@ pub fn row_mean_kl(kl: &[f32], loss_mask: &[bool], is_penalised: bool) -> f64 {
         / n_tokens as f64
 }
 
-/// Rewards of a batch and what the KL controller and the log want to know.
+/// Rewards of a batch, with the figures for the KL controller and the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenRewards {
     /// [B, T] r_t; 0 outside the response.
@@ -163,7 +170,7 @@ pub struct TokenRewards {
 /// # Shapes
 /// kl `[B, T]` in the batch's layout -> rewards `[B, T]`
 /// # Source
-/// `method §4`, paper Eq. 4
+/// `method §4.2, paper Eq. 4`
 pub fn token_rewards(batch: &RolloutBatch, kl: &[f32], mode: KlMode, coef: f64) -> TokenRewards {
     let mut rewards = vec![0.0; batch.n_rows * batch.n_cols];
     let (mut sum_kl, mut n_penalised) = (0.0, 0);
@@ -188,12 +195,15 @@ pub fn token_rewards(batch: &RolloutBatch, kl: &[f32], mode: KlMode, coef: f64) 
 
 /// beta, fixed or adaptive: beta <- beta · (1 + clip(KL/target - 1, -0.2, 0.2) · n/horizon). Part
 /// of a checkpoint.
+/// # Source
+/// `method §4.4`
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KlController {
     pub coef: f64,
     /// KL a token the controller steers to; 0 = beta stays fixed.
     pub target: f64,
-    /// Episodes over which a full error changes beta by its own size.
+    /// Episodes over which an error of 1 would change beta by its own size (errors are limited to
+    /// ±0.2).
     pub horizon: f64,
 }
 impl KlController {
@@ -201,8 +211,8 @@ impl KlController {
         Self { coef: recipe.coef, target: recipe.target, horizon: recipe.horizon }
     }
 
-    /// After a step of `n_episodes` whose mean KL was `mean_kl`. A KL that is not finite says
-    /// nothing: its update was skipped, and so is this one.
+    /// After a step of `n_episodes` whose mean KL was `mean_kl`. A KL that is not finite is
+    /// ignored: its update was skipped, and so is this one.
     pub fn update(&mut self, mean_kl: f64, n_episodes: usize) {
         if self.target > 0.0 && mean_kl.is_finite() {
             let error =

@@ -23,6 +23,8 @@ use dgpo_models::Backend;
 /// so infinities there do no harm. A normaliser below 1 (a step without any token) counts as 1.
 /// # Shapes
 /// values, mask `[N]` (mask 1 or 0) -> `[1]`
+/// # Source
+/// The means of `method §3.2, paper Eq. 1` and `method §4.6, paper Eq. 2`.
 pub fn masked_mean<B: Backend>(
     values: Tensor<B, 1>,
     mask: Tensor<B, 1>,

@@ -11,8 +11,8 @@ use burn::tensor::Tensor;
 use dgpo_kernels::nan::nan_of;
 use dgpo_models::Backend;
 
-/// The log-ratio is held within ± this, far outside any clip range: exp stays finite, and with it
-/// the gradient (0 · inf is NaN).
+/// Bound of the log-ratio, in both directions, far outside any clip range: exp stays finite, and
+/// with it the gradient (0 · inf is NaN).
 // Differs from the reference: it exponentiates unbounded log-ratios.
 pub const LOG_RATIO_LIMIT: f64 = 20.0;
 
@@ -30,7 +30,7 @@ pub struct PolicyTokens<B: Backend> {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PolicyStats {
     pub loss: f64,
-    /// Share of tokens whose clipped term is the larger one (no gradient there).
+    /// Fraction of tokens whose clipped term is the larger one (no gradient there).
     pub clip_fraction: f64,
     /// Mean of log pi_old - log pi_theta: KL(pi_old || pi_theta) by k1, which is signed.
     pub old_approx_kl: f64,
@@ -48,7 +48,7 @@ impl std::ops::AddAssign for PolicyStats {
 
 /// The clipped surrogate loss `[1]` and its statistics.
 /// # Source
-/// `method §4`, paper Eq. 2; the two estimates of the KL are `old_approx_kl` and `approx_kl` of
+/// `method §4.6, paper Eq. 2`; the two estimates of the KL are `old_approx_kl` and `approx_kl` of
 /// `vwxyzjn/cleanrl:cleanrl/ppo.py`.
 pub fn policy_loss<B: Backend>(
     tokens: PolicyTokens<B>,
@@ -89,7 +89,7 @@ pub struct ValueTokens<B: Backend> {
     pub values: Tensor<B, 1>,
     pub old_values: Tensor<B, 1>,
     pub returns: Tensor<B, 1>,
-    /// 1 where the value counts, else 0 (`Advantages::mask`).
+    /// 1 where the token counts, else 0 (`Advantages::mask`).
     pub mask: Tensor<B, 1>,
 }
 
@@ -97,7 +97,7 @@ pub struct ValueTokens<B: Backend> {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ValueStats {
     pub loss: f64,
-    /// Share of tokens whose clipped error is the larger one.
+    /// Fraction of tokens whose clipped error is the larger one.
     pub clip_fraction: f64,
     /// Mean of the new values.
     pub mean_value: f64,
@@ -112,7 +112,7 @@ impl std::ops::AddAssign for ValueStats {
 
 /// The clipped squared error of the critic `[1]` and its statistics.
 /// # Source
-/// `method §4`
+/// `method §4.7`
 pub fn value_loss<B: Backend>(
     tokens: ValueTokens<B>,
     clip_value: f64,
@@ -139,6 +139,8 @@ pub fn value_loss<B: Backend>(
 /// Mean entropy of the masked tokens `[1]`; subtract it from the loss times `entropy_coef`.
 /// # Shapes
 /// entropy, mask `[N]`
+/// # Source
+/// `method §4.6`
 pub fn entropy_bonus<B: Backend>(
     entropy: Tensor<B, 1>,
     mask: Tensor<B, 1>,

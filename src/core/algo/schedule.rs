@@ -6,9 +6,11 @@ use crate::settings::{AdamWRecipe, Decay};
 ///
 /// Warm-up step i of W uses lr · (i + 1)/W; with p = (step - W)/(n_steps - W) after it, cosine is
 /// lr · (1 + cos(pi p))/2 and linear lr · (1 - p).
+/// # Source
+/// `method §4.8`
 // Differs from the reference: its first warm-up step has rate 0, a whole rollout thrown away.
 pub fn learning_rate(recipe: &AdamWRecipe, step: usize, n_steps: usize) -> f64 {
-    // Rounded, so that 28.5 % of 1000 steps is 285 whatever the product's last bit says.
+    // Rounded, so that 28.5 % of 1000 steps is 285 whatever the last bit of the product is.
     let n_warmup = (recipe.warmup * n_steps as f64).round() as usize;
     if step < n_warmup {
         return recipe.lr * (step + 1) as f64 / n_warmup as f64;

@@ -1,21 +1,20 @@
-//! DistiLLM's adaptive scheduler: how often a distillation step learns from the student's own
-//! episodes (method §5).
+//! DistiLLM's adaptive scheduler: the probability φ that a distillation step learns from the
+//! student's own episodes (method §5.4).
 //!
-//! The student's share φ rises only while the student gets worse on held-out teacher episodes: as
-//! long as those still teach it something, they are used. With r ~ U(0, 1), step i of n (from 1)
-//! and a replay buffer,
+//! φ rises only while the student gets worse on held-out teacher episodes: as long as those still
+//! teach it something, they are used. With r ~ U(0, 1), step i of n (from 1) and a replay buffer,
 //!
 //! ```text
-//! r < φ (1 − i/n), or r < φ and the buffer is not full    the student plays new episodes, which enter the buffer
-//! r < φ otherwise                                         episodes of the buffer
-//! r ≥ φ                                                   teacher episodes
+//! r < φ (1 − i/n), or r < φ and a buffer with room    the student plays; its episodes are buffered
+//! r < φ otherwise                                     episodes of the buffer
+//! r ≥ φ                                               teacher episodes
 //! ```
 //! # Source
 //! `jongwooko/distillm:finetune.py` (`adaptive_threshold`, `samp_threshold`), `distillm/buffer.py`
 use crate::settings::StudentOutputsRecipe;
 use serde::{Deserialize, Serialize};
 
-/// Whose episodes a step learns from.
+/// The author of the episodes that a step learns from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Author {
     Teacher,
@@ -36,7 +35,7 @@ impl Author {
     }
 }
 
-/// The student's share φ and what it is judged by. Part of a checkpoint.
+/// The probability φ and the held-out loss that moves it. Part of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StudentShare {
     pub share: f64,
@@ -49,8 +48,8 @@ impl StudentShare {
         Self { share: recipe.initial_share, prev_loss: None }
     }
 
-    /// Takes the loss on held-out teacher episodes into account: the share rises where the loss has
-    /// risen by `loss_eps` since it rose last. A loss that is not finite says nothing.
+    /// Takes the loss on held-out teacher episodes into account: φ rises where the loss has risen
+    /// by `loss_eps` since φ rose last. A loss that is not finite is ignored.
     pub fn observe(&mut self, loss: f64, recipe: &StudentOutputsRecipe) {
         match self.prev_loss {
             _ if !loss.is_finite() => {}
@@ -65,8 +64,8 @@ impl StudentShare {
         }
     }
 
-    /// Who writes the episodes of step `step` (from 0) of `n_steps`, by a number `r` drawn from [0,
-    /// 1).
+    /// The author of the episodes of step `step` (from 0) of `n_steps`, decided by a number `r`
+    /// drawn from [0, 1).
     pub fn author(&self, r: f64, step: usize, n_steps: usize, is_buffer_full: bool) -> Author {
         let share_of_new = self.share * (1.0 - (step + 1) as f64 / n_steps as f64);
         match r < self.share {

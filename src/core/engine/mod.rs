@@ -5,23 +5,23 @@
 //! request (an observation) prefills its own tokens only.
 //!
 //! # A step
-//! Every row has a list of tokens that the cache does not hold yet. One [`Engine::step`] feeds them
+//! Every row has a list of tokens that are not in the cache yet. One [`Engine::step`] feeds them
 //! all and draws one token a row:
 //!
 //! ```text
-//! row 7  cache [p p p p p p]   unfed [s]             generating: the token drawn last      -> decode batch   [R, 1]
-//! row 2  cache [p p p a a a]   unfed [a' o o o o]    an observation behind the last token  -> prefill batch  [r, 5], padded to its longest
-//! row 9  cache []              unfed [p p p p]       a prompt that has just got a slot     -> prefill batch
+//! row 7  cache [p p p p p p]  unfed [s]           the token drawn last     -> decode batch  [R, 1]
+//! row 2  cache [p p p a a a]  unfed [a' o o o o]  an observation after it  -> prefill batch [r, 5]
+//! row 9  cache []             unfed [p p p p]     a prompt, new slot       -> prefill batch [r, 5]
 //! ```
 //!
 //! The token that ended a generation (a', drawn but never fed) stays unfed until the row's next
 //! request, so decoding and prefilling are one operation. The head is computed at the last real
-//! position of each row; the logits stay on the device, where a token a row is drawn, and ids and
-//! log-probs of all rows reach the host in one transfer. A row that ends leaves at once; a waiting
-//! one takes its slot at the next step.
+//! position of each row; the logits stay on the device, where one token for each row is drawn, and
+//! ids and log-probs of all rows reach the host in one transfer. A row that ends leaves at once; a
+//! waiting one takes its slot at the next step.
 //!
 //! # What a row's tokens depend on
-//! The weights, its own ids, its key and its sampling; never on neighbours, batch size or order:
+//! On the weights, its own ids, its key and its sampling; never on neighbours, batch size or order:
 //! draws are counter-based, and scheduling uses no clock and no thread race. The logits of a row
 //! may differ by rounding between batch shapes, which changes a token only where the draw falls
 //! within rounding of the border between two tokens.
@@ -43,7 +43,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// Padded tokens of one prefill pass at most (one row may exceed it alone): bounds the activations.
 const MAX_PREFILL_TOKENS: usize = 8192;
 
-/// Why a generation ended.
+/// Reasons for the end of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
@@ -57,7 +57,7 @@ pub enum StopReason {
     Capacity,
 }
 
-/// One generation: where a row stands after it.
+/// A finished generation of one row.
 #[derive(Clone, Debug)]
 pub struct Completion {
     /// The caller's number of the row (`Request::row`).
@@ -89,7 +89,7 @@ pub struct Request {
     pub sampling: Sampling,
 }
 
-/// What is the same for all rows.
+/// Options that are the same for all rows.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
     /// Rows decoded together at most, at least 1; more requests wait in a queue (first come, first
@@ -102,7 +102,7 @@ pub struct EngineOptions {
     pub eos_ids: Vec<u32>,
 }
 
-/// Why a step failed. The engine is not to be used afterwards.
+/// Errors of a step. The engine must not be used afterwards.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     #[error(
@@ -115,13 +115,13 @@ pub enum EngineError {
          template, or a tokenizer that drops its text"
     )]
     EmptyPrompt { row: usize },
-    /// Not a failure: whoever drives the engine was asked to stop.
+    /// Not a failure: the engine's caller was asked to stop.
     #[error("stopped as asked")]
     Interrupted,
 }
 
-/// Generates for many rows at once. Lives as long as the weights do not change: its cache holds
-/// keys and values of these weights.
+/// A generator for many rows at once. It is valid while the weights do not change, since its cache
+/// holds their keys and values.
 pub struct Engine<'a, B: Backend> {
     model: &'a Decoder<B>,
     tokenizer: &'a Tokenizer,
@@ -138,7 +138,7 @@ pub struct Engine<'a, B: Backend> {
 /// A row with a slot: generating, or kept for its next request.
 struct Row<'a> {
     slot: usize,
-    /// Tokens behind those in the cache.
+    /// Tokens that follow those in the cache.
     unfed: Vec<u32>,
     generation: Option<Generation<'a>>,
 }
@@ -154,7 +154,7 @@ struct Generation<'a> {
 }
 
 impl<'a, B: Backend> Engine<'a, B> {
-    /// Allocates the cache: `max_rows` x `capacity` positions.
+    /// A new engine; allocates a cache of `max_rows` x `capacity` positions.
     pub fn new(
         model: &'a Decoder<B>,
         tokenizer: &'a Tokenizer,
@@ -178,7 +178,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// Queues a request. A row not seen before gets a slot when one is free; a known row continues
     /// in its slot.
     /// # Panics
-    /// If the row's previous request has not completed: one generation a row at a time.
+    /// If the row's previous request has not completed; a row has one generation at a time.
     pub fn submit(&mut self, request: Request) {
         match self.rows.get_mut(&request.row) {
             Some(row) => {
@@ -272,7 +272,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(())
     }
 
-    /// Ends the generations of rows that have no room for one more token: nothing is fed for them.
+    /// Ends the generations of rows that have no room for one more token; nothing is fed for them.
     fn refuse_full_rows(&mut self) -> Vec<Completion> {
         let mut completions = Vec::new();
         for (&number, row) in &mut self.rows {
@@ -288,7 +288,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     /// Feeds the unfed tokens of all generating rows. Returns the rows, each with the token drawn
-    /// behind its last one (`None`: no distribution).
+    /// after its last one (`None` where the logits gave no distribution).
     fn feed(&mut self) -> Vec<(usize, Option<Draw>)> {
         let batches = self.plan();
         if batches.is_empty() {
@@ -312,7 +312,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         order.into_iter().zip(draws).collect()
     }
 
-    /// Which rows go through the model together: all rows with one unfed token in one batch, the
+    /// Rows that go through the model together: all rows with one unfed token in one batch, the
     /// others by length.
     ///
     /// Prefill batches are cut from the rows sorted by length, longest first, so that at most half
@@ -343,7 +343,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         batches
     }
 
-    /// Hidden states behind the last unfed token of each row of a batch. -> [R, D]
+    /// Hidden states at the last unfed token of each row of a batch. -> [R, D]
     fn forward(&mut self, batch: &[usize]) -> Tensor<B, 2> {
         let n_cols = batch.iter().map(|row| self.rows[row].unfed.len()).max().unwrap_or(0);
         let mut ids = vec![0i32; batch.len() * n_cols];
@@ -395,13 +395,13 @@ impl<'a> Row<'a> {
 }
 
 impl Generation<'_> {
-    /// How the next token is drawn: the position within the turn is the counter of the key.
+    /// Sampling of the next token; the position within the turn is the counter of the key.
     fn next_sampling(&self) -> RowSampling {
         let Sampling { temperature, top_p, top_k } = self.sampling;
         RowSampling { temperature, top_k, top_p, bits: self.key.bits(self.ids.len() as u64) }
     }
 
-    /// Appends a token; `row_len` counts it. Says whether it ends the generation.
+    /// Appends a token, which `row_len` counts, and returns true if it ends the generation.
     fn push(&mut self, draw: Draw, row_len: usize, options: &EngineOptions) -> Option<StopReason> {
         self.ids.push(draw.id);
         self.log_probs.push(draw.log_prob);

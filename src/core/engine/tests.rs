@@ -173,7 +173,7 @@ fn a_stop_string_ends_a_row_at_the_token_that_completes_it() {
         .generate(vec![long.clone()])
         .expect("generates")
         .remove(0);
-    // Some three letters of the text that stand behind its first third.
+    // Three letters of the text, taken from after its first third.
     let text: Vec<char> = free.text.chars().collect();
     let words = text
         .windows(3)

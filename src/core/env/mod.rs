@@ -1,8 +1,8 @@
-//! Text in, observation out: the protocol of method §1. Knows no token ids.
+//! Text in, observation out: the protocol of method §1.2 and method §1.3. Knows no token ids.
 //!
-//! The environment is stateless: who is in which turn is the rollout's business. All searches that
-//! become due together go to the retriever in one call. A failed search ends its episode as failed;
-//! it never becomes an empty list of passages.
+//! The environment is stateless; the rollout keeps track of turns. All searches that become due
+//! together go to the retriever in one call. A failed search ends its episode as failed and never
+//! becomes an empty list of passages.
 
 pub mod prompt;
 pub mod protocol;
@@ -17,9 +17,9 @@ use prompt::Prompt;
 use protocol::Action;
 use search::{Hit, Passage, Retriever};
 
-/// What an agent plays against.
+/// The environment of an episode: instruction, chat template and retriever.
 pub struct Env<'a> {
-    /// With `{question}` in it (`settings::PAPER_INSTRUCTION`).
+    /// The user message, with `{question}` in it (`protocol::DEFAULT_INSTRUCTION`).
     pub instruction: String,
     pub chat: Chat,
     pub retriever: &'a dyn Retriever,
@@ -27,15 +27,15 @@ pub struct Env<'a> {
     pub top_k: usize,
 }
 
-/// One row's turn that has ended.
+/// A turn that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
     pub action: Action,
-    /// No generation follows: a search is not executed any more.
+    /// True in the last turn, after which no generation follows: a search is not executed any more.
     pub is_last: bool,
 }
 
-/// How an episode goes on after a turn.
+/// The environment's reply to a turn.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// The observation is appended and the agent continues.
@@ -50,14 +50,14 @@ pub enum Outcome {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Observation {
-    /// Passages for a query, best first; without any the text says so.
+    /// Passages for a query, best first; where there are none, the text says so.
     Information { text: String, query: String, hits: Vec<Hit> },
     /// The turn held no action.
     InvalidAction { text: String },
 }
 
 impl Observation {
-    /// What is appended to the episode.
+    /// The text that is appended to the episode.
     pub fn text(&self) -> &str {
         match self {
             Self::Information { text, .. } | Self::InvalidAction { text } => text,
@@ -94,7 +94,7 @@ impl Env<'_> {
                 text: protocol::INVALID_ACTION.to_owned(),
             }),
             Action::Search(query) => match results.next() {
-                // With a result too many or too few nobody knows whose is whose.
+                // With a result too many or too few, results cannot be matched with queries.
                 _ if n_results != queries.len() => Outcome::Failed(format!(
                     "the retriever returned {n_results} results for {} queries",
                     queries.len()
@@ -117,11 +117,11 @@ impl Env<'_> {
     }
 }
 
-/// Whether a gold answer occurs, letter by letter, in one of the passages; one that normalises to
-/// nothing, as [`reward::GoldAnswer`] says.
+/// A hit: true if a gold answer occurs in one of the passages as an exact substring
+/// ([`reward::contains_answer_verbatim`]).
 ///
 /// # Source
-/// method §8
+/// `method §8`
 pub fn is_hit<'p>(
     passages: impl IntoIterator<Item = &'p Passage>,
     golden_answers: &[String],

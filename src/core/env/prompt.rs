@@ -1,5 +1,4 @@
-//! A question as the text that an episode starts with, and which part of that text somebody outside
-//! wrote.
+//! The prompt of a question, and which part of it is outside text (written by others).
 use super::protocol::user_message;
 use crate::tokenizer::chat::{Chat, ChatError, Message};
 use std::ops::Range;
@@ -8,20 +7,22 @@ use std::ops::Range;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     pub text: String,
-    /// Bytes of `text` that depend on the question: outside text, in which no special token is
-    /// meant. The instruction is the recipe's own.
+    /// Bytes of `text` that depend on the question. They are outside text, in which special tokens
+    /// are ordinary characters; the instruction around them is the recipe's own.
     pub outside: Range<usize>,
 }
 
 /// The chat of one user message: `instruction` with the question in it.
 /// # Errors
 /// If the chat template refuses it.
+/// # Source
+/// `method §9`
 pub fn prompt(instruction: &str, chat: &Chat, question: &str) -> Result<Prompt, ChatError> {
     let render =
         |question: &str| chat.render(&[Message::user(&user_message(instruction, question))], true);
     let text = render(question)?;
-    // A template may trim or change what it is given, so the question is found by what does not
-    // depend on it: the text around another one.
+    // A template may trim or change what it is given, so the question is located by comparison: the
+    // text around it is the same for another question.
     let other = render(&unlike(question))?;
     let start = common_len(text.chars(), other.chars());
     let end = text.len() - common_len(text[start..].chars().rev(), other.chars().rev());
@@ -35,7 +36,7 @@ fn unlike(text: &str) -> String {
     candidates.find(|&c| !text.contains(c)).unwrap_or('\u{E000}').to_string()
 }
 
-/// Bytes of the characters that two texts have in common from their begin on.
+/// Length in bytes of the characters that two texts have in common at their start.
 fn common_len(a: impl Iterator<Item = char>, b: impl Iterator<Item = char>) -> usize {
     a.zip(b).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
 }

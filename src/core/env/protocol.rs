@@ -1,8 +1,9 @@
-//! The protocol's text: actions, observations, the instruction (method §1 and §9). Pure functions
-//! of strings.
+//! The protocol's text: actions (method §1.2), observations (method §1.3), the instruction (method
+//! §9). Pure functions of strings.
 //!
 //! The reference is a Python program; white space and matching follow its `str.strip` and `re`.
-//! [`reference_action`] does what the reference does where this project differs on purpose.
+//! Functions named `reference_*` behave as the reference where this project differs on purpose; the
+//! conformance run calls them.
 
 use super::search::Passage;
 use crate::text::strip;
@@ -10,9 +11,9 @@ use crate::text::strip;
 /// The strings that end a turn.
 pub const STOP_STRINGS: [&str; 2] = ["</search>", "</answer>"];
 
-/// What an answer begins with.
+/// The tag that opens an answer.
 pub const ANSWER_OPEN: &str = "<answer>";
-/// And of a thought.
+/// The tag that opens a thought.
 pub const THINK_OPEN: &str = "<think>";
 
 /// What the environment answers to a turn without a search or an answer.
@@ -26,10 +27,10 @@ pub const INFORMATION_CLOSE: &str = "</information>";
 /// White space that the environment writes before and behind a block.
 pub const INFORMATION_MARGIN: &str = "\n\n";
 
-/// Where the question goes in an instruction.
+/// Placeholder of the question in an instruction.
 pub const QUESTION_PLACEHOLDER: &str = "{question}";
 
-/// What the agent decided in a turn.
+/// The agent's decision in a turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Search(String),
@@ -40,7 +41,9 @@ pub enum Action {
 /// The turn's first `<search>…</search>` or `<answer>…</answer>`, inner text trimmed.
 ///
 /// Differs from the reference, which asks the retriever for the empty text: a search without a
-/// query is no action. What came back would have nothing to do with the question.
+/// query is no action, because whatever came back would have nothing to do with the question.
+/// # Source
+/// `method §1.2`
 pub fn parse_action(turn: &str) -> Action {
     match reference_action(turn) {
         Action::Search(query) if query.is_empty() => Action::Invalid,
@@ -61,8 +64,8 @@ pub fn reference_action(turn: &str) -> Action {
     }
 }
 
-/// Start and stripped inner text of the first `open` that has a `close` behind it. That is always
-/// the first `open`: if it has no `close` behind it, no later one has.
+/// Start and stripped inner text of the first `open` that is followed by a `close`. That is always
+/// the first `open`: if no `close` follows it, none follows a later one.
 fn first_match<'t>(text: &'t str, open: &str, close: &str) -> Option<(usize, &'t str)> {
     let at = text.find(open)?;
     let inner = &text[at + open.len()..];
@@ -86,11 +89,13 @@ pub fn information_block(documents: &str) -> String {
     )
 }
 
-/// What an agent reads where a search found nothing.
+/// The agent reads this where a search found nothing.
 pub const NOTHING_FOUND: &str = "No passage was found for this query.";
 
 /// `\n\n<information>PASSAGES</information>\n\n`, PASSAGES as by [`format_documents`], or
 /// [`NOTHING_FOUND`] where there are none.
+/// # Source
+/// `method §1.3`
 pub fn search_observation(passages: &[Passage]) -> String {
     match passages {
         [] => information_block(NOTHING_FOUND),
@@ -98,14 +103,14 @@ pub fn search_observation(passages: &[Passage]) -> String {
     }
 }
 
-/// What stands between the tags of an [`information_block`]; `None` of any other text.
+/// The text between the tags of an [`information_block`]; `None` for any other text.
 pub fn information_documents(observation: &str) -> Option<&str> {
     let inner = observation.strip_prefix(INFORMATION_MARGIN)?.strip_prefix(INFORMATION_OPEN)?;
     inner.strip_suffix(INFORMATION_MARGIN)?.strip_suffix(INFORMATION_CLOSE)
 }
 
-/// The passages as far as the first `n_bytes` of [`format_documents`] hold their titles and texts;
-/// those of which nothing is left are missing.
+/// The passages as far as the agent sees them: their titles and texts within the first `n_bytes` of
+/// [`format_documents`]. Passages that lie wholly behind are left out.
 pub fn shown_passages(passages: &[Passage], n_bytes: usize) -> Vec<Passage> {
     let mut room = n_bytes;
     let mut take = |text: &str| {

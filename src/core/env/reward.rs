@@ -1,16 +1,19 @@
-//! The outcome reward: exact match of the normalised answer (method §2).
+//! The outcome reward: exact match of the normalised answer (method §2.1, paper Eq. 3), and the
+//! reference's scores of a whole text.
 //!
-//! An episode knows its prediction, so training needs [`outcome_reward`] alone. What counts as
-//! found is decided in one place, [`GoldAnswer`], for exact match, substring match and hits alike.
+//! An episode knows its prediction, so training needs [`outcome_reward`] alone. [`GoldAnswer`]
+//! alone decides when an answer counts as found, for exact match, substring match and hits alike.
+//! The `reference_*` functions compute as the reference does, also where this project differs on
+//! purpose; they exist for conformance.
 
 use crate::text::{is_space, is_word, normalise_answer, strip};
 use std::cell::LazyCell;
 
 /// A gold answer in the form in which it is compared.
 ///
-/// Normalisation removes articles and punctuation. Of "A", "The The" or "!!!" it leaves nothing,
-/// which every empty answer equals and every text contains; so such an answer is compared as it is
-/// written, and a part of a text only where no letter continues it:
+/// Normalisation removes articles and punctuation. Of "A", "The The" or "!!!" nothing is left, and
+/// nothing equals every empty answer and is contained in every text. Such an answer is therefore
+/// compared as it is written, and it counts as part of a text only where no letter continues it:
 ///
 /// | gold | equals | is contained in | not in |
 /// |---|---|---|---|
@@ -19,10 +22,10 @@ use std::cell::LazyCell;
 /// | !!! | !!! | who is !!!? | who! |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GoldAnswer {
-    /// By [`normalise_answer`]; not empty.
+    /// The result of [`normalise_answer`]; not empty.
     Normalised(String),
-    /// Lower-case, white space collapsed. Empty only where the answer is blank: that one equals
-    /// nothing and is part of nothing.
+    /// Lower-case, white space collapsed. Empty only where the answer is blank; a blank answer
+    /// equals nothing and is part of nothing.
     AsWritten(String),
 }
 
@@ -37,7 +40,7 @@ impl GoldAnswer {
     }
 }
 
-/// Whether some gold answer equals the text. An empty text equals none.
+/// True if some gold answer equals the text. An empty text equals none.
 fn equals(text: &str, golden_answers: &[String]) -> bool {
     let (normalised, written) =
         (LazyCell::new(|| normalise_answer(text)), LazyCell::new(|| as_written(text)));
@@ -47,8 +50,8 @@ fn equals(text: &str, golden_answers: &[String]) -> bool {
     })
 }
 
-/// Whether some gold answer is a part of the text, both sides normalised: "the U.S.A." is found in
-/// "USA".
+/// Normalised substring match: true if some gold answer is a part of the text, both sides
+/// normalised ("the U.S.A." is found in "USA").
 pub fn contains_answer(text: &str, golden_answers: &[String]) -> bool {
     let (normalised, written) =
         (LazyCell::new(|| normalise_answer(text)), LazyCell::new(|| as_written(text)));
@@ -58,9 +61,9 @@ pub fn contains_answer(text: &str, golden_answers: &[String]) -> bool {
     })
 }
 
-/// Whether some gold answer occurs in the text letter by letter (method §8); one that normalises to
-/// nothing where no letter continues it. Upper and lower case are different letters here, so "A" is
-/// not found in every passage that holds an article.
+/// Exact substring match (method §8): true if some gold answer occurs in the text as it is written.
+/// One that normalises to nothing must not be continued by a letter. Case matters, so "A" is not
+/// found in every passage that holds an article.
 pub fn contains_answer_verbatim(text: &str, golden_answers: &[String]) -> bool {
     golden_answers.iter().any(|gold| match GoldAnswer::of(gold) {
         GoldAnswer::Normalised(_) => text.contains(gold.as_str()),
@@ -68,7 +71,7 @@ pub fn contains_answer_verbatim(text: &str, golden_answers: &[String]) -> bool {
     })
 }
 
-/// Lower-case, white space collapsed, nothing removed.
+/// The text in lower case with white space collapsed and nothing removed.
 fn as_written(text: &str) -> String {
     text.to_lowercase()
         .split(is_space)
@@ -77,8 +80,8 @@ fn as_written(text: &str) -> String {
         .join(" ")
 }
 
-/// Whether `part` occurs in the text where no word character goes on from its first or last one. An
-/// empty part occurs nowhere.
+/// True if `part` occurs in the text as whole words: no word character continues its first or last
+/// one. An empty part occurs nowhere.
 fn contains_apart(text: &str, part: &str) -> bool {
     let (Some(first), Some(last)) = (part.chars().next(), part.chars().next_back()) else {
         return false;
@@ -101,21 +104,25 @@ fn contains_apart(text: &str, part: &str) -> bool {
 /// ```
 ///
 /// # Source
-/// `method §2`, paper Eq. 3
+/// `method §2.1, paper Eq. 3`
 pub fn outcome_reward(prediction: Option<&str>, golden_answers: &[String]) -> f32 {
     f32::from(u8::from(
         prediction.is_some_and(|prediction| exact_match(prediction, golden_answers)),
     ))
 }
 
-/// Whether the prediction equals some gold answer, as [`GoldAnswer`] says. An empty prediction
-/// never does.
+/// Exact match by [`GoldAnswer`]: true if the prediction equals some gold answer. An empty
+/// prediction never does.
+/// # Source
+/// `method §2.1, paper Eq. 3`
 pub fn exact_match(prediction: &str, golden_answers: &[String]) -> bool {
     equals(prediction, golden_answers)
 }
 
-/// Whether some gold answer occurs in the prediction, as [`GoldAnswer`] says. Reported, never
-/// trained on.
+/// Substring match by [`GoldAnswer`]: true if some gold answer occurs in the prediction. Reported,
+/// never trained on.
+/// # Source
+/// `method §2.3`
 pub fn substring_match(prediction: &str, golden_answers: &[String]) -> bool {
     contains_answer(prediction, golden_answers)
 }

@@ -2,11 +2,11 @@
 //!
 //! The host arrays are the one form all algorithms work on: log-probs, rewards, advantages are [B,
 //! T] and aligned with the token they belong to. Models see a few rows at a time
-//! ([`RolloutBatch::ids_tensor`]) and only the hidden states in front of wanted tokens
+//! ([`RolloutBatch::ids_tensor`]) and only the hidden states that wanted tokens are predicted from
 //! ([`TokenIndex`]): the vocabulary head never runs over prompts, observations or padding.
 //!
 //! Padding is known from `lengths` alone. It holds id 0, which may be a real token elsewhere;
-//! nothing ever looks at it.
+//! nothing ever reads it.
 use super::{Episode, Segment};
 use burn::tensor::{Int, Tensor, TensorData};
 use dgpo_kernels::rows::select_rows;
@@ -24,21 +24,24 @@ pub struct RolloutBatch {
     pub lengths: Vec<usize>,
     /// [B] tokens of each row's prompt: the response is prompt_lens[b]..lengths[b].
     pub prompt_lens: Vec<usize>,
-    /// [B, T] m_t: true where the agent wrote the token.
+    /// [B, T] m_t: true where the agent wrote the token (method §1.5, paper Eq. 6).
     pub loss_mask: Vec<bool>,
-    /// [B] r_EM
+    /// [B] r_EM (method §2.1, paper Eq. 3)
     pub scores: Vec<f32>,
     pub old_log_probs: Vec<f32>,
     pub ref_log_probs: Vec<f32>,
     pub values: Vec<f32>,
-    /// Log-probs the sampler reported (0 where not agent): only for `rollout/logprob_diff_*`.
+    /// Log-probs that the sampler reported (0 elsewhere than at agent tokens), for
+    /// `rollout/logprob_diff_*` alone.
     pub sample_log_probs: Vec<f32>,
 }
 
-/// Tokens picked out of a group of rows: where their prediction is read, what they are, and where a
-/// result about them belongs.
+/// Tokens picked out of a group of rows: the position their prediction is read at, their ids, and
+/// the place of a result in the batch.
 ///
 /// The log-prob (or value) of the token in column t is read at the hidden state of column t - 1.
+/// # Source
+/// `method §1.5`, `method §11.2`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenIndex {
     /// [N] index into the group's hidden states, flattened to [R * T', D] (T' = the group's longest
@@ -53,8 +56,8 @@ pub struct TokenIndex {
 impl RolloutBatch {
     /// Lays the episodes side by side. Log-probs and values start at 0.
     /// # Panics
-    /// If an episode begins with the agent's text: its first token would have nothing to be
-    /// predicted from.
+    /// If an episode begins with the agent's text, whose first token could not be predicted from
+    /// anything.
     pub fn new(episodes: &[&Episode]) -> Self {
         let lengths: Vec<usize> =
             episodes.iter().map(|e| e.segments.iter().map(|s| s.ids().len()).sum()).collect();
@@ -133,7 +136,7 @@ impl RolloutBatch {
         groups
     }
 
-    /// Whether a column belongs to the response: agent or observation, not prompt, not padding.
+    /// True if a column belongs to the response: agent or observation, not prompt, not padding.
     pub fn is_response(&self, row: usize, col: usize) -> bool {
         col >= self.prompt_lens[row] && col < self.lengths[row]
     }
@@ -148,7 +151,7 @@ impl RolloutBatch {
         rows.iter().map(|&row| self.lengths[row]).max().unwrap_or(0)
     }
 
-    /// Agent tokens of some rows: Σ m_t, what a loss divides by.
+    /// Agent tokens of some rows, Σ m_t: the number that a loss is divided by.
     pub fn n_agent_tokens(&self, rows: &[usize]) -> usize {
         rows.iter()
             .map(|&row| {
@@ -170,12 +173,13 @@ impl RolloutBatch {
         Tensor::from_data(TensorData::new(ids, [rows.len(), n_cols]), device)
     }
 
-    /// The agent's tokens of some rows (m_t = 1): what policy losses, KL and entropy see.
+    /// The agent's tokens of some rows (m_t = 1): the tokens that policy losses, KL and entropy
+    /// count.
     pub fn agent_tokens(&self, rows: &[usize]) -> TokenIndex {
         self.tokens(rows, |row, col| self.loss_mask[self.at(row, col)])
     }
 
-    /// All tokens behind the prompt of some rows, observations included: where the critic is read
+    /// All tokens after the prompt of some rows, observations included: the tokens with a value
     /// when GAE runs over the response.
     pub fn response_tokens(&self, rows: &[usize]) -> TokenIndex {
         self.tokens(rows, |row, col| self.is_response(row, col))
@@ -185,7 +189,7 @@ impl RolloutBatch {
         let n_cols = self.longest(rows);
         let mut index = TokenIndex::default();
         for (group_row, &row) in rows.iter().enumerate() {
-            // Column 0 has nothing to be predicted from; it is part of the prompt.
+            // Column 0, a part of the prompt, cannot be predicted from anything.
             for col in (1..self.lengths[row]).filter(|&col| is_wanted(row, col)) {
                 index.hidden.push(group_row * n_cols + col - 1);
                 index.labels.push(self.ids[self.at(row, col)]);
@@ -212,7 +216,7 @@ impl TokenIndex {
         self.labels.is_empty()
     }
 
-    /// The hidden states in front of the tokens. hidden [R, T', D] -> [N, D]
+    /// The hidden states that the tokens are predicted from. hidden [R, T', D] -> [N, D]
     pub fn gather<B: Backend>(&self, hidden: Tensor<B, 3>) -> Tensor<B, 2> {
         let [n_rows, n_cols, width] = hidden.dims();
         let index: Vec<i32> = self.hidden.iter().map(|&i| i as i32).collect();
@@ -226,7 +230,7 @@ impl TokenIndex {
         Tensor::from_data(TensorData::new(labels, [self.len()]), device)
     }
 
-    /// Puts one result a token where it belongs. values [N], array [B, T]
+    /// Writes one result a token to its place. values [N], array [B, T]
     pub fn scatter(&self, values: &[f32], array: &mut [f32]) {
         for (&at, &value) in self.at.iter().zip(values) {
             array[at] = value;
@@ -329,8 +333,8 @@ mod tests {
         let group = batch.select(&rows);
         let (cut, direct) = (group.agent_tokens(&[0, 1, 2]), batch.agent_tokens(&rows));
         assert_eq!((&cut.hidden, &cut.labels), (&direct.hidden, &direct.labels));
-        // In the selected batch the array is as wide as the group: a token's own place is one
-        // behind where it is read.
+        // In the selected batch the array is as wide as the group: a token stands one column after
+        // the one it is read at.
         assert_eq!(cut.at, direct.hidden.iter().map(|h| h + 1).collect::<Vec<_>>());
     }
 

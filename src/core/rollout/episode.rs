@@ -1,26 +1,25 @@
-//! What happened in one episode, token by token, with its author; the JSON Lines record of
-//! episodes; episodes from text made elsewhere.
+//! One episode, token by token, with the author of each; its record in JSON Lines.
 //!
-//! The loss mask is born here: a [`Segment`] knows who wrote it, and everything downstream (losses,
-//! KL, entropy, advantages) derives its mask from that. No token id is ever compared with a pad or
-//! EOS id to find out what it is.
+//! The loss mask (method §1.5, paper Eq. 6) starts here: a [`Segment`] knows its author, and
+//! everything downstream (losses, KL, entropy, advantages) derives its mask from that. No token id
+//! is ever compared with a pad or EOS id to find out what it is.
 //!
 //! # One episode, drawn
 //! "Who directed Nolmar?", one search, then the answer. (Ids of an invented tokenizer; `</search>`
 //! and `</answer>` are one token each here.)
 //!
 //! ```text
-//! segment    Prompt              Agent, turn 1          Observation(Information)         Agent, turn 2
-//! text       <user> … ? <agent>  <search> Nolmar </…>   <information> Doc 1 … </…>       <answer> Vex </…>
-//! stop                           StopString(0)                                           StopString(1)
-//! ids         2   41  42   3      5    310   6           7    402  403  88   8            9    512  10
-//! column      0   1   2    3      4    5     6           7    8    9    10   11           12   13   14
-//! loss_mask   0   0   0    0      1    1     1           0    0    0    0    0            1    1    1
-//! read at                         3    4     5                                            11   12   13
+//! segment    Prompt            Agent, turn 1         Observation(Information)      Agent, turn 2
+//! text       <user> … <agent>  <search> Nolmar </…>  <information> Doc 1 … </…>    <answer> Vex …
+//! stop                         StopString(0)                                       StopString(1)
+//! ids         2  41  42   3     5   310   6           7   402  403  88   8           9   512  10
+//! column      0   1   2   3     4    5    6           7    8    9   10   11         12   13   14
+//! loss_mask   0   0   0   0     1    1    1           0    0    0    0    0          1    1    1
+//! read at                       3    4    5                                         11   12   13
 //! ```
 //!
-//! - `ids()` is row 3 left to right: exactly what the model saw when the episode was played, and
-//!   what it is trained on. Nothing is decoded and encoded again.
+//! - `ids()` is its row read from left to right: exactly what the model saw when the episode was
+//!   played, and what it is trained on. Nothing is decoded and encoded again.
 //! - The log-prob of the token in column t is read off the hidden state of the column before it
 //!   ("read at"). So `<answer>` is predicted from the last token of the observation: observations
 //!   are context, never targets.
@@ -33,7 +32,7 @@
 use crate::{engine::StopReason, question::Question};
 use serde::{Deserialize, Serialize};
 
-/// What the environment had to say.
+/// Kinds of text that the environment appends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObservationKind {
@@ -41,8 +40,8 @@ pub enum ObservationKind {
     Information,
     /// The message after a turn without an action.
     InvalidAction,
-    /// Text that an evaluation begins the agent's first turn with. The turn reads as if the agent
-    /// had written it; a loss does not see it.
+    /// Text that an evaluation puts at the start of the agent's first turn. The turn is read as if
+    /// the agent had written it; no loss counts it.
     ForcedPrefix,
 }
 
@@ -50,7 +49,7 @@ pub enum ObservationKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "author", rename_all = "snake_case")]
 pub enum Segment {
-    /// The rendered chat up to where the agent begins; always the first segment.
+    /// The rendered chat up to the agent's first token; always the first segment.
     Prompt { ids: Vec<u32> },
     /// One turn of the agent.
     Agent {
@@ -59,7 +58,7 @@ pub enum Segment {
         sample_log_probs: Vec<f32>,
         stop: StopReason,
     },
-    /// What the environment appended.
+    /// Text that the environment appended.
     Observation { ids: Vec<u32>, kind: ObservationKind },
 }
 
@@ -77,7 +76,7 @@ impl Segment {
     }
 }
 
-/// How an episode ended.
+/// The end of an episode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -98,7 +97,7 @@ pub enum Status {
 pub struct SearchRecord {
     pub query: String,
     pub passage_ids: Vec<String>,
-    /// A gold answer occurs in what was shown of the passages.
+    /// A gold answer occurs in the part of the passages that was shown.
     pub is_hit: bool,
     /// The passages were longer than `episode.max_obs_length`. Records written before it was kept
     /// read as false.
@@ -114,12 +113,12 @@ pub struct SearchRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Episode {
     pub question: Question,
-    /// Prompt first, then agent and environment in the order of time.
+    /// Prompt first, then agent and environment in order of time.
     pub segments: Vec<Segment>,
     pub status: Status,
     /// The agent's answer, trimmed; only where `status` is `Answered`.
     pub prediction: Option<String>,
-    /// r_EM (method §2).
+    /// r_EM (method §2.1, paper Eq. 3).
     pub reward: f32,
     /// Executed searches, in order.
     pub searches: Vec<SearchRecord>,
@@ -136,31 +135,31 @@ impl Episode {
     pub fn prompt_len(&self) -> usize {
         self.segments.iter().take_while(|s| s.is_prompt()).map(|s| s.ids().len()).sum()
     }
-    /// Tokens behind the prompt.
+    /// Tokens after the prompt.
     pub fn response_len(&self) -> usize {
         self.segments.iter().filter(|s| !s.is_prompt()).map(|s| s.ids().len()).sum()
     }
-    /// Tokens the agent wrote: what a loss averages over.
+    /// Tokens the agent wrote, over which a loss is averaged.
     pub fn n_agent_tokens(&self) -> usize {
         self.segments.iter().filter(|s| s.is_agent()).map(|s| s.ids().len()).sum()
     }
-    /// Whether r_EM is 1.
+    /// True if r_EM is 1.
     pub fn is_correct(&self) -> bool {
         self.reward > 0.5
     }
-    /// Whether the agent asked the retriever anything, answered or not.
+    /// True if the agent sent the retriever a query, whether it was answered or not.
     pub fn has_searched(&self) -> bool {
         !self.searches.is_empty() || self.lost_to().is_some()
     }
-    /// The retriever's words, where it cost the episode.
+    /// The retriever's message, where its failure ended the episode.
     pub fn lost_to(&self) -> Option<&str> {
         match &self.status {
             Status::RetrieverFailed(why) => Some(why),
             _ => None,
         }
     }
-    /// Whether the episode may be trained on (method §1: retriever failures are excluded; so is a
-    /// prompt that did not fit).
+    /// True if the episode may be trained on. Failures of the retriever are excluded (method §1.3),
+    /// and prompts that did not fit (method §1.4).
     pub fn is_trainable(&self) -> bool {
         !matches!(self.status, Status::RetrieverFailed(_) | Status::PromptTooLong)
             && self.n_agent_tokens() > 0

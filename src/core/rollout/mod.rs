@@ -1,7 +1,7 @@
 //! Question -> `Episode`; episodes -> padded batches with masks; JSON Lines records.
 //!
-//! Read `episode` first (what an episode is, with a drawn example), then `play` (how one comes
-//! about), then `batch` (what training sees).
+//! Read `episode` first (the type, with a drawn example), then `play` (the loop that makes
+//! episodes), then `batch` (the arrays for training).
 pub mod batch;
 pub mod episode;
 pub mod play;

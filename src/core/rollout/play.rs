@@ -1,7 +1,7 @@
-//! Plays questions: a generator writes the agent's turns, the environment answers, every question
+//! The episode loop: a generator writes the agent's turns, the environment answers, every question
 //! becomes an [`Episode`] (method §1).
 //!
-//! # The turn table
+//! # The turn table (method §1.2)
 //! Turns 0..max_turns may search; one last turn follows in which a search is no longer executed.
 //! After each generation:
 //!
@@ -9,11 +9,13 @@
 //! |---|---|---|
 //! | an answer | `Answered` | `Answered` |
 //! | a search | observation, next turn | `TruncatedTurns` |
-//! | neither (EOS, the turn's token limit, or a search without a query) | invalid-action message, next turn | `TruncatedTurns` |
+//! | neither | message about it, next turn | `TruncatedTurns` |
 //!
-//! Whatever the turn: a row that has reached `max_prompt_length` tokens without an answer, or whose
-//! next observation would leave no room for one more token, ends as `TruncatedLength`; a failed
-//! search ends the episode as `RetrieverFailed`.
+//! Neither: EOS, the turn's token limit, or a search without a query.
+//!
+//! Whatever the turn (method §1.4): a row that has reached `max_prompt_length` tokens without an
+//! answer, or whose next observation would leave no room for one more token, ends as
+//! `TruncatedLength`; a failed search ends the episode as `RetrieverFailed`.
 //!
 //! # Tokens
 //! Sampled ids are appended as they were sampled, EOS included. The prompt (its last
@@ -23,22 +25,23 @@
 //!
 //! # Openings
 //! An evaluation may put something between the prompt and the agent's first token ([`Opening`],
-//! method §8): passages nobody searched for, and the begin of the first turn. They are segments of
-//! the environment, encoded on their own as its other text is, so no loss ever sees them:
+//! method §8): passages that the agent did not search for, and the start of the first turn. They
+//! are segments of the environment, encoded on their own as its other text is, so no loss counts
+//! them:
 //!
 //! ```text
-//! segment    Prompt             Observation(Information)        Observation(ForcedPrefix)   Agent, turn 1
-//! text       <user> … <agent>   <information> Doc 1 … </…>      <answer>                     Vex </answer>
-//! turn       -                  -                               read as one turn: `<answer> Vex </answer>`
+//! segment  Prompt            Observation(Information)    Observation(ForcedPrefix)  Agent, turn 1
+//! text     <user> … <agent>  <information> Doc 1 … </…>  <answer>                   Vex </answer>
+//! turn     -                 -                           read as one: `<answer> Vex </answer>`
 //! ```
 //!
 //! # Order
-//! All questions are submitted at once; the generator takes as many as it has rows for and the next
-//! as rows leave. Rows that wait for a search do not hold up the others. The waiting searches run
-//! in one batched call, in the order of their rows, as soon as they are at least one in
-//! [`SEARCH_SHARE`] of the open rows the generator can hold, or nobody is generating. That rule
-//! looks at counts alone, never at a clock, so a run is reproducible; and since draws are
-//! counter-based, it decides about speed, not about tokens.
+//! All questions are submitted at once; the generator takes as many as it has slots for, and the
+//! next ones as slots become free. Rows that wait for a search do not hold up the others. The
+//! waiting searches run in one batched call, in the order of their rows, as soon as at least one in
+//! [`SEARCH_SHARE`] of the open rows that the generator can hold is waiting, or no row is
+//! generating. That rule depends on counts alone, never on a clock, so a run is reproducible; and
+//! since draws are counter-based, it affects speed, not tokens.
 use super::{
     Episode, ObservationKind, Segment, Status,
     episode::SearchRecord,
@@ -60,17 +63,17 @@ use crate::{
 use dgpo_models::Backend;
 use std::ops::Range;
 
-/// Searches run when one in this many open rows waits for one: large enough batches for the
-/// retriever's encoder, and most rows still decoding.
+/// Searches run when one in this many open rows waits for one: the retriever's encoder gets large
+/// enough batches while most rows are still decoding.
 const SEARCH_SHARE: usize = 4;
 
-/// Who writes the agent's turns: the engine, or a script.
+/// The writer of the agent's turns: the engine, or a script.
 pub trait Generator {
     /// Queues a row's next generation; see [`Engine::submit`].
     fn submit(&mut self, request: Request);
-    /// Goes on with all rows; returns the generations that ended.
+    /// Advances all rows; returns the generations that ended.
     fn step(&mut self) -> Result<Vec<Completion>, EngineError>;
-    /// Whether a step would do something.
+    /// True if a step would do something.
     fn is_busy(&self) -> bool;
     /// Forgets a row.
     fn release(&mut self, row: usize);
@@ -91,20 +94,20 @@ impl<B: Backend> Generator for Engine<'_, B> {
     }
 }
 
-/// Text and its bytes from outside to ids.
+/// Encoder of text, given the range of its bytes that is outside text.
 pub type Encode<'a> = &'a dyn Fn(&str, Range<usize>) -> Result<Vec<u32>, TokenizerError>;
 
-/// Everything an episode is played by, besides the generator.
+/// Everything that an episode needs besides the generator.
 #[derive(Clone, Copy)]
 pub struct Rules<'a> {
     pub env: &'a Env<'a>,
-    /// Text to ids; the bytes that somebody outside wrote hold no special tokens: `&|text, outside|
-    /// tokenizer.encode_outside(text, outside)`.
+    /// Text to ids; outside text has no special tokens:
+    /// `&|text, outside| tokenizer.encode_outside(text, outside)`.
     pub encode: Encode<'a>,
     pub limits: &'a EpisodeRecipe,
 }
 
-/// Why episodes could not be played. (What goes wrong within one episode is its `Status`.)
+/// Errors that end the play of all episodes. (A failure within one episode is its `Status`.)
 #[derive(Debug, thiserror::Error)]
 pub enum RolloutError {
     #[error(transparent)]
@@ -118,13 +121,13 @@ pub enum RolloutError {
     EmptyPrompt { question_id: String },
 }
 
-/// What stands between the prompt and the agent's first token. Empty in training.
+/// Text between the prompt and the agent's first token. Empty in training.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Opening {
-    /// An `<information>` block that nobody searched for. Given whole: `max_obs_length` does not
-    /// cut it.
+    /// An `<information>` block that the agent did not search for. Given whole: `max_obs_length`
+    /// does not cut it.
     pub information: String,
-    /// What the first turn begins with, whoever goes on with it.
+    /// The start of the first turn, which the agent continues.
     pub forced_prefix: String,
 }
 
@@ -140,9 +143,9 @@ impl Opening {
 /// # Errors
 /// If the generator fails (logits that are not finite) or a text cannot be encoded.
 /// # Panics
-/// If there is not one key a question.
+/// If the numbers of keys and of questions differ.
 /// # Source
-/// method §1; `omron-sinicx/dgpo` search_r1/llm_agent/generation.py, `run_llm_loop`.
+/// `method §1`; `omron-sinicx/dgpo` search_r1/llm_agent/generation.py, `run_llm_loop`.
 pub fn play(
     generator: &mut impl Generator,
     rules: Rules<'_>,
@@ -204,11 +207,11 @@ pub fn play_from(
     Ok(table.games.into_iter().map(|game| game.episode).collect())
 }
 
-/// All episodes under way.
+/// All episodes under way, one slot each.
 struct Table<'a> {
     rules: Rules<'a>,
     keys: &'a [Key],
-    /// By row; a row is the index of its question.
+    /// The slots, by row; a row is the index of its question.
     games: Vec<Game>,
     /// Rows whose turn ended with a search that has not been executed yet.
     searching: Vec<(usize, Turn)>,
@@ -216,14 +219,14 @@ struct Table<'a> {
     n_cut_prompts: usize,
 }
 
-/// One episode and where it stands.
+/// A rollout slot: one episode under way.
 struct Game {
     episode: Episode,
     /// Generations that have ended.
     turn: usize,
     /// Tokens so far.
     n_tokens: usize,
-    /// What the next turn begins with; empty behind the first.
+    /// The start of the next turn; empty after the first.
     forced_prefix: String,
 }
 
@@ -260,7 +263,7 @@ impl Table<'_> {
             (ObservationKind::ForcedPrefix, &opening.forced_prefix),
         ] {
             if status == Status::TruncatedLength && !text.is_empty() {
-                // More than fit into the context need not be known: the episode is too long either
+                // Tokens beyond the context need not be counted: the episode is too long either
                 // way.
                 let given = first_tokens(text, limits.max_prompt_length, |text| {
                     self.encode(question, text, 0..text.len())
@@ -300,7 +303,7 @@ impl Table<'_> {
         });
     }
 
-    /// Appends what the agent wrote. Rows that want a search wait for it; all others go on at once.
+    /// Appends the agent's text. Rows with a search wait for it; all others continue at once.
     fn take(
         &mut self,
         generator: &mut impl Generator,
@@ -327,7 +330,7 @@ impl Table<'_> {
         self.go_on(generator, ready)
     }
 
-    /// Lets the environment answer some turns, all searches among them in one call.
+    /// Has the environment answer some turns, all searches among them in one call.
     fn go_on(
         &mut self,
         generator: &mut impl Generator,
@@ -351,7 +354,7 @@ impl Table<'_> {
         Ok(())
     }
 
-    /// Appends an observation and submits the next turn, if there is room for one more token behind
+    /// Appends an observation and submits the next turn, if there is room for one more token after
     /// it.
     fn append(
         &mut self,
@@ -375,7 +378,7 @@ impl Table<'_> {
                 if let Some(n_bytes) = n_document_bytes {
                     passages = shown_passages(&passages, n_bytes);
                 }
-                // Of an observation that finds no room the agent sees nothing.
+                // The agent sees nothing of an observation that does not fit.
                 let is_hit = has_room && is_hit(&passages, &game.episode.question.golden_answers);
                 let is_cut = n_document_bytes.is_some();
                 game.episode.searches.push(SearchRecord {

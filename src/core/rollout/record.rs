@@ -2,30 +2,32 @@
 //! tokens had before the update.
 //!
 //! A line is an episode's own record (see [`episode`](super::episode)) with one more field, so that
-//! whoever reads episodes reads these files too:
+//! every reader of episodes reads these files too:
 //!
 //! ```text
-//! {"question":…, "segments":…, …, "tokens":{"version":1,"old_log_probs":[…],"ref_log_probs":[…],"kl":[…],"values":[…],"advantages":[…]}}
+//! {"question":…, "segments":…, …, "tokens": {"version":1, "old_log_probs":[…],
+//!     "ref_log_probs":[…], "kl":[…], "values":[…], "advantages":[…]}}              (one line)
 //! ```
-//! Log-probs and KL have one number an agent token, values and advantages one number a token behind
-//! the prompt, each in the order of the tokens. A field is absent where nothing was computed: the
+//! Log-probs and KL have one number for each agent token, values and advantages one for each token
+//! after the prompt, in the order of the tokens. A field is absent where nothing was computed: the
 //! reference is not run on episodes that carry no penalty. `null` stands for a number that was not
 //! finite, and for the advantage of a token that is not trained on: whatever GAE passes through an
 //! observation, no loss reads it. Five decimals are kept: enough to look at, too few to train on.
 use super::{Episode, RolloutBatch};
 use serde::{Deserialize, Serialize};
 
-/// Of [`TokenRecord`]. Numbers of another version are left unread: they may mean something else.
+/// Version of [`TokenRecord`]. Numbers of another version are not read, since they may mean
+/// something else.
 pub const TOKEN_RECORD_VERSION: u32 = 1;
 
-/// Digits behind the point.
+/// Digits after the decimal point.
 const DECIMALS: f64 = 1e5;
 
-/// One number a token, `None` where it was not finite or means nothing.
+/// One number a token; `None` where it was not finite or has no meaning.
 pub type Numbers = Vec<Option<f32>>;
 
-/// What a step of RL or of on-policy distillation knew about each token of an episode before it
-/// updated the networks.
+/// Numbers of each token of an episode, as a step of RL or of on-policy distillation had them
+/// before it updated the networks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TokenRecord {
@@ -36,8 +38,8 @@ pub struct TokenRecord {
     /// `[n_agent_tokens]` log pi_ref.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ref_log_probs: Option<Numbers>,
-    /// `[n_agent_tokens]` KL_t as the recipe estimates it, not yet times beta; of distillation the
-    /// divergence from the teacher.
+    /// `[n_agent_tokens]` KL_t as the recipe estimates it, before the factor beta; in distillation
+    /// the divergence from the teacher.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<Numbers>,
     /// `[response_len]` V read at the position before the token.
@@ -49,10 +51,10 @@ pub struct TokenRecord {
     pub advantages: Option<Numbers>,
 }
 
-/// Which of a batch's numbers exist for a row.
+/// The numbers of a batch that exist for a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measured {
-    /// `batch.ref_log_probs`: the reference read the row.
+    /// `batch.ref_log_probs`: the reference was run on the row.
     pub has_ref_log_probs: bool,
     /// The penalty was estimated on the row.
     pub has_kl: bool,
@@ -88,7 +90,7 @@ impl TokenRecord {
         }
     }
 
-    /// The same of a distilled row, which has neither values nor advantages.
+    /// Cuts out the numbers of a distilled row, which has neither values nor advantages.
     /// # Shapes
     /// log_probs, divergence `[B, T]`
     pub fn of_distilled_row(
@@ -146,7 +148,7 @@ fn number(x: f32) -> Option<f32> {
     x.is_finite().then(|| rounded(x))
 }
 
-/// To the digits that are kept.
+/// Rounded to the digits that are kept.
 fn rounded(x: f32) -> f32 {
     ((f64::from(x) * DECIMALS).round() / DECIMALS) as f32
 }

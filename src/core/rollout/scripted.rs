@@ -1,9 +1,8 @@
-//! A generator that recites: episodes of written turns, through the same loop, limits and
-//! environment as the engine's.
+//! A generator that plays given turns through the same loop, limits and environment as the engine.
 //!
-//! Used by the conformance runner and by tests: what the episode loop does with given texts can
-//! then be compared token by token with a reference. The script plays the model: what it writes is
-//! cut at the first completed stop string and at the turn's token limit.
+//! Used by the conformance runner and by tests: so the episode loop can be compared token by token
+//! with a reference on given texts. As a model's output would be, a turn is cut at its first
+//! completed stop string and at the turn's token limit.
 use super::play::Generator;
 use crate::{
     engine::{Completion, EngineError, Request, StopReason},
@@ -11,8 +10,8 @@ use crate::{
 };
 use std::collections::VecDeque;
 
-/// Row i recites `scripts[i]`, one text a turn. A text that ends by itself ends the turn like an
-/// EOS, but without an EOS token; so does a row whose script has run out, with no text at all.
+/// Row i plays `scripts[i]`, one text a turn. A text without a stop string ends its turn like an
+/// EOS, but without an EOS token; so does an empty turn when the script has run out.
 pub struct ScriptedGenerator<'a> {
     scripts: Vec<VecDeque<String>>,
     stop_strings: Vec<String>,

@@ -1,10 +1,10 @@
-//! How much of an observation is shown to the agent?
+//! The part of an observation that is shown to the agent.
 //!
-//! An observation has `episode.max_obs_length` tokens. Three passages of a hundred words are often
-//! longer (with Qwen2.5's tokenizer about three in ten are longer than the published 500), and what
-//! the reference then cuts off is the end: `</information>` and the last passage's. Here the
-//! passages are cut and the closing tag stays, so that the agent always sees where the environment
-//! stops.
+//! An observation has at most `episode.max_obs_length` tokens. Three passages of a hundred words
+//! are often longer (with Qwen2.5's tokenizer about three in ten are longer than the published
+//! 500), and the reference then cuts off the end: `</information>` and the end of the last passage.
+//! Here the passages are cut and the closing tag stays, so that the agent always sees where the
+//! environment's text ends.
 use crate::{
     env::protocol::{information_block, information_documents},
     settings::ObservationCut,
@@ -12,11 +12,11 @@ use crate::{
     tokenizer::first_tokens,
 };
 
-/// A cut inside a word goes back to the word's begin if that is no more bytes away: text without
-/// spaces (Chinese) is cut between characters.
+/// Farthest distance in bytes that a cut inside a word moves back to the start of the word. Text
+/// without spaces (Chinese) is cut between characters.
 const LONGEST_WORD: usize = 40;
 
-/// What is appended to the episode.
+/// An observation as it is appended to the episode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
     pub ids: Vec<u32>,
@@ -26,17 +26,19 @@ pub struct Shown {
 
 /// The ids of an observation in at most `max` tokens.
 ///
-/// A limit below the tokens of an empty `<information>` block leaves no room for the tag: then, as
-/// for text that is no such block, the first `max` tokens stay.
+/// A limit below the tokens of an empty `<information>` block leaves no room for the tag. Then, and
+/// for any other text, the first `max` tokens are kept.
 /// # Errors
 /// Those of `encode`.
+/// # Source
+/// `method §1.3`
 pub fn fit<E>(
     text: &str,
     max: usize,
     cut: ObservationCut,
     encode: &dyn Fn(&str) -> Result<Vec<u32>, E>,
 ) -> Result<Shown, E> {
-    // Of a very long observation no more is looked at than its first tokens need.
+    // Of a very long observation only as much text is read as its first tokens need.
     let mut read = text;
     let mut ids = first_tokens(text, max, |beginning| {
         read = &text[..beginning.len()];
@@ -56,7 +58,7 @@ pub fn fit<E>(
         let mut at = word_begin(documents, at);
         loop {
             let ids = encode(&information_block(&documents[..at]))?;
-            // A word less is hardly ever a token more.
+            // One word less rarely makes one token more.
             if ids.len() <= max || at == 0 {
                 return Ok(Shown { ids, n_document_bytes: Some(at) });
             }
@@ -68,8 +70,8 @@ pub fn fit<E>(
     Ok(Shown { ids, n_document_bytes: Some(n_bytes.saturating_sub(before)) })
 }
 
-/// The largest number of bytes of `text`, found by halving, whose `encode` has at most `max`
-/// tokens; `None` if not even none of it has.
+/// The largest number of bytes of `text`, found by bisection, whose `encode` has at most `max`
+/// tokens; `None` if the empty text already has more.
 fn longest<E>(
     text: &str,
     max: usize,
@@ -82,7 +84,7 @@ fn longest<E>(
     loop {
         let middle = text.floor_char_boundary(fits + (beyond - fits) / 2);
         if middle <= fits {
-            // No character boundary lies in the lower half: the next one up decides.
+            // No character boundary lies in the lower half, so the next one above is tried.
             let next = text.ceil_char_boundary(fits + 1);
             if fits == text.len() || next >= beyond {
                 return Ok(Some(fits));
@@ -99,7 +101,7 @@ fn longest<E>(
     }
 }
 
-/// `at`, or the begin of the word that it would cut.
+/// `at`, or the start of the word that it would cut.
 fn word_begin(text: &str, at: usize) -> usize {
     let is_inside = |at: usize| !text[at..].starts_with(is_space) && at < text.len();
     let begin = text[..at].trim_end_matches(|c| !is_space(c)).len();

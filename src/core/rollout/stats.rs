@@ -1,16 +1,15 @@
-//! What a set of episodes says about the agent that played them: the figures of a training step and
-//! of an evaluation alike.
+//! Figures of a set of episodes, for a training step and an evaluation alike.
 use super::{Episode, Status};
 use crate::env::reward::substring_match;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// Tokens of a run that counts as repeated when it occurs again: longer than the protocol's tags
-/// and the names of the world, shorter than a sentence.
+/// Length in tokens of a run that counts as repeated when it occurs again: longer than the
+/// protocol's tags and the names of the world, shorter than a sentence.
 const REPEATED_RUN: usize = 8;
 
-/// Means over episodes. Episodes whose retriever failed are counted in `retriever_failed` and in
-/// nothing else.
+/// Means over episodes (`method §7.3`). Episodes whose retriever failed are counted in
+/// `retriever_failed` and in nothing else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EpisodeStats {
     /// Episodes, failed ones included.
@@ -25,28 +24,28 @@ pub struct EpisodeStats {
     /// as 0.
     #[serde(default)]
     pub nothing_found: f64,
-    /// Share of episodes one of whose searches brought a passage with a gold answer.
+    /// Fraction of episodes one of whose searches brought a passage with a gold answer.
     pub hit_ratio: f64,
-    /// Share of executed searches whose passages were cut to `episode.max_obs_length`. Evaluations
-    /// written before it was measured read as 0.
+    /// Fraction of executed searches whose passages were cut to `episode.max_obs_length`.
+    /// Evaluations written before it was measured read as 0.
     #[serde(default)]
     pub observations_cut: f64,
     /// Invalid actions an episode.
     pub invalid_actions: f64,
-    /// Share of a response's agent-token 8-grams that occurred in it before. Evaluations written
+    /// Fraction of a response's agent-token 8-grams that occurred in it before. Evaluations written
     /// before it was measured read as 0.
     #[serde(default)]
     pub repetition: f64,
-    /// Tokens behind the prompt, and those of them the agent wrote.
+    /// Tokens after the prompt, and those of them the agent wrote.
     pub response_tokens: f64,
     pub agent_tokens: f64,
-    /// Shares of episodes by how they ended.
+    /// Fractions of episodes by how they ended.
     pub answered: f64,
     pub truncated: f64,
-    /// Share of all episodes that were lost to the retriever.
+    /// Fraction of all episodes that were lost to the retriever.
     pub retriever_failed: f64,
-    /// The same of the episodes that searched. Evaluations written before it was measured read as
-    /// 0.
+    /// The same as a fraction of the episodes that searched. Evaluations written before it was
+    /// measured read as 0.
     #[serde(default)]
     pub lost_share: f64,
 }
@@ -108,8 +107,8 @@ impl EpisodeStats {
     }
 }
 
-/// Share of an episode's 8-grams that occurred in it before; 0 where no turn has eight tokens. A
-/// run lies within one turn, and may repeat one of another.
+/// Fraction of an episode's 8-grams that occurred in it before; 0 where no turn has eight tokens.
+/// An 8-gram lies within one turn, and may repeat one of another turn.
 fn repetition(episode: &Episode) -> f64 {
     let turns = episode.segments.iter().filter(|segment| segment.is_agent());
     let runs: Vec<&[u32]> = turns.flat_map(|turn| turn.ids().windows(REPEATED_RUN)).collect();

@@ -1,5 +1,5 @@
 //! One distillation step: cross-entropy and a divergence from the teacher on the agent's tokens of
-//! a batch of episodes (method §3.2, paper Eq. 1; §5).
+//! a batch of episodes (method §3.2, paper Eq. 1; method §5).
 //!
 //! L = ce_weight · CE + kl_weight · D(pi_g, pi_theta), both averaged over the agent tokens of the
 //! whole step. Whose episodes they are, the teacher's or the student's own, is not asked here.

@@ -5,7 +5,7 @@
 //! master copy of the weights in f32. The parameters themselves live on the inner backend:
 //! gradients exist only between a backward pass and this step.
 //!
-//! One step of Loshchilov & Hutter's AdamW, in PyTorch's order of operations:
+//! One step of Loshchilov & Hutter's AdamW, in PyTorch's order of operations (method §4.8):
 //!
 //! ```text
 //! p ← p · (1 − lr · weight_decay)

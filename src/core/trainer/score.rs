@@ -34,6 +34,8 @@ pub(super) fn head_rows<B: Backend>(
 /// log pi(y_t) of the agent tokens of `rows`; 0 elsewhere.
 /// # Shapes
 /// -> `[B, T]`
+/// # Source
+/// `method §4.1`
 pub fn log_probs<B: Backend>(
     model: &Decoder<B>,
     batch: &RolloutBatch,
@@ -56,6 +58,8 @@ pub fn log_probs<B: Backend>(
 /// V_t of the response tokens of all rows; 0 elsewhere.
 /// # Shapes
 /// -> `[B, T]`
+/// # Source
+/// `method §4.5`
 pub fn values<B: Backend>(
     critic: &Critic<B>,
     batch: &RolloutBatch,
@@ -81,6 +85,8 @@ pub fn values<B: Backend>(
 /// pass of both models; 0 elsewhere.
 /// # Shapes
 /// -> `[B, T]` twice
+/// # Source
+/// `method §4.3` (`full`)
 pub fn log_probs_and_divergence<B: Backend>(
     model: &Decoder<B>,
     reference: &Decoder<B>,

@@ -1,8 +1,8 @@
 //! From a loss on hidden states to the gradients of a network.
 //!
-//! The heads are needed on the trained positions only. So the backward pass is cut at the hidden
-//! states: the loss runs through the head on a detached copy of the gathered rows and leaves their
-//! gradient, and a vector-Jacobian product carries it through the trunk:
+//! The heads are needed on the trained positions only (method §11.2). So the backward pass is cut
+//! at the hidden states: the loss runs through the head on a detached copy of the gathered rows and
+//! leaves their gradient, and a vector-Jacobian product carries it through the trunk:
 //!
 //! ```text
 //! h = gather(trunk(ids))               [N, D]

@@ -1,8 +1,8 @@
-//! The reference's optional format reward: is the response a proper sequence of tags?
+//! The reference's optional format reward, which asks for a proper sequence of tags.
 //!
 //! ```text
 //! start ─▶ <think> ─▶ <search> ─▶ <information> ─┐        ─▶ <answer> ─▶ end
-//!             ▲──────────────────────────────────┘  (only white space between blocks; anything inside them)
+//!             ▲──────────────────────────────────┘  (white space between blocks, anything inside)
 //! ```
 //!
 //! | format | answer | score |
@@ -67,10 +67,10 @@ pub fn information_blocks(text: &str) -> Vec<&str> {
     blocks(text, "<information>", "</information>").into_iter().map(strip).collect()
 }
 
-/// Checks the tags behind the (first) assistant marker.
+/// Checks the tags after the (first) assistant marker.
 ///
 /// # Errors
-/// The first thing wrong with them, in the reference's words.
+/// The first fault found, in the reference's words.
 pub fn check_sequence(text: &str) -> Result<(), String> {
     let (_, content) = text.split_once(ASSISTANT_MARKER).ok_or("Missing assistant marker")?;
     let content = content.trim_start_matches(is_space);
@@ -113,7 +113,7 @@ pub fn check_sequence(text: &str) -> Result<(), String> {
     }
 }
 
-/// The text in order, cut at the known tags: (part, whether it is a tag).
+/// The text in order, cut at the known tags: (part, true if it is a tag).
 fn split_tags(text: &str) -> Vec<(&str, bool)> {
     let mut parts = Vec::new();
     let mut content_start = 0;

@@ -1,23 +1,24 @@
 //! Episodes made elsewhere -> `Episode`: text (teacher episodes from files, scripted
-//! demonstrations, published trajectories) and records (what `dgpo demos` and a run write).
+//! demonstrations, published trajectories) and records (the files of `dgpo demos` and of a run).
 //!
 //! # Text
 //! The text is split by author before it is tokenised, and every piece is encoded on its own. So a
 //! token never straddles the border between agent and environment, and the loss mask covers the
-//! agent's text exactly, as it would have done had the episode been played here.
+//! agent's text exactly, as in an episode that was played here.
 //!
-//! Had it been played here, the engine would have ended a turn at its first complete `</search>` or
-//! `</answer>`, also within a thought. So a turn is cut there, an answer ends the episode, and
-//! status, prediction and reward follow from what remains:
+//! The engine would have ended a turn at its first complete `</search>` or `</answer>`, even within
+//! a thought. So a turn is cut there (`|`), an answer ends the episode, and status, prediction and
+//! reward follow from the rest:
 //!
 //! ```text
-//! <think> maybe <answer> sailor </answer>| or not </think> <answer> cook </answer>        prediction: sailor
-//! <search> q </search>| I wait.\n\n<information>..</information>\n\n<answer> a </answer>|\n        prediction: a
+//! prediction  response
+//! sailor      <think> maybe <answer> sailor </answer>| or not </think> <answer> cook </answer>
+//! a           <search> q </search>| I wait.\n\n<information> … </…>\n\n<answer> a </answer>
 //! ```
-//! What lies behind a stop is no part of the episode: nobody could have sampled it behind its
-//! prefix, and a student that learned it would be cut off before it came to write it. A judgement
-//! by a later answer would reward that prefix for what it does not lead to. Callers are told which
-//! episodes lost more than white space.
+//! Text after a stop is not part of the episode: it could not have been sampled there, and a
+//! student that learned it would be stopped before it could write it. Scoring by a later answer
+//! would reward a prefix that does not lead to it. Callers are told which episodes lost more than
+//! white space.
 //!
 //! # Records
 //! The ids of agent and environment are taken as they are, the prompt is this recipe's. Nothing
@@ -43,7 +44,7 @@ use dgpo_core::{
 use serde::Deserialize;
 use std::path::Path;
 
-/// Why a trajectory could not become an episode.
+/// Errors of a trajectory that cannot become an episode.
 #[derive(Debug, thiserror::Error)]
 pub enum TrajectoryError {
     #[error(transparent)]
@@ -129,7 +130,7 @@ pub fn read_given(path: &Path) -> Result<Vec<Given>, DataError> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Imported {
     pub episode: Episode,
-    /// More than white space stood behind a stop and was left out.
+    /// True if more than white space followed a stop and was left out.
     pub is_cut: bool,
 }
 

@@ -21,7 +21,7 @@
 //! on MuSiQue; here every data set has every figure.
 //!
 //! # Source
-//! method §8; the paper's sections 5.3 to 5.5
+//! `method §8`; the paper's sections 5.3 to 5.5
 use super::{
     bootstrap::{Estimate, estimates, key_of},
     intervals::{QuestionName, by_dataset, name_of},

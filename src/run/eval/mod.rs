@@ -1,4 +1,5 @@
-//! What the greedy episodes on held-out questions say about a model, and the summary of a run.
+//! Figures of a model from its greedy episodes on held-out questions (method §7.3), and the summary
+//! of a run.
 //!
 //! | file | answers |
 //! |---|---|
@@ -30,7 +31,7 @@ pub struct Figures {
     /// Over all questions together.
     #[serde(flatten)]
     pub all: EpisodeStats,
-    /// Unweighted mean of the data sets' EM, as the paper's tables average.
+    /// Unweighted mean of the data sets' EM, as the paper's tables average (method §7.3).
     pub average_em: f64,
     /// Each data set by its name.
     pub datasets: BTreeMap<String, EpisodeStats>,

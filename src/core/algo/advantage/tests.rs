@@ -1,4 +1,4 @@
-//! GAE against its sum form, and what must not depend on what. The recorded reference numbers run
+//! GAE against its sum form, and properties of the advantages. The recorded reference numbers run
 //! in `conformance`.
 use super::*;
 
@@ -147,7 +147,7 @@ fn equal_scores_in_a_group_give_no_signal() {
 
 #[test]
 fn a_flat_group_has_equal_scores_and_more_than_one_row() {
-    // Group 0 is mixed, 1 and 2 are flat, 3 has lost all rows but one.
+    // Group 0 is mixed, 1 and 2 have zero variance, 3 has lost all rows but one.
     assert_eq!(
         flat_groups(&[1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0], &[0, 1, 0, 1, 2, 2, 3]),
         2.0 / 3.0

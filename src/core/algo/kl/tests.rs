@@ -1,4 +1,4 @@
-//! Estimators against the exact KL, their gradients against finite differences, and who is
+//! Estimators against the exact KL, their gradients against finite differences, and which rows are
 //! penalised.
 use super::*;
 use crate::{

@@ -1,5 +1,5 @@
-//! Gradients against finite differences of literal f64 losses, and what must not move them. The
-//! recorded reference numbers run in `conformance`.
+//! Gradients against finite differences of literal f64 losses, and inputs that must not change
+//! them. The recorded reference numbers run in `conformance`.
 use super::*;
 use crate::testing::CpuTrain;
 use burn::tensor::TensorData;
@@ -224,6 +224,6 @@ fn a_nan_entropy_is_nan_in_the_bonus() {
 #[test]
 fn the_approximate_kl_is_never_negative_where_the_mean_log_ratio_is() {
     let (stats, _) = policy(&[-0.5, -0.25], &[1.0, 1.0], &[1.0, 1.0], 2.0);
-    // The new log-probs are above the old ones: k1 says the policies came nearer than equal.
+    // The new log-probs are above the old ones, so k1 is negative, though a KL never is.
     assert!(stats.old_approx_kl < 0.0 && stats.approx_kl > 0.0, "{stats:?}");
 }

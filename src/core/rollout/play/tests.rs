@@ -146,7 +146,7 @@ fn oracle() -> Oracle {
     serde_json::from_str(&text).expect("oracle JSON")
 }
 
-/// The oracle's case through our own loop; also the batches of queries, in the order of the calls.
+/// The oracle's case through our own loop, with the batches of queries in the order of the calls.
 fn play_case(case: &Case, corpus: &[(String, String)]) -> (Vec<Episode>, Vec<Vec<String>>) {
     let calls = RefCell::new(Vec::new());
     let search = |queries: &[String]| {
@@ -476,7 +476,7 @@ fn passages_that_are_too_long_are_cut_and_a_gold_answer_behind_the_cut_is_no_hit
     };
     let observed =
         |episode: &Episode| text_of(episode, |s| matches!(s, Segment::Observation { .. }));
-    // "A" is the gold answer: in the title ("Alpha") and behind "alpha is ".
+    // "A" is the gold answer: in the title ("Alpha") and after "alpha is ".
     let cut = play_with(observation.len() - 1, ObservationCut::Passages);
     assert_eq!(
         observed(&cut),
@@ -534,7 +534,8 @@ fn neither_a_passage_nor_a_question_can_end_a_turn() {
             .ids()
     };
     let n_ends = |ids: &[u32]| ids.iter().filter(|&&id| id == end).count();
-    // The instruction's own stays; the question's and the passage's are text.
+    // The special token of the instruction stays one; those of the question and the passage are
+    // text.
     assert_eq!(n_ends(&ids_with(&|text, outside| tokenizer.encode_outside(text, outside))), 1);
     assert_eq!(n_ends(&ids_with(&|text, _| tokenizer.encode(text))), 3);
 }
