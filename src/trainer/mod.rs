@@ -1,14 +1,14 @@
 //! Phases of training: distillation, RL, their updates, optimizer, checkpoints, metrics, devices.
 //!
-//! | file | answers |
+//! | file | content |
 //! |---|---|
 //! | [`rl`], [`distill`] | one step of each phase, in the order of the method |
 //! | [`update`], [`optimizer`] | from a loss on logits to changed weights |
-//! | [`score`] | what finished networks think of a batch |
-//! | [`player`], [`models`] | models by name; questions to episodes |
-//! | [`checkpoint`], [`state`], [`run_dir`], [`provenance`] | what is written, and how it survives |
-//! | [`metrics`], [`events`] | what is measured and who hears of it |
-//! | [`guards`] | by which signs a run that goes wrong is known |
+//! | [`score`] | log-probs, values and divergences of a batch |
+//! | [`player`], [`models`] | questions to episodes; models by name |
+//! | [`checkpoint`], [`state`], [`run_dir`], [`provenance`] | files of a run |
+//! | [`metrics`], [`events`] | figures of a step; reports to the caller |
+//! | [`guards`] | symptoms of a run that goes wrong |
 //! | [`encoder`] | contrastive training of a retrieval encoder |
 //! | [`devices`] | the one place that names backends |
 pub mod checkpoint;

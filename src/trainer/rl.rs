@@ -3,12 +3,14 @@
 //!
 //! ```text
 //! batch      = RolloutBatch::new(episodes)
-//! old, ref   = log-probs under the actor and, where the penalty applies, under the reference;  values = critic (PPO)
+//! old, ref   = log-probs under the actor and, of penalised rows, under the reference
+//! values     = critic (PPO)
 //! r_t        = [t=T] · r_EM − β · m_t · 1[r_EM = 0] · KL_t
 //! PPO:  A, R = GAE(r, values), A whitened
-//! GRPO: A = (r_EM − mean of the question's) / (std of the question's + 1e-6)
-//! for each mini-batch:  actor  ← clipped surrogate − entropy_coef · entropy (+ β · KL where kl.in = "loss")
-//!                       critic ← clipped squared error (PPO)
+//! GRPO: A = (r_EM − mean of the question's episodes) / (their std + 1e-6)
+//! for each mini-batch:
+//!     actor  ← clipped surrogate − entropy_coef · entropy (+ β · KL where kl.in = "loss")
+//!     critic ← clipped squared error (PPO)
 //! ```
 //!
 //! The reference is run on the penalised rows alone: the score is known before, and on correct
@@ -66,8 +68,8 @@ pub struct TrainedCritic<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> ActorCritic<B> {
-    /// In front of the first step: the critic, where the recipe's algorithm has one, is a copy of
-    /// the actor with a value head drawn from `critic_seed`.
+    /// The networks before the first step: the critic, where the recipe's algorithm has one, is a
+    /// copy of the actor with a value head drawn from `critic_seed`.
     pub fn new(actor: Decoder<B::InnerBackend>, critic_seed: u64, recipe: &Recipe) -> Self {
         let critic = (recipe.rl.algorithm == Algorithm::Ppo).then(|| TrainedCritic {
             network: Critic::from_decoder(&actor, critic_seed),
@@ -78,7 +80,7 @@ impl<B: TrainBackend> ActorCritic<B> {
     }
 }
 
-/// What a step leaves beside the changed networks.
+/// Result of a step besides the changed networks.
 #[derive(Clone, Debug)]
 pub struct Step {
     pub metrics: Metrics,
@@ -90,8 +92,8 @@ pub struct Step {
 /// 0).
 ///
 /// `episodes` are in the order of their questions, `recipe.rl.episodes_per_question` of each one
-/// after the other: their place says which belong together, whatever the questions' texts. A group
-/// that lost episodes to the retriever is judged by the others.
+/// after the other: their position tells which belong together, whatever the questions' texts. A
+/// group that lost episodes to the retriever consists of the others.
 /// # Panics
 /// If the recipe wants a reference policy and `reference` is `None`, or GRPO with the penalty in
 /// the reward (the recipe check refuses both), or PPO and there is no critic.
@@ -190,14 +192,13 @@ pub fn rl_step<B: TrainBackend>(
     Step { metrics, tokens }
 }
 
-/// Of one number an optimizer step; 0 of none.
+/// Mean over the optimizer steps of a step; 0 without any.
 fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     let n = values.len().max(1) as f64;
     values.sum::<f64>() / n
 }
 
-/// The numbers of each row's tokens, as far as [`log_probs_and_penalty`] had a reason to compute
-/// them.
+/// The numbers of each row's tokens, as far as [`log_probs_and_penalty`] computed them.
 fn token_records(
     batch: &RolloutBatch,
     penalised: &[usize],
@@ -261,7 +262,7 @@ fn log_probs_and_penalty<I: Backend>(
     kl
 }
 
-/// What one optimizer step of the actor reports.
+/// Figures of one optimizer step of the actor.
 #[derive(Clone, Copy, Debug, Default)]
 struct ActorStats {
     policy: PolicyStats,
@@ -271,7 +272,7 @@ struct ActorStats {
     grad_norm: f64,
 }
 
-/// What one optimizer step of the critic reports.
+/// Figures of one optimizer step of the critic.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CriticStats {
     pub(crate) value: ValueStats,

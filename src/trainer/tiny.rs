@@ -2,8 +2,8 @@
 //! retriever.
 //!
 //! This is the step between the encoder and the teacher. World, vocabulary and network shapes come
-//! from a seed alone ([`crate::data::tiny::export`]); demonstrations also need what the trained
-//! encoder finds, so that a model trained on them has seen the mistakes it will meet.
+//! from a seed alone ([`crate::data::tiny::export`]). Demonstrations also need the trained
+//! encoder's search results, so that a model trained on them has seen the retriever's mistakes.
 use crate::{
     data::{
         DataError,
@@ -23,7 +23,7 @@ use std::{io::Write, path::Path};
 const DEMONSTRATION_FILES: [&str; 4] =
     ["demos-1hop.jsonl.gz", "demos-2hop.jsonl.gz", "reading.jsonl.gz", "reading-thinking.jsonl.gz"];
 
-/// Why demonstrations could not be made.
+/// Errors of making demonstrations.
 #[derive(Debug, thiserror::Error)]
 pub enum DemonstrationError {
     #[error(transparent)]
@@ -32,7 +32,7 @@ pub enum DemonstrationError {
     Data(#[from] DataError),
 }
 
-/// What was played.
+/// Counts of the demonstrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demonstrated {
     pub n_questions: usize,
@@ -54,7 +54,7 @@ pub fn write_demonstrations(
         let path = dir.join(name);
         let written = std::fs::create_dir_all(dir).and_then(|()| {
             replace_file(&path, |unfinished| {
-                // Neither name nor time in the header: the same rows give the same bytes.
+                // The header has neither name nor time, so that the same rows give the same bytes.
                 let mut file = GzBuilder::new().write(unfinished, Compression::best());
                 for row in rows {
                     writeln!(file, "{}", serde_json::to_string(row)?)?;
@@ -68,7 +68,7 @@ pub fn write_demonstrations(
 }
 
 struct Demonstrations {
-    /// By [`DEMONSTRATION_FILES`].
+    /// One list for each of [`DEMONSTRATION_FILES`].
     files: [Vec<Trajectory>; 4],
     counts: Demonstrated,
 }
@@ -116,7 +116,7 @@ mod tests {
         retriever::Hit,
     };
 
-    /// Finds the passage whose title begins the query, or nothing but the first passage.
+    /// Finds the passage whose title begins the query, or else the first passage.
     struct ByTitle(Vec<Passage>);
     impl Retriever for ByTitle {
         fn search(
