@@ -35,7 +35,7 @@ const STACK_BYTES: usize = 256 << 20;
 #[derive(Clone)]
 pub(super) struct Template {
     environment: Environment<'static>,
-    /// Where it was read from, or its built-in name.
+    /// Path of its file, or its built-in name.
     origin: PathBuf,
     /// `bos_token` and the like, where the tokenizer has them.
     tokens: BTreeMap<String, String>,
@@ -89,7 +89,7 @@ impl Template {
         Ok(Self { environment, origin: origin.to_owned(), tokens, date })
     }
 
-    /// Where it was read from, or its built-in name.
+    /// Path of its file, or its built-in name.
     pub(super) fn origin(&self) -> &Path {
         &self.origin
     }
