@@ -1,13 +1,13 @@
 //! The one place that names concrete backends: `--device` -> code.
 //!
 //! GPU runtimes answer a missing driver with a panic, and a kernel that cannot run with an error
-//! that nobody sees until the device is asked: reading a tensor returns whatever is in its memory.
-//! So a device is opened before work starts, and asked at the end of every piece of work
-//! ([`check`]).
+//! that shows only when the device is asked for it; until then, reading a tensor returns whatever
+//! is in its memory. So a device is opened before work starts, and asked at the end of every piece
+//! of work ([`check`]).
 #[cfg(feature = "wgpu")]
 pub mod adapters;
-// The crate's unit tests run on the CPU. Without GPU backends they are built in half the time:
-// every generic function is compiled for each backend.
+// The crate's unit tests run on the CPU. Every generic function is compiled for each backend, so
+// without GPU backends they are built in half the time.
 #[cfg(all(any(feature = "wgpu", feature = "cuda"), not(test)))]
 mod gpu;
 
@@ -42,7 +42,7 @@ pub enum DeviceError {
          cpu needs none"
     )]
     CannotOpen { device: DeviceChoice, why: String },
-    /// Results that were read since the device was last asked may be wrong.
+    /// The device failed: results that were read since it was last asked may be wrong.
     #[error(
         "the device failed: {0}; hint: what was saved before is sound; where memory ran out, make \
          micro_batch_tokens smaller"
@@ -79,7 +79,7 @@ impl fmt::Display for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// What a command of `cargo xtask` says in front of and behind its verb to use this device.
+    /// The flags before and after the verb of a `cargo xtask` command that select this device.
     pub fn launcher_flags(self) -> (&'static str, String) {
         match self {
             Self::Cpu => ("", String::new()),
@@ -126,8 +126,8 @@ pub fn with_device<J: Job>(choice: DeviceChoice, job: J) -> Result<J::Output, De
     }
 }
 
-/// A device with the name of the adapter behind it, for the record of a run: another one gives
-/// other last bits.
+/// A device with the name of its adapter, for the record of a run: another adapter gives other last
+/// bits.
 pub fn describe(choice: DeviceChoice) -> String {
     #[cfg(feature = "wgpu")]
     if let DeviceChoice::Wgpu(number) = choice
@@ -140,14 +140,14 @@ pub fn describe(choice: DeviceChoice) -> String {
 
 /// Asks a device whether everything it was given has been computed. Waits for it.
 /// # Errors
-/// If a kernel could not be compiled or started, or memory ran out: what was read since the last
-/// call is not to be trusted.
+/// If a kernel could not be compiled or started, or memory ran out: results read since the last
+/// call must not be trusted.
 pub fn check<B: Backend>(device: &B::Device) -> Result<(), DeviceError> {
     B::sync(device).map_err(|error| DeviceError::Failed(causes(&error.to_string())))
 }
 
-/// What a runtime says, each cause once: it repeats one for every operation that waited for
-/// another, with a line where a backtrace would be.
+/// The message of a runtime with each cause once. A runtime repeats a cause for every operation
+/// that waited for another, with a line in place of a backtrace.
 fn causes(text: &str) -> String {
     const N_CAUSES: usize = 6;
     let mut causes: Vec<&str> = Vec::new();

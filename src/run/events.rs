@@ -1,4 +1,4 @@
-//! What a long run tells the outside while it works, and how the outside tells it to stop.
+//! Events that a long run reports while it works, and the request to stop it.
 //!
 //! The trainer calls an [`Observer`] and prints nothing; the command line draws bars or lines from
 //! the same events. [`Stop`] is read between steps: a phase that sees it writes a checkpoint and
@@ -16,7 +16,7 @@ use std::{
 /// done.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
-    /// A phase begins, or goes on behind `done` steps of an earlier process. `total` 0 = unknown.
+    /// A phase begins, or continues after `done` steps of an earlier process. `total` 0 = unknown.
     PhaseStarted {
         phase: Phase,
         done: usize,
@@ -44,12 +44,12 @@ pub enum Event<'a> {
 /// Receives the events of a run, in order, on the thread that trains.
 pub type Observer<'a> = dyn FnMut(Event<'_>) + 'a;
 
-/// A request to stop at the next step's end, shared between the run and whoever may ask.
+/// A request to stop at the end of the current step, shared between the run and its callers.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Asks. Returns whether somebody had asked before.
+    /// Requests the stop. Returns true if it had been requested before.
     pub fn request(&self) -> bool {
         self.0.swap(true, Ordering::SeqCst)
     }

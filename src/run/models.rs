@@ -10,10 +10,11 @@ use dgpo_models::{
 };
 use std::path::PathBuf;
 
-/// Weights are drawn, not read: `random:FOLDER` names a folder with a `config.json` alone.
+/// Prefix of models whose weights are drawn, not read: `random:FOLDER` names a folder with a
+/// `config.json` alone.
 pub const RANDOM_PREFIX: &str = "random:";
 
-/// Why a model named in a recipe could not be set up.
+/// Errors of setting up a model that a recipe names.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     #[error(transparent)]
@@ -58,10 +59,9 @@ pub fn dtypes_of<B: Backend>(device: &B::Device) -> Vec<&'static str> {
         .collect()
 }
 
-/// Checks that a device computes in a type: one that does not would fail in the first matrix
-/// product.
+/// Checks that a device computes in a type; otherwise the first matrix product would fail.
 /// # Errors
-/// If it does not; says in which it does.
+/// If it does not; the error names the types that it computes in.
 pub fn check_dtype<B: Backend>(dtype: DType, device: &B::Device) -> Result<(), SetupError> {
     if B::supports_dtype(device, dtype) {
         return Ok(());
@@ -74,7 +74,7 @@ pub fn check_dtype<B: Backend>(dtype: DType, device: &B::Device) -> Result<(), S
     })
 }
 
-/// The local folder behind a model name, with or without the `random:` prefix.
+/// The local folder of a model name, with or without the `random:` prefix.
 /// # Errors
 /// If nothing of that name is found.
 pub fn model_dir(source: &str) -> Result<PathBuf, SetupError> {

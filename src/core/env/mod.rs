@@ -271,7 +271,7 @@ mod tests {
                 && is_hit_normalised(&passages, &golds("1802"))
         );
         assert!(!is_hit_normalised(&passages, &golds("France")));
-        // Normalised, these two would be part of every passage: they are looked for as words.
+        // Normalised, these two would be part of every passage, so they are searched for as words.
         assert!(is_hit(&passages, &golds("the")) && is_hit_normalised(&passages, &golds("The")));
         assert!(!is_hit(&passages, &golds("A")) && !is_hit_normalised(&passages, &golds("A")));
     }

@@ -110,7 +110,7 @@ pub fn information_documents(observation: &str) -> Option<&str> {
 }
 
 /// The passages as far as the agent sees them: their titles and texts within the first `n_bytes` of
-/// [`format_documents`]. Passages that lie wholly behind are left out.
+/// [`format_documents`]. Passages that lie wholly after those bytes are left out.
 pub fn shown_passages(passages: &[Passage], n_bytes: usize) -> Vec<Passage> {
     let mut room = n_bytes;
     let mut take = |text: &str| {

@@ -1,12 +1,12 @@
-//! The chat format of a run: how messages become text, and where the agent's turn ends.
+//! The chat format of a run: messages as text, and the tokens that end the agent's turn.
 //!
-//! `model.chat_template = "auto"` takes the template that lies in the model's folder, looked for as
-//! transformers does: `chat_template.jinja`, then `chat_template` of tokenizer_config.json (one
-//! text, or several with names, of which `default` is meant), then `chat_template.json`. Another
+//! `model.chat_template = "auto"` takes the template in the model's folder, searched for in
+//! transformers' order: `chat_template.jinja`, then `chat_template` of tokenizer_config.json (one
+//! text, or several with names, of which `default` is used), then `chat_template.json`. Another
 //! name is a built-in format. Tool calls are not part of the protocol.
 //!
 //! A turn ends at any of: `eos_token` of tokenizer_config.json, `eos_token_id` of
-//! generation_config.json, and the special token that the template writes behind an assistant's
+//! generation_config.json, and the special token that the template writes after an assistant's
 //! text. (A model's own config.json adds its own, see `Player::eos_ids`.)
 use super::{
     Tokenizer, TokenizerError,
@@ -36,7 +36,7 @@ impl Message {
     }
 }
 
-/// Why a chat cannot be written.
+/// Errors of a chat that cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ChatError {
     #[error(
@@ -84,13 +84,13 @@ pub struct Chat {
     eos_ids: Vec<u32>,
 }
 
-/// What stands for a message when a template is looked at: no template changes a word.
+/// Placeholder for a message when a template is examined; no template changes a plain word.
 const PROBE: &str = "probe";
 
 impl Chat {
-    /// A built-in format by itself, which knows no ids.
+    /// A built-in format by itself, without token ids.
     /// # Errors
-    /// `auto`, which names none; a date that is none.
+    /// If the name is `auto`, or the date is not a date.
     pub fn built_in(template: ChatTemplate, date: &str) -> Result<Self, ChatError> {
         let source = template.source().ok_or_else(|| ChatError::Missing { folders: Vec::new() })?;
         let template = Template::compile(
@@ -102,16 +102,16 @@ impl Chat {
         Ok(Self { template: Arc::new(template), eos_ids: Vec::new() })
     }
 
-    /// Text as it is.
+    /// The format without a template: text as it is.
     pub fn plain() -> Self {
         Self::built_in(ChatTemplate::Plain, "01 Jan 2000").expect("a built-in template compiles")
     }
 
     /// The format of a model: `template` by name, or the one in its folders, the first that has
-    /// one. The folders also say what ends a turn.
+    /// one. The folders also name the tokens that end a turn.
     /// # Errors
-    /// No template, one that cannot be rendered, or one with tokens that the tokenizer does not
-    /// know as one id.
+    /// If there is no template, it cannot be rendered, or it writes special tokens that the
+    /// tokenizer does not know as one id.
     pub fn open(
         template: ChatTemplate,
         date: &str,
@@ -150,7 +150,7 @@ impl Chat {
         &self.eos_ids
     }
 
-    /// Renders a question once, before anything depends on it.
+    /// Renders a question once, so that a bad template fails early.
     fn check(&self, tokenizer: &Tokenizer) -> Result<(), TokenizerError> {
         let text = self.render(&[Message::user(PROBE)], true)?;
         let origin = self.template.origin();
@@ -167,7 +167,7 @@ impl Chat {
         }
     }
 
-    /// The first special token behind an assistant's text; none where the template writes none, or
+    /// The first special token after an assistant's text; `None` where the template writes none or
     /// refuses such a chat.
     fn end_of_turn(&self, tokenizer: &Tokenizer) -> Result<Option<u32>, TokenizerError> {
         let answer = "the assistant's probe";
@@ -185,7 +185,7 @@ fn parse(date: &str) -> Result<Date, ChatError> {
     Date::parse(date).ok_or_else(|| ChatError::Date(date.to_owned()))
 }
 
-/// What is written as control tokens are: `<|` WORD `|>`.
+/// Text that is spelled like a control token: `<|` WORD `|>`.
 fn control_tokens(text: &str) -> impl Iterator<Item = &str> {
     text.match_indices("<|").filter_map(|(start, _)| {
         let len = text[start..].find("|>")? + 2;

@@ -1,23 +1,24 @@
-//! A tokenizer.json from outside, checked before the `tokenizers` crate sees it.
+//! Checks of a tokenizer.json from outside, before the `tokenizers` crate reads it.
 //!
-//! The crate believes its files. Deep nesting costs it time that doubles with every level, an id of
+//! The crate trusts its files. Deep nesting costs it time that doubles with every level, an id of
 //! four thousand million would make a table of as many entries here, and some declarations make it
-//! panic: when the file is read, or only when a token is decoded, which is therefore tried at once.
+//! panic, either when the file is read or only when a token is decoded, so every token is decoded
+//! at once.
 use super::TokenizerError;
 use crate::contained::contained;
 use std::path::{Path, PathBuf};
 use tokenizers::{DecoderWrapper, Tokenizer};
 
-/// The largest published ones have 35 MB (a quarter of a million tokens).
+/// Largest size of the file; the largest published ones have 35 MB (a quarter of a million tokens).
 const MAX_BYTES: u64 = 512 << 20;
-/// The deepest published ones have 8 levels.
+/// Deepest nesting; the deepest published ones have 8 levels.
 const MAX_DEPTH: usize = 24;
-/// As many tokens as a model may have (see `dgpo_models::config`).
+/// Largest id: as many tokens as a model may have (see `dgpo_models::config`).
 const MAX_TOKENS: usize = 1 << 24;
 
 /// Reads a tokenizer.json.
 /// # Errors
-/// If it cannot be read, is too large or too deep, or is refused by the crate in whatever way.
+/// If it cannot be read, is too large or too deep, or the crate fails or panics on it.
 pub(super) fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
     let failed = |why: String| TokenizerError::Load { path: PathBuf::from(path), why };
     let n_bytes = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
@@ -60,7 +61,7 @@ fn check(tokenizer: &Tokenizer) -> Result<(), String> {
     .ok_or_else(|| "its decoder fails on its own tokens".to_owned())
 }
 
-/// How deep brackets are nested in JSON text; of text that is not JSON some number.
+/// Depth of the nesting of brackets in JSON text; of text that is not JSON, an arbitrary number.
 pub(crate) fn depth(json: &[u8]) -> usize {
     let (mut depth, mut deepest, mut is_in_string, mut is_escaped) = (0usize, 0, false, false);
     for &byte in json {
@@ -112,7 +113,7 @@ mod tests {
         let error = load_changed(|json| json["model"]["vocab"]["far"] = json!(u32::MAX))
             .expect_err("an absurd id");
         assert!(error.contains("\"far\" has id 4294967295"), "{error}");
-        // More characters are to be stripped than the tokens have.
+        // A decoder that strips more characters than the tokens have.
         let strip = json!({"type": "Strip", "content": "e", "start": 0, "stop": 9});
         let error = load_changed(|json| json["decoder"] = strip).expect_err("no decoder");
         assert!(error.contains("its decoder fails on its own tokens"), "{error}");

@@ -1,8 +1,8 @@
-//! Are the ids that a model's files declare for their added tokens the ids that its texts get?
+//! A check that added tokens get the ids that the model's files declare for them.
 //!
 //! The `tokenizers` crate numbers added tokens by itself: those that the vocabulary lacks follow it
-//! one by one, in the order of the file. Where the file declares a hole or another order, the crate
-//! gives other ids without an error, and every text with such a token reads as another one.
+//! one by one, in the order of the file. Where the file declares a gap or another order, the crate
+//! gives other ids without an error, and a text with such a token becomes another text.
 use super::{Tokenizer, TokenizerError};
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{
@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Beside the tokenizer's own file; declares the added tokens a second time.
+/// A file beside the tokenizer's own, which declares the added tokens a second time.
 pub const CONFIG_FILE: &str = "tokenizer_config.json";
 
 #[derive(Deserialize)]
@@ -41,8 +41,8 @@ impl Tokenizer {
     /// Compares the ids declared in tokenizer.json, and in the tokenizer_config.json beside it,
     /// with those that texts get.
     /// # Errors
-    /// The first token whose ids differ, or which is declared and unknown here; a file that cannot
-    /// be read.
+    /// If a token's ids differ or a declared token is unknown (the first such token is named); if a
+    /// file cannot be read.
     pub(super) fn check_declared_ids(&self) -> Result<(), TokenizerError> {
         for Declared { id, content } in read::<TokenizerFile>(&self.path)?.added_tokens {
             self.check_id(&content, id, &self.path)?;

@@ -1,5 +1,5 @@
-//! What the files beside a tokenizer declare about chats: the template, the named tokens, what ends
-//! a text.
+//! Declarations about chats in the files beside a tokenizer: the template, the named tokens, the
+//! tokens that end a text.
 use super::{chat::ChatError, declared::CONFIG_FILE};
 use serde_json::Value;
 use std::{
@@ -14,7 +14,7 @@ pub(super) struct Source {
     pub(super) text: String,
 }
 
-/// Of several folders the first that says something.
+/// The declarations of several folders; the first folder that declares something wins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Declared {
     pub(super) template: Option<Source>,
@@ -24,7 +24,7 @@ pub(super) struct Declared {
     pub(super) eos_ids: Vec<u32>,
 }
 
-/// The file whose template wins over all others.
+/// The file whose template takes precedence over all others.
 pub const JINJA_FILE: &str = "chat_template.jinja";
 const TEMPLATE_FILE: &str = "chat_template.json";
 const GENERATION_FILE: &str = "generation_config.json";
@@ -34,7 +34,7 @@ const MAX_BYTES: u64 = 32 << 20;
 
 impl Declared {
     /// # Errors
-    /// A file that is there and cannot be understood.
+    /// A file that exists and cannot be understood.
     pub(super) fn read(folders: &[PathBuf]) -> Result<Self, ChatError> {
         let mut declared = Self::default();
         for folder in folders {
@@ -86,7 +86,7 @@ fn template(folder: &Path, config: Option<&Value>) -> Result<Option<Source>, Cha
     Ok(None)
 }
 
-/// The one called `default` of `[{"name", "template"}]`, or the only one.
+/// The template called `default` of `[{"name", "template"}]`, or the only one.
 fn named_default(path: PathBuf, named: &[Value]) -> Result<Source, ChatError> {
     let part = |entry: &Value, key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
     let all: Vec<(String, String)> = named
@@ -109,7 +109,7 @@ fn read_json(path: &Path) -> Result<Option<Value>, ChatError> {
     parsed.map_err(|error| ChatError::Read { path: path.to_owned(), why: error.to_string() })
 }
 
-/// None where there is no such file.
+/// The file's object; `None` where there is no such file.
 fn read(path: &Path) -> Result<Option<String>, ChatError> {
     let failed = |why: String| ChatError::Read { path: path.to_owned(), why };
     match std::fs::metadata(path) {

@@ -1,7 +1,7 @@
 //! Text <-> token ids around the `tokenizers` crate; chat templates; incremental decoding for stop
 //! strings.
 //!
-//! Encoding is the crate's own. Decoding has two ways, chosen by the decoder that the file
+//! Encoding is the crate's own. Decoding works in one of two ways, by the decoder that the file
 //! declares: a byte-level BPE (Qwen2.5, Llama 3) gives every token a fixed string of bytes, so
 //! decoding is a concatenation (a table made on loading, 3 MB for 150,000 tokens); for all others
 //! (Metaspace, WordPiece, byte fallback) a token's text depends on its neighbours and the crate
@@ -69,7 +69,7 @@ pub enum TokenizerError {
     Encode(String),
 }
 
-/// The file every tokenizer is read from.
+/// Name of the file that a tokenizer is read from.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 pub struct Tokenizer {
@@ -81,7 +81,7 @@ pub struct Tokenizer {
     /// Ids of the special tokens, ascending.
     special_ids: Vec<u32>,
     chat: Chat,
-    /// Text from outside is searched for special tokens.
+    /// True if outside text is searched for special tokens.
     special_tokens_in_text: bool,
     /// The same tokenizer with special tokens off.
     plain: OnceLock<Box<tokenizers::Tokenizer>>,
@@ -92,11 +92,12 @@ impl Tokenizer {
     /// file are switched off.
     ///
     /// # Errors
-    /// No such file, or one that is not a Hugging Face tokenizer; added tokens that would get other
-    /// ids than the files declare.
+    /// If there is no such file, it is not a Hugging Face tokenizer, or added tokens would get
+    /// other ids than the files declare.
     pub fn from_path(path: &Path) -> Result<Self, TokenizerError> {
         let file = if path.is_dir() { path.join(TOKENIZER_FILE) } else { path.to_owned() };
-        // A model's tokenizer is read before its config.json: who gives GGUF is told so here.
+        // A model's tokenizer is read before its config.json, so a GGUF file given as a model is
+        // reported here.
         let loaded = checked::load(&file)
             .map_err(|error| gguf(path).map_or(error, TokenizerError::NoModel))?;
         let tokenizer = Self::new(loaded, file)?;
@@ -128,7 +129,7 @@ impl Tokenizer {
         })
     }
 
-    /// The tokenizer.json.
+    /// Path of the tokenizer.json.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -148,7 +149,7 @@ impl Tokenizer {
     }
 
     /// The text of `ids`. Special tokens are kept in it; ids outside the vocabulary (a padded
-    /// embedding table has some) stand for nothing; bytes that are not UTF-8 become U+FFFD.
+    /// embedding table has some) give no text; bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         match &self.token_bytes {
             Some(table) => {
@@ -185,7 +186,7 @@ impl Tokenizer {
     }
 
     /// Fails if `other` gives one of these tokens another id: two models then disagree about what
-    /// an id means. Tokens that only `other` has are its own affair.
+    /// an id means. Tokens that only `other` has do not matter.
     pub fn check_same_ids(&self, other: &Self) -> Result<(), TokenizerError> {
         let vocabulary = self.inner.get_vocab(true);
         let differing = vocabulary
@@ -204,8 +205,8 @@ impl Tokenizer {
         })
     }
 
-    /// The chat format that its prompts are written in: [`Chat::plain`] until
-    /// [`Tokenizer::with_chat`] says another.
+    /// The chat format of its prompts: [`Chat::plain`] unless [`Tokenizer::with_chat`] has set
+    /// another.
     pub fn chat(&self) -> &Chat {
         &self.chat
     }
@@ -216,7 +217,7 @@ impl Tokenizer {
     }
 }
 
-/// What the crate makes of a text. It fails, or panics, on what its file declares wrongly.
+/// The crate's encoding of a text. It fails, or panics, where the file's declarations are wrong.
 fn ids_of(
     tokenizer: &tokenizers::Tokenizer,
     text: &str,

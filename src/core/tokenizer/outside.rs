@@ -1,10 +1,10 @@
-//! Text that somebody outside wrote: passages, questions, trajectories made elsewhere.
+//! Encoding of outside text, written by others: passages, questions, trajectories made elsewhere.
 //!
-//! A tokenizer finds its special tokens wherever their letters stand. In a prompt's frame that is
-//! meant; in a passage it would let whoever wrote the passage end the user's turn and open another.
-//! So outside text is encoded with special tokens off: `<|im_end|>` in it is seven ordinary letters
-//! and signs. Other added tokens (Qwen's `<tool_call>`) are text of its own kind and stay what they
-//! are, as with transformers' `split_special_tokens=True`.
+//! A tokenizer finds its special tokens wherever they are spelled. In the frame of a prompt that is
+//! intended; in a passage it would let the passage's author end the user's turn and open another.
+//! So outside text is encoded with special tokens off: `<|im_end|>` in it is ordinary characters.
+//! Other added tokens (Qwen's `<tool_call>`) are kept, as with transformers'
+//! `split_special_tokens=True`.
 use super::{Tokenizer, TokenizerError, ids_of};
 use crate::contained::contained;
 use std::ops::Range;
@@ -21,7 +21,7 @@ impl Tokenizer {
     /// `text`) become ordinary text.
     ///
     /// A text that spells none there gets exactly the ids of `encode`. Otherwise only the stretch
-    /// between the special tokens before and behind is encoded on its own, at whose borders a
+    /// between the special tokens before and after it is encoded on its own; at those tokens a
     /// tokenizer splits in any case.
     /// # Errors
     /// If the tokenizer fails.
@@ -52,7 +52,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// All of `text` is from outside.
+    /// Encodes `text`, all of which is outside text.
     /// # Errors
     /// If the tokenizer fails.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
@@ -72,7 +72,7 @@ impl Tokenizer {
         ids.iter().any(|id| self.special_ids.binary_search(id).is_ok())
     }
 
-    /// Where the special tokens of `text` stand, in bytes.
+    /// Byte ranges of the special tokens of `text`.
     fn special_ranges(&self, text: &str) -> Result<Vec<Range<usize>>, TokenizerError> {
         let failed = |why: String| TokenizerError::Encode(why);
         let encoding = contained(|| self.inner.encode(text, false))
@@ -85,8 +85,8 @@ impl Tokenizer {
             .collect())
     }
 
-    /// With special tokens off. The copy that does it is made when a text first needs it: hardly
-    /// any does.
+    /// The same tokenizer with special tokens off, a copy that is made when a text first needs it;
+    /// few do.
     fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let plain = self.plain.get_or_init(|| {
             let mut plain = self.inner.clone();
@@ -155,7 +155,7 @@ mod tests {
                 tokenizer.path().display()
             );
             assert_eq!(tokenizer.decode(&ids), text);
-            // All but the question is tokenised as around any other question.
+            // The text around the question is tokenised as around any other question.
             let other = tokenizer.encode(&framed("who?").0).expect("encodes");
             let n_common = ids.iter().zip(&other).take_while(|(a, b)| a == b).count();
             assert!(n_common >= tokenizer.encode(FRAME.0.trim_end()).expect("encodes").len());

@@ -1,14 +1,14 @@
-//! One token alone, shown to people.
+//! The text of a single token, for display.
 //!
-//! A token need not be whole text: byte-level vocabularies cut characters (`中` may be three tokens
-//! of one byte each), and others write a mark for a space. Nothing here is ever encoded again.
+//! A token may hold a part of a character: byte-level vocabularies cut characters (`中` may be three
+//! tokens of one byte each). Others write a mark for a space. Nothing here is ever encoded again.
 use super::Tokenizer;
 
-/// What Metaspace vocabularies write for a space.
+/// The mark that Metaspace vocabularies write for a space.
 const SPACE_MARK: char = '\u{2581}';
 
 impl Tokenizer {
-    /// The text of a token. Bytes that are no text by themselves are written as `\xE4`; an id
+    /// The text of a token. Bytes that are not text by themselves are written as `\xE4`; an id
     /// outside the vocabulary is `[id 976]`.
     pub fn piece(&self, id: u32) -> String {
         match (self.inner.id_to_token(id), &self.token_bytes) {

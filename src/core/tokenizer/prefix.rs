@@ -1,20 +1,20 @@
-//! How much of a text is encoded at all, where only its first tokens are wanted.
+//! Encoding of only the start of a text, where only its first tokens are wanted.
 //!
-//! Encoding takes some 50 bytes of memory a byte of text, and whoever wants 512 tokens of a passage
-//! needs a few kilobytes of it. The rest is cut off before the tokenizer sees it. The ids that are
-//! kept are those of the whole text: they end well before the cut, which lies in front of a space,
-//! where tokenizers split in any case.
+//! Encoding takes some 50 bytes of memory a byte of text, and 512 tokens of a passage are a few
+//! kilobytes of it. The rest is cut off before the tokenizer sees it. The ids that are kept are
+//! those of the whole text: they end well before the cut, which is made before a space, where
+//! tokenizers split in any case.
 
 /// Text is first cut to this many bytes a wanted token. English has 4 to 5 with the vocabularies of
 /// language models; where this is too few (long runs of spaces, characters that are dropped), more
 /// is taken.
 const BYTES_A_TOKEN: usize = 16;
-/// As many tokens behind the wanted ones must have been read: a piece without spaces may be split
-/// otherwise near the cut.
+/// Number of tokens that must have been read beyond the wanted ones: near the cut, a piece without
+/// spaces may be split in another way.
 const SLACK_TOKENS: usize = 64;
-/// More of the text is taken in steps of this factor.
+/// Factor by which the part of the text grows where it was too short.
 const GROWTH: usize = 4;
-/// A cut goes back at most this many bytes to find a space.
+/// Farthest distance in bytes that a cut moves back to find a space.
 const LONGEST_WORD: usize = 1024;
 
 /// The ids of `text`, or if it is long those of a beginning of it: more than `n_tokens`, of which
@@ -38,7 +38,7 @@ pub fn first_tokens<E>(
     }
 }
 
-/// At most `n_bytes` of `text`, up to a space if one is near.
+/// The start of `text`, at most `n_bytes` long, ending before a space if one is near.
 fn cut(text: &str, n_bytes: usize) -> &str {
     if text.len() <= n_bytes {
         return text;
@@ -59,8 +59,8 @@ mod tests {
         tokenizer::{Tokenizer, tests::real_tokenizers},
     };
 
-    /// Long texts of many kinds: words, no spaces at all, mostly spaces, dropped characters, signs,
-    /// lines, other scripts.
+    /// Long texts of many kinds: words, no spaces at all, mostly spaces, dropped characters,
+    /// symbols, lines, other scripts.
     fn texts() -> Vec<String> {
         let alphabets: [&[&str]; 8] = [
             &["the", " ", "house", "s", ", ", "Paris ", "of ", "naïve ", "1984 "],

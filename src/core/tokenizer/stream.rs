@@ -1,12 +1,12 @@
 //! Incremental decoding of a growing token sequence, and stop strings on its text.
 //!
-//! Stop strings are looked for in decoded text because they straddle tokens in many ways (`</`,
-//! `search`, `>`, or `>` fused with the line feed behind it). Decoding the whole turn after every
+//! Stop strings are searched for in decoded text because they straddle tokens in many ways (`</`,
+//! `search`, `>`, or `>` fused with the line feed after it). Decoding the whole turn after every
 //! token would be quadratic; the stream decodes each token once (byte-level vocabularies) or a
 //! window of a few tokens (all others), so a token costs O(1) amortised.
 //!
 //! ```text
-//! push(" </"), push("search"), push(">\n")   text: " </search>\n"   find_stop -> (10, 0): the stop string ends at byte 10
+//! push(" </"), push("search"), push(">\n")   text " </search>\n"  find_stop -> (10, 0): at byte 10
 //! ```
 
 use super::Tokenizer;
@@ -15,8 +15,8 @@ use super::Tokenizer;
 /// will not be completed.
 const MAX_HELD_TOKENS: usize = 4;
 
-/// Decodes token by token; a multi-byte character that straddles tokens appears when its last byte
-/// is there.
+/// A decoder for one token at a time; a multi-byte character that straddles tokens appears with its
+/// last byte.
 pub struct TextStream<'t> {
     tokenizer: &'t Tokenizer,
     text: String,
@@ -76,12 +76,12 @@ impl<'t> TextStream<'t> {
         self.text
     }
 
-    /// The stop string that the last push completed: (byte behind its end, its index in `stops`).
+    /// The stop string that the last push completed: (byte after its end, its index in `stops`).
     pub fn completed_stop<S: AsRef<str>>(&self, stops: &[S]) -> Option<(usize, usize)> {
         find_stop(self.len_before, &self.text, stops)
     }
 
-    /// Moves the held tokens' text over, unless it ends in a character that a next token may
+    /// Appends the held tokens' text, unless it ends in a character that the next token may
     /// complete.
     fn push_window(&mut self, is_end: bool) {
         let whole = self.tokenizer.decode(&self.window);
@@ -92,12 +92,12 @@ impl<'t> TextStream<'t> {
         let context = self.tokenizer.decode(&self.window[..self.n_context]);
         match whole.strip_prefix(context.as_str()) {
             Some(new) => self.text.push_str(new),
-            // Byte fallback rewrites a whole run of bytes once one of them is bad; what is out
-            // stays out.
+            // Byte fallback rewrites a whole run of bytes once one of them is bad; text that was
+            // given out is not changed.
             None => self.text.push_str(&self.tokenizer.decode(&self.window[self.n_context..])),
         }
-        // The last tokens suffice as context: decoders look at a token and at whether it is the
-        // first, no further.
+        // The last tokens suffice as context: decoders depend on a token and on whether it is the
+        // first.
         self.window.drain(..self.n_context);
         self.n_context = self.window.len();
     }
@@ -126,9 +126,9 @@ fn push_complete_characters(bytes: &[u8], text: &mut String) -> usize {
     }
 }
 
-/// The stop string completed by the text behind `text_before_len` that was completed first: (byte
-/// behind its end, its index in `stops`). Earlier text takes part in the match, but a stop string
-/// that lies in it entirely was found before. Two that end at the same byte: the first in the list.
+/// The first stop string that the text after `text_before_len` completes: (byte after its end, its
+/// index in `stops`). Earlier text takes part in the match, but a stop string that lies wholly in
+/// it was found before. Of two that end at the same byte, the first in the list wins.
 pub fn find_stop<S: AsRef<str>>(
     text_before_len: usize,
     text: &str,
@@ -139,7 +139,7 @@ pub fn find_stop<S: AsRef<str>>(
         .enumerate()
         .filter_map(|(stop_idx, stop)| {
             let stop = stop.as_ref();
-            // The first place where a match would end behind the earlier text; matches start at
+            // The first place where a match would end after the earlier text; matches start at
             // characters.
             let start = text.ceil_char_boundary((text_before_len + 1).saturating_sub(stop.len()));
             text[start..].find(stop).map(|found| (start + found + stop.len(), stop_idx))

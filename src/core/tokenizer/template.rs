@@ -2,8 +2,8 @@
 //!
 //! Rendered as transformers does it: blocks swallow their line (`trim_blocks`, `lstrip_blocks`),
 //! strings have Python's methods, `tojson` writes as Python's `json.dumps`, `raise_exception`
-//! refuses a chat, `strftime_now` writes the recipe's date and not today's. Its work is bounded: a
-//! template is somebody else's program.
+//! refuses a chat, `strftime_now` writes the recipe's date and not today's. Its work is bounded,
+//! because a template is a program from outside.
 //!
 //! # Source
 //! huggingface/transformers:src/transformers/utils/chat_template_utils.py `_compile_jinja_template`
@@ -26,18 +26,18 @@ const NAME: &str = "chat_template";
 /// some hundreds for a short chat.
 const FUEL: u64 = 100_000;
 
-/// Every instruction can nest a list once more, and nested lists are dropped and written by
-/// recursion; so the stack has room for [`FUEL`] of them. Pages that are not touched take no
-/// memory.
+/// Size of the stack for a rendering: every instruction can nest a list once more, and nested lists
+/// are dropped and written by recursion, so there is room for [`FUEL`] of them. Pages that are not
+/// touched take no memory.
 const STACK_BYTES: usize = 256 << 20;
 
 /// A compiled template.
 #[derive(Clone)]
 pub(super) struct Template {
     environment: Environment<'static>,
-    /// Where it was read from, or its built-in name.
+    /// Path of its file, or its built-in name.
     origin: PathBuf,
-    /// `bos_token` and its like, where the tokenizer has them.
+    /// `bos_token` and the like, where the tokenizer has them.
     tokens: BTreeMap<String, String>,
     date: String,
 }
@@ -53,7 +53,7 @@ impl fmt::Debug for Template {
 
 impl Template {
     /// # Errors
-    /// A program that does not parse: names its line.
+    /// If the program does not parse; names the line.
     pub(super) fn compile(
         source: &str,
         origin: &Path,
@@ -89,14 +89,14 @@ impl Template {
         Ok(Self { environment, origin: origin.to_owned(), tokens, date })
     }
 
-    /// Where it was read from, or its built-in name.
+    /// Path of its file, or its built-in name.
     pub(super) fn origin(&self) -> &Path {
         &self.origin
     }
 
     /// The chat as text, special tokens written out.
     /// # Errors
-    /// If the template refuses the chat, uses something unknown, or does not come to an end.
+    /// If the template refuses the chat, uses something unknown, or exceeds its bound of work.
     pub(super) fn render(
         &self,
         messages: &[Message],
@@ -119,7 +119,7 @@ impl Template {
         for absent in ["tools", "documents"] {
             context.insert(absent, Value::from(()));
         }
-        // The values are made and dropped over there.
+        // The values are made and dropped on that stack.
         let rendered = on_a_large_stack(|| {
             let rendered =
                 self.environment.get_template(NAME).and_then(|template| template.render(context));
@@ -140,14 +140,14 @@ fn refused(origin: &Path, error: &Error) -> ChatError {
     ChatError::Template { path: origin.to_owned(), line: error.line().unwrap_or(1), why }
 }
 
-/// The library gave up.
+/// An error of the library.
 fn broken(origin: &Path, why: String) -> ChatError {
     ChatError::Template { path: origin.to_owned(), line: 1, why }
 }
 
-/// What `work` says on a stack of [`STACK_BYTES`].
+/// Runs `work` on a stack of [`STACK_BYTES`].
 /// # Errors
-/// What it panicked with; no thread to be had.
+/// The message of its panic; a thread that could not be started.
 fn on_a_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
     thread::scope(|scope| {
         let thread =
@@ -158,8 +158,8 @@ fn on_a_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Strin
     })
 }
 
-/// `{% generation %}` marks the assistant's tokens for transformers' masks and writes nothing: it
-/// is read as a block that is always taken, on the same line and with the same white space.
+/// `{% generation %}` marks the assistant's tokens for transformers' masks and writes nothing. It
+/// is replaced by a block that is always taken, on the same line and with the same white space.
 fn without_generation_marks(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
     let mut rest = source;
@@ -239,7 +239,7 @@ fn json(value: &impl Serialize, indent: Option<usize>) -> serde_json::Result<Vec
     Ok(written)
 }
 
-/// A blank behind commas and colons.
+/// Formatter that writes a space after commas and colons.
 struct PythonFormatter;
 
 impl Formatter for PythonFormatter {
@@ -286,8 +286,8 @@ mod tests {
 
     #[test]
     fn the_parts_of_published_templates_render_as_with_transformers() {
-        // What transformers 5.24.0 with jinja2 3.1.6 gives: apply_chat_template of a tokenizer with
-        // these two tokens, date_string given; only strftime_now is told another day than today's.
+        // Output of transformers 5.24.0 with jinja2 3.1.6: apply_chat_template of a tokenizer with
+        // these two tokens and a given date_string; strftime_now was set to a fixed day.
         let cases = [
             ("{{ bos_token }}{{ unk_token }}{{ eos_token }}", "<s></s>"),
             (

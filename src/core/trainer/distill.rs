@@ -2,7 +2,7 @@
 //! a batch of episodes (method §3.2, paper Eq. 1; method §5).
 //!
 //! L = ce_weight · CE + kl_weight · D(pi_g, pi_theta), both averaged over the agent tokens of the
-//! whole step. Whose episodes they are, the teacher's or the student's own, is not asked here.
+//! whole step. The episodes may be the teacher's or the student's own.
 use super::{
     metrics::{DISTILL_CE, DISTILL_GRAD_NORM, DISTILL_KL, DISTILL_LOSS, Metrics},
     optimizer::{AdamW, with_gradients},
@@ -32,7 +32,7 @@ pub struct Student<B: TrainBackend> {
     pub n_skipped: usize,
 }
 
-/// How a batch is learned from.
+/// Loss of a distillation step.
 #[derive(Clone, Copy, Debug)]
 pub struct DistillLoss {
     pub weights: KdWeights,
@@ -42,7 +42,7 @@ pub struct DistillLoss {
 }
 
 impl DistillLoss {
-    /// What a recipe says, `taid_t` being where TAID's target is at this step.
+    /// The loss of a recipe; `taid_t` is TAID's interpolation parameter at this step.
     pub fn of(recipe: &DistillRecipe, taid_t: f64, activations: Activations) -> Self {
         let &DistillRecipe { ce_weight, kl_weight, temperature, micro_batch_tokens, .. } = recipe;
         let weights = KdWeights {
@@ -55,7 +55,7 @@ impl DistillLoss {
     }
 }
 
-/// What a step leaves beside the changed student.
+/// Result of a step besides the changed student.
 #[derive(Clone, Debug)]
 pub struct DistillStep {
     pub metrics: Metrics,

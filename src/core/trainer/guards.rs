@@ -1,17 +1,16 @@
-//! Is this run still learning? Seven signs of a run that goes wrong, read off the metrics of its
-//! steps.
+//! Guards: seven symptoms of a run that goes wrong, read off the metrics of its steps.
 //!
-//! | sign | metric | beyond |
+//! | symptom | metric | alarm |
 //! |---|---|---|
-//! | numbers that are not finite | updates skipped | more than `max_skipped` in steps without a break, or any in the last step of a phase |
-//! | entropy collapse | entropy of the policy | below `min_entropy_share` of the first window's mean |
+//! | not finite | updates skipped | more than `max_skipped` in a row, or any in the last step |
+//! | entropy collapse | entropy of the policy | below `min_entropy_share` of the first mean |
 //! | repetition | repeated 8-grams of a response | above `max_repetition` |
-//! | invalid actions | invalid actions an episode | `max_invalid_actions` above the first window's mean |
-//! | reward collapse | reward | below `min_reward_share` of the best window's mean, once that is above 0.1 |
+//! | invalid actions | their number an episode | `max_invalid_actions` above the first mean |
+//! | reward collapse | reward | below `min_reward_share` of the best mean, if above 0.1 |
 //! | log-prob mismatch | sampler's against trainer's log-probs | above `max_logprob_diff` |
-//! | lost searches | share of the searching episodes that the retriever lost | above `max_lost_share` |
+//! | lost searches | fraction of the searching episodes that were lost | above `max_lost_share` |
 //!
-//! The first is also raised where the student cannot play on, because its logits are not finite
+//! The first alarm is also raised where the student cannot play because its logits are not finite
 //! ([`Guards::unplayable`]). All but the first compare the mean over the last `guards.window`
 //! steps; a phase is looked at by the metrics it has. Pure: no clock, no I/O. The state is a part
 //! of the checkpoint, so that a run that was killed and resumed raises the same alarms at the same
@@ -24,10 +23,10 @@ use crate::settings::{GuardAction, GuardsRecipe, Phase};
 use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, fmt};
 
-/// Below this best reward there is nothing that could collapse: a few lucky answers come and go.
+/// Best reward below which no collapse is reported: a few lucky answers come and go.
 const REWARD_WORTH_KEEPING: f64 = 0.1;
 
-/// What the guards of one phase remember.
+/// State of the guards of one phase.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Guards {
@@ -40,10 +39,10 @@ pub struct Guards {
     lost_share: Watch,
 }
 
-/// Steps without a break that skipped updates.
+/// Consecutive steps that skipped updates.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct SkippedRun {
-    /// Updates skipped up to the last step; none before the first.
+    /// Updates skipped up to the last step; `None` before the first.
     total: Option<usize>,
     n_updates: usize,
     /// First step of the run.
@@ -57,13 +56,13 @@ struct Watch {
     /// (step, value), oldest first. A value that was not finite is left out: its step skipped an
     /// update, which has a guard of its own.
     recent: VecDeque<(usize, f32)>,
-    /// (step, mean of the window up to it) that later means are compared with: the first, or the
-    /// best.
+    /// (step, mean of the window up to it) of the mean that later ones are compared with: the
+    /// first, or the best.
     reference: Option<(usize, f32)>,
     is_alarmed: bool,
 }
 
-/// What is wrong.
+/// The symptoms of a run that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
     NotFinite,
@@ -75,7 +74,7 @@ pub enum Sign {
     LostSearches,
 }
 
-/// The signs that are means over a window.
+/// The symptoms that are read off means over a window.
 const WINDOWED: [Sign; 6] = [
     Sign::EntropyCollapse,
     Sign::Repetition,
@@ -85,11 +84,11 @@ const WINDOWED: [Sign; 6] = [
     Sign::LostSearches,
 ];
 
-/// A guard has seen its sign.
+/// An alarm of a guard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Alarm {
     pub phase: Phase,
-    /// Where it was seen.
+    /// The step of the alarm.
     pub step: usize,
     pub sign: Sign,
     /// Value and threshold, in words.
@@ -99,13 +98,13 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// What was seen and where.
+    /// The symptom and its step.
     pub fn what(&self) -> String {
         let Self { phase, step, sign, seen, first_bad_step } = self;
         format!("{phase} step {step}: {}: {seen}; first bad step {first_bad_step}", sign.name())
     }
 
-    /// The key of the learning rate to lower, where that is a cure.
+    /// The key of the learning rate to lower, where that helps.
     pub fn rate_to_lower(&self) -> Option<&'static str> {
         match (self.sign, self.phase) {
             (Sign::LogProbMismatch, _) => None,
@@ -132,14 +131,14 @@ impl fmt::Display for Alarm {
 }
 
 impl Guards {
-    /// Whether there is a student in training in this phase: the others play a teacher, train a
-    /// retriever, or only measure.
+    /// True if a student is trained in this phase; the others play a teacher, train a retriever, or
+    /// only measure.
     pub fn watches(phase: Phase) -> bool {
         !matches!(phase, Phase::Demos | Phase::Encoder | Phase::Eval)
     }
 
-    /// Takes note of a finished step (`step` of `total`, counted from 1) and returns the alarms it
-    /// raises: each once, until its figure has recovered.
+    /// Records a finished step (`step` of `total`, counted from 1) and returns the alarms it
+    /// raises; each is raised once, until its figure has recovered.
     pub fn observe(
         &mut self,
         recipe: &GuardsRecipe,
@@ -174,9 +173,9 @@ impl Guards {
             }));
         }
         if recipe.action == GuardAction::Stop {
-            // The run ends behind this step. Whoever resumes it has seen the alarm and perhaps
-            // changed the recipe: a guard that still remembered the better times would stop the run
-            // again at once, so it starts afresh. The others go on.
+            // The run ends after this step. When it is resumed, the alarm is known and the recipe
+            // perhaps changed. A guard that still compared with the better steps would stop the run
+            // again at once, so its state is reset. The other guards keep theirs.
             for alarm in &alarms {
                 match alarm.sign {
                     Sign::NotFinite => {
@@ -190,11 +189,11 @@ impl Guards {
         alarms
     }
 
-    /// The student behind `step` cannot play: `why` says which logits are not finite. That is past
-    /// every threshold.
+    /// The alarm of a student that cannot play after `step`: `why` names the logits that are not
+    /// finite. No threshold applies.
     pub fn unplayable(&self, phase: Phase, step: usize, why: &str) -> Alarm {
-        // Skipped updates change no weight, so the first of them came behind the one that did the
-        // damage; without any it was the last.
+        // Skipped updates change no weight, so the damage was done before the first of them, or by
+        // the last update where none was skipped.
         let first_bad_step = if self.skipped.n_updates > 0 { self.skipped.since } else { step };
         Alarm {
             phase,
@@ -222,15 +221,16 @@ impl Guards {
 }
 
 impl SkippedRun {
-    /// What was seen and since when, where it is news. `n_skipped` counts from the phase's begin.
+    /// The alarm of skipped updates, if there is a new one. `n_skipped` counts from the start of
+    /// the phase.
     fn look(
         &mut self,
         recipe: &GuardsRecipe,
         (step, total): (usize, usize),
         n_skipped: usize,
     ) -> Option<(String, usize)> {
-        // A checkpoint from before there were guards does not say how many of these are old: all of
-        // them.
+        // A checkpoint that was written without guards does not say how many of these are old; all
+        // are taken as old.
         let before = self.total.replace(n_skipped).unwrap_or(if step == 1 { 0 } else { n_skipped });
         let n_new = n_skipped.saturating_sub(before);
         if n_new == 0 {
@@ -241,7 +241,7 @@ impl SkippedRun {
             self.since = step;
         }
         self.n_updates += n_new;
-        // Behind the last step none will come that learns.
+        // After the last step no other update can make up for a skipped one.
         let is_beyond = self.n_updates > recipe.max_skipped || step == total;
         let is_news =
             recipe.max_skipped > 0 && is_beyond && !std::mem::replace(&mut self.is_alarmed, true);
@@ -255,7 +255,7 @@ impl SkippedRun {
 }
 
 impl Watch {
-    /// What was seen and since when, where it is news.
+    /// The alarm of a windowed symptom, if there is a new one.
     fn look(
         &mut self,
         sign: Sign,
@@ -295,8 +295,8 @@ impl Watch {
         Some((format!("mean {} of {steps} is {}, {than}", sign.quantity(), figure(mean)), first))
     }
 
-    /// What the mean must not pass, and that in words; `None` where the guard is off or has nothing
-    /// to compare with.
+    /// The limit of the mean, as a number and in words; `None` where the guard is off or has no
+    /// reference to compare with.
     fn limit(
         &mut self,
         sign: Sign,
@@ -344,7 +344,7 @@ impl Watch {
 }
 
 impl Sign {
-    /// Of an alarm's text.
+    /// Its name in an alarm's text.
     fn name(self) -> &'static str {
         match self {
             Self::NotFinite => "numbers that are not finite",
@@ -369,7 +369,7 @@ impl Sign {
         }
     }
 
-    /// What the metric measures, with its unit.
+    /// The quantity of the metric, with its unit.
     fn quantity(self) -> &'static str {
         match self {
             Self::NotFinite => "number of skipped updates",
@@ -384,7 +384,7 @@ impl Sign {
         }
     }
 
-    /// Whether a small value is the bad one.
+    /// True if small values are the bad ones.
     fn is_fall(self) -> bool {
         matches!(self, Self::EntropyCollapse | Self::RewardCollapse)
     }
@@ -413,16 +413,16 @@ impl Sign {
         }
     }
 
-    /// What the threshold is of, where that is not the sign itself.
+    /// The quantity that the threshold belongs to, where that is not the symptom itself.
     fn of_what(self) -> &'static str {
         if self == Self::NotFinite { " of skipped updates" } else { "" }
     }
 
-    /// What usually brings the sign about, and which keys of the recipe change it.
+    /// The usual cause of the symptom, and the keys of the recipe that change it.
     fn cause_and_keys(self, phase: Phase) -> (&'static str, String) {
         let is_rl = phase == Phase::Rl;
         let lr = if is_rl { "optim.actor.lr" } else { "optim.distill.lr" };
-        // What holds the policy in RL; the other phases have nothing but their teacher.
+        // The settings that hold the policy in RL; the other phases have only their teacher.
         let hold =
             if is_rl { ", or raise kl.coef (with kl.mode selective or uniform)" } else { "" };
         match self {
@@ -465,7 +465,7 @@ impl Sign {
     }
 }
 
-/// Three digits that count.
+/// A number with three significant digits.
 fn figure(value: f64) -> String {
     match value.abs() {
         x if x >= 0.1 || x == 0.0 => format!("{value:.3}"),

@@ -1,42 +1,44 @@
-//! Names of everything a run records, and how a step's figures are reduced.
+//! Names of the metrics of a run, and the reduction of a step's figures.
 //!
 //! One line of `metrics.jsonl` a step: `{"phase", "step", NAME: value, ...}`. Names follow
 //! CleanRL's PPO where it has one.
 
 use serde_json::{Map, Value};
 
-/// Contrastive loss of a retrieval encoder, and the share of pairs whose passage is found.
+/// Contrastive loss of a retrieval encoder, and its recall: the fraction of pairs whose passage is
+/// found.
 pub const ENCODER_LOSS: &str = "losses/encoder_loss";
 pub const ENCODER_RECALL: &str = "encoder/recall";
 /// Distillation: cross-entropy and divergence from the teacher a token, nats, and their weighted
-/// sum. Skew KL and TAID are cross-entropies: their least value is not 0 but the entropy of the
-/// target (see `algo::distill::divergence_of`).
+/// sum. Skew KL and TAID are cross-entropies, whose minimum is not 0 but the entropy of the target
+/// (see `algo::distill::divergence_of`).
 pub const DISTILL_LOSS: &str = "losses/distill_loss";
 pub const DISTILL_CE: &str = "losses/distill_ce";
 pub const DISTILL_KL: &str = "losses/distill_kl";
-/// TAID: the teacher's share of the target's logits.
+/// TAID: the weight of the teacher's logits in the target.
 pub const TAID_T: &str = "distill/taid_t";
-/// DistiLLM: the probability φ that a step learns from the student's episodes; whose they were: 0
-/// the teacher's, 1 new, 2 from the replay buffer.
+/// DistiLLM: the probability φ that a step learns from the student's episodes; the source of the
+/// step's episodes: 0 the teacher's, 1 new ones, 2 the replay buffer.
 pub const STUDENT_SHARE: &str = "distill/student_share";
 pub const EPISODE_SOURCE: &str = "distill/source";
-/// DistiLLM: cross-entropy on the held-out teacher episodes, nats a token. Has the student begun to
-/// forget them?
+/// DistiLLM: cross-entropy on the held-out teacher episodes, nats a token; it rises when the
+/// student forgets them.
 pub const VALIDATION_LOSS: &str = "distill/validation_loss";
 /// PPO's losses, as minimised (means over the step's optimizer updates).
 pub const POLICY_LOSS: &str = "losses/policy_loss";
 pub const VALUE_LOSS: &str = "losses/value_loss";
 /// Mean entropy of the policy over agent tokens, nats.
 pub const ENTROPY: &str = "losses/entropy";
-/// How far the update has moved, over agent tokens: mean of log pi_old - log pi_theta (k1, signed),
-/// and of (rho - 1) - log rho (k3, never negative). Runs from before the second existed have the
-/// first one under its name ([`rename_old`]).
+/// Distance of the updated policy from the old one, over agent tokens: mean of log pi_old - log
+/// pi_theta (k1, signed), and of (rho - 1) - log rho (k3, never negative). Runs recorded before the
+/// second one was introduced have the first one under its name ([`rename_old`]).
 pub const OLD_APPROX_KL: &str = "losses/old_approx_kl";
 pub const APPROX_KL: &str = "losses/approx_kl";
-/// Share of agent tokens whose ratio was clipped.
+/// Fraction of agent tokens whose ratio was clipped.
 pub const CLIP_FRACTION: &str = "losses/clipfrac";
 pub const VALUE_CLIP_FRACTION: &str = "losses/value_clipfrac";
-/// 1 - Var(returns - values) / Var(returns): does the critic predict anything?
+/// 1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for one that predicts
+/// nothing.
 pub const EXPLAINED_VARIANCE: &str = "losses/explained_variance";
 pub const ACTOR_GRAD_NORM: &str = "grad_norm/actor";
 pub const CRITIC_GRAD_NORM: &str = "grad_norm/critic";
@@ -50,8 +52,8 @@ pub const ROLLOUT_TOKENS_PER_SECOND: &str = "perf/rollout_tokens_per_s";
 pub const UPDATE_TOKENS_PER_SECOND: &str = "perf/update_tokens_per_s";
 pub const STEP_SECONDS: &str = "perf/step_s";
 /// Greedy exact match on the test questions: over all of them together, as the tables' EM, and as
-/// the unweighted mean over data sets, as the paper averages. Runs from before the first existed
-/// have the second one under its name ([`rename_old`]).
+/// the unweighted mean over data sets, as the paper averages. Runs recorded before the first one
+/// was introduced have the second one under its name ([`rename_old`]).
 pub const EVAL_EM: &str = "eval/em";
 pub const EVAL_AVERAGE_EM: &str = "eval/average_em";
 /// Exact KL(student || teacher) a token, nats, on the agent tokens of those episodes.
@@ -59,39 +61,41 @@ pub const EVAL_TEACHER_KL: &str = "eval/teacher_kl";
 /// Mean outcome reward (= exact match) of the step's episodes.
 pub const REWARD: &str = "rollout/reward";
 pub const SUBSTRING_EM: &str = "rollout/substring_em";
-/// Mean response length: all tokens behind the prompt, and the agent's own.
+/// Mean response length: all tokens after the prompt, and the agent's own.
 pub const RESPONSE_TOKENS: &str = "rollout/response_tokens";
 pub const AGENT_TOKENS: &str = "rollout/agent_tokens";
 pub const SEARCHES: &str = "rollout/searches";
-/// Those of them that found no passage, an episode: does the agent ask for what is not there?
+/// Searches an episode that found no passage.
 pub const NOTHING_FOUND: &str = "rollout/nothing_found";
-/// Share of episodes one of whose searches brought a gold answer.
+/// Fraction of episodes one of whose searches brought a gold answer.
 pub const HIT_RATIO: &str = "rollout/hit_ratio";
-/// Share of executed searches whose passages were cut to episode.max_obs_length.
+/// Fraction of executed searches whose passages were cut to episode.max_obs_length.
 pub const OBSERVATIONS_CUT: &str = "rollout/observations_cut";
 /// Invalid actions an episode.
 pub const INVALID_ACTIONS: &str = "rollout/invalid_actions";
-/// Share of a response's agent-token 8-grams that occurred in it before: does the agent write in
-/// loops?
+/// Fraction of a response's agent-token 8-grams that occurred in it before; high where the agent
+/// writes in loops.
 pub const REPETITION: &str = "rollout/repetition";
-/// Share of episodes that ended with an answer / ran out of turns or tokens / were dropped because
-/// the retriever failed.
+/// Fractions of episodes that ended with an answer, ran out of turns or tokens, or were dropped
+/// because the retriever failed.
 pub const ANSWERED: &str = "rollout/answered";
 pub const TRUNCATED: &str = "rollout/truncated";
 pub const RETRIEVER_FAILED: &str = "rollout/retriever_failed";
-/// Share of the episodes that searched which were lost to the retriever: does the step learn from
-/// those alone that did not search?
+/// Fraction of the episodes with a search that were lost to the retriever. At 1 the step learns
+/// from episodes without a search alone.
 pub const LOST_SHARE: &str = "rollout/lost_share";
-/// |sampler's log-prob - recomputed log-prob| over agent tokens. Must stay tiny, or the rollout and the update run different models.
+/// Mean and maximum over agent tokens of the absolute difference between the sampler's log-prob
+/// and the recomputed one. It must stay tiny; otherwise rollout and update run different
+/// models.
 pub const LOGPROB_DIFF_MEAN: &str = "rollout/logprob_diff_mean";
 pub const LOGPROB_DIFF_MAX: &str = "rollout/logprob_diff_max";
 /// Mean over all episodes of the KL estimate, those without the penalty counting 0, and beta.
 pub const KL: &str = "kl/mean";
 pub const KL_COEF: &str = "kl/coef";
-/// Share of episodes that carry the penalty.
+/// Fraction of episodes that carry the penalty.
 pub const KL_SELECTED: &str = "kl/selected_episodes";
-/// GRPO: share of questions whose episodes all had the same reward, which gives the policy no
-/// direction.
+/// GRPO: fraction of zero-variance groups, questions whose episodes all had the same reward, which
+/// gives the policy no direction.
 pub const FLAT_GROUPS: &str = "grpo/flat_groups";
 
 /// The figures of one step, in the order in which they were recorded.
@@ -103,7 +107,7 @@ impl Metrics {
         self.0.push((name, value));
     }
 
-    /// Adds another part of the step's figures behind these.
+    /// Appends another part of the step's figures.
     pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }
@@ -113,9 +117,9 @@ impl Metrics {
     }
 }
 
-/// Gives a line of `metrics.jsonl` the names of today: a line with `losses/approx_kl` alone is from
-/// before that was k3, and its figure is k1; one with `eval/em` alone is from before that was over
-/// all questions, and its figure is the mean over data sets.
+/// Gives a line of `metrics.jsonl` the present names. In a line with `losses/approx_kl` alone that
+/// figure is k1, now `losses/old_approx_kl`; in one with `eval/em` alone it is the mean over data
+/// sets, now `eval/average_em`.
 pub fn rename_old(line: &mut Map<String, Value>) {
     for (old, new) in [(APPROX_KL, OLD_APPROX_KL), (EVAL_EM, EVAL_AVERAGE_EM)] {
         if !line.contains_key(new)
@@ -126,7 +130,7 @@ pub fn rename_old(line: &mut Map<String, Value>) {
     }
 }
 
-/// Sum over values divided by their count; 0 of nothing is 0.
+/// Sum over values divided by their count; 0 without values.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mean {
     sum: f64,

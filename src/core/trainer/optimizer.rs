@@ -1,7 +1,7 @@
 //! AdamW with f32 master weights, and the global gradient norm.
 //!
 //! burn's own optimizer clips every parameter by itself and keeps moments in the gradient's dtype;
-//! large-scale practice (and the reference runs) clip by the global norm and keep moments and a
+//! large-scale training (and the reference runs) clips by the global norm and keeps moments and a
 //! master copy of the weights in f32. The parameters themselves live on the inner backend:
 //! gradients exist only between a backward pass and this step.
 //!
@@ -46,7 +46,7 @@ pub struct AdamW<B: Backend> {
     states: BTreeMap<ParamId, ParameterState<B>>,
 }
 
-/// What one optimizer step did.
+/// Result of one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepStats {
     /// Global L2 norm of the gradients before clipping.
@@ -55,7 +55,7 @@ pub struct StepStats {
     pub is_applied: bool,
 }
 
-/// Why optimizer state could not be restored.
+/// Errors of restoring optimizer state.
 #[derive(Debug, thiserror::Error)]
 pub enum OptimizerError {
     #[error("the optimizer state lacks {name}; hint: the checkpoint belongs to another model")]
@@ -86,8 +86,8 @@ impl<B: Backend> AdamW<B> {
     /// has one, at learning rate `lr`.
     ///
     /// A loss or a norm that is not finite leaves the module and the moments untouched; the caller
-    /// counts it. The loss says more than its gradient: a NaN that is added to it, such as the
-    /// log-prob of a broken reference, has no gradient at all.
+    /// counts it. The loss is checked besides its gradient, because a NaN that is added to it, such
+    /// as the log-prob of a broken reference, has no gradient.
     pub fn step<M: Module<B>>(
         &mut self,
         module: M,
@@ -253,7 +253,7 @@ impl<B: Backend> ModuleVisitor<B> for SquaredNorms<'_> {
         let squares = grad.clone() * grad;
         let rows = match squares.dims()[D - 1] <= WHOLE_ROWS {
             true => squares.sum_dim(D - 1).into_data(),
-            // Such a row is a vocabulary: a sum of its own a few thousand at a time.
+            // Such a row is as long as a vocabulary and is summed a few thousand entries at a time.
             false => block_sums(squares.flatten(0, D - 1)).into_data(),
         };
         let rows: Vec<f32> = rows.to_vec().expect("cast to f32 above");
@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn half_precision_parameters_keep_an_f32_master() {
-        // Steps of 1e-4 vanish in bf16 at 0.5 (spacing 2^-9 = 0.002); forty of them must not.
+        // A step of 1e-4 vanishes in bf16 at 0.5 (spacing 2^-9 = 0.002); forty of them must not.
         let mut module = linear();
         module.weight = module.weight.map(|w| w.cast(DType::BF16));
         let mut optimizer = AdamW::new(AdamWRecipe { weight_decay: 0.0, ..recipe(0.0) });

@@ -18,9 +18,9 @@ pub struct Player<'a> {
     pub tokenizer: &'a Tokenizer,
     pub env: Env<'a>,
     pub limits: EpisodeRecipe,
-    /// What each episode begins with behind its prompt: [`Opening::none`], but for ARCap.
+    /// The text of each episode after its prompt: [`Opening::none`], except in ARCap.
     pub opening: &'a dyn Fn(&Question) -> Opening,
-    /// Asked before each step of the engine; where it says so, the play ends with
+    /// Called before each step of the engine; where it returns true, the play ends with
     /// [`EngineError::Interrupted`].
     pub is_over: &'a dyn Fn() -> bool,
 }
@@ -29,7 +29,7 @@ impl Player<'_> {
     /// Plays every question once. Episode i draws from `key` folded by i: neither its neighbours
     /// nor the batch size matter.
     /// # Errors
-    /// If logits are not finite, a text cannot be encoded, or the play is over before its end.
+    /// If logits are not finite, a text cannot be encoded, or `is_over` ended the play.
     pub fn play<B: Backend>(
         &self,
         model: &Decoder<B>,
@@ -39,7 +39,7 @@ impl Player<'_> {
         device: &B::Device,
     ) -> Result<Vec<Episode>, RolloutError> {
         let options = EngineOptions {
-            // The KV cache is allocated for so many rows.
+            // The KV cache is allocated for this many rows.
             max_rows: self.limits.max_rows.min(questions.len()).max(1),
             capacity: self.limits.max_prompt_length,
             stop_strings: STOP_STRINGS.map(str::to_owned).to_vec(),
@@ -63,7 +63,7 @@ impl Player<'_> {
         )
     }
 
-    /// The model's own end-of-sequence tokens and the chat's ends of a turn.
+    /// Ids that end a turn: the model's own end-of-sequence tokens and those of the chat format.
     pub fn eos_ids<B: Backend>(&self, model: &Decoder<B>) -> Vec<u32> {
         let mut ids = model.config().eos_token_ids;
         ids.extend(self.env.chat.eos_ids());
@@ -73,7 +73,7 @@ impl Player<'_> {
     }
 }
 
-/// An engine that asks before each step whether it is over.
+/// An engine that checks before each step whether the play is over.
 struct Interruptible<'a, B: Backend> {
     engine: Engine<'a, B>,
     is_over: &'a dyn Fn() -> bool,

@@ -1,4 +1,4 @@
-//! What the networks think of a finished batch: log-probs, values, exact divergences. No gradients.
+//! Log-probs, values and exact divergences of a finished batch. No gradients.
 use super::metrics::{LOGPROB_DIFF_MAX, LOGPROB_DIFF_MEAN, Mean, Metrics};
 use crate::rollout::{Episode, RolloutBatch, TokenIndex};
 use burn::tensor::Tensor;
@@ -8,7 +8,7 @@ use dgpo_models::{
     heads::{Critic, Divergence, LinearHead, token_divergence, token_log_probs},
 };
 
-/// How a pass over the batch is cut.
+/// Settings of a pass over the batch.
 #[derive(Debug)]
 pub struct Pass<'a, B: Backend> {
     /// Padded tokens of a micro-batch.
@@ -116,7 +116,8 @@ pub fn log_probs_and_divergence<B: Backend>(
     (log_probs, divergences)
 }
 
-/// How far the sampler's log-probs of a batch are from the trainer's `log_probs`, at agent tokens.
+/// Records the distance of the sampler's log-probs of a batch from the trainer's `log_probs`, at
+/// agent tokens.
 /// # Shapes
 /// log_probs `[B, T]`
 pub fn record_log_prob_difference(batch: &RolloutBatch, log_probs: &[f32], metrics: &mut Metrics) {
@@ -124,7 +125,7 @@ pub fn record_log_prob_difference(batch: &RolloutBatch, log_probs: &[f32], metri
     for at in (0..batch.loss_mask.len()).filter(|&at| batch.loss_mask[at]) {
         let difference = f64::from((batch.sample_log_probs[at] - log_probs[at]).abs());
         mean.add(difference);
-        // Not `f64::max`, which passes over NaN.
+        // Not `f64::max`, which ignores NaN.
         max = if difference > max || difference.is_nan() { difference } else { max };
     }
     metrics.set(LOGPROB_DIFF_MEAN, mean.value());
@@ -132,7 +133,7 @@ pub fn record_log_prob_difference(batch: &RolloutBatch, log_probs: &[f32], metri
 }
 
 /// The exact KL of a model from a teacher, nats a token, on the agent tokens of episodes that the
-/// model played; 0 of none.
+/// model played; 0 without any.
 pub fn mean_kl<B: Backend>(
     model: &Decoder<B>,
     teacher: &Decoder<B>,

@@ -6,14 +6,14 @@
 //!
 //! ```text
 //! h = gather(trunk(ids))               [N, D]
-//! g = d loss(head, h) / d h            the loss sees hidden rows and a head, never logits: `dgpo_kernels` says how much of [N, V] exists at once
+//! g = d loss(head, h) / d h            the loss gets hidden rows and a head, never logits [N, V]
 //! backward of sum(h · g)               trunk gradients, exact
 //! ```
 //!
 //! The sum's value is meaningless; its gradient with respect to h is g. Gradients of the head, of
 //! both uses of a tied matrix and of all micro-batches meet in one accumulator. Equal to the whole
-//! backward pass up to rounding. A loss that needs another model's logits, too (a teacher's, a
-//! reference policy's), brings that model's hidden rows and head along.
+//! backward pass up to rounding. A loss that also needs another model's logits (a teacher's, a
+//! reference policy's) takes that model's hidden rows and head.
 //!
 //! With `model.recompute` the trunk is cut as well, at the input of every block: the first pass
 //! records nothing but these inputs, and the backward pass runs each block again, from the last to
@@ -34,7 +34,7 @@ use dgpo_models::{
     heads::{Critic, LinearHead},
 };
 
-/// What the backward pass through the trunk needs from the forward pass.
+/// Activations of the forward pass that the backward pass through the trunk needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
     /// Kept from the forward pass.
@@ -44,7 +44,7 @@ pub enum Activations {
 }
 
 /// Adds the gradients of a loss on token distributions to `sums`; `loss` gets the hidden rows [N,
-/// D] in front of `tokens` with the vocabulary head, and returns a scalar.
+/// D] that `tokens` are predicted from with the vocabulary head, and returns a scalar.
 /// # Shapes
 /// ids [R, T'], tokens N of them
 pub fn accumulate_decoder<B: TrainBackend>(
@@ -58,8 +58,7 @@ pub fn accumulate_decoder<B: TrainBackend>(
     accumulate(model, model, ids, tokens, activations, sums, |hidden| loss(model.head(hidden)));
 }
 
-/// Adds the gradients of a loss on values to `sums`; `loss` gets the values [N] in front of
-/// `tokens`.
+/// Adds the gradients of a loss on values to `sums`; `loss` gets the values [N] before `tokens`.
 /// # Shapes
 /// ids [R, T'], tokens N of them
 pub fn accumulate_critic<B: TrainBackend>(
@@ -75,8 +74,7 @@ pub fn accumulate_critic<B: TrainBackend>(
     });
 }
 
-/// The backward pass of the module's page; `trunk` is a part of `whole`, whose gradients are
-/// summed.
+/// The backward pass described above; `trunk` is a part of `whole`, whose gradients are summed.
 fn accumulate<B: TrainBackend, M: AutodiffModule<B>>(
     whole: &M,
     trunk: &Decoder<B>,
@@ -94,7 +92,8 @@ fn accumulate<B: TrainBackend, M: AutodiffModule<B>>(
     pass.backward(trunk, tokens, hidden_grads, whole, sums);
 }
 
-/// A forward pass of the trunk over one micro-batch, waiting for the gradient of its hidden states.
+/// A forward pass of the trunk over one micro-batch, kept until the gradient of its hidden states
+/// is known.
 enum TrunkPass<B: TrainBackend> {
     /// hidden [N, D], recorded
     Kept { hidden: Tensor<B, 2> },
@@ -176,7 +175,7 @@ impl<B: TrainBackend> TrunkPass<B> {
     }
 }
 
-/// A constant whose gradient is asked for.
+/// A leaf of the graph: a constant whose gradient is wanted.
 fn leaf<B: TrainBackend>(values: Tensor<B::InnerBackend, 2>) -> Tensor<B, 2> {
     Tensor::from_inner(values).require_grad()
 }

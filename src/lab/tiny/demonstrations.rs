@@ -20,7 +20,7 @@ use std::{io::Write, path::Path};
 const DEMONSTRATION_FILES: [&str; 4] =
     ["demos-1hop.jsonl.gz", "demos-2hop.jsonl.gz", "reading.jsonl.gz", "reading-thinking.jsonl.gz"];
 
-/// Why demonstrations could not be made.
+/// Errors of making demonstrations.
 #[derive(Debug, thiserror::Error)]
 pub enum DemonstrationError {
     #[error(transparent)]
@@ -29,7 +29,7 @@ pub enum DemonstrationError {
     Data(#[from] DataError),
 }
 
-/// What was played.
+/// Counts of the demonstrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demonstrated {
     pub n_questions: usize,
@@ -51,7 +51,7 @@ pub fn write_demonstrations(
         let path = dir.join(name);
         let written = std::fs::create_dir_all(dir).and_then(|()| {
             replace_file(&path, |unfinished| {
-                // Neither name nor time in the header: the same rows give the same bytes.
+                // The header has neither name nor time, so that the same rows give the same bytes.
                 let mut file = GzBuilder::new().write(unfinished, Compression::best());
                 for row in rows {
                     writeln!(file, "{}", serde_json::to_string(row)?)?;
@@ -65,7 +65,7 @@ pub fn write_demonstrations(
 }
 
 struct Demonstrations {
-    /// By [`DEMONSTRATION_FILES`].
+    /// One list for each of [`DEMONSTRATION_FILES`].
     files: [Vec<Trajectory>; 4],
     counts: Demonstrated,
 }
@@ -113,7 +113,7 @@ mod tests {
     };
     use dgpo_run::data::trajectories::Piece;
 
-    /// Finds the passage whose title begins the query, or nothing but the first passage.
+    /// Finds the passage whose title begins the query, or else the first passage.
     struct ByTitle(Vec<Passage>);
     impl Retriever for ByTitle {
         fn search(&self, queries: &[String], _top_k: usize) -> Vec<Result<Vec<Hit>, SearchError>> {

@@ -64,7 +64,7 @@ pub fn adapters() -> Vec<Adapter> {
     found.into_iter().map(adapter).collect()
 }
 
-/// The adapter of a number, or the one that is used where none is given.
+/// The adapter with a number, or the default one where no number is given.
 /// # Errors
 /// If there is none at all, or none of that number.
 pub fn select(number: Option<usize>) -> Result<WgpuDevice, DeviceError> {
@@ -90,7 +90,7 @@ pub fn select(number: Option<usize>) -> Result<WgpuDevice, DeviceError> {
     })
 }
 
-/// The adapter that a choice of device means.
+/// The adapter that a choice of device refers to.
 pub fn chosen(number: Option<usize>) -> Option<Adapter> {
     let mut adapters = adapters();
     let kinds: Vec<DeviceType> = adapters.iter().map(|adapter| adapter.info.device_type).collect();

@@ -1,4 +1,4 @@
-//! Running a job on a GPU runtime: opening the device, and asking it afterwards what went wrong.
+//! Jobs on a GPU runtime: the device is opened before and asked for errors afterwards.
 use super::{DeviceChoice, DeviceError, Job, check};
 use burn::{backend::Autodiff, tensor::Tensor};
 use dgpo_models::{Backend, TrainBackend};
@@ -23,11 +23,10 @@ where
     Ok(output)
 }
 
-/// Computes one number, so that what is wrong with a driver is found out before anything is
-/// started.
+/// Computes one number, so that a faulty driver is found before anything is started.
 fn open<B: Backend>(choice: DeviceChoice, device: &B::Device) -> Result<(), DeviceError> {
     let cannot_open = |why| Err(DeviceError::CannotOpen { device: choice, why });
-    // The runtimes have no other way of saying that a library or a device is not there.
+    // The runtimes have no other way to report that a library or a device is missing.
     let probe = || Tensor::<B, 1>::ones([1], device).into_data().iter::<f32>().sum::<f32>();
     let silent = silence_panics();
     let computed = panic::catch_unwind(panic::AssertUnwindSafe(probe));
@@ -39,7 +38,7 @@ fn open<B: Backend>(choice: DeviceChoice, device: &B::Device) -> Result<(), Devi
     }
 }
 
-/// Panic messages are kept instead of printed until it is restored.
+/// A panic hook that keeps messages instead of printing them, until it is restored.
 struct SilentPanics {
     previous: Box<dyn Fn(&panic::PanicHookInfo<'_>) + Send + Sync>,
     first: Arc<Mutex<Option<String>>>,
@@ -57,8 +56,7 @@ fn silence_panics() -> SilentPanics {
             .map(str::trim)
             .collect::<Vec<_>>()
             .join(" ");
-        // The first panic has the reason; those behind it are of threads that waited for its
-        // thread.
+        // The first panic has the reason; later ones are of threads that waited for its thread.
         if let Ok(mut first) = kept.lock() {
             first.get_or_insert(text);
         }
@@ -67,7 +65,7 @@ fn silence_panics() -> SilentPanics {
 }
 
 impl SilentPanics {
-    /// What the first panic said, if there was one.
+    /// The message of the first panic, if there was one.
     fn restore(self) -> Option<String> {
         panic::set_hook(self.previous);
         self.first.lock().ok().and_then(|mut first| first.take()).filter(|text| !text.is_empty())

@@ -97,7 +97,7 @@ impl Given {
 /// Reads all episodes of a file, in order; texts and records may alternate.
 ///
 /// # Errors
-/// A row that is neither (with file and line), a file without rows.
+/// If a row is neither (with file and line), or a file has no rows.
 pub fn read_given(path: &Path) -> Result<Vec<Given>, DataError> {
     let (mut given, mut unstripped) = (Vec::new(), UnstrippedGolds::default());
     jsonl::for_each_row(path, |row| {
@@ -126,7 +126,7 @@ pub fn read_given(path: &Path) -> Result<Vec<Given>, DataError> {
     Ok(given)
 }
 
-/// An episode made of a given one.
+/// An episode made from a given one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Imported {
     pub episode: Episode,
@@ -134,11 +134,11 @@ pub struct Imported {
     pub is_cut: bool,
 }
 
-/// Makes an episode of a given one, behind the prompt of its question.
+/// Makes an episode of a given one, after the prompt of its question.
 ///
 /// # Errors
-/// As [`episode_from_trajectory`]; a record whose ids say something else here than where they were
-/// sampled.
+/// As [`episode_from_trajectory`]; a record whose ids decode to another text here than where they
+/// were sampled.
 pub fn episode_from_given(
     tokenizer: &Tokenizer,
     prompt: &dyn Fn(&Question) -> Result<Prompt, ChatError>,
@@ -153,12 +153,12 @@ pub fn episode_from_given(
     }
 }
 
-/// Encodes a trajectory behind the prompt of its question. Sampler log-probs are empty: nobody
-/// sampled these tokens here.
+/// Encodes a trajectory after the prompt of its question. Sampler log-probs are empty, because
+/// these tokens were not sampled here.
 ///
 /// Status, prediction and reward follow from the agent's last turn, read as the environment would
-/// read it; passages are not known by id, so `passage_ids` is empty and a hit is looked for in the
-/// observation's text.
+/// read it; passages are not known by id, so `passage_ids` is empty and a hit is searched for in
+/// the observation's text.
 /// # Errors
 /// If the tokenizer fails or loses text, or there is nothing to train on.
 pub fn episode_from_trajectory(
@@ -168,7 +168,7 @@ pub fn episode_from_trajectory(
 ) -> Result<Imported, TrajectoryError> {
     let id = || trajectory.id.clone();
     let failed = |source| TrajectoryError::Encode { id: id(), source };
-    // The letters of a special token in a passage are letters.
+    // A special token that is spelled in a passage is ordinary text.
     let encode = |text: &str| tokenizer.encode_text(text).map_err(failed);
     let question = Given::Text(trajectory.clone()).question();
     let mut segments =
@@ -178,7 +178,7 @@ pub fn episode_from_trajectory(
     let mut last_action = Action::Invalid;
     for piece in trajectory.pieces()? {
         if matches!(last_action, Action::Answer(_)) {
-            // Behind the answer nothing was played any more.
+            // Nothing is played after the answer.
             is_cut |= !strip(piece.text()).is_empty();
             continue;
         }
@@ -234,7 +234,7 @@ pub fn episode_from_trajectory(
     Ok(Imported { episode, is_cut })
 }
 
-/// A recorded episode behind this recipe's prompt, judged anew. Its log-probs belong to the prompt
+/// A recorded episode after this recipe's prompt, scored anew. Its log-probs belong to the prompt
 /// it had and are dropped.
 fn episode_from_record(
     tokenizer: &Tokenizer,

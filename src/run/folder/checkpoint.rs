@@ -1,9 +1,9 @@
-//! Atomic checkpoint folders: either the whole checkpoint is there, or the previous ones are as
-//! they were.
+//! Atomic checkpoint folders: either the whole checkpoint is there, or the earlier ones are
+//! unchanged.
 //!
 //! ```text
 //! checkpoints/.tmp-rl-step-000200/   written, every file and the folder fsynced
-//! checkpoints/rl-step-000200/        ... renamed, the parent fsynced; then older ones beyond `keep` are removed
+//! checkpoints/rl-step-000200/        renamed, the parent fsynced; then old ones beyond `keep` go
 //! ```
 //! What lies inside is the caller's: a `state.json` (see [`write_state`]) and folders of weights.
 //! Knows no models and no optimizers. A process may die at any instruction: a reader sees complete
@@ -22,11 +22,10 @@ use std::{
 pub const CHECKPOINTS_DIR: &str = "checkpoints";
 pub(crate) const STATE_FILE: &str = "state.json";
 
-/// What goes wrong inside the caller's own writing.
+/// An error of the caller's own writing.
 pub type WriteError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a checkpoint was not written or cannot be read. The earlier checkpoints are untouched in
-/// every case.
+/// Errors of writing or reading a checkpoint. The earlier checkpoints are untouched in every case.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("cannot write the checkpoint {}: {}; hint: {}", path.display(), without_hint(source.as_ref()), write_hint(source.as_ref()))]
@@ -42,7 +41,8 @@ pub enum CheckpointError {
     State { path: PathBuf, source: serde_json::Error },
 }
 
-/// What went wrong inside, without its own advice: the checkpoint's hint knows more.
+/// The message of the inner error without its own hint, since the checkpoint's hint is more
+/// specific.
 fn without_hint(source: &(dyn std::error::Error + 'static)) -> String {
     let text = source.to_string();
     text.split("; hint: ").next().unwrap_or_default().to_owned()
@@ -132,8 +132,7 @@ pub fn save(
         Ok(sync_folder(&parent)?)
     })();
     if let Err(source) = written {
-        // The error that matters is the one above; a leftover would be removed by the next
-        // `latest`.
+        // Only the error above is reported; the next `latest` would remove a leftover.
         let _ = remove_if_there(&temporary);
         return Err(CheckpointError::Write { path, source });
     }
@@ -174,7 +173,7 @@ pub fn list_checkpoints(run_dir: &Path, stage: Stage) -> Result<Vec<Checkpoint>,
     Ok(found)
 }
 
-/// In the order of their steps, whatever the phase.
+/// All checkpoints in the order of their steps, whatever the phase.
 fn list(parent: &Path) -> io::Result<Vec<Checkpoint>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(parent)? {

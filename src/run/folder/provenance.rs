@@ -1,4 +1,4 @@
-//! What a run was made with: enough to make it again, or to see why it cannot be.
+//! Provenance of a run: the facts needed to make it again, or to see why it cannot be.
 use crate::{
     config::{Recipe, secrets::without_users},
     hub,
@@ -16,8 +16,8 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-/// What a run was told otherwise on its way (`crate::pipeline::steer`), a sentence for each
-/// setting.
+/// Settings that were changed when a run was resumed (`crate::pipeline::steer`), a sentence for
+/// each.
 pub fn changes(provenance: &Value) -> Vec<String> {
     let mut told = Vec::new();
     for entry in provenance["changes"].as_array().into_iter().flatten() {
@@ -50,34 +50,34 @@ pub struct Provenance {
     pub kernels: &'static str,
     /// Hardware threads of the machine.
     pub n_host_cores: usize,
-    /// The command as typed, without passwords.
+    /// The command line as typed, without passwords.
     pub command_line: Vec<String>,
     pub seed: u64,
-    /// When the run was made, in seconds since 1970-01-01 UTC: what dates the curves for
-    /// TensorBoard.
+    /// Time of the run's start in seconds since 1970-01-01 UTC; the curves for TensorBoard are
+    /// dated by it.
     pub started_unix_s: u64,
     /// Input files (by the name the recipe gives them), with every shard of a model's weights and
     /// the description of the index: `sha256:…`, or `size:…` above 256 MiB.
     pub files: BTreeMap<String, String>,
-    /// What another run did of it (`--from`).
+    /// Phases that another run has done (`--from`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub taken_over: Option<TakenOver>,
 }
 
-/// Phases that were done in another run.
+/// Phases reused from another run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TakenOver {
     pub run: PathBuf,
     pub phases: Vec<Phase>,
-    /// Seconds of work behind them.
+    /// Seconds of work that they took.
     pub wall_s: f64,
 }
 
 impl Provenance {
     /// Gathers the facts.
     /// # Errors
-    /// If an input file that is there cannot be read. A missing one is the business of whoever
-    /// needs it, whose message knows more.
+    /// If an input file that is there cannot be read. A missing file is not an error here; the code
+    /// that needs it has a more specific message.
     pub fn collect(device: &str, recipe: &Recipe) -> io::Result<Self> {
         let files = input_files(recipe)
             .into_iter()
@@ -107,8 +107,8 @@ fn input_files(recipe: &Recipe) -> Vec<(String, PathBuf)> {
         let folder = name.strip_prefix("random:").unwrap_or(name);
         model_files(folder).into_iter().map(move |file| format!("{folder}/{file}"))
     });
-    // The index holds the fingerprints of its encoder and corpus; its vectors and graph follow from
-    // those.
+    // The index holds the fingerprints of its encoder and corpus, which determine its vectors and
+    // graph.
     let index = (!retriever.index.is_empty()).then(|| format!("{}/{META_FILE}", retriever.index));
     let names = named.filter(|name| !name.is_empty()).cloned().chain(in_folders).chain(index);
     names
@@ -118,7 +118,8 @@ fn input_files(recipe: &Recipe) -> Vec<(String, PathBuf)> {
         .collect()
 }
 
-/// What a network computes, how text becomes ids, how a chat is written and where a turn ends.
+/// Files that decide what a network computes, how text becomes ids, how a chat is written and where
+/// a turn ends.
 const DECIDING_FILES: [&str; 6] = [
     "config.json",
     "tokenizer.json",

@@ -1,15 +1,16 @@
-//! The folder of a run: what it was asked to do, with what, and what came out.
+//! The folder of a run: its recipe, its provenance and its results.
 //!
 //! ```text
-//! runs/NAME/  recipe.toml (resolved)   provenance.json   metrics.jsonl   summary.json   episodes/   checkpoints/   lock
-//!             report.md   report.html   tb/                  (written by `crate::report` from the others)
+//! runs/NAME/  recipe.toml (resolved)  provenance.json  metrics.jsonl  summary.json
+//!             episodes/  checkpoints/  lock
+//!             report.md  report.html  tb/        (written by `crate::report` from the others)
 //! ```
 //! One process at a time writes into a run: it holds the operating system's lock on the file
-//! `lock`, which ends with the process however that ends. A metrics line is one flat object,
+//! `lock`, which is released however the process ends. A metrics line is one flat object,
 //! `{"phase":"rl","step":3,"rollout/reward":0.41,...}`, flushed as it is written. The step is the
-//! number of finished steps, so a run resumed from step s cuts the file behind (phase, s) and goes
-//! on as if it had never stopped. What the guards saw at a step stands behind it in a line of its
-//! own, `{"phase":"rl","step":3,"alarm":"..","advice":".."}`: it stays whatever the recipe says
+//! number of finished steps, so a run resumed from step s cuts the file after (phase, s) and
+//! continues as if it had never stopped. An alarm of a step follows it in a line of its own,
+//! `{"phase":"rl","step":3,"alarm":"..","advice":".."}`, which stays whatever the recipe says
 //! later.
 mod leftovers;
 mod orders;
@@ -29,9 +30,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where runs lie, relative to the current directory.
+/// Folder of the runs, relative to the current directory.
 pub const RUNS_DIR: &str = "runs";
-/// The resolved recipe inside a run; a resumed run reads it again.
+/// Name of the resolved recipe inside a run; a resumed run reads it again.
 pub const RECIPE_FILE: &str = "recipe.toml";
 pub(crate) const PROVENANCE_FILE: &str = "provenance.json";
 const METRICS_FILE: &str = "metrics.jsonl";
@@ -40,7 +41,7 @@ const EPISODES_DIR: &str = "episodes";
 const EVALUATION_DIR: &str = "evaluation";
 const LOCK_FILE: &str = "lock";
 
-/// Why a run directory cannot be made, opened or written.
+/// Errors of making, opening or writing a run directory.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
     #[error("the run {path} exists; hint: continue it with --resume {path}, or choose another \
@@ -80,7 +81,7 @@ fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDir
     move |source| RunDirError::Io { verb, path, source }
 }
 
-/// The right to write into a run, until it is dropped.
+/// The lock of a run: the right to write into it, until it is dropped.
 #[derive(Debug)]
 pub struct RunLock {
     _file: File,
@@ -136,10 +137,10 @@ impl RunDir {
         }
     }
 
-    /// Takes the run for this process. Whoever trains holds the lock; readers need none.
+    /// Locks the run for this process. A process that trains holds the lock; readers need none.
     /// # Errors
-    /// [`RunDirError::Busy`] while another process has it. What a killed process leaves behind is a
-    /// file without a lock.
+    /// [`RunDirError::Busy`] while another process has it. A killed process leaves a file without a
+    /// lock.
     pub fn lock(&self) -> Result<RunLock, RunDirError> {
         let path = self.path.join(LOCK_FILE);
         let opened = refuse_link(&path).and_then(|()| {
@@ -150,8 +151,8 @@ impl RunDir {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
-                // The number is for the message alone; where the lock forbids reading too, the
-                // message goes without.
+                // The process id is for the message alone; where the lock forbids reading too, the
+                // message has none.
                 let _ = file.read_to_string(&mut pid);
                 return Err(RunDirError::Busy {
                     path: self.path.clone(),
@@ -180,12 +181,12 @@ impl RunDir {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Where the rollout writes episodes.
+    /// Folder of the episodes.
     pub fn episodes_dir(&self) -> PathBuf {
         self.path.join(EPISODES_DIR)
     }
 
-    /// Where each evaluated model's figures lie, `NAME.json`; made with the first of them.
+    /// Folder of each evaluated model's figures, `NAME.json`; made with the first of them.
     pub fn evaluation_dir(&self) -> PathBuf {
         self.path.join(EVALUATION_DIR)
     }
@@ -211,8 +212,8 @@ impl RunDir {
         Ok(MetricsLog { file: opened.map_err(io_error("open", &path))?, path })
     }
 
-    /// Every metrics line, oldest first, under the names of today ([`rename_old`]); a torn last
-    /// line is left out.
+    /// Every metrics line, oldest first, under the present names ([`rename_old`]); an incomplete
+    /// last line is left out.
     /// # Errors
     /// If the file cannot be read.
     pub fn read_metrics(&self) -> Result<Vec<Map<String, Value>>, RunDirError> {
@@ -227,7 +228,7 @@ impl RunDir {
         Ok(lines)
     }
 
-    /// Begins the metrics with those of some phases of another run; the order of its lines stays.
+    /// Starts the metrics with those of some phases of another run, in the order of its lines.
     /// # Errors
     /// If that run's file cannot be read or the disk fails.
     pub fn take_metrics(&self, from: &Self, phases: &[Phase]) -> Result<(), RunDirError> {
@@ -279,8 +280,8 @@ impl RunDir {
     }
 }
 
-/// Files that are appended to are not replaced as a whole, so a link at their name would be written
-/// through.
+/// Files that are appended to are not replaced as a whole, so a link at their name would be
+/// followed.
 fn refuse_link(path: &Path) -> io::Result<()> {
     match path.is_symlink() {
         true => Err(io::Error::other("it is a link, which may lead anywhere")),
@@ -334,7 +335,7 @@ impl MetricsLog {
         self.write(line)
     }
 
-    /// Records an alarm behind the line of its step.
+    /// Records an alarm after the line of its step.
     /// # Errors
     /// If the disk fails.
     pub fn append_alarm(&mut self, alarm: &Alarm) -> Result<(), RunDirError> {
@@ -342,8 +343,8 @@ impl MetricsLog {
         self.write(line.as_object().cloned().unwrap_or_default())
     }
 
-    /// Brings what was appended to the disk, before something is written that relies on it: a
-    /// checkpoint stands for the lines of its steps.
+    /// Syncs the appended lines to the disk, before a checkpoint is written that relies on the
+    /// lines of its steps.
     /// # Errors
     /// If the disk fails.
     pub fn sync(&self) -> Result<(), RunDirError> {
@@ -361,7 +362,7 @@ impl MetricsLog {
 pub const ALARM: &str = "alarm";
 const ADVICE: &str = "advice";
 
-/// What the guards saw in a run, from its metrics lines: what and where, and the advice.
+/// Alarms of a run, from its metrics lines: (symptom and step, advice).
 pub fn alarms(lines: &[Map<String, Value>]) -> Vec<(String, String)> {
     let text = |line: &Map<String, Value>, key: &str| Some(line.get(key)?.as_str()?.to_owned());
     lines
@@ -385,7 +386,7 @@ fn bytes_until(
     for line in 1.. {
         text.clear();
         let n_read = reader.read_line(&mut text).map_err(io_error("read", path))?;
-        // The end, or a line whose writing was cut short.
+        // The end, or an incomplete line.
         if n_read == 0 || !text.ends_with('\n') {
             break;
         }

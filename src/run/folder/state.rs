@@ -1,8 +1,10 @@
-//! What a checkpoint of a network holds, written and read back exactly.
+//! Contents of a checkpoint, written and read back exactly.
 //!
 //! ```text
-//! kd-step-000200/  state.json  model/ (Hugging Face folder)  optimizer.safetensors  replay.jsonl (DistiLLM)
-//! rl-step-000050/  state.json  model/  optimizer.safetensors  critic/  critic_optimizer.safetensors        (no critic in GRPO)
+//! kd-step-000200/  state.json  model/ (Hugging Face folder)  optimizer.safetensors
+//!                  replay.jsonl (DistiLLM)
+//! rl-step-000050/  state.json  model/  optimizer.safetensors
+//!                  critic/  critic_optimizer.safetensors (PPO)
 //! ```
 use super::checkpoint::WriteError;
 use crate::{
@@ -32,18 +34,18 @@ use dgpo_models::{
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Folder of the decoder inside a checkpoint: loads in any other tool.
+/// Folder of the decoder inside a checkpoint; other tools can load it.
 pub const MODEL_DIR: &str = "model";
 const CRITIC_DIR: &str = "critic";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const CRITIC_OPTIMIZER_FILE: &str = "critic_optimizer.safetensors";
 
-/// Everything of a phase that is not a tensor.
+/// The state of a phase, without tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PhaseState {
     /// Steps done.
     pub step: usize,
-    /// Steps the phase has.
+    /// Steps of the whole phase.
     pub total: usize,
     pub sampler: Sampler,
     pub n_updates: u64,
@@ -53,20 +55,20 @@ pub struct PhaseState {
     pub n_skipped: usize,
     #[serde(default)]
     pub guards: Guards,
-    /// Distillation only: what moves along with the steps.
+    /// Distillation only: schedules that change with the steps.
     #[serde(default)]
     pub distill: Option<DistillState>,
     /// Seconds of work of the whole run so far.
     pub wall_s: f64,
-    /// What the run was then told to do, to compare with what it is told now.
+    /// The recipe of the run at this checkpoint, to compare with that of a resumed run.
     #[serde(default, deserialize_with = "recorded_recipe")]
     pub recipe: Option<Recipe>,
 }
 
-/// What a distillation phase keeps beyond its network and its sampler.
+/// State of a distillation phase besides its network and its sampler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DistillState {
-    /// Where TAID's target is; of other divergences where it would start.
+    /// TAID's schedule; with other divergences its start.
     pub taid: TaidSchedule,
     /// DistiLLM only. The replay buffer itself is a file of episodes beside the state.
     pub share: Option<StudentShare>,
@@ -74,7 +76,7 @@ pub struct DistillState {
     pub questions: Option<Sampler>,
 }
 
-/// Why a checkpoint's networks could not be restored.
+/// Errors of restoring the networks of a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error(transparent)]
@@ -83,7 +85,7 @@ pub enum StateError {
     Optimizer { path: PathBuf, source: OptimizerError },
 }
 
-/// What makes a saved model a complete Hugging Face folder.
+/// Files that make a saved model a complete Hugging Face folder.
 #[derive(Clone, Debug, Default)]
 pub struct SideFiles {
     /// Folders that tokenizer and generation files are copied from; later ones win.
@@ -108,7 +110,7 @@ pub fn write_model<B: Backend>(
         copy_side_files(source, &dir)?;
     }
     if let Some(source) = side_files.chat_template.source() {
-        // This file wins over all others that hold a template.
+        // This file takes precedence over all others that hold a template.
         write_file(&dir.join(JINJA_FILE), source)?;
         let config = dir.join(CONFIG_FILE);
         if !config.exists() {
@@ -167,7 +169,7 @@ pub fn read_optimizer<B: Backend, M: Module<B>>(
     restore(recipe, n_updates, module, &dir.join(OPTIMIZER_FILE), device)
 }
 
-/// Whether a checkpoint holds a critic: one of GRPO does not.
+/// True if a checkpoint holds a critic; one of GRPO does not.
 pub fn has_critic(dir: &Path) -> bool {
     dir.join(CRITIC_DIR).is_dir()
 }

@@ -1,5 +1,5 @@
-//! Contrastive training of a retrieval encoder: how the tiny world's E5 is made, and how a user's
-//! own would be.
+//! Contrastive training of a retrieval encoder, with which the tiny world's E5 was made and a
+//! user's own can be.
 //!
 //! InfoNCE with in-batch negatives (van den Oord et al., 2018; E5, Wang et al., 2022): for a batch
 //! of B (query, passage) pairs, q_i and p_j their L2-normalised embeddings and tau the temperature,
@@ -8,8 +8,8 @@
 //! L = -1/B · Σ_i log( exp(q_i·p_i / tau) / Σ_j exp(q_i·p_j / tau) )
 //! ```
 //!
-//! where j runs over the batch's passages, except those that are query i's gold passage under
-//! another number: two facts of one passage in a batch are not each other's negatives.
+//! where j runs over the batch's passages, except other copies of query i's gold passage: two pairs
+//! of one passage in a batch are not each other's negatives.
 //!
 //! Cost: a step is one forward and one backward pass over 2·B short texts, and a `[B, B]` matrix.
 use crate::{config::EncoderRecipe, data::sampler::Sampler};
@@ -39,7 +39,7 @@ pub struct Pair {
     pub passage_idx: usize,
 }
 
-/// Why an encoder could not be trained.
+/// Errors of the training of an encoder.
 #[derive(Debug, thiserror::Error)]
 pub enum EncoderTrainingError {
     #[error(transparent)]
@@ -63,13 +63,13 @@ pub enum EncoderTrainingError {
     Stopped,
 }
 
-/// How texts become token ids: the same for training and for the index built later.
+/// Encoding of texts, the same for training and for the index built later.
 #[derive(Clone, Copy)]
 pub struct TextForm<'a> {
     pub tokenizer: &'a Tokenizer,
     pub query_prefix: &'a str,
     pub passage_prefix: &'a str,
-    /// Longer texts are cut.
+    /// Tokens of a text; longer texts are cut.
     pub max_tokens: usize,
 }
 
@@ -104,8 +104,7 @@ pub fn pairs_of(
             let passage_idx = *by_id.get(pid.as_str()).ok_or_else(|| {
                 EncoderTrainingError::UnknownPassage { id: question.id.clone(), pid: pid.clone() }
             })?;
-            // Every question read from a file ends in `?`; what an agent writes between its search
-            // tags does not.
+            // Every question read from a file ends in `?`; an agent's query does not.
             pairs.push(Pair {
                 query: question.question.trim_end_matches('?').to_owned(),
                 passage_idx,
@@ -115,7 +114,7 @@ pub fn pairs_of(
     Ok(pairs)
 }
 
-/// What to train on, and how.
+/// A training task: corpus, pairs and settings.
 #[derive(Clone, Copy)]
 pub struct Contrastive<'a> {
     pub passages: &'a [Passage],
@@ -123,15 +122,15 @@ pub struct Contrastive<'a> {
     pub form: TextForm<'a>,
     pub recipe: &'a EncoderRecipe,
     pub optim: &'a AdamWRecipe,
-    /// Of the order of the pairs.
+    /// Seed of the order of the pairs.
     pub seed: u64,
 }
 
-/// Trains `model` for `recipe.steps` batches drawn from the pairs; `on_step` hears step number and
-/// loss and may end the training.
+/// Trains `model` for `recipe.steps` batches drawn from the pairs; `on_step` is called with step
+/// number and loss and may end the training.
 /// # Errors
-/// If a text cannot be encoded, a batch cannot be filled, the loss is not finite, or `on_step` said
-/// break.
+/// If a text cannot be encoded, a batch cannot be filled, the loss is not finite, or `on_step`
+/// returned `Break`.
 pub fn train_encoder<B: TrainBackend>(
     mut model: BertEncoder<B::InnerBackend>,
     task: Contrastive<'_>,
@@ -174,7 +173,7 @@ pub fn train_encoder<B: TrainBackend>(
     Ok(model)
 }
 
-/// The loss above; `gold[i]` is the number of the passage behind row i of `p`.
+/// The loss above; `gold[i]` is the number of the passage of row i of `p`.
 /// # Shapes
 /// q, p [B, D] with rows of norm 1 -> [1]
 fn info_nce<B: Backend>(
@@ -195,7 +194,7 @@ fn info_nce<B: Backend>(
     log_probs.gather(1, diagonal).mean().neg()
 }
 
-/// Share of the task's pairs whose passage is among the `top_k` of exact search.
+/// Recall: fraction of the task's pairs whose passage is among the `top_k` of exact search.
 /// # Errors
 /// If a text cannot be encoded.
 pub fn recall<B: Backend>(

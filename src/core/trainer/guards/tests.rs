@@ -19,7 +19,7 @@ fn alarms_of(metric: &'static str, values: &[f64], recipe: &GuardsRecipe) -> Vec
         .collect()
 }
 
-/// (step, first bad step) of every alarm that a series raises in a run that is only warned.
+/// (step, first bad step) of every alarm that a series raises in a run with `action = "warn"`.
 fn warned(metric: &'static str, values: &[f64]) -> Vec<(usize, usize)> {
     let recipe = GuardsRecipe { action: GuardAction::Warn, ..recipe() };
     alarms_of(metric, values, &recipe)
@@ -30,7 +30,7 @@ fn warned(metric: &'static str, values: &[f64]) -> Vec<(usize, usize)> {
 
 #[test]
 fn more_skipped_updates_than_allowed_without_a_break_are_seen() {
-    // So far: 2 in step 2, then one a step. Above three with step 4.
+    // So far 2 in step 2, then one a step: above three at step 4.
     assert_eq!(warned(SKIPPED_UPDATES, &[0.0, 2.0, 3.0, 4.0, 5.0]), [(4, 2)]);
     // Six altogether, with steps between that learned.
     assert_eq!(warned(SKIPPED_UPDATES, &[0.0, 3.0, 3.0, 5.0, 5.0, 6.0]), []);
@@ -122,7 +122,7 @@ fn loops_are_seen() {
 
 #[test]
 fn a_burst_of_invalid_actions_is_seen_from_where_the_phase_began() {
-    // First mean 2: a weak start may go on as it is.
+    // First mean 2: a weak start may stay as it is.
     assert_eq!(warned(INVALID_ACTIONS, &[2.0, 2.0, 2.0, 2.5, 2.9, 2.8, 2.9]), []);
     assert_eq!(warned(INVALID_ACTIONS, &[0.0, 0.0, 0.0, 0.0, 2.0, 2.0]), [(6, 5)]);
 }

@@ -136,8 +136,8 @@ fn an_empty_answer_is_wrong_even_where_the_gold_answer_normalises_to_nothing() {
     assert_eq!((episode.prediction.as_deref(), episode.is_correct()), (Some(""), false));
 }
 
-/// An episode of the text above as a record of one that was played: with log-probs, behind
-/// another prompt.
+/// An episode of the text above as a record of one that was played: with log-probs, after another
+/// prompt.
 fn record(tokenizer: &Tokenizer) -> Episode {
     let response =
         "<search> q </search>\n\n<information>by Vex</information>\n\n<answer> Vex </answer>";
@@ -232,6 +232,6 @@ fn the_real_trajectories_become_episodes_whose_masks_cover_exactly_the_agents_te
         assert_eq!(agent_text(&tokenizer, &episode), expected, "{}", trajectory.id);
         n_correct += usize::from(episode.is_correct());
     }
-    // The number its publishers count as right by EM.
+    // The number that its publishers count as right by EM.
     assert_eq!(n_correct, 967);
 }

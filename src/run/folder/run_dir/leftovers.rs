@@ -1,4 +1,4 @@
-//! What a run has made so far, and how a folder in which nothing was made goes away again.
+//! The files that a run has made so far, and the removal of a folder in which nothing was made.
 use super::{LOCK_FILE, PROVENANCE_FILE, RECIPE_FILE, RunDir, RunDirError, io_error};
 use std::{
     collections::BTreeMap,
@@ -7,8 +7,8 @@ use std::{
 };
 
 impl RunDir {
-    /// The files of the run that hold anything, with their sizes, but for those that say what it is
-    /// to do: what did not change was not worked on.
+    /// The files of the run that are not empty, with their sizes, without its recipe and
+    /// provenance. If they did not change, no work was done.
     pub fn contents(&self) -> BTreeMap<PathBuf, u64> {
         let mut files = BTreeMap::new();
         collect_files(&self.path, &mut files);
@@ -33,7 +33,7 @@ fn collect_files(folder: &Path, files: &mut BTreeMap<PathBuf, u64>) {
     for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
         match entry.metadata() {
             Ok(metadata) if metadata.is_dir() => collect_files(&entry.path(), files),
-            // What cannot be looked at is taken for work.
+            // A file that cannot be read is taken for work.
             other => {
                 let n_bytes = other.map_or(u64::MAX, |metadata| metadata.len());
                 files.insert(entry.path(), n_bytes);

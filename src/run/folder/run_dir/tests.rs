@@ -4,7 +4,7 @@ fn create(root: &Path) -> RunDir {
     RunDir::create(root, "first", &Recipe::default(), &json!({"version": "0"})).unwrap()
 }
 
-/// The default recipe lacks questions, which only a loaded recipe must have.
+/// The default recipe; it lacks questions, which only a loaded recipe must have.
 fn runnable() -> Recipe {
     let mut recipe = Recipe::default();
     recipe.data.train = vec!["train.jsonl".into()];
