@@ -57,6 +57,10 @@ macro_rules! operation {
         )+
     ) => {
         $(#[$trait_doc])*
+        #[allow(
+            clippy::too_many_arguments,
+            reason = "tensors one by one, as in burn's own traits of operations"
+        )]
         pub trait $name: $super {
             $(
                 $(#[$doc])*

@@ -32,9 +32,9 @@ use burn::tensor::{DType, Device};
 use hidden_definitions::AttentionShape;
 use numbers::epsilon;
 
-/// Roundings of f32 that results of order 1 may be off by. A graphics driver's exponential may be 3
-/// + 2 |x| units in the last place off (the Vulkan specification), |x| is below 16 in the bulk of
-/// every softmax here, and a logarithm and a quotient follow.
+/// Roundings of f32 that results of order 1 may be off by. A graphics driver's exponential may be
+/// (3 + 2 |x|) units in the last place off (the Vulkan specification), |x| is below 16 in the bulk
+/// of every softmax here, and a logarithm and a quotient follow.
 pub const GROWTH: f64 = 64.0;
 
 /// An operation and its shape.

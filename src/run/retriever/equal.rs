@@ -2,10 +2,10 @@
 //!
 //! Passages of the same text (or of the same first `max_tokens` tokens) have the same vector, and
 //! no search can tell them apart. Every search lists them by row number, lowest first (FAISS:
-//! highest first), so of a group of `g` only the first `k` can be among the `k` found: the other `g
-//! - k` are never found, whatever is asked. Where gold passages are counted by their ids, that is
-//! lost recall; where the answer is looked for in the text, it is not. Groups larger than the links
-//! of a point cut a graph into islands besides.
+//! highest first), so of a group of `g` only the first `k` can be among the `k` found, and the
+//! others never are, whatever is asked. Where gold passages are counted by their ids, that is lost
+//! recall; where the answer is looked for in the text, it is not. Groups larger than the links of a
+//! point cut a graph into islands besides.
 //!
 //! Equal means equal bit for bit. Cost: one pass over the vectors and 16 bytes a passage.
 use super::{exact::Neighbour, vectors::Vectors};
