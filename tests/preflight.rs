@@ -153,6 +153,19 @@ fn a_run_whose_server_refuses_its_first_queries_leaves_nothing() {
 }
 
 #[test]
+fn a_model_with_cut_weights_is_looked_at_to_the_end() {
+    let world = World::new();
+    let weights = world.copy_of_talker("cut").join("model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
+    let settings = ["model.student=cut", "episode.max_prompt_length=2000"];
+    let settings = settings.map(|setting| ["--set", setting]).concat();
+    let arguments = [&["train", "--config", "rl.toml"][..], &settings].concat();
+    let told = ["2 things are missing", "cut/model.safetensors", "was made for 1024 positions"];
+    world.dgpo(&arguments).failed(2, &told);
+}
+
+#[test]
 fn the_address_that_a_variable_holds_is_looked_at() {
     let world = World::new();
     for (value, told) in [

@@ -59,13 +59,15 @@ fn folder(key: &'static str, source: &str, found: &mut Found) -> Option<PathBuf>
     }
 }
 
-/// The shape of a decoder whose weights (but for random ones) are there and fit it.
+/// The shape of a decoder; whether its weights (but for random ones) are there and fit it is
+/// looked at.
 fn decoder(
     key: &'static str,
     source: &str,
     dir: &Path,
     found: &mut Found,
 ) -> Option<DecoderConfig> {
+    let config = dir.join("config.json");
     if !source.starts_with(RANDOM_PREFIX) {
         // Nothing is computed, so any device will do.
         match check_folder::<Cpu>(dir, &Default::default()) {
@@ -80,13 +82,12 @@ fn decoder(
             }
             Err(error) => {
                 found.error(key, &error);
-                return None;
+                // Whatever else does not fit it is told at once, if its shape can be read.
+                return DecoderConfig::from_file(&config).ok();
             }
         }
     }
-    DecoderConfig::from_file(&dir.join("config.json"))
-        .map_err(|error| found.error(key, &error))
-        .ok()
+    DecoderConfig::from_file(&config).map_err(|error| found.error(key, &error)).ok()
 }
 
 /// The tokenizer of the run, and whether every network reads it.
