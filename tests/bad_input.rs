@@ -269,9 +269,9 @@ fn an_index_built_with_another_encoder_is_refused() {
     let before = files_below(&world.path("indexes/a"));
     world
         .dgpo(&[&["train", "--config", "rl.toml", "--name", "new"][..], &settings].concat())
-        .failed(1, &["indexes/a", "encoder"]);
+        .failed(2, &["indexes/a", "encoder", "nothing was started"]);
     assert_eq!(files_below(&world.path("indexes/a")), before);
-    assert!(!world.path("runs/new").exists(), "the run failed before it did anything");
+    assert!(!world.path("runs/new").exists(), "it is found before the start");
 }
 
 #[test]

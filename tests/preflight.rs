@@ -161,7 +161,7 @@ fn a_model_with_cut_weights_is_looked_at_to_the_end() {
     let settings = ["model.student=cut", "episode.max_prompt_length=2000"];
     let settings = settings.map(|setting| ["--set", setting]).concat();
     let arguments = [&["train", "--config", "rl.toml"][..], &settings].concat();
-    let told = ["2 things are missing", "cut/model.safetensors", "was made for 1024 positions"];
+    let told = ["3 things are missing", "cut/model.safetensors", "was made for 1024 positions"];
     world.dgpo(&arguments).failed(2, &told);
 }
 
