@@ -1,18 +1,18 @@
 //! RMSNorm in CubeCL: one cube a row, whose units share the row's sums; the weight's gradient by
 //! blocks of rows, then over the blocks.
-use crate::cube::{ElementCubes, addresses, empty, row_cubes, unit_count};
+use crate::cube::{ElementCubes, MAX_ROUNDS, addresses, empty, row_cubes, unit_count};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 /// Rows whose share of the weight's gradient one unit adds up; part of the result's last bit. More
 /// where there would be more blocks than [`MAX_BLOCKS`], over which a unit walks as well
-/// ([`crate::cube::MAX_ROUNDS`]).
+/// ([`MAX_ROUNDS`]).
 const ROWS_PER_BLOCK: usize = 64;
 const MAX_BLOCKS: usize = 4096;
 
 fn rows_per_block(n_rows: usize) -> usize {
-    n_rows.div_ceil(MAX_BLOCKS).next_power_of_two().max(ROWS_PER_BLOCK)
+    n_rows.div_ceil(MAX_BLOCKS).next_power_of_two().clamp(ROWS_PER_BLOCK, MAX_ROUNDS)
 }
 
 /// Sum of entry 0..units of `shared` from `at` on, left in `shared[at]`.
@@ -257,7 +257,6 @@ pub(crate) fn backward<R: CubeRuntime>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cube::MAX_ROUNDS;
 
     #[test]
     fn no_unit_walks_further_than_a_driver_lets_it() {
