@@ -14,16 +14,14 @@ use burn::{
 };
 use std::{fmt::Debug, marker::PhantomData};
 
-pub(crate) use burn::{
+pub use burn::{
     backend::autodiff::{Autodiff, checkpoint::strategy::CheckpointStrategy},
     tensor::ops::{FloatTensor, IntTensor},
 };
 
 /// The backward pass of an operation with N inputs that have gradients, the first K of which it
 /// needs.
-pub(crate) trait Gradient<B: Backend, const N: usize, const K: usize>:
-    Debug + Send + 'static
-{
+pub trait Gradient<B: Backend, const N: usize, const K: usize>: Debug + Send + 'static {
     /// What it needs beside the inputs.
     type Rest: Clone + Debug + Send + 'static;
 
@@ -37,7 +35,7 @@ pub(crate) trait Gradient<B: Backend, const N: usize, const K: usize>:
 
 /// `run` of the inputs; where one of them has a gradient, as a node whose backward pass is `G`.
 /// `rest` is then asked for what `G` needs beside the inputs, given the result.
-pub(crate) fn node<G, B, C, const N: usize, const K: usize>(
+pub fn node<G, B, C, const N: usize, const K: usize>(
     inputs: [FloatTensor<Autodiff<B, C>>; N],
     run: impl FnOnce([FloatTensor<B>; N]) -> FloatTensor<B>,
     rest: impl FnOnce(&FloatTensor<B>) -> G::Rest,

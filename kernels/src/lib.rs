@@ -46,7 +46,7 @@ mod cpu;
 mod cube;
 mod device;
 pub mod erf_gelu;
-mod graph;
+pub mod graph;
 pub mod linear_kl;
 pub mod linear_log_probs;
 pub mod log_probs;

@@ -139,6 +139,31 @@ impl Family {
 }
 
 impl DecoderConfig {
+    /// A small Qwen2 for experiments: heads of 16 that share one pair of key and value heads, a
+    /// feed-forward twice as wide as the model, 512 positions, output head tied to the embedding.
+    /// Other shapes are this one with fields replaced.
+    pub fn small(vocab_size: usize, hidden_size: usize, num_hidden_layers: usize) -> Self {
+        Self {
+            family: Family::Qwen2,
+            vocab_size,
+            hidden_size,
+            intermediate_size: 2 * hidden_size,
+            num_hidden_layers,
+            num_attention_heads: (hidden_size / 16).max(1),
+            num_key_value_heads: 1,
+            head_dim: 16,
+            max_position_embeddings: 512,
+            rms_norm_eps: 1e-6,
+            rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::None,
+            is_tied: true,
+            has_qkv_bias: true,
+            initializer_range: 0.05,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+        }
+    }
+
     /// Reads a qwen2 or llama config.json.
     /// # Errors
     /// If the file cannot be read or parsed, a field is missing, malformed, contradictory, unknown,

@@ -23,6 +23,20 @@ pub struct Question {
     pub supporting_kind: String,
 }
 
+impl Question {
+    /// A question of no data set, its own id, without gold passages.
+    pub fn new(question: &str, golden_answers: &[&str]) -> Self {
+        Self {
+            id: question.to_owned(),
+            dataset: String::new(),
+            question: question.to_owned(),
+            golden_answers: golden_answers.iter().map(|&gold| gold.to_owned()).collect(),
+            supporting: Vec::new(),
+            supporting_kind: String::new(),
+        }
+    }
+}
+
 /// A gold passage of a question, where the data set annotates it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Supporting {
