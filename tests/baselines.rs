@@ -10,7 +10,7 @@ use std::{
 };
 
 /// The talker learns from a random teacher over bm25, four steps of each phase.
-pub const TALKER: &str = r#"
+pub(crate) const TALKER: &str = r#"
 extends = "tiny"
 model = { student = "talker", teacher = "random:teacher" }
 data = { train = ["questions.jsonl"], test = [], corpus = "corpus.jsonl" }
@@ -60,7 +60,7 @@ fn resumed(settings: &[&str], killed_behind: &str) -> World {
 
 /// Every file of the checkpoints and the episodes; of a state what does not tell the time or the
 /// run's name.
-pub fn what_was_learned(run: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn what_was_learned(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for folder in ["checkpoints", "episodes"] {
         for (name, mut bytes) in files_below(&run.join(folder)) {

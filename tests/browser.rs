@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 
 /// A browser with one page.
-pub struct Browser {
+pub(crate) struct Browser {
     child: Child,
     commands: File,
     answers: Receiver<Value>,
@@ -34,7 +34,7 @@ pub struct Browser {
 impl Browser {
     /// `None`, with a word, where there is no Chromium and `DGPO_REQUIRE_CHROMIUM` does not ask for
     /// one.
-    pub fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let is_there = |name: &&str| {
             Command::new(name)
                 .arg("--version")
@@ -96,7 +96,7 @@ impl Browser {
     }
 
     /// Sends a command and waits for its answer; events that come meanwhile are kept.
-    pub fn call(&mut self, method: &str, params: Value) -> Value {
+    pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
         self.n_sent += 1;
         let mut message = json!({"id": self.n_sent, "method": method, "params": params});
         if !self.session.is_empty() {
@@ -120,7 +120,7 @@ impl Browser {
     }
 
     /// Opens a file and waits until it is loaded.
-    pub fn open(&mut self, path: &Path) {
+    pub(crate) fn open(&mut self, path: &Path) {
         let n_before = self.events.len();
         self.call("Page.navigate", json!({"url": format!("file://{}", path.display())}));
         while !self.events[n_before..].iter().any(|event| event["method"] == "Page.loadEventFired")
@@ -136,7 +136,7 @@ impl Browser {
     }
 
     /// The value of an expression in the page; promises are waited for.
-    pub fn evaluate(&mut self, expression: &str) -> Value {
+    pub(crate) fn evaluate(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
         let result = self.call("Runtime.evaluate", params);
         assert!(result.get("exceptionDetails").is_none(), "{expression}: {result}");
@@ -144,14 +144,14 @@ impl Browser {
     }
 
     /// Presses a key where the focus is.
-    pub fn press(&mut self, key: &str) {
+    pub(crate) fn press(&mut self, key: &str) {
         for kind in ["keyDown", "keyUp"] {
             self.call("Input.dispatchKeyEvent", json!({"type": kind, "key": key, "code": key}));
         }
     }
 
     /// Makes the page as wide as a screen, in the colours that the system would ask for.
-    pub fn screen(&mut self, width: u32, height: u32, scheme: &str) {
+    pub(crate) fn screen(&mut self, width: u32, height: u32, scheme: &str) {
         let is_phone = width < 600;
         let metrics =
             json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": is_phone});
@@ -167,14 +167,14 @@ impl Browser {
     }
 
     /// What the screen shows, as PNG.
-    pub fn screenshot(&mut self) -> Vec<u8> {
+    pub(crate) fn screenshot(&mut self) -> Vec<u8> {
         let shot = self.call("Page.captureScreenshot", json!({"format": "png"}));
         from_base64(shot["data"].as_str().unwrap())
     }
 
     /// Errors of the page: exceptions, console errors, and what the browser itself complained
     /// about.
-    pub fn errors(&self) -> Vec<&Value> {
+    pub(crate) fn errors(&self) -> Vec<&Value> {
         let is_error = |event: &&Value| match event["method"].as_str().unwrap_or_default() {
             "Runtime.exceptionThrown" => true,
             "Runtime.consoleAPICalled" => ["error", "warning", "assert"]
@@ -186,7 +186,7 @@ impl Browser {
     }
 
     /// Addresses that were asked for.
-    pub fn requests(&self) -> Vec<&str> {
+    pub(crate) fn requests(&self) -> Vec<&str> {
         let sent =
             self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
         sent.filter_map(|event| event["params"]["request"]["url"].as_str()).collect()
@@ -232,14 +232,14 @@ fn from_base64(text: &str) -> Vec<u8> {
 }
 
 /// Width and height of a PNG.
-pub fn png_size(png: &[u8]) -> (u32, u32) {
+pub(crate) fn png_size(png: &[u8]) -> (u32, u32) {
     assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
     let number = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
     (number(16), number(20))
 }
 
 /// Puts a screenshot where `DGPO_SCREENSHOTS` names a folder.
-pub fn keep_screenshot(name: &str, png: &[u8]) {
+pub(crate) fn keep_screenshot(name: &str, png: &[u8]) {
     if let Some(folder) = std::env::var_os("DGPO_SCREENSHOTS") {
         fs::create_dir_all(&folder).unwrap();
         fs::write(Path::new(&folder).join(name), png).unwrap();

@@ -3,7 +3,7 @@ use crate::support::{ANSWER, Ended, World, repository, tensors};
 use std::process::Command;
 
 /// Names listed under "Commands:" of a help text.
-pub fn commands_in(help: &str) -> Vec<String> {
+pub(crate) fn commands_in(help: &str) -> Vec<String> {
     let listed = help
         .lines()
         .skip_while(|line| *line != "Commands:")

@@ -14,7 +14,7 @@ fn every_recorded_reference_number_is_reproduced() {
 }
 
 /// With the same tolerances on every device.
-pub fn assert_all_is_reproduced(device: &str) {
+pub(crate) fn assert_all_is_reproduced(device: &str) {
     let oracles = repository("tests/oracles");
     let ended = World::new().dgpo(&[
         "conformance",

@@ -15,7 +15,7 @@ use std::{
 
 /// A server that finds the same passage for every query while it is up, and answers 500 while it is
 /// not.
-pub struct Server {
+pub(crate) struct Server {
     pub url: String,
     state: Arc<Mutex<State>>,
 }
@@ -36,7 +36,7 @@ const ALWAYS: Range<usize> = 0..usize::MAX;
 const NEVER: Range<usize> = 0..0;
 
 impl Server {
-    pub fn start(down: Range<usize>) -> Self {
+    pub(crate) fn start(down: Range<usize>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/retrieve", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(State { down, ..State::default() }));
@@ -50,13 +50,13 @@ impl Server {
     }
 
     /// Which requests from now on find it down.
-    pub fn set(&self, down: Range<usize>) {
+    pub(crate) fn set(&self, down: Range<usize>) {
         let mut state = self.state.lock().unwrap();
         (state.n_requests, state.down) = (0, down);
     }
 
     /// The `Authorization` headers of all requests so far.
-    pub fn authorizations(&self) -> Vec<String> {
+    pub(crate) fn authorizations(&self) -> Vec<String> {
         self.state.lock().unwrap().authorizations.clone()
     }
 

@@ -69,7 +69,7 @@ fn assert_sound(ended: &Ended) {
     assert!(report["rates"]["product_flops_per_s"]["f32"].as_f64().unwrap() > 0.0);
 }
 
-pub fn assert_definitions_hold(device: &str) {
+pub(crate) fn assert_definitions_hold(device: &str) {
     assert_sound(&World::new().dgpo(&["portability", "--device", device, "--json"]));
 }
 

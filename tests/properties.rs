@@ -44,12 +44,12 @@ use dgpo_run::{
 
 const VOCAB_SIZE: usize = 61;
 /// Micro-batches of one row each, and one of all rows.
-pub const SMALLEST: usize = 1;
-pub const LARGEST: usize = 1 << 30;
+pub(crate) const SMALLEST: usize = 1;
+pub(crate) const LARGEST: usize = 1 << 30;
 /// f32 sums of a few hundred terms in another order: 1e-6 of the largest, and a margin of ten.
-pub const TOLERANCE: f32 = 1e-5;
+pub(crate) const TOLERANCE: f32 = 1e-5;
 
-pub fn network(seed: u64) -> Decoder<Cpu> {
+pub(crate) fn network(seed: u64) -> Decoder<Cpu> {
     let config = DecoderConfig {
         family: Family::Qwen2,
         vocab_size: VOCAB_SIZE,
@@ -73,7 +73,7 @@ pub fn network(seed: u64) -> Decoder<Cpu> {
 }
 
 /// Episodes of random tokens with one to three turns; `reward(i)` says which are correct.
-pub fn episodes(n: usize, reward: impl Fn(usize) -> f32) -> Vec<Episode> {
+pub(crate) fn episodes(n: usize, reward: impl Fn(usize) -> f32) -> Vec<Episode> {
     let ids = |key: Key, max: usize| -> Vec<u32> {
         (0..1 + key.below(99, max)).map(|i| key.below(i as u64, VOCAB_SIZE) as u32).collect()
     };
@@ -118,7 +118,7 @@ pub fn episodes(n: usize, reward: impl Fn(usize) -> f32) -> Vec<Episode> {
     (0..n).map(episode).collect()
 }
 
-pub fn every_other(i: usize) -> f32 {
+pub(crate) fn every_other(i: usize) -> f32 {
     (i % 2) as f32
 }
 
@@ -133,7 +133,7 @@ fn gradient_descent() -> AdamWRecipe {
     }
 }
 
-pub fn recipe(micro_batch_tokens: usize) -> Recipe {
+pub(crate) fn recipe(micro_batch_tokens: usize) -> Recipe {
     let mut recipe = Recipe::default();
     (recipe.optim.actor, recipe.optim.critic) = (gradient_descent(), gradient_descent());
     (recipe.rl.steps, recipe.rl.mini_batch, recipe.rl.micro_batch_tokens) =
@@ -218,14 +218,14 @@ impl<B: Backend> ModuleVisitor<B> for Weights {
     }
 }
 
-pub fn weights<M: Module<Cpu>>(module: &M) -> Vec<f32> {
+pub(crate) fn weights<M: Module<Cpu>>(module: &M) -> Vec<f32> {
     let mut weights = Weights(Vec::new());
     module.visit(&mut weights);
     weights.0
 }
 
 /// The largest difference of two updates, as a share of the largest change.
-pub fn deviation(start: &[f32], a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn deviation(start: &[f32], a: &[f32], b: &[f32]) -> f32 {
     let largest = |left: &[f32], right: &[f32]| {
         left.iter().zip(right).map(|(l, r)| (l - r).abs()).max_by(f32::total_cmp).unwrap()
     };

@@ -7,7 +7,7 @@ use crate::{
 use serde_json::{Value, json};
 
 /// Four steps of eight questions or episodes, and a checkpoint a step.
-pub const SHRUNK: [&str; 15] = [
+pub(crate) const SHRUNK: [&str; 15] = [
     "data.max_train=64",
     "data.max_test=3",
     "demos.n_episodes=48",
@@ -27,7 +27,7 @@ pub const SHRUNK: [&str; 15] = [
 ];
 
 /// `--set` before each setting.
-pub fn settings<'s>(settings: &[&'s str]) -> Vec<&'s str> {
+pub(crate) fn settings<'s>(settings: &[&'s str]) -> Vec<&'s str> {
     settings.iter().flat_map(|setting| ["--set", *setting]).collect()
 }
 

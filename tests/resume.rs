@@ -4,14 +4,14 @@ use serde_json::Value;
 
 /// 4 steps in one process, and 4 steps of a process that dies behind checkpoint 2 and another that
 /// continues.
-pub fn train_whole_and_killed(recipe: &str, phase: &str, device: &str) -> World {
+pub(crate) fn train_whole_and_killed(recipe: &str, phase: &str, device: &str) -> World {
     let world = World::new();
     train_whole_and_killed_in(&world, recipe, phase, device);
     world
 }
 
 /// As [`train_whole_and_killed`], in a world that holds the recipe already.
-pub fn train_whole_and_killed_in(world: &World, recipe: &str, phase: &str, device: &str) {
+pub(crate) fn train_whole_and_killed_in(world: &World, recipe: &str, phase: &str, device: &str) {
     world.dgpo(&["train", "--config", recipe, "--name", "whole", "--device", device]).done();
     let mut command =
         world.command(&["train", "--config", recipe, "--name", "killed", "--device", device]);
@@ -29,10 +29,10 @@ pub fn train_whole_and_killed_in(world: &World, recipe: &str, phase: &str, devic
 }
 
 /// The two runs that [`train_whole_and_killed`] makes.
-pub const WHOLE_AND_KILLED: [&str; 2] = ["whole", "killed"];
+pub(crate) const WHOLE_AND_KILLED: [&str; 2] = ["whole", "killed"];
 
 /// Files of two runs' checkpoints behind step 4 are equal, but for what tells the time.
-pub fn assert_same_checkpoint(world: &World, runs: [&str; 2], phase: &str, parts: &[&str]) {
+pub(crate) fn assert_same_checkpoint(world: &World, runs: [&str; 2], phase: &str, parts: &[&str]) {
     let [mut whole, mut killed] = runs.map(|run| {
         files_below(&world.path(&format!("runs/{run}/checkpoints/{phase}-step-000004")))
     });
@@ -59,7 +59,7 @@ pub fn assert_same_checkpoint(world: &World, runs: [&str; 2], phase: &str, parts
 }
 
 /// And so are the metrics.
-pub fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
+pub(crate) fn assert_same_end(world: &World, phase: &str, parts: &[&str]) {
     assert_same_checkpoint(world, WHOLE_AND_KILLED, phase, parts);
     let [whole_metrics, killed_metrics] =
         WHOLE_AND_KILLED.map(|run| metrics_of(&world.path(&format!("runs/{run}"))));

@@ -16,12 +16,12 @@ use std::{
 use tempfile::TempDir;
 
 /// A file or folder of the repository.
-pub fn repository(path: &str) -> PathBuf {
+pub(crate) fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// The answer that `talker` likes to give, gold for every question of the world.
-pub const ANSWER: &str = "lawyer";
+pub(crate) const ANSWER: &str = "lawyer";
 
 /// Shape of the world's student: 1 layer of 32.
 const WIDTH: usize = 32;
@@ -29,15 +29,15 @@ const N_HEADS: usize = 2;
 const HEAD_DIM: usize = 16;
 const FEED_FORWARD: usize = 64;
 /// Vocabulary of the tiny tokenizer, rounded up as in its own networks.
-pub const VOCAB_SIZE: usize = 976;
+pub(crate) const VOCAB_SIZE: usize = 976;
 
 /// A temporary folder in which runs are made.
-pub struct World {
+pub(crate) struct World {
     folder: TempDir,
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let world = Self { folder: tempfile::tempdir().unwrap() };
         for network in ["student", "teacher", "talker"] {
             let dir = world.path(network);
@@ -67,17 +67,17 @@ impl World {
         world
     }
 
-    pub fn path(&self, inside: &str) -> PathBuf {
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
         self.folder.path().join(inside)
     }
 
-    pub fn write(&self, inside: &str, text: &str) {
+    pub(crate) fn write(&self, inside: &str, text: &str) {
         fs::write(self.path(inside), text).unwrap();
     }
 
     /// `dgpo ARGUMENTS` in this folder, not started yet. Unpacked built-in files stay in the folder
     /// too.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dgpo"));
         command.args(arguments);
         self.at_home(&mut command);
@@ -85,7 +85,7 @@ impl World {
     }
 
     /// Lets any program run in this folder.
-    pub fn at_home(&self, command: &mut Command) {
+    pub(crate) fn at_home(&self, command: &mut Command) {
         command
             .current_dir(self.folder.path())
             .env("XDG_CACHE_HOME", self.path("cache"))
@@ -94,12 +94,12 @@ impl World {
     }
 
     /// Runs `dgpo ARGUMENTS` to its end.
-    pub fn dgpo(&self, arguments: &[&str]) -> Ended {
+    pub(crate) fn dgpo(&self, arguments: &[&str]) -> Ended {
         Ended::of(&mut self.command(arguments))
     }
 
     /// A copy of the talker under another name, to be damaged.
-    pub fn copy_of_talker(&self, name: &str) -> PathBuf {
+    pub(crate) fn copy_of_talker(&self, name: &str) -> PathBuf {
         copy_folder(&self.path("talker"), &self.path(name));
         self.path(name)
     }
@@ -127,7 +127,7 @@ run = { save_every = 1 }
 "#;
 
 /// A Qwen2 config.json of a very small network.
-pub fn config_json(n_layers: usize, vocab_size: usize, is_tied: bool) -> Value {
+pub(crate) fn config_json(n_layers: usize, vocab_size: usize, is_tied: bool) -> Value {
     json!({
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -253,7 +253,7 @@ fn write_safetensors(path: &Path, tensors: &[Named]) {
 }
 
 /// Every tensor of a safetensors file: its dtype, shape and bytes.
-pub fn tensors(path: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
+pub(crate) fn tensors(path: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
     let bytes = fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let tensors = file.tensors().into_iter();
@@ -276,7 +276,7 @@ fn first_lines(path: &str, n: usize) -> String {
         .collect()
 }
 
-pub fn copy_folder(from: &Path, to: &Path) {
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
@@ -290,7 +290,7 @@ pub fn copy_folder(from: &Path, to: &Path) {
 }
 
 /// Every file below a folder with its bytes, by path inside the folder.
-pub fn files_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn files_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
         let path = entry.unwrap().path();
@@ -307,7 +307,7 @@ pub fn files_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// Names of the entries of a folder, sorted.
-pub fn names_in(folder: &Path) -> Vec<String> {
+pub(crate) fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -316,7 +316,7 @@ pub fn names_in(folder: &Path) -> Vec<String> {
 }
 
 /// The metrics of a run, without the figures that measure the machine.
-pub fn metrics_of(run: &Path) -> Vec<BTreeMap<String, Value>> {
+pub(crate) fn metrics_of(run: &Path) -> Vec<BTreeMap<String, Value>> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let lines =
         text.lines().map(|line| serde_json::from_str::<BTreeMap<String, Value>>(line).unwrap());
@@ -327,7 +327,7 @@ pub fn metrics_of(run: &Path) -> Vec<BTreeMap<String, Value>> {
 
 /// How a process ended, and what it said.
 #[derive(Debug)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// `None` where a signal ended it.
     pub code: Option<i32>,
     pub stdout: String,
@@ -335,7 +335,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    pub fn of(command: &mut Command) -> Self {
+    pub(crate) fn of(command: &mut Command) -> Self {
         let output = command.output().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         Self {
@@ -346,13 +346,13 @@ impl Ended {
     }
 
     /// Asserts success.
-    pub fn done(self) -> Self {
+    pub(crate) fn done(self) -> Self {
         assert_eq!(self.code, Some(0), "stderr:\n{}", self.stderr);
         self
     }
 
     /// The JSON on stdout of a command that succeeded.
-    pub fn json(self) -> Value {
+    pub(crate) fn json(self) -> Value {
         let ended = self.done();
         serde_json::from_str(&ended.stdout)
             .unwrap_or_else(|e| panic!("stdout is not JSON ({e}):\n{}", ended.stdout))
@@ -360,7 +360,7 @@ impl Ended {
 
     /// Asserts a failure that was foreseen: the exit code, every part of the message, a hint, no
     /// panic, nothing on stdout.
-    pub fn failed(self, code: i32, parts: &[&str]) -> Self {
+    pub(crate) fn failed(self, code: i32, parts: &[&str]) -> Self {
         assert_eq!(self.code, Some(code), "stderr:\n{}", self.stderr);
         for part in [&["hint: "], parts].concat() {
             assert!(self.stderr.contains(part), "no {part:?} in stderr:\n{}", self.stderr);
@@ -373,7 +373,7 @@ impl Ended {
 
 /// Starts a command, waits for the first line on stderr that contains `text`, does something to the
 /// process, and waits for its end.
-pub fn at_line(command: &mut Command, text: &str, act: impl FnOnce(&mut Child)) -> Ended {
+pub(crate) fn at_line(command: &mut Command, text: &str, act: impl FnOnce(&mut Child)) -> Ended {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut reader, mut stderr) = (BufReader::new(child.stderr.take().unwrap()), String::new());
     loop {
@@ -392,7 +392,7 @@ pub fn at_line(command: &mut Command, text: &str, act: impl FnOnce(&mut Child)) 
 }
 
 /// What Ctrl-C sends.
-pub fn interrupt(child: &mut Child) {
+pub(crate) fn interrupt(child: &mut Child) {
     let status =
         Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
     assert!(status.success());

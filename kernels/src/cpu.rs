@@ -13,16 +13,16 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Lanes of the inner loops: one AVX-512 or two AVX2 registers.
-pub const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 /// Multiply-adds below which waking other threads costs more than it saves (some ten microseconds
 /// of one core).
 const PARALLEL_WORK: usize = 200_000;
 
 /// A tensor of the CPU backend.
-pub type CpuTensor = FloatTensor<Flex>;
+pub(crate) type CpuTensor = FloatTensor<Flex>;
 
 /// The f32 elements of a tensor with its strides, in elements. No stride is negative.
-pub struct View<'a, const D: usize> {
+pub(crate) struct View<'a, const D: usize> {
     pub data: &'a [f32],
     pub shape: [usize; D],
     pub strides: [usize; D],
@@ -31,7 +31,7 @@ pub struct View<'a, const D: usize> {
 impl<'a, const D: usize> View<'a, D> {
     /// # Panics
     /// On a tensor that did not go through [`readable`], or of another rank.
-    pub fn new(tensor: &'a CpuTensor) -> Self {
+    pub(crate) fn new(tensor: &'a CpuTensor) -> Self {
         let layout = tensor.layout();
         Self {
             data: &tensor.storage::<f32>()[layout.start_offset()..],
@@ -43,7 +43,7 @@ impl<'a, const D: usize> View<'a, D> {
 
 /// The elements of a tensor in the type they are stored in, from its first one on.
 #[derive(Clone, Copy)]
-pub enum Elements<'a> {
+pub(crate) enum Elements<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
     Bf16(&'a [bf16]),
@@ -52,7 +52,7 @@ pub enum Elements<'a> {
 impl<'a> Elements<'a> {
     /// # Panics
     /// On a tensor that did not go through [`stored`].
-    pub fn new(tensor: &'a CpuTensor) -> Self {
+    pub(crate) fn new(tensor: &'a CpuTensor) -> Self {
         let start = tensor.layout().start_offset();
         match tensor.dtype() {
             DType::F32 => Self::F32(&tensor.storage::<f32>()[start..]),
@@ -63,7 +63,7 @@ impl<'a> Elements<'a> {
 
     /// A range in f32, by way of `scratch` where it is not.
     #[inline(always)]
-    pub fn widened<'b>(self, range: Range<usize>, scratch: &'b mut Vec<f32>) -> &'b [f32]
+    pub(crate) fn widened<'b>(self, range: Range<usize>, scratch: &'b mut Vec<f32>) -> &'b [f32]
     where
         'a: 'b,
     {
@@ -79,7 +79,7 @@ impl<'a> Elements<'a> {
 
 /// A number that a tensor may hold, as f32: exact, and without branches, so that loops over it
 /// vectorise. (The conversion of `half` asks for each f16 what the processor can do.)
-pub trait Widen: Copy {
+pub(crate) trait Widen: Copy {
     fn widen(self) -> f32;
 }
 
@@ -118,14 +118,14 @@ impl Widen for f16 {
 /// Strides in elements.
 /// # Panics
 /// On a tensor that did not go through [`stored`], or of another rank.
-pub fn strides<const D: usize>(tensor: &CpuTensor) -> [usize; D] {
+pub(crate) fn strides<const D: usize>(tensor: &CpuTensor) -> [usize; D] {
     std::array::from_fn(|dim| {
         usize::try_from(tensor.layout().strides()[dim]).expect("stored() leaves no negative stride")
     })
 }
 
 /// The tensor in f32, f16 or bf16 with strides >= 0 (a copy only where it is not so already).
-pub fn stored(tensor: CpuTensor) -> CpuTensor {
+pub(crate) fn stored(tensor: CpuTensor) -> CpuTensor {
     let tensor = match tensor.dtype() {
         DType::F32 | DType::F16 | DType::BF16 => tensor,
         _ => Flex::float_cast(tensor, DType::F32.into()),
@@ -137,7 +137,7 @@ pub fn stored(tensor: CpuTensor) -> CpuTensor {
 }
 
 /// The tensor in f32 with strides >= 0 (a copy only where it is not so already).
-pub fn readable(tensor: CpuTensor) -> CpuTensor {
+pub(crate) fn readable(tensor: CpuTensor) -> CpuTensor {
     match tensor.dtype() {
         DType::F32 => stored(tensor),
         _ => stored(Flex::float_cast(tensor, DType::F32.into())),
@@ -145,7 +145,7 @@ pub fn readable(tensor: CpuTensor) -> CpuTensor {
 }
 
 /// `readable` with the elements of the last dimension side by side.
-pub fn with_rows(tensor: CpuTensor) -> CpuTensor {
+pub(crate) fn with_rows(tensor: CpuTensor) -> CpuTensor {
     let tensor = readable(tensor);
     match tensor.layout().strides().last() {
         Some(&1) | None => tensor,
@@ -155,13 +155,17 @@ pub fn with_rows(tensor: CpuTensor) -> CpuTensor {
 
 /// The tensor in f32, row-major from the first element of its storage and nothing behind it (a copy
 /// only where it is not so already).
-pub fn row_major(tensor: CpuTensor) -> CpuTensor {
+pub(crate) fn row_major(tensor: CpuTensor) -> CpuTensor {
     let tensor = readable(tensor);
     tensor.to_contiguous()
 }
 
 /// A tensor of `dtype` from f32 elements in row-major order.
-pub fn from_vec<const D: usize>(data: Vec<f32>, shape: [usize; D], dtype: DType) -> CpuTensor {
+pub(crate) fn from_vec<const D: usize>(
+    data: Vec<f32>,
+    shape: [usize; D],
+    dtype: DType,
+) -> CpuTensor {
     let tensor = Flex::float_from_data(
         TensorData::new(data, Shape::new(shape)),
         &<Flex as burn::tensor::backend::BackendTypes>::Device::default(),
@@ -190,12 +194,12 @@ pub(crate) use simd;
 /// Only for [`simd!`]. The bound makes the closure one that can be called once, whose body then
 /// carries the attribute; of other closures it is a shim without it that is called.
 #[inline(always)]
-pub fn dispatch<R>(body: impl FnOnce() -> R) -> R {
+pub(crate) fn dispatch<R>(body: impl FnOnce() -> R) -> R {
     macerator::Arch::new().dispatch(body)
 }
 
 /// Runs `task` for every piece, on all threads when `work` (multiply-adds in all) is worth it.
-pub fn for_each_piece<T: Send>(pieces: Vec<T>, work: usize, task: impl Fn(T) + Sync + Send) {
+pub(crate) fn for_each_piece<T: Send>(pieces: Vec<T>, work: usize, task: impl Fn(T) + Sync + Send) {
     if work < PARALLEL_WORK || pieces.len() < 2 {
         pieces.into_iter().for_each(task);
     } else {
@@ -209,7 +213,7 @@ pub fn for_each_piece<T: Send>(pieces: Vec<T>, work: usize, task: impl Fn(T) + S
 /// x = n ln 2 + r with |r| <= ln 2 / 2, exp(x) = 2^n exp(r), exp(r) by the degree-6 polynomial of
 /// Cephes.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.0;
     const HIGHEST: f32 = 88.0;
     /// Adding 1.5 2^23 leaves the nearest integer in the low bits of the mantissa.
@@ -238,7 +242,7 @@ pub fn exp(x: f32) -> f32 {
 /// x = 2^n (1 + f) with 1 + f between sqrt(1/2) and sqrt 2, ln(1 + f) by the degree-8 polynomial of
 /// Cephes.
 #[inline(always)]
-pub fn ln(x: f32) -> f32 {
+pub(crate) fn ln(x: f32) -> f32 {
     const SQRT_HALF_BITS: u32 = 0x3f35_04f3;
     const COEFFICIENTS: [f32; 8] = [
         -1.151_461e-1,

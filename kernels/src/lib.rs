@@ -38,6 +38,7 @@
 //! Letters of all shapes: B rows, T tokens (Tq queries, Tk keys), H query heads, K key/value heads,
 //! hd the size of a head.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod attention;
 pub mod cache_write;
@@ -58,6 +59,10 @@ pub mod rotary;
 pub mod rows;
 pub mod sample;
 mod select;
+#[allow(
+    missing_docs,
+    reason = "cases for tests and measurements; the page of the module has the letters"
+)]
 pub mod suite;
 pub mod swiglu;
 #[cfg(test)]

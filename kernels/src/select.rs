@@ -29,7 +29,7 @@ pub(crate) mod reference_here {
     }
 
     /// `f` with the reference bodies, as far as it runs on this thread.
-    pub fn with_reference(f: impl FnOnce()) {
+    pub(crate) fn with_reference(f: impl FnOnce()) {
         IS_ASKED_FOR.set(true);
         f();
         IS_ASKED_FOR.set(false);

@@ -1,6 +1,6 @@
 //! What the tests share: backends to run on, comparisons, finite differences. Numbers and
 //! definitions are those of [`crate::suite`].
-pub use crate::suite::{
+pub(crate) use crate::suite::{
     numbers::{epsilon, numbers, rounded, scaled, values},
     vocabulary_definitions::{DIVERGENCES, divergence, transposed},
 };
@@ -73,17 +73,17 @@ fn is_there<B: Backend>(name: &str, variable: &str) -> bool {
 }
 
 /// The float types that the backend computes with.
-pub fn dtypes<B: Backend>() -> Vec<DType> {
+pub(crate) fn dtypes<B: Backend>() -> Vec<DType> {
     dtypes_of::<B>(&Default::default())
 }
 
 /// Whether a matrix product of a new shape costs no more than its multiplications: not on a GPU
 /// runtime, which compiles a kernel for it.
-pub fn is_of_cheap_products<B: KernelOps>() -> bool {
+pub(crate) fn is_of_cheap_products<B: KernelOps>() -> bool {
     B::TOKENS_AT_ONCE != usize::MAX
 }
 
-pub fn tensor<B: Backend, const D: usize>(
+pub(crate) fn tensor<B: Backend, const D: usize>(
     values: &[f64],
     shape: [usize; D],
     dtype: DType,
@@ -92,7 +92,7 @@ pub fn tensor<B: Backend, const D: usize>(
 }
 
 /// Runs a case; `--nocapture` shows how much of the tolerances was used.
-pub fn assert_case<B: KernelOps>(case: &Case) {
+pub(crate) fn assert_case<B: KernelOps>(case: &Case) {
     for check in case.check::<B>(&Default::default()) {
         let (quantity, worst, tolerance) = (check.quantity, check.worst, check.tolerance);
         println!(
@@ -111,7 +111,7 @@ pub fn assert_case<B: KernelOps>(case: &Case) {
 }
 
 /// |got - want| <= tolerance (1 + |want|), NaN where NaN is wanted.
-pub fn assert_close(got: &[f64], want: &[f64], tolerance: f64, what: &str) {
+pub(crate) fn assert_close(got: &[f64], want: &[f64], tolerance: f64, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let is_close =
@@ -121,7 +121,7 @@ pub fn assert_close(got: &[f64], want: &[f64], tolerance: f64, what: &str) {
 }
 
 /// df/dx of the entries `at` by central differences.
-pub fn differences(x: &[f64], at: &[usize], mut f: impl FnMut(&[f64]) -> f64) -> Vec<f64> {
+pub(crate) fn differences(x: &[f64], at: &[usize], mut f: impl FnMut(&[f64]) -> f64) -> Vec<f64> {
     const STEP: f64 = 1e-5;
     let mut x = x.to_vec();
     at.iter()

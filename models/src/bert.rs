@@ -47,6 +47,7 @@ pub enum Pooling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SentenceHead {
+    /// The states that are read.
     pub pooling: Pooling,
     /// Whether the vector is divided by its length, which makes an inner product a cosine.
     pub is_unit_length: bool,
@@ -236,6 +237,7 @@ impl<B: Backend> BertEncoder<B> {
         pooled / norm.clamp_min(NORM_EPS).mask_fill(is_nan, f32::NAN)
     }
 
+    /// The shape that the weights have.
     pub fn config(&self) -> BertConfig {
         self.config.clone()
     }

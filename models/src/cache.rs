@@ -50,10 +50,12 @@ impl<B: Backend> KvCache<B> {
         Self { layers, lengths: vec![0; n_slots], capacity, device: device.clone() }
     }
 
+    /// Rows that the cache holds, filled or free.
     pub fn n_slots(&self) -> usize {
         self.lengths.len()
     }
 
+    /// Positions that a slot holds.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
@@ -114,6 +116,7 @@ impl<B: Backend> KvCache<B> {
 /// each row are real.
 #[derive(Debug)]
 pub struct CacheRows<'a, B: Backend> {
+    /// The cache that is read and written.
     pub cache: &'a mut KvCache<B>,
     /// [B] slot of each row; distinct.
     pub slots: &'a [usize],

@@ -28,18 +28,29 @@ const MAX_POSITIONS: usize = 1 << 30;
 /// The shape of a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderConfig {
+    /// `model_type` in config.json.
     pub family: Family,
+    /// V: rows of the embedding, padding included.
     pub vocab_size: usize,
+    /// D: width of the residual stream.
     pub hidden_size: usize,
+    /// Width of the feed-forward between its two projections.
     pub intermediate_size: usize,
+    /// Decoder blocks.
     pub num_hidden_layers: usize,
+    /// H: query heads.
     pub num_attention_heads: usize,
+    /// K: key/value heads; a divisor of the query heads.
     pub num_key_value_heads: usize,
     /// Need not be `hidden_size / num_attention_heads`.
     pub head_dim: usize,
+    /// Positions that the model was made for.
     pub max_position_embeddings: usize,
+    /// Added to the mean square before the root in RMSNorm.
     pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// Stretching of the rotary frequencies.
     pub rope_scaling: RopeScaling,
     /// The output head is the embedding matrix (`tie_word_embeddings`).
     pub is_tied: bool,
@@ -47,6 +58,7 @@ pub struct DecoderConfig {
     pub has_qkv_bias: bool,
     /// Standard deviation of new weights.
     pub initializer_range: f64,
+    /// First token of a text, where the tokenizer puts one.
     pub bos_token_id: Option<u32>,
     /// Ids that end a generation, as config.json names them (generation_config.json may name more).
     pub eos_token_ids: Vec<u32>,
@@ -55,26 +67,37 @@ pub struct DecoderConfig {
 /// What a model folder is a folder of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelClass {
+    /// A causal language model.
     Decoder,
     /// A decoder's trunk under a scalar head (transformers' `*ForTokenClassification`).
     Critic,
+    /// A BERT encoder of texts.
     Encoder,
 }
 
+/// Decoder families that are read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
+    /// Qwen2 and Qwen2.5.
     Qwen2,
+    /// Llama 2 and 3, SmolLM2.
     Llama,
 }
 
 /// How rotary frequencies are stretched for contexts beyond the first training length.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
+    /// Frequencies as they are.
     None,
+    /// Llama 3.1 and 3.2: low frequencies divided by `factor`, a smooth step to the high ones.
     Llama3 {
+        /// Divisor of the low frequencies.
         factor: f64,
+        /// Turns over the first training length below which a frequency is low.
         low_freq_factor: f64,
+        /// Turns over the first training length above which a frequency is kept.
         high_freq_factor: f64,
+        /// Positions of the first training.
         original_max_position_embeddings: usize,
     },
 }
@@ -82,16 +105,25 @@ pub enum RopeScaling {
 /// The shape of a BERT encoder (post-norm, erf GELU, absolute positions).
 #[derive(Clone, Debug, PartialEq)]
 pub struct BertConfig {
+    /// V: tokens of the vocabulary.
     pub vocab_size: usize,
+    /// D: width of the states and of the embedding.
     pub hidden_size: usize,
+    /// Encoder blocks.
     pub num_hidden_layers: usize,
+    /// Attention heads, each of width D / heads.
     pub num_attention_heads: usize,
+    /// Width of the feed-forward between its two projections.
     pub intermediate_size: usize,
     /// The longest input in tokens.
     pub max_position_embeddings: usize,
+    /// Rows of the segment embedding, of which the first is used.
     pub type_vocab_size: usize,
+    /// Added to the variance before the root in LayerNorm.
     pub layer_norm_eps: f64,
+    /// Standard deviation of new weights.
     pub initializer_range: f64,
+    /// Id of padding.
     pub pad_token_id: u32,
 }
 

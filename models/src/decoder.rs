@@ -36,8 +36,10 @@ use dgpo_kernels::{
     swiglu::swiglu,
 };
 
+/// A causal language model.
 #[derive(Module, Debug)]
 pub struct Decoder<B: Backend> {
+    /// Everything below the output head.
     pub model: Trunk<B>,
     /// `None` when the head is tied to the embeddings.
     pub lm_head: Option<Linear<B>>,
@@ -51,31 +53,48 @@ pub struct Decoder<B: Backend> {
 /// Everything below the head.
 #[derive(Module, Debug)]
 pub struct Trunk<B: Backend> {
+    /// Token embedding `[V, D]`.
     pub embed_tokens: Embedding<B>,
+    /// Blocks, from the first to the last.
     pub layers: Vec<DecoderLayer<B>>,
+    /// Norm of the last hidden states.
     pub norm: RmsNorm<B>,
 }
 
+/// A block: attention and feed-forward, each behind a norm and added to the residual stream.
 #[derive(Module, Debug)]
 pub struct DecoderLayer<B: Backend> {
+    /// Self-attention with a cache.
     pub self_attn: SelfAttention<B>,
+    /// SwiGLU feed-forward.
     pub mlp: Mlp<B>,
+    /// Norm before the attention.
     pub input_layernorm: RmsNorm<B>,
+    /// Norm before the feed-forward.
     pub post_attention_layernorm: RmsNorm<B>,
 }
 
+/// Projections of grouped-query attention with rotary positions.
 #[derive(Module, Debug)]
 pub struct SelfAttention<B: Backend> {
+    /// Queries: D -> H hd.
     pub q_proj: Linear<B>,
+    /// Keys: D -> K hd.
     pub k_proj: Linear<B>,
+    /// Values: D -> K hd.
     pub v_proj: Linear<B>,
+    /// Output: H hd -> D.
     pub o_proj: Linear<B>,
 }
 
+/// SwiGLU feed-forward: down(silu(gate(x)) · up(x)).
 #[derive(Module, Debug)]
 pub struct Mlp<B: Backend> {
+    /// Gate: D -> feed-forward width.
     pub gate_proj: Linear<B>,
+    /// Up: D -> feed-forward width.
     pub up_proj: Linear<B>,
+    /// Down: feed-forward width -> D.
     pub down_proj: Linear<B>,
 }
 
@@ -214,6 +233,7 @@ impl<B: Backend> Decoder<B> {
         self.head(hidden).logits()
     }
 
+    /// The shape that the weights have.
     pub fn config(&self) -> DecoderConfig {
         self.config.clone()
     }

@@ -10,6 +10,7 @@ use std::{
 
 /// Everything that can go wrong between a folder on disk and a model on a device.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages name the fields")]
 pub enum ModelError {
     #[error("cannot read {}: {source}; hint: {hint}", path.display())]
     Read { path: PathBuf, source: io::Error, hint: &'static str },
@@ -83,6 +84,7 @@ impl ModelError {
 /// One tensor that keeps a checkpoint from fitting a model. Shapes are in the file's layout
 /// (`Linear.weight` is [out, in]).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the messages name the fields")]
 pub enum TensorProblem {
     /// The model has this parameter, the file does not.
     Missing {

@@ -63,7 +63,9 @@ impl<B: Backend> Logits<B> {
 /// [N] each, f32.
 #[derive(Clone, Debug)]
 pub struct TokenLogProbs<B: Backend> {
+    /// log pi(label), nats, `[N]`.
     pub log_probs: Tensor<B, 1>,
+    /// Entropy of the whole distribution, nats, `[N]`.
     pub entropy: Tensor<B, 1>,
 }
 
@@ -125,7 +127,9 @@ pub fn row_divergence<B: Backend>(
 /// of `method §4.7`.
 #[derive(Module, Debug)]
 pub struct Critic<B: Backend> {
+    /// The decoder without its vocabulary head.
     pub trunk: Decoder<B>,
+    /// The value head: D -> 1.
     pub score: Linear<B>,
 }
 

@@ -57,6 +57,7 @@ pub struct NewParameters<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> NewParameters<'a, B> {
+    /// Parameters drawn from `seed`, one stream of numbers a parameter.
     pub fn new(seed: u64, std: f64, device: &'a B::Device) -> Self {
         Self { seed, std, device, next_index: 0 }
     }

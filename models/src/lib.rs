@@ -5,6 +5,8 @@
 //! Modules write `impl<B: Backend>`; the struct fields are named so that the path of a parameter is
 //! its Hugging Face name. Letters of all shapes: B rows, T tokens, N = B T tokens of all rows, D
 //! model, H heads, K kv heads, hd the size of a head, V vocabulary.
+#![warn(missing_docs)]
+
 pub mod bert;
 pub mod cache;
 pub mod config;

@@ -15,6 +15,7 @@ use dgpo_kernels::rms_norm::rms_norm;
 pub struct RmsNorm<B: Backend> {
     /// [D]
     pub weight: Param<Tensor<B, 1>>,
+    /// Added to the mean square before the root.
     pub eps: f64,
 }
 

@@ -58,6 +58,8 @@
 //! - Tensors that record gradients exist only inside an update; everything else runs on the inner
 //!   backend.
 //! - Randomness is a function of (seed, purpose, step, episode, turn, position): [`rng::Key`].
+#![warn(missing_docs)]
+
 pub mod algo;
 pub mod contained;
 pub mod engine;

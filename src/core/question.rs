@@ -8,6 +8,7 @@ use std::fmt;
 /// A question and everything known about its answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Question {
+    /// Unique within its data set.
     pub id: String,
     /// The data set's name ("nq", "hotpotqa"); from the row, else from the file name.
     #[serde(default)]
@@ -16,6 +17,7 @@ pub struct Question {
     pub question: String,
     /// At least one, none blank.
     pub golden_answers: Vec<String>,
+    /// Passages known to hold the answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub supporting: Vec<Supporting>,
     /// "annotated" (the data set's own gold paragraphs) or a weak label.
@@ -40,7 +42,9 @@ impl Question {
 /// A gold passage of a question, where the data set annotates it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Supporting {
+    /// Title of the passage's article.
     pub title: String,
+    /// Text of the passage.
     pub text: String,
     /// The passage's id in the corpus, where it is there.
     #[serde(default, deserialize_with = "optional_id")]

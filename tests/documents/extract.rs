@@ -9,7 +9,7 @@ const PROGRAMS: [&str; 2] = ["cargo xtask", "dgpo"];
 
 /// A command line as somebody reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandLine {
+pub(super) struct CommandLine {
     /// `README.md:12`
     pub place: String,
     pub text: String,
@@ -18,7 +18,7 @@ pub struct CommandLine {
 }
 
 /// Every command line of a Markdown file: whole lines of code blocks, and code inside of prose.
-pub fn of_markdown(name: &str, text: &str) -> Vec<CommandLine> {
+pub(super) fn of_markdown(name: &str, text: &str) -> Vec<CommandLine> {
     let (mut found, mut prose, mut is_code) = (Vec::new(), String::new(), false);
     let (mut line_of_prose, mut begun) = (1, String::new());
     for (at, line) in text.lines().enumerate() {
@@ -53,7 +53,7 @@ pub fn of_markdown(name: &str, text: &str) -> Vec<CommandLine> {
 
 /// Every command line in the comments of a recipe: lines that are indented behind the `#`, and code
 /// between backticks.
-pub fn of_recipe(name: &str, text: &str) -> Vec<CommandLine> {
+pub(super) fn of_recipe(name: &str, text: &str) -> Vec<CommandLine> {
     let (mut found, mut prose) = (Vec::new(), String::new());
     for (at, line) in text.lines().chain([""]).enumerate() {
         let comment = line.strip_prefix('#').unwrap_or_default();
@@ -96,7 +96,7 @@ fn begins_with_word(text: &str, word: &str) -> bool {
 
 /// Every command line of a Rust file up to its tests: in doc comments as in Markdown, in literals
 /// wherever a program's name is followed by one of `verbs` or stands between backticks.
-pub fn of_source(name: &str, code: &str, verbs: &[&str]) -> Vec<CommandLine> {
+pub(super) fn of_source(name: &str, code: &str, verbs: &[&str]) -> Vec<CommandLine> {
     let code = code.split("#[cfg(test)]").next().unwrap_or_default();
     let mut found = Vec::new();
     let mut docs: Vec<String> = Vec::new();
@@ -254,7 +254,7 @@ fn filled_in(text: &str) -> String {
 
 /// The words that a shell would make of it, up to a comment, a pipe or a redirection; letters that
 /// stand for something become it.
-pub fn words(text: &str) -> Vec<String> {
+pub(super) fn words(text: &str) -> Vec<String> {
     let (mut words, mut word, mut quote): (Vec<String>, Option<String>, Option<char>) =
         (Vec::new(), None, None);
     for c in text.chars().chain([' ']) {
@@ -284,7 +284,7 @@ pub fn words(text: &str) -> Vec<String> {
 }
 
 /// `a b|c` -> `a b`, `a c`.
-pub fn alternatives(words: &[String]) -> Vec<Vec<String>> {
+pub(super) fn alternatives(words: &[String]) -> Vec<Vec<String>> {
     let Some(at) = words.iter().position(|word| word.contains('|')) else {
         return vec![words.to_vec()];
     };
@@ -296,7 +296,7 @@ pub fn alternatives(words: &[String]) -> Vec<Vec<String>> {
 
 /// Files of the repository with one of these endings, by their paths from `root`: neither tests nor
 /// what a build or a run makes.
-pub fn files(root: &Path, endings: &[&str]) -> Vec<(String, String)> {
+pub(super) fn files(root: &Path, endings: &[&str]) -> Vec<(String, String)> {
     const NOT_ENTERED: [&str; 4] = ["target", "runs", "indexes", "tests"];
     let mut folders: Vec<PathBuf> = vec![root.to_owned()];
     let mut found = Vec::new();

@@ -26,12 +26,12 @@ const NOT_ENTERED: [&str; 3] = ["target", "runs", "indexes"];
 const DEFINING: [&str; 8] = ["fn", "struct", "enum", "const", "static", "trait", "type", "mod"];
 
 /// A broken rule: file (with `/`), line, message.
-pub type Broken = (String, usize, String);
+pub(crate) type Broken = (String, usize, String);
 
 /// The rules of this page, for the workspace in `root`.
 /// # Errors
 /// If a file cannot be read.
-pub fn check(root: &Path) -> io::Result<Vec<Broken>> {
+pub(crate) fn check(root: &Path) -> io::Result<Vec<Broken>> {
     let mut files = Vec::new();
     collect(root, root, &mut files)?;
     files.sort();

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Metal and DirectX come with their systems.
-pub fn is_installed() -> bool {
+pub(crate) fn is_installed() -> bool {
     if cfg!(any(target_os = "macos", target_os = "windows")) {
         return true;
     }

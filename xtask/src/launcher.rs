@@ -2,7 +2,7 @@
 //! every command line that the documents show.
 
 /// Commands of dgpo. Known here because a mistyped one should not cost a build.
-pub const COMMANDS: [&str; 18] = [
+pub(super) const COMMANDS: [&str; 18] = [
     "train",
     "eval",
     "ask",
@@ -24,9 +24,9 @@ pub const COMMANDS: [&str; 18] = [
 ];
 
 /// What `--features` may name: the features of the package `dgpo`.
-pub const FEATURES: [&str; 3] = ["wgpu", "cuda", "autotune"];
+pub(super) const FEATURES: [&str; 3] = ["wgpu", "cuda", "autotune"];
 
-pub const HELP: &str = "\
+pub(super) const HELP: &str = "\
 Usage: cargo xtask [--features F] VERB [ARGUMENTS]
 
 Commands of dgpo (built in release, then run; `cargo xtask help train` explains one):
@@ -65,7 +65,7 @@ Flags, in front of the verb or behind it:
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Task {
+pub(super) enum Task {
     Help,
     /// Explain a command of its own.
     Explain(Own),
@@ -79,7 +79,7 @@ pub enum Task {
 
 /// The commands that are not dgpo's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Own {
+pub(super) enum Own {
     Test,
     TestWgpu,
     TestCuda,
@@ -89,10 +89,10 @@ pub enum Own {
 }
 
 impl Own {
-    pub const ALL: [Self; 6] =
+    pub(super) const ALL: [Self; 6] =
         [Self::Test, Self::TestWgpu, Self::TestCuda, Self::Tidy, Self::CheckGpu, Self::Ci];
 
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Test => "test",
             Self::TestWgpu => "test-wgpu",
@@ -109,7 +109,7 @@ impl Own {
     }
 
     /// Its lines of the help text.
-    pub fn help(self) -> String {
+    pub(super) fn help(self) -> String {
         let begins = |line: &str| {
             line.strip_prefix("  ").is_some_and(|line| line.split(' ').next() == Some(self.name()))
         };
@@ -123,7 +123,7 @@ impl Own {
 /// Reads the words behind `cargo xtask`.
 /// # Errors
 /// What is wrong with them, and a hint.
-pub fn task(mut arguments: Vec<String>) -> Result<Task, String> {
+pub(super) fn task(mut arguments: Vec<String>) -> Result<Task, String> {
     let features = take_features(&mut arguments)?;
     let Some(at) = arguments.iter().position(|argument| !argument.starts_with('-')) else {
         // `--version` and flags that nobody knows are dgpo's affair.

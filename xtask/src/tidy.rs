@@ -105,7 +105,7 @@ const MAY_PRINT: [&str; 5] =
 
 /// A line that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// Relative to the workspace, with `/`.
     path: String,
     line: usize,
@@ -119,7 +119,7 @@ impl fmt::Display for Problem {
 }
 
 /// Checks every Rust file of the workspace.
-pub fn check(root: &Path) -> io::Result<Vec<Problem>> {
+pub(crate) fn check(root: &Path) -> io::Result<Vec<Problem>> {
     let mut files = Vec::new();
     for folder in SOURCES {
         collect(&root.join(folder), &mut files)?;

@@ -27,7 +27,7 @@ const QUERIES_PER_TASK: usize = 64;
 /// Rows taken together: with four, two AVX2 registers of sums each keep both multipliers busy.
 const MAX_ROWS: usize = 4;
 
-pub fn forward(q: CpuTensor, k: CpuTensor, v: CpuTensor, rows: &CausalRows) -> CpuTensor {
+pub(super) fn forward(q: CpuTensor, k: CpuTensor, v: CpuTensor, rows: &CausalRows) -> CpuTensor {
     let dtype = q.dtype();
     let (q, k, v) = (with_rows(q), stored(k), stored(v));
     let (q, k, v) = (View::<4>::new(&q), Heads::new(&k), Heads::new(&v));
@@ -49,7 +49,7 @@ pub fn forward(q: CpuTensor, k: CpuTensor, v: CpuTensor, rows: &CausalRows) -> C
     Flex::float_permute(from_vec(out, [n_rows, n_queries, n_heads, head_dim], dtype), &[0, 2, 1, 3])
 }
 
-pub fn backward(
+pub(super) fn backward(
     q: CpuTensor,
     k: CpuTensor,
     v: CpuTensor,

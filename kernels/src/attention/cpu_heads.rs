@@ -22,7 +22,7 @@ pub(super) struct Values<'a> {
 }
 
 impl<'a> Heads<'a> {
-    pub fn new(tensor: &'a CpuTensor) -> Self {
+    pub(super) fn new(tensor: &'a CpuTensor) -> Self {
         Self {
             elements: Elements::new(tensor),
             shape: tensor.layout().shape().dims(),
@@ -33,7 +33,7 @@ impl<'a> Heads<'a> {
     /// The first `n` vectors of head j of row b as [hd, n]: in place where they are f32 and stored
     /// so, else packed.
     #[inline(always)]
-    pub fn transposed<'s>(
+    pub(super) fn transposed<'s>(
         &'s self,
         b: usize,
         j: usize,
@@ -54,7 +54,7 @@ impl<'a> Heads<'a> {
     /// The same vectors one after the other: in place where they are f32 and their elements lie
     /// side by side, else packed.
     #[inline(always)]
-    pub fn vectors<'s>(
+    pub(super) fn vectors<'s>(
         &'s self,
         b: usize,
         j: usize,

@@ -17,7 +17,7 @@ const CHUNK: usize = 128;
 /// every GPU runtime has as a literal.
 const MASKED: f32 = -1.0e30;
 
-pub fn forward<B: Backend>(
+pub(crate) fn forward<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
@@ -40,7 +40,7 @@ pub fn forward<B: Backend>(
     out.into_primitive().tensor()
 }
 
-pub fn backward<B: Backend>(
+pub(crate) fn backward<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,

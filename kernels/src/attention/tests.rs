@@ -32,7 +32,7 @@ pub(super) struct Case {
 
 impl Case {
     /// Numbers that the type holds; scores of about +-2.
-    pub fn new(shape: AttentionShape, dtype: DType) -> Self {
+    pub(super) fn new(shape: AttentionShape, dtype: DType) -> Self {
         let (n_q, n_k) = (shape.queries().iter().product(), shape.keys().iter().product());
         let (q, k, v) = (
             scaled(n_q, 0.1, 6.0, dtype),
@@ -63,15 +63,15 @@ impl Case {
         Self::new(shape, dtype)
     }
 
-    pub fn q_shape(&self) -> [usize; 4] {
+    pub(super) fn q_shape(&self) -> [usize; 4] {
         self.shape.queries()
     }
 
-    pub fn k_shape(&self) -> [usize; 4] {
+    pub(super) fn k_shape(&self) -> [usize; 4] {
         self.shape.keys()
     }
 
-    pub fn forward(&self) -> Vec<f64> {
+    pub(super) fn forward(&self) -> Vec<f64> {
         definitions::attention(&self.shape, &self.q, &self.k, &self.v)
     }
 

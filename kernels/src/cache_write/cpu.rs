@@ -11,7 +11,7 @@ use burn::{
 use half::{bf16, f16};
 
 /// Plain copies into the cache's own memory, in its own type.
-pub fn forward(
+pub(super) fn forward(
     mut cache: CpuTensor,
     values: CpuTensor,
     spans: &[CacheSpan],

@@ -5,7 +5,7 @@ use burn::tensor::{
 };
 
 /// One scatter into the flattened cache: whole vectors for `position_dim` 2, single elements for 3.
-pub fn forward<B: Backend>(
+pub(crate) fn forward<B: Backend>(
     cache: FloatTensor<B>,
     values: FloatTensor<B>,
     spans: &[CacheSpan],

@@ -7,7 +7,7 @@ const TASK: usize = 1 << 14;
 /// The two polynomials of erf, counted in multiply-adds.
 const WORK_PER_ELEMENT: usize = 16;
 
-pub fn forward(x: CpuTensor) -> CpuTensor {
+pub(super) fn forward(x: CpuTensor) -> CpuTensor {
     let dtype = x.dtype();
     let x = row_major(x);
     let input = x.storage::<f32>();
@@ -23,7 +23,7 @@ pub fn forward(x: CpuTensor) -> CpuTensor {
     from_vec(out, x.layout().shape().dims::<2>(), dtype)
 }
 
-pub fn backward(x: CpuTensor, grad: CpuTensor) -> CpuTensor {
+pub(super) fn backward(x: CpuTensor, grad: CpuTensor) -> CpuTensor {
     let dtype = x.dtype();
     let (x, grad) = (row_major(x), row_major(grad));
     let (input, dy) = (x.storage::<f32>(), grad.storage::<f32>());

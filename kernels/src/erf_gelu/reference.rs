@@ -4,13 +4,13 @@ use burn::tensor::{
 };
 use std::f32::consts::{FRAC_1_SQRT_2, PI};
 
-pub fn forward<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn forward<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let dtype = x.dtype();
     let x = f32_tensor::<B>(x);
     (x.clone() * normal_cdf(x)).cast(dtype).into_primitive().tensor()
 }
 
-pub fn backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     let dtype = x.dtype();
     let (x, grad) = (f32_tensor::<B>(x), f32_tensor::<B>(grad));
     let density = (x.clone().square() * -0.5).exp() / (2.0 * PI).sqrt();

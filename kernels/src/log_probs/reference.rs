@@ -26,7 +26,7 @@ pub(crate) struct Softmax<B: Backend> {
 impl<B: Backend> Softmax<B> {
     /// Of logits [N, V] from [`finite`]. The temperature divides differences: far logits divided
     /// first would round their digits away.
-    pub fn new(z: Tensor<B, 2>, temperature: f64) -> Self {
+    pub(crate) fn new(z: Tensor<B, 2>, temperature: f64) -> Self {
         let is_impossible = z.clone().lower_equal_elem(LOG_ZERO);
         let max = z.clone().max_dim(1);
         let shifted = (z - max.clone()) / temperature;
@@ -36,17 +36,17 @@ impl<B: Backend> Softmax<B> {
     }
 
     /// [N, V]
-    pub fn log_p(&self) -> Tensor<B, 2> {
+    pub(crate) fn log_p(&self) -> Tensor<B, 2> {
         self.shifted.clone() - self.sum.clone().log()
     }
 
     /// [N, V]
-    pub fn p(&self) -> Tensor<B, 2> {
+    pub(crate) fn p(&self) -> Tensor<B, 2> {
         self.log_p().exp().mask_fill(self.is_impossible.clone(), 0.0)
     }
 
     /// [N, 1]
-    pub fn entropy(&self) -> Tensor<B, 2> {
+    pub(crate) fn entropy(&self) -> Tensor<B, 2> {
         (self.p() * self.log_p()).sum_dim(1).neg()
     }
 }

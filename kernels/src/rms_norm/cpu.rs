@@ -8,11 +8,11 @@ use burn::{backend::Flex, tensor::DType};
 
 /// Rows of one task of the CPU loops. dw is summed task by task, so this is part of the result's
 /// last bit.
-pub const ROWS_PER_TASK: usize = 256;
+pub(super) const ROWS_PER_TASK: usize = 256;
 /// Up to so many tasks are added up in f32: more would lose digits.
 const TASKS_IN_F32: usize = WHOLE_ROWS / ROWS_PER_TASK;
 
-pub fn forward(x: CpuTensor, weight: CpuTensor, eps: f64) -> CpuTensor {
+pub(super) fn forward(x: CpuTensor, weight: CpuTensor, eps: f64) -> CpuTensor {
     if x.dtype() != DType::F32 {
         return reference::forward::<Flex>(x, weight, eps);
     }
@@ -38,7 +38,12 @@ pub fn forward(x: CpuTensor, weight: CpuTensor, eps: f64) -> CpuTensor {
     from_vec(out, x.layout().shape().dims::<2>(), DType::F32)
 }
 
-pub fn backward(x: CpuTensor, weight: CpuTensor, grad: CpuTensor, eps: f64) -> [CpuTensor; 2] {
+pub(super) fn backward(
+    x: CpuTensor,
+    weight: CpuTensor,
+    grad: CpuTensor,
+    eps: f64,
+) -> [CpuTensor; 2] {
     if x.dtype() != DType::F32 {
         return reference::backward::<Flex>(x, weight, grad, eps);
     }

@@ -2,14 +2,18 @@
 use crate::rows::sum_rows;
 use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
-pub fn forward<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, eps: f64) -> FloatTensor<B> {
+pub(crate) fn forward<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    eps: f64,
+) -> FloatTensor<B> {
     let (x, weight) = tensors::<B>(x, weight);
     let dtype = x.dtype();
     let (n, _) = normalised(x, eps);
     (n.cast(dtype) * weight.unsqueeze()).into_primitive().tensor()
 }
 
-pub fn backward<B: Backend>(
+pub(crate) fn backward<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,

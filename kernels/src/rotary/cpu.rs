@@ -6,7 +6,7 @@ use burn::{
     tensor::{DType, TensorMetadata},
 };
 
-pub fn forward(x: CpuTensor, cos: CpuTensor, sin: CpuTensor) -> CpuTensor {
+pub(super) fn forward(x: CpuTensor, cos: CpuTensor, sin: CpuTensor) -> CpuTensor {
     if x.dtype() != DType::F32 {
         return reference::forward::<Flex>(x, cos, sin);
     }

@@ -1,7 +1,7 @@
 //! The rotation in plain tensor operations, f32 inside.
 use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor, s};
 
-pub fn forward<B: Backend>(
+pub(crate) fn forward<B: Backend>(
     x: FloatTensor<B>,
     cos: FloatTensor<B>,
     sin: FloatTensor<B>,

@@ -21,7 +21,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub fn new(row: &RowSampling) -> Self {
+    pub(super) fn new(row: &RowSampling) -> Self {
         let is_greedy = row.temperature as f32 <= 0.0;
         let temperature = if is_greedy { 1.0 } else { row.temperature };
         let top_p = match row.top_p {
@@ -40,7 +40,7 @@ impl Plan {
     }
 
     /// Whether some of `vocab_size` tokens may not be drawn.
-    pub fn is_cut(&self, vocab_size: usize) -> bool {
+    pub(super) fn is_cut(&self, vocab_size: usize) -> bool {
         let is_top_k = self.top_k > 0 && (self.top_k as usize) < vocab_size;
         !self.is_greedy && (is_top_k || self.top_p > 0)
     }

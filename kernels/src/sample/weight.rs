@@ -14,16 +14,16 @@
 //! start of the next, so a larger logit never has a smaller weight.
 
 /// Fractional bits of x.
-pub const FRACTION_BITS: u32 = 25;
+pub(super) const FRACTION_BITS: u32 = 25;
 /// The largest f32 below 2^31: x = 64 less a little, whose weight is 0.
-pub const MAX_EXPONENT: f32 = 2_147_483_520.0;
+pub(super) const MAX_EXPONENT: f32 = 2_147_483_520.0;
 /// 2^32 c1, c2, ... c6.
-pub const POLYNOMIAL: [u32; 6] =
+pub(super) const POLYNOMIAL: [u32; 6] =
     [0xb172_17df, 0x3d7f_7506, 0x0e35_3290, 0x0274_f388, 0x0054_a612, 0x0007_8809];
 
 /// 2^25 log2 e / T, kept where neither it nor a product with a subnormal difference can be rounded
 /// differently by a backend that has no subnormal numbers.
-pub fn scale(temperature: f64) -> f32 {
+pub(super) fn scale(temperature: f64) -> f32 {
     let scale = 2f64.powi(FRACTION_BITS as i32) * std::f64::consts::LOG2_E / temperature;
     (scale as f32).clamp(f32::MIN_POSITIVE, 2f32.powi(125))
 }
@@ -31,7 +31,7 @@ pub fn scale(temperature: f64) -> f32 {
 /// Order of logits as integers: -0 = +0, -infinity below all finite ones, what is no logit (NaN,
 /// +infinity) above.
 #[inline(always)]
-pub fn key(logit: f32) -> u32 {
+pub(super) fn key(logit: f32) -> u32 {
     const INFINITE: u32 = 0x7f80_0000;
     let bits = logit.to_bits();
     let key = if bits >= 0x8000_0000 { 0u32.wrapping_sub(bits) } else { bits + 0x8000_0000 };
@@ -40,19 +40,19 @@ pub fn key(logit: f32) -> u32 {
 }
 
 /// Keys of finite logits are above this one, -infinity's,
-pub const LOWEST_KEY: u32 = 0x0080_0000;
+pub(super) const LOWEST_KEY: u32 = 0x0080_0000;
 /// and below this one, +infinity's.
-pub const HIGHEST_KEY: u32 = 0xff80_0000;
+pub(super) const HIGHEST_KEY: u32 = 0xff80_0000;
 
 /// The logit of a key.
 #[inline(always)]
-pub fn logit(key: u32) -> f32 {
+pub(super) fn logit(key: u32) -> f32 {
     f32::from_bits(if key >= 0x8000_0000 { key - 0x8000_0000 } else { 0u32.wrapping_sub(key) })
 }
 
 /// A token's share of the distribution, relative to the most probable one.
 #[derive(Clone, Copy)]
-pub struct Share {
+pub(super) struct Share {
     /// p and n of the formula.
     p: u64,
     n: u64,
@@ -61,7 +61,7 @@ pub struct Share {
 impl Share {
     /// `below` = m - z, at least 0.
     #[inline(always)]
-    pub fn new(below: f32, scale: f32) -> Self {
+    pub(super) fn new(below: f32, scale: f32) -> Self {
         let y = below * scale;
         let x = (if y < MAX_EXPONENT { y } else { MAX_EXPONENT }) as i32 as u32;
         // Products of two numbers below 2^32 in 64 bits. The mask says so: a difference of two such
@@ -76,14 +76,14 @@ impl Share {
     }
 
     #[inline(always)]
-    pub fn weight(self) -> u64 {
+    pub(super) fn weight(self) -> u64 {
         let shifted = self.p >> self.n;
         (shifted >> 1) + (shifted & 1)
     }
 
     /// 2^-x in f32: for the log-prob, which wants tokens whose weight is 0 too.
     #[inline(always)]
-    pub fn value(self) -> f32 {
+    pub(super) fn value(self) -> f32 {
         (self.p >> 1) as i32 as f32 * f32::from_bits((96 - self.n as u32) << 23)
     }
 }

@@ -6,7 +6,7 @@ const TASK: usize = 1 << 14;
 /// An exponential and its surroundings, counted in multiply-adds.
 const WORK_PER_ELEMENT: usize = 16;
 
-pub fn forward(gate: CpuTensor, up: CpuTensor) -> CpuTensor {
+pub(super) fn forward(gate: CpuTensor, up: CpuTensor) -> CpuTensor {
     let dtype = gate.dtype();
     let (gate, up) = (row_major(gate), row_major(up));
     let (g, u) = (gate.storage::<f32>(), up.storage::<f32>());
@@ -22,7 +22,7 @@ pub fn forward(gate: CpuTensor, up: CpuTensor) -> CpuTensor {
     from_vec(out, gate.layout().shape().dims::<2>(), dtype)
 }
 
-pub fn backward(gate: CpuTensor, up: CpuTensor, grad: CpuTensor) -> [CpuTensor; 2] {
+pub(super) fn backward(gate: CpuTensor, up: CpuTensor, grad: CpuTensor) -> [CpuTensor; 2] {
     let dtype = gate.dtype();
     let (gate, up, grad) = (row_major(gate), row_major(up), row_major(grad));
     let (g, u, dy) = (gate.storage::<f32>(), up.storage::<f32>(), grad.storage::<f32>());

@@ -4,13 +4,13 @@ use burn::tensor::{
     ops::FloatTensor,
 };
 
-pub fn forward<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn forward<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
     let dtype = gate.dtype();
     let [gate, up] = [gate, up].map(f32_tensor::<B>);
     (gate.clone() * sigmoid(gate) * up).cast(dtype).into_primitive().tensor()
 }
 
-pub fn backward<B: Backend>(
+pub(crate) fn backward<B: Backend>(
     gate: FloatTensor<B>,
     up: FloatTensor<B>,
     grad: FloatTensor<B>,

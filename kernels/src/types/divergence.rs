@@ -22,19 +22,34 @@ pub enum Divergence {
     /// KL(p_s || p_t)
     ReverseKl,
     /// -sum p_t log(alpha p_t + (1 - alpha) p_s), the cross-entropy form. DistiLLM: alpha = 0.1.
-    SkewForward { alpha: f64 },
+    SkewForward {
+        /// Weight of p_t in the mixture.
+        alpha: f64,
+    },
     /// KL(p_s || (1 - alpha) p_t + alpha p_s)
-    SkewReverse { alpha: f64 },
+    SkewReverse {
+        /// Weight of p_s in the mixture.
+        alpha: f64,
+    },
     /// 1/2 sum |p_s - p_t|
     TotalVariation,
     /// (1 - lambda) (-sum p_t log p_s) + lambda KL(p_s || p_t). DistiLLM: lambda = 0.9.
-    SymmetricKl { lambda: f64 },
+    SymmetricKl {
+        /// Weight of the reverse KL.
+        lambda: f64,
+    },
     /// beta KL(p_t || m) + (1 - beta) KL(p_s || m), m = (1 - beta) p_s + beta p_t; beta = 0 is
     /// forward KL, beta = 1 reverse KL (GKD).
-    GeneralisedJsd { beta: f64 },
+    GeneralisedJsd {
+        /// Weight of p_t in the mixture.
+        beta: f64,
+    },
     /// -sum q log p_s with q = softmax of (1 - t) · student logits (a constant) + t · teacher
     /// logits.
-    Taid { t: f64 },
+    Taid {
+        /// Weight of the teacher's logits.
+        t: f64,
+    },
 }
 
 /// Which form, and its factors (the letters of the module's page).
@@ -55,7 +70,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Mixtures whose weight is 0 or 1 have no mixture left and become sums.
-    pub fn new(divergence: Divergence) -> Self {
+    pub(crate) fn new(divergence: Divergence) -> Self {
         let sums = |forward: f64, reverse: f64, entropy: f64| Form::Sums {
             forward: forward as f32,
             reverse: reverse as f32,
@@ -88,12 +103,12 @@ impl Plan {
     }
 
     /// Whether the normalisers must be known before the sums.
-    pub fn needs_second_pass(&self) -> bool {
+    pub(crate) fn needs_second_pass(&self) -> bool {
         !matches!(self.form, Form::Sums { .. })
     }
 
     /// The factors in the order of the fields of [`Form`].
-    pub fn factors(&self) -> [f32; 4] {
+    pub(crate) fn factors(&self) -> [f32; 4] {
         match self.form {
             Form::Sums { forward, reverse, entropy } => [forward, reverse, entropy, 0.0],
             Form::Mixture { student_weight, student, teacher, entropy } => {

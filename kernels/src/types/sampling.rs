@@ -17,6 +17,7 @@ pub struct RowSampling {
 /// A chosen token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draw {
+    /// Its id in the vocabulary.
     pub id: u32,
     /// `log_softmax(logits / T)[id]` over the whole vocabulary; T = 1 where the choice was greedy.
     pub log_prob: f32,

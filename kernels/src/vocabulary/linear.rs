@@ -33,7 +33,7 @@ pub(crate) struct LinearGradients<B: Backend> {
 }
 
 impl<B: Tiles> LinearGradients<B> {
-    pub fn new(linear: &Linear<B>) -> Self {
+    pub(crate) fn new(linear: &Linear<B>) -> Self {
         let weight = &linear.weight;
         Self {
             hidden: None,
@@ -42,7 +42,13 @@ impl<B: Tiles> LinearGradients<B> {
     }
 
     /// Adds what the gradient of a tile of logits, [N, W] in the dtype of the weight, brings.
-    pub fn add(&mut self, linear: &Linear<B>, start: usize, end: usize, tile: FloatTensor<B>) {
+    pub(crate) fn add(
+        &mut self,
+        linear: &Linear<B>,
+        start: usize,
+        end: usize,
+        tile: FloatTensor<B>,
+    ) {
         let part = B::product(tile.clone(), B::float_swap_dims(head(linear, start, end), 0, 1));
         self.hidden = Some(match self.hidden.take() {
             Some(sum) => B::float_add(sum, part),
@@ -64,7 +70,7 @@ impl<B: Tiles> LinearGradients<B> {
     }
 
     /// (d hidden, d weight) in the dtypes of hidden and weight.
-    pub fn finish(self, linear: &Linear<B>) -> [FloatTensor<B>; 2] {
+    pub(crate) fn finish(self, linear: &Linear<B>) -> [FloatTensor<B>; 2] {
         let hidden = self.hidden.expect("a vocabulary has a tile");
         [B::float_cast(hidden, linear.hidden.dtype().into()), self.weight]
     }

@@ -35,7 +35,7 @@ pub(crate) struct Span {
 
 impl Span {
     /// The columns of a tile that is the whole row.
-    pub fn whole(n_columns: usize) -> Self {
+    pub(crate) fn whole(n_columns: usize) -> Self {
         Self { start: 0, end: n_columns, offset: 0 }
     }
 }

@@ -6,9 +6,11 @@ use std::path::Path;
 /// One tensor of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct StoredTensor<'a> {
+    /// Name in the file.
     pub name: &'a str,
     /// The format's own name: "F32", "BF16".
     pub dtype: &'a str,
+    /// Sizes as the file has them.
     pub shape: &'a [usize],
     /// Little-endian, row-major.
     pub bytes: &'a [u8],

@@ -243,7 +243,9 @@ pub fn parameter_names<B: Backend, M: Module<B>>(module: &M) -> Vec<(ParamId, St
 /// An f32 array with a name, outside any model: optimizer moments, statistics.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedTensor {
+    /// Name in the file.
     pub name: String,
+    /// Sizes; `values` in row-major order.
     pub shape: Vec<usize>,
     /// Row-major; as many elements as the shape says.
     pub values: Vec<f32>,

@@ -14,7 +14,7 @@ use safetensors::{Dtype, SafeTensors};
 use std::{collections::BTreeMap, path::PathBuf};
 
 /// One folder of tests/oracles/models.
-pub struct Oracle {
+pub(crate) struct Oracle {
     pub config: DecoderConfig,
     pub json: serde_json::Value,
     reference: Vec<u8>,
@@ -22,7 +22,7 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn open(name: &str) -> Self {
+    pub(crate) fn open(name: &str) -> Self {
         let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/oracles/models"))
             .join(name);
         let read = |file: &str| std::fs::read(dir.join(file)).unwrap();
@@ -35,19 +35,19 @@ impl Oracle {
     }
 
     /// In f32, whatever the files hold.
-    pub fn decoder<B: Backend>(&self) -> Decoder<B> {
+    pub(crate) fn decoder<B: Backend>(&self) -> Decoder<B> {
         load_decoder(&self.dir, DType::F32, &Default::default()).unwrap()
     }
 
-    pub fn keys(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = String> {
         self.tensors().names().into_iter().map(str::to_owned).collect::<Vec<_>>().into_iter()
     }
 
-    pub fn shape(&self, key: &str) -> Vec<usize> {
+    pub(crate) fn shape(&self, key: &str) -> Vec<usize> {
         self.tensors().tensor(key).unwrap().shape().to_vec()
     }
 
-    pub fn floats(&self, key: &str) -> Vec<f32> {
+    pub(crate) fn floats(&self, key: &str) -> Vec<f32> {
         let tensors = self.tensors();
         let view = tensors.tensor(key).unwrap();
         assert_eq!(view.dtype(), Dtype::F32);
@@ -57,7 +57,7 @@ impl Oracle {
             .collect()
     }
 
-    pub fn ints(&self, key: &str) -> Vec<i64> {
+    pub(crate) fn ints(&self, key: &str) -> Vec<i64> {
         let tensors = self.tensors();
         let view = tensors.tensor(key).unwrap();
         assert_eq!(view.dtype(), Dtype::I64);
@@ -73,7 +73,7 @@ impl Oracle {
 }
 
 /// The model with all parameters in another dtype.
-pub fn cast<B: Backend>(model: Decoder<B>, dtype: DType) -> Decoder<B> {
+pub(crate) fn cast<B: Backend>(model: Decoder<B>, dtype: DType) -> Decoder<B> {
     struct Cast(DType);
     impl<B: Backend> ModuleMapper<B> for Cast {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
@@ -84,7 +84,7 @@ pub fn cast<B: Backend>(model: Decoder<B>, dtype: DType) -> Decoder<B> {
 }
 
 /// The gradient of every parameter that has one, by Hugging Face name and in Hugging Face layout.
-pub fn gradients(
+pub(crate) fn gradients(
     model: &Decoder<Autodiff<Flex>>,
     grads: &<Autodiff<Flex> as AutodiffBackend>::Gradients,
 ) -> BTreeMap<String, Vec<f32>> {
@@ -113,11 +113,11 @@ pub fn gradients(
     collector.out
 }
 
-pub fn f32s<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+pub(crate) fn f32s<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
     tensor.into_data().to_vec().unwrap()
 }
 
-pub fn assert_close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
+pub(crate) fn assert_close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         assert!((got - want).abs() <= tolerance, "{what} [{i}]: {got} instead of {want}");

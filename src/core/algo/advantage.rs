@@ -22,6 +22,7 @@ pub const GROUP_EPS: f64 = 1e-6;
 /// Input of the update, in the batch's `[B, T]` layout; 0 and false outside the response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Advantages {
+    /// A_t, `[B, T]`; 0 outside the response.
     pub advantages: Vec<f32>,
     /// R_t = A_t + V_t, from the advantages before whitening.
     pub returns: Vec<f32>,

@@ -50,9 +50,11 @@ pub fn row_cross_entropy<B: Backend>(
 /// Weights of the two terms of the KD loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KdWeights {
+    /// Weight of the cross-entropy on the episode's own tokens.
     pub ce_weight: f64,
     /// The paper's lambda. 0 = the teacher is not needed.
     pub kl_weight: f64,
+    /// D(teacher, student).
     pub divergence: Divergence,
     /// Temperature of the divergence; the cross-entropy is always at 1.
     pub temperature: f64,
@@ -123,11 +125,17 @@ pub fn kd_rows<B: Backend>(
 /// `method §5.5`; `SakanaAI/TAID:src/distil_losses/taid.py`
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaidSchedule {
+    /// t at the first step.
     pub t_start: f64,
+    /// t at the last step.
     pub t_end: f64,
+    /// Size of the adaptive increments.
     pub alpha: f64,
+    /// Memory of the momentum m.
     pub beta: f64,
+    /// The teacher's weight now.
     pub t: f64,
+    /// m: running mean of the loss's relative decrease.
     pub momentum: f64,
     /// The last loss; `None` before the first update.
     pub prev_loss: Option<f64>,

@@ -37,11 +37,17 @@ pub enum TokenKl {
 /// [`KlEstimator`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SampledKl {
+    /// d
     K1,
+    /// -d
     K1Reversed,
+    /// |d|
     Abs,
+    /// d²/2
     Mse,
+    /// e^-d + d - 1, clamped to [-10, 10]
     K3,
+    /// e^d - d - 1, clamped to [-10, 10]
     K3Reversed,
 }
 
@@ -199,6 +205,7 @@ pub fn token_rewards(batch: &RolloutBatch, kl: &[f32], mode: KlMode, coef: f64) 
 /// `method §4.4`
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KlController {
+    /// beta now.
     pub coef: f64,
     /// KL a token the controller steers to; 0 = beta stays fixed.
     pub target: f64,
@@ -207,6 +214,7 @@ pub struct KlController {
     pub horizon: f64,
 }
 impl KlController {
+    /// The controller before the first step.
     pub fn new(recipe: &KlRecipe) -> Self {
         Self { coef: recipe.coef, target: recipe.target, horizon: recipe.horizon }
     }

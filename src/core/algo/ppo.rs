@@ -19,8 +19,11 @@ pub const LOG_RATIO_LIMIT: f64 = 20.0;
 /// Inputs of the policy loss, `[N]` each. Only `log_probs` carries gradients.
 #[derive(Clone, Debug)]
 pub struct PolicyTokens<B: Backend> {
+    /// log pi_theta(y_t) under the policy that is updated.
     pub log_probs: Tensor<B, 1>,
+    /// log pi_old(y_t) under the policy that played.
     pub old_log_probs: Tensor<B, 1>,
+    /// A_t, whitened where the recipe whitens.
     pub advantages: Tensor<B, 1>,
     /// 1 where the agent wrote the token, else 0.
     pub mask: Tensor<B, 1>,
@@ -29,6 +32,7 @@ pub struct PolicyTokens<B: Backend> {
 /// Sums over the masked tokens divided by the normaliser.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PolicyStats {
+    /// -min(rho A, clip(rho) A).
     pub loss: f64,
     /// Fraction of tokens whose clipped term is the larger one (no gradient there).
     pub clip_fraction: f64,
@@ -86,8 +90,11 @@ pub fn policy_loss<B: Backend>(
 /// Inputs of the value loss, `[N]` each. Only `values` carries gradients.
 #[derive(Clone, Debug)]
 pub struct ValueTokens<B: Backend> {
+    /// V_theta before the token.
     pub values: Tensor<B, 1>,
+    /// V_old before the token.
     pub old_values: Tensor<B, 1>,
+    /// R_t = A_t + V_old.
     pub returns: Tensor<B, 1>,
     /// 1 where the token counts, else 0 (`Advantages::mask`).
     pub mask: Tensor<B, 1>,
@@ -96,6 +103,7 @@ pub struct ValueTokens<B: Backend> {
 /// Sums over the masked tokens divided by the normaliser.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ValueStats {
+    /// ½ max of the plain and the clipped squared error.
     pub loss: f64,
     /// Fraction of tokens whose clipped error is the larger one.
     pub clip_fraction: f64,

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 /// The author of the episodes that a step learns from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Author {
+    /// The teacher, offline.
     Teacher,
     /// The student as it is now.
     Student,
@@ -38,12 +39,14 @@ impl Author {
 /// The probability φ and the held-out loss that moves it. Part of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StudentShare {
+    /// φ.
     pub share: f64,
     /// The held-out loss that a new one is compared with; `None` before the first.
     pub prev_loss: Option<f64>,
 }
 
 impl StudentShare {
+    /// φ and no loss yet.
     pub fn new(recipe: &StudentOutputsRecipe) -> Self {
         Self { share: recipe.initial_share, prev_loss: None }
     }

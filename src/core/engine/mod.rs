@@ -71,6 +71,7 @@ pub struct Completion {
     /// Decoded text of `ids` (may run past the stop string where its last token holds more
     /// characters).
     pub text: String,
+    /// The event that ended the generation.
     pub stop: StopReason,
 }
 
@@ -86,6 +87,7 @@ pub struct Request {
     pub key: Key,
     /// Tokens of this generation at most.
     pub max_new_tokens: usize,
+    /// How its tokens are drawn.
     pub sampling: Sampling,
 }
 
@@ -98,12 +100,15 @@ pub struct EngineOptions {
     pub max_rows: usize,
     /// Positions a row may hold (prompt + response).
     pub capacity: usize,
+    /// Texts that end a generation; a completion's `StopString` is an index into them.
     pub stop_strings: Vec<String>,
+    /// Ids that end a generation.
     pub eos_ids: Vec<u32>,
 }
 
 /// Errors of a step. The engine must not be used afterwards.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages name the fields")]
 pub enum EngineError {
     #[error(
         "row {row}: the logits at position {position} hold NaN or no finite value; hint: the \

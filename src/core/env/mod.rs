@@ -21,7 +21,9 @@ use search::{Hit, Passage, Retriever};
 pub struct Env<'a> {
     /// The user message, with `{question}` in it (`protocol::DEFAULT_INSTRUCTION`).
     pub instruction: String,
+    /// The model's chat format.
     pub chat: Chat,
+    /// The search engine.
     pub retriever: &'a dyn Retriever,
     /// Passages a search returns.
     pub top_k: usize,
@@ -30,6 +32,7 @@ pub struct Env<'a> {
 /// A turn that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
+    /// The action that was read in its text.
     pub action: Action,
     /// True in the last turn, after which no generation follows: a search is not executed any more.
     pub is_last: bool,
@@ -41,19 +44,33 @@ pub enum Outcome {
     /// The observation is appended and the agent continues.
     Observation(Observation),
     /// The agent answered.
-    Done { prediction: String },
+    Done {
+        /// The text between the answer tags.
+        prediction: String,
+    },
     /// The last turn ended without an answer.
     OutOfTurns,
     /// The search failed; the episode must not be trained on.
     Failed(String),
 }
 
+/// Text that the environment appends to an episode.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Observation {
     /// Passages for a query, best first; where there are none, the text says so.
-    Information { text: String, query: String, hits: Vec<Hit> },
+    Information {
+        /// The whole block, tags included.
+        text: String,
+        /// The query that was searched for.
+        query: String,
+        /// What the retriever found.
+        hits: Vec<Hit>,
+    },
     /// The turn held no action.
-    InvalidAction { text: String },
+    InvalidAction {
+        /// The message about it.
+        text: String,
+    },
 }
 
 impl Observation {

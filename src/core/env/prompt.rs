@@ -6,6 +6,7 @@ use std::ops::Range;
 /// The rendered chat up to the agent's first token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
+    /// The rendered chat up to the agent's first token.
     pub text: String,
     /// Bytes of `text` that depend on the question. They are outside text, in which special tokens
     /// are ordinary characters; the instruction around them is the recipe's own.

@@ -23,6 +23,7 @@ pub const INVALID_ACTION: &str = "\nMy previous action is invalid. If I want to 
                                   </answer>. Let me try again.\n";
 /// What stands around the retrieved passages.
 pub const INFORMATION_OPEN: &str = "<information>";
+/// End of an observation.
 pub const INFORMATION_CLOSE: &str = "</information>";
 /// White space that the environment writes before and behind a block.
 pub const INFORMATION_MARGIN: &str = "\n\n";
@@ -33,8 +34,11 @@ pub const QUESTION_PLACEHOLDER: &str = "{question}";
 /// The agent's decision in a turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// `<search> query </search>`, the query trimmed and not empty.
     Search(String),
+    /// `<answer> text </answer>`, trimmed.
     Answer(String),
+    /// Neither.
     Invalid,
 }
 

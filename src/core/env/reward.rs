@@ -30,6 +30,7 @@ pub enum GoldAnswer {
 }
 
 impl GoldAnswer {
+    /// The form in which a gold answer is compared.
     pub fn of(gold: &str) -> Self {
         let normalised = normalise_answer(gold);
         if normalised.is_empty() {

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 /// A passage of a corpus. `contents` is `"TITLE"\nTEXT`: the title line keeps its quotation marks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Passage {
+    /// Id in the corpus.
     pub id: String,
+    /// Title line and text.
     pub contents: String,
 }
 
@@ -27,7 +29,9 @@ impl Passage {
 /// A passage with the retriever's score (inner product, BM25 score; 0 where a server gives none).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hit {
+    /// The passage that was found.
     pub passage: Passage,
+    /// Higher is better; comparable within one query alone.
     pub score: f32,
 }
 

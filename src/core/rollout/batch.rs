@@ -17,8 +17,11 @@ use dgpo_models::Backend;
 /// pi_old(ids[b][t] | ids[b][..t]), `values[b][t]` is V read at the position before (t - 1).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RolloutBatch {
+    /// B: episodes.
     pub n_rows: usize,
+    /// T: tokens of the longest episode.
     pub n_cols: usize,
+    /// [B, T] y_t.
     pub ids: Vec<u32>,
     /// [B] real tokens of each row.
     pub lengths: Vec<usize>,
@@ -28,8 +31,11 @@ pub struct RolloutBatch {
     pub loss_mask: Vec<bool>,
     /// [B] r_EM (method §2.1, paper Eq. 3)
     pub scores: Vec<f32>,
+    /// [B, T] log pi_old(y_t) of agent tokens.
     pub old_log_probs: Vec<f32>,
+    /// [B, T] log pi_ref(y_t) of agent tokens of penalised rows.
     pub ref_log_probs: Vec<f32>,
+    /// [B, T] V before the token, over the response.
     pub values: Vec<f32>,
     /// Log-probs that the sampler reported (0 elsewhere than at agent tokens), for
     /// `rollout/logprob_diff_*` alone.
@@ -208,10 +214,12 @@ impl RolloutBatch {
 }
 
 impl TokenIndex {
+    /// N: tokens picked.
     pub fn len(&self) -> usize {
         self.labels.len()
     }
 
+    /// True if no token was picked.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }

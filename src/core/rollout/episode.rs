@@ -50,27 +50,40 @@ pub enum ObservationKind {
 #[serde(tag = "author", rename_all = "snake_case")]
 pub enum Segment {
     /// The rendered chat up to the agent's first token; always the first segment.
-    Prompt { ids: Vec<u32> },
+    Prompt {
+        /// Its tokens.
+        ids: Vec<u32>,
+    },
     /// One turn of the agent.
     Agent {
+        /// The sampled ids, a closing EOS included.
         ids: Vec<u32>,
         /// Log-prob of each id as the sampler saw it; empty where the text was made elsewhere.
         sample_log_probs: Vec<f32>,
+        /// The event that ended the turn.
         stop: StopReason,
     },
     /// Text that the environment appended.
-    Observation { ids: Vec<u32>, kind: ObservationKind },
+    Observation {
+        /// Its tokens.
+        ids: Vec<u32>,
+        /// The occasion of it.
+        kind: ObservationKind,
+    },
 }
 
 impl Segment {
+    /// The segment's tokens.
     pub fn ids(&self) -> &[u32] {
         match self {
             Self::Prompt { ids } | Self::Agent { ids, .. } | Self::Observation { ids, .. } => ids,
         }
     }
+    /// True if the agent wrote it.
     pub fn is_agent(&self) -> bool {
         matches!(self, Self::Agent { .. })
     }
+    /// True of the first segment.
     pub fn is_prompt(&self) -> bool {
         matches!(self, Self::Prompt { .. })
     }
@@ -95,7 +108,9 @@ pub enum Status {
 /// One search of an episode: the query and what came back (for hit ratios and the viewer).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SearchRecord {
+    /// Text between the tags, trimmed.
     pub query: String,
+    /// Ids of the passages that came back, best first.
     pub passage_ids: Vec<String>,
     /// A gold answer occurs in the part of the passages that was shown.
     pub is_hit: bool,
@@ -112,9 +127,11 @@ pub struct SearchRecord {
 /// One question played to its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Episode {
+    /// The question that was played.
     pub question: Question,
     /// Prompt first, then agent and environment in order of time.
     pub segments: Vec<Segment>,
+    /// How it ended.
     pub status: Status,
     /// The agent's answer, trimmed; only where `status` is `Answered`.
     pub prediction: Option<String>,

@@ -100,15 +100,18 @@ pub type Encode<'a> = &'a dyn Fn(&str, Range<usize>) -> Result<Vec<u32>, Tokeniz
 /// Everything that an episode needs besides the generator.
 #[derive(Clone, Copy)]
 pub struct Rules<'a> {
+    /// Prompt, protocol and retriever.
     pub env: &'a Env<'a>,
     /// Text to ids; outside text has no special tokens:
     /// `&|text, outside| tokenizer.encode_outside(text, outside)`.
     pub encode: Encode<'a>,
+    /// Lengths and turns.
     pub limits: &'a EpisodeRecipe,
 }
 
 /// Errors that end the play of all episodes. (A failure within one episode is its `Status`.)
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages name the fields")]
 pub enum RolloutError {
     #[error(transparent)]
     Engine(#[from] EngineError),

@@ -31,6 +31,7 @@ pub type Numbers = Vec<Option<f32>>;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TokenRecord {
+    /// Format of the record; 0 in files from before it had a number.
     pub version: u32,
     /// `[n_agent_tokens]` log pi_old, recomputed by the training forward pass.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -156,6 +157,7 @@ fn rounded(x: f32) -> f32 {
 /// One line of a file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EpisodeRecord {
+    /// The episode as it was played.
     #[serde(flatten)]
     pub episode: Episode,
     /// Absent for episodes that were not trained on, and in files without them.

@@ -21,6 +21,7 @@ pub struct ScriptedGenerator<'a> {
 }
 
 impl<'a> ScriptedGenerator<'a> {
+    /// A generator of these texts; `encode` and `decode` stand for the tokenizer.
     pub fn new(
         scripts: Vec<Vec<String>>,
         stop_strings: &[&str],

@@ -19,6 +19,7 @@ const LONGEST_WORD: usize = 40;
 /// An observation as it is appended to the episode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
+    /// The tokens that are appended.
     pub ids: Vec<u32>,
     /// Bytes of the passages' text that are in `ids`; `None` if nothing was cut.
     pub n_document_bytes: Option<usize>,

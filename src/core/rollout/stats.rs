@@ -38,9 +38,11 @@ pub struct EpisodeStats {
     pub repetition: f64,
     /// Tokens after the prompt, and those of them the agent wrote.
     pub response_tokens: f64,
+    /// Tokens the agent wrote, an episode.
     pub agent_tokens: f64,
     /// Fractions of episodes by how they ended.
     pub answered: f64,
+    /// Fraction of episodes that ran out of turns or tokens.
     pub truncated: f64,
     /// Fraction of all episodes that were lost to the retriever.
     pub retriever_failed: f64,
@@ -51,6 +53,7 @@ pub struct EpisodeStats {
 }
 
 impl EpisodeStats {
+    /// The means over some episodes; those lost to the retriever count in its two fractions alone.
     pub fn of<'e>(episodes: impl IntoIterator<Item = &'e Episode>) -> Self {
         let mut stats = Self::default();
         let (mut n_failed, mut n_searched) = (0usize, 0usize);

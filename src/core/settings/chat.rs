@@ -25,6 +25,7 @@ pub enum ChatTemplate {
     /// Llama 3.1 / 3.2 with the dated system header.
     #[serde(rename = "llama3_1")]
     Llama31,
+    /// Llama 3.2: as 3.1.
     #[serde(rename = "llama3_2")]
     Llama32,
     /// The text as it is (models without a chat format); several messages are separated by one line

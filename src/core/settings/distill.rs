@@ -45,7 +45,9 @@ pub struct DistillRecipe {
     /// `skew_kl`: the teacher's share of the mixture; `skew_reverse_kl`: the student's. Default:
     /// paper, 0.1.
     pub skew_alpha: f64,
+    /// TAID's schedule.
     pub taid: TaidRecipe,
+    /// DistiLLM's student outputs.
     pub student_outputs: StudentOutputsRecipe,
     /// Divides teacher and student logits in the KL. Default: paper, 1. Raising it flattens both
     /// distributions.

@@ -23,6 +23,7 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Every phase, in the order of a run.
     pub const ALL: [Self; 7] =
         [Self::Encoder, Self::Pretrain, Self::Demos, Self::Kd, Self::Gkd, Self::Rl, Self::Eval];
 
@@ -40,6 +41,7 @@ impl Phase {
         }
     }
 
+    /// The phase of a name, as [`Self::as_str`] writes it.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|phase| phase.as_str() == name)
     }

@@ -27,10 +27,12 @@ use std::{
 pub struct Message {
     /// "system", "user" or "assistant".
     pub role: String,
+    /// Text of the message.
     pub content: String,
 }
 
 impl Message {
+    /// A message of the user.
     pub fn user(content: &str) -> Self {
         Self { role: "user".to_owned(), content: content.to_owned() }
     }
@@ -38,6 +40,7 @@ impl Message {
 
 /// Errors of a chat that cannot be written.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages name the fields")]
 pub enum ChatError {
     #[error(
         "no chat template in {}: there is no chat_template.jinja, and no chat_template in \

@@ -31,6 +31,7 @@ use std::{
 use tokenizers::DecoderWrapper;
 
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages name the fields")]
 pub enum TokenizerError {
     #[error("cannot load tokenizer {}: {why}; hint: the folder must hold a Hugging Face \
              tokenizer.json", path.display())]
@@ -72,6 +73,7 @@ pub enum TokenizerError {
 /// Name of the file that a tokenizer is read from.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
+/// A model's tokenizer (`tokenizer.json`) with its chat format.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
@@ -169,6 +171,7 @@ impl Tokenizer {
         self.n_tokens
     }
 
+    /// The id of a token as the file spells it.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
@@ -211,6 +214,7 @@ impl Tokenizer {
         &self.chat
     }
 
+    /// The same tokenizer with another chat format.
     #[must_use]
     pub fn with_chat(self, chat: Chat) -> Self {
         Self { chat, ..self }

@@ -31,6 +31,7 @@ pub struct TextStream<'t> {
 }
 
 impl<'t> TextStream<'t> {
+    /// A stream before its first token.
     pub fn new(tokenizer: &'t Tokenizer) -> Self {
         Self {
             tokenizer,

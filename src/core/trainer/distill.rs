@@ -26,7 +26,9 @@ use dgpo_models::{TrainBackend, decoder::Decoder, heads::LinearHead};
 /// The student and everything that changes with it.
 #[derive(Clone, Debug)]
 pub struct Student<B: TrainBackend> {
+    /// The network that learns.
     pub model: Decoder<B::InnerBackend>,
+    /// Its moments and master weights.
     pub optimizer: AdamW<B::InnerBackend>,
     /// Updates skipped because the loss or the gradient was not finite.
     pub n_skipped: usize,
@@ -35,9 +37,11 @@ pub struct Student<B: TrainBackend> {
 /// Loss of a distillation step.
 #[derive(Clone, Copy, Debug)]
 pub struct DistillLoss {
+    /// The terms and their weights.
     pub weights: KdWeights,
     /// Padded tokens of a micro-batch.
     pub micro_batch_tokens: usize,
+    /// Memory against recomputation in the backward pass.
     pub activations: Activations,
 }
 
@@ -58,6 +62,7 @@ impl DistillLoss {
 /// Result of a step besides the changed student.
 #[derive(Clone, Debug)]
 pub struct DistillStep {
+    /// Loss, its terms and the gradient norm.
     pub metrics: Metrics,
     /// `[B, T]` log pi_theta(y_t) of agent tokens before the update, at temperature 1; 0 elsewhere.
     pub log_probs: Vec<f32>,

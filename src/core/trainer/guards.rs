@@ -65,12 +65,19 @@ struct Watch {
 /// The symptoms of a run that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
+    /// Losses or gradients were not finite too often in a row.
     NotFinite,
+    /// The policy's entropy fell below its threshold.
     EntropyCollapse,
+    /// The agent writes in loops.
     Repetition,
+    /// Turns without an action became frequent.
     InvalidActions,
+    /// The reward fell far below what it had been.
     RewardCollapse,
+    /// Rollout and update compute different log-probs.
     LogProbMismatch,
+    /// Searches fail.
     LostSearches,
 }
 
@@ -87,9 +94,11 @@ const WINDOWED: [Sign; 6] = [
 /// An alarm of a guard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Alarm {
+    /// The phase that was running.
     pub phase: Phase,
     /// The step of the alarm.
     pub step: usize,
+    /// The symptom that was seen.
     pub sign: Sign,
     /// Value and threshold, in words.
     pub seen: String,

@@ -57,6 +57,7 @@ pub struct StepStats {
 
 /// Errors of restoring optimizer state.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages name the fields")]
 pub enum OptimizerError {
     #[error("the optimizer state lacks {name}; hint: the checkpoint belongs to another model")]
     Missing { name: String },
@@ -73,6 +74,7 @@ pub enum OptimizerError {
 }
 
 impl<B: Backend> AdamW<B> {
+    /// The optimizer before its first step.
     pub fn new(recipe: AdamWRecipe) -> Self {
         Self { recipe, n_updates: 0, states: BTreeMap::new() }
     }

@@ -15,8 +15,11 @@ use dgpo_models::{Backend, decoder::Decoder};
 
 /// Everything an episode needs besides the model.
 pub struct Player<'a> {
+    /// Text to ids and back.
     pub tokenizer: &'a Tokenizer,
+    /// Prompt, protocol and retriever.
     pub env: Env<'a>,
+    /// Lengths, turns and sampling.
     pub limits: EpisodeRecipe,
     /// The text of each episode after its prompt: [`Opening::none`], except in ARCap.
     pub opening: &'a dyn Fn(&Question) -> Opening,

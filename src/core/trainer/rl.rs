@@ -37,10 +37,13 @@ pub use update::Update;
 /// Actor, critic and everything that changes with them.
 #[derive(Clone, Debug)]
 pub struct ActorCritic<B: TrainBackend> {
+    /// The policy.
     pub actor: Decoder<B::InnerBackend>,
+    /// Its moments and master weights.
     pub actor_optimizer: AdamW<B::InnerBackend>,
     /// PPO has one, GRPO has none.
     pub critic: Option<TrainedCritic<B>>,
+    /// beta of the penalty.
     pub kl: KlController,
     /// Updates skipped because a loss or a gradient was not finite.
     pub n_skipped: usize,
@@ -49,7 +52,9 @@ pub struct ActorCritic<B: TrainBackend> {
 /// The value network and its optimizer.
 #[derive(Clone, Debug)]
 pub struct TrainedCritic<B: TrainBackend> {
+    /// The decoder with a value head.
     pub network: Critic<B::InnerBackend>,
+    /// Its moments and master weights.
     pub optimizer: AdamW<B::InnerBackend>,
 }
 
@@ -73,19 +78,26 @@ impl<B: TrainBackend> ActorCritic<B> {
 /// The settings of a step: parts of a recipe.
 #[derive(Clone, Copy, Debug)]
 pub struct RlSettings<'a> {
+    /// Algorithm, sizes and clipping.
     pub rl: &'a RlRecipe,
+    /// The KL penalty.
     pub kl: &'a KlRecipe,
+    /// Advantages.
     pub gae: &'a GaeRecipe,
+    /// Learning rates.
     pub optim: &'a OptimRecipe,
     /// The temperature at which the episodes were sampled.
     pub temperature: f64,
+    /// Memory against recomputation in the backward pass.
     pub activations: Activations,
 }
 
 /// The policy that the actor is kept near, and the measure of its distance.
 #[derive(Debug)]
 pub struct Penalty<'a, I: Backend> {
+    /// pi_ref: the teacher, or the student as RL found it.
     pub reference: &'a Decoder<I>,
+    /// The measure of KL_t.
     pub kl: TokenKl,
 }
 
@@ -109,6 +121,7 @@ impl<'a, I: Backend> Penalty<'a, I> {
 /// Result of a step, beside the changed networks.
 #[derive(Clone, Debug)]
 pub struct Step {
+    /// The figures of the step.
     pub metrics: Metrics,
     /// The numbers of each trainable episode's tokens before the update.
     pub tokens: Vec<TokenRecord>,

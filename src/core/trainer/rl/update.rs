@@ -57,12 +57,19 @@ pub struct CriticStats {
 
 /// The mini-batch updates of one step: everything they read, and the networks they change.
 pub struct Update<'a, B: TrainBackend> {
+    /// The networks that learn.
     pub networks: &'a mut ActorCritic<B>,
+    /// The penalty, read here where it is a term of the loss.
     pub penalty: Option<Penalty<'a, B::InnerBackend>>,
+    /// The step's episodes with their log-probs and values.
     pub batch: &'a RolloutBatch,
+    /// A_t and R_t.
     pub advantages: &'a Advantages,
+    /// Rows that carry the penalty.
     pub penalised: &'a [usize],
+    /// Sizes, clipping and learning rates.
     pub settings: RlSettings<'a>,
+    /// Where it is computed.
     pub device: &'a B::Device,
 }
 
