@@ -30,6 +30,11 @@
 //! | [`reproduce`] | all rows of the paper in miniature, and the page |
 //! | [`report`], [`browser`] | reports of runs, in headless Chromium and in TensorBoard |
 //! | [`properties`] | invariances of one training step |
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests show what they measured or skipped"
+)]
 mod bad_input;
 mod baselines;
 mod browser;

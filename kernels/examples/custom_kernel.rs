@@ -2,6 +2,7 @@
 //! A loop for the CPU backend, the definition for every other, one node of the autodiff graph.
 //!
 //! `cargo run --release -p dgpo-kernels --example custom_kernel`
+#![allow(clippy::print_stdout)]
 use burn::{
     backend::Flex,
     tensor::{Tensor, TensorPrimitive, backend::Backend},

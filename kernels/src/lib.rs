@@ -22,17 +22,17 @@
 //!
 //! | operation | what it saves |
 //! |---|---|
-//! | [`attention`] | the [T, T] scores, the repeated key and value heads, the copies of the cache |
+//! | [`attention`] | the `[T, T]` scores, the repeated key and value heads, the copies of the cache |
 //! | [`erf_gelu`] | a call of the scalar error function for each element, twice in the backward pass |
 //! | [`cache_write`] | copying the whole cache at each token |
-//! | [`linear_kl`] | the [N, V] logits of student and teacher, in both passes |
-//! | [`linear_log_probs`] | the [N, V] logits, in both passes |
-//! | [`log_probs`] | ten passes over [N, V] and as many copies of it |
+//! | [`linear_kl`] | the `[N, V]` logits of student and teacher, in both passes |
+//! | [`linear_log_probs`] | the `[N, V]` logits, in both passes |
+//! | [`log_probs`] | ten passes over `[N, V]` and as many copies of it |
 //! | [`log_softmax_kl`] | the same for two models, and twice as often |
 //! | [`rms_norm`] | eight passes over the hidden states in the forward, more in the backward pass |
 //! | [`rotary`] | splitting, copying and joining every query and key |
 //! | [`rows`] | digits of sums over many rows, and loops that a driver would cut |
-//! | [`sample`] | the way of the [R, V] logits to the host; and the same draw everywhere |
+//! | [`sample`] | the way of the `[R, V]` logits to the host; and the same draw everywhere |
 //! | [`swiglu`] | the sigmoid and product kept for the backward pass |
 //!
 //! Letters of all shapes: B rows, T tokens (Tq queries, Tk keys), H query heads, K key/value heads,

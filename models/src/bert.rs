@@ -158,7 +158,7 @@ impl<B: Backend> BertEncoder<B> {
     /// The embeddings' output and every layer's; the last entry is transformers'
     /// `last_hidden_state`.
     /// # Shapes
-    /// ids, mask [B, T] -> num_hidden_layers + 1 times [B, T, D]
+    /// ids, mask `[B, T]` -> num_hidden_layers + 1 times `[B, T, D]`
     /// # Panics
     /// If T exceeds `max_position_embeddings` (the caller truncates).
     pub fn all_hidden(&self, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>) -> Vec<Tensor<B, 3>> {
@@ -180,7 +180,7 @@ impl<B: Backend> BertEncoder<B> {
     ///
     /// e = m / |m|,  m = sum_t mask_t h_t / sum_t mask_t
     /// # Shapes
-    /// ids, mask [B, T] -> [B, D] f32
+    /// ids, mask `[B, T]` -> `[B, D]` f32
     /// # Panics
     /// As [`BertEncoder::all_hidden`].
     pub fn embed(&self, ids: Tensor<B, 2, Int>, mask: Tensor<B, 2, Int>) -> Tensor<B, 2> {
@@ -193,7 +193,7 @@ impl<B: Backend> BertEncoder<B> {
     /// On backends that prefer it, rows go through the layers a few at a time; how many depends on
     /// T alone.
     /// # Shapes
-    /// ids, mask [B, T] -> [B, D] f32
+    /// ids, mask `[B, T]` -> `[B, D]` f32
     /// # Panics
     /// As [`BertEncoder::all_hidden`].
     pub fn embed_with(
@@ -243,7 +243,7 @@ impl<B: Backend> BertEncoder<B> {
     }
 }
 
-/// Mean over real tokens, in f32. hidden [B, T, D], mask [B, T] -> [B, D]
+/// Mean over real tokens, in f32. hidden `[B, T, D]`, mask `[B, T]` -> `[B, D]`
 fn mean_pooled<B: Backend>(hidden: Tensor<B, 3>, mask: Tensor<B, 2, Int>) -> Tensor<B, 2> {
     let weights = mask.float().cast(DType::F32);
     let n_real = weights.clone().sum_dim(1);
@@ -252,7 +252,7 @@ fn mean_pooled<B: Backend>(hidden: Tensor<B, 3>, mask: Tensor<B, 2, Int>) -> Ten
     sum / n_real
 }
 
-/// Each query sees the real tokens of its row. Reads the mask [B, T] back from the device, once a
+/// Each query sees the real tokens of its row. Reads the mask `[B, T]` back from the device, once a
 /// batch.
 fn visible_keys<B: Backend>(mask: &Tensor<B, 2, Int>) -> CausalRows {
     let n_tokens = mask.dims()[1].max(1);
@@ -269,7 +269,7 @@ fn visible_keys<B: Backend>(mask: &Tensor<B, 2, Int>) -> CausalRows {
 }
 
 impl<B: Backend> BertEmbeddings<B> {
-    /// LayerNorm(word + position + token type 0). ids [B, T] -> [B T, D]
+    /// LayerNorm(word + position + token type 0). ids `[B, T]` -> [B T, D]
     fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         let [n_rows, n_tokens] = ids.dims();
         let (max_tokens, d) =

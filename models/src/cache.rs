@@ -83,7 +83,7 @@ impl<B: Backend> KvCache<B> {
     }
 
     /// Writes the new keys and values of one layer behind the slots' lengths and returns all of
-    /// that layer, as attention takes them. k, v [B, K, T, hd] -> [n_slots, K, physical capacity,
+    /// that layer, as attention takes them. k, v `[B, K, T, hd]` -> [n_slots, K, physical capacity,
     /// hd] twice.
     pub(crate) fn append(
         &mut self,
@@ -118,10 +118,10 @@ impl<B: Backend> KvCache<B> {
 pub struct CacheRows<'a, B: Backend> {
     /// The cache that is read and written.
     pub cache: &'a mut KvCache<B>,
-    /// [B] slot of each row; distinct.
+    /// `[B]` slot of each row; distinct.
     pub slots: &'a [usize],
-    /// [B] number of real new tokens of each row, 1..=T. After the pass the slot's length has grown
-    /// by this.
+    /// `[B]` number of real new tokens of each row, 1..=T. After the pass the slot's length has
+    /// grown by this.
     pub n_new: &'a [usize],
 }
 

@@ -13,7 +13,7 @@
 //! name; `Linear` weights lie as [in, out]. All parameters have one dtype, in which the pass runs;
 //! norms, rotations and softmax are computed in f32 inside, logits are f32.
 //!
-//! Inside, tokens of all rows are one matrix [N, D], N = B T: one product a projection instead of
+//! Inside, tokens of all rows are one matrix `[N, D]`, N = B T: one product a projection instead of
 //! one a row, which is what a decode step's time is.
 use crate::{
     Backend,
@@ -163,7 +163,7 @@ impl<B: Backend> Decoder<B> {
     /// meaningless. `positions` are the RoPE positions: `None` means slot numbers. They are read on
     /// the host, which waits for the device.
     /// # Shapes
-    /// ids [B, T], positions [B, T] -> [B, T, D]
+    /// ids `[B, T]`, positions `[B, T]` -> `[B, T, D]`
     /// # Panics
     /// When the cache rows do not fit the batch or the cache (a bug of the caller); see
     /// [`CacheRows`].
@@ -186,7 +186,7 @@ impl<B: Backend> Decoder<B> {
     /// Like `hidden`, returning also embeddings and every block's output (for the oracles):
     /// n_layers + 1 tensors, the last one after the final norm.
     /// # Shapes
-    /// ids, positions [B, T] -> n_layers + 1 times [B, T, D]
+    /// ids, positions `[B, T]` -> n_layers + 1 times `[B, T, D]`
     pub fn all_hidden(
         &self,
         ids: Tensor<B, 2, Int>,
@@ -215,8 +215,8 @@ impl<B: Backend> Decoder<B> {
         Blocks { model: self, ids, pass }
     }
 
-    /// Hidden states [N, D] with the vocabulary head, V as [`Decoder::with_logits_cut_to`] left it:
-    /// logits for whatever needs only sums of them.
+    /// Hidden states `[N, D]` with the vocabulary head, V as [`Decoder::with_logits_cut_to`] left
+    /// it: logits for whatever needs only sums of them.
     pub fn head(&self, hidden: Tensor<B, 2>) -> LinearHead<B> {
         let head = match &self.lm_head {
             Some(head) => LinearHead::new(hidden, head.weight.val(), HeadLayout::VocabColumns),
@@ -227,8 +227,8 @@ impl<B: Backend> Decoder<B> {
         head.cut_to(self.n_logits)
     }
 
-    /// Vocabulary logits in f32, for whatever needs them one by one. hidden [N, D] -> [N, V], V as
-    /// in [`Decoder::head`].
+    /// Vocabulary logits in f32, for whatever needs them one by one. hidden `[N, D]` -> `[N, V]`, V
+    /// as in [`Decoder::head`].
     pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         self.head(hidden).logits()
     }
@@ -238,7 +238,7 @@ impl<B: Backend> Decoder<B> {
         self.config.clone()
     }
 
-    /// ids [B, T] -> [N, D]
+    /// ids `[B, T]` -> `[N, D]`
     fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         embedding(&self.model.embed_tokens, ids)
     }
@@ -253,17 +253,17 @@ pub struct Blocks<'m, B: Backend> {
 }
 
 impl<B: Backend> Blocks<'_, B> {
-    /// -> [N, D]
+    /// -> `[N, D]`
     pub fn embed(&self) -> Tensor<B, 2> {
         self.model.embed(self.ids.clone())
     }
 
-    /// x [N, D] -> [N, D]
+    /// x `[N, D]` -> `[N, D]`
     pub fn block(&mut self, layer: usize, x: Tensor<B, 2>) -> Tensor<B, 2> {
         self.model.model.layers[layer].forward(x, &mut self.pass)
     }
 
-    /// The final norm: x [N, D] -> hidden [B, T, D]
+    /// The final norm: x `[N, D]` -> hidden `[B, T, D]`
     pub fn norm(&self, x: Tensor<B, 2>) -> Tensor<B, 3> {
         let [n_rows, n_columns] = self.ids.dims();
         self.model.model.norm.forward(x).reshape([n_rows, n_columns, self.model.config.hidden_size])
@@ -271,7 +271,7 @@ impl<B: Backend> Blocks<'_, B> {
 }
 
 impl<B: Backend> DecoderLayer<B> {
-    /// x [N, D] -> [N, D]
+    /// x `[N, D]` -> `[N, D]`
     fn forward(&self, x: Tensor<B, 2>, pass: &mut Pass<'_, '_, B>) -> Tensor<B, 2> {
         let x = self.self_attn.forward(self.input_layernorm.forward(x.clone()), pass) + x;
         self.mlp.forward(self.post_attention_layernorm.forward(x.clone())) + x
@@ -279,7 +279,7 @@ impl<B: Backend> DecoderLayer<B> {
 }
 
 impl<B: Backend> SelfAttention<B> {
-    /// h [N, D] -> [N, D]
+    /// h `[N, D]` -> `[N, D]`
     fn forward(&self, h: Tensor<B, 2>, pass: &mut Pass<'_, '_, B>) -> Tensor<B, 2> {
         let q = pass.rotation.apply(linear(&self.q_proj, h.clone()));
         let k = pass.rotation.apply(linear(&self.k_proj, h.clone()));
@@ -290,7 +290,7 @@ impl<B: Backend> SelfAttention<B> {
 }
 
 impl<B: Backend> Mlp<B> {
-    /// h [N, D] -> [N, D]
+    /// h `[N, D]` -> `[N, D]`
     fn forward(&self, h: Tensor<B, 2>) -> Tensor<B, 2> {
         self.down_proj.forward(swiglu(self.gate_proj.forward(h.clone()), self.up_proj.forward(h)))
     }

@@ -34,7 +34,7 @@ const HEAD_SEED_OFFSET: u64 = 0x5C0E_4EAD;
 pub enum Logits<B: Backend> {
     /// Hidden states and the head that makes logits of them, a tile of the vocabulary at a time.
     Head(LinearHead<B>),
-    /// [N, V] f32, f16 or bf16: logits that exist.
+    /// `[N, V]` f32, f16 or bf16: logits that exist.
     Whole(Tensor<B, 2>),
 }
 
@@ -51,7 +51,7 @@ impl<B: Backend> From<Tensor<B, 2>> for Logits<B> {
 }
 
 impl<B: Backend> Logits<B> {
-    /// [N, V], made if they do not exist.
+    /// `[N, V]`, made if they do not exist.
     fn whole(self) -> Tensor<B, 2> {
         match self {
             Self::Head(head) => head.logits(),
@@ -60,7 +60,7 @@ impl<B: Backend> Logits<B> {
     }
 }
 
-/// [N] each, f32.
+/// `[N]` each, f32.
 #[derive(Clone, Debug)]
 pub struct TokenLogProbs<B: Backend> {
     /// log pi(label), nats, `[N]`.
@@ -71,7 +71,7 @@ pub struct TokenLogProbs<B: Backend> {
 
 /// log p(label) and entropy of each row at a temperature.
 /// # Shapes
-/// N rows of logits, labels [N] -> [N] each
+/// N rows of logits, labels `[N]` -> `[N]` each
 pub fn token_log_probs<B: Backend>(
     logits: impl Into<Logits<B>>,
     labels: Tensor<B, 1, Int>,
@@ -90,7 +90,7 @@ pub fn token_log_probs<B: Backend>(
 /// The divergence runs over the shared prefix of both vocabularies. Where one model's logits exist
 /// and the other's do not, the others are made whole.
 /// # Shapes
-/// N rows of logits of both, labels [N] -> [N] each
+/// N rows of logits of both, labels `[N]` -> `[N]` each
 pub fn token_divergence<B: Backend>(
     student: impl Into<Logits<B>>,
     teacher: impl Into<Logits<B>>,
@@ -151,7 +151,7 @@ impl<B: Backend> Critic<B> {
         }
     }
 
-    /// hidden [N, D] of the trunk -> values [N] f32.
+    /// hidden `[N, D]` of the trunk -> values `[N]` f32.
     pub fn values(&self, hidden: Tensor<B, 2>) -> Tensor<B, 1> {
         let n_rows = hidden.dims()[0];
         linear(&self.score, hidden).reshape([n_rows]).cast(DType::F32)

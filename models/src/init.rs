@@ -62,7 +62,7 @@ impl<'a, B: Backend> NewParameters<'a, B> {
         Self { seed, std, device, next_index: 0 }
     }
 
-    /// Weight normal(0, std), bias 0. weight [d_input, d_output], bias [d_output].
+    /// Weight normal(0, std), bias 0. weight `[d_input, d_output]`, bias `[d_output]`.
     pub fn linear(&mut self, d_input: usize, d_output: usize, has_bias: bool) -> Linear<B> {
         Linear {
             weight: self.normal([d_input, d_output]),

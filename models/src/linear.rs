@@ -10,7 +10,7 @@ use burn::{
 };
 use dgpo_kernels::rows::{WHOLE_ROWS, expand_rows, in_blocks, select_rows};
 
-/// y = x W + b. x [N, D_in] -> [N, D_out]
+/// y = x W + b. x `[N, D_in]` -> [N, D_out]
 pub(crate) fn linear<B: Backend>(layer: &Linear<B>, x: Tensor<B, 2>) -> Tensor<B, 2> {
     let n_rows = x.dims()[0];
     match &layer.bias {
@@ -21,12 +21,12 @@ pub(crate) fn linear<B: Backend>(layer: &Linear<B>, x: Tensor<B, 2>) -> Tensor<B
     }
 }
 
-/// y = gamma (x - mean) / sqrt(var + eps) + beta. x [N, D] -> [N, D]
+/// y = gamma (x - mean) / sqrt(var + eps) + beta. x `[N, D]` -> `[N, D]`
 pub(crate) fn layer_norm<B: Backend>(layer: &LayerNorm<B>, x: Tensor<B, 2>) -> Tensor<B, 2> {
     in_blocks(x, |x| layer.forward(x))
 }
 
-/// The embeddings of tokens. ids of N tokens -> [N, D]
+/// The embeddings of tokens. ids of N tokens -> `[N, D]`
 pub(crate) fn embedding<B: Backend>(layer: &Embedding<B>, ids: Tensor<B, 2, Int>) -> Tensor<B, 2> {
     let n_tokens = ids.shape().num_elements();
     select_rows(layer.weight.val(), ids.reshape([n_tokens]))

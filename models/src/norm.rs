@@ -13,14 +13,14 @@ use dgpo_kernels::rms_norm::rms_norm;
 /// y = x / sqrt(mean(x^2) + eps) * weight.
 #[derive(Module, Debug)]
 pub struct RmsNorm<B: Backend> {
-    /// [D]
+    /// `[D]`
     pub weight: Param<Tensor<B, 1>>,
     /// Added to the mean square before the root.
     pub eps: f64,
 }
 
 impl<B: Backend> RmsNorm<B> {
-    /// x [N, D] -> [N, D], in the dtype of x.
+    /// x `[N, D]` -> `[N, D]`, in the dtype of x.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         rms_norm(x, self.weight.val(), self.eps)
     }

@@ -23,7 +23,7 @@ fn folder(variable: &str) -> Option<PathBuf> {
     dir
 }
 
-/// (ids and mask [B, T] right-padded with the id 1, embeddings [B, D])
+/// (ids and mask `[B, T]` right-padded with the id 1, embeddings `[B, D]`)
 type Golden = (Tensor<Flex, 2, Int>, Tensor<Flex, 2, Int>, Vec<Vec<f32>>);
 
 /// What transformers recorded for one of the encoders.

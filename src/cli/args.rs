@@ -52,8 +52,8 @@ impl RecipeArgs {
 /// Where to compute.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct DeviceArgs {
-    /// Device: cpu, wgpu[:N] (number N of the list that `dgpo doctor --device wgpu` prints) or
-    /// cuda[:N]. Example: --device cuda:0
+    /// Device: cpu, `wgpu[:N]` (number N of the list that `dgpo doctor --device wgpu` prints) or
+    /// `cuda[:N]`. Example: --device cuda:0
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceChoice,
 }

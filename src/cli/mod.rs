@@ -11,6 +11,7 @@
 //! | 2 | the command or the recipe is wrong; nothing was started |
 //! | 3 | stopped by a guard of training; checkpoints and report are there |
 //! | 130 | interrupted; the checkpoint is saved |
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line prints")]
 pub mod args;
 pub mod ask;
 pub mod bench;

@@ -18,8 +18,8 @@
 //! 6. `dgpo_models` and `dgpo_kernels`: the decoder, attention with its backward pass.
 //!
 //! `examples/kd_step.rs` and `examples/dgpo_step.rs` take one step of each kind with nothing but
-//! this crate: `cargo run --release -p dgpo-core --example dgpo_step`. A kernel of one's own with its
-//! gradient is `kernels/examples/custom_kernel.rs`.
+//! this crate: `cargo run --release -p dgpo-core --example dgpo_step`. A kernel of one's own with
+//! its gradient is `kernels/examples/custom_kernel.rs`.
 //!
 //! Phases made of these steps, and everything else that a run needs on a machine, are in
 //! `dgpo_run`.

@@ -4,6 +4,7 @@
 //! Verbs of its own check the source; every other verb is a `dgpo` command: `dgpo` is built in
 //! release and takes the process over, so Ctrl-C and the exit code are its own. Tests run in
 //! release as well: they share every compiled dependency with `cargo xtask train`.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command prints")]
 mod citations;
 mod driver;
 mod launcher;
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
             Own::TestWgpu => test_wgpu(&arguments),
             Own::TestCuda => test_gpu("cuda", &arguments),
             Own::CheckGpu => check_gpu(),
-            Own::Ci => format() && clippy() && test(&arguments) && check_gpu(),
+            Own::Ci => format() && clippy() && pages() && test(&arguments) && check_gpu(),
         },
     };
     if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -105,6 +106,13 @@ fn format() -> bool {
 
 fn clippy() -> bool {
     succeeds(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+/// The pages of `cargo doc`, whose links must lead somewhere.
+fn pages() -> bool {
+    let mut doc = cargo();
+    doc.env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps"]);
+    succeeds(&mut doc)
 }
 
 /// One pass over both backends: they share most of what there is to compile.

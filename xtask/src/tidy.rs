@@ -85,9 +85,7 @@ const MAX_LINES: usize = 650;
 const MAX_WIDTH: usize = 100;
 /// Folders with Rust source.
 const SOURCES: [&str; 5] = ["src", "models", "kernels", "xtask", "tests"];
-/// Macros that write to the terminal.
-const PRINTING: [&str; 5] = ["println!", "eprintln!", "print!", "eprint!", "dbg!"];
-/// Where they belong: the command line, and what only tests and measures.
+/// Calls that write a file in one go.
 const WRITING: [&str; 2] = ["fs::write(", "File::create("];
 /// Where files are written that nobody else relies on, or in the way that others have to use. Test
 /// code may do as it likes.
@@ -100,8 +98,6 @@ const MAY_WRITE: [&str; 7] = [
     "src/run/retriever/hnsw.rs",
     "xtask/",
 ];
-const MAY_PRINT: [&str; 5] =
-    ["src/cli/", "src/main.rs", "xtask/", "tests/", "kernels/src/testing.rs"];
 
 /// A line that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,16 +163,6 @@ fn check_file(path: &str, text: &str) -> Vec<Problem> {
         report(line, format!("a comment wider than {MAX_WIDTH} columns"));
     }
     let code: String = text.lines().map(|line| without_comment(line).to_owned() + "\n").collect();
-    if !MAY_PRINT.iter().any(|place| path.starts_with(place)) {
-        for (line_idx, line) in code.lines().enumerate() {
-            if let Some(name) = PRINTING.iter().find(|name| is_called(line, name)) {
-                report(
-                    line_idx + 1,
-                    format!("{name} outside src/cli; use tracing, or return the text"),
-                );
-            }
-        }
-    }
     let is_library =
         ["src/", "models/src/", "kernels/src/"].iter().any(|place| path.starts_with(place))
             && !path.contains("tests");
@@ -311,12 +297,6 @@ fn without_comment(line: &str) -> &str {
         from = at + 2;
     }
     line
-}
-
-/// Whether `name` occurs as a whole word: `print!` is not in `println!` nor in `eprint!`.
-fn is_called(line: &str, name: &str) -> bool {
-    line.match_indices(name)
-        .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
 /// First module of every `crate::` path, with its line. Groups are opened: `use crate::{a::X, b}`
@@ -497,18 +477,5 @@ mod tests {
             messages("src/run/report/mod.rs", &format!("#[cfg(test)]\nmod tests {{\n{text}}}\n")),
             [""; 0]
         );
-    }
-
-    #[test]
-    fn printing_is_for_the_command_line_alone() {
-        let text = "fn f() {\n    println!(\"http://x\");\n}\n";
-        assert!(
-            messages("src/core/env/mod.rs", text)[0]
-                .starts_with("src/core/env/mod.rs:2: println! outside src/cli")
-        );
-        for place in ["src/cli/output.rs", "src/main.rs", "xtask/src/main.rs", "tests/all.rs"] {
-            assert_eq!(messages(place, text), [""; 0]);
-        }
-        assert_eq!(messages("src/core/env/mod.rs", "// println!()\nmy_print!(1);\n"), [""; 0]);
     }
 }

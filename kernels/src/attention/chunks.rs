@@ -104,11 +104,11 @@ pub(crate) fn backward<R: CubeRuntime>(
 
 /// The operands with what follows from their shapes. Keys and values are those of the rows.
 struct Problem<R: CubeRuntime> {
-    /// [B, H, Tq, hd]
+    /// `[B, H, Tq, hd]`
     q: CubeTensor<R>,
-    /// [B, K, Tk, hd]
+    /// `[B, K, Tk, hd]`
     k: CubeTensor<R>,
-    /// [B, K, Tk, hd]
+    /// `[B, K, Tk, hd]`
     v: CubeTensor<R>,
     /// Slot, start and length of each row.
     table: CubeTensor<R>,
@@ -164,8 +164,8 @@ impl<R: CubeRuntime> Problem<R> {
             .collect()
     }
 
-    /// The chunk of a [B, H, Tq, hd] tensor with the heads of a kv group as rows: [B, K, (H / K) c,
-    /// hd].
+    /// The chunk of a `[B, H, Tq, hd]` tensor with the heads of a kv group as rows: [B, K, (H / K)
+    /// c, hd].
     fn fold(&self, x: &CubeTensor<R>, chunk: &Chunk) -> CubeTensor<R> {
         let ([n_rows, n_heads, n_queries, head_dim], n_kv_heads) =
             (x.shape().dims(), self.k.shape()[1]);
@@ -337,7 +337,7 @@ fn transposed<R: CubeRuntime>(mut x: CubeTensor<R>) -> CubeTensor<R> {
     x
 }
 
-/// The first `n` positions of [B, K, Tk, hd], where they lie.
+/// The first `n` positions of `[B, K, Tk, hd]`, where they lie.
 fn prefix<R: CubeRuntime>(x: &CubeTensor<R>, n: usize) -> CubeTensor<R> {
     let mut x = x.clone();
     x.meta.shape_mut()[2] = n;

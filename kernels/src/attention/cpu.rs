@@ -2,11 +2,11 @@
 //! at a time.
 //!
 //! A row is one query of one head. Rows of a kv group are taken together (`R` = 4, then 2, then 1),
-//! so a key is read once for four of them. Keys are used as [hd, Tk], which makes scores a product
-//! over whole vectors of keys: a key cache is stored that way, other keys are packed once a task.
-//! Keys and values of 16 bits are widened on the way, a head at a time and only the positions that
-//! are seen: never a whole cache. Tasks are (row of the batch, block of queries) in the forward
-//! pass and rows of the batch in the backward pass, which adds into dk and dv.
+//! so a key is read once for four of them. Keys are used as `[hd, Tk]`, which makes scores a
+//! product over whole vectors of keys: a key cache is stored that way, other keys are packed once a
+//! task. Keys and values of 16 bits are widened on the way, a head at a time and only the positions
+//! that are seen: never a whole cache. Tasks are (row of the batch, block of queries) in the
+//! forward pass and rows of the batch in the backward pass, which adds into dk and dv.
 #![expect(
     clippy::needless_range_loop,
     reason = "one index moves through several arrays; the plain form is the one that vectorises"
@@ -202,7 +202,7 @@ struct Gradients<'a> {
     dv: &'a mut [f32],
 }
 
-/// One task of the backward pass: row b, whole. dq [Tq, H, hd], dk and dv [Tk, K, hd].
+/// One task of the backward pass: row b, whole. dq `[Tq, H, hd]`, dk and dv `[Tk, K, hd]`.
 #[inline(always)]
 fn backward_row(
     q: &View<4>,
@@ -343,7 +343,7 @@ impl GroupRows<'_> {
         (self.first_query + row / self.group, self.first_head + row % self.group)
     }
 
-    /// The vector of a (query, head) in a [B, H, Tq, hd] tensor.
+    /// The vector of a (query, head) in a `[B, H, Tq, hd]` tensor.
     #[inline(always)]
     fn row<'v>(&self, x: &View<'v, 4>, (t, h): (usize, usize), head_dim: usize) -> &'v [f32] {
         let start = self.b * x.strides[0] + h * x.strides[1] + t * x.strides[2];

@@ -70,7 +70,7 @@ impl Sizes {
 }
 
 /// Attention over positions part * part_len.. of each row's slot, one cube a (row, kv head, part).
-/// q [B, H, Tq, hd], k and v [n_slots, K, capacity, hd] -> out [B, K, parts, (H / K) Tq, hd],
+/// q `[B, H, Tq, hd]`, k and v [n_slots, K, capacity, hd] -> out [B, K, parts, (H / K) Tq, hd],
 /// log_sums [B, K, parts, (H / K) Tq].
 #[cube(launch, address_type = "dynamic")]
 fn attend_parts<F: Float, O: Float, N: Size>(
@@ -390,7 +390,7 @@ impl Plan {
     }
 }
 
-/// [B, H, Tq, hd] as planned.
+/// `[B, H, Tq, hd]` as planned.
 pub fn forward<R: CubeRuntime>(
     plan: &Plan,
     q: CubeTensor<R>,

@@ -8,8 +8,8 @@
 //! out_t = sum_s p_s v_s
 //! ```
 //!
-//! and backwards, with go the gradient of the output (P is computed again, nothing of size [Tq, Tk]
-//! is kept):
+//! and backwards, with go the gradient of the output (P is computed again, nothing of size
+//! `[Tq, Tk]` is kept):
 //!
 //! ```text
 //! dP_s = go_t . v_s           dS_s = P_s (dP_s - sum_u P_u dP_u) / sqrt(hd)
@@ -17,10 +17,10 @@
 //!                             (these two sums also over the heads of the group)
 //! ```
 //!
-//! What it avoids: scores exist for a block of queries only, never [B, H, Tq, Tk]; the H / K heads
-//! of a group share their keys as extra rows of one product, so keys and values are never repeated;
-//! a block reads only the keys its last query sees; with slots, keys and values are read where they
-//! lie in the cache.
+//! What it avoids: scores exist for a block of queries only, never `[B, H, Tq, Tk]`; the H / K
+//! heads of a group share their keys as extra rows of one product, so keys and values are never
+//! repeated; a block reads only the keys its last query sees; with slots, keys and values are read
+//! where they lie in the cache.
 //!
 //! | | forward | backward |
 //! |---|---|---|
@@ -47,7 +47,7 @@
 //! The second read of a row (4 Tk bytes) mostly comes from a cache. There is no mask tensor: query
 //! t of row b sees the first min(starts\[b\] + t + 1, lengths\[b\]) keys, which a kernel computes
 //! from two integers. The backward kernel computes P again from S, in f32, rather than keep it: a
-//! kept P is [B, H, Tq, Tk], what this operation exists to avoid. Chunks of at most 256 queries
+//! kept P is `[B, H, Tq, Tk]`, what this operation exists to avoid. Chunks of at most 256 queries
 //! hold the scores in 64 MiB, so memory grows linearly with T. A prefill over slots first gathers
 //! the live positions of its rows (not the capacity, and 0 behind the end of a row, so that what a
 //! slot held before reaches no product): 2 B K Tk hd elements moved for B H Tq Tk hd multiply-adds,
@@ -108,8 +108,8 @@ operation! {
 /// gradient flows. Queries whose own position lies behind the last key (padding of a ragged batch)
 /// see all keys; their result is meaningless but harmless.
 /// # Shapes
-/// q [B, H, Tq, hd]; k, v [B or n_slots, K, Tk, hd] with H a multiple of K -> [B, H, Tq, hd]. Any
-/// strides.
+/// q `[B, H, Tq, hd]`; k, v [B or n_slots, K, Tk, hd] with H a multiple of K -> `[B, H, Tq, hd]`.
+/// Any strides.
 /// # Panics
 /// When shapes, starts or slots do not fit together (a bug of the caller).
 pub fn causal_attention<B: AttentionOps>(

@@ -122,8 +122,8 @@ impl<B: Backend> Problem<B> {
         })
     }
 
-    /// The chunk of a [B, H, Tq, hd] tensor with the heads of a kv group as rows: [B, K, (H / K) c,
-    /// hd].
+    /// The chunk of a `[B, H, Tq, hd]` tensor with the heads of a kv group as rows: [B, K, (H / K)
+    /// c, hd].
     fn fold(&self, x: &Tensor<B, 4>, chunk: &Chunk) -> Tensor<B, 4> {
         let ([n_rows, n_heads, _, head_dim], n_kv_heads) = (x.dims(), self.k.dims()[1]);
         x.clone().slice(s![.., .., chunk.queries.clone(), ..]).reshape([

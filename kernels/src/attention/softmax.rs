@@ -223,7 +223,7 @@ pub fn gather_live<F: Numeric>(
     }
 }
 
-/// total\[:, :, ..n\] += part. total [B, K, Tk, hd], part [B, K, n, hd].
+/// total\[:, :, ..n\] += part. total `[B, K, Tk, hd]`, part [B, K, n, hd].
 #[cube(launch)]
 pub fn add_prefix(
     total: &mut Tensor<f32>,

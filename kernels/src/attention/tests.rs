@@ -230,7 +230,7 @@ fn prefill_of_slots_in_any_order_reads_live_positions_only<B: KernelOps>() {
     }
 }
 
-/// Which of the [B, H, Tq, hd] vectors hold NaN.
+/// Which of the `[B, H, Tq, hd]` vectors hold NaN.
 fn nan_rows<B: KernelOps>(out: Tensor<B, 4>) -> Vec<bool> {
     let head_dim = out.dims()[3];
     values(out).chunks(head_dim).map(|row| row.iter().any(|x| x.is_nan())).collect()

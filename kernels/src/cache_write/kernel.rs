@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 const SPAN_NUMBERS: usize = 3;
 
 /// Neighbouring units take neighbouring positions with `is_position_inner` (as the cache then has
-/// them), else neighbouring elements of a vector. values [B, K, T, hd]; cache [n_slots, K,
+/// them), else neighbouring elements of a vector. values `[B, K, T, hd]`; cache [n_slots, K,
 /// capacity, hd] in any order of memory.
 #[cube(launch, address_type = "dynamic")]
 fn write<F: Float, V: Float>(

@@ -31,7 +31,7 @@ operation! {
 ///
 /// Not differentiable: the result is a constant.
 /// # Shapes
-/// values [B, K, T, hd]; cache [n_slots, K, capacity, hd] for `position_dim` 2, [n_slots, K, hd,
+/// values `[B, K, T, hd]`; cache [n_slots, K, capacity, hd] for `position_dim` 2, [n_slots, K, hd,
 /// capacity] for 3.
 /// # Panics
 /// When a span does not fit into the cache (a bug of the caller).

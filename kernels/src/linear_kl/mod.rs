@@ -38,7 +38,7 @@ operation! {
     /// the student's and the teacher's.
     LinearKlOps: LogSoftmaxKlOps, tiles;
 
-    /// See [`linear_kl`]: [N, 14], as `log_softmax_kl`.
+    /// See [`linear_kl`]: `[N, 14]`, as `log_softmax_kl`.
     forward linear_kl(
         [hidden, weight, teacher_hidden, teacher_weight], [labels],
         heads: [HeadShape; 2], divergence: Divergence, temperature: f64
@@ -53,8 +53,8 @@ operation! {
 /// Log p(label), entropy and divergence of each row, all at one temperature; differentiable in the
 /// student's hidden states and head (`method §3.2, paper Eq. 1`).
 /// # Shapes
-/// student hidden [N, D_s], teacher hidden [N, D_t]; vocabularies may differ in size and are cut to
-/// their shared prefix for the divergence; labels [N] -> [N] each.
+/// student hidden `[N, D_s]`, teacher hidden `[N, D_t]`; vocabularies may differ in size and are
+/// cut to their shared prefix for the divergence; labels `[N]` -> `[N]` each.
 /// # Panics
 /// When widths or dtypes of hidden states and head differ, no entry has a logit or a label is
 /// negative (bugs of the caller; labels are unchecked on GPU backends).

@@ -1,4 +1,4 @@
-//! The whole [N, V] logits of both models, and then what `log_softmax_kl` does.
+//! The whole `[N, V]` logits of both models, and then what `log_softmax_kl` does.
 #![allow(clippy::too_many_arguments, reason = "two models, their results and what to do with them")]
 use crate::{
     linear_log_probs::reference::{logits, pull_back},

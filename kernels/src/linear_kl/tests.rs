@@ -20,7 +20,7 @@ struct Model {
     d: usize,
     v: usize,
     hidden: Vec<f64>,
-    /// [V, D]
+    /// `[V, D]`
     weight: Vec<f64>,
     layout: HeadLayout,
 }
@@ -57,7 +57,7 @@ impl Model {
         LinearHead::new(tensor(&self.hidden, [self.n(), self.d], dtype), weight, self.layout)
     }
 
-    /// A gradient of the weight as it lies, [V, D].
+    /// A gradient of the weight as it lies, `[V, D]`.
     fn as_rows(&self, gradient: Vec<f64>) -> Vec<f64> {
         match self.layout {
             HeadLayout::VocabRows => gradient,

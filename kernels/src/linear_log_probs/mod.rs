@@ -41,7 +41,7 @@ operation! {
     /// Log-probabilities of hidden states on a backend's own tensors.
     LinearLogProbsOps: LogProbsOps, tiles;
 
-    /// See [`linear_log_probs`]: [N, 7], as `log_probs`.
+    /// See [`linear_log_probs`]: `[N, 7]`, as `log_probs`.
     forward linear_log_probs([hidden, weight], [labels], head: HeadShape, temperature: f64)
         -> (packed_rows(&hidden, crate::vocabulary::ONE_COLUMNS));
     /// Gradients of the hidden states and the head, given the packed result and its gradient.
@@ -52,7 +52,7 @@ operation! {
 
 /// (log p(label), entropy) of each row in f32, differentiable in hidden and weight.
 /// # Shapes
-/// hidden [N, D], weight [V, D] or [D, V], labels [N] -> [N] twice.
+/// hidden `[N, D]`, weight `[V, D]` or `[D, V]`, labels `[N]` -> `[N]` twice.
 /// # Panics
 /// When widths or dtypes of hidden and head differ, no entry has a logit or a label is negative
 /// (bugs of the caller; labels are unchecked on GPU backends).

@@ -1,4 +1,4 @@
-//! The whole [N, V] logits, and then what `log_probs` does.
+//! The whole `[N, V]` logits, and then what `log_probs` does.
 use crate::{
     log_probs,
     types::{HeadLayout, HeadShape, Linear},

@@ -8,7 +8,7 @@
 //!                                     (and 1 / temperature for the logits)
 //! ```
 //!
-//! One pass over a row forwards and one backwards instead of ten over [N, V]; kept are the logits
+//! One pass over a row forwards and one backwards instead of ten over `[N, V]`; kept are the logits
 //! and seven numbers a row. In f32 whatever the dtype of the logits. Bytes (f32): 4 N V forwards, 8
 //! N V backwards; half of it in 16 bits. One exponential an element each way, ten flops beside it.
 //! How the sums are taken, and what -inf, NaN and +inf do: `vocabulary/mod.rs`. Where the logits
@@ -28,7 +28,7 @@ operation! {
     /// Log-probabilities of logits on a backend's own tensors.
     LogProbsOps: Hardware, tiles;
 
-    /// See [`log_probs`]: [N, 7], log p(label) and entropy first.
+    /// See [`log_probs`]: `[N, 7]`, log p(label) and entropy first.
     forward log_probs([logits], [labels], temperature: f64)
         -> (packed_rows(&logits, crate::vocabulary::ONE_COLUMNS));
     /// Gradient of the logits, given the packed result and its gradient.
@@ -41,7 +41,7 @@ operation! {
 /// A label whose logit is -inf has log p of about -1e30, a finite stand-in whose gradient is finite
 /// too.
 /// # Shapes
-/// logits [N, V] f32, f16 or bf16, labels [N] -> [N] twice.
+/// logits `[N, V]` f32, f16 or bf16, labels `[N]` -> `[N]` twice.
 /// # Panics
 /// When a label is negative (a bug of the caller; unchecked on GPU backends). A label that is not
 /// below V has log p of about -1e30.
@@ -61,7 +61,7 @@ pub fn log_probs<B: LogProbsOps>(
     (column::<B>(packed.clone(), LOG_PROB), column::<B>(packed, ENTROPY))
 }
 
-/// One of the packed columns, [N, C] -> [N].
+/// One of the packed columns, `[N, C]` -> `[N]`.
 pub(crate) fn column<B: Backend>(packed: FloatTensor<B>, column: usize) -> Tensor<B, 1> {
     let packed = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(packed));
     packed.slice(s![.., column..column + 1]).squeeze_dim(1)

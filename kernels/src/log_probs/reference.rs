@@ -13,18 +13,18 @@ use burn::tensor::{
 
 /// A row's softmax in parts: log p = shifted - log_sum.
 pub(crate) struct Softmax<B: Backend> {
-    /// [N, 1]
+    /// `[N, 1]`
     pub max: Tensor<B, 2>,
-    /// [N, V] (logit - max) / temperature
+    /// `[N, V]` (logit - max) / temperature
     pub shifted: Tensor<B, 2>,
-    /// [N, 1] sum e^shifted, NaN where no logit is finite.
+    /// `[N, 1]` sum e^shifted, NaN where no logit is finite.
     pub sum: Tensor<B, 2>,
-    /// [N, V]
+    /// `[N, V]`
     pub is_impossible: Tensor<B, 2, burn::tensor::Bool>,
 }
 
 impl<B: Backend> Softmax<B> {
-    /// Of logits [N, V] from [`finite`]. The temperature divides differences: far logits divided
+    /// Of logits `[N, V]` from [`finite`]. The temperature divides differences: far logits divided
     /// first would round their digits away.
     pub(crate) fn new(z: Tensor<B, 2>, temperature: f64) -> Self {
         let is_impossible = z.clone().lower_equal_elem(LOG_ZERO);
@@ -35,17 +35,17 @@ impl<B: Backend> Softmax<B> {
         Self { max, shifted, sum: sum.mask_fill(is_empty, f32::NAN), is_impossible }
     }
 
-    /// [N, V]
+    /// `[N, V]`
     pub(crate) fn log_p(&self) -> Tensor<B, 2> {
         self.shifted.clone() - self.sum.clone().log()
     }
 
-    /// [N, V]
+    /// `[N, V]`
     pub(crate) fn p(&self) -> Tensor<B, 2> {
         self.log_p().exp().mask_fill(self.is_impossible.clone(), 0.0)
     }
 
-    /// [N, 1]
+    /// `[N, 1]`
     pub(crate) fn entropy(&self) -> Tensor<B, 2> {
         (self.p() * self.log_p()).sum_dim(1).neg()
     }
@@ -62,7 +62,7 @@ pub(crate) fn tensor<B: Backend>(primitive: FloatTensor<B>) -> Tensor<B, 2> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
-/// [N, 7], of which the backward pass below reads the maximum and the sum.
+/// `[N, 7]`, of which the backward pass below reads the maximum and the sum.
 pub(crate) fn forward<B: Backend>(
     logits: FloatTensor<B>,
     labels: IntTensor<B>,
@@ -82,7 +82,7 @@ pub(crate) fn forward<B: Backend>(
     packed.into_primitive().tensor()
 }
 
-/// d logits [N, V] in their dtype, given the packed result and its gradient, [N, 7] both.
+/// d logits `[N, V]` in their dtype, given the packed result and its gradient, `[N, 7]` both.
 pub(crate) fn backward<B: Backend>(
     logits: FloatTensor<B>,
     packed: FloatTensor<B>,

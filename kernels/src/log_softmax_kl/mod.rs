@@ -21,7 +21,7 @@
 //! | exponentials an element, forwards / backwards | 2 / 2 | 5 and a logarithm / 4 and a logarithm |
 //! | kept | both logits, 14 numbers a row | the same |
 //!
-//! About 25 flops an element beside the exponentials. No temporary of size [N, V] forwards; the
+//! About 25 flops an element beside the exponentials. No temporary of size `[N, V]` forwards; the
 //! gradient is the only one backwards (on the CPU backend a gradient in 16 bits is made in f32
 //! first).
 //!
@@ -47,7 +47,7 @@ operation! {
     /// Log-probabilities and divergences of logits on a backend's own tensors.
     LogSoftmaxKlOps: Hardware, tiles;
 
-    /// See [`log_softmax_kl`]: [N, 14], log p(label), entropy and divergence first.
+    /// See [`log_softmax_kl`]: `[N, 14]`, log p(label), entropy and divergence first.
     forward log_softmax_kl([student, teacher], [labels], divergence: Divergence, temperature: f64)
         -> (packed_rows(&student, crate::vocabulary::COLUMNS));
     /// Gradient of the student's logits, given the packed result and its gradient.
@@ -59,11 +59,11 @@ operation! {
 /// What one pass over both models' rows gives, f32, differentiable in what belongs to the student.
 #[derive(Clone, Debug)]
 pub struct DivergenceRows<B: Backend> {
-    /// [N] log p of the label, over the student's whole vocabulary.
+    /// `[N]` log p of the label, over the student's whole vocabulary.
     pub log_probs: Tensor<B, 1>,
-    /// [N] entropy of the student, over its whole vocabulary.
+    /// `[N]` entropy of the student, over its whole vocabulary.
     pub entropy: Tensor<B, 1>,
-    /// [N] the divergence, over the shared prefix of both vocabularies.
+    /// `[N]` the divergence, over the shared prefix of both vocabularies.
     pub divergence: Tensor<B, 1>,
 }
 
@@ -82,7 +82,7 @@ impl<B: Backend> DivergenceRows<B> {
 
 /// Log p(label), entropy and divergence of each row, all at one temperature.
 /// # Shapes
-/// student [N, V_s], teacher [N, V_t], each f32, f16 or bf16; labels [N] -> [N] each.
+/// student `[N, V_s]`, teacher `[N, V_t]`, each f32, f16 or bf16; labels `[N]` -> `[N]` each.
 /// # Panics
 /// When a label is negative (a bug of the caller; unchecked on GPU backends).
 pub fn log_softmax_kl<B: LogSoftmaxKlOps>(

@@ -1,4 +1,4 @@
-//! Plain tensor operations on the whole [N, V], each divergence by its definition.
+//! Plain tensor operations on the whole `[N, V]`, each divergence by its definition.
 use crate::{
     log_probs::{
         self,
@@ -39,20 +39,20 @@ impl<B: Backend> Pair<B> {
         Self { s: Softmax::new(student, temperature), t: Softmax::new(target, temperature) }
     }
 
-    /// [N, V] ln p_t - ln p_s, never between two large numbers.
+    /// `[N, V]` ln p_t - ln p_s, never between two large numbers.
     fn log_ratio(&self) -> Tensor<B, 2> {
         (self.t.shifted.clone() - self.s.shifted.clone())
             - (self.t.sum.clone().log() - self.s.sum.clone().log())
     }
 
-    /// [N, V] ln(w p_s + (1 - w) p_t)
+    /// `[N, V]` ln(w p_s + (1 - w) p_t)
     fn log_mixture(&self, weight: f32) -> Tensor<B, 2> {
         let (a, b) = (self.s.log_p() + weight.ln(), self.t.log_p() + (1.0 - weight).ln());
         let max = a.clone().max_pair(b.clone());
         ((a - max.clone()).exp() + (b - max.clone()).exp()).log() + max
     }
 
-    /// [N, V] What sums to the divergence (but for the teacher's entropy), and a of the gradient.
+    /// `[N, V]` What sums to the divergence (but for the teacher's entropy), and a of the gradient.
     fn terms(&self, form: Form) -> (Tensor<B, 2>, Tensor<B, 2>) {
         let (p_s, p_t) = (self.s.p(), self.t.p());
         match form {
@@ -106,7 +106,7 @@ pub(crate) fn forward<B: Backend>(
     packed.into_primitive().tensor()
 }
 
-/// d student [N, V_s] in its dtype, given the packed result and its gradient, [N, 14] both.
+/// d student `[N, V_s]` in its dtype, given the packed result and its gradient, `[N, 14]` both.
 pub(crate) fn backward<B: Backend>(
     student: FloatTensor<B>,
     teacher: FloatTensor<B>,

@@ -81,7 +81,7 @@ pub(super) fn backward(
     [from_vec(dx, x.layout().shape().dims::<2>(), DType::F32), from_vec(dw, [d_model], DType::F32)]
 }
 
-/// The sum of the rows [D] of the tasks: in f32 where they are few, in f64 where that would lose
+/// The sum of the rows `[D]` of the tasks: in f32 where they are few, in f64 where that would lose
 /// digits.
 fn sum_of_tasks(rows: &[f32], d_model: usize) -> Vec<f32> {
     let rows = rows.chunks_exact(d_model);

@@ -28,7 +28,7 @@ operation! {
 
 /// y = w * x / sqrt(mean(x^2) + eps), differentiable in x and w.
 /// # Shapes
-/// x [N, D], weight [D] -> [N, D] in the dtype of x.
+/// x `[N, D]`, weight `[D]` -> `[N, D]` in the dtype of x.
 pub fn rms_norm<B: RmsNormOps>(x: Tensor<B, 2>, weight: Tensor<B, 1>, eps: f64) -> Tensor<B, 2> {
     assert_eq!(x.dims()[1], weight.dims()[0], "one weight a feature");
     let (x, weight) = (x.into_primitive().tensor(), weight.into_primitive().tensor());

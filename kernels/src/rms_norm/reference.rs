@@ -29,7 +29,7 @@ pub(crate) fn backward<B: Backend>(
     [dx.cast(dtype).into_primitive().tensor(), dw.into_primitive().tensor()]
 }
 
-/// (x r, r) in f32: [N, D], [N, 1].
+/// (x r, r) in f32: `[N, D]`, `[N, 1]`.
 fn normalised<B: Backend>(x: Tensor<B, 2>, eps: f64) -> (Tensor<B, 2>, Tensor<B, 2>) {
     let x = x.cast(DType::F32);
     let r = (x.clone().powi_scalar(2).mean_dim(1) + eps).sqrt().recip();

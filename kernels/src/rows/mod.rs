@@ -22,7 +22,7 @@ pub(crate) const BLOCK: usize = 4096;
 
 /// The sum of all rows.
 /// # Shapes
-/// x [N, D] -> [1, D]
+/// x `[N, D]` -> `[1, D]`
 pub fn sum_rows<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     if x.dims()[0] <= WHOLE_ROWS { x.sum_dim(0) } else { sum_in_blocks(x) }
 }
@@ -66,7 +66,7 @@ impl<B: FusionBackend> ExpandRowsOps for Fusion<B> {}
 /// The same row `n_rows` times, differentiable: what makes a bias or a norm's weight one of each
 /// row. Its gradient is [`sum_rows`].
 /// # Shapes
-/// row [D] -> [N, D]
+/// row `[D]` -> `[N, D]`
 pub fn expand_rows<B: ExpandRowsOps>(row: Tensor<B, 1>, n_rows: usize) -> Tensor<B, 2> {
     Tensor::from_primitive(TensorPrimitive::Float(B::expand_rows(
         row.into_primitive().tensor(),
@@ -74,7 +74,7 @@ pub fn expand_rows<B: ExpandRowsOps>(row: Tensor<B, 1>, n_rows: usize) -> Tensor
     )))
 }
 
-/// [N, D] -> [D]
+/// `[N, D]` -> `[D]`
 fn sum<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
     let grad = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(grad));
     let d = grad.dims()[1];
@@ -83,7 +83,7 @@ fn sum<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
 
 /// Rows of a matrix by their numbers, each as often as it is named; differentiable in the matrix.
 /// # Shapes
-/// x [R, D], index [N] -> [N, D]
+/// x `[R, D]`, index `[N]` -> `[N, D]`
 pub fn select_rows<B: Backend>(x: Tensor<B, 2>, index: Tensor<B, 1, Int>) -> Tensor<B, 2> {
     if index.dims()[0] <= WHOLE_ROWS {
         return x.select(0, index);
@@ -97,7 +97,7 @@ pub fn select_rows<B: Backend>(x: Tensor<B, 2>, index: Tensor<B, 1, Int>) -> Ten
 /// An operation on each row alone, a few thousand rows at a time where they are many: what its
 /// backward pass sums over rows is then a sum of blocks.
 /// # Shapes
-/// x [N, D] -> [N, E]
+/// x `[N, D]` -> `[N, E]`
 pub fn in_blocks<B: Backend>(
     x: Tensor<B, 2>,
     f: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>,
@@ -111,7 +111,7 @@ pub fn in_blocks<B: Backend>(
 /// The sums of a vector's blocks, the last one shorter: few enough numbers to be added up in f64
 /// elsewhere.
 /// # Shapes
-/// x [N] -> [M]
+/// x `[N]` -> `[M]`
 pub fn block_sums<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
     let n = x.dims()[0];
     let n_blocks = n / BLOCK;

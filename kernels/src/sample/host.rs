@@ -32,7 +32,7 @@ struct Scratch {
     ordered: Vec<Candidate>,
 }
 
-/// [R] -> [R, 2] row-major
+/// `[R]` -> `[R, 2]` row-major
 pub(super) fn pack(draws: &[Option<Draw>]) -> Vec<f32> {
     draws
         .iter()

@@ -66,13 +66,13 @@ operation! {
     /// Sampling on a backend's own tensors.
     SampleOps: Backend, own;
 
-    /// See [`sample`]: [R, 2] f32.
+    /// See [`sample`]: `[R, 2]` f32.
     forward sample([logits], [], &rows: [RowSampling]) -> (packed_rows(&logits, COLUMNS));
 }
 
 /// Chooses one token a row: a packed row of results each, for [`read`].
 /// # Shapes
-/// logits [R, V] of any float type, rows [R] -> [R, 2] f32
+/// logits `[R, V]` of any float type, rows `[R]` -> `[R, 2]` f32
 /// # Panics
 /// Where there are not as many logits rows as `rows`, V is 0 or above 2^24, or a temperature is
 /// NaN.
@@ -96,7 +96,7 @@ pub fn sample<B: SampleOps>(logits: Tensor<B, 2>, rows: &[RowSampling]) -> Tenso
 /// The results of [`sample`], on the host. `None` where a row's logits hold NaN, +infinity or
 /// nothing finite: there is no distribution to draw from.
 /// # Shapes
-/// [R, 2] -> [R]
+/// `[R, 2]` -> `[R]`
 pub fn read<B: Backend>(packed: Tensor<B, 2>) -> Vec<Option<Draw>> {
     let packed =
         packed.into_data().convert::<f32>().into_vec::<f32>().expect("it was converted to f32");

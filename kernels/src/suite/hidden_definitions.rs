@@ -3,7 +3,7 @@
 //!
 //! The tests hold every gradient to finite differences of the values.
 
-/// x [N, D], weight [D] -> [N, D]
+/// x `[N, D]`, weight `[D]` -> `[N, D]`
 pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     let row = |x: &[f64]| {
         let r = rms(x, eps);
@@ -89,9 +89,9 @@ fn normal_share(x: f64) -> f64 {
 /// queries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
-    /// [B] positions before the first query of each row.
+    /// `[B]` positions before the first query of each row.
     pub starts: Vec<usize>,
-    /// [B] keys that each row has; `None`: all.
+    /// `[B]` keys that each row has; `None`: all.
     pub lengths: Option<Vec<usize>>,
     pub n_heads: usize,
     pub n_kv_heads: usize,
@@ -105,12 +105,12 @@ impl AttentionShape {
         self.starts.len()
     }
 
-    /// [B, H, Tq, hd]
+    /// `[B, H, Tq, hd]`
     pub fn queries(&self) -> [usize; 4] {
         [self.n_rows(), self.n_heads, self.n_queries, self.head_dim]
     }
 
-    /// [B, K, Tk, hd]
+    /// `[B, K, Tk, hd]`
     pub fn keys(&self) -> [usize; 4] {
         [self.n_rows(), self.n_kv_heads, self.n_keys, self.head_dim]
     }
@@ -154,7 +154,7 @@ fn add_scaled(to: &mut [f64], factor: f64, x: &[f64]) {
     to.iter_mut().zip(x).for_each(|(to, x)| *to += factor * x);
 }
 
-/// [B, H, Tq, hd]
+/// `[B, H, Tq, hd]`
 pub fn attention(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
     let hd = shape.head_dim;
     let mut out = vec![0.0; q.len()];

@@ -76,7 +76,7 @@ impl Rows {
     }
 }
 
-/// Hidden states [N, D].
+/// Hidden states `[N, D]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Matrix {
     pub n_rows: usize,

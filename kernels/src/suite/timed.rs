@@ -386,7 +386,7 @@ fn products<'a, B: KernelOps>(
     }))
 }
 
-/// [N, V] in the type of the head.
+/// `[N, V]` in the type of the head.
 fn logits<B: Backend>(head: &LinearHead<B>) -> Tensor<B, 2> {
     let weight = match head.layout {
         HeadLayout::VocabRows => head.weight.clone().transpose(),

@@ -68,7 +68,7 @@ pub(super) fn logits(case: &Case, rows: &Rows, n_vocab: usize, salt: f64, sign: 
     logits
 }
 
-/// What the definition says of all rows: log p, H, D (where there is a teacher), d logits [N, V]
+/// What the definition says of all rows: log p, H, D (where there is a teacher), d logits `[N, V]`
 /// and the terms these are made of.
 struct Wanted {
     results: [Vec<f64>; 3],
@@ -183,9 +183,9 @@ pub(super) fn check_divergence<B: KernelOps>(
 struct Head {
     width: usize,
     n_vocab: usize,
-    /// [N, D]
+    /// `[N, D]`
     hidden: Vec<f64>,
-    /// [V, D]
+    /// `[V, D]`
     weight: Vec<f64>,
 }
 
@@ -273,7 +273,7 @@ fn narrow_product(case: &Case) -> f64 {
     if case.dtype == DType::F32 { 0.0 } else { 2.0 * epsilon(case.dtype) }
 }
 
-/// d hidden [N, D] and d weight [V, D], and what each entry of them may be off by.
+/// d hidden `[N, D]` and d weight `[V, D]`, and what each entry of them may be off by.
 fn head_wanted(case: &Case, want: &Wanted, student: &Head) -> ([Vec<f64>; 2], [Vec<f64>; 2]) {
     let gradients = head_gradients(&want.dz, &student.hidden, &student.weight, student.width);
     let [hidden, weight] =

@@ -184,18 +184,18 @@ pub fn row_gradient(
     RowGradient { dz: over_temperature(dz), terms: over_temperature(terms) }
 }
 
-/// a [N, K] times b [M, K] transposed: [N, M], row-major.
+/// a `[N, K]` times b `[M, K]` transposed: `[N, M]`, row-major.
 pub fn product_of_rows(a: &[f64], b: &[f64], k: usize) -> Vec<f64> {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     a.chunks(k).flat_map(|a| b.par_chunks(k).map(|b| dot(a, b)).collect::<Vec<_>>()).collect()
 }
 
-/// [N, M] -> [M, N]
+/// `[N, M]` -> `[M, N]`
 pub fn transposed(a: &[f64], m: usize) -> Vec<f64> {
     (0..m).flat_map(|j| a.iter().skip(j).step_by(m).copied()).collect()
 }
 
-/// (d hidden [N, D], d weight [V, D]) given d logits [N, V].
+/// (d hidden `[N, D]`, d weight `[V, D]`) given d logits `[N, V]`.
 pub fn head_gradients(dz: &[f64], hidden: &[f64], weight: &[f64], d: usize) -> [Vec<f64>; 2] {
     let n = hidden.len() / d;
     let v = dz.len() / n;

@@ -25,7 +25,8 @@ operation! {
     backward swiglu_backward([gate, up, grad], []) -> [like(&gate), like(&gate)];
 }
 
-/// silu(gate) * up, differentiable in both. Any equal shapes [N, I] -> [N, I] in the dtype of gate.
+/// silu(gate) * up, differentiable in both. Any equal shapes `[N, I]` -> `[N, I]` in the dtype of
+/// gate.
 pub fn swiglu<B: SwigluOps>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
     assert_eq!(gate.dims(), up.dims(), "gate and up must have one shape");
     let (gate, up) = (gate.into_primitive().tensor(), up.into_primitive().tensor());

@@ -36,9 +36,9 @@ pub struct HeadShape {
 /// One model's hidden states and vocabulary head on a backend's own tensors.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear<B: Backend> {
-    /// [N, D]
+    /// `[N, D]`
     pub hidden: FloatTensor<B>,
-    /// [V, D] or [D, V]
+    /// `[V, D]` or `[D, V]`
     pub weight: FloatTensor<B>,
     pub shape: HeadShape,
 }
@@ -46,9 +46,9 @@ pub(crate) struct Linear<B: Backend> {
 /// One model's hidden states and vocabulary head.
 #[derive(Clone, Debug)]
 pub struct LinearHead<B: Backend> {
-    /// [N, D]
+    /// `[N, D]`
     pub hidden: Tensor<B, 2>,
-    /// [V, D] or [D, V], of the dtype of `hidden`
+    /// `[V, D]` or `[D, V]`, of the dtype of `hidden`
     pub weight: Tensor<B, 2>,
     /// How `weight` lies.
     pub layout: HeadLayout,

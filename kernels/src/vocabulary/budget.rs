@@ -1,4 +1,4 @@
-//! How much of [N, V] logits exists at once where they are made only to be reduced. The one place
+//! How much of `[N, V]` logits exists at once where they are made only to be reduced. The one place
 //! that decides it.
 //!
 //! | logits of a call | what happens | extra memory beside the gradients |
@@ -20,7 +20,7 @@ use burn::tensor::DType;
 /// stay aligned.
 const TILE_MULTIPLE: usize = 128;
 /// A tile has at most this part of the columns there would be without tiles, so that extra memory
-/// stays small beside [N, V].
+/// stays small beside `[N, V]`.
 const TILE_PART: usize = 64;
 /// Columns below which the products get slow; smaller vocabularies than [`TILE_PART`] of these have
 /// relatively larger tiles.

@@ -7,7 +7,7 @@ pub(crate) fn n_rows<B: Tiles>(linear: &Linear<B>) -> usize {
     linear.hidden.shape()[0]
 }
 
-/// The head's columns of a range of the vocabulary, [D, W].
+/// The head's columns of a range of the vocabulary, `[D, W]`.
 fn head<B: Tiles>(linear: &Linear<B>, start: usize, end: usize) -> FloatTensor<B> {
     let d_model = linear.hidden.shape()[1];
     let (whole, range): (Slice, Slice) = ((0..d_model).into(), (start..end).into());
@@ -19,14 +19,14 @@ fn head<B: Tiles>(linear: &Linear<B>, start: usize, end: usize) -> FloatTensor<B
     }
 }
 
-/// The logits of a range of the vocabulary, [N, W] f32.
+/// The logits of a range of the vocabulary, `[N, W]` f32.
 pub(crate) fn logits<B: Tiles>(linear: &Linear<B>, start: usize, end: usize) -> FloatTensor<B> {
     B::product(linear.hidden.clone(), head(linear, start, end))
 }
 
 /// Gradients of a [`Linear`], added up tile by tile.
 pub(crate) struct LinearGradients<B: Backend> {
-    /// [N, D] f32
+    /// `[N, D]` f32
     hidden: Option<FloatTensor<B>>,
     /// As the weight; 0 for entries without a logit.
     weight: FloatTensor<B>,
@@ -41,7 +41,7 @@ impl<B: Tiles> LinearGradients<B> {
         }
     }
 
-    /// Adds what the gradient of a tile of logits, [N, W] in the dtype of the weight, brings.
+    /// Adds what the gradient of a tile of logits, `[N, W]` in the dtype of the weight, brings.
     pub(crate) fn add(
         &mut self,
         linear: &Linear<B>,

@@ -1,9 +1,10 @@
 //! What the operations over the vocabulary share: sums over a row of logits, taken a tile of
 //! columns at a time.
 //!
-//! A tile is [N, W] logits of the vocabulary entries `offset..offset + W`: the whole row where the
-//! logits exist, and a few thousand columns at a time where they are products of hidden states and
-//! a head. Each row keeps a few running numbers, the *packed* row, and each tile is folded into it:
+//! A tile is `[N, W]` logits of the vocabulary entries `offset..offset + W`: the whole row where
+//! the logits exist, and a few thousand columns at a time where they are products of hidden states
+//! and a head. Each row keeps a few running numbers, the *packed* row, and each tile is folded into
+//! it:
 //!
 //! ```text
 //! z = logit / temperature      m = max z      S = sum e^(z - m)      M = sum e^(z - m) (z - m)

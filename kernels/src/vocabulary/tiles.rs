@@ -9,7 +9,7 @@ use burn::tensor::{
 /// What a backend does with tiles; `vocabulary` says what a packed row is. `scale` is 1 /
 /// temperature.
 pub(crate) trait Tiles: Hardware {
-    /// lhs [N, K], rhs [K, M] of one dtype -> [N, M] in f32.
+    /// lhs `[N, K]`, rhs `[K, M]` of one dtype -> `[N, M]` in f32.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// Folds a tile of one model; `packed` is `None` for the first.

@@ -54,7 +54,7 @@ fn padded<B: dgpo_models::Backend>(rows: &[Vec<i64>]) -> Tensor<B, 2, Int> {
     Tensor::from_data(TensorData::new(ids, [rows.len(), width]), &Default::default())
 }
 
-/// [B, T, D] -> logits [B, T, V] as plain numbers and V.
+/// `[B, T, D]` -> logits `[B, T, V]` as plain numbers and V.
 fn logits<B: dgpo_models::Backend>(model: &Decoder<B>, hidden: Tensor<B, 3>) -> (Vec<f32>, usize) {
     let [b, t, d] = hidden.dims();
     let logits = model.logits(hidden.reshape([b * t, d]));

@@ -161,7 +161,7 @@ pub fn row_mean_kl(kl: &[f32], loss_mask: &[bool], is_penalised: bool) -> f64 {
 /// Rewards of a batch, with the figures for the KL controller and the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenRewards {
-    /// [B, T] r_t; 0 outside the response.
+    /// `[B, T]` r_t; 0 outside the response.
     pub rewards: Vec<f32>,
     /// Mean over all rows of the row's mean KL (rows that carry no penalty count 0).
     pub mean_kl: f64,

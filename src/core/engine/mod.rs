@@ -348,7 +348,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         batches
     }
 
-    /// Hidden states at the last unfed token of each row of a batch. -> [R, D]
+    /// Hidden states at the last unfed token of each row of a batch. -> `[R, D]`
     fn forward(&mut self, batch: &[usize]) -> Tensor<B, 2> {
         let n_cols = batch.iter().map(|row| self.rows[row].unfed.len()).max().unwrap_or(0);
         let mut ids = vec![0i32; batch.len() * n_cols];

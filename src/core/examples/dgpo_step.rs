@@ -3,6 +3,7 @@
 //! wrong one is pulled towards the teacher. Tokens are bytes, so no tokenizer is needed.
 //!
 //! `cargo run --release -p dgpo-core --example dgpo_step`
+#![allow(clippy::print_stdout)]
 use burn::backend::{Autodiff, Flex};
 use dgpo_core::{
     env::{Env, protocol::STOP_STRINGS, search::*},

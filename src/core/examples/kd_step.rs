@@ -3,6 +3,7 @@
 //! teacher: cross-entropy on the teacher's tokens and KL(teacher ‖ student) at each of them.
 //!
 //! `cargo run --release -p dgpo-core --example kd_step`
+#![allow(clippy::print_stdout)]
 use burn::backend::{Autodiff, Flex};
 use dgpo_core::{
     algo::distill::KdWeights,

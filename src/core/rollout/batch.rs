@@ -12,30 +12,30 @@ use burn::tensor::{Int, Tensor, TensorData};
 use dgpo_kernels::rows::select_rows;
 use dgpo_models::Backend;
 
-/// [B, T] arrays, row-major, right-padded with 0. Column t of `ids` is the token y_t itself; every
-/// other array is aligned with the token it belongs to: `old_log_probs[b][t]` is log
-/// pi_old(ids[b][t] | ids[b][..t]), `values[b][t]` is V read at the position before (t - 1).
+/// `[B, T]` arrays, row-major, right-padded with 0. Column t of `ids` is the token y_t itself;
+/// every other array is aligned with the token it belongs to: `old_log_probs[b][t]` is
+/// `log pi_old(ids[b][t] | ids[b][..t])`, `values[b][t]` is V read at the position before (t - 1).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RolloutBatch {
     /// B: episodes.
     pub n_rows: usize,
     /// T: tokens of the longest episode.
     pub n_cols: usize,
-    /// [B, T] y_t.
+    /// `[B, T]` y_t.
     pub ids: Vec<u32>,
-    /// [B] real tokens of each row.
+    /// `[B]` real tokens of each row.
     pub lengths: Vec<usize>,
-    /// [B] tokens of each row's prompt: the response is prompt_lens[b]..lengths[b].
+    /// `[B]` tokens of each row's prompt: the response is `prompt_lens[b]..lengths[b]`.
     pub prompt_lens: Vec<usize>,
-    /// [B, T] m_t: true where the agent wrote the token (method §1.5, paper Eq. 6).
+    /// `[B, T]` m_t: true where the agent wrote the token (method §1.5, paper Eq. 6).
     pub loss_mask: Vec<bool>,
-    /// [B] r_EM (method §2.1, paper Eq. 3)
+    /// `[B]` r_EM (method §2.1, paper Eq. 3)
     pub scores: Vec<f32>,
-    /// [B, T] log pi_old(y_t) of agent tokens.
+    /// `[B, T]` log pi_old(y_t) of agent tokens.
     pub old_log_probs: Vec<f32>,
-    /// [B, T] log pi_ref(y_t) of agent tokens of penalised rows.
+    /// `[B, T]` log pi_ref(y_t) of agent tokens of penalised rows.
     pub ref_log_probs: Vec<f32>,
-    /// [B, T] V before the token, over the response.
+    /// `[B, T]` V before the token, over the response.
     pub values: Vec<f32>,
     /// Log-probs that the sampler reported (0 elsewhere than at agent tokens), for
     /// `rollout/logprob_diff_*` alone.
@@ -50,12 +50,12 @@ pub struct RolloutBatch {
 /// `method §1.5`, `method §11.2`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenIndex {
-    /// [N] index into the group's hidden states, flattened to [R * T', D] (T' = the group's longest
-    /// row).
+    /// `[N]` index into the group's hidden states, flattened to [R * T', D] (T' = the group's
+    /// longest row).
     pub hidden: Vec<usize>,
-    /// [N] the tokens.
+    /// `[N]` the tokens.
     pub labels: Vec<u32>,
-    /// [N] index into the batch's [B, T] arrays.
+    /// `[N]` index into the batch's `[B, T]` arrays.
     pub at: Vec<usize>,
 }
 
@@ -147,7 +147,7 @@ impl RolloutBatch {
         col >= self.prompt_lens[row] && col < self.lengths[row]
     }
 
-    /// Index of (row, col) in the [B, T] arrays.
+    /// Index of (row, col) in the `[B, T]` arrays.
     pub fn at(&self, row: usize, col: usize) -> usize {
         row * self.n_cols + col
     }
@@ -171,7 +171,7 @@ impl RolloutBatch {
 
     /// Ids of some rows as a right-padded tensor.
     /// # Shapes
-    /// -> [R, T'], T' = the longest of these rows
+    /// -> `[R, T']`, T' = the longest of these rows
     pub fn ids_tensor<B: Backend>(&self, rows: &[usize], device: &B::Device) -> Tensor<B, 2, Int> {
         let n_cols = self.longest(rows);
         let ids: Vec<i32> =
@@ -205,7 +205,7 @@ impl RolloutBatch {
         index
     }
 
-    /// The first `n_cols` columns of some rows of a [B, T] array.
+    /// The first `n_cols` columns of some rows of a `[B, T]` array.
     fn cut<T: Copy>(&self, array: &[T], rows: &[usize], n_cols: usize) -> Vec<T> {
         rows.iter()
             .flat_map(|&row| array[self.at(row, 0)..self.at(row, n_cols)].iter().copied())
@@ -224,7 +224,7 @@ impl TokenIndex {
         self.labels.is_empty()
     }
 
-    /// The hidden states that the tokens are predicted from. hidden [R, T', D] -> [N, D]
+    /// The hidden states that the tokens are predicted from. hidden `[R, T', D]` -> `[N, D]`
     pub fn gather<B: Backend>(&self, hidden: Tensor<B, 3>) -> Tensor<B, 2> {
         let [n_rows, n_cols, width] = hidden.dims();
         let index: Vec<i32> = self.hidden.iter().map(|&i| i as i32).collect();
@@ -232,20 +232,20 @@ impl TokenIndex {
         select_rows(hidden.reshape([n_rows * n_cols, width]), index)
     }
 
-    /// The tokens. -> [N]
+    /// The tokens. -> `[N]`
     pub fn labels_tensor<B: Backend>(&self, device: &B::Device) -> Tensor<B, 1, Int> {
         let labels: Vec<i32> = self.labels.iter().map(|&id| id as i32).collect();
         Tensor::from_data(TensorData::new(labels, [self.len()]), device)
     }
 
-    /// Writes one result a token to its place. values [N], array [B, T]
+    /// Writes one result a token to its place. values `[N]`, array `[B, T]`
     pub fn scatter(&self, values: &[f32], array: &mut [f32]) {
         for (&at, &value) in self.at.iter().zip(values) {
             array[at] = value;
         }
     }
 
-    /// One number a token out of a [B, T] array. -> [N]
+    /// One number a token out of a `[B, T]` array. -> `[N]`
     pub fn pick(&self, array: &[f32]) -> Vec<f32> {
         self.at.iter().map(|&at| array[at]).collect()
     }

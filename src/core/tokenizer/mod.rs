@@ -141,7 +141,8 @@ impl Tokenizer {
         self.encode_any(text, false)
     }
 
-    /// As `encode`, with the special tokens the file's post-processor adds (BERT's [CLS]/[SEP]).
+    /// As `encode`, with the special tokens the file's post-processor adds (BERT's
+    /// `[CLS]`/`[SEP]`).
     pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.encode_any(text, true)
     }

@@ -46,7 +46,7 @@ pub enum Activations {
 /// Adds the gradients of a loss on token distributions to `sums`; `loss` gets the hidden rows [N,
 /// D] that `tokens` are predicted from with the vocabulary head, and returns a scalar.
 /// # Shapes
-/// ids [R, T'], tokens N of them
+/// ids `[R, T']`, tokens N of them
 pub fn accumulate_decoder<B: TrainBackend>(
     model: &Decoder<B>,
     ids: Tensor<B, 2, Int>,
@@ -58,9 +58,9 @@ pub fn accumulate_decoder<B: TrainBackend>(
     accumulate(model, model, ids, tokens, activations, sums, |hidden| loss(model.head(hidden)));
 }
 
-/// Adds the gradients of a loss on values to `sums`; `loss` gets the values [N] before `tokens`.
+/// Adds the gradients of a loss on values to `sums`; `loss` gets the values `[N]` before `tokens`.
 /// # Shapes
-/// ids [R, T'], tokens N of them
+/// ids `[R, T']`, tokens N of them
 pub fn accumulate_critic<B: TrainBackend>(
     critic: &Critic<B>,
     ids: Tensor<B, 2, Int>,
@@ -95,7 +95,7 @@ fn accumulate<B: TrainBackend, M: AutodiffModule<B>>(
 /// A forward pass of the trunk over one micro-batch, kept until the gradient of its hidden states
 /// is known.
 enum TrunkPass<B: TrainBackend> {
-    /// hidden [N, D], recorded
+    /// hidden `[N, D]`, recorded
     Kept { hidden: Tensor<B, 2> },
     /// The input of every block and that of the final norm, each [R T', D].
     Recomputed {
@@ -106,7 +106,7 @@ enum TrunkPass<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> TrunkPass<B> {
-    /// Also returns the hidden states of `tokens`, [N, D].
+    /// Also returns the hidden states of `tokens`, `[N, D]`.
     fn forward(
         model: &Decoder<B>,
         ids: Tensor<B, 2, Int>,
@@ -136,7 +136,7 @@ impl<B: TrainBackend> TrunkPass<B> {
 
     /// Adds the trunk's gradients to those of `whole`, the module it is a part of.
     /// # Shapes
-    /// hidden_grads [N, D]
+    /// hidden_grads `[N, D]`
     fn backward<M: AutodiffModule<B>>(
         self,
         model: &Decoder<B>,

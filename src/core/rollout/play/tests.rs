@@ -242,7 +242,7 @@ fn scripted_rollouts_have_the_texts_queries_and_counts_of_the_reference() {
     }
 }
 
-/// A [B, T] i64 tensor of the oracle as rows.
+/// A `[B, T]` i64 tensor of the oracle as rows.
 fn rows_of(file: &SafeTensors<'_>, name: &str) -> Vec<Vec<i64>> {
     let view = file.tensor(name).expect("tensor");
     let values: Vec<i64> = view

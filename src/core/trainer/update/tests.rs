@@ -42,7 +42,7 @@ fn network(is_tied: bool, vocab_size: usize, seed: u64) -> Decoder<Cpu> {
     Decoder::init(&config, seed, &Default::default())
 }
 
-/// Every token but a row's first; ids [R, T] spread over the vocabulary that both models have.
+/// Every token but a row's first; ids `[R, T]` spread over the vocabulary that both models have.
 fn tokens(n_rows: usize) -> (Tensor<CpuTrain, 2, Int>, TokenIndex) {
     let ids: Vec<i64> = (0..n_rows * N_COLS).map(|i| (i * 7919 % 8000) as i64).collect();
     let trained: Vec<usize> = (0..ids.len()).filter(|i| i % N_COLS > 0).collect();
