@@ -37,6 +37,16 @@ use dgpo_kernels::{
 };
 
 /// A causal language model.
+///
+/// ```
+/// use burn::{backend::Flex, tensor::Tensor};
+/// use dgpo_models::{config::DecoderConfig, decoder::Decoder};
+///
+/// let device = Default::default();
+/// let model = Decoder::<Flex>::init(&DecoderConfig::small(100, 32, 2), 0, &device);
+/// let hidden = model.hidden(Tensor::from_ints([[5, 6, 7]], &device), None, None);
+/// assert_eq!(hidden.dims(), [1, 3, 32]);
+/// ```
 #[derive(Module, Debug)]
 pub struct Decoder<B: Backend> {
     /// Everything below the output head.

@@ -37,6 +37,14 @@ pub enum Purpose {
 }
 
 /// A position in the tree of random decisions.
+///
+/// ```
+/// use dgpo_core::rng::{Key, Purpose};
+///
+/// let key = Key::new(7, Purpose::Rollout).fold(3);
+/// assert_eq!(key.uniform(0), key.uniform(0), "a number is a function of key and counter");
+/// assert_ne!(key.uniform(0), key.fold(1).uniform(0));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(u64);
 

@@ -27,6 +27,15 @@ operation! {
 
 /// silu(gate) * up, differentiable in both. Any equal shapes `[N, I]` -> `[N, I]` in the dtype of
 /// gate.
+///
+/// ```
+/// use burn::{backend::Flex, tensor::Tensor};
+///
+/// let one = Tensor::<Flex, 2>::ones([1, 1], &Default::default());
+/// // silu(1) = 1 / (1 + 1/e)
+/// let y = dgpo_kernels::swiglu::swiglu(one.clone(), one).into_scalar();
+/// assert!((y - 0.731_058_6).abs() < 1e-6);
+/// ```
 pub fn swiglu<B: SwigluOps>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
     assert_eq!(gate.dims(), up.dims(), "gate and up must have one shape");
     let (gate, up) = (gate.into_primitive().tensor(), up.into_primitive().tensor());

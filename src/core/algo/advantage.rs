@@ -31,6 +31,17 @@ pub struct Advantages {
 }
 
 /// GAE over every token of a row.
+///
+/// ```
+/// use dgpo_core::algo::advantage::gae_row;
+///
+/// // The example of this page: the reward lies on the last token.
+/// let advantages = gae_row(&[0.0, 0.0, 1.0], &[0.5, 0.7, 0.2], 1.0, 1.0);
+/// for (a, expected) in advantages.into_iter().zip([0.5, 0.3, 0.8]) {
+///     assert!((a - expected).abs() < 1e-6);
+/// }
+/// ```
+///
 /// # Shapes
 /// rewards, values: T tokens -> T advantages
 /// # Source

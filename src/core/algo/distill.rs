@@ -76,6 +76,22 @@ pub struct KdRows<B: Backend> {
 
 /// ce_weight · CE + kl_weight · D(p_t, p_s) of each row. A weight of 0 leaves its term out of the
 /// loss altogether.
+///
+/// ```
+/// use burn::{backend::Flex, tensor::Tensor};
+/// use dgpo_core::algo::distill::{KdWeights, kd_rows};
+/// use dgpo_models::heads::Divergence;
+///
+/// let device = Default::default();
+/// let even = Tensor::<Flex, 2>::from_floats([[0.0, 0.0]], &device);
+/// let labels = Tensor::from_ints([1], &device);
+/// let divergence = Divergence::ForwardKl;
+/// let weights = KdWeights { ce_weight: 1.0, kl_weight: 1.0, divergence, temperature: 1.0 };
+/// // Teacher and student agree, so the cross-entropy of a fair coin is left: ln 2.
+/// let rows = kd_rows(even.clone().into(), Some(even.into()), labels, weights);
+/// assert!((rows.loss.into_scalar() - 2f32.ln()).abs() < 1e-6);
+/// ```
+///
 /// # Shapes
 /// N rows of logits of student and teacher (the divergence runs over the shared prefix of their
 /// vocabularies), labels `[N]`

@@ -67,6 +67,15 @@ impl From<KlEstimator> for TokenKl {
 }
 
 /// Estimate of one token's KL.
+///
+/// ```
+/// use dgpo_core::algo::kl::{SampledKl, estimate};
+///
+/// // The student was twice as sure of its token as the teacher.
+/// let (old, teacher) = (0.5f32.ln(), 0.25f32.ln());
+/// assert!((estimate(SampledKl::K1, old, teacher) - 2f32.ln()).abs() < 1e-6);
+/// ```
+///
 /// # Source
 /// `method §4`
 pub fn estimate(estimator: SampledKl, old_log_prob: f32, ref_log_prob: f32) -> f32 {
@@ -125,6 +134,18 @@ pub fn is_penalised(mode: KlMode, token_scores: &[f32]) -> bool {
 }
 
 /// r_t = score_t - beta · m_t · KL_t for a penalised row, r_t = score_t otherwise.
+///
+/// ```
+/// use dgpo_core::algo::kl::row_rewards;
+///
+/// // Three tokens; the environment wrote the second one.
+/// let (kl, mask) = ([0.5, 9.0, 0.25], [true, false, true]);
+/// // A wrong episode is pulled towards the teacher where the agent wrote,
+/// assert_eq!(row_rewards(&[0.0, 0.0, 0.0], &kl, &mask, true, 0.5), [-0.25, 0.0, -0.125]);
+/// // a correct one keeps its reward alone.
+/// assert_eq!(row_rewards(&[0.0, 0.0, 1.0], &kl, &mask, false, 0.5), [0.0, 0.0, 1.0]);
+/// ```
+///
 /// # Shapes
 /// token_scores, kl, loss_mask: the T tokens of one row. `kl` is not read where the row is not
 /// penalised or the mask is false.
@@ -173,6 +194,36 @@ pub struct TokenRewards {
 ///
 /// `kl` is not read on rows that carry no penalty (so the teacher need not have seen them) and may
 /// be empty where `mode` is `None`.
+///
+/// ```
+/// use dgpo_core::{
+///     algo::kl::token_rewards,
+///     engine::StopReason,
+///     question::Question,
+///     rollout::{Episode, RolloutBatch, Segment, Status},
+///     settings::KlMode,
+/// };
+///
+/// let episode = |reward: f32| Episode {
+///     question: Question::new("Who directed Nolmar?", &["Vex"]),
+///     segments: vec![
+///         Segment::Prompt { ids: vec![2, 3] },
+///         Segment::Agent { ids: vec![5, 6], sample_log_probs: vec![], stop: StopReason::Eos },
+///     ],
+///     status: Status::Answered,
+///     prediction: None,
+///     reward,
+///     searches: vec![],
+///     n_invalid_actions: 0,
+/// };
+/// let (right, wrong) = (episode(1.0), episode(0.0));
+/// let batch = RolloutBatch::new(&[&right, &wrong]);
+/// let kl = [0.0, 0.0, 0.5, 0.5, 0.0, 0.0, 0.5, 0.5];
+/// let rewards = token_rewards(&batch, &kl, KlMode::Selective, 0.5);
+/// assert_eq!(rewards.rewards, [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, -0.25, -0.25]);
+/// assert_eq!(rewards.n_penalised, 1);
+/// ```
+///
 /// # Shapes
 /// kl `[B, T]` in the batch's layout -> rewards `[B, T]`
 /// # Source

@@ -51,6 +51,24 @@ impl std::ops::AddAssign for PolicyStats {
 }
 
 /// The clipped surrogate loss `[1]` and its statistics.
+///
+/// ```
+/// use burn::{backend::Flex, tensor::Tensor};
+/// use dgpo_core::algo::ppo::{PolicyTokens, policy_loss};
+///
+/// let row = |values: [f32; 2]| Tensor::<Flex, 1>::from_floats(values, &Default::default());
+/// let tokens = PolicyTokens {
+///     log_probs: row([0.75f32.ln(), 0.5f32.ln()]),
+///     old_log_probs: row([0.5f32.ln(), 0.5f32.ln()]),
+///     advantages: row([1.0, -1.0]),
+///     mask: row([1.0, 1.0]),
+/// };
+/// // Ratios 1.5, clipped to 1.2, and 1: -(1.2 · 1 - 1 · 1) / 2.
+/// let (_, stats) = policy_loss(tokens, 0.2, 2.0);
+/// assert!((stats.loss + 0.1).abs() < 1e-6);
+/// assert_eq!(stats.clip_fraction, 0.5);
+/// ```
+///
 /// # Source
 /// `method §4.6, paper Eq. 2`; the two estimates of the KL are `old_approx_kl` and `approx_kl` of
 /// `vwxyzjn/cleanrl:cleanrl/ppo.py`.

@@ -46,6 +46,15 @@ pub enum Action {
 ///
 /// Differs from the reference, which asks the retriever for the empty text: a search without a
 /// query is no action, because whatever came back would have nothing to do with the question.
+///
+/// ```
+/// use dgpo_core::env::protocol::{Action, parse_action};
+///
+/// let turn = "<think> Who was it? </think> <search> Nolmar director </search>";
+/// assert_eq!(parse_action(turn), Action::Search("Nolmar director".to_owned()));
+/// assert_eq!(parse_action("I do not know."), Action::Invalid);
+/// ```
+///
 /// # Source
 /// `method §1.2`
 pub fn parse_action(turn: &str) -> Action {

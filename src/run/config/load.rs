@@ -49,6 +49,16 @@ impl Loaded {
 ///
 /// An override's value is TOML; text that is not (or a number where the key holds text) is taken as
 /// a bare string.
+///
+/// ```
+/// let overrides = ["rl.steps=3".to_owned()];
+/// let loaded = dgpo_run::config::load("tiny", &overrides).expect("a built-in recipe");
+/// assert_eq!(loaded.recipe.rl.steps, 3);
+///
+/// let error = dgpo_run::config::load("tiny", &["rl.step=3".to_owned()]).unwrap_err();
+/// assert!(error.to_string().ends_with("did you mean rl.steps?"), "{error}");
+/// ```
+///
 /// # Errors
 /// [`ConfigError`], each variant with the place and a hint; all broken rules at once.
 pub fn load(source: &str, overrides: &[String]) -> Result<Loaded, ConfigError> {
