@@ -256,37 +256,34 @@ mod tests {
     use super::*;
     use crate::{
         engine::StopReason,
-        rng::{Key, Purpose},
         rollout::ObservationKind,
         testing::{Cpu, drawn_episode},
     };
+    use proptest::{collection::vec, prelude::*};
 
-    /// Episodes of random segments. Ids are drawn from 0..3, so that real tokens look like padding.
-    fn random_episodes(n: usize) -> Vec<Episode> {
-        let key = Key::new(2, Purpose::World);
-        let ids = |key: Key, max: usize| {
-            (0..1 + key.below(99, max)).map(|i| key.below(i as u64, 3) as u32).collect::<Vec<u32>>()
-        };
-        (0..n as u64)
-            .map(|i| {
-                let key = key.fold(i);
-                let mut segments = vec![Segment::Prompt { ids: ids(key.fold(0), 9) }];
-                for turn in 0..1 + key.below(0, 3) as u64 {
-                    let agent = ids(key.fold(1).fold(turn), 7);
-                    let sample_log_probs = agent.iter().map(|&id| -0.5 - id as f32).collect();
-                    segments.push(Segment::Agent {
-                        ids: agent,
-                        sample_log_probs,
-                        stop: StopReason::Eos,
-                    });
-                    segments.push(Segment::Observation {
-                        ids: ids(key.fold(2).fold(turn), 12),
-                        kind: ObservationKind::Information,
-                    });
-                }
-                Episode { segments, reward: (i % 2) as f32, ..drawn_episode() }
-            })
-            .collect()
+    /// Episodes of one to three turns. Ids are 0 to 2, so that real tokens look like padding.
+    fn episodes(n: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Episode>> {
+        let ids = |max| vec(0..3u32, 1..=max);
+        let turn = (ids(7), ids(12)).prop_map(|(ids, observed)| {
+            let sample_log_probs = ids.iter().map(|&id| -0.5 - id as f32).collect();
+            let agent = Segment::Agent { ids, sample_log_probs, stop: StopReason::Eos };
+            [agent, Segment::Observation { ids: observed, kind: ObservationKind::Information }]
+        });
+        let episode = (ids(9), vec(turn, 1..4), 0..2u8).prop_map(|(prompt, turns, reward)| {
+            let mut segments = vec![Segment::Prompt { ids: prompt }];
+            segments.extend(turns.into_iter().flatten());
+            Episode { segments, reward: reward.into(), ..drawn_episode() }
+        });
+        vec(episode, n)
+    }
+
+    /// Episodes, and some of their rows in any order.
+    fn episodes_and_rows() -> impl Strategy<Value = (Vec<Episode>, Vec<usize>)> {
+        episodes(1..13).prop_flat_map(|episodes| {
+            let rows: Vec<usize> = (0..episodes.len()).collect();
+            let some = proptest::sample::subsequence(rows.clone(), 1..=rows.len()).prop_shuffle();
+            (Just(episodes), some)
+        })
     }
 
     fn batch_of(episodes: &[Episode]) -> RolloutBatch {
@@ -304,119 +301,109 @@ mod tests {
         assert_eq!(tokens.pick(&batch.sample_log_probs), [-0.1, -2.5, -1e-7, -0.3, -0.7, 0.0]);
     }
 
-    #[test]
-    fn the_mask_counts_exactly_the_agents_tokens() {
-        let episodes = random_episodes(40);
-        let batch = batch_of(&episodes);
-        let rows: Vec<usize> = (0..40).collect();
-        let expected: usize = episodes.iter().map(Episode::n_agent_tokens).sum();
-        assert_eq!(batch.loss_mask.iter().filter(|&&m| m).count(), expected);
-        assert_eq!(
-            (batch.n_agent_tokens(&rows), batch.agent_tokens(&rows).len()),
-            (expected, expected)
-        );
-        assert_eq!(
-            batch.response_tokens(&rows).len(),
-            episodes.iter().map(Episode::response_len).sum::<usize>()
-        );
-    }
+    proptest! {
+        #[test]
+        fn the_mask_counts_exactly_the_agents_tokens(episodes in episodes(0..20)) {
+            let batch = batch_of(&episodes);
+            let rows: Vec<usize> = (0..batch.n_rows).collect();
+            let n: usize = episodes.iter().map(Episode::n_agent_tokens).sum();
+            prop_assert_eq!(batch.loss_mask.iter().filter(|&&m| m).count(), n);
+            prop_assert_eq!((batch.n_agent_tokens(&rows), batch.agent_tokens(&rows).len()), (n, n));
+            let response: usize = episodes.iter().map(Episode::response_len).sum();
+            prop_assert_eq!(batch.response_tokens(&rows).len(), response);
+        }
 
-    #[test]
-    fn padding_is_in_no_mask_and_no_index() {
-        let batch = batch_of(&random_episodes(40));
-        for row in 0..40 {
-            for col in batch.lengths[row]..batch.n_cols {
-                assert!(!batch.loss_mask[batch.at(row, col)] && !batch.is_response(row, col));
+        #[test]
+        fn padding_is_in_no_mask_and_no_index(episodes in episodes(1..20)) {
+            let batch = batch_of(&episodes);
+            for row in 0..batch.n_rows {
+                for col in batch.lengths[row]..batch.n_cols {
+                    prop_assert!(!batch.loss_mask[batch.at(row, col)]);
+                    prop_assert!(!batch.is_response(row, col));
+                }
+            }
+            for at in batch.response_tokens(&(0..batch.n_rows).collect::<Vec<_>>()).at {
+                prop_assert!(at % batch.n_cols < batch.lengths[at / batch.n_cols]);
             }
         }
-        for at in batch.response_tokens(&(0..40).collect::<Vec<_>>()).at {
-            assert!(at % batch.n_cols < batch.lengths[at / batch.n_cols]);
-        }
-    }
 
-    #[test]
-    fn an_index_names_the_same_tokens_in_any_group_of_rows() {
-        let batch = batch_of(&random_episodes(12));
-        let rows = [7, 2, 11];
-        let group = batch.select(&rows);
-        let (cut, direct) = (group.agent_tokens(&[0, 1, 2]), batch.agent_tokens(&rows));
-        assert_eq!((&cut.hidden, &cut.labels), (&direct.hidden, &direct.labels));
-        // In the selected batch the array is as wide as the group: a token stands one column after
-        // the one it is read at.
-        assert_eq!(cut.at, direct.hidden.iter().map(|h| h + 1).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn select_keeps_every_array_of_a_row() {
-        let mut batch = batch_of(&random_episodes(9));
-        for (i, value) in batch.values.iter_mut().enumerate() {
-            *value = i as f32;
+        #[test]
+        fn an_index_names_the_same_tokens_in_any_group_of_rows(
+            (episodes, rows) in episodes_and_rows()
+        ) {
+            let batch = batch_of(&episodes);
+            let group = batch.select(&rows);
+            let all: Vec<usize> = (0..rows.len()).collect();
+            let (cut, direct) = (group.agent_tokens(&all), batch.agent_tokens(&rows));
+            prop_assert_eq!((&cut.hidden, &cut.labels), (&direct.hidden, &direct.labels));
+            // In the selected batch the array is as wide as the group: a token stands one column
+            // after the one it is read at.
+            prop_assert_eq!(cut.at, direct.hidden.iter().map(|h| h + 1).collect::<Vec<_>>());
         }
-        let group = batch.select(&[8, 0]);
-        for (new, old) in [(0, 8), (1, 0)] {
-            assert_eq!(
-                (group.lengths[new], group.prompt_lens[new], group.scores[new]),
-                (batch.lengths[old], batch.prompt_lens[old], batch.scores[old])
-            );
-            for col in 0..batch.lengths[old] {
-                let (to, from) = (group.at(new, col), batch.at(old, col));
-                assert_eq!(
-                    (group.ids[to], group.values[to], group.sample_log_probs[to]),
-                    (batch.ids[from], batch.values[from], batch.sample_log_probs[from])
-                );
+
+        #[test]
+        fn select_keeps_every_array_of_a_row((episodes, rows) in episodes_and_rows()) {
+            let mut batch = batch_of(&episodes);
+            for (i, value) in batch.values.iter_mut().enumerate() {
+                *value = i as f32;
+            }
+            let group = batch.select(&rows);
+            for (new, &old) in rows.iter().enumerate() {
+                let row = |b: &RolloutBatch, i: usize| (b.lengths[i], b.prompt_lens[i], b.scores[i]);
+                prop_assert_eq!(row(&group, new), row(&batch, old));
+                for col in 0..batch.lengths[old] {
+                    let token =
+                        |b: &RolloutBatch, at| (b.ids[at], b.values[at], b.sample_log_probs[at]);
+                    let (to, from) = (group.at(new, col), batch.at(old, col));
+                    prop_assert_eq!(token(&group, to), token(&batch, from));
+                }
             }
         }
-    }
 
-    #[test]
-    fn micro_batches_hold_every_row_once_within_the_limit() {
-        let batch = batch_of(&random_episodes(50));
-        let rows: Vec<usize> = (0..50).rev().collect();
-        for max_tokens in [1, 40, 200, 100_000] {
+        #[test]
+        fn micro_batches_hold_every_row_once_within_the_limit(
+            (episodes, rows) in episodes_and_rows(),
+            max_tokens in 1..300usize
+        ) {
+            let batch = batch_of(&episodes);
             let groups = batch.micro_batches(&rows, max_tokens);
-            assert!(
-                groups.iter().all(|g| g.len() == 1 || g.len() * batch.longest(g) <= max_tokens)
-            );
-            let mut seen = groups.concat();
+            for group in &groups {
+                prop_assert!(group.len() == 1 || group.len() * batch.longest(group) <= max_tokens);
+            }
+            let (mut seen, mut sorted) = (groups.concat(), rows.clone());
             seen.sort_unstable();
-            assert_eq!(seen, (0..50).collect::<Vec<_>>());
-            assert_eq!(
-                groups,
-                batch.micro_batches(&(0..50).collect::<Vec<_>>(), max_tokens),
-                "the order of the rows does not matter"
-            );
+            sorted.sort_unstable();
+            prop_assert_eq!(seen, sorted.clone());
+            // The order of the rows does not matter.
+            prop_assert_eq!(groups, batch.micro_batches(&sorted, max_tokens));
         }
-    }
 
-    #[test]
-    fn scatter_is_the_inverse_of_pick() {
-        let batch = batch_of(&random_episodes(10));
-        let tokens = batch.agent_tokens(&[1, 4, 9]);
-        let mut array = vec![0.0; batch.ids.len()];
-        let values: Vec<f32> = (0..tokens.len()).map(|i| 1.0 + i as f32).collect();
-        tokens.scatter(&values, &mut array);
-        assert_eq!(tokens.pick(&array), values);
-        assert_eq!(array.iter().filter(|&&x| x != 0.0).count(), tokens.len());
-    }
+        #[test]
+        fn scatter_is_the_inverse_of_pick((episodes, rows) in episodes_and_rows()) {
+            let batch = batch_of(&episodes);
+            let tokens = batch.agent_tokens(&rows);
+            let mut array = vec![0.0; batch.ids.len()];
+            let values: Vec<f32> = (0..tokens.len()).map(|i| 1.0 + i as f32).collect();
+            tokens.scatter(&values, &mut array);
+            prop_assert_eq!(tokens.pick(&array), values);
+            prop_assert_eq!(array.iter().filter(|&&x| x != 0.0).count(), tokens.len());
+        }
 
-    #[test]
-    fn gathered_states_are_those_before_the_tokens() {
-        let batch = batch_of(&random_episodes(6));
-        let rows = [5, 0, 3];
-        let ids = batch.ids_tensor::<Cpu>(&rows, &Default::default());
-        let [n_rows, n_cols] = ids.dims();
-        assert_eq!([n_rows, n_cols], [3, batch.longest(&rows)]);
-        // Hidden states that are the column's number: the token of column t must read t - 1.
-        let columns: Vec<f32> = (0..n_rows * n_cols).map(|i| (i % n_cols) as f32).collect();
-        let hidden = Tensor::<Cpu, 3>::from_data(
-            TensorData::new(columns, [n_rows, n_cols, 1]),
-            &Default::default(),
-        );
-        let tokens = batch.agent_tokens(&rows);
-        let read = tokens.gather(hidden).into_data().to_vec::<f32>().expect("f32");
-        let expected: Vec<f32> =
-            tokens.at.iter().map(|at| (at % batch.n_cols) as f32 - 1.0).collect();
-        assert_eq!(read, expected);
+        #[test]
+        fn gathered_states_are_those_before_the_tokens((episodes, rows) in episodes_and_rows()) {
+            let (batch, device) = (batch_of(&episodes), Default::default());
+            let [n_rows, n_cols] = batch.ids_tensor::<Cpu>(&rows, &device).dims();
+            prop_assert_eq!([n_rows, n_cols], [rows.len(), batch.longest(&rows)]);
+            // Hidden states that are the column's number: the token of column t must read t - 1.
+            let columns: Vec<f32> = (0..n_rows * n_cols).map(|i| (i % n_cols) as f32).collect();
+            let columns = TensorData::new(columns, [n_rows, n_cols, 1]);
+            let hidden = Tensor::<Cpu, 3>::from_data(columns, &device);
+            let tokens = batch.agent_tokens(&rows);
+            let read = tokens.gather(hidden).into_data().to_vec::<f32>().expect("f32");
+            let expected: Vec<f32> =
+                tokens.at.iter().map(|at| (at % batch.n_cols) as f32 - 1.0).collect();
+            prop_assert_eq!(read, expected);
+        }
     }
 
     #[test]

@@ -112,13 +112,11 @@ fn word_begin(text: &str, at: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        env::{
-            protocol::{INVALID_ACTION, information_block, search_observation},
-            search::Passage,
-        },
-        rng::{Key, Purpose},
+    use crate::env::{
+        protocol::{INVALID_ACTION, information_block, search_observation},
+        search::Passage,
     };
+    use proptest::{collection::vec, prelude::*, sample::select};
 
     /// One token a byte.
     fn bytes(text: &str) -> Result<Vec<u32>, ()> {
@@ -198,27 +196,19 @@ mod tests {
         }
     }
 
-    #[test]
-    fn every_limit_is_kept_and_more_room_shows_no_less() {
-        let key = Key::new(0, Purpose::World);
-        let parts = ["word ", "é", "中 ", "a", "\n", "long-word-without-an-end"];
-        for case in 0..50 {
-            let key = key.fold(case);
-            let contents: String = (0..40).map(|i| parts[key.below(i, parts.len())]).collect();
-            let text = search_observation(&[Passage {
-                id: String::new(),
-                contents: format!("\"T\"\n{contents}"),
-            }]);
-            let frame = information_block("").len();
+    proptest! {
+        #[test]
+        fn every_limit_is_kept_and_more_room_shows_no_less(
+            parts in vec(select(vec!["word ", "é", "中 ", "a", "\n", "long-word-without-an-end"]), 1..40)
+        ) {
+            let contents = format!("\"T\"\n{}", parts.concat());
+            let text = search_observation(&[Passage { id: String::new(), contents }]);
             let mut last = 0;
-            for max in frame..text.len() {
+            for max in information_block("").len()..text.len() {
                 let shown = fitted(&text, max);
                 let kept = shown.n_document_bytes.expect("cut");
-                assert!(
-                    shown.ids.len() <= max
-                        && kept >= last
-                        && text_of(&shown).ends_with("</information>\n\n")
-                );
+                prop_assert!(shown.ids.len() <= max && kept >= last);
+                prop_assert!(text_of(&shown).ends_with("</information>\n\n"));
                 last = kept;
             }
         }

@@ -287,18 +287,13 @@ fn byte_of_char(c: char) -> Option<u8> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{
-        rng::{Key, Purpose},
-        testing::byte_level_tokenizer,
-    };
+    use crate::testing::byte_level_tokenizer;
+    use proptest::prelude::*;
     use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
-    /// Random ids of the whole vocabulary, some beyond it.
-    pub(crate) fn random_ids(tokenizer: &Tokenizer, case: u64) -> Vec<u32> {
-        let key = Key::new(11, Purpose::World).fold(case);
-        (0..1 + key.below(0, 40) as u64)
-            .map(|i| key.below(i + 1, tokenizer.n_tokens() + 3) as u32)
-            .collect()
+    /// Ids of the whole vocabulary, some beyond it.
+    pub(crate) fn any_ids(tokenizer: &Tokenizer) -> impl Strategy<Value = Vec<u32>> + use<> {
+        proptest::collection::vec(0..tokenizer.n_tokens() as u32 + 3, 1..40)
     }
 
     /// Names of the real tokenizers with the size of their vocabularies.
@@ -326,10 +321,12 @@ pub(crate) mod tests {
         let small = byte_level_tokenizer();
         for tokenizer in std::iter::once(small).chain(real_tokenizers().into_iter().map(|(t, _)| t))
         {
-            for case in 0..300 {
-                let ids = random_ids(&tokenizer, case);
-                assert_eq!(tokenizer.decode(&ids), tokenizer.inner.decode(&ids, false).unwrap());
-            }
+            proptest!(|(ids in any_ids(&tokenizer))| {
+                prop_assert_eq!(
+                    tokenizer.decode(&ids),
+                    tokenizer.inner.decode(&ids, false).unwrap()
+                );
+            });
         }
     }
 

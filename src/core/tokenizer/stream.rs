@@ -151,10 +151,11 @@ pub fn find_stop<S: AsRef<str>>(
 #[cfg(test)]
 mod tests {
     use super::{
-        super::tests::{random_ids, real_tokenizers},
+        super::tests::{any_ids, real_tokenizers},
         *,
     };
     use crate::testing::byte_level_tokenizer;
+    use proptest::prelude::*;
 
     const STOPS: [&str; 2] = ["</search>", "</answer>"];
 
@@ -171,10 +172,9 @@ mod tests {
     #[test]
     fn streaming_any_bytes_gives_what_decoding_them_at_once_gives() {
         let tokenizer = byte_level_tokenizer();
-        for case in 0..2000 {
-            let ids = random_ids(&tokenizer, case);
-            assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids), "{ids:?}");
-        }
+        proptest!(ProptestConfig::with_cases(2000), |(ids in any_ids(&tokenizer))| {
+            prop_assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids));
+        });
     }
 
     #[test]

@@ -180,7 +180,7 @@ fn push(pieces: &mut Vec<Piece>, piece: Piece) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dgpo_core::rng::{Key, Purpose};
+    use proptest::{collection::vec, prelude::*, sample::select};
 
     fn trajectory(response: &str) -> Trajectory {
         Trajectory {
@@ -249,34 +249,31 @@ mod tests {
         }
     }
 
-    #[test]
-    fn pieces_of_any_mixture_concatenate_to_the_response_and_alternate() {
-        let parts = [
-            "<information>x</information>",
-            "\n\n",
-            "\n",
-            " ",
-            "<think>é</think>",
-            INVALID_ACTION,
-            "<search>",
-            "中",
-            "</search>",
-        ];
-        let key = Key::new(0, Purpose::World);
-        for case in 0..2000 {
-            let key = key.fold(case);
-            let response: String =
-                (0..key.below(0, 9) as u64).map(|i| parts[key.below(i + 1, parts.len())]).collect();
+    /// Texts that trajectories are made of, tags without their other half among them where they
+    /// belong to no block.
+    const PARTS: &[&str] = &[
+        "<information>x</information>",
+        "\n\n",
+        "\n",
+        " ",
+        "<think>é</think>",
+        INVALID_ACTION,
+        "<search>",
+        "中",
+        "</search>",
+    ];
+
+    proptest! {
+        #[test]
+        fn pieces_of_any_mixture_concatenate_to_the_response_and_alternate(
+            parts in vec(select(PARTS), 0..9)
+        ) {
+            let response = parts.concat();
             let pieces = trajectory(&response).pieces().unwrap();
-            assert_eq!(pieces.iter().map(Piece::text).collect::<String>(), response);
-            assert!(pieces.iter().all(|piece| !piece.text().is_empty()));
-            assert!(
-                pieces
-                    .windows(2)
-                    .all(|pair| matches!(pair[0], Piece::Agent(_))
-                        != matches!(pair[1], Piece::Agent(_))),
-                "{pieces:?}"
-            );
+            prop_assert_eq!(pieces.iter().map(Piece::text).collect::<String>(), response);
+            prop_assert!(pieces.iter().all(|piece| !piece.text().is_empty()));
+            let is_agent = |piece: &Piece| matches!(piece, Piece::Agent(_));
+            prop_assert!(pieces.windows(2).all(|pair| is_agent(&pair[0]) != is_agent(&pair[1])));
         }
     }
 
