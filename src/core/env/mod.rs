@@ -19,7 +19,7 @@ use search::{Hit, Passage, Retriever};
 
 /// The environment of an episode: instruction, chat template and retriever.
 pub struct Env<'a> {
-    /// The user message, with `{question}` in it ([`crate::settings::PAPER_INSTRUCTION`]).
+    /// The user message, with `{question}` in it ([`crate::settings::EpisodeRecipe`]).
     pub instruction: String,
     /// The model's chat format.
     pub chat: Chat,

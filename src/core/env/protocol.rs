@@ -157,7 +157,7 @@ pub fn user_message(instruction: &str, question: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::PAPER_INSTRUCTION;
+    use crate::settings::EpisodeRecipe;
     use serde_json::Value;
 
     fn oracle(text: &str) -> Vec<Value> {
@@ -265,7 +265,8 @@ mod tests {
             "/../../tests/oracles/text/chat_templates.json"
         )))
         .unwrap();
-        assert_eq!(PAPER_INSTRUCTION, oracle["instruction_template"].as_str().unwrap());
-        assert!(user_message(PAPER_INSTRUCTION, "who?").ends_with(" Question: who?\n"));
+        let instruction = EpisodeRecipe::default().instruction;
+        assert_eq!(instruction, oracle["instruction_template"].as_str().unwrap());
+        assert!(user_message(&instruction, "who?").ends_with(" Question: who?\n"));
     }
 }

@@ -10,11 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 /// A model's chat format.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChatTemplate {
     /// The one that lies in the model's folder.
-    #[default]
     Auto,
     /// `<|im_start|>` blocks; the default system prompt is inserted.
     #[serde(rename = "qwen2_5")]

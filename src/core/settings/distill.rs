@@ -3,11 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 /// What the distillation loss measures between teacher and student (method §5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DistillDivergence {
     /// KL(teacher ‖ student)
-    #[default]
     ForwardKl,
     /// KL(student ‖ teacher)
     ReverseKl,
@@ -29,79 +28,47 @@ pub enum DistillDivergence {
 /// KD on teacher-generated outputs (method §3.2, §5): `ce_weight · CE + kl_weight · D(teacher,
 /// student)` over agent tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct DistillRecipe {
-    /// Weight of the cross-entropy on the episode's own tokens. Default: paper's equation, 1; its
-    /// script has 0.
+    /// Weight of the cross-entropy on the episode's own tokens.
     pub ce_weight: f64,
     /// The paper's λ: weight of the divergence from the teacher's distribution; 0 needs no teacher.
-    /// Default: paper, 1.
     pub kl_weight: f64,
     /// `forward_kl`, `reverse_kl`, `jsd`, `skew_kl`, `skew_reverse_kl`, `symmetric_kl`,
-    /// `total_variation` or `taid`. Default: paper, `forward_kl`.
+    /// `total_variation` or `taid`.
     pub divergence: DistillDivergence,
-    /// `jsd`, `symmetric_kl`: β, 0 = forward KL, 1 = reverse KL. Default: 0.5.
+    /// `jsd`, `symmetric_kl`: β, 0 = forward KL, 1 = reverse KL.
     pub jsd_beta: f64,
-    /// `skew_kl`: the teacher's share of the mixture; `skew_reverse_kl`: the student's. Default:
-    /// paper, 0.1.
+    /// `skew_kl`: the teacher's share of the mixture; `skew_reverse_kl`: the student's.
     pub skew_alpha: f64,
     /// TAID's schedule.
     pub taid: TaidRecipe,
     /// DistiLLM's student outputs.
     pub student_outputs: StudentOutputsRecipe,
-    /// Divides teacher and student logits in the KL. Default: paper, 1. Raising it flattens both
-    /// distributions.
+    /// Divides teacher and student logits in the KL. Raising it flattens both distributions.
     pub temperature: f64,
-    /// Passes over the episodes, unless `steps` is set. Default: paper, 5.
+    /// Passes over the episodes, unless `steps` is set.
     pub epochs: usize,
-    /// Optimizer steps; 0 = `epochs` decide. Default: 0.
+    /// Optimizer steps; 0 = `epochs` decide.
     pub steps: usize,
-    /// Episodes a step. Default: paper, 64. Raising it gives steadier gradients and fewer steps an
-    /// epoch.
+    /// Episodes a step. Raising it gives steadier gradients and fewer steps an epoch.
     pub batch: usize,
-    /// Padded tokens of a micro-batch. Default: 16,384. Raising it costs memory and changes no
-    /// result.
+    /// Padded tokens of a micro-batch. Raising it costs memory and changes no result.
     pub micro_batch_tokens: usize,
-}
-
-impl Default for DistillRecipe {
-    fn default() -> Self {
-        Self {
-            ce_weight: 1.0,
-            kl_weight: 1.0,
-            divergence: DistillDivergence::ForwardKl,
-            jsd_beta: 0.5,
-            skew_alpha: 0.1,
-            taid: TaidRecipe::default(),
-            student_outputs: StudentOutputsRecipe::default(),
-            temperature: 1.0,
-            epochs: 5,
-            steps: 0,
-            batch: 64,
-            micro_batch_tokens: 16_384,
-        }
-    }
 }
 
 /// How `divergence = "taid"` moves its target from student to teacher (method §5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct TaidRecipe {
-    /// The teacher's share of the logits at the start. Default: paper, 0.4.
+    /// The teacher's share of the logits at the start.
     pub t_start: f64,
-    /// And at the end. Default: paper, 1.
+    /// And at the end.
     pub t_end: f64,
-    /// Size of the adaptive increments. Default: paper, 5e-4. Raising it reaches the teacher sooner
-    /// while the loss falls.
+    /// Size of the adaptive increments. Raising it reaches the teacher sooner while the loss falls.
     pub alpha: f64,
-    /// Memory of the loss's relative change. Default: paper, 0.99.
+    /// Memory of the loss's relative change.
     pub beta: f64,
-}
-
-impl Default for TaidRecipe {
-    fn default() -> Self {
-        Self { t_start: 0.4, t_end: 1.0, alpha: 5e-4, beta: 0.99 }
-    }
 }
 
 /// DistiLLM's adaptive mix of teacher's and student's episodes. A step learns from the student's
@@ -110,22 +77,21 @@ impl Default for TaidRecipe {
 /// probability φ · (1 − step/steps) (and as long as the replay buffer is not full), else it draws
 /// old ones from the buffer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct StudentOutputsRecipe {
-    /// Whether there are any. Default: false; DistiLLM: true.
+    /// Whether there are any.
     pub is_adaptive: bool,
-    /// φ at the start. Default: the published script's, 0.
+    /// φ at the start.
     pub initial_share: f64,
-    /// What φ rises by. Default: the published script's, 0.1.
+    /// What φ rises by.
     pub increment: f64,
-    /// By how much the held-out loss must have risen. Default: the published script's, 0.1.
+    /// By how much the held-out loss must have risen.
     pub loss_eps: f64,
-    /// Steps from one look at the held-out loss to the next. Default: own choice, 50.
+    /// Steps from one look at the held-out loss to the next.
     pub validate_every: usize,
-    /// Teacher episodes held out of training for it, at most half of them. Default: own choice, 64.
+    /// Teacher episodes held out of training for it, at most half of them.
     pub n_validation: usize,
-    /// Episodes the replay buffer holds; the oldest fall out. Default: the published script's,
-    /// 1,000. Raising it reuses older episodes.
+    /// Episodes the replay buffer holds; the oldest fall out. Raising it reuses older episodes.
     pub capacity: usize,
 }
 
@@ -133,19 +99,5 @@ impl StudentOutputsRecipe {
     /// Teacher episodes that are held out of `n_episodes`: never more than half of them.
     pub fn n_held_out(&self, n_episodes: usize) -> usize {
         if self.is_adaptive { self.n_validation.min(n_episodes / 2) } else { 0 }
-    }
-}
-
-impl Default for StudentOutputsRecipe {
-    fn default() -> Self {
-        Self {
-            is_adaptive: false,
-            initial_share: 0.0,
-            increment: 0.1,
-            loss_eps: 0.1,
-            validate_every: 50,
-            n_validation: 64,
-            capacity: 1000,
-        }
     }
 }

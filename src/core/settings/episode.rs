@@ -1,55 +1,39 @@
 //! How an episode is played: its instruction, its limits, how its tokens are drawn.
 use serde::{Deserialize, Serialize};
 
-/// The user message of the published data (method §9), with its wording and its newline: a
-/// checkpoint trained on it expects it.
-pub const PAPER_INSTRUCTION: &str = "Answer the given question. You must conduct reasoning inside \
-                                     <think> and </think> first every time you get new \
-                                     information. After reasoning, if you find you lack some \
-                                     knowledge, you can call a search engine by <search> query \
-                                     </search> and it will return the top searched results between \
-                                     <information> and </information>. You can search as many \
-                                     times as your want. If you find no further external knowledge \
-                                     needed, you can directly provide the answer inside <answer> \
-                                     and </answer>, without detailed illustrations. For example, \
-                                     <answer> Beijing </answer>. Question: {question}\n";
-
 /// The episode and its limits (method §1). Lengths are tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct EpisodeRecipe {
-    /// The user message; `{question}` is replaced. Default: the published text (method §9).
+    /// The user message; `{question}` is replaced. The published data have the default's wording and
+    /// newline (method §9); a checkpoint trained on them expects both.
     pub instruction: String,
-    /// Turns in which a search is executed; one more turn follows without search. Default: paper,
-    /// 4.
+    /// Turns in which a search is executed; one more turn follows without search.
     pub max_turns: usize,
-    /// Tokens the agent may write in one turn. Default: paper, 500.
+    /// Tokens the agent may write in one turn.
     pub max_response_length: usize,
-    /// Tokens of an observation; the rest is cut. Default: 500, the published script's.
+    /// Tokens of an observation; the rest is cut.
     pub max_obs_length: usize,
     /// What is cut of a longer one: `passages` (the closing tag stays) or `reference` (the tag goes
-    /// first). Default: own choice, `passages`.
+    /// first).
     pub cut_observations: ObservationCut,
     /// Special tokens that are spelled in passages, questions or trajectories (`<|im_end|>`) are
-    /// control tokens there too, as in the published code. Default: own choice, `false`: they are
-    /// ordinary text, so that no passage can end the user's turn.
+    /// control tokens there too, as in the published code. Otherwise they are ordinary text, so that
+    /// no passage can end the user's turn.
     pub special_tokens_in_text: bool,
-    /// Tokens of the prompt; a longer one ends the episode as `prompt_too_long`. Default: 2,048,
-    /// the published script's.
+    /// Tokens of the prompt; a longer one ends the episode as `prompt_too_long`.
     pub max_start_length: usize,
     /// Tokens of prompt and response together; an episode that would pass it is closed as
-    /// `truncated_length`. Default: paper, 4,096. Raising it costs KV-cache and activation memory
-    /// in proportion.
+    /// `truncated_length`. Raising it costs KV-cache and activation memory in proportion.
     pub max_prompt_length: usize,
-    /// Sampling temperature of training episodes. Default: paper, 1. Raising it explores more; 0
-    /// would be greedy.
+    /// Sampling temperature of training episodes. Raising it explores more; 0 would be greedy.
     pub temperature: f64,
-    /// Keep the most likely tokens up to this probability; 1 = all. Default: paper, 1.
+    /// Keep the most likely tokens up to this probability; 1 = all.
     pub top_p: f64,
-    /// Keep this many most likely tokens; 0 = all. Default: 0.
+    /// Keep this many most likely tokens; 0 = all.
     pub top_k: usize,
-    /// Rows decoded together. Default: 256. Raising it uses the machine better; KV-cache memory
-    /// grows in proportion, results do not change.
+    /// Rows decoded together. Raising it uses the machine better; KV-cache memory grows in
+    /// proportion, results do not change.
     pub max_rows: usize,
 }
 
@@ -65,25 +49,6 @@ impl EpisodeRecipe {
         self.max_start_length
             + self.max_turns * (self.max_response_length + self.max_obs_length)
             + self.max_response_length
-    }
-}
-
-impl Default for EpisodeRecipe {
-    fn default() -> Self {
-        Self {
-            instruction: PAPER_INSTRUCTION.into(),
-            max_turns: 4,
-            max_response_length: 500,
-            max_obs_length: 500,
-            cut_observations: ObservationCut::Passages,
-            special_tokens_in_text: false,
-            max_start_length: 2048,
-            max_prompt_length: 4096,
-            temperature: 1.0,
-            top_p: 1.0,
-            top_k: 0,
-            max_rows: 256,
-        }
     }
 }
 
@@ -104,11 +69,10 @@ impl Sampling {
 }
 
 /// What of an observation is cut where it has more than `episode.max_obs_length` tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObservationCut {
     /// The passages: `</information>` stays behind what is left of them.
-    #[default]
     Passages,
     /// Whatever stands last, the closing tag first.
     Reference,

@@ -2,11 +2,10 @@
 use serde::{Deserialize, Serialize};
 
 /// What a guard does when it sees its sign.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuardAction {
     /// Saves a checkpoint and ends the run with exit code 3.
-    #[default]
     Stop,
     /// Says it, and goes on.
     Warn,
@@ -18,47 +17,28 @@ pub enum GuardAction {
 /// threshold of 0 turns its guard off. Not part of the paper: the thresholds are set so that its
 /// collapsing runs (method §10) are caught and healthy ones are left alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct GuardsRecipe {
-    /// `stop`, `warn` or `off`. Default: `stop`.
+    /// `stop`, `warn` or `off`.
     pub action: GuardAction,
-    /// Steps of the running means. Default: 10. Raising it gives fewer false alarms and later true
-    /// ones.
+    /// Steps of the running means. Raising it gives fewer false alarms and later true ones.
     pub window: usize,
-    /// Updates in a row that may be skipped because a loss or a gradient was not finite. Default:
-    /// 3.
+    /// Updates in a row that may be skipped because a loss or a gradient was not finite.
     pub max_skipped: usize,
     /// Least entropy of the policy, as a share of what it was over the first `window` steps of the
-    /// phase. Default: 0.02.
+    /// phase.
     pub min_entropy_share: f64,
-    /// Largest share of a response's token 8-grams that occurred in it before. Default: 0.5.
+    /// Largest share of a response's token 8-grams that occurred in it before.
     pub max_repetition: f64,
     /// Most invalid actions an episode, above what they were over the first `window` steps of the
-    /// phase. Default: 1.
+    /// phase.
     pub max_invalid_actions: f64,
     /// Least reward, as a share of the best running mean so far (looked at once that is above 0.1).
-    /// Default: 0.5.
     pub min_reward_share: f64,
     /// Largest mean difference in nats between the sampler's and the trainer's log-probs of a
-    /// token. Default: 0.1.
+    /// token.
     pub max_logprob_diff: f64,
-    /// Largest mean share of the episodes that searched which the retriever lost. Default: 0.1. It
-    /// can only be passed where `retriever.max_lost_share` allows a step to lose some.
+    /// Largest mean share of the episodes that searched which the retriever lost. It can only be
+    /// passed where `retriever.max_lost_share` allows a step to lose some.
     pub max_lost_share: f64,
-}
-
-impl Default for GuardsRecipe {
-    fn default() -> Self {
-        Self {
-            action: GuardAction::Stop,
-            window: 10,
-            max_skipped: 3,
-            min_entropy_share: 0.02,
-            max_repetition: 0.5,
-            max_invalid_actions: 1.0,
-            min_reward_share: 0.5,
-            max_logprob_diff: 0.1,
-            max_lost_share: 0.1,
-        }
-    }
 }

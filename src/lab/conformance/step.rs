@@ -25,7 +25,7 @@ use dgpo_core::{
         ppo::{PolicyStats, PolicyTokens, ValueStats, ValueTokens, policy_loss, value_loss},
     },
     rollout::TokenIndex,
-    settings::{AdamWRecipe, KlMode},
+    settings::{AdamWRecipe, Decay, KlMode},
     trainer::{
         optimizer::{AdamW, with_gradients},
         update::{Activations, accumulate_critic, accumulate_decoder},
@@ -202,7 +202,8 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
             eps: number(self.json, "eps")?,
             weight_decay: number(self.json, "weight_decay")?,
             max_grad_norm: number(self.json, "grad_clip")?,
-            ..AdamWRecipe::default()
+            warmup: 0.0,
+            decay: Decay::Constant,
         })
     }
 

@@ -21,7 +21,7 @@ use dgpo_core::{
         reward::{exact_match, substring_match},
         search::Passage,
     },
-    settings::{ChatTemplate, PAPER_INSTRUCTION},
+    settings::{ChatTemplate, EpisodeRecipe},
     text::normalise_answer,
     tokenizer::chat::{Chat, Message},
 };
@@ -286,7 +286,9 @@ fn chat_templates(json: &Value, case: &mut Case) -> Result<(), FixtureError> {
     for key in object(json, "chat_templates.json")?.keys() {
         match key.as_str() {
             "cases" => {}
-            "instruction_template" => case.equal(key, PAPER_INSTRUCTION, text(json, key)?),
+            "instruction_template" => {
+                case.equal(key, EpisodeRecipe::default().instruction.as_str(), text(json, key)?)
+            }
             _ => case.fail_unknown([key.clone()]),
         }
     }

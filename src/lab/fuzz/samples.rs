@@ -7,7 +7,7 @@ use dgpo_core::{
     env::search::Passage,
     question::Question,
     rollout::{Episode, ObservationKind, Segment, Status, episode::SearchRecord},
-    settings::{AdamWRecipe, Phase},
+    settings::{AdamWRecipe, ChatTemplate, Phase},
     trainer::{
         guards::Guards,
         metrics::{REWARD, SEARCHES},
@@ -350,11 +350,12 @@ pub(super) fn checkpoints() -> Samples {
         wall_s: 1.5,
         recipe: Some(recipe.clone()),
     };
+    let side_files = SideFiles { folders: Vec::new(), chat_template: ChatTemplate::Auto };
     let mut samples = Vec::new();
     for phase in [Phase::Rl, Phase::Kd] {
         let dir = folder.path().join(format!("{phase}-step-000003"));
         fs::create_dir(&dir)?;
-        write_model(&decoder, &SideFiles::default(), &dir)?;
+        write_model(&decoder, &side_files, &dir)?;
         write_optimizer(&optimizer, &decoder, &dir)?;
         match phase {
             Phase::Rl => write_critic(&critic, &optimizer, &dir)?,

@@ -5,7 +5,7 @@ use dgpo_core::{
     question::Question,
     rng::{Key, Purpose},
     rollout::{Episode, ObservationKind, RolloutBatch, Segment, Status},
-    settings::{AdamWRecipe, DistillRecipe, KlRecipe, OptimRecipe, RlRecipe},
+    settings::{AdamWRecipe, Decay, DistillRecipe, KlRecipe, OptimRecipe, RlRecipe},
     trainer::{
         distill::{DistillLoss, Student, distill_step},
         metrics::Metrics,
@@ -89,7 +89,8 @@ pub fn episodes(shape: Shape, n_vocab: usize, seed: u64) -> Vec<Episode> {
 
 /// The method's step in one optimizer update, with a KL penalty that is seen in the rewards.
 pub fn recipe(shape: Shape, micro_batch_tokens: usize) -> Recipe {
-    let adamw = AdamWRecipe { lr: LEARNING_RATE, ..AdamWRecipe::default() };
+    let decay = Decay::Constant;
+    let adamw = AdamWRecipe { lr: LEARNING_RATE, decay, ..AdamWRecipe::default() };
     Recipe {
         distill: DistillRecipe { micro_batch_tokens, ..DistillRecipe::default() },
         rl: RlRecipe {

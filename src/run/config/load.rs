@@ -11,6 +11,7 @@ use super::{
     library::{Place, described},
     secrets,
 };
+use dgpo_core::settings::base;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use toml::{Table, Value, de::DeTable};
@@ -126,19 +127,18 @@ pub fn to_toml(recipe: &Recipe) -> String {
         .expect("a recipe holds only tables, numbers, text and lists of text")
 }
 
-/// The recipe in a record, such as a checkpoint's state, with the numbers that a recipe file may
-/// have: those beyond TOML's are damage.
+/// The recipe in a record, such as a checkpoint's state. Keys that are newer than the record have
+/// their defaults; numbers are those that a recipe file may have, and what is beyond TOML's is
+/// damage.
 /// # Errors
 /// If it is not one.
 pub fn recorded_recipe<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Recipe>, D::Error> {
-    let recipe = Option::<Recipe>::deserialize(deserializer)?;
-    recipe
-        .as_ref()
-        .map_or(Ok(()), |recipe| Table::try_from(recipe).map(drop))
-        .map_err(serde::de::Error::custom)?;
-    Ok(recipe)
+    let Some(recorded) = Option::<Table>::deserialize(deserializer)? else { return Ok(None) };
+    let mut whole = default_table();
+    lay_over(&mut whole, recorded);
+    whole.try_into().map(Some).map_err(serde::de::Error::custom)
 }
 
 /// The keys in which two recipes differ, with the values of both: (key, left, right).
@@ -316,6 +316,20 @@ fn table_of(recipe: &Recipe) -> Table {
     Table::try_from(recipe).expect("a recipe holds only tables, numbers, text and lists of text")
 }
 
+fn default_table() -> Table {
+    base("")
+}
+
+/// Replaces the values of `table` by those of `upper`, table by table.
+fn lay_over(table: &mut Table, upper: Table) {
+    for (key, value) in upper {
+        match (table.get_mut(&key), value) {
+            (Some(Value::Table(inner)), Value::Table(upper)) => lay_over(inner, upper),
+            (_, value) => _ = table.insert(key, value),
+        }
+    }
+}
+
 fn default_values() -> BTreeMap<String, Value> {
     flat_values(&Recipe::default())
 }
@@ -323,7 +337,7 @@ fn default_values() -> BTreeMap<String, Value> {
 /// Lays the settings over the default recipe.
 fn typed(settings: Settings) -> Result<Recipe, ConfigError> {
     let known = default_values();
-    let defaults = table_of(&Recipe::default());
+    let defaults = default_table();
     let mut whole = defaults.clone();
     for (key, (value, origin)) in settings {
         let Some(default) = known.get(&key) else {

@@ -7,11 +7,10 @@ use dgpo_core::settings::Phase;
 use serde::{Deserialize, Serialize};
 
 /// Which phases a run goes through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Teacher episodes -> KD -> RL -> evaluation.
-    #[default]
     Pipeline,
     /// Only the distillation phase (on teacher episodes or on trajectories from a file).
     Distill,

@@ -86,7 +86,7 @@ pub enum StateError {
 }
 
 /// Files that make a saved model a complete Hugging Face folder.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct SideFiles {
     /// Folders that tokenizer and generation files are copied from; later ones win.
     pub folders: Vec<PathBuf>,

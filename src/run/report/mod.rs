@@ -111,7 +111,7 @@ fn tokenizer(run: &RunDir, warnings: &mut Vec<String>) -> Option<Tokenizer> {
     // A recipe that does not load was named when the facts were gathered; of a folder of
     // checkpoints any will do.
     let recipe = run.recipe().ok();
-    let stage = recipe.as_ref().map_or(Stage::default(), |recipe| recipe.stage);
+    let stage = recipe.as_ref().map_or(Stage::Pipeline, |recipe| recipe.stage);
     let newest = checkpoint::list_checkpoints(run.path(), stage)
         .ok()
         .and_then(|mut checkpoints| checkpoints.pop());
