@@ -25,6 +25,7 @@ mod evaluate;
 mod gkd;
 mod kd;
 pub mod overlap;
+mod phase_loop;
 pub mod preflight;
 mod rl;
 pub mod served;
@@ -52,6 +53,7 @@ use crate::{
 use dgpo_core::{
     engine::EngineError,
     env::search::Retriever,
+    question::Question,
     rollout::play::RolloutError,
     settings::{GuardAction, Phase},
     tokenizer::{Tokenizer, TokenizerError},
@@ -61,6 +63,7 @@ use dgpo_core::{
     },
 };
 use dgpo_models::{ModelError, TrainBackend, decoder::Decoder};
+use served::Waiting;
 use setup::SetupOf;
 use std::{
     collections::HashMap,
@@ -325,10 +328,10 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
     ) -> Result<Decoder<Inner<B>>, PipelineError> {
         let needed = || retriever.expect("a stage that plays episodes opens a retriever");
         match phase {
-            Phase::Pretrain => self.pretrain(tokenizer, start),
-            Phase::Kd => self.kd_phase(tokenizer, retriever, start),
-            Phase::Gkd => self.gkd_phase(tokenizer, needed(), start),
-            Phase::Rl => self.rl_phase(tokenizer, needed(), start),
+            Phase::Pretrain => kd::pretrain(self, tokenizer, start),
+            Phase::Kd => kd::kd_phase(self, tokenizer, retriever, start),
+            Phase::Gkd => gkd::gkd_phase(self, (tokenizer, needed()), start),
+            Phase::Rl => rl::rl_phase(self, (tokenizer, needed()), start),
             Phase::Encoder | Phase::Demos | Phase::Eval => {
                 unreachable!("{phase} trains no student")
             }
@@ -345,11 +348,41 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         {
             return Ok(None);
         }
-        Ok(Some(self.setup.cut_to_shared(read_model(
-            &checkpoint.path,
-            self.setup.dtype,
-            &self.setup.device,
-        )?)))
+        Ok(Some(self.read_student(&checkpoint.path)?))
+    }
+
+    /// The student of a checkpoint.
+    fn read_student(&self, checkpoint: &Path) -> Result<Decoder<Inner<B>>, PipelineError> {
+        let model = read_model(checkpoint, self.setup.dtype, &self.setup.device)?;
+        Ok(self.setup.cut_to_shared(model))
+    }
+
+    /// The state that a phase goes on from, and its checkpoint's folder; the guards remember again
+    /// what they knew there.
+    fn resumed(&mut self, phase: Phase) -> Result<Option<Resumed>, PipelineError> {
+        let Some(checkpoint) = self.newest(phase)? else { return Ok(None) };
+        let state: PhaseState = checkpoint.read_state()?;
+        self.guards.insert(phase, state.guards.clone());
+        Ok(Some(Resumed { state, dir: checkpoint.path }))
+    }
+
+    /// The questions that the student plays in a phase.
+    /// # Errors
+    /// If their files cannot be read or hold none.
+    fn training_questions(&self, phase: Phase) -> Result<Vec<Question>, PipelineError> {
+        let questions = self.setup.training_questions()?;
+        let (why, hint) = ("there is no question".to_owned(), "check data.train");
+        match questions.is_empty() {
+            true => Err(PipelineError::NothingToTrain { phase, why, hint }),
+            false => Ok(questions),
+        }
+    }
+
+    /// The setup for playing episodes, and the patience with its retriever.
+    fn playing(&mut self) -> (&SetupOf<B>, Waiting<'_>) {
+        let Self { setup, stop, observer, .. } = self;
+        let say = Box::new(|text: &str| observer(Event::Message(text)));
+        (setup, Waiting { recipe: &setup.recipe.retriever, stop, say })
     }
 
     /// The first phase behind `phase` that has a checkpoint.
@@ -444,12 +477,6 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
         Summary { seed: self.setup.recipe.run.seed, wall_s: self.wall_s(), ..Summary::default() }
     }
 
-    /// Whether the networks behind `step` are on disk; before the first step there is nothing to
-    /// save.
-    fn is_saved(&self, phase: Phase, step: usize) -> Result<bool, PipelineError> {
-        Ok(step == 0 || self.newest(phase)?.is_some_and(|newest| newest.step == step))
-    }
-
     /// Whether step `step` of `total` (counted from 1) is followed by a checkpoint.
     fn is_save_due(&self, step: usize, total: usize) -> bool {
         let every = self.setup.recipe.run.save_every;
@@ -458,6 +485,12 @@ impl<'a, B: TrainBackend> Pipeline<'a, B> {
             || self.stop.is_requested()
             || !self.alarms.is_empty()
     }
+}
+
+/// A phase as its newest checkpoint has it.
+struct Resumed {
+    state: PhaseState,
+    dir: PathBuf,
 }
 
 /// The part of a checkpoint's state that every phase writes.

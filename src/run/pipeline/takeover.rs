@@ -327,7 +327,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Stage,
-        pipeline::blocks::{Counts, write_block},
+        pipeline::blocks::{BlockCounts, write_block},
     };
     use dgpo_core::settings::KlMode;
 
@@ -349,7 +349,7 @@ mod tests {
     fn run_with(root: &Path, name: &str, recipe: &Recipe, rl_step: usize) -> RunDir {
         let run =
             RunDir::create(root, name, recipe, &json!({ "files": files("sha256:a") })).unwrap();
-        write_block(&run, 0, Counts::default(), &[]).unwrap();
+        write_block(&run, 0, BlockCounts::default(), &[]).unwrap();
         let mut log = run.metrics(None).unwrap();
         for (phase, step) in [(Phase::Demos, 1), (Phase::Kd, 3), (Phase::Rl, rl_step)] {
             log.append(phase, step, &[]).unwrap();

@@ -194,7 +194,7 @@ fn a_record_whose_ids_say_something_else_here_is_refused() {
     for (episode, what) in
         damaged.into_iter().zip(["the answer \"Vex\"", "the search \"q\"", "it has the id"])
     {
-        let error = episode_from_given(&tokenizer, &prompt, &Given::Record(episode))
+        let error = episode_from_given(&tokenizer, &prompt, &GivenEpisode::Record(episode))
             .expect_err("another tokenizer")
             .to_string();
         assert!(
@@ -216,7 +216,7 @@ fn the_real_trajectories_become_episodes_whose_masks_cover_exactly_the_agents_te
     assert_eq!(given.len(), 1750);
     let mut n_correct = 0;
     for one in &given {
-        let Given::Text(trajectory) = one else { panic!("a record") };
+        let GivenEpisode::Text(trajectory) = one else { panic!("a record") };
         let Imported { episode, is_cut } =
             episode_from_given(&tokenizer, &prompt, one).expect("an episode");
         assert!(!is_cut, "{}", trajectory.id);

@@ -125,7 +125,7 @@ pub fn steered(run: &RunDir, overrides: &[String]) -> Result<Steered, SteerError
         return Err(SteerError::Refused { run: run.path().to_owned(), refused, hint });
     }
     let changes = if newest.is_some() { check(run, &recipe, newest.as_ref())? } else { asked };
-    Ok(Steered { recipe, behind: newest.map(|newest| name_of(&newest)), changes })
+    Ok(Steered { recipe, behind: newest.map(|newest| newest.name()), changes })
 }
 
 /// Checks that `recipe` goes on from the run's newest checkpoint, and returns what it changes.
@@ -288,10 +288,6 @@ fn refusal(key: &str, run: &RunDir, recipe: &Recipe, reached: Option<&Reached>) 
 
 fn is_length(key: &str) -> bool {
     key.ends_with(".steps") || key.ends_with(".epochs")
-}
-
-fn name_of(checkpoint: &Checkpoint) -> String {
-    checkpoint.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// What to do for whoever wants it all the same.
