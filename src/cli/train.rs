@@ -19,7 +19,7 @@ use dgpo_run::{
         run_dir::{RECIPE_FILE, RUNS_DIR, RunDir, RunDirError},
     },
     pipeline::{
-        Pipeline, PipelineError,
+        self, PipelineError,
         preflight::{Missing, Work, missing},
         steer::{self, Steered, steered},
         takeover::Takeover,
@@ -77,7 +77,7 @@ impl Job for Train<'_> {
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Self { recipe, run, progress, stop } = self;
         let mut observer = |event: dgpo_run::events::Event<'_>| progress.on(event);
-        Pipeline::<B>::new(recipe, run, &mut observer, stop, device)?.run()
+        pipeline::run::<B>(recipe, run, &mut observer, stop, device)
     }
 }
 

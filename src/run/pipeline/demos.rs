@@ -1,8 +1,9 @@
 //! Teacher-generated outputs: the teacher plays training questions, its correct episodes are kept
 //! (method §3.1), or all of them (DistiLLM, method §5).
 use super::{
-    Pipeline, PipelineError,
+    PipelineError,
     blocks::{BlockCounts, block_path, counts_of, lost_in_words, n_blocks_done, write_block},
+    run::Run,
     setup::Play,
 };
 use crate::{config::DemosRecipe, data::sampler::Sampler, episodes::read_episodes, events::Event};
@@ -28,7 +29,7 @@ const BLOCK: usize = 256;
 /// # Errors
 /// If there is no teacher or nothing to keep; if the retriever is away for too long.
 pub(super) fn demos_phase<B: TrainBackend>(
-    run: &mut Pipeline<'_, B>,
+    run: &mut Run<'_, B>,
     player: (&Tokenizer, &dyn Retriever),
 ) -> Result<Vec<Episode>, PipelineError> {
     let (phase, seed) = (Phase::Demos, run.setup.recipe.run.seed);
@@ -38,8 +39,8 @@ pub(super) fn demos_phase<B: TrainBackend>(
     let is_kept =
         |episode: &Episode| episode.is_trainable() && (episode.is_correct() || !only_correct);
     let n_blocks = n_episodes.div_ceil(BLOCK);
-    let n_done = n_blocks_done(&run.run, run.setup.recipe.retriever.max_lost_share)?;
-    let episodes_dir = run.run.episodes_dir();
+    let n_done = n_blocks_done(&run.folder, run.setup.recipe.retriever.max_lost_share)?;
+    let episodes_dir = run.folder.episodes_dir();
     let unfinished = block_path(&episodes_dir, n_done);
     if n_done < n_blocks && unfinished.exists() {
         tracing::warn!(
@@ -57,7 +58,7 @@ pub(super) fn demos_phase<B: TrainBackend>(
         }
         let indexes = sampler.next(BLOCK.min(n_episodes - block * BLOCK));
         if block < n_done {
-            n_lost += counts_of(&run.run, block).map_or(0, |counts| counts.n_lost);
+            n_lost += counts_of(&run.folder, block).map_or(0, |counts| counts.n_lost);
             let episodes = read_episodes(&block_path(&episodes_dir, block))?;
             kept.extend(episodes.into_iter().filter(is_kept));
             continue;
@@ -92,7 +93,7 @@ pub(super) fn demos_phase<B: TrainBackend>(
         drop(waiting);
         run.report(phase, block + 1, n_blocks, &metrics)?;
         run.metrics.sync()?;
-        write_block(&run.run, block, counts, &of_block)?;
+        write_block(&run.folder, block, counts, &of_block)?;
         kept.extend(of_block);
     }
     if max_kept > 0 {

@@ -1,8 +1,9 @@
 //! A distillation phase of any kind: draw episodes, learn from them; `dgpo_core::trainer::distill`
 //! is one of its steps, [`EpisodeSource`] says whose they are.
 use super::{
-    Inner, Pipeline, PipelineError, Resumed,
+    Inner, PipelineError,
     phase_loop::{LearnedStep, Learner, PhaseLoop},
+    run::{Resumed, Run},
     setup::describe_model,
     source::{EpisodeSource, StepDraw},
 };
@@ -50,7 +51,7 @@ struct DistillLearner<'s, B: TrainBackend> {
 /// # Errors
 /// As [`PhaseLoop::run`]; if models cannot be read.
 pub(super) fn distil<B: TrainBackend>(
-    run: &mut Pipeline<'_, B>,
+    run: &mut Run<'_, B>,
     start: Decoder<Inner<B>>,
     task: Distillation<'_, B>,
 ) -> Result<Decoder<Inner<B>>, PipelineError> {
@@ -85,11 +86,7 @@ impl<B: TrainBackend> Learner<B> for DistillLearner<'_, B> {
         &self.student.model
     }
 
-    fn step(
-        &mut self,
-        run: &mut Pipeline<'_, B>,
-        done: usize,
-    ) -> Result<LearnedStep, PipelineError> {
+    fn step(&mut self, run: &mut Run<'_, B>, done: usize) -> Result<LearnedStep, PipelineError> {
         let (setup, mut waiting) = run.playing();
         let of = StepDraw { step: done, total: self.total, n: self.recipe.batch };
         let drawn = self.source.draw(setup, &self.student.model, of, &mut waiting)?;

@@ -1,8 +1,9 @@
 //! The GKD phase: the student plays, the teacher corrects every token it wrote (method §5). No
 //! reward takes part.
 use super::{
-    Inner, Pipeline, PipelineError,
+    Inner, PipelineError,
     distill::{Distillation, distil},
+    run::Run,
     source::{EpisodeSource, PlayedSource},
 };
 use crate::data::sampler::Sampler;
@@ -19,7 +20,7 @@ use dgpo_models::{TrainBackend, decoder::Decoder};
 /// # Errors
 /// As [`distil`]; if there is no question.
 pub(super) fn gkd_phase<B: TrainBackend>(
-    run: &mut Pipeline<'_, B>,
+    run: &mut Run<'_, B>,
     player: (&Tokenizer, &dyn Retriever),
     start: Decoder<Inner<B>>,
 ) -> Result<Decoder<Inner<B>>, PipelineError> {

@@ -1,9 +1,10 @@
 //! What the supervised phases learn from: KD from teacher episodes or trajectories, language
 //! modelling from passages and trajectories.
 use super::{
-    Inner, Pipeline, PipelineError,
+    Inner, PipelineError,
     demos::demos_phase,
     distill::{Distillation, distil},
+    run::Run,
     source::{EpisodeSource, GivenSource, MixedSource},
 };
 use crate::{
@@ -27,7 +28,7 @@ use dgpo_models::{TrainBackend, decoder::Decoder};
 /// # Errors
 /// As [`distil`]; if there is nothing to learn from.
 pub(super) fn kd_phase<B: TrainBackend>(
-    run: &mut Pipeline<'_, B>,
+    run: &mut Run<'_, B>,
     tokenizer: &Tokenizer,
     retriever: Option<&dyn Retriever>,
     start: Decoder<Inner<B>>,
@@ -61,7 +62,7 @@ pub(super) fn kd_phase<B: TrainBackend>(
 /// The trajectories of the recipe's files that `demos` keeps: as if the teacher had played them
 /// here.
 fn given_episodes<B: TrainBackend>(
-    run: &mut Pipeline<'_, B>,
+    run: &mut Run<'_, B>,
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Episode>, PipelineError> {
     let mut episodes = trajectory_episodes(run, tokenizer, usize::MAX)?;
@@ -84,7 +85,7 @@ fn given_episodes<B: TrainBackend>(
 /// # Errors
 /// As [`distil`]; if there is nothing to learn from.
 pub(super) fn pretrain<B: TrainBackend>(
-    run: &mut Pipeline<'_, B>,
+    run: &mut Run<'_, B>,
     tokenizer: &Tokenizer,
     start: Decoder<Inner<B>>,
 ) -> Result<Decoder<Inner<B>>, PipelineError> {
@@ -107,7 +108,7 @@ pub(super) fn pretrain<B: TrainBackend>(
 
 /// The first `limit` trajectories of each of the recipe's files as episodes.
 fn trajectory_episodes<B: TrainBackend>(
-    run: &Pipeline<'_, B>,
+    run: &Run<'_, B>,
     tokenizer: &Tokenizer,
     limit: usize,
 ) -> Result<Vec<Episode>, PipelineError> {
@@ -154,7 +155,7 @@ fn trajectory_episodes<B: TrainBackend>(
 /// Passages as plain text to continue: an end-of-sequence token in front, the passage and the
 /// same token behind as the text to learn.
 fn passage_episodes<B: TrainBackend>(
-    run: &Pipeline<'_, B>,
+    run: &Run<'_, B>,
     tokenizer: &Tokenizer,
     model: &Decoder<Inner<B>>,
 ) -> Result<Vec<Episode>, PipelineError> {

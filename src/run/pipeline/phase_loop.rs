@@ -5,7 +5,11 @@
 //! uninterrupted one had there. So nothing in the loop depends on whether a run was resumed.
 //! (The training of an encoder is not resumable and keeps no state between its steps; it has the
 //! loop of `crate::retriever::contrastive`.)
-use super::{Inner, Pipeline, PipelineError};
+use super::{
+    Inner, PipelineError,
+    evaluate::{evaluate_step, is_evaluation_due},
+    run::Run,
+};
 use crate::{
     episodes::write_records,
     events::Event,
@@ -33,11 +37,7 @@ pub(super) trait Learner<B: TrainBackend> {
     /// # Errors
     /// Whatever the step fails with. Where the retriever did not serve its episodes, the learner is
     /// left as it was.
-    fn step(
-        &mut self,
-        run: &mut Pipeline<'_, B>,
-        done: usize,
-    ) -> Result<LearnedStep, PipelineError>;
+    fn step(&mut self, run: &mut Run<'_, B>, done: usize) -> Result<LearnedStep, PipelineError>;
 
     /// Adds the learner's part to a checkpoint's state.
     fn add_to(&self, state: &mut PhaseState);
@@ -74,7 +74,7 @@ impl<B: TrainBackend> PhaseLoop<'_, B> {
     /// with a checkpoint of the last step; otherwise what went wrong.
     pub fn run(
         self,
-        run: &mut Pipeline<'_, B>,
+        run: &mut Run<'_, B>,
         learner: &mut impl Learner<B>,
     ) -> Result<(), PipelineError> {
         let Self { phase, mut done, total, player, teacher } = self;
@@ -82,11 +82,11 @@ impl<B: TrainBackend> PhaseLoop<'_, B> {
         (run.observer)(Event::PhaseStarted { phase, done, total });
         while done < total {
             if let Some(player) = player
-                && run.is_evaluation_due(phase, done)?
+                && is_evaluation_due(run, phase, done)?
             {
                 // What was learned must not depend on whether the evaluation comes to its end.
                 save_once(run, (phase, done, total), learner, &side_files)?;
-                run.evaluate_step((phase, done), player, learner.student(), teacher)?;
+                evaluate_step(run, (phase, done), player, learner.student(), teacher)?;
             }
 
             let started = Instant::now();
@@ -107,7 +107,7 @@ impl<B: TrainBackend> PhaseLoop<'_, B> {
             if run.is_save_due(done, total) {
                 if let Some(records) = records {
                     let file = format!("{phase}-step-{done:06}.jsonl");
-                    write_records(&run.run.episodes_dir().join(file), &records)?;
+                    write_records(&run.folder.episodes_dir().join(file), &records)?;
                 }
                 save_once(run, (phase, done, total), learner, &side_files)?;
             }
@@ -121,7 +121,7 @@ impl<B: TrainBackend> PhaseLoop<'_, B> {
 /// Writes the checkpoint after step `done` of `total`, if there is anything to save that is not on
 /// disk.
 fn save_once<B: TrainBackend>(
-    run: &mut Pipeline<'_, B>,
+    run: &mut Run<'_, B>,
     (phase, done, total): (Phase, usize, usize),
     learner: &impl Learner<B>,
     side_files: &SideFiles,

@@ -1,8 +1,8 @@
 //! The RL phase: play, score, learn; `dgpo_core::trainer::rl` is one of its steps.
 use super::{
-    Inner, Pipeline, PipelineError, Resumed,
+    Inner, PipelineError,
     phase_loop::{LearnedStep, Learner, PhaseLoop},
-    same_items,
+    run::{Resumed, Run, same_items},
     served::Served,
     setup::{Play, describe_model},
 };
@@ -44,7 +44,7 @@ struct RlLearner<'p, B: TrainBackend> {
 /// # Errors
 /// As [`PhaseLoop::run`]; if data or models cannot be read.
 pub(super) fn rl_phase<B: TrainBackend>(
-    run: &mut Pipeline<'_, B>,
+    run: &mut Run<'_, B>,
     player: (&Tokenizer, &dyn Retriever),
     start: Decoder<Inner<B>>,
 ) -> Result<Decoder<Inner<B>>, PipelineError> {
@@ -87,11 +87,7 @@ impl<B: TrainBackend> Learner<B> for RlLearner<'_, B> {
         &self.networks.actor
     }
 
-    fn step(
-        &mut self,
-        run: &mut Pipeline<'_, B>,
-        done: usize,
-    ) -> Result<LearnedStep, PipelineError> {
+    fn step(&mut self, run: &mut Run<'_, B>, done: usize) -> Result<LearnedStep, PipelineError> {
         let (setup, mut waiting) = run.playing();
         let rl = &setup.recipe.rl;
         let mut sampler = self.sampler.clone();
@@ -156,7 +152,7 @@ impl<B: TrainBackend> Learner<B> for RlLearner<'_, B> {
 
 /// The networks of a checkpoint, with their optimizers.
 fn read_networks<B: TrainBackend>(
-    run: &Pipeline<'_, B>,
+    run: &Run<'_, B>,
     state: &PhaseState,
     dir: &Path,
 ) -> Result<ActorCritic<B>, PipelineError> {

@@ -1,7 +1,8 @@
 //! Where the episodes of a distillation step come from: given ones, the student's own, or now these
 //! and now those.
 use super::{
-    PipelineError, same_items,
+    PipelineError,
+    run::same_items,
     served::{Served, Waiting},
     setup::{Play, Setup},
 };
