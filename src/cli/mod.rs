@@ -279,9 +279,11 @@ fn is_to_be_changed(error: &RunDirError) -> bool {
 /// Whether a run cannot go on as it is told.
 fn is_refused(error: &SteerError) -> bool {
     match error {
-        SteerError::Refused { .. } | SteerError::OtherModel { .. } => true,
+        SteerError::Refused { .. }
+        | SteerError::OtherModel { .. }
+        | SteerError::InputChanged { .. } => true,
         SteerError::RunDir(error) => is_to_be_changed(error),
-        SteerError::Checkpoint(_) => false,
+        SteerError::Checkpoint(_) | SteerError::Input(_) => false,
     }
 }
 

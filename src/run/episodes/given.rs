@@ -101,14 +101,17 @@ impl GivenEpisode {
 pub fn read_given(path: &Path) -> Result<Vec<GivenEpisode>, DataError> {
     let (mut given, mut unstripped) = (Vec::new(), UnstrippedGolds::default());
     jsonl::for_each_row(path, |row| {
-        let one = match row.get("segments") {
-            Some(_) => {
+        let has = |key| row.object.contains_key(key);
+        let is_record = row.get("segments").is_some() || (has("segments") && !has("response"));
+        let one = match is_record {
+            true => {
+                row.value("segments")?;
                 let episode = Episode::deserialize(&row.object)
                     .map_err(|error| format!("not an episode record: {error}"))?;
                 episode.check()?;
                 GivenEpisode::Record(episode)
             }
-            None => GivenEpisode::Text(Trajectory::of_row(row)?),
+            false => GivenEpisode::Text(Trajectory::of_row(row)?),
         };
         let Question { id, golden_answers, .. } = one.question();
         unstripped.add(&id, &golden_answers, row.line);

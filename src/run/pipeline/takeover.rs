@@ -22,7 +22,7 @@ use crate::{
     config::{Recipe, load::differences},
     folder::{
         checkpoint::{self, Checkpoint, CheckpointError},
-        provenance::TakenOver,
+        provenance::{TakenOver, changed_input},
         run_dir::{RunDir, RunDirError},
         state::PhaseState,
     },
@@ -206,8 +206,8 @@ impl Takeover {
             }
             (false, _) => {}
         }
-        match changed_file(&source.provenance()?, recipe, files) {
-            Some(name) => Err(TakeoverError::FileChanged { run: run(), name }),
+        match changed_input(&source.provenance()?, recipe, files) {
+            Some(name) => Err(TakeoverError::FileChanged { run: run(), name: name.to_owned() }),
             None => Ok(plan),
         }
     }
@@ -284,19 +284,6 @@ fn finished_checkpoint(
     let Some(newest) = newest else { return Ok(None) };
     let state: PhaseState = newest.read_state()?;
     Ok((state.step >= state.total).then_some((newest, state.wall_s)))
-}
-
-/// An input of both runs whose contents are not what they were; test questions may change.
-fn changed_file(
-    provenance: &Value,
-    recipe: &Recipe,
-    files: &BTreeMap<String, String>,
-) -> Option<String> {
-    let then = provenance.get("files").and_then(Value::as_object)?;
-    let is_changed = |(name, now): &(&String, &String)| {
-        then.get(*name).is_some_and(|then| then != *now) && !recipe.data.test.contains(name)
-    };
-    files.iter().find(is_changed).map(|(name, _)| name.clone())
 }
 
 /// Everything in a checkpoint's folder but its state, which is written anew.

@@ -25,6 +25,15 @@ fn agent_text(tokenizer: &Tokenizer, episode: &Episode) -> String {
 }
 
 #[test]
+fn a_row_whose_segments_are_null_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("given.jsonl");
+    std::fs::write(&path, r#"{"question": {"id": "x"}, "segments": null}"#).unwrap();
+    let error = read_given(&path).unwrap_err().to_string();
+    assert!(error.contains("given.jsonl:1: field `segments` is null; hint: "), "{error}");
+}
+
+#[test]
 fn the_mask_covers_exactly_the_agents_text() {
     let tokenizer = byte_level_tokenizer();
     let response = "<think> naïve </think><search> Nolmar </search>\n\n<information>Doc 1(Title: \
