@@ -259,9 +259,9 @@ impl Experiment<'_> {
                     .source()
                     .map(|source| RunDir::open(&self.folder.join(source.name())))
                     .transpose()?;
-                let (provenance, takeover) = train::prepare(recipe, device, from.as_ref())?;
+                let (provenance, reuse) = train::prepare(recipe, device, from.as_ref())?;
                 let run = RunDir::create(&self.folder, &row.name(), recipe, &provenance)?;
-                takeover.map_or(Ok(()), |takeover| takeover.apply(&run, recipe))?;
+                reuse.map_or(Ok(()), |reuse| reuse.apply(&run, recipe))?;
                 run
             }
         };

@@ -178,6 +178,17 @@ pub fn list_checkpoints(run_dir: &Path, stage: Stage) -> Result<Vec<Checkpoint>,
     Ok(found)
 }
 
+/// The newest complete checkpoint of one phase of a run of a stage.
+/// # Errors
+/// If the folder cannot be read.
+pub fn newest_of(
+    run_dir: &Path,
+    stage: Stage,
+    phase: Phase,
+) -> Result<Option<Checkpoint>, CheckpointError> {
+    Ok(list_checkpoints(run_dir, stage)?.into_iter().rfind(|found| found.phase == phase))
+}
+
 /// All checkpoints in the order of their steps, whatever the phase.
 fn list(parent: &Path) -> io::Result<Vec<Checkpoint>> {
     let mut found = Vec::new();

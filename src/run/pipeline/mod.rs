@@ -4,7 +4,7 @@
 //! A run is a sequence of phases, and each phase first looks at what the run directory already
 //! holds: a finished phase is skipped, an interrupted one goes on after its newest checkpoint, a
 //! missing one starts. So resuming is running again, and there is one code path for both. So is
-//! beginning with what another run has finished: [`takeover`] puts its phases into the new run's
+//! beginning with what another run has finished: [`reuse`] puts its phases into the new run's
 //! directory. A phase is a function over the [`run::Run`]; those that train a student share one
 //! loop ([`phase_loop`]).
 //!
@@ -29,13 +29,13 @@ mod kd;
 pub mod overlap;
 mod phase_loop;
 pub mod preflight;
+pub mod reuse;
 mod rl;
 mod run;
 pub mod served;
 pub mod setup;
 mod source;
 pub mod steer;
-pub mod takeover;
 
 use crate::{
     config::{Recipe, check::plays_episodes},

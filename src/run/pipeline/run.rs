@@ -143,10 +143,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
 
     /// The newest checkpoint of a phase.
     pub fn newest(&self, phase: Phase) -> Result<Option<Checkpoint>, PipelineError> {
-        Ok(checkpoint::list_checkpoints(self.folder.path(), self.setup.recipe.stage)?
-            .into_iter()
-            .rev()
-            .find(|c| c.phase == phase))
+        Ok(checkpoint::newest_of(self.folder.path(), self.setup.recipe.stage, phase)?)
     }
 
     pub fn say(&mut self, text: &str) {
