@@ -179,15 +179,26 @@ fn a_run_whose_questions_changed_does_not_go_on() {
     at_line(&mut command, "checkpoint runs/a/checkpoints/rl-step-000002", |child| {
         child.kill().unwrap()
     });
-    let questions = std::fs::read_to_string(world.path("questions.jsonl")).unwrap();
-    world.write(
-        "questions.jsonl",
-        &questions.lines().take(9).map(|line| format!("{line}\n")).collect::<String>(),
-    );
-    world
-        .dgpo(&["train", "--resume", "runs/a", "-q"])
-        .failed(1, &["drew from 40 questions, and now there are 9", "restore the files"]);
-    world.write("questions.jsonl", &questions);
+    let before = files_below(&world.path("runs/a"));
+    for file in ["questions.jsonl", "corpus.jsonl"] {
+        let text = std::fs::read_to_string(world.path(file)).unwrap();
+        let of_nine: String = text.lines().take(9).map(|line| format!("{line}\n")).collect();
+        // Fewer lines, and as many of which one says something else.
+        for changed in [of_nine, text.replacen(" the ", " no ", 1)] {
+            assert_ne!(changed, text);
+            world.write(file, &changed);
+            world.dgpo(&["train", "--resume", "runs/a", "-q"]).failed(
+                2,
+                &[
+                    &format!("{file} has changed since the run runs/a was started"),
+                    "restore the file",
+                    "train --config runs/a/recipe.toml --name a-2",
+                ],
+            );
+        }
+        world.write(file, &text);
+    }
+    assert_eq!(files_below(&world.path("runs/a")), before, "nothing was touched");
     // The newest of its checkpoints is behind 2 steps or a few more.
     world.dgpo(&["train", "--resume", "runs/a", "--set", "rl.steps=12"]).done();
 }

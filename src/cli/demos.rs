@@ -67,7 +67,7 @@ impl Job for Demos {
         let sampling = Sampling { temperature: recipe.demos.temperature, ..Sampling::GREEDY };
         let key = Key::new(recipe.run.seed, Purpose::Teacher);
         let mut waiting =
-            Waiting { recipe: &recipe.retriever, stop: &self.stop, say: &mut output::say };
+            Waiting { recipe: &recipe.retriever, stop: &self.stop, say: Box::new(output::say) };
         let play =
             Play { model: &teacher, questions: &drawn, sampling, key, is_interruptible: true };
         Ok(setup

@@ -82,19 +82,17 @@ impl Job for Evaluate {
         let tokenizer = setup.tokenizer()?;
         let model = setup.load(&setup.recipe.model.student, &tokenizer)?;
         let retriever = setup.retriever(Path::new("."), &self.stop)?;
-        let mut waiting =
-            Waiting { recipe: &setup.recipe.retriever, stop: &self.stop, say: &mut output::say };
-        let (episodes, mut figures) =
-            setup.play_test(&tokenizer, retriever.as_ref(), &model, &mut waiting)?;
+        let mut waiting = Waiting {
+            recipe: &setup.recipe.retriever,
+            stop: &self.stop,
+            say: Box::new(output::say),
+        };
+        let player = (&tokenizer, retriever.as_ref());
+        let (episodes, mut figures) = setup.play_test(player, &model, &mut waiting)?;
         let mut arcap = None;
         if setup.recipe.eval.arcap {
-            let (played, capabilities) = setup.play_arcap(
-                &tokenizer,
-                retriever.as_ref(),
-                &model,
-                &episodes,
-                &mut waiting,
-            )?;
+            let (played, capabilities) =
+                setup.play_arcap(player, &model, &episodes, &mut waiting)?;
             (arcap, figures.arcap) = (Some(played), Some(capabilities));
         }
         Ok(Evaluated { episodes, arcap, figures })

@@ -45,7 +45,7 @@ use dgpo_run::{
     config::ConfigError,
     devices::DeviceError,
     folder::run_dir::RunDirError,
-    pipeline::{PipelineError, preflight::Missing, steer::SteerError, takeover::TakeoverError},
+    pipeline::{PipelineError, preflight::Missing, reuse::ReuseError, steer::SteerError},
 };
 use std::{borrow::Cow, process::ExitCode, sync::OnceLock};
 use tracing::level_filters::LevelFilter;
@@ -246,7 +246,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.is::<UsageError>()
             || cause.downcast_ref().is_some_and(is_refused)
             || cause.downcast_ref().is_some_and(is_a_question_of_the_recipe)
-            || cause.downcast_ref().is_some_and(is_unfit_to_take_over)
+            || cause.downcast_ref().is_some_and(is_unfit_for_reuse)
             || cause.downcast_ref().is_some_and(is_to_be_changed)
     });
     if is_usage { EXIT_USAGE } else { EXIT_FAILED }
@@ -266,9 +266,9 @@ fn is_a_question_of_the_recipe(error: &PipelineError) -> bool {
     }
 }
 
-/// Whether the run named is not one whose phases can be taken over.
-fn is_unfit_to_take_over(error: &TakeoverError) -> bool {
-    !matches!(error, TakeoverError::Checkpoint(_) | TakeoverError::Copy { .. })
+/// True if the run named is not one whose phases can be reused.
+fn is_unfit_for_reuse(error: &ReuseError) -> bool {
+    !matches!(error, ReuseError::Checkpoint(_) | ReuseError::Copy { .. })
 }
 
 /// Whether a run directory is not what the command takes it for.
@@ -280,9 +280,11 @@ fn is_to_be_changed(error: &RunDirError) -> bool {
 /// Whether a run cannot go on as it is told.
 fn is_refused(error: &SteerError) -> bool {
     match error {
-        SteerError::Refused { .. } | SteerError::OtherModel { .. } => true,
+        SteerError::Refused { .. }
+        | SteerError::OtherModel { .. }
+        | SteerError::InputChanged { .. } => true,
         SteerError::RunDir(error) => is_to_be_changed(error),
-        SteerError::Checkpoint(_) => false,
+        SteerError::Checkpoint(_) | SteerError::Input(_) => false,
     }
 }
 

@@ -26,6 +26,7 @@ use dgpo_run::{
     pipeline::{
         PipelineError,
         preflight::{Missing, Work, missing},
+        steer::check_inputs,
     },
     report::table::table,
 };
@@ -258,9 +259,9 @@ impl Experiment<'_> {
                     .source()
                     .map(|source| RunDir::open(&self.folder.join(source.name())))
                     .transpose()?;
-                let (provenance, takeover) = train::prepare(recipe, device, from.as_ref())?;
+                let (provenance, reuse) = train::prepare(recipe, device, from.as_ref())?;
                 let run = RunDir::create(&self.folder, &row.name(), recipe, &provenance)?;
-                takeover.map_or(Ok(()), |takeover| takeover.apply(&run, recipe))?;
+                reuse.map_or(Ok(()), |reuse| reuse.apply(&run, recipe))?;
                 run
             }
         };
@@ -278,11 +279,14 @@ impl Experiment<'_> {
 
 /// The run in a row's folder, if it has begun.
 /// # Errors
-/// If it was made with another recipe.
+/// If it was made with another recipe or with other files.
 fn existing(path: &Path, recipe: &Recipe) -> anyhow::Result<Option<RunDir>> {
     let Ok(run) = RunDir::open(path) else { return Ok(None) };
     match differences(&run.recipe()?, recipe).into_iter().next() {
-        None => Ok(Some(run)),
+        None => {
+            check_inputs(&run, recipe)?;
+            Ok(Some(run))
+        }
         Some((key, there, here)) => {
             let hint = "remove its folder, or choose another one for all with --runs and --out";
             Err(UsageError(format!(

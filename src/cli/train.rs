@@ -19,10 +19,10 @@ use dgpo_run::{
         run_dir::{RECIPE_FILE, RUNS_DIR, RunDir, RunDirError},
     },
     pipeline::{
-        Pipeline, PipelineError,
+        self, PipelineError,
         preflight::{Missing, Work, missing},
+        reuse::Reuse,
         steer::{self, Steered, steered},
-        takeover::Takeover,
     },
 };
 use std::path::{Path, PathBuf};
@@ -77,7 +77,7 @@ impl Job for Train<'_> {
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Self { recipe, run, progress, stop } = self;
         let mut observer = |event: dgpo_run::events::Event<'_>| progress.on(event);
-        Pipeline::<B>::new(recipe, run, &mut observer, stop, device)?.run()
+        pipeline::run::<B>(recipe, run, &mut observer, stop, device)
     }
 }
 
@@ -295,7 +295,7 @@ fn load(args: &Args) -> anyhow::Result<Loaded> {
     }
 }
 
-/// A new run directory for the recipe, filled with what it takes over.
+/// A new run directory for the recipe, filled with the phases that it reuses.
 fn create(
     loaded: Loaded,
     device: DeviceChoice,
@@ -303,7 +303,7 @@ fn create(
 ) -> anyhow::Result<(Recipe, RunDir)> {
     let base = loaded.run_name();
     let recipe = loaded.recipe;
-    let (provenance, takeover) = prepare(&recipe, device, from)?;
+    let (provenance, reuse) = prepare(&recipe, device, from)?;
     let root = Path::new(RUNS_DIR);
     let mut number = 1;
     let run = loop {
@@ -317,25 +317,24 @@ fn create(
             created => break created?,
         }
     };
-    if let Some(takeover) = takeover {
-        takeover.apply(&run, &recipe)?;
-        takeover.describe().iter().for_each(|line| output::say(line));
+    if let Some(reuse) = reuse {
+        reuse.apply(&run, &recipe)?;
+        reuse.describe().iter().for_each(|line| output::say(line));
     }
     Ok((recipe, run))
 }
 
-/// What is known and decided before there is a run directory: what the run is made with, and what
-/// it takes over.
+/// Facts that are known before there is a run directory: what the run is made with, and the phases
+/// that it reuses.
 pub(super) fn prepare(
     recipe: &Recipe,
     device: DeviceChoice,
     from: Option<&RunDir>,
-) -> anyhow::Result<(Provenance, Option<Takeover>)> {
+) -> anyhow::Result<(Provenance, Option<Reuse>)> {
     let mut provenance = Provenance::collect(&devices::describe(device), recipe)?;
-    let takeover =
-        from.map(|source| Takeover::plan(source, recipe, &provenance.files)).transpose()?;
-    provenance.taken_over = takeover.as_ref().map(Takeover::taken_over);
-    Ok((provenance, takeover))
+    let reuse = from.map(|source| Reuse::plan(source, recipe, &provenance.files)).transpose()?;
+    provenance.taken_over = reuse.as_ref().map(|reuse| reuse.taken.clone());
+    Ok((provenance, reuse))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! Table 3 for another student.
 //!
 //! A row begins with the phases that an earlier row of the same pair has finished, where they are
-//! the same (`dgpo_run::pipeline::takeover` decides).
+//! the same (`dgpo_run::pipeline::reuse` decides).
 use dgpo_run::config::{ConfigError, Recipe, load};
 
 /// A teacher and a student.

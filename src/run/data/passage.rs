@@ -63,9 +63,10 @@ pub(super) fn parse(line: &[u8]) -> Result<Parsed<'_>, String> {
 fn by_field(line: &[u8]) -> Result<Parsed<'_>, String> {
     let fields = Fields::parse(line)?;
     let id = fields.string("id")?;
-    let contents = match (fields.get("contents"), fields.get("text")) {
-        (None, Some(_)) => {
-            let (title, text) = (text_of(&fields, "title")?, text_of(&fields, "text")?);
+    let has_text = fields.object.contains_key("text") || fields.object.contains_key("title");
+    let contents = match fields.get("contents") {
+        None if has_text => {
+            let (text, title) = (text_of(&fields, "text")?, text_of(&fields, "title")?);
             if strip(&text).is_empty() {
                 return Err("field `text` is blank; hint: remove passages without text".to_owned());
             }
@@ -174,6 +175,10 @@ mod tests {
             (r#"{"id": "x", "contents": " \n\t\u00a0"}"#, "field `contents` is blank"),
             (r#"{"id": "x", "text": "x"}"#, "field `title` is missing"),
             (r#"{"id": "x", "title": "x", "text": " "}"#, "field `text` is blank"),
+            (r#"{"id": "x", "title": "x", "text": null}"#, "field `text` is null"),
+            (r#"{"id": "x", "text": null, "contents": null}"#, "field `text` is null"),
+            (r#"{"id": "x", "title": null, "text": "x"}"#, "field `title` is null"),
+            (r#"{"id": "x", "title": "x"}"#, "field `text` is missing"),
             (r#"{"id": "x", "title": NaN, "text": "x"}"#, "field `title` is null or NaN"),
             (r#"{"id": "x", "#, "not JSON"),
         ] {

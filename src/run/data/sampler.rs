@@ -7,7 +7,7 @@
 use dgpo_core::rng::{Key, Purpose};
 use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sampler {
     pub seed: u64,
     pub n_items: usize,

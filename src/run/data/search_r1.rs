@@ -132,7 +132,7 @@ fn n_bytes_of(question: &Question) -> u64 {
     [id, dataset, question].into_iter().chain(golden_answers).map(|text| text.len() as u64).sum()
 }
 
-fn question(row: &Fields, dataset: &str, row_idx: usize) -> Result<Question, String> {
+fn question<'r>(row: &'r Fields, dataset: &str, row_idx: usize) -> Result<Question, String> {
     let dataset = row.optional_string("data_source")?.unwrap_or_else(|| dataset.to_owned());
     let id = match row.optional_string("id")? {
         Some(id) => id,
@@ -146,16 +146,15 @@ fn question(row: &Fields, dataset: &str, row_idx: usize) -> Result<Question, Str
         Some(_) => row.answers("golden_answers")?,
         None => {
             let key = "reward_model.ground_truth.target";
-            let target = row
-                .get("reward_model")
-                .and_then(|v| v.get("ground_truth"))
-                .and_then(|v| v.get("target"));
-            jsonl::answers(
-                target.ok_or_else(|| {
-                    format!("field `{key}` is missing; hint: or give a column `golden_answers`")
-                })?,
-                key,
-            )?
+            let missing =
+                || format!("field `{key}` is missing; hint: or give a column `golden_answers`");
+            let inside = |outer: Option<&'r Value>, key| match outer {
+                // Null in the place of a group is null in the place of its fields.
+                Some(Value::Null) => outer,
+                _ => outer.and_then(|outer| outer.get(key)),
+            };
+            let target = key.split('.').skip(1).fold(row.object.get("reward_model"), inside);
+            jsonl::answers(target.ok_or_else(missing)?, key)?
         }
     };
     let question = normalise_question(&asked)?;
@@ -181,10 +180,16 @@ fn default_id(row: &Fields, dataset: &str, row_idx: usize) -> String {
 
 fn question_in_prompt(row: &Fields) -> Result<String, String> {
     const MARK: &str = "Question: ";
-    let messages = row
-        .get("prompt")
-        .and_then(Value::as_array)
-        .ok_or("field `prompt` is missing; hint: or give a column `question`")?;
+    let messages = match row.object.get("prompt") {
+        Some(Value::Array(messages)) => messages,
+        other => {
+            let found = other.map_or("missing".to_owned(), |value| match value {
+                Value::Null => "null".to_owned(),
+                value => format!("no list but {}", jsonl::kind(value)),
+            });
+            return Err(format!("field `prompt` is {found}; hint: or give a column `question`"));
+        }
+    };
     let user = messages
         .iter()
         .rev()

@@ -70,14 +70,14 @@ pub enum TrajectoryError {
 
 /// A row of a file of `data.trajectories`.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Given {
+pub enum GivenEpisode {
     /// {id, question, golden_answers, response}.
     Text(Trajectory),
     /// A record of an episode, known by its `segments`.
     Record(Episode),
 }
 
-impl Given {
+impl GivenEpisode {
     /// The question that was played.
     pub fn question(&self) -> Question {
         match self {
@@ -98,17 +98,20 @@ impl Given {
 ///
 /// # Errors
 /// If a row is neither (with file and line), or a file has no rows.
-pub fn read_given(path: &Path) -> Result<Vec<Given>, DataError> {
+pub fn read_given(path: &Path) -> Result<Vec<GivenEpisode>, DataError> {
     let (mut given, mut unstripped) = (Vec::new(), UnstrippedGolds::default());
     jsonl::for_each_row(path, |row| {
-        let one = match row.get("segments") {
-            Some(_) => {
+        let has = |key| row.object.contains_key(key);
+        let is_record = row.get("segments").is_some() || (has("segments") && !has("response"));
+        let one = match is_record {
+            true => {
+                row.value("segments")?;
                 let episode = Episode::deserialize(&row.object)
                     .map_err(|error| format!("not an episode record: {error}"))?;
                 episode.check()?;
-                Given::Record(episode)
+                GivenEpisode::Record(episode)
             }
-            None => Given::Text(Trajectory::of_row(row)?),
+            false => GivenEpisode::Text(Trajectory::of_row(row)?),
         };
         let Question { id, golden_answers, .. } = one.question();
         unstripped.add(&id, &golden_answers, row.line);
@@ -142,11 +145,11 @@ pub struct Imported {
 pub fn episode_from_given(
     tokenizer: &Tokenizer,
     prompt: &dyn Fn(&Question) -> Result<Prompt, ChatError>,
-    given: &Given,
+    given: &GivenEpisode,
 ) -> Result<Imported, TrajectoryError> {
     match given {
-        Given::Text(trajectory) => episode_from_trajectory(tokenizer, prompt, trajectory),
-        Given::Record(episode) => Ok(Imported {
+        GivenEpisode::Text(trajectory) => episode_from_trajectory(tokenizer, prompt, trajectory),
+        GivenEpisode::Record(episode) => Ok(Imported {
             episode: episode_from_record(tokenizer, prompt, episode)?,
             is_cut: false,
         }),
@@ -170,7 +173,7 @@ pub fn episode_from_trajectory(
     let failed = |source| TrajectoryError::Encode { id: id(), source };
     // A special token that is spelled in a passage is ordinary text.
     let encode = |text: &str| tokenizer.encode_text(text).map_err(failed);
-    let question = Given::Text(trajectory.clone()).question();
+    let question = GivenEpisode::Text(trajectory.clone()).question();
     let mut segments =
         vec![Segment::Prompt { ids: encoded(tokenizer, prompt(&question)).map_err(failed)? }];
     let mut searches: Vec<SearchRecord> = Vec::new();

@@ -85,6 +85,11 @@ impl Checkpoint {
         serde_json::from_slice(&text).map_err(|source| CheckpointError::State { path, source })
     }
 
+    /// The name of its folder, as in `rl-step-000250`.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Folder names are `<phase>-step-<six digits or more>`.
     fn parse(path: PathBuf) -> Option<Self> {
         let (phase, step) = path.file_name()?.to_str()?.split_once("-step-")?;
@@ -173,6 +178,17 @@ pub fn list_checkpoints(run_dir: &Path, stage: Stage) -> Result<Vec<Checkpoint>,
     Ok(found)
 }
 
+/// The newest complete checkpoint of one phase of a run of a stage.
+/// # Errors
+/// If the folder cannot be read.
+pub fn newest_of(
+    run_dir: &Path,
+    stage: Stage,
+    phase: Phase,
+) -> Result<Option<Checkpoint>, CheckpointError> {
+    Ok(list_checkpoints(run_dir, stage)?.into_iter().rfind(|found| found.phase == phase))
+}
+
 /// All checkpoints in the order of their steps, whatever the phase.
 fn list(parent: &Path) -> io::Result<Vec<Checkpoint>> {
     let mut found = Vec::new();
@@ -195,8 +211,7 @@ fn prune(parent: &Path, phase: Phase, keep: usize) {
         for old in &of_phase[..n_old] {
             // Renamed first, so that a removal cut short does not leave a folder that looks
             // complete.
-            let name = old.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let doomed = parent.join(format!("{TEMPORARY_PREFIX}old-{name}"));
+            let doomed = parent.join(format!("{TEMPORARY_PREFIX}old-{}", old.name()));
             remove_if_there(&doomed)?;
             fs::rename(&old.path, &doomed)?;
             fs::remove_dir_all(&doomed)?;

@@ -79,10 +79,7 @@ impl Provenance {
     /// If an input file that is there cannot be read. A missing file is not an error here; the code
     /// that needs it has a more specific message.
     pub fn collect(device: &str, recipe: &Recipe) -> io::Result<Self> {
-        let files = input_files(recipe)
-            .into_iter()
-            .map(|(name, path)| Ok((name, fingerprint(&path)?)))
-            .collect::<io::Result<_>>()?;
+        let files = fingerprints(recipe)?;
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
             executable: std::env::current_exe().and_then(|path| fingerprint(&path)).ok(),
@@ -96,6 +93,31 @@ impl Provenance {
             taken_over: None,
         })
     }
+}
+
+/// Fingerprints of the inputs of a recipe that are there, by the names it gives them.
+/// # Errors
+/// If one of them cannot be read.
+pub fn fingerprints(recipe: &Recipe) -> io::Result<BTreeMap<String, String>> {
+    let fingerprint = |(name, path): (String, PathBuf)| Ok((name, fingerprint(&path)?));
+    input_files(recipe).into_iter().map(fingerprint).collect()
+}
+
+/// The first of the inputs `now` of a recipe whose contents are not those that a run was started
+/// with. Files of test questions may change: nothing is learned from them.
+pub fn changed_input<'f>(
+    provenance: &Value,
+    recipe: &Recipe,
+    now: &'f BTreeMap<String, String>,
+) -> Option<&'f str> {
+    let data = &recipe.data;
+    let only_tests = |name: &String| {
+        data.test.contains(name) && !data.train.iter().chain(&data.trajectories).any(|n| n == name)
+    };
+    let is_changed = |(name, now): &(&String, &String)| {
+        provenance["files"].get(*name).is_some_and(|then| then != *now) && !only_tests(name)
+    };
+    now.iter().find(is_changed).map(|(name, _)| name.as_str())
 }
 
 /// The files a recipe names, those of its models and its index: (name, path).

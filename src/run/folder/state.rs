@@ -41,7 +41,7 @@ const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const CRITIC_OPTIMIZER_FILE: &str = "critic_optimizer.safetensors";
 
 /// The state of a phase, without tensors.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PhaseState {
     /// Steps done.
     pub step: usize,

@@ -57,8 +57,7 @@ impl<I: Backend> Setup<I> {
     /// As [`Setup::play_test`].
     pub fn play_arcap(
         &self,
-        tokenizer: &Tokenizer,
-        retriever: &dyn Retriever,
+        (tokenizer, retriever): (&Tokenizer, &dyn Retriever),
         model: &Decoder<I>,
         episodes: &[Episode],
         waiting: &mut Waiting<'_>,

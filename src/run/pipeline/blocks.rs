@@ -28,7 +28,7 @@ use std::{
 
 /// demos-NNNNNN.json.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
+pub struct BlockCounts {
     pub n_played: usize,
     /// Those of them that asked the retriever something, answered or not.
     pub n_searched: usize,
@@ -40,7 +40,7 @@ pub struct Counts {
     pub n_bytes: u64,
 }
 
-impl Counts {
+impl BlockCounts {
     /// Of a block's episodes, before its file is written.
     pub fn of(played: &[Episode]) -> Self {
         let count =
@@ -70,21 +70,21 @@ pub fn counts_path(episodes_dir: &Path, block: usize) -> PathBuf {
 pub fn write_block(
     run: &RunDir,
     block: usize,
-    counts: Counts,
+    counts: BlockCounts,
     kept: &[Episode],
 ) -> Result<(), PipelineError> {
     let (path, beside) =
         (block_path(&run.episodes_dir(), block), counts_path(&run.episodes_dir(), block));
     write_episodes(&path, kept)?;
     let n_bytes = fs::metadata(&path).map_err(|source| PipelineError::Io { path, source })?.len();
-    let text = serde_json::to_string(&Counts { n_kept: kept.len(), n_bytes, ..counts })
+    let text = serde_json::to_string(&BlockCounts { n_kept: kept.len(), n_bytes, ..counts })
         .expect("plain numbers")
         + "\n";
     write_file(&beside, text).map_err(|source| PipelineError::Io { path: beside, source })
 }
 
 /// The counts of a block that has some.
-pub fn counts_of(run: &RunDir, block: usize) -> Option<Counts> {
+pub fn counts_of(run: &RunDir, block: usize) -> Option<BlockCounts> {
     serde_json::from_slice(&fs::read(counts_path(&run.episodes_dir(), block)).ok()?).ok()
 }
 
@@ -111,9 +111,9 @@ fn is_done(
     let Ok(mut file) = File::open(&path) else { return Ok(false) };
     if counts_path(&run.episodes_dir(), block).is_file() {
         let is_whole =
-            |counts: Counts| file.metadata().is_ok_and(|file| file.len() == counts.n_bytes);
+            |counts: BlockCounts| file.metadata().is_ok_and(|file| file.len() == counts.n_bytes);
         let is_served =
-            |counts: Counts| counts.n_lost as f64 <= max_lost_share * counts.n_searched as f64;
+            |counts: BlockCounts| counts.n_lost as f64 <= max_lost_share * counts.n_searched as f64;
         return Ok(
             counts_of(run, block).is_some_and(|counts| is_whole(counts) && is_served(counts))
         );
@@ -164,8 +164,8 @@ mod tests {
     fn a_block_is_done_with_its_counts_even_if_nothing_of_it_was_kept() {
         let (_root, run) = run();
         let episodes = [drawn_episode(), drawn_episode()];
-        write_block(&run, 0, Counts::of(&episodes), &episodes[..1]).unwrap();
-        write_block(&run, 1, Counts::of(&episodes), &[]).unwrap();
+        write_block(&run, 0, BlockCounts::of(&episodes), &episodes[..1]).unwrap();
+        write_block(&run, 1, BlockCounts::of(&episodes), &[]).unwrap();
         assert_eq!(done(&run), 2);
         let counts = counts_of(&run, 0).unwrap();
         assert_eq!(
@@ -187,7 +187,7 @@ mod tests {
             &|| fs::remove_file(counts_path(&run.episodes_dir(), 0)),
         ] as [&dyn Fn() -> std::io::Result<()>; 5]
         {
-            write_block(&run, 0, Counts::of(&episodes), &episodes).unwrap();
+            write_block(&run, 0, BlockCounts::of(&episodes), &episodes).unwrap();
             assert_eq!(done(&run), 1);
             damage().unwrap();
             assert_eq!(done(&run), 0);
@@ -203,7 +203,7 @@ mod tests {
             ..drawn_episode()
         };
         let episodes = [lost, drawn_episode(), drawn_episode(), drawn_episode()];
-        write_block(&run, 0, Counts::of(&episodes), &episodes[1..]).unwrap();
+        write_block(&run, 0, BlockCounts::of(&episodes), &episodes[1..]).unwrap();
         assert_eq!((done(&run), n_blocks_done(&run, 0.25).unwrap()), (0, 1));
     }
 
@@ -211,7 +211,8 @@ mod tests {
     fn a_block_behind_one_that_is_not_done_is_played_again_too() {
         let (_root, run) = run();
         for block in [0, 2] {
-            write_block(&run, block, Counts::of(&[drawn_episode()]), &[drawn_episode()]).unwrap();
+            write_block(&run, block, BlockCounts::of(&[drawn_episode()]), &[drawn_episode()])
+                .unwrap();
         }
         assert_eq!(done(&run), 1);
     }

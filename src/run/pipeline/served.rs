@@ -32,7 +32,7 @@ pub struct Waiting<'a> {
     pub recipe: &'a RetrieverRecipe,
     pub stop: &'a Stop,
     /// Hears, in front of each pause, of what was lost and why.
-    pub say: &'a mut dyn FnMut(&str),
+    pub say: Box<dyn FnMut(&str) + 'a>,
 }
 
 /// What an attempt asked of the retriever and what of it was lost: episodes that searched, or

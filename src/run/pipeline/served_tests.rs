@@ -45,13 +45,14 @@ fn ten(
     stop: &Stop,
 ) -> (Result<usize, PipelineError>, Vec<String>) {
     let mut said = Vec::new();
-    let mut say = |text: &str| said.push(text.to_owned());
-    let mut waiting = Waiting { recipe, stop, say: &mut say };
+    let say = |text: &str| said.push(text.to_owned());
+    let mut waiting = Waiting { recipe, stop, say: Box::new(say) };
     let queries = ["q"; 5].map(str::to_owned);
     let served = waiting.until_served("step 3", retriever, 10, |watched| {
         let results = [watched.search(&queries, 1), watched.search(&queries, 1)].concat();
         Ok((results.len(), Losses::of_results(&results)))
     });
+    drop(waiting);
     (served.map(|served| served.value), said)
 }
 
@@ -89,9 +90,9 @@ impl Retriever for Refusing {
 #[test]
 fn a_refusal_is_not_waited_for() {
     let mut said = Vec::new();
-    let mut say = |text: &str| said.push(text.to_owned());
+    let say = |text: &str| said.push(text.to_owned());
     let (recipe, stop) = (recipe(0.0, 3600.0), Stop::default());
-    let mut waiting = Waiting { recipe: &recipe, stop: &stop, say: &mut say };
+    let mut waiting = Waiting { recipe: &recipe, stop: &stop, say: Box::new(say) };
     let ended = waiting.until_served("step 3", &Refusing, 1, |watched| {
         let results = watched.search(&["q".to_owned()], 1);
         Ok(((), Losses::of_results(&results)))
@@ -103,6 +104,7 @@ fn a_refusal_is_not_waited_for() {
             && told.contains("status 400"),
         "{told}"
     );
+    drop(waiting);
     assert!(said.is_empty(), "{said:?}");
 }
 
@@ -144,8 +146,8 @@ fn a_stop_request_ends_the_wait() {
 fn an_attempt_that_was_cut_short_because_of_its_losses_is_no_stop() {
     let (retriever, stop) = (Flaky::new(&[5]), Stop::default());
     let recipe = recipe(0.0, 60.0);
-    let mut say = |_: &str| {};
-    let mut waiting = Waiting { recipe: &recipe, stop: &stop, say: &mut say };
+    let say = |_: &str| {};
+    let mut waiting = Waiting { recipe: &recipe, stop: &stop, say: Box::new(say) };
     let served = waiting.until_served("step 3", &retriever, 5, |watched| {
         let results = watched.search(&["q"; 5].map(str::to_owned), 1);
         if watched.has_lost_too_much() {

@@ -246,6 +246,13 @@ impl<I: Backend> Setup<I> {
         Ok(questions)
     }
 
+    /// The training questions.
+    /// # Errors
+    /// As [`Self::questions`].
+    pub fn training_questions(&self) -> Result<Vec<Question>, PipelineError> {
+        self.questions(&self.recipe.data.train, self.recipe.data.max_train)
+    }
+
     /// The test questions, each once.
     /// # Errors
     /// Those of [`Setup::questions`]; if two questions of one data set have the same id.
@@ -266,8 +273,7 @@ impl<I: Backend> Setup<I> {
     /// was requested.
     pub fn play_test(
         &self,
-        tokenizer: &Tokenizer,
-        retriever: &dyn Retriever,
+        player: (&Tokenizer, &dyn Retriever),
         model: &Decoder<I>,
         waiting: &mut Waiting<'_>,
     ) -> Result<(Vec<Episode>, Figures), PipelineError> {
@@ -275,8 +281,7 @@ impl<I: Backend> Setup<I> {
         let sampling = Sampling { temperature: self.recipe.eval.temperature, ..Sampling::GREEDY };
         let key = Key::new(self.recipe.run.seed, Purpose::Eval);
         let play = Play { model, questions: &questions, sampling, key, is_interruptible: true };
-        let episodes =
-            self.play_until_served("the evaluation", (tokenizer, retriever), play, waiting)?.value;
+        let episodes = self.play_until_served("the evaluation", player, play, waiting)?.value;
         devices::check::<I>(&self.device)?;
         let figures = Figures {
             intervals: Some(Intervals::of(&episodes, self.recipe.run.seed)),

@@ -1,7 +1,8 @@
 //! Where the episodes of a distillation step come from: given ones, the student's own, or now these
 //! and now those.
 use super::{
-    PipelineError, same_items,
+    PipelineError,
+    run::same_items,
     served::{Served, Waiting},
     setup::{Play, Setup},
 };
@@ -42,32 +43,32 @@ const STEPS: u64 = 2;
 const ROLLOUTS: u64 = 3;
 
 /// A source and its place in it.
-pub(super) enum Source<'s> {
+pub(super) enum EpisodeSource<'s> {
     /// The teacher's episodes, or others that were there before the phase.
-    Given(Given),
+    Given(GivenSource),
     /// Every step plays new ones with the student.
-    Played(Played<'s>),
+    Played(PlayedSource<'s>),
     /// DistiLLM: one or the other, or earlier ones of the student.
-    Mixed(Box<Mixed<'s>>),
+    Mixed(Box<MixedSource<'s>>),
 }
 
 /// Which episodes are drawn: `n` for step `step` (from 0) of `total`.
 #[derive(Clone, Copy)]
-pub(super) struct Batch {
+pub(super) struct StepDraw {
     pub step: usize,
     pub total: usize,
     pub n: usize,
 }
 
 /// What a step learns from.
-pub(super) struct Drawn {
+pub(super) struct DrawnEpisodes {
     pub episodes: Vec<Episode>,
     /// Whether the student played them for this step.
     pub is_played: bool,
     pub metrics: Metrics,
 }
 
-impl<'s> Source<'s> {
+impl<'s> EpisodeSource<'s> {
     /// The cursor of what the phase is counted by.
     pub fn sampler(&self) -> &Sampler {
         match self {
@@ -80,7 +81,7 @@ impl<'s> Source<'s> {
     /// The retriever of a source that plays, for evaluations between its steps.
     pub fn player(&self) -> Option<(&'s Tokenizer, &'s dyn Retriever)> {
         match self {
-            Self::Played(played) => Some((played.tokenizer, played.retriever)),
+            Self::Played(played) => Some(played.player),
             Self::Given(_) | Self::Mixed(_) => None,
         }
     }
@@ -108,7 +109,7 @@ impl<'s> Source<'s> {
     /// If the replay buffer is damaged, or there are other episodes or questions now than there
     /// were then.
     pub fn restore(&mut self, state: &PhaseState, dir: &Path) -> Result<(), PipelineError> {
-        let episodes = |given: &mut Given| -> Result<(), PipelineError> {
+        let episodes = |given: &mut GivenSource| -> Result<(), PipelineError> {
             given.sampler = same_items(state.sampler.clone(), "episodes", given.episodes.len())?;
             Ok(())
         };
@@ -146,9 +147,9 @@ impl<'s> Source<'s> {
         &mut self,
         setup: &Setup<I>,
         student: &Decoder<I>,
-        of: Batch,
+        of: StepDraw,
         waiting: &mut Waiting<'_>,
-    ) -> Result<Drawn, PipelineError> {
+    ) -> Result<DrawnEpisodes, PipelineError> {
         let mut metrics = Metrics::default();
         let (episodes, played_s) = match self {
             Self::Given(given) => (given.draw(of.n), None),
@@ -165,17 +166,17 @@ impl<'s> Source<'s> {
                 episodes.iter().map(Episode::n_agent_tokens).sum::<usize>() as f64 / seconds,
             );
         }
-        Ok(Drawn { episodes, is_played: played_s.is_some(), metrics })
+        Ok(DrawnEpisodes { episodes, is_played: played_s.is_some(), metrics })
     }
 }
 
 /// Episodes in a shuffled order, epoch after epoch.
-pub(super) struct Given {
+pub(super) struct GivenSource {
     episodes: Vec<Episode>,
     sampler: Sampler,
 }
 
-impl Given {
+impl GivenSource {
     pub fn new(episodes: Vec<Episode>, seed: u64) -> Self {
         Self { sampler: Sampler::new(seed, episodes.len()), episodes }
     }
@@ -186,22 +187,21 @@ impl Given {
 }
 
 /// Training questions in a shuffled order, played by the student as it is.
-pub(super) struct Played<'s> {
+pub(super) struct PlayedSource<'s> {
     pub phase: Phase,
-    pub tokenizer: &'s Tokenizer,
-    pub retriever: &'s dyn Retriever,
+    pub player: (&'s Tokenizer, &'s dyn Retriever),
     pub questions: Vec<Question>,
     pub sampler: Sampler,
     /// Step s draws its tokens from this folded by s.
     pub key: Key,
 }
 
-impl Played<'_> {
+impl PlayedSource<'_> {
     fn play<I: Backend>(
         &mut self,
         setup: &Setup<I>,
         student: &Decoder<I>,
-        Batch { step, n, .. }: Batch,
+        StepDraw { step, n, .. }: StepDraw,
         waiting: &mut Waiting<'_>,
     ) -> Result<Served<Vec<Episode>>, PipelineError> {
         let mut sampler = self.sampler.clone();
@@ -211,17 +211,16 @@ impl Played<'_> {
         let play =
             Play { model: student, questions: &drawn, sampling, key, is_interruptible: false };
         let what = format!("{} step {}", self.phase, step + 1);
-        let served =
-            setup.play_until_served(&what, (self.tokenizer, self.retriever), play, waiting)?;
+        let served = setup.play_until_served(&what, self.player, play, waiting)?;
         self.sampler = sampler;
         Ok(served)
     }
 }
 
 /// Given episodes and the student's own, mixed by DistiLLM's scheduler (method §5).
-pub(super) struct Mixed<'s> {
-    given: Given,
-    played: Played<'s>,
+pub(super) struct MixedSource<'s> {
+    given: GivenSource,
+    played: PlayedSource<'s>,
     /// Given episodes that are never trained on.
     held_out: RolloutBatch,
     share: StudentShare,
@@ -231,7 +230,7 @@ pub(super) struct Mixed<'s> {
     key: Key,
 }
 
-impl<'s> Mixed<'s> {
+impl<'s> MixedSource<'s> {
     /// Holds out `n_validation` of the given episodes, but never more than half of them.
     /// # Errors
     /// If there are not two: one to hold out and one to learn from.
@@ -262,13 +261,11 @@ impl<'s> Mixed<'s> {
             episodes.into_iter().zip(is_held_out).partition(|(_, is_held_out)| *is_held_out);
         let held_out: Vec<Episode> = held_out.into_iter().map(|(episode, _)| episode).collect();
         let sampler = Sampler::new(key.fold(QUESTIONS).bits(0), questions.len());
-        let (tokenizer, retriever) = player;
         Ok(Self {
-            given: Given::new(kept.into_iter().map(|(episode, _)| episode).collect(), seed),
-            played: Played {
+            given: GivenSource::new(kept.into_iter().map(|(episode, _)| episode).collect(), seed),
+            played: PlayedSource {
                 phase: Phase::Kd,
-                tokenizer,
-                retriever,
+                player,
                 questions,
                 sampler,
                 key: key.fold(ROLLOUTS),
@@ -281,20 +278,15 @@ impl<'s> Mixed<'s> {
         })
     }
 
-    /// Given episodes that are trained on.
-    pub fn n_trained(&self) -> usize {
-        self.given.episodes.len()
-    }
-
     fn draw<I: Backend>(
         &mut self,
         setup: &Setup<I>,
         student: &Decoder<I>,
-        of: Batch,
+        of: StepDraw,
         waiting: &mut Waiting<'_>,
         metrics: &mut Metrics,
     ) -> Result<(Vec<Episode>, Option<f64>), PipelineError> {
-        let Batch { step, total, n } = of;
+        let StepDraw { step, total, n } = of;
         let mut played_s = None;
         let mut share = self.share;
         if step.is_multiple_of(self.recipe.validate_every) {

@@ -26,7 +26,7 @@ use dgpo_core::{
     trainer::optimizer::{AdamW, with_gradients},
 };
 use dgpo_models::{Backend, TrainBackend, bert::BertEncoder};
-use std::{collections::HashMap, ops::ControlFlow};
+use std::collections::HashMap;
 
 /// Texts embedded together when no gradient is needed.
 const EMBED_BATCH: usize = 64;
@@ -59,8 +59,6 @@ pub enum EncoderTrainingError {
          encoder.temperature"
     )]
     NotFinite { step: usize },
-    #[error("stopped as asked")]
-    Stopped,
 }
 
 /// Encoding of texts, the same for training and for the index built later.
@@ -127,29 +125,25 @@ pub struct Contrastive<'a> {
 }
 
 /// Trains `model` for `recipe.steps` batches drawn from the pairs; `on_step` is called with step
-/// number and loss and may end the training.
+/// number and loss.
 /// # Errors
-/// If a text cannot be encoded, a batch cannot be filled, the loss is not finite, or `on_step`
-/// returned `Break`.
-pub fn train_encoder<B: TrainBackend>(
+/// If a text cannot be encoded, a batch cannot be filled or the loss is not finite; the error of
+/// `on_step`, which ends the training.
+pub fn train_encoder<B: TrainBackend, E: From<EncoderTrainingError>>(
     mut model: BertEncoder<B::InnerBackend>,
     task: Contrastive<'_>,
     device: &B::Device,
-    on_step: &mut dyn FnMut(usize, f64) -> ControlFlow<()>,
-) -> Result<BertEncoder<B::InnerBackend>, EncoderTrainingError> {
+    on_step: &mut dyn FnMut(usize, f64) -> Result<(), E>,
+) -> Result<BertEncoder<B::InnerBackend>, E> {
     let Contrastive { passages, pairs, form, recipe, optim, seed } = task;
     if pairs.len() < recipe.batch.max(2) {
-        return Err(EncoderTrainingError::TooFewPairs {
-            n_pairs: pairs.len(),
-            batch: recipe.batch.max(2),
-        });
+        let (n_pairs, batch) = (pairs.len(), recipe.batch.max(2));
+        return Err(EncoderTrainingError::TooFewPairs { n_pairs, batch }.into());
     }
-    let queries =
-        pairs.iter().map(|pair| form.query(&pair.query)).collect::<Result<Vec<_>, _>>()?;
-    let passages = passages
-        .iter()
-        .map(|passage| form.passage(&passage.contents))
-        .collect::<Result<Vec<_>, _>>()?;
+    let queries = pairs.iter().map(|pair| form.query(&pair.query)).collect::<Result<Vec<_>, _>>();
+    let queries = queries.map_err(EncoderTrainingError::from)?;
+    let passages = passages.iter().map(|passage| form.passage(&passage.contents));
+    let passages = passages.collect::<Result<Vec<_>, _>>().map_err(EncoderTrainingError::from)?;
     let mut sampler = Sampler::new(seed, pairs.len());
     let mut optimizer = AdamW::new(optim.clone());
     for step in 0..recipe.steps {
@@ -161,14 +155,12 @@ pub fn train_encoder<B: TrainBackend>(
         let loss = info_nce(q, p, &gold, recipe.temperature);
         let value = loss.clone().into_scalar().elem::<f64>();
         if !value.is_finite() {
-            return Err(EncoderTrainingError::NotFinite { step });
+            return Err(EncoderTrainingError::NotFinite { step }.into());
         }
         let grads = GradientsParams::from_grads(loss.backward(), &trained);
         drop(trained);
         model = optimizer.step(model, grads, learning_rate(optim, step, recipe.steps), value).0;
-        if on_step(step, value).is_break() {
-            return Err(EncoderTrainingError::Stopped);
-        }
+        on_step(step, value)?;
     }
     Ok(model)
 }

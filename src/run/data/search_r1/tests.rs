@@ -206,6 +206,28 @@ fn one_target_alone_is_the_only_gold_answer_and_a_small_number_is_an_id() {
 }
 
 #[test]
+fn a_target_that_is_null_or_within_a_null_is_called_null() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.parquet");
+    let schema = "message schema {
+        required binary id (UTF8);
+        required binary question (UTF8);
+        optional group reward_model { optional group ground_truth { optional binary target (UTF8); } }
+    }";
+    for level in 0..3 {
+        let asked = Column::Text(&["who?", "where?"], &[0, 0], &[0, 0]);
+        let targets = Column::Text(&["A"], &[3, level], &[0, 0]);
+        let ids = Column::Text(&["a", "b"], &[0, 0], &[0, 0]);
+        write(&path, schema, &[ids, asked, targets]);
+        let error = read_questions(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("train.parquet:2: field `reward_model.ground_truth.target` is null"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn a_broken_file_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("nq.parquet");

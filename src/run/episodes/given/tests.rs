@@ -25,6 +25,15 @@ fn agent_text(tokenizer: &Tokenizer, episode: &Episode) -> String {
 }
 
 #[test]
+fn a_row_whose_segments_are_null_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("given.jsonl");
+    std::fs::write(&path, r#"{"question": {"id": "x"}, "segments": null}"#).unwrap();
+    let error = read_given(&path).unwrap_err().to_string();
+    assert!(error.contains("given.jsonl:1: field `segments` is null; hint: "), "{error}");
+}
+
+#[test]
 fn the_mask_covers_exactly_the_agents_text() {
     let tokenizer = byte_level_tokenizer();
     let response = "<think> naïve </think><search> Nolmar </search>\n\n<information>Doc 1(Title: \
@@ -194,7 +203,7 @@ fn a_record_whose_ids_say_something_else_here_is_refused() {
     for (episode, what) in
         damaged.into_iter().zip(["the answer \"Vex\"", "the search \"q\"", "it has the id"])
     {
-        let error = episode_from_given(&tokenizer, &prompt, &Given::Record(episode))
+        let error = episode_from_given(&tokenizer, &prompt, &GivenEpisode::Record(episode))
             .expect_err("another tokenizer")
             .to_string();
         assert!(
@@ -216,7 +225,7 @@ fn the_real_trajectories_become_episodes_whose_masks_cover_exactly_the_agents_te
     assert_eq!(given.len(), 1750);
     let mut n_correct = 0;
     for one in &given {
-        let Given::Text(trajectory) = one else { panic!("a record") };
+        let GivenEpisode::Text(trajectory) = one else { panic!("a record") };
         let Imported { episode, is_cut } =
             episode_from_given(&tokenizer, &prompt, one).expect("an episode");
         assert!(!is_cut, "{}", trajectory.id);

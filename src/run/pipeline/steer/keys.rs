@@ -1,5 +1,5 @@
 //! Which settings a run that has begun may be given anew, and why not the others.
-use crate::pipeline::takeover::is_in;
+use crate::pipeline::reuse::is_in;
 use dgpo_core::settings::Phase;
 
 /// Settings that change nothing but what is still to come, with the phases that read them; without

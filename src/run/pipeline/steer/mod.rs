@@ -27,6 +27,7 @@ use crate::{
     },
     folder::{
         checkpoint::{self, Checkpoint, CheckpointError},
+        provenance::{changed_input, fingerprints},
         run_dir::{RECIPE_FILE, RunDir, RunDirError},
         state::MODEL_DIR,
     },
@@ -64,6 +65,14 @@ pub enum SteerError {
          it came from another run, or write the model of this run into {}", checkpoint.display(), recipe.display()
     )]
     OtherModel { checkpoint: PathBuf, student: String, what: String, recipe: PathBuf },
+    #[error(
+        "{name} has changed since the run {} was started, and the run would go on with what it did \
+         not begin with; hint: restore the file, or begin a run of its own with it: {}",
+        run.path().display(), own_run(run, None, &[])
+    )]
+    InputChanged { run: RunDir, name: String },
+    #[error("cannot read an input of the run: {0}; hint: check its permissions")]
+    Input(std::io::Error),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
     #[error(transparent)]
@@ -113,7 +122,7 @@ pub struct Steered {
 /// Reads what a run is to do, with `overrides` (`KEY=VALUE`) laid over it. Writes nothing.
 /// # Errors
 /// [`SteerError::Refused`] if one of them, or an edit of recipe.toml, concerns what is done
-/// already; [`SteerError::OtherModel`].
+/// already; [`SteerError::InputChanged`]; [`SteerError::OtherModel`].
 pub fn steered(run: &RunDir, overrides: &[String]) -> Result<Steered, SteerError> {
     let (before, recipe) = (run.recipe()?, run.recipe_with(overrides)?);
     let newest = checkpoint::list_checkpoints(run.path(), before.stage)?.pop();
@@ -124,8 +133,20 @@ pub fn steered(run: &RunDir, overrides: &[String]) -> Result<Steered, SteerError
         let hint = anew(run, newest.as_ref(), overrides);
         return Err(SteerError::Refused { run: run.path().to_owned(), refused, hint });
     }
+    check_inputs(run, &recipe)?;
     let changes = if newest.is_some() { check(run, &recipe, newest.as_ref())? } else { asked };
-    Ok(Steered { recipe, behind: newest.map(|newest| name_of(&newest)), changes })
+    Ok(Steered { recipe, behind: newest.map(|newest| newest.name()), changes })
+}
+
+/// Checks that the files which a run learns from are those that it was started with.
+/// # Errors
+/// [`SteerError::InputChanged`] if one is not; if one that is there cannot be read.
+pub fn check_inputs(run: &RunDir, recipe: &Recipe) -> Result<(), SteerError> {
+    let now = fingerprints(recipe).map_err(SteerError::Input)?;
+    match changed_input(&run.provenance()?, recipe, &now) {
+        Some(name) => Err(SteerError::InputChanged { run: run.clone(), name: name.to_owned() }),
+        None => Ok(()),
+    }
 }
 
 /// Checks that `recipe` goes on from the run's newest checkpoint, and returns what it changes.
@@ -288,10 +309,6 @@ fn refusal(key: &str, run: &RunDir, recipe: &Recipe, reached: Option<&Reached>) 
 
 fn is_length(key: &str) -> bool {
     key.ends_with(".steps") || key.ends_with(".epochs")
-}
-
-fn name_of(checkpoint: &Checkpoint) -> String {
-    checkpoint.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// What to do for whoever wants it all the same.

@@ -1,8 +1,8 @@
-//! `--from RUN`: what another run has finished, and this one would do the same way, is taken over
+//! `--from RUN`: what another run has finished, and this one would do in the same way, is reused
 //! instead of done again.
 //!
 //! A phase is the same where everything it depends on is equal in both recipes and in the files
-//! they name, and the student comes to it in the same way:
+//! they name (`crate::folder::provenance`), and the student comes to it in the same way:
 //!
 //! | phase | depends on |
 //! |---|---|
@@ -21,8 +21,8 @@ use super::blocks::{block_path, counts_path, n_blocks_done};
 use crate::{
     config::{Recipe, load::differences},
     folder::{
-        checkpoint::{self, Checkpoint, CheckpointError},
-        provenance::TakenOver,
+        checkpoint::{self, Checkpoint, CheckpointError, newest_of},
+        provenance::{TakenOver, changed_input},
         run_dir::{RunDir, RunDirError},
         state::PhaseState,
     },
@@ -68,9 +68,9 @@ fn own_keys(phase: Phase) -> &'static [&'static str] {
     }
 }
 
-/// Why nothing is taken over.
+/// Reasons why nothing is reused.
 #[derive(Debug, thiserror::Error)]
-pub enum TakeoverError {
+pub enum ReuseError {
     #[error("nothing of the run {} can be taken over: {why}; hint: make the settings equal (--set \
              KEY=VALUE), or leave --from out", run.display())]
     Different { run: PathBuf, why: String },
@@ -96,13 +96,13 @@ pub enum TakeoverError {
 
 /// A phase that both runs have and do differently.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Refused {
-    pub phase: Phase,
+struct OtherPhase {
+    phase: Phase,
     /// (key, there, here)
-    pub keys: Vec<(String, toml::Value, toml::Value)>,
+    keys: Vec<(String, toml::Value, toml::Value)>,
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for OtherPhase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let keys: Vec<String> = self
             .keys
@@ -113,71 +113,59 @@ impl fmt::Display for Refused {
     }
 }
 
-/// What a new run takes over from another one.
+/// The phases that a new run reuses of another one.
 #[derive(Clone, Debug)]
-pub struct Takeover {
+pub struct Reuse {
     source: RunDir,
-    /// In the order of the new run's stage.
-    pub phases: Vec<Phase>,
-    /// What the other run has finished too, and is done again.
-    pub refused: Vec<Refused>,
+    /// The record for the new run's provenance; its phases are in the order of the new run's stage.
+    pub taken: TakenOver,
+    /// Phases that the other run has finished too, and that are done again.
+    refused: Vec<OtherPhase>,
     /// The last checkpoint of each phase that has one.
     checkpoints: Vec<Checkpoint>,
-    /// Seconds of work behind what is taken over, as far as checkpoints know.
-    wall_s: f64,
 }
 
-impl Takeover {
+impl Reuse {
     /// Compares a finished run (or the finished part of one) with the recipe of a new run; `files`
     /// are the fingerprints of the new run's inputs.
     /// # Errors
-    /// If nothing can be taken over, with the reason; if the other run cannot be read.
+    /// If nothing can be reused, with the reason; if the other run cannot be read.
     pub fn plan(
         source: &RunDir,
         recipe: &Recipe,
         files: &BTreeMap<String, String>,
-    ) -> Result<Self, TakeoverError> {
+    ) -> Result<Self, ReuseError> {
         let theirs = source.recipe()?;
         let different = differences(&theirs, recipe);
-        let mut plan = Self {
-            source: source.clone(),
-            phases: Vec::new(),
-            refused: Vec::new(),
-            checkpoints: Vec::new(),
-            wall_s: 0.0,
-        };
+        let run = source.path().to_owned();
+        let mut taken = TakenOver { run: run.clone(), phases: Vec::new(), wall_s: 0.0 };
+        let (mut refused, mut checkpoints) = (Vec::new(), Vec::new());
         let mut their_training = theirs.stage.training_phases();
         let mut is_same_student = true;
         for &phase in recipe.stage.phases() {
-            let checkpoint = match phase {
+            let finished = match phase {
+                Phase::Pretrain | Phase::Encoder | Phase::Eval => continue,
+                // A run goes on after the furthest phase of which it has anything: none before it
+                // may be missing.
+                _ if !is_same_student => None,
                 Phase::Demos => {
                     let have_both = theirs.stage.place(Phase::Demos).is_some()
                         && recipe.data.trajectories.is_empty();
-                    // A run goes on behind the furthest phase of which it has anything: none before
-                    // it may be missing.
-                    if !is_same_student
-                        || !have_both
-                        || n_blocks_done(source, theirs.retriever.max_lost_share)? == 0
-                    {
-                        continue;
-                    }
-                    None
+                    let n_blocks = n_blocks_done(source, theirs.retriever.max_lost_share)?;
+                    (have_both && n_blocks > 0).then_some(None)
                 }
                 Phase::Kd | Phase::Gkd | Phase::Rl => {
-                    is_same_student = is_same_student && their_training.next() == Some(phase);
-                    let finished = if is_same_student {
-                        finished_checkpoint(source, &theirs, phase)?
-                    } else {
-                        None
+                    let finished = match their_training.next() {
+                        Some(theirs_now) if theirs_now == phase => {
+                            finished_checkpoint(source, &theirs, phase)?
+                        }
+                        _ => None,
                     };
-                    if finished.is_none() {
-                        is_same_student = false;
-                        continue;
-                    }
-                    finished
+                    is_same_student = finished.is_some();
+                    finished.map(Some)
                 }
-                Phase::Pretrain | Phase::Encoder | Phase::Eval => continue,
             };
+            let Some(checkpoint) = finished else { continue };
             let is_input = |key: &str| {
                 COMMON.iter().chain(own_keys(phase)).any(|table| is_in(key, table))
                     && !PATIENCE.contains(&key)
@@ -185,47 +173,36 @@ impl Takeover {
             let keys: Vec<_> =
                 different.iter().filter(|(key, ..)| is_input(key)).cloned().collect();
             if keys.is_empty() {
-                plan.phases.push(phase);
+                taken.phases.push(phase);
                 if let Some((checkpoint, wall_s)) = checkpoint {
-                    plan.checkpoints.push(checkpoint);
-                    plan.wall_s = wall_s;
+                    checkpoints.push(checkpoint);
+                    taken.wall_s = wall_s;
                 }
             } else {
                 is_same_student = is_same_student && phase == Phase::Demos;
-                plan.refused.push(Refused { phase, keys });
+                refused.push(OtherPhase { phase, keys });
             }
         }
-        let run = || source.path().to_owned();
-        match (plan.phases.is_empty(), plan.refused.first()) {
-            (true, Some(refused)) => {
-                return Err(TakeoverError::Different { run: run(), why: refused.to_string() });
-            }
-            (true, None) => {
-                let stage = json!(recipe.stage).as_str().unwrap_or_default().to_owned();
-                return Err(TakeoverError::Nothing { run: run(), stage });
-            }
-            (false, _) => {}
+        if taken.phases.is_empty() {
+            return Err(match refused.first() {
+                Some(refused) => ReuseError::Different { run, why: refused.to_string() },
+                None => {
+                    let stage = json!(recipe.stage).as_str().unwrap_or_default().to_owned();
+                    ReuseError::Nothing { run, stage }
+                }
+            });
         }
-        match changed_file(&source.provenance()?, recipe, files) {
-            Some(name) => Err(TakeoverError::FileChanged { run: run(), name }),
-            None => Ok(plan),
+        match changed_input(&source.provenance()?, recipe, files) {
+            Some(name) => Err(ReuseError::FileChanged { run, name: name.to_owned() }),
+            None => Ok(Self { source: source.clone(), taken, refused, checkpoints }),
         }
     }
 
-    /// For the new run's provenance.
-    pub fn taken_over(&self) -> TakenOver {
-        TakenOver {
-            run: self.source.path().to_owned(),
-            phases: self.phases.clone(),
-            wall_s: self.wall_s,
-        }
-    }
-
-    /// What is taken over, and what is not, for the log.
+    /// Sentences for the log: what is reused, and what is not.
     pub fn describe(&self) -> Vec<String> {
-        let names: Vec<&str> = self.phases.iter().map(|phase| phase.as_str()).collect();
-        let taken =
-            format!("taken over from {}: {}", self.source.path().display(), names.join(", "));
+        let TakenOver { run, phases, .. } = &self.taken;
+        let names: Vec<&str> = phases.iter().map(|phase| phase.as_str()).collect();
+        let taken = format!("taken over from {}: {}", run.display(), names.join(", "));
         let refused = self.refused.iter().map(|refused| format!("not taken over: {refused}"));
         [taken].into_iter().chain(refused).collect()
     }
@@ -233,25 +210,24 @@ impl Takeover {
     /// Fills a new run, whose recipe is `recipe`.
     /// # Errors
     /// If files cannot be read or written.
-    pub fn apply(&self, run: &RunDir, recipe: &Recipe) -> Result<(), TakeoverError> {
-        if self.phases.contains(&Phase::Demos) {
-            for block in 0..n_blocks_done(&self.source, recipe.retriever.max_lost_share)? {
-                for path in [block_path, counts_path] {
-                    let (from, to) = (
-                        path(&self.source.episodes_dir(), block),
-                        path(&run.episodes_dir(), block),
-                    );
-                    // A block from before there were counts goes without them.
-                    if from.is_file() {
-                        link(&from, &to)
-                            .map_err(|source| TakeoverError::Copy { path: from, source })?;
-                    }
+    pub fn apply(&self, run: &RunDir, recipe: &Recipe) -> Result<(), ReuseError> {
+        let (from, to) = (self.source.episodes_dir(), run.episodes_dir());
+        let n_blocks = match self.taken.phases.contains(&Phase::Demos) {
+            true => n_blocks_done(&self.source, recipe.retriever.max_lost_share)?,
+            false => 0,
+        };
+        for block in 0..n_blocks {
+            for file in [block_path, counts_path] {
+                let path = file(&from, block);
+                // A block from before there were counts goes without them.
+                if path.is_file() {
+                    link(&path, &file(&to, block))
+                        .map_err(|source| ReuseError::Copy { path, source })?;
                 }
             }
         }
-        sync_folder(&run.episodes_dir())
-            .map_err(|source| TakeoverError::Copy { path: run.episodes_dir(), source })?;
-        run.take_metrics(&self.source, &self.phases)?;
+        sync_folder(&to).map_err(|source| ReuseError::Copy { path: to, source })?;
+        run.take_metrics(&self.source, &self.taken.phases)?;
         for taken in &self.checkpoints {
             let mut state: Value = taken.read_state()?;
             // What the run is told to do is what it was always told: nothing was changed since.
@@ -265,38 +241,21 @@ impl Takeover {
     }
 }
 
-/// Whether a dotted key is `table` or lies in it.
+/// True if a dotted key is `table` or lies in it.
 pub(super) fn is_in(key: &str, table: &str) -> bool {
     key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// The checkpoint of a phase's last step with the seconds of work behind it, if the run has come
+/// The checkpoint of a phase's last step with the seconds of work up to it, if the run has come
 /// that far.
 fn finished_checkpoint(
     run: &RunDir,
     recipe: &Recipe,
     phase: Phase,
-) -> Result<Option<(Checkpoint, f64)>, TakeoverError> {
-    let newest = checkpoint::list_checkpoints(run.path(), recipe.stage)?
-        .into_iter()
-        .rev()
-        .find(|checkpoint| checkpoint.phase == phase);
-    let Some(newest) = newest else { return Ok(None) };
+) -> Result<Option<(Checkpoint, f64)>, ReuseError> {
+    let Some(newest) = newest_of(run.path(), recipe.stage, phase)? else { return Ok(None) };
     let state: PhaseState = newest.read_state()?;
     Ok((state.step >= state.total).then_some((newest, state.wall_s)))
-}
-
-/// An input of both runs whose contents are not what they were; test questions may change.
-fn changed_file(
-    provenance: &Value,
-    recipe: &Recipe,
-    files: &BTreeMap<String, String>,
-) -> Option<String> {
-    let then = provenance.get("files").and_then(Value::as_object)?;
-    let is_changed = |(name, now): &(&String, &String)| {
-        then.get(*name).is_some_and(|then| then != *now) && !recipe.data.test.contains(name)
-    };
-    files.iter().find(is_changed).map(|(name, _)| name.clone())
 }
 
 /// Everything in a checkpoint's folder but its state, which is written anew.
@@ -327,7 +286,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Stage,
-        pipeline::blocks::{Counts, write_block},
+        pipeline::blocks::{BlockCounts, write_block},
     };
     use dgpo_core::settings::KlMode;
 
@@ -349,7 +308,7 @@ mod tests {
     fn run_with(root: &Path, name: &str, recipe: &Recipe, rl_step: usize) -> RunDir {
         let run =
             RunDir::create(root, name, recipe, &json!({ "files": files("sha256:a") })).unwrap();
-        write_block(&run, 0, Counts::default(), &[]).unwrap();
+        write_block(&run, 0, BlockCounts::default(), &[]).unwrap();
         let mut log = run.metrics(None).unwrap();
         for (phase, step) in [(Phase::Demos, 1), (Phase::Kd, 3), (Phase::Rl, rl_step)] {
             log.append(phase, step, &[]).unwrap();
@@ -369,8 +328,8 @@ mod tests {
         run
     }
 
-    fn plan(root: &Path, rl_step: usize, new: &Recipe) -> Result<Takeover, TakeoverError> {
-        Takeover::plan(
+    fn plan(root: &Path, rl_step: usize, new: &Recipe) -> Result<Reuse, ReuseError> {
+        Reuse::plan(
             &run_with(root, "old", &recipe(Stage::Pipeline), rl_step),
             new,
             &files("sha256:a"),
@@ -378,11 +337,11 @@ mod tests {
     }
 
     fn phases_of(rl_step: usize, new: &Recipe) -> Vec<Phase> {
-        plan(tempfile::tempdir().unwrap().path(), rl_step, new).unwrap().phases
+        plan(tempfile::tempdir().unwrap().path(), rl_step, new).unwrap().taken.phases
     }
 
     #[test]
-    fn finished_phases_are_taken_over_and_unfinished_ones_are_not() {
+    fn finished_phases_are_reused_and_unfinished_ones_are_not() {
         assert_eq!(phases_of(3, &recipe(Stage::Pipeline)), [Phase::Demos, Phase::Kd, Phase::Rl]);
         assert_eq!(phases_of(2, &recipe(Stage::Pipeline)), [Phase::Demos, Phase::Kd]);
     }
@@ -394,7 +353,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let plan = plan(root.path(), 3, &new).unwrap();
         assert_eq!(
-            (plan.taken_over().phases, plan.taken_over().wall_s),
+            (plan.taken.phases.clone(), plan.taken.wall_s),
             (vec![Phase::Demos, Phase::Kd], 12.5)
         );
         let told = plan.describe().join("\n");
@@ -408,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_phase_behind_a_different_one_is_done_again() {
+    fn a_phase_after_a_different_one_is_done_again() {
         let mut new = recipe(Stage::Pipeline);
         new.distill.steps = 7;
         assert_eq!(phases_of(3, &new), [Phase::Demos]);
@@ -416,12 +375,12 @@ mod tests {
 
     #[test]
     fn the_same_phase_from_another_start_is_another_phase() {
-        // KD comes behind RL in this stage, and RL from the student before it is not the RL behind
-        // KD. The teacher's episodes are behind it too.
+        // KD comes after RL in this stage, and RL from the student before it is not the RL after
+        // KD. The teacher's episodes come after it too.
         let root = tempfile::tempdir().unwrap();
         assert!(matches!(
             plan(root.path(), 3, &recipe(Stage::RlDistill)),
-            Err(TakeoverError::Nothing { .. })
+            Err(ReuseError::Nothing { .. })
         ));
         assert_eq!(phases_of(3, &recipe(Stage::DistillGkd)), [Phase::Demos, Phase::Kd]);
     }
@@ -463,13 +422,13 @@ mod tests {
     fn an_input_that_changed_is_named_and_test_questions_may() {
         let root = tempfile::tempdir().unwrap();
         let run = run_with(root.path(), "old", &recipe(Stage::Pipeline), 3);
-        let error = Takeover::plan(&run, &recipe(Stage::Pipeline), &files("sha256:b"))
+        let error = Reuse::plan(&run, &recipe(Stage::Pipeline), &files("sha256:b"))
             .unwrap_err()
             .to_string();
         assert!(error.contains("q.jsonl has changed since"), "{error}");
         let mut now = files("sha256:a");
         now.insert("t.jsonl".into(), "sha256:b".into());
-        assert!(Takeover::plan(&run, &recipe(Stage::Pipeline), &now).is_ok());
+        assert!(Reuse::plan(&run, &recipe(Stage::Pipeline), &now).is_ok());
     }
 
     #[test]
