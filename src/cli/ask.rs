@@ -12,7 +12,7 @@ use dgpo_core::{
 };
 use dgpo_models::TrainBackend;
 use dgpo_run::{
-    config::Recipe,
+    config::{Recipe, RetrieverKind},
     data::corpus::Corpus,
     devices::{Job, with_device},
     events::Stop,
@@ -119,7 +119,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
 /// If the passages cannot be read.
 fn about_the_invented_world(recipe: &Recipe, question: &str) -> anyhow::Result<Option<String>> {
     const BUILT_IN: &str = "builtin:";
-    if recipe.retriever.kind == "remote" || !recipe.data.corpus.starts_with(BUILT_IN) {
+    if recipe.retriever.kind == RetrieverKind::Remote || !recipe.data.corpus.starts_with(BUILT_IN) {
         return Ok(None);
     }
     let corpus = Corpus::open(&hub::resolve(&recipe.data.corpus)?)?;

@@ -10,7 +10,7 @@ use clap::Subcommand;
 use dgpo_kernels::suite::probes::Budget;
 use dgpo_lab::{bench::step as shapes, portability::dtype_name};
 use dgpo_models::config::DecoderConfig;
-use dgpo_run::{devices::DeviceChoice, models};
+use dgpo_run::{config::FloatType, devices::DeviceChoice};
 use std::time::Duration;
 
 /// Measure how fast the operations, the training steps and rollouts are on this machine.
@@ -45,7 +45,7 @@ fn budget(seconds: f64) -> anyhow::Result<Budget> {
 }
 
 fn dtype(name: &str) -> anyhow::Result<DType> {
-    models::dtype(name).map_err(|_| {
+    name.parse::<FloatType>().map(FloatType::dtype).map_err(|_| {
         UsageError(format!("--dtype {name} is not known; hint: f32, f16 or bf16")).into()
     })
 }

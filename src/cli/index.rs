@@ -9,7 +9,7 @@ use clap::Subcommand;
 use dgpo_core::env::search::{Hit, SearchError};
 use dgpo_models::TrainBackend;
 use dgpo_run::{
-    config::{ConfigError, Recipe, check, load},
+    config::{ConfigError, Recipe, RetrieverKind, Search, check, load},
     data::questions::read_questions,
     devices::{Job, with_device},
     eval::retrieval::{HitRatios, annotated_ids, hit_ratios, keep_annotated},
@@ -26,7 +26,7 @@ use dgpo_run::{
             search_index,
         },
         equal::EqualVectors,
-        index::{IndexMeta, Search},
+        index::IndexMeta,
     },
 };
 use serde::Serialize;
@@ -102,7 +102,7 @@ struct IndexArgs {
     encoder: Option<String>,
     /// How to search: exact or hnsw [default: hnsw where the index has a graph].
     #[arg(long, value_name = "KIND")]
-    search: Option<String>,
+    search: Option<Search>,
     /// HNSW: candidates looked at [default: the value the index was built with].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     ef_search: Option<usize>,
@@ -115,8 +115,8 @@ struct IndexArgs {
 
 impl IndexArgs {
     fn request(&self) -> Result<IndexRequest<'_>, RetrieverError> {
-        let search = match &self.search {
-            Some(name) => Search::parse(name)?,
+        let search = match self.search {
+            Some(search) => search,
             // A graph that somebody built is what they want to see at work, however small the
             // index.
             None if IndexMeta::read(&self.dir)?.graph.is_some() => Search::Hnsw,
@@ -205,7 +205,7 @@ impl Job for BuildJob<'_> {
 
 fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Outcome> {
     let mut recipe = load::load_part(&args.config, &args.overrides)?.recipe;
-    recipe.retriever.kind = "dense".to_owned();
+    recipe.retriever.kind = RetrieverKind::Dense;
     if let Some(corpus) = &args.corpus {
         recipe.data.corpus.clone_from(corpus);
     }

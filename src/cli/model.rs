@@ -12,8 +12,9 @@ use dgpo_models::{
     },
 };
 use dgpo_run::{
+    config::FloatType,
     devices::{Cpu, Job, with_device},
-    hub, models,
+    hub,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -53,7 +54,7 @@ enum Command {
         out: PathBuf,
         /// f32, bf16 or f16; without it every tensor keeps its own.
         #[arg(long, value_name = "DTYPE")]
-        dtype: Option<String>,
+        dtype: Option<FloatType>,
         #[command(flatten)]
         device: DeviceArgs,
     },
@@ -65,9 +66,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
             let info = Info::read(&hub::resolve(&model)?)?;
             if json { output::json(&info)? } else { output::data(&info.to_string())? }
         }
-        Command::Export { model, out, dtype, device } => {
-            export(&model, &out, dtype.as_deref(), device)?
-        }
+        Command::Export { model, out, dtype, device } => export(&model, &out, dtype, device)?,
     }
     Ok(Outcome::Done)
 }
@@ -182,7 +181,12 @@ fn shape_of(dir: &Path, class: ModelClass) -> Result<BTreeMap<&'static str, Stri
     Ok(numbers.into_iter().collect())
 }
 
-fn export(model: &str, out: &Path, dtype: Option<&str>, device: DeviceArgs) -> anyhow::Result<()> {
+fn export(
+    model: &str,
+    out: &Path,
+    dtype: Option<FloatType>,
+    device: DeviceArgs,
+) -> anyhow::Result<()> {
     if out.join("config.json").exists() {
         return Err(UsageError(format!(
             "{} already holds a model; hint: choose another --out",
@@ -191,8 +195,7 @@ fn export(model: &str, out: &Path, dtype: Option<&str>, device: DeviceArgs) -> a
         .into());
     }
     let dir = hub::resolve(model)?;
-    let (class, dtype) =
-        (ModelClass::of(&dir.join("config.json"))?, dtype.map(models::dtype).transpose()?);
+    let (class, dtype) = (ModelClass::of(&dir.join("config.json"))?, dtype.map(FloatType::dtype));
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     with_device(device.device, Export { dir: &dir, out, class, dtype })??;
     copy_side_files(&dir, out)?;
@@ -288,7 +291,7 @@ mod tests {
     fn an_export_in_bf16_halves_the_size() {
         let out = tempfile::tempdir().unwrap();
         let out = out.path().join("half");
-        export(&oracle("qwen2_tied").to_string_lossy(), &out, Some("bf16"), CPU).unwrap();
+        export(&oracle("qwen2_tied").to_string_lossy(), &out, Some(FloatType::Bf16), CPU).unwrap();
         let (before, after) =
             (Info::read(&oracle("qwen2_tied")).unwrap(), Info::read(&out).unwrap());
         assert_eq!(
@@ -356,14 +359,14 @@ mod tests {
         let (model, out) =
             (dir.path().to_string_lossy().into_owned(), tempfile::tempdir().unwrap());
         let error =
-            export(&model, &out.path().join("f16"), Some("f16"), CPU).unwrap_err().to_string();
+            export(&model, &out.path().join("f16"), Some(FloatType::F16), CPU).unwrap_err().to_string();
         assert!(
             error.contains("1 finite value(s) would become infinite")
                 && error.contains("hint: bf16"),
             "{error}"
         );
         assert!(!out.path().join("f16/model.safetensors").exists());
-        export(&model, &out.path().join("bf16"), Some("bf16"), CPU).unwrap();
+        export(&model, &out.path().join("bf16"), Some(FloatType::Bf16), CPU).unwrap();
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! From the names in a recipe to models in memory.
+use crate::config::FloatType;
 use crate::hub::{self, HubError};
 use burn::tensor::DType;
 use dgpo_core::{
@@ -23,8 +24,6 @@ pub enum SetupError {
     Model(#[from] ModelError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    #[error("model.dtype \"{0}\" is not known; hint: f32, bf16 or f16")]
-    Dtype(String),
     #[error(
         "{model}: its weights have a tensor of {bytes} bytes, and the device holds tensors up to \
          {max}; hint: a smaller model or float type, another device, or --device cpu"
@@ -37,26 +36,10 @@ pub enum SetupError {
     DtypeOfDevice { wanted: &'static str, computed: String, first: &'static str },
 }
 
-/// The dtype called `name` in a recipe.
-/// # Errors
-/// If it is none of f32, bf16, f16.
-pub fn dtype(name: &str) -> Result<DType, SetupError> {
-    match name {
-        "f32" => Ok(DType::F32),
-        "bf16" => Ok(DType::BF16),
-        "f16" => Ok(DType::F16),
-        _ => Err(SetupError::Dtype(name.to_owned())),
-    }
-}
-
 /// The float types that a device computes in, by their names in a recipe.
 pub fn dtypes_of<B: Backend>(device: &B::Device) -> Vec<&'static str> {
-    let names = [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
-    names
-        .into_iter()
-        .filter(|(_, dtype)| B::supports_dtype(device, *dtype))
-        .map(|(name, _)| name)
-        .collect()
+    let types = FloatType::ALL.iter().filter(|choice| B::supports_dtype(device, choice.dtype()));
+    types.map(|choice| choice.as_str()).collect()
 }
 
 /// Checks that a device computes in a type; otherwise the first matrix product would fail.

@@ -18,7 +18,7 @@ use dgpo_models::{
     weights::{check_folder, load_bert, load_critic, load_decoder, visit_tensors},
 };
 use dgpo_run::{
-    config::{self, load::differences, plan::plan},
+    config::{self, Search, load::differences, plan::plan},
     data::{corpus::Corpus, questions::read_questions},
     devices::{Cpu, CpuTrain},
     episodes::{
@@ -35,7 +35,7 @@ use dgpo_run::{
     retriever::{
         answer,
         bm25::Bm25Retriever,
-        index::{Index, IndexMeta, Search},
+        index::{Index, IndexMeta},
     },
 };
 use std::{error::Error, path::Path, sync::Arc};

@@ -22,7 +22,7 @@ use dgpo_models::{
     weights::{load_tensors, save_bert, save_critic, save_decoder, save_tensors},
 };
 use dgpo_run::{
-    config::{Recipe, load::to_toml},
+    config::{Recipe, Search, load::to_toml},
     data::{corpus::Corpus, sampler::Sampler},
     devices::Cpu,
     episodes::write_episodes,
@@ -37,7 +37,6 @@ use dgpo_run::{
         build::{BuildOptions, build},
         encoder::EncoderIdentity,
         hnsw::HnswParams,
-        index::Search,
     },
 };
 use serde_json::json;

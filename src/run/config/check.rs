@@ -8,17 +8,11 @@ mod guards;
 mod rl;
 
 use super::{
-    Problem, Recipe, Stage, bounds,
+    Problem, Recipe, RetrieverKind, Stage, bounds,
     check_distill::{check_distill, check_gkd},
 };
 use dgpo_core::settings::{AdamWRecipe, date::Date};
 
-/// Parameter types a model can be computed in.
-pub const DTYPES: [&str; 3] = ["f32", "bf16", "f16"];
-/// Legal values of `retriever.kind`.
-pub const RETRIEVER_KINDS: [&str; 3] = ["dense", "bm25", "remote"];
-/// Legal values of `retriever.search`.
-pub const SEARCH_KINDS: [&str; 3] = ["auto", "exact", "hnsw"];
 /// hnsw_rs stores the number of links of a node in one byte.
 const MAX_HNSW_LINKS: usize = 255;
 
@@ -62,18 +56,6 @@ impl Findings {
             key,
             || "must be at least 1".into(),
             || format!("{key} = 1 is the smallest"),
-        );
-    }
-
-    fn one_of(&mut self, key: &'static str, value: &str, legal: &[&str]) {
-        self.error(
-            !legal.contains(&value),
-            key,
-            || format!("\"{value}\" is not known"),
-            || match super::load::did_you_mean(value, legal.iter().copied()) {
-                Some(name) => format!("did you mean \"{name}\"?"),
-                None => format!("one of {}", legal.join(", ")),
-            },
         );
     }
 
@@ -160,7 +142,6 @@ pub fn plays_episodes(recipe: &Recipe) -> bool {
 /// Checks what an episode of `model.student` takes: for commands that train nothing.
 pub fn check_play(recipe: &Recipe) -> Findings {
     let mut found = Findings::default();
-    found.one_of("model.dtype", &recipe.model.dtype, &DTYPES);
     found.not_empty(
         "model.student",
         recipe.model.student.is_empty(),
@@ -193,7 +174,6 @@ fn check_run(recipe: &Recipe, found: &mut Findings) {
 
 fn check_model(recipe: &Recipe, found: &mut Findings) {
     let model = &recipe.model;
-    found.one_of("model.dtype", &model.dtype, &DTYPES);
     found.error(
         Date::parse(&model.template_date).is_none(),
         "model.template_date",
@@ -251,8 +231,6 @@ fn check_episode(recipe: &Recipe, found: &mut Findings) {
 
 fn check_retriever(recipe: &Recipe, found: &mut Findings) {
     let retriever = &recipe.retriever;
-    found.one_of("retriever.kind", &retriever.kind, &RETRIEVER_KINDS);
-    found.one_of("retriever.search", &retriever.search, &SEARCH_KINDS);
     found.positive("retriever.top_k", retriever.top_k);
     found.number(
         "retriever.max_lost_share",
@@ -263,8 +241,8 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
     found.number("retriever.max_outage_s", retriever.max_outage_s, not_negative, NOT_NEGATIVE);
     found.number("retriever.first_pause_s", retriever.first_pause_s, not_negative, NOT_NEGATIVE);
     let no_passages = recipe.data.corpus.is_empty();
-    match retriever.kind.as_str() {
-        "dense" => {
+    match retriever.kind {
+        RetrieverKind::Dense => {
             found.not_empty(
                 "retriever.encoder",
                 retriever.encoder.is_empty(),
@@ -297,10 +275,10 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
                 "name the passages; an index answers with their numbers alone",
             );
         }
-        "bm25" => {
+        RetrieverKind::Bm25 => {
             found.not_empty("data.corpus", no_passages, "bm25 searches the passages of this file")
         }
-        "remote" => {
+        RetrieverKind::Remote => {
             // What a variable holds is seen when the retriever is opened.
             let is_address =
                 retriever.url.starts_with("http://") || retriever.url.starts_with("${");
@@ -319,7 +297,6 @@ fn check_retriever(recipe: &Recipe, found: &mut Findings) {
             found.number("retriever.timeout_s", retriever.timeout_s, positive, POSITIVE);
             found.positive("retriever.batch_queries", retriever.batch_queries);
         }
-        _ => {}
     }
 }
 

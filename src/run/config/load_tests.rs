@@ -69,6 +69,18 @@ fn every_recipe_of_the_repository_passes_its_checks() {
 }
 
 #[test]
+fn settings_of_a_few_names_are_refused_with_the_nearest_or_all_of_them() {
+    for (text, hint) in [
+        ("model.dtype = \"bf61\"\n", "did you mean \"bf16\"?"),
+        ("retriever.kind = \"elastic\"\n", "one of dense, bm25, remote"),
+        ("retriever.search = \"hsnw\"\n", "did you mean \"hnsw\"?"),
+    ] {
+        let error = error_of(text, &[]);
+        assert!(error.contains("r.toml:2") && error.contains(hint), "{error}");
+    }
+}
+
+#[test]
 fn a_recorded_recipe_has_the_numbers_that_a_recipe_file_may_have() {
     #[derive(serde::Deserialize)]
     struct Record {

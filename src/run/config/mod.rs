@@ -15,6 +15,7 @@
 mod bounds;
 pub mod check;
 mod check_distill;
+mod choice;
 pub mod library;
 pub mod load;
 pub mod objective;
@@ -25,6 +26,7 @@ pub mod shapes;
 mod shell;
 pub mod stage;
 
+pub use choice::{FloatType, RetrieverKind, Search};
 pub use load::{Loaded, load};
 pub use objective::*;
 pub use recipe::*;

@@ -19,7 +19,7 @@ mod disk;
 
 pub use disk::index_bytes;
 
-use super::{Recipe, Stage, check::plays_episodes, shapes::Shapes};
+use super::{Recipe, RetrieverKind, Stage, check::plays_episodes, shapes::Shapes};
 use dgpo_core::settings::{Algorithm, DistillRecipe, KlEstimator, KlMode, KlReference, Phase};
 use dgpo_models::{config::DecoderConfig, heads::most_logits};
 use serde::Serialize;
@@ -195,11 +195,6 @@ fn rl_phase(recipe: &Recipe) -> PhasePlan {
     }
 }
 
-/// Bytes of one number of `model.dtype`.
-fn dtype_bytes(recipe: &Recipe) -> usize {
-    if recipe.model.dtype == "f32" { F32_BYTES } else { 2 }
-}
-
 fn memory(recipe: &Recipe, shapes: &Shapes) -> Vec<PhaseMemory> {
     let Some(student) = &shapes.student else { return Vec::new() };
     let has_demos = recipe.data.trajectories.is_empty();
@@ -253,7 +248,8 @@ fn memory(recipe: &Recipe, shapes: &Shapes) -> Vec<PhaseMemory> {
 /// Of the dense retriever, which is there from the first phase to the last.
 fn encoder(recipe: &Recipe, shapes: &Shapes) -> Vec<MemoryItem> {
     let asks = plays_episodes(recipe) || !recipe.data.test.is_empty();
-    let encoder = shapes.encoder.as_ref().filter(|_| asks && recipe.retriever.kind == "dense");
+    let encoder =
+        shapes.encoder.as_ref().filter(|_| asks && recipe.retriever.kind == RetrieverKind::Dense);
     encoder
         .map(|encoder| {
             item("encoder: parameters (f32)".to_owned(), encoder.n_parameters() * F32_BYTES)
@@ -329,9 +325,11 @@ fn item(what: String, size_bytes: usize) -> MemoryItem {
 
 fn trained(role: &str, shape: &DecoderConfig, recipe: &Recipe) -> Vec<MemoryItem> {
     let n = shape.n_parameters();
-    let mut items =
-        vec![item(format!("{role}: parameters ({})", recipe.model.dtype), n * dtype_bytes(recipe))];
-    if dtype_bytes(recipe) < F32_BYTES {
+    let mut items = vec![item(
+        format!("{role}: parameters ({})", recipe.model.dtype),
+        n * recipe.model.dtype.n_bytes(),
+    )];
+    if recipe.model.dtype.n_bytes() < F32_BYTES {
         items.push(item(format!("{role}: master weights (f32)"), n * F32_BYTES));
     }
     items.push(item(format!("{role}: gradients (f32)"), n * F32_BYTES));
@@ -342,7 +340,7 @@ fn trained(role: &str, shape: &DecoderConfig, recipe: &Recipe) -> Vec<MemoryItem
 fn frozen(role: &str, shape: &DecoderConfig, recipe: &Recipe) -> Vec<MemoryItem> {
     vec![item(
         format!("{role}: parameters ({})", recipe.model.dtype),
-        shape.n_parameters() * dtype_bytes(recipe),
+        shape.n_parameters() * recipe.model.dtype.n_bytes(),
     )]
 }
 
@@ -352,7 +350,7 @@ fn kv_cache(role: &str, shape: &DecoderConfig, rows: usize, recipe: &Recipe) -> 
         * shape.num_hidden_layers
         * shape.num_key_value_heads
         * shape.head_dim
-        * dtype_bytes(recipe);
+        * recipe.model.dtype.n_bytes();
     vec![item(
         format!("{role}: KV cache of {rows} rows x {positions} positions"),
         rows * positions * per_position,

@@ -8,6 +8,7 @@
 //! No field changes meaning with another one, and no environment variable changes a result
 //! (`${NAME}` and `~` in paths say where files lie, nothing else).
 use super::{
+    choice::{FloatType, RetrieverKind, Search},
     objective::{DemosRecipe, EncoderRecipe, GkdRecipe, PretrainRecipe},
     stage::Stage,
 };
@@ -84,7 +85,7 @@ pub struct ModelRecipe {
     /// `f32`, `bf16` or `f16`: the parameters in forward and backward; master weights and optimizer
     /// state are f32 whatever this says. `f32` doubles the memory of parameters and is no slower on
     /// a CPU.
-    pub dtype: String,
+    pub dtype: FloatType,
     /// Keep only the input of each block for the backward pass and compute the rest again: the
     /// activations of one block at a time, for about a third more compute. Gradients are equal up
     /// to rounding. For models where a micro-batch does not fit.
@@ -126,9 +127,9 @@ pub struct DataRecipe {
 #[serde(deny_unknown_fields)]
 pub struct RetrieverRecipe {
     /// `dense` (encoder and vector search), `bm25` (words) or `remote` (a `/retrieve` server).
-    pub kind: String,
+    pub kind: RetrieverKind,
     /// Vector search: `exact`, `hnsw`, or `auto` (exact below 50,000 passages, HNSW above).
-    pub search: String,
+    pub search: Search,
     /// BERT encoder for `dense`, named as `model.student`.
     pub encoder: String,
     /// Folder of a built index; empty = built under the run directory.

@@ -4,7 +4,7 @@
 //! # Source
 //! The config.json of each model's page; a test holds the parameters they give equal to the
 //! published counts.
-use super::Recipe;
+use super::{Recipe, RetrieverKind};
 use crate::hub;
 use dgpo_models::config::{BertConfig, DecoderConfig, Family, RopeScaling};
 
@@ -39,8 +39,8 @@ impl Shapes {
             published_decoder,
             &mut notes,
         );
-        let encoder = match recipe.retriever.kind.as_str() {
-            "dense" => shape_of(
+        let encoder = match recipe.retriever.kind {
+            RetrieverKind::Dense => shape_of(
                 "encoder",
                 &recipe.retriever.encoder,
                 BertConfig::from_file,

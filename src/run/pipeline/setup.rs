@@ -61,7 +61,7 @@ impl<I: Backend> Setup<I> {
     /// # Errors
     /// If the recipe names an unknown dtype, or one that the device does not compute in.
     pub fn new(recipe: Recipe, device: &I::Device) -> Result<Self, PipelineError> {
-        let dtype = models::dtype(&recipe.model.dtype)?;
+        let dtype = recipe.model.dtype.dtype();
         models::check_dtype::<I>(dtype, device)?;
         Ok(Self { recipe, device: device.clone(), dtype })
     }

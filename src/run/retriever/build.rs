@@ -14,11 +14,12 @@ use super::{
     encoder::EncoderIdentity,
     hnsw::{HnswIndex, HnswParams, Insertion},
     index::{
-        GraphMeta, IndexMeta, META_FILE, Search, VECTORS_FILE, VERSION, check_vectors,
+        GraphMeta, IndexMeta, META_FILE, VECTORS_FILE, VERSION, check_vectors,
         complete_build_command, vectors_sha256,
     },
     vectors::Vectors,
 };
+use crate::config::Search;
 use crate::data::corpus::Corpus;
 use dgpo_models::files::write_file;
 use serde::{Deserialize, Serialize};

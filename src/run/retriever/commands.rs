@@ -13,8 +13,9 @@ use super::{
     exact::Neighbour,
     hnsw::Insertion,
     hnsw_params,
-    index::{CHECKED_AT_OPENING, Index, IndexMeta, Search},
+    index::{CHECKED_AT_OPENING, Index, IndexMeta},
 };
+use crate::config::Search;
 use crate::{config::RetrieverRecipe, data::corpus::Corpus, hub};
 use dgpo_core::{
     env::search::{Hit, Passage, Retriever, SearchError},
@@ -44,7 +45,7 @@ pub fn build_index<B: Backend>(
     let passages = open_corpus(corpus)?;
     let encoder = open_encoder::<B>(&recipe.encoder, encoder_options(recipe), device)?;
     encoder.warn_of_other_prompts();
-    let search = encoder.identity().search(Search::parse(&recipe.search)?)?;
+    let search = encoder.identity().search(recipe.search)?;
     let options =
         BuildOptions { corpus_name: corpus.to_owned(), search, hnsw: hnsw_params(recipe), replace };
     build::build(

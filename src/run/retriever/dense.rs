@@ -10,9 +10,10 @@ use super::{
     encoder::Encoder,
     exact::Neighbour,
     hnsw::HnswParams,
-    index::{Index, IndexMeta, Search},
+    index::{Index, IndexMeta},
     vectors::Vectors,
 };
+use crate::config::Search;
 use crate::data::corpus::Corpus;
 use dgpo_core::env::search::{Hit, Retriever, SearchError};
 use dgpo_models::Backend;

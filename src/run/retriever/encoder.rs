@@ -12,8 +12,8 @@
 use super::{
     RetrieverError, Tick,
     declared::{Declared, Prompts},
-    index::Search,
 };
+use crate::config::Search;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use dgpo_core::tokenizer::{Tokenizer, first_tokens};
 use dgpo_models::{

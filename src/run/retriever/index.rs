@@ -24,6 +24,7 @@ use super::{
     path_of, source_words, unknown_source,
     vectors::Vectors,
 };
+use crate::config::Search;
 use crate::{config::RetrieverRecipe, data::corpus::Corpus};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -33,41 +34,6 @@ use std::{
     path::Path,
     sync::Arc,
 };
-
-/// How an index is searched, as a recipe says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Search {
-    /// Exact below [`Search::EXACT_BELOW`] passages, HNSW from there.
-    Auto,
-    Exact,
-    Hnsw,
-}
-
-impl Search {
-    /// Below this many passages a batch of queries is answered exactly no slower than through a
-    /// graph of good recall.
-    pub const EXACT_BELOW: usize = 50_000;
-
-    /// # Errors
-    /// If the text is none of "auto", "exact", "hnsw".
-    pub fn parse(text: &str) -> Result<Self, RetrieverError> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "exact" => Ok(Self::Exact),
-            "hnsw" => Ok(Self::Hnsw),
-            other => Err(RetrieverError::option(
-                "retriever.search",
-                format!("\"{other}\""),
-                "auto, exact or hnsw",
-            )),
-        }
-    }
-
-    /// Whether `n` passages get a graph.
-    pub fn uses_graph(self, n: usize) -> bool {
-        self == Self::Hnsw || (self == Self::Auto && n >= Self::EXACT_BELOW)
-    }
-}
 
 /// The content of `index.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

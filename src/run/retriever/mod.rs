@@ -30,7 +30,7 @@ pub mod remote;
 pub mod vectors;
 
 use crate::{
-    config::{RetrieverRecipe, shell_quoted},
+    config::{RetrieverKind, RetrieverRecipe, Search, shell_quoted},
     data::corpus::Corpus,
     hub,
 };
@@ -40,7 +40,7 @@ use dgpo_core::env::search::{Retriever, SearchError};
 use dgpo_models::Backend;
 use encoder::{Encoder, EncoderOptions};
 use hnsw::HnswParams;
-use index::{IndexMeta, Search};
+use index::IndexMeta;
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -222,15 +222,12 @@ pub fn open<B: Backend>(
     progress: &mut OnProgress,
 ) -> Result<Box<dyn Retriever>, RetrieverError> {
     let corpus = || corpus.clone().ok_or(RetrieverError::EmptyCorpus);
-    match recipe.kind.as_str() {
-        "dense" => Ok(Box::new(open_dense::<B>(recipe, corpus()?, run_dir, device, progress)?)),
-        "bm25" => Ok(Box::new(bm25::Bm25Retriever::new(corpus()?)?)),
-        "remote" => Ok(Box::new(remote::RemoteRetriever::new(recipe)?)),
-        other => Err(RetrieverError::option(
-            "retriever.kind",
-            format!("\"{other}\""),
-            "dense, bm25 or remote",
-        )),
+    match recipe.kind {
+        RetrieverKind::Dense => {
+            Ok(Box::new(open_dense::<B>(recipe, corpus()?, run_dir, device, progress)?))
+        }
+        RetrieverKind::Bm25 => Ok(Box::new(bm25::Bm25Retriever::new(corpus()?)?)),
+        RetrieverKind::Remote => Ok(Box::new(remote::RemoteRetriever::new(recipe)?)),
     }
 }
 
@@ -244,8 +241,7 @@ fn open_dense<B: Backend>(
     let folder = hub::resolve(&recipe.encoder).map_err(RetrieverError::passed_on)?;
     let encoder = Encoder::<B>::open(&folder, &recipe.encoder, encoder_options(recipe), device)?;
     encoder.warn_of_other_prompts();
-    let (search, params) =
-        (encoder.identity().search(Search::parse(&recipe.search)?)?, hnsw_params(recipe));
+    let (search, params) = (encoder.identity().search(recipe.search)?, hnsw_params(recipe));
     if !recipe.index.is_empty() {
         let dir = hub::expand(&recipe.index).map_err(RetrieverError::passed_on)?;
         let corpus_name = path_of(&corpus);

@@ -5,14 +5,10 @@
 //! of a phase    as many as `run.keep`, and the one that is being written
 //! index         passages · (width · 4 + 8 · retriever.hnsw_m), from 50,000 passages on
 //! ```
-use super::{ADAM_BYTES, F32_BYTES, MemoryItem, dtype_bytes, item, kd_phase};
-use crate::config::{Recipe, check::plays_episodes, shapes::Shapes};
+use super::{ADAM_BYTES, F32_BYTES, MemoryItem, item, kd_phase};
+use crate::config::{Recipe, RetrieverKind, Search, check::plays_episodes, shapes::Shapes};
 use dgpo_core::settings::{Algorithm, Phase};
 use dgpo_models::config::DecoderConfig;
-
-/// From this many passages on an index is built on disk (`retriever::index::Search::EXACT_BELOW`,
-/// which lies further right).
-const ON_DISK_FROM: usize = 50_000;
 
 pub(super) fn bill(recipe: &Recipe, shapes: &Shapes) -> Vec<MemoryItem> {
     let mut items = Vec::new();
@@ -28,13 +24,18 @@ pub(super) fn bill(recipe: &Recipe, shapes: &Shapes) -> Vec<MemoryItem> {
     }
     let retriever = &recipe.retriever;
     let asks = plays_episodes(recipe) || !recipe.data.test.is_empty();
-    let is_built = asks && retriever.kind == "dense" && retriever.index.is_empty();
+    let is_built = asks && retriever.kind == RetrieverKind::Dense && retriever.index.is_empty();
     if let (true, Some(encoder), Some(n)) =
-        (is_built, &shapes.encoder, shapes.n_passages.filter(|&n| n >= ON_DISK_FROM))
+        (is_built, &shapes.encoder, shapes.n_passages.filter(|&n| n >= Search::EXACT_BELOW))
     {
         items.push(item(
             format!("index of {n} passages"),
-            index_bytes(n, encoder.hidden_size, retriever.search != "exact", retriever.hnsw_m),
+            index_bytes(
+                n,
+                encoder.hidden_size,
+                retriever.search != Search::Exact,
+                retriever.hnsw_m,
+            ),
         ));
     }
     items
@@ -65,7 +66,7 @@ fn n_checkpoints(recipe: &Recipe, phase: Phase) -> usize {
 }
 
 fn checkpoint_bytes(recipe: &Recipe, phase: Phase, shape: &DecoderConfig) -> usize {
-    let d = dtype_bytes(recipe);
+    let d = recipe.model.dtype.n_bytes();
     let masters = if d < F32_BYTES { F32_BYTES } else { 0 };
     let n_networks =
         if phase == Phase::Rl && recipe.rl.algorithm == Algorithm::Ppo { 2 } else { 1 };

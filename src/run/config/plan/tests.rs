@@ -97,7 +97,10 @@ fn distillms_held_out_episodes_are_not_trained_on_and_its_rollouts_are_a_bound()
 #[test]
 fn training_half_a_billion_parameters_in_f32_takes_the_known_7_9_gigabytes() {
     let recipe = Recipe {
-        model: crate::config::ModelRecipe { dtype: "f32".into(), ..Default::default() },
+        model: crate::config::ModelRecipe {
+            dtype: crate::config::FloatType::F32,
+            ..Default::default()
+        },
         ..Default::default()
     };
     let bytes: usize =

@@ -120,7 +120,7 @@ fn set_apart(recipe: &RetrieverRecipe) -> Vec<(&'static str, String)> {
     let values = |recipe: &RetrieverRecipe| {
         let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
         [
-            ("search", text(&recipe.search)),
+            ("search", text(recipe.search.as_str())),
             ("hnsw_m", recipe.hnsw_m.to_string()),
             ("hnsw_ef_construction", recipe.hnsw_ef_construction.to_string()),
             ("query_prefix", text(&recipe.query_prefix)),
@@ -139,6 +139,7 @@ fn set_apart(recipe: &RetrieverRecipe) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Search;
 
     #[test]
     fn a_model_of_the_hub_is_fetched_by_its_name_and_revision() {
@@ -198,7 +199,7 @@ mod tests {
             "cargo xtask index build --out 'my index' --corpus \"${D}/w.jsonl\" --encoder \
              intfloat/e5-base-v2"
         );
-        (recipe.retriever.search, recipe.retriever.query_prefix) = ("hnsw".into(), String::new());
+        (recipe.retriever.search, recipe.retriever.query_prefix) = (Search::Hnsw, String::new());
         let command = build_index(&recipe, DeviceChoice::Cuda(0));
         assert!(
             command.starts_with(

@@ -2,7 +2,7 @@
 //! retriever.
 use super::{super::asked::AskedBy, Found, Needs, commands};
 use crate::{
-    config::{Recipe, RetrieverRecipe},
+    config::{Recipe, RetrieverKind, RetrieverRecipe, Search},
     data::{
         corpus::Corpus,
         head::{CORPUS_BYTES, QUESTION_BYTES, check_file, estimated_rows},
@@ -17,7 +17,7 @@ use crate::{
         declared::Declared,
         encoder::fingerprint_of,
         encoder_options,
-        index::{IndexMeta, Search, VECTORS_FILE},
+        index::{IndexMeta, VECTORS_FILE},
     },
 };
 use std::path::{Path, PathBuf};
@@ -36,8 +36,16 @@ pub(super) fn check_variables(needs: &Needs, recipe: &Recipe, found: &mut Found)
         ("model.tokenizer", &model.tokenizer, needs.student),
         ("data.corpus", &data.corpus, needs.passages(recipe)),
         ("retriever.encoder", &retriever.encoder, needs.encodes(recipe)),
-        ("retriever.index", &retriever.index, needs.retriever && retriever.kind == "dense"),
-        ("retriever.url", &retriever.url, needs.retriever && retriever.kind == "remote"),
+        (
+            "retriever.index",
+            &retriever.index,
+            needs.retriever && retriever.kind == RetrieverKind::Dense,
+        ),
+        (
+            "retriever.url",
+            &retriever.url,
+            needs.retriever && retriever.kind == RetrieverKind::Remote,
+        ),
     ];
     let lists = lists
         .into_iter()
@@ -115,7 +123,10 @@ pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found:
             corpus = told("data.corpus", check_file(&path, CORPUS_BYTES, limited), found);
         }
     }
-    if needs.retriever && recipe.retriever.kind == "dense" && !recipe.retriever.index.is_empty() {
+    if needs.retriever
+        && recipe.retriever.kind == RetrieverKind::Dense
+        && !recipe.retriever.index.is_empty()
+    {
         check_index(recipe, device, corpus.as_ref(), found);
     }
 }
@@ -290,7 +301,7 @@ fn check_index(recipe: &Recipe, device: DeviceChoice, corpus: Option<&Corpus>, f
     if let Some(error) = corpus.and_then(|corpus| meta.check_corpus(dir, corpus).err()) {
         found.error(KEY, &error);
     }
-    if search == "hnsw" && meta.graph.is_none() {
+    if *search == Search::Hnsw && meta.graph.is_none() {
         found.push(
             "retriever.search",
             format!("\"hnsw\" needs a graph, and {} has none", dir.display()),
@@ -326,5 +337,5 @@ pub fn n_passages(recipe: &Recipe) -> Option<usize> {
 
 /// Whether an index of this recipe's corpus gets a graph.
 pub(super) fn has_graph(recipe: &Recipe, n_passages: usize) -> bool {
-    Search::parse(&recipe.retriever.search).is_ok_and(|search| search.uses_graph(n_passages))
+    recipe.retriever.search.uses_graph(n_passages)
 }

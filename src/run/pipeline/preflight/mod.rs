@@ -11,7 +11,7 @@ mod models;
 mod space;
 
 use crate::{
-    config::{Problem, Recipe},
+    config::{Problem, Recipe, RetrieverKind},
     devices::DeviceChoice,
     folder::{checkpoint, run_dir::RunDir},
 };
@@ -185,12 +185,13 @@ impl Needs {
     fn passages(&self, recipe: &Recipe) -> bool {
         self.corpus
             || (self.retriever
-                && (recipe.retriever.kind != "remote" || !recipe.data.corpus.is_empty()))
+                && (recipe.retriever.kind != RetrieverKind::Remote
+                    || !recipe.data.corpus.is_empty()))
     }
 
     /// Whether an encoder is read.
     fn encodes(&self, recipe: &Recipe) -> bool {
-        self.encoder || (self.retriever && recipe.retriever.kind == "dense")
+        self.encoder || (self.retriever && recipe.retriever.kind == RetrieverKind::Dense)
     }
 }
 

@@ -37,7 +37,8 @@ pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found:
     if needs.encodes(recipe) {
         check_encoder(recipe, found);
     }
-    if let Some(dtype) = models::dtype(&model.dtype).ok().filter(|_| needs.student) {
+    if needs.student {
+        let dtype = model.dtype.dtype();
         match with_device(device, Fit { decoders: &decoders, dtype }) {
             Ok(problems) => problems.iter().for_each(|(key, text)| found.error(key, text)),
             Err(error) => found.error("--device", &error),
