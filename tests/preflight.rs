@@ -78,7 +78,7 @@ fn the_plan_of_the_paper_needs_no_download_and_begins_with_the_bill() {
     // bf16.
     assert!(
         planned.stdout.contains("student: Adam moments (f32)")
-            && planned.stdout.contains("6.2 GB  teacher: parameters (bf16)")
+            && planned.stdout.contains("6.17 GB  teacher: parameters (bf16)")
     );
     assert!(!planned.stdout.contains("unknown"), "{}", planned.stdout);
     let recipe = paper(&World::new(), &["plan", "--recipe"]).done().stdout;

@@ -18,6 +18,7 @@ pub mod init;
 mod linear;
 pub mod norm;
 pub mod rope;
+pub mod suggest;
 pub mod weights;
 
 pub use error::{ModelError, TensorProblem};

@@ -1,6 +1,7 @@
 //! Progress of work that counts items (passages, vectors): a bar on a terminal, a line every tenth
 //! otherwise, nothing with `-q`.
 use super::output;
+use dgpo_run::units::duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
     io::{self, IsTerminal},
@@ -81,10 +82,8 @@ fn line(name: &str, done: usize, total: usize, first: usize, elapsed_s: f64) -> 
         format!("{name} {}/{}", output::grouped(done as u64), output::grouped(total as u64));
     let rate = (done - first) as f64 / elapsed_s;
     if rate > 0.0 && rate.is_finite() {
-        text += &format!(
-            "  {rate:.0}/s  eta {}",
-            output::duration((total - done.min(total)) as f64 / rate)
-        );
+        text +=
+            &format!("  {rate:.0}/s  eta {}", duration((total - done.min(total)) as f64 / rate));
     }
     text
 }

@@ -5,7 +5,6 @@
 //! as the plan counts them, at the speed of what this process has done so far. What cannot be
 //! counted beforehand (an evaluation of capabilities, or of files that cannot be read) is named,
 //! not forecast.
-use super::output;
 use dgpo_core::settings::Phase;
 use dgpo_run::{
     config::{
@@ -15,6 +14,7 @@ use dgpo_run::{
     },
     data::questions::read_questions,
     hub,
+    units::duration,
 };
 use tracing::subscriber::{NoSubscriber, with_default};
 
@@ -120,7 +120,7 @@ impl Course {
             "phase {} of {}, run eta {}{unknown}",
             at + 1,
             self.phases.len(),
-            output::duration(eta_s)
+            duration(eta_s)
         ))
     }
 }

@@ -5,6 +5,7 @@ use dgpo_lab::fuzz::{
     supervise::{self, Count, Fault, Options},
     work,
 };
+use dgpo_run::units::duration;
 use std::{
     io::BufWriter,
     path::{Path, PathBuf},
@@ -81,7 +82,7 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
                 "{}: {} cases in {}",
                 count.reader,
                 count.n_cases,
-                output::duration(count.work_s)
+                duration(count.work_s)
             ));
         }
     };
@@ -131,7 +132,7 @@ fn describe(counts: &[Count], faults: &[Fault], seed: u64) -> String {
             output::grouped(count.n_refused),
             output::grouped(count.n_contained),
             count.n_faults,
-            output::duration(count.longest_s),
+            duration(count.longest_s),
             output::bytes(count.most_bytes),
         );
     }

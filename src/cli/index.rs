@@ -28,6 +28,7 @@ use dgpo_run::{
         equal::EqualVectors,
         index::IndexMeta,
     },
+    units::duration,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -257,12 +258,12 @@ fn describe_build(out: &Path, report: &BuildReport) -> String {
     if report.encode_s > 0.0 {
         text += &format!(
             "encoded in {} ({:.0} passages/s)\n",
-            output::duration(report.encode_s),
+            duration(report.encode_s),
             report.passages_per_s
         );
     }
     if report.graph_s > 0.0 {
-        text += &format!("graph built in {}\n", output::duration(report.graph_s));
+        text += &format!("graph built in {}\n", duration(report.graph_s));
     }
     text
 }
@@ -425,11 +426,7 @@ fn describe(info: &IndexInfo) -> String {
     );
     line(
         "vectors",
-        format!(
-            "{}, encoded in {}",
-            output::bytes(info.vectors_bytes),
-            output::duration(info.encode_s)
-        ),
+        format!("{}, encoded in {}", output::bytes(info.vectors_bytes), duration(info.encode_s)),
     );
     match &info.graph {
         None => line("graph", "none: searched exactly".to_owned()),
@@ -439,7 +436,7 @@ fn describe(info: &IndexInfo) -> String {
                 format!(
                     "{}, built in {}",
                     output::bytes(info.graph_bytes),
-                    output::duration(graph.build_s)
+                    duration(graph.build_s)
                 ),
             );
             line(

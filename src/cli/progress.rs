@@ -6,7 +6,7 @@ use super::{
     machine, output,
 };
 use dgpo_core::{settings::Phase, trainer::metrics};
-use dgpo_run::{config::Recipe, events::Event};
+use dgpo_run::{config::Recipe, events::Event, units::duration};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     io::{self, IsTerminal, Write},
@@ -109,7 +109,7 @@ impl Progress {
                     self.course.end(running.phase, running.share(), seconds);
                 }
                 self.finish();
-                output::say(&format!("{phase}: done in {}", output::duration(seconds)));
+                output::say(&format!("{phase}: done in {}", duration(seconds)));
             }
         }
     }
@@ -194,7 +194,7 @@ fn remaining_s(elapsed_s: f64, done_before: usize, step: usize, total: usize) ->
     (total > 0).then(|| elapsed_s / n_done as f64 * total.saturating_sub(step) as f64)
 }
 
-/// `reward 0.410  kl 0.0123  tok/s 1520  eta 3m12s` and `entropy 0.512  mem 1.2 GB  phase 3 of 4,
+/// `reward 0.410  kl 0.0123  tok/s 1520  eta 3m12s` and `entropy 0.512  mem 1.20 GB  phase 3 of 4,
 /// run eta 4m2s`.
 fn step_text(
     metrics: &[(&'static str, f64)],
@@ -212,7 +212,7 @@ fn step_text(
         let value = value(names).filter(|&value| is_shown(label, value));
         value.map(|value| format!("{label} {}", short(value)))
     };
-    let eta = eta_s.map(|seconds| format!("eta {}", output::duration(seconds)));
+    let eta = eta_s.map(|seconds| format!("eta {}", duration(seconds)));
     let memory = resident_bytes.map(|n| format!("mem {}", output::bytes(n)));
     let joined = |figures: &[Figure], last: [Option<String>; 2]| {
         figures
@@ -291,7 +291,7 @@ mod tests {
             [first, then],
             [
                 "reward 0.410  kl 0.01230  tok/s 1520  eta 3m12s",
-                "mem 1.2 GB  phase 3 of 4, run eta 4m02s"
+                "mem 1.20 GB  phase 3 of 4, run eta 4m02s"
             ]
         );
     }

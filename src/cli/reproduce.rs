@@ -29,6 +29,7 @@ use dgpo_run::{
         steer::check_inputs,
     },
     report::table::table,
+    units::duration,
 };
 use std::path::{Path, PathBuf};
 
@@ -223,7 +224,7 @@ impl Experiment<'_> {
                     self.results.rows[&row.name()].done().map_or(0.0, |done| done.score.average_em);
                 output::say(&format!(
                     "{place}: exact match {em:.3}, {} of work in all",
-                    output::duration(summary.wall_s)
+                    duration(summary.wall_s)
                 ));
                 Ok(Made::Entered)
             }
@@ -300,7 +301,7 @@ fn existing(path: &Path, recipe: &Recipe) -> anyhow::Result<Option<RunDir>> {
 
 /// How long the rest takes, as far as anything is known of it.
 fn told(left: Forecast) -> String {
-    let known = output::duration(left.known_s);
+    let known = duration(left.known_s);
     match left.n_unknown {
         0 => format!("; about {known} left in all"),
         n if left.known_s > 0.0 => {
@@ -317,7 +318,7 @@ fn summary(results: &SeedResults) -> String {
             Some(done) => [
                 format!("{:.3}", done.score.average_em),
                 format!("{:.2}", done.score.searches),
-                output::duration(done.own_wall_s),
+                duration(done.own_wall_s),
             ],
             None => ["failed".to_owned(), "-".to_owned(), "-".to_owned()],
         };

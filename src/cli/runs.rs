@@ -10,6 +10,7 @@ use dgpo_run::{
         run_dir::{ALARM, RUNS_DIR, RunDir, alarms, list_runs},
     },
     hub,
+    units::duration,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -129,7 +130,7 @@ fn list(dir: &Path, as_json: bool) -> anyhow::Result<()> {
             _ => "-".to_owned(),
         };
         let stage = row.stage.map_or("?".to_owned(), stage_name);
-        let age = row.age_s.map_or("-".to_owned(), |s| output::duration(s as f64));
+        let age = row.age_s.map_or("-".to_owned(), |s| duration(s as f64));
         [vec![row.name.clone(), stage, at], MODELS.map(em).to_vec(), vec![age]].concat()
     };
     let of_models = MODELS.map(|model| format!("{model} EM"));
@@ -159,7 +160,7 @@ pub(super) fn find(name: &str) -> anyhow::Result<RunDir> {
         return Ok(run);
     }
     let known: Vec<String> = list_runs(Path::new(RUNS_DIR))?.iter().map(RunDir::name).collect();
-    let hint = match dgpo_run::config::load::did_you_mean(name, known.iter().map(String::as_str)) {
+    let hint = match dgpo_models::suggest::did_you_mean(name, known.iter().map(String::as_str)) {
         Some(guess) => format!("did you mean {guess}?"),
         None => "`dgpo runs list` shows the runs there are".to_owned(),
     };
@@ -229,12 +230,7 @@ fn show(name: &str, as_json: bool) -> anyhow::Result<()> {
 }
 
 fn describe_summary(summary: &Summary) -> String {
-    format!(
-        "{}\nseed {}, {}\n",
-        table::summary(summary),
-        summary.seed,
-        output::duration(summary.wall_s)
-    )
+    format!("{}\nseed {}, {}\n", table::summary(summary), summary.seed, duration(summary.wall_s))
 }
 
 /// An evaluation between steps has a line of its own, under the phase and step it interrupts.

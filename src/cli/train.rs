@@ -24,6 +24,7 @@ use dgpo_run::{
         reuse::Reuse,
         steer::{self, Steered, steered},
     },
+    units::duration,
 };
 use std::path::{Path, PathBuf};
 
@@ -144,7 +145,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
             write_report(&finished);
             output::say(&format!(
                 "{}; everything is in {}",
-                output::duration(summary.wall_s),
+                duration(summary.wall_s),
                 path.display()
             ));
             output::say(&format!(

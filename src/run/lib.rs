@@ -31,3 +31,4 @@ pub mod models;
 pub mod pipeline;
 pub mod report;
 pub mod retriever;
+pub mod units;

@@ -38,6 +38,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "data",
             "episodes",
             "retriever",
+            "units",
             "events",
             "devices",
             "models",

@@ -5,14 +5,11 @@
 //! remembered, so that `finish` can tell an unknown field from a known one and suggest the nearest
 //! name.
 
-use crate::ModelError;
+use crate::{ModelError, suggest::did_you_mean};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 pub(crate) const BYTE_ORDER_MARK: char = '\u{feff}';
-
-/// Edits (insertions, deletions, swaps, replacements) up to which a name counts as a misspelling.
-const MAX_TYPO_EDITS: usize = 3;
 
 /// More than any config.json; what is larger is another file, and is not read into memory to find
 /// out.
@@ -158,16 +155,8 @@ impl Fields {
     pub(super) fn finish(self, harmless: &[&str]) -> Result<(), ModelError> {
         let mut left = self.map.keys().filter(|key| !harmless.contains(&key.as_str()));
         let Some(key) = left.next() else { return Ok(()) };
-        let distance = |name: &str| strsim::damerau_levenshtein(key, name);
-        let nearest = self
-            .known
-            .iter()
-            .copied()
-            .chain(harmless.iter().copied())
-            .min_by_key(|name| distance(name));
-        let suggestion = nearest
-            .filter(|name| distance(name) <= MAX_TYPO_EDITS && distance(name) < name.len())
-            .map(str::to_owned);
+        let names = self.known.iter().chain(harmless).copied();
+        let suggestion = did_you_mean(key, names).map(str::to_owned);
         Err(ModelError::UnknownField {
             path: self.path.clone(),
             field: format!("{}{key}", self.prefix),

@@ -298,7 +298,7 @@ fn made(seeds: &[&SeedResults]) -> Vec<(String, String)> {
             .sum::<f64>()
     };
     let times = seeds.iter().map(|results| {
-        format!("{} (seed {})", dgpo_run::report::facts::duration(seconds(&results)), results.seed)
+        format!("{} (seed {})", dgpo_run::units::duration(seconds(&results)), results.seed)
     });
     made.push(("time of work".to_owned(), times.collect::<Vec<_>>().join(", ")));
     made

@@ -11,7 +11,7 @@ use super::{
     results::{Done, Score, SeedResults, SetArcap},
     rows::{Pair, ROWS, Row, name},
 };
-use dgpo_run::report::facts::duration;
+use dgpo_run::units::duration;
 
 /// A table for people, whatever it is written in.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Settings that are one of a few names, as recipes and flags write them.
-use super::load::did_you_mean;
 use burn::tensor::DType;
+use dgpo_models::suggest::did_you_mean;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 

@@ -9,7 +9,8 @@
 //!
 //! A world says with which models, data and sizes; a method says what is done with them, and holds
 //! no scale.
-use super::{ConfigError, load::did_you_mean};
+use super::ConfigError;
+use dgpo_models::suggest::did_you_mean;
 use std::{
     borrow::Cow,
     fmt,

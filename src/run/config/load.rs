@@ -12,6 +12,7 @@ use super::{
     secrets,
 };
 use dgpo_core::settings::base;
+use dgpo_models::suggest::did_you_mean;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use toml::{Table, Value, de::DeTable};
@@ -149,21 +150,6 @@ pub fn differences(left: &Recipe, right: &Recipe) -> Vec<(String, Value, Value)>
         .filter(|((_, l), (_, r))| l != r)
         .map(|((key, l), (_, r))| (key, l, r))
         .collect()
-}
-
-/// The candidate that looks most like `word`, if any looks enough alike to be a slip.
-pub fn did_you_mean<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
-    // The threshold clap uses for its own suggestions.
-    const ALIKE: f64 = 0.7;
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::jaro(word, candidate), candidate))
-        .filter(|(score, _)| *score > ALIKE)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
 }
 
 /// Dotted key -> value and where it was written.

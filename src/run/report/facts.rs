@@ -7,6 +7,7 @@ use crate::{
     },
     eval::{Figures, MODELS, Summary, bootstrap::Interval},
     folder::{provenance::changes, run_dir::RunDir},
+    units::duration,
 };
 use dgpo_core::{
     rollout::EpisodeStats,
@@ -311,18 +312,6 @@ pub fn datasets(models: &[Model]) -> Vec<&str> {
     names
 }
 
-/// 0.42 s -> "0.4 s", 75 s -> "1 min 15 s": the two largest units.
-pub fn duration(seconds: f64) -> String {
-    let s = seconds.max(0.0).round() as u64;
-    match s {
-        0..10 => format!("{:.1} s", seconds.max(0.0)),
-        10..60 => format!("{s} s"),
-        60..3600 => format!("{} min {} s", s / 60, s % 60),
-        3600..86_400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
-        _ => format!("{} d {} h", s / 86_400, s % 86_400 / 3600),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,14 +385,6 @@ mod tests {
             facts.changed.iter().any(|[key, _, value]| key == "run.seed" && value == "7"),
             "{:?}",
             facts.changed
-        );
-    }
-
-    #[test]
-    fn times_are_written_in_their_two_largest_units() {
-        assert_eq!(
-            [0.42, 75.0, 3661.0, 90_000.0].map(duration),
-            ["0.4 s", "1 min 15 s", "1 h 1 min", "1 d 1 h"]
         );
     }
 }
