@@ -358,8 +358,9 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let (model, out) =
             (dir.path().to_string_lossy().into_owned(), tempfile::tempdir().unwrap());
-        let error =
-            export(&model, &out.path().join("f16"), Some(FloatType::F16), CPU).unwrap_err().to_string();
+        let error = export(&model, &out.path().join("f16"), Some(FloatType::F16), CPU)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("1 finite value(s) would become infinite")
                 && error.contains("hint: bf16"),
