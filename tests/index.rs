@@ -176,9 +176,11 @@ fn an_index_is_replaced_only_when_told_to() {
 #[test]
 fn a_folder_without_an_index_is_named() {
     let world = World::new();
-    world
-        .dgpo(&["index", "search", "student", "where?"])
-        .failed(1, &["student holds no finished index", "dgpo index build"]);
+    for command in [&["index", "search", "student", "where?"][..], &["index", "info", "student"]] {
+        world.dgpo(command).failed(2, &["student holds no finished index", "dgpo index build"]);
+    }
+    let unknown = ["index", "search", "student", "where?", "--search", "fast"];
+    world.dgpo(&unknown).failed(2, &["'fast'", "hint: auto, exact or hnsw"]);
 }
 
 #[test]
@@ -325,8 +327,8 @@ fn a_file_given_as_an_index_is_named_as_what_it_is() {
     let command = "dgpo index build --out e5_Flat.dgpo-index";
     world
         .dgpo(&["index", "search", "e5_Flat.index", "who?"])
-        .failed(1, &[is_file, "begins as FAISS indexes do", command]);
-    let ended = world.dgpo(&["index", "info", "notes.txt"]).failed(1, &[is_file]);
+        .failed(2, &[is_file, "begins as FAISS indexes do", command]);
+    let ended = world.dgpo(&["index", "info", "notes.txt"]).failed(2, &[is_file]);
     assert!(!ended.stderr.contains("FAISS"), "{}", ended.stderr);
     let retriever = [
         "--set",

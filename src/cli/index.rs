@@ -6,11 +6,11 @@ use super::{
     output,
 };
 use clap::Subcommand;
-use dgpo_core::env::search::{Hit, SearchError};
+use dgpo_core::env::search::{Hit, Retriever, SearchError};
 use dgpo_models::TrainBackend;
 use dgpo_run::{
     config::{ConfigError, Recipe, RetrieverKind, Search, check, load},
-    data::questions::read_questions,
+    data::{corpus::Corpus, questions::read_questions},
     devices::{Job, with_device},
     eval::retrieval::{HitRatios, annotated_ids, hit_ratios, keep_annotated},
     hub,
@@ -19,14 +19,14 @@ use dgpo_run::{
         preflight::{Missing, Work, missing},
     },
     retriever::{
-        RetrieverError,
+        OnProgress, RetrieverError,
         build::BuildReport,
-        commands::{
-            Found, IndexInfo, IndexRequest, Queries, build_index, ids_in_corpus, index_info,
-            search_index,
-        },
+        build_index,
         equal::EqualVectors,
+        hnsw::HnswParams,
         index::IndexMeta,
+        measure::{FoundPassages, IndexInfo, IndexRequest, Queries, ids_in_corpus, index_info},
+        open_encoder,
     },
     units::duration,
 };
@@ -50,8 +50,10 @@ enum Command {
     ///
     /// Example: dgpo index build --corpus wiki.jsonl.gz --out indexes/wiki
     Build(BuildArgs),
-    /// Show the passages an index finds for queries, nearest first; of equally near ones the first
-    /// of the corpus comes first.
+    /// Show the passages an index finds for queries, nearest first.
+    ///
+    /// Of equally near ones the first of the corpus comes first. Through a graph that holds for the
+    /// candidates that it brings, eight more than are shown; `index info` counts equal vectors.
     ///
     /// Example: dgpo index search indexes/wiki "who wrote Middlemarch"
     Search(SearchArgs),
@@ -89,7 +91,7 @@ struct BuildArgs {
     json: bool,
 }
 
-/// Which index, and what to use instead of what it remembers.
+/// The index, and what to use instead of what it remembers.
 #[derive(clap::Args, Debug)]
 struct IndexArgs {
     /// Folder of the index.
@@ -115,21 +117,19 @@ struct IndexArgs {
 }
 
 impl IndexArgs {
-    fn request(&self) -> Result<IndexRequest<'_>, RetrieverError> {
-        let search = match self.search {
-            Some(search) => search,
-            // A graph that somebody built is what they want to see at work, however small the
-            // index.
-            None if IndexMeta::read(&self.dir)?.graph.is_some() => Search::Hnsw,
-            None => Search::Exact,
-        };
-        Ok(IndexRequest {
-            dir: &self.dir,
-            corpus: self.corpus.as_deref(),
-            encoder: self.encoder.as_deref(),
-            search,
-            ef_search: self.ef_search,
-        })
+    /// # Errors
+    /// If the folder is not there or holds no index: that is for whoever typed it to change.
+    fn request(&self) -> anyhow::Result<IndexRequest<'_>> {
+        let Self { dir, corpus, encoder, search, ef_search, .. } = self;
+        match IndexMeta::read(dir) {
+            Err(none @ (RetrieverError::NoIndex { .. } | RetrieverError::NotAFolder { .. })) => {
+                return Err(UsageError(none.to_string()).into());
+            }
+            // What else is wrong with it is told where it is opened.
+            _ => {}
+        }
+        let (corpus, encoder) = (corpus.as_deref(), encoder.as_deref());
+        Ok(IndexRequest { dir, corpus, encoder, search: *search, ef_search: *ef_search })
     }
 }
 
@@ -185,22 +185,17 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
 
 struct BuildJob<'a> {
     recipe: &'a Recipe,
-    out: &'a Path,
-    replace: bool,
-    progress: &'a mut (dyn FnMut(dgpo_run::retriever::Progress) -> ControlFlow<()> + 'a),
+    args: &'a BuildArgs,
+    progress: &'a mut OnProgress<'a>,
 }
 impl Job for BuildJob<'_> {
     type Output = Result<BuildReport, RetrieverError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        let (recipe, progress) = (self.recipe, self.progress);
-        build_index::<B::InnerBackend>(
-            &recipe.retriever,
-            &recipe.data.corpus,
-            self.out,
-            self.replace,
-            device,
-            progress,
-        )
+        let Self { recipe: Recipe { data, retriever, .. }, args, progress } = self;
+        let corpus = Corpus::open(&hub::resolve(&data.corpus)?)?;
+        let encoder = open_encoder::<B::InnerBackend>(retriever, device)?;
+        let corpus = (data.corpus.as_str(), &corpus);
+        build_index(retriever, &encoder, corpus, &args.out, args.force, progress)
     }
 }
 
@@ -225,21 +220,28 @@ fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Outcome> {
         counter.tick(progress.stage, progress.done, progress.total);
         if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let job =
-        BuildJob { recipe: &recipe, out: &args.out, replace: args.force, progress: &mut progress };
-    let report = match with_device(args.device.device, job)? {
-        Err(error @ RetrieverError::Interrupted { .. }) => {
-            drop(counter);
-            output::insist(&error.to_string());
-            return Ok(Outcome::Interrupted);
-        }
-        other => other?,
-    };
+    let job = BuildJob { recipe: &recipe, args, progress: &mut progress };
+    let built = with_device(args.device.device, job)?;
     drop(counter);
-    if args.json {
-        output::json(&report)?;
+    match built {
+        Err(error @ RetrieverError::Interrupted { .. }) => {
+            output::insist(&error.to_string());
+            Ok(Outcome::Interrupted)
+        }
+        built => show(args.json, &built?, |report| describe_build(&args.out, report)),
+    }
+}
+
+/// Prints a result as JSON, or described.
+fn show<T: Serialize>(
+    json: bool,
+    result: &T,
+    describe: impl FnOnce(&T) -> String,
+) -> anyhow::Result<Outcome> {
+    if json {
+        output::json(result)?
     } else {
-        output::data(&describe_build(&args.out, &report))?;
+        output::data(&describe(result))?
     }
     Ok(Outcome::Done)
 }
@@ -272,7 +274,7 @@ struct SearchJob<'a>(IndexRequest<'a>, &'a [String], usize);
 impl Job for SearchJob<'_> {
     type Output = Result<Vec<Result<Vec<Hit>, SearchError>>, RetrieverError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        search_index::<B::InnerBackend>(self.0, self.1, self.2, device)
+        Ok(self.0.open::<B::InnerBackend>(device)?.search(self.1, self.2))
     }
 }
 
@@ -306,17 +308,12 @@ fn search(args: &SearchArgs) -> anyhow::Result<Outcome> {
         let hit = |hit: &Hit| json!({"id": hit.passage.id, "contents": hit.passage.contents, "score": hit.score});
         results.push(json!({"query": query, "hits": hits.iter().map(hit).collect::<Vec<_>>()}));
     }
-    if args.index.json {
-        output::json(&results)?
-    } else {
-        output::data(&text)?
-    }
-    Ok(Outcome::Done)
+    show(args.index.json, &results, |_| text)
 }
 
 struct InfoJob<'a>(IndexRequest<'a>, Queries<'a>);
 impl Job for InfoJob<'_> {
-    type Output = Result<(IndexInfo, Vec<Found>), RetrieverError>;
+    type Output = Result<(IndexInfo, Vec<FoundPassages>), RetrieverError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         index_info::<B::InnerBackend>(self.0, self.1, device)
     }
@@ -334,10 +331,11 @@ struct InfoReport {
 }
 
 fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
+    let request = args.index.request()?;
     let mut questions = Vec::new();
     for file in &args.questions {
         let mut of_file = read_questions(&hub::resolve(file)?)?;
-        let in_corpus = ids_in_corpus(args.index.request()?, &annotated_ids(&of_file))?;
+        let in_corpus = ids_in_corpus(request, &annotated_ids(&of_file))?;
         keep_annotated(&mut of_file, &in_corpus);
         of_file.retain(|question| !args.annotated || !question.supporting.is_empty());
         if of_file.is_empty() {
@@ -354,38 +352,15 @@ fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
         [] => Queries::Sampled { n: args.n_queries.unwrap_or(N_SAMPLED), seed: args.seed },
         texts => Queries::Questions { texts, top_k: args.top_k.into() },
     };
-    let (info, found) =
-        with_device(args.index.device.device, InfoJob(args.index.request()?, queries))??;
-    let report = InfoReport {
-        hit_ratios: hit_ratios(&questions, &found),
-        observations: observations(args, &info)?,
-        info,
+    let (info, found) = with_device(args.index.device.device, InfoJob(request, queries))??;
+    let observations = match &args.config {
+        Some(config) => cut_share_in(&load::load_part(config, &[])?.recipe, &info.corpus, 0)?,
+        None => None,
     };
-    if args.index.json {
-        output::json(&report)?
-    } else {
-        output::data(
-            &(describe(&report.info)
-                + &describe_observations(report.observations.as_ref())
-                + &describe_hits(&report.hit_ratios)),
-        )?
-    }
-    Ok(Outcome::Done)
-}
-
-/// How many observations of the index's passages a recipe would cut.
-fn observations(args: &InfoArgs, info: &IndexInfo) -> anyhow::Result<Option<CutShare>> {
-    let Some(config) = &args.config else { return Ok(None) };
-    let recipe = load::load_part(config, &[])?.recipe;
-    Ok(cut_share_in(&recipe, &info.corpus, 0)?)
-}
-
-fn describe_observations(observations: Option<&CutShare>) -> String {
-    let said = observations.map_or_else(
-        || "--config RECIPE says how many are cut, with its tokenizer and lengths".to_owned(),
-        ToString::to_string,
-    );
-    format!("{:<20} {said}\n", "observations")
+    let hit_ratios = hit_ratios(&questions, &found);
+    show(args.index.json, &InfoReport { info, hit_ratios, observations }, |report| {
+        describe(&report.info, report.observations.as_ref()) + &describe_hits(&report.hit_ratios)
+    })
 }
 
 fn describe_hits(ratios: &[HitRatios]) -> String {
@@ -411,99 +386,71 @@ fn describe_hits(ratios: &[HitRatios]) -> String {
     text
 }
 
-fn describe(info: &IndexInfo) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| text += &format!("{name:<20} {value}\n");
-    let IndexInfo { measured, .. } = info;
-    line("index", info.dir.clone());
-    line("passages", format!("{} from {}", output::grouped(info.n_passages as u64), info.corpus));
-    line(
-        "encoder",
-        format!(
-            "{} ({} numbers, {} tokens, {})",
-            info.encoder, info.dim, info.max_tokens, info.head
+fn describe(info: &IndexInfo, observations: Option<&CutShare>) -> String {
+    use output::bytes;
+    let count = |n: usize| output::grouped(n as u64);
+    let rate = |per_s: f64| format!("{} queries/s", output::grouped(per_s.round() as u64));
+    let share = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.3}"));
+    let at_3_and_10 = |at_3, at_10| format!("@3 {}, @10 {}", share(at_3), share(at_10));
+    let IndexInfo { measured, corpus, encoder, dim, max_tokens, head, .. } = info;
+    let mut lines = vec![
+        ("index", info.dir.clone()),
+        ("passages", format!("{} from {corpus}", count(info.n_passages))),
+        ("encoder", format!("{encoder} ({dim} numbers, {max_tokens} tokens, {head})")),
+        (
+            "vectors",
+            format!("{}, encoded in {}", bytes(info.vectors_bytes), duration(info.encode_s)),
         ),
-    );
-    line(
-        "vectors",
-        format!("{}, encoded in {}", output::bytes(info.vectors_bytes), duration(info.encode_s)),
-    );
+    ];
     match &info.graph {
-        None => line("graph", "none: searched exactly".to_owned()),
+        None => lines.push(("graph", "none: searched exactly".to_owned())),
         Some(graph) => {
-            line(
-                "graph",
-                format!(
-                    "{}, built in {}",
-                    output::bytes(info.graph_bytes),
-                    duration(graph.build_s)
-                ),
-            );
-            line(
+            let HnswParams { m, ef_construction, ef_search } = graph.params;
+            let built = duration(graph.build_s);
+            lines.push(("graph", format!("{}, built in {built}", bytes(info.graph_bytes))));
+            lines.push((
                 "",
-                format!(
-                    "M {}, ef_construction {}, ef_search {}",
-                    graph.m, graph.ef_construction, graph.ef_search
-                ),
-            );
+                format!("M {m}, ef_construction {ef_construction}, ef_search {ef_search}"),
+            ));
         }
     }
-    line("measured with", format!("{} {}", measured.n_queries, measured.query_source));
-    let rate = |per_s: f64| format!("{} queries/s", output::grouped(per_s.round() as u64));
-    line("encoding", rate(measured.encode_queries_per_s));
-    line("exact search", rate(measured.exact_queries_per_s));
-    if let Some(per_s) = measured.graph_queries_per_s {
-        line("graph search", rate(per_s));
-    }
-    let recall = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.3}"));
-    line(
-        "recall against exact",
-        format!("@3 {}, @10 {}", recall(measured.recall_at_3), recall(measured.recall_at_10)),
-    );
+    lines.extend([
+        ("measured with", format!("{} {}", measured.n_queries, measured.query_source)),
+        ("encoding", rate(measured.encode_queries_per_s)),
+        ("exact search", rate(measured.exact_queries_per_s)),
+    ]);
+    lines.extend(measured.graph_queries_per_s.map(|per_s| ("graph search", rate(per_s))));
+    lines.push(("recall against exact", at_3_and_10(measured.recall_at_3, measured.recall_at_10)));
     let EqualVectors { n_passages, n_groups, largest, never_among_3, never_among_10 } =
         info.equal_vectors;
     if n_groups == 0 {
-        line("equal vectors", "none".to_owned());
-        return text;
-    }
-    line(
-        "- by passage id",
-        format!(
-            "@3 {}, @10 {}",
-            recall(measured.recall_by_id_at_3),
-            recall(measured.recall_by_id_at_10)
-        ),
-    );
-    let count = |n: usize| output::grouped(n as u64);
-    line(
-        "equal vectors",
-        format!(
-            "{} passages share {}, {} at most one",
-            count(n_passages),
-            count(n_groups),
-            count(largest)
-        ),
-    );
-    line(
-        "never found",
-        format!(
-            "{} of them among 3, {} among 10: as many equal ones come first",
-            count(never_among_3),
-            count(never_among_10)
-        ),
-    );
-    // What leads from a copy to something else is at most the links that its other copies leave
-    // free.
-    if let Some(graph) = info.graph.as_ref().filter(|graph| largest > 2 * graph.m) {
-        line(
-            "",
-            format!(
-                "a point has {} links at most, so a graph can lose what lies behind {largest} \
-                 equal ones",
-                2 * graph.m
+        lines.push(("equal vectors", "none".to_owned()));
+    } else {
+        let by_id = at_3_and_10(measured.recall_by_id_at_3, measured.recall_by_id_at_10);
+        let (shared, groups, most) = (count(n_passages), count(n_groups), count(largest));
+        let (of_3, of_10) = (count(never_among_3), count(never_among_10));
+        lines.extend([
+            ("- by passage id", by_id),
+            ("equal vectors", format!("{shared} passages share {groups}, {most} at most one")),
+            (
+                "never found",
+                format!("{of_3} of them among 3, {of_10} among 10: as many equal ones come first"),
             ),
-        );
-        line("", "(the recall above says how much; --search exact loses nothing)".to_owned());
+        ]);
+        // What leads from a copy to something else is at most the links that its other copies leave
+        // free.
+        if let Some(n_links) = info.graph.as_ref().map(|graph| 2 * graph.params.m)
+            && largest > n_links
+        {
+            let lost = format!(
+                "a point has {n_links} links at most, so a graph can lose what lies behind \
+                 {largest} equal ones"
+            );
+            let how_much = "(the recall above says how much; --search exact loses nothing)";
+            lines.extend([("", lost), ("", how_much.to_owned())]);
+        }
     }
-    text
+    let unknown = "--config RECIPE says how many are cut, with its tokenizer and lengths";
+    lines.push(("observations", observations.map_or(unknown.to_owned(), ToString::to_string)));
+    lines.into_iter().map(|(name, value)| format!("{name:<20} {value}\n")).collect()
 }

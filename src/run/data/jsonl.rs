@@ -111,12 +111,12 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    pub fn new(object: Map<String, Value>, line: usize) -> Self {
+    pub(crate) fn new(object: Map<String, Value>, line: usize) -> Self {
         Self { object, line, n_not_numbers: 0, n_half_pairs: 0 }
     }
 
     /// Strictly, and where that fails as [`lenient`] mends it.
-    pub fn parse(line: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(line: &[u8]) -> Result<Self, String> {
         check_length(line.len(), MAX_LINE_BYTES)?;
         let strict = match serde_json::from_slice(line) {
             Ok(value) => return Self::of(value),
@@ -141,12 +141,12 @@ impl Fields {
     }
 
     /// The value of a field that may be left out; null is as good as absent.
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
     /// The value of a field that must be there.
-    pub fn value(&self, key: &str) -> Result<&Value, String> {
+    pub(crate) fn value(&self, key: &str) -> Result<&Value, String> {
         match self.object.get(key) {
             Some(Value::Null) => Err(format!(
                 "field `{key}` is {}; hint: write its value, or remove the row",
@@ -158,7 +158,7 @@ impl Fields {
     }
 
     /// A string; a whole number is taken as its digits (ids are written both ways).
-    pub fn string(&self, key: &str) -> Result<String, String> {
+    pub(crate) fn string(&self, key: &str) -> Result<String, String> {
         match self.value(key)? {
             Value::String(text) => Ok(text.clone()),
             Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
@@ -177,12 +177,12 @@ impl Fields {
         }
     }
 
-    pub fn optional_string(&self, key: &str) -> Result<Option<String>, String> {
+    pub(crate) fn optional_string(&self, key: &str) -> Result<Option<String>, String> {
         self.get(key).map(|_| self.string(key)).transpose()
     }
 
     /// At least one string, none of them blank.
-    pub fn answers(&self, key: &str) -> Result<Vec<String>, String> {
+    pub(crate) fn answers(&self, key: &str) -> Result<Vec<String>, String> {
         self.value(key).and_then(|value| answers(value, key)).map_err(|why| {
             match self.n_not_numbers {
                 0 => why,
@@ -355,7 +355,7 @@ pub(super) struct HalfPairs {
 
 impl HalfPairs {
     /// Counts those of a line.
-    pub fn add(&mut self, n: usize, line: usize) {
+    pub(crate) fn add(&mut self, n: usize, line: usize) {
         if n > 0 && self.n == 0 {
             self.first_line = line;
         }
@@ -363,7 +363,7 @@ impl HalfPairs {
     }
 
     /// Says so once.
-    pub fn tell(self, path: &Path) {
+    pub(crate) fn tell(self, path: &Path) {
         let Self { n, first_line } = self;
         if n > 0 {
             let what = "read as U+FFFD; hint: the text was cut within a character when it was made";

@@ -72,7 +72,7 @@ pub(crate) struct UnstrippedGolds {
 
 impl UnstrippedGolds {
     /// Looks at the gold answers of one question.
-    pub fn add(&mut self, id: &str, golden_answers: &[String], line: usize) {
+    pub(crate) fn add(&mut self, id: &str, golden_answers: &[String], line: usize) {
         self.n_questions += 1;
         for gold in golden_answers.iter().filter(|gold| text::normalise_answer(gold).is_empty()) {
             self.n += 1;
@@ -91,7 +91,7 @@ impl UnstrippedGolds {
     }
 
     /// Says once what was found.
-    pub fn tell(&self, path: &Path) {
+    pub(crate) fn tell(&self, path: &Path) {
         if let Some(told) = self.told() {
             jsonl::warn_once(format!("{}: {told}", path.display()));
         }

@@ -1,6 +1,6 @@
 //! Does a search find what the question needs? Hit ratios of each way of searching, on the
 //! questions themselves as queries.
-use crate::retriever::commands::Found;
+use crate::retriever::measure::FoundPassages;
 use dgpo_core::{
     env::{is_hit, is_hit_normalised},
     question::Question,
@@ -56,7 +56,7 @@ pub fn annotated_ids(questions: &[Question]) -> HashSet<&str> {
 /// Hit ratios for each data set (in the order of their first question) and each way of searching.
 /// `found` holds one list a question, and the questions' `supporting` passages are those of
 /// [`keep_annotated`].
-pub fn hit_ratios(questions: &[Question], found: &[Found]) -> Vec<HitRatios> {
+pub fn hit_ratios(questions: &[Question], found: &[FoundPassages]) -> Vec<HitRatios> {
     let mut datasets: Vec<&str> = Vec::new();
     for question in questions {
         if !datasets.contains(&question.dataset.as_str()) {
@@ -69,7 +69,7 @@ pub fn hit_ratios(questions: &[Question], found: &[Found]) -> Vec<HitRatios> {
         .collect()
 }
 
-fn of_dataset(dataset: &str, questions: &[Question], found: &Found) -> HitRatios {
+fn of_dataset(dataset: &str, questions: &[Question], found: &FoundPassages) -> HitRatios {
     let [mut n_questions, mut n_answers, mut answers, mut answers_normalised] = [0; 4];
     let [mut n_annotated, mut any_gold, mut all_gold] = [0; 3];
     for (question, passages) in
@@ -150,7 +150,7 @@ mod tests {
             vec![passage("4", "north")],
             vec![passage("5", "Ada")],
         ];
-        let found = [Found { search: "exact", top_k: 2, passages }];
+        let found = [FoundPassages { search: "exact", top_k: 2, passages }];
         let [b, a] = hit_ratios(&questions, &found).try_into().expect("two data sets");
         assert_eq!((b.dataset.as_str(), b.n_questions, b.n_answers, b.n_annotated), ("b", 3, 2, 3));
         assert_eq!((b.answer, b.answer_normalised), (Some(0.5), Some(1.0)));

@@ -36,7 +36,11 @@ impl AskedBy {
     /// Notes the questions of a file.
     /// # Errors
     /// If one of them has been asked.
-    pub fn once_each(&mut self, file: &str, questions: &[Question]) -> Result<(), AskedTwice> {
+    pub(crate) fn once_each(
+        &mut self,
+        file: &str,
+        questions: &[Question],
+    ) -> Result<(), AskedTwice> {
         for Question { id, dataset, .. } in questions {
             let before = self.0.insert((dataset.clone(), id.clone()), file.to_owned());
             if let Some(first) = before {

@@ -28,7 +28,7 @@ use std::{
 
 /// demos-NNNNNN.json.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlockCounts {
+pub(crate) struct BlockCounts {
     pub n_played: usize,
     /// Those of them that asked the retriever something, answered or not.
     pub n_searched: usize,
@@ -42,7 +42,7 @@ pub struct BlockCounts {
 
 impl BlockCounts {
     /// Of a block's episodes, before its file is written.
-    pub fn of(played: &[Episode]) -> Self {
+    pub(crate) fn of(played: &[Episode]) -> Self {
         let count =
             |is: &dyn Fn(&Episode) -> bool| played.iter().filter(|episode| is(episode)).count();
         Self {
@@ -55,19 +55,19 @@ impl BlockCounts {
 }
 
 /// The file of a block's kept episodes.
-pub fn block_path(episodes_dir: &Path, block: usize) -> PathBuf {
+pub(crate) fn block_path(episodes_dir: &Path, block: usize) -> PathBuf {
     episodes_dir.join(format!("demos-{block:06}.jsonl"))
 }
 
 /// The file of its counts.
-pub fn counts_path(episodes_dir: &Path, block: usize) -> PathBuf {
+pub(crate) fn counts_path(episodes_dir: &Path, block: usize) -> PathBuf {
     block_path(episodes_dir, block).with_extension("json")
 }
 
 /// Writes a block; from here on it is done.
 /// # Errors
 /// If the disk fails.
-pub fn write_block(
+pub(crate) fn write_block(
     run: &RunDir,
     block: usize,
     counts: BlockCounts,
@@ -84,14 +84,14 @@ pub fn write_block(
 }
 
 /// The counts of a block that has some.
-pub fn counts_of(run: &RunDir, block: usize) -> Option<BlockCounts> {
+pub(crate) fn counts_of(run: &RunDir, block: usize) -> Option<BlockCounts> {
     serde_json::from_slice(&fs::read(counts_path(&run.episodes_dir(), block)).ok()?).ok()
 }
 
 /// The blocks at the beginning that need not be played again.
 /// # Errors
 /// If the metrics cannot be read.
-pub fn n_blocks_done(run: &RunDir, max_lost_share: f64) -> Result<usize, RunDirError> {
+pub(crate) fn n_blocks_done(run: &RunDir, max_lost_share: f64) -> Result<usize, RunDirError> {
     let mut metrics = None;
     let mut n_done = 0;
     while is_done(run, n_done, max_lost_share, &mut metrics)? {
@@ -140,7 +140,7 @@ fn ends_with_a_line(file: &mut File) -> bool {
 }
 
 /// What of `n_lost` episodes lost to the retriever belongs into a message.
-pub fn lost_in_words(n_lost: usize) -> String {
+pub(crate) fn lost_in_words(n_lost: usize) -> String {
     if n_lost == 0 { String::new() } else { format!(", {n_lost} lost to the retriever") }
 }
 

@@ -72,7 +72,7 @@ impl<B: TrainBackend> PhaseLoop<'_, B> {
     /// # Errors
     /// [`PipelineError::Stopped`] after a stop request and [`PipelineError::Guard`] after an alarm,
     /// with a checkpoint of the last step; otherwise what went wrong.
-    pub fn run(
+    pub(crate) fn run(
         self,
         run: &mut Run<'_, B>,
         learner: &mut impl Learner<B>,

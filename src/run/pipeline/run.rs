@@ -56,7 +56,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     /// Opens a run's folder; its metrics go on after its newest checkpoint.
     /// # Errors
     /// If the run directory is damaged or the recipe names an unknown dtype.
-    pub fn open(
+    pub(crate) fn open(
         recipe: Recipe,
         folder: RunDir,
         observer: &'a mut Observer<'a>,
@@ -102,14 +102,17 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     }
 
     /// The student of a checkpoint.
-    pub fn read_student(&self, checkpoint: &Path) -> Result<Decoder<Inner<B>>, PipelineError> {
+    pub(crate) fn read_student(
+        &self,
+        checkpoint: &Path,
+    ) -> Result<Decoder<Inner<B>>, PipelineError> {
         let model = read_model(checkpoint, self.setup.dtype, &self.setup.device)?;
         Ok(self.setup.cut_to_shared(model))
     }
 
     /// The state that a phase goes on from, and its checkpoint's folder; the guards remember again
     /// what they knew there.
-    pub fn resumed(&mut self, phase: Phase) -> Result<Option<Resumed>, PipelineError> {
+    pub(crate) fn resumed(&mut self, phase: Phase) -> Result<Option<Resumed>, PipelineError> {
         let Some(checkpoint) = self.newest(phase)? else { return Ok(None) };
         let state: PhaseState = checkpoint.read_state()?;
         self.guards.insert(phase, state.guards.clone());
@@ -119,7 +122,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     /// The questions that the student plays in a phase.
     /// # Errors
     /// If their files cannot be read or hold none.
-    pub fn training_questions(&self, phase: Phase) -> Result<Vec<Question>, PipelineError> {
+    pub(crate) fn training_questions(&self, phase: Phase) -> Result<Vec<Question>, PipelineError> {
         let questions = self.setup.training_questions()?;
         let (why, hint) = ("there is no question".to_owned(), "check data.train");
         match questions.is_empty() {
@@ -129,30 +132,30 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     }
 
     /// The setup for playing episodes, and the patience with its retriever.
-    pub fn playing(&mut self) -> (&SetupOf<B>, Waiting<'_>) {
+    pub(crate) fn playing(&mut self) -> (&SetupOf<B>, Waiting<'_>) {
         let Self { setup, stop, observer, .. } = self;
         let say = Box::new(|text: &str| observer(Event::Message(text)));
         (setup, Waiting { recipe: &setup.recipe.retriever, stop, say })
     }
 
-    pub fn open_retriever(&mut self) -> Result<Box<dyn Retriever>, PipelineError> {
+    pub(crate) fn open_retriever(&mut self) -> Result<Box<dyn Retriever>, PipelineError> {
         let retriever = self.setup.retriever(self.folder.path(), &self.stop)?;
         self.say(&format!("retriever: {}", retriever.describe()));
         Ok(retriever)
     }
 
     /// The newest checkpoint of a phase.
-    pub fn newest(&self, phase: Phase) -> Result<Option<Checkpoint>, PipelineError> {
+    pub(crate) fn newest(&self, phase: Phase) -> Result<Option<Checkpoint>, PipelineError> {
         Ok(checkpoint::newest_of(self.folder.path(), self.setup.recipe.stage, phase)?)
     }
 
-    pub fn say(&mut self, text: &str) {
+    pub(crate) fn say(&mut self, text: &str) {
         (self.observer)(Event::Message(text));
     }
 
     /// Records a finished step (counted from 1) and tells the observer, if the device says that it
     /// computed all of it: a checkpoint follows. Then the guards look at it.
-    pub fn report(
+    pub(crate) fn report(
         &mut self,
         phase: Phase,
         step: usize,
@@ -178,7 +181,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     }
 
     /// Writes a checkpoint, which stands for the metrics of every step before it.
-    pub fn save(
+    pub(crate) fn save(
         &mut self,
         phase: Phase,
         step: usize,
@@ -192,29 +195,33 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     }
 
     /// What the guards remember of a phase, for its checkpoint.
-    pub fn guards_of(&self, phase: Phase) -> Guards {
+    pub(crate) fn guards_of(&self, phase: Phase) -> Guards {
         self.guards.get(&phase).cloned().unwrap_or_default()
     }
 
     /// Ends the run between two steps, behind the checkpoint of the first, where a guard or
     /// somebody wants it.
-    pub fn stop_if_wanted(&mut self, step: usize, total: usize) -> Result<(), PipelineError> {
+    pub(crate) fn stop_if_wanted(
+        &mut self,
+        step: usize,
+        total: usize,
+    ) -> Result<(), PipelineError> {
         if !self.alarms.is_empty() {
             return Err(PipelineError::Guard(std::mem::take(&mut self.alarms)));
         }
         if self.stop.is_requested() && step < total { Err(PipelineError::Stopped) } else { Ok(()) }
     }
 
-    pub fn wall_s(&self) -> f64 {
+    pub(crate) fn wall_s(&self) -> f64 {
         self.earlier_wall_s + self.started.elapsed().as_secs_f64()
     }
 
-    pub fn summary_so_far(&self) -> Summary {
+    pub(crate) fn summary_so_far(&self) -> Summary {
         Summary { seed: self.setup.recipe.run.seed, wall_s: self.wall_s(), ..Summary::default() }
     }
 
     /// True if step `step` of `total` (counted from 1) is followed by a checkpoint.
-    pub fn is_save_due(&self, step: usize, total: usize) -> bool {
+    pub(crate) fn is_save_due(&self, step: usize, total: usize) -> bool {
         let every = self.setup.recipe.run.save_every;
         step == total
             || (every > 0 && step.is_multiple_of(every))

@@ -70,7 +70,7 @@ pub(super) struct DrawnEpisodes {
 
 impl<'s> EpisodeSource<'s> {
     /// The cursor of what the phase is counted by.
-    pub fn sampler(&self) -> &Sampler {
+    pub(crate) fn sampler(&self) -> &Sampler {
         match self {
             Self::Given(given) => &given.sampler,
             Self::Played(played) => &played.sampler,
@@ -79,7 +79,7 @@ impl<'s> EpisodeSource<'s> {
     }
 
     /// The retriever of a source that plays, for evaluations between its steps.
-    pub fn player(&self) -> Option<(&'s Tokenizer, &'s dyn Retriever)> {
+    pub(crate) fn player(&self) -> Option<(&'s Tokenizer, &'s dyn Retriever)> {
         match self {
             Self::Played(played) => Some(played.player),
             Self::Given(_) | Self::Mixed(_) => None,
@@ -87,7 +87,7 @@ impl<'s> EpisodeSource<'s> {
     }
 
     /// Adds the source's part to a checkpoint's state.
-    pub fn add_to(&self, state: &mut DistillState) {
+    pub(crate) fn add_to(&self, state: &mut DistillState) {
         if let Self::Mixed(mixed) = self {
             (state.share, state.questions) =
                 (Some(mixed.share), Some(mixed.played.sampler.clone()));
@@ -97,7 +97,7 @@ impl<'s> EpisodeSource<'s> {
     /// Writes what does not fit into the state.
     /// # Errors
     /// If the disk fails.
-    pub fn write(&self, dir: &Path) -> Result<(), WriteError> {
+    pub(crate) fn write(&self, dir: &Path) -> Result<(), WriteError> {
         match self {
             Self::Mixed(mixed) => Ok(write_episodes(&dir.join(REPLAY_FILE), &mixed.replay)?),
             Self::Given(_) | Self::Played(_) => Ok(()),
@@ -108,7 +108,7 @@ impl<'s> EpisodeSource<'s> {
     /// # Errors
     /// If the replay buffer is damaged, or there are other episodes or questions now than there
     /// were then.
-    pub fn restore(&mut self, state: &PhaseState, dir: &Path) -> Result<(), PipelineError> {
+    pub(crate) fn restore(&mut self, state: &PhaseState, dir: &Path) -> Result<(), PipelineError> {
         let episodes = |given: &mut GivenSource| -> Result<(), PipelineError> {
             given.sampler = same_items(state.sampler.clone(), "episodes", given.episodes.len())?;
             Ok(())
@@ -143,7 +143,7 @@ impl<'s> EpisodeSource<'s> {
     /// # Errors
     /// If the student breaks, the retriever is away for too long, or a stop was requested while it
     /// was.
-    pub fn draw<I: Backend>(
+    pub(crate) fn draw<I: Backend>(
         &mut self,
         setup: &Setup<I>,
         student: &Decoder<I>,
@@ -177,7 +177,7 @@ pub(super) struct GivenSource {
 }
 
 impl GivenSource {
-    pub fn new(episodes: Vec<Episode>, seed: u64) -> Self {
+    pub(crate) fn new(episodes: Vec<Episode>, seed: u64) -> Self {
         Self { sampler: Sampler::new(seed, episodes.len()), episodes }
     }
 
@@ -234,7 +234,7 @@ impl<'s> MixedSource<'s> {
     /// Holds out `n_validation` of the given episodes, but never more than half of them.
     /// # Errors
     /// If there are not two: one to hold out and one to learn from.
-    pub fn new(
+    pub(crate) fn new(
         episodes: Vec<Episode>,
         player: (&'s Tokenizer, &'s dyn Retriever),
         questions: Vec<Question>,

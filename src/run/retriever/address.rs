@@ -35,7 +35,7 @@ impl Address {
                 SECRET_HINT,
             ));
         }
-        Self::parse(&hub::expand(written).map_err(RetrieverError::passed_on)?)
+        Self::parse(&hub::expand(written)?)
     }
 
     fn parse(address: &str) -> Result<Self, RetrieverError> {

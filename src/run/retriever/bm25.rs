@@ -138,7 +138,7 @@ impl PassageWords {
         idx: usize,
         tokenizer: &DefaultTokenizer,
     ) -> Result<Self, RetrieverError> {
-        let passage = corpus.passage(idx).map_err(RetrieverError::passed_on)?;
+        let passage = corpus.passage(idx)?;
         let tokens = tokenizer.tokenize(&passage.contents);
         let length = tokens.len();
         let mut place: HashMap<String, usize> = HashMap::with_capacity(length);
@@ -198,7 +198,7 @@ impl Retriever for Bm25Retriever {
         let hits = |best: Vec<(f32, u32)>| {
             let hit = |(score, passage): (f32, u32)| {
                 let passage =
-                    self.corpus.passage(passage as usize).map_err(RetrieverError::passed_on)?;
+                    self.corpus.passage(passage as usize).map_err(RetrieverError::from)?;
                 Ok(Hit { passage, score })
             };
             best.into_iter().map(hit).collect()

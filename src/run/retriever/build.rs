@@ -299,11 +299,7 @@ pub fn passage_texts(
     corpus: &Corpus,
     range: std::ops::Range<usize>,
 ) -> Result<Vec<String>, RetrieverError> {
-    range
-        .map(|idx| {
-            corpus.passage(idx).map(|passage| passage.contents).map_err(RetrieverError::passed_on)
-        })
-        .collect()
+    range.map(|idx| Ok(corpus.passage(idx)?.contents)).collect()
 }
 
 /// Builds and saves the graph over the finished vectors.

@@ -105,6 +105,11 @@ impl<B: Backend> DenseRetriever<B> {
         &self.index
     }
 
+    /// The passages.
+    pub fn corpus(&self) -> &Arc<Corpus> {
+        &self.corpus
+    }
+
     fn recent(&self) -> MutexGuard<'_, Recent> {
         // A panic elsewhere cannot leave a result half written: each is inserted whole.
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
@@ -129,7 +134,7 @@ impl<B: Backend> DenseRetriever<B> {
 
     fn hits(&self, neighbours: &[Neighbour]) -> Result<Vec<Hit>, RetrieverError> {
         let hit = |neighbour: &Neighbour| {
-            let passage = self.corpus.passage(neighbour.id).map_err(RetrieverError::passed_on)?;
+            let passage = self.corpus.passage(neighbour.id)?;
             Ok(Hit { passage, score: neighbour.score })
         };
         neighbours.iter().map(hit).collect()

@@ -121,9 +121,8 @@ impl<B: Backend> Encoder<B> {
         let declared = Declared::read(folder)?;
         let prompts = declared.resolve(&options.query_prefix, &options.passage_prefix);
         (options.query_prefix, options.passage_prefix) = (prompts.query, prompts.passage);
-        let model =
-            load_bert::<B>(folder, DType::F32, device).map_err(RetrieverError::passed_on)?;
-        let tokenizer = Tokenizer::from_path(folder).map_err(RetrieverError::passed_on)?;
+        let model = load_bert::<B>(folder, DType::F32, device)?;
+        let tokenizer = Tokenizer::from_path(folder)?;
         let fingerprint = fingerprint(folder, &options, &declared)?;
         Self::from_parts(Parts { model, tokenizer, declared }, name, fingerprint, options, device)
     }
@@ -141,7 +140,7 @@ impl<B: Backend> Encoder<B> {
     ) -> Result<Self, RetrieverError> {
         let (config, tokenizer, declared) =
             (parts.model.config(), &parts.tokenizer, &parts.declared);
-        tokenizer.check_fits(config.vocab_size).map_err(RetrieverError::passed_on)?;
+        tokenizer.check_fits(config.vocab_size)?;
         let EncoderOptions { query_prefix, passage_prefix, max_tokens, batch_tokens } = options;
         if !(2..=config.max_position_embeddings).contains(&max_tokens) {
             let hint = format!(
@@ -159,8 +158,7 @@ impl<B: Backend> Encoder<B> {
             let hint = "fetch the encoder's files again: they are of different models".to_owned();
             return Err(RetrieverError::Encoder { path: name.into(), why, hint });
         }
-        let encode =
-            |text: &str| tokenizer.encode_with_special(text).map_err(RetrieverError::passed_on);
+        let encode = |text: &str| tokenizer.encode_with_special(text);
         if declared.lowercases && encode("A SMALL TEXT")? != encode("a small text")? {
             let why =
                 "sentence_bert_config.json says do_lower_case, and its tokenizer does not do it"
@@ -263,7 +261,7 @@ impl<B: Backend> Encoder<B> {
         let tokenise_one = |text: &String| {
             let encode = |text: &str| self.parts.tokenizer.encode_with_special(text);
             let ids = first_tokens(&format!("{prefix}{text}"), self.identity.max_tokens, encode);
-            let mut ids = ids.map_err(RetrieverError::passed_on)?;
+            let mut ids = ids?;
             truncate(&mut ids, self.identity.max_tokens, self.closing);
             if ids.is_empty() {
                 // Without prefix and special tokens an empty query has no tokens, and no mean; it

@@ -1,19 +1,21 @@
 //! Passages with equal vectors, and what they do to recall.
 //!
 //! Passages of the same text (or of the same first `max_tokens` tokens) have the same vector, and
-//! no search can tell them apart. Every search lists them by row number, lowest first (FAISS:
+//! no search can tell them apart. Exact search lists them by row number, lowest first (FAISS:
 //! highest first), so of a group of `g` only the first `k` can be among the `k` found, and the
-//! others never are, whatever is asked. Where gold passages are counted by their ids, that is lost
-//! recall; where the answer is looked for in the text, it is not. Groups larger than the links of a
-//! point cut a graph into islands besides.
+//! others never are, whatever is asked. A search through the graph orders the candidates that the
+//! graph brings in the same way, eight more than are asked for: which of a larger group are among
+//! them depends on the graph. Where gold passages are counted by their ids, that is lost recall;
+//! where the answer is looked for in the text, it is not. Groups larger than the links of a point
+//! cut a graph into islands besides.
 //!
 //! Equal means equal bit for bit. Cost: one pass over the vectors and 16 bytes a passage.
-use super::{exact::Neighbour, vectors::Vectors};
+use super::vectors::Vectors;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::hash::{DefaultHasher, Hasher};
 
-/// How many passages have the vector of another one.
+/// Numbers of the passages that share a vector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct EqualVectors {
     /// Passages whose vector is also that of another passage.
@@ -22,7 +24,8 @@ pub struct EqualVectors {
     pub n_groups: usize,
     /// Passages of the largest group.
     pub largest: usize,
-    /// Passages that three results can never hold, because three others of their group come first.
+    /// Passages that three results of exact search can never hold, because three others of their
+    /// group come first.
     pub never_among_3: usize,
     /// The same for ten results.
     pub never_among_10: usize,
@@ -58,26 +61,12 @@ fn row_bytes(vectors: &Vectors, row: usize) -> &[u8] {
     bytemuck::cast_slice(vectors.row(row))
 }
 
-/// Share of the passages that exact search lists first which are among the first `k` found:
-/// [`super::commands::recall`] without its mercy for ties.
-pub fn recall_by_id(found: &[Vec<Neighbour>], exact: &[Vec<Neighbour>], k: usize) -> f64 {
-    let (mut hits, mut total) = (0, 0);
-    for (found, exact) in found.iter().zip(exact) {
-        let exact = &exact[..k.min(exact.len())];
-        let is_found =
-            |wanted: &&Neighbour| found.iter().take(k).any(|neighbour| neighbour.id == wanted.id);
-        hits += exact.iter().filter(is_found).count();
-        total += exact.len();
-    }
-    if total == 0 { 1.0 } else { hits as f64 / total as f64 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::retriever::{
-        commands::recall,
-        exact::{Metric, tests::unit_vectors, top_k},
+        exact::{Metric, Neighbour, tests::unit_vectors, top_k},
+        measure::{recall, recall_by_id},
     };
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`exact`] and [`hnsw`] find vectors near a vector; [`vectors`] is where those
 //! lie; [`encoder`] makes them from text; [`index`] keeps them in a folder and [`build`] fills it;
-//! [`dense`] joins them; [`commands`] is `dgpo index …` without its flags. [`remote`] asks a server
+//! [`dense`] joins them; [`measure`] says how well an index works. [`remote`] asks a server
 //! at an [`address`], in [`batches`]. [`contrastive`] trains an encoder.
 //!
 //! Their contract is that of [`dgpo_core::env::search`]; ties go to the passage that comes first in
@@ -16,7 +16,6 @@ pub mod answer;
 pub mod batches;
 pub mod bm25;
 pub mod build;
-pub mod commands;
 pub mod contrastive;
 pub mod declared;
 pub mod dense;
@@ -26,18 +25,22 @@ pub mod exact;
 pub mod graph_files;
 pub mod hnsw;
 pub mod index;
+pub mod measure;
 pub mod remote;
 pub mod vectors;
 
 use crate::{
     config::{RetrieverKind, RetrieverRecipe, Search, shell_quoted},
-    data::corpus::Corpus,
-    hub,
+    data::{DataError, corpus::Corpus},
+    hub::{self, HubError},
 };
-use build::BuildOptions;
+use build::{BuildOptions, BuildReport};
 use dense::DenseRetriever;
-use dgpo_core::env::search::{Retriever, SearchError};
-use dgpo_models::Backend;
+use dgpo_core::{
+    env::search::{Retriever, SearchError},
+    tokenizer::TokenizerError,
+};
+use dgpo_models::{Backend, ModelError};
 use encoder::{Encoder, EncoderOptions};
 use hnsw::HnswParams;
 use index::IndexMeta;
@@ -160,13 +163,20 @@ impl RetrieverError {
     fn option(key: &str, value: impl ToString, hint: &str) -> Self {
         Self::Option { key: key.to_owned(), value: value.to_string(), hint: hint.to_owned() }
     }
-
-    /// The sources hold `std::io::Error` and the like, which cannot be cloned; one failure must be
-    /// told to every query of a batch.
-    fn passed_on(error: impl std::fmt::Display) -> Self {
-        Self::Failed(error.to_string())
-    }
 }
+
+/// The words of what lies below. Its errors hold `std::io::Error` and the like, which cannot be
+/// cloned, and one failure must be told to every query of a batch.
+macro_rules! failed_from {
+    ($($error:ty),+) => {
+        $(impl From<$error> for RetrieverError {
+            fn from(error: $error) -> Self {
+                Self::Failed(error.to_string())
+            }
+        })+
+    };
+}
+failed_from!(DataError, HubError, TokenizerError, ModelError, SearchError);
 
 impl From<RetrieverError> for SearchError {
     fn from(error: RetrieverError) -> Self {
@@ -238,12 +248,10 @@ fn open_dense<B: Backend>(
     device: &B::Device,
     progress: &mut OnProgress,
 ) -> Result<DenseRetriever<B>, RetrieverError> {
-    let folder = hub::resolve(&recipe.encoder).map_err(RetrieverError::passed_on)?;
-    let encoder = Encoder::<B>::open(&folder, &recipe.encoder, encoder_options(recipe), device)?;
-    encoder.warn_of_other_prompts();
+    let encoder = open_encoder::<B>(recipe, device)?;
     let (search, params) = (encoder.identity().search(recipe.search)?, hnsw_params(recipe));
     if !recipe.index.is_empty() {
-        let dir = hub::expand(&recipe.index).map_err(RetrieverError::passed_on)?;
+        let dir = hub::expand(&recipe.index)?;
         let corpus_name = path_of(&corpus);
         let command = |dir: &Path| build_command(dir, &source_words(&corpus_name, &recipe.encoder));
         let dir = Path::new(&dir);
@@ -255,17 +263,39 @@ fn open_dense<B: Backend>(
         return DenseRetriever::build_in_memory(encoder, corpus, search, params, progress);
     }
     let dir = run_dir.join("index");
-    let corpus_name = path_of(&corpus);
-    let options = BuildOptions { corpus_name, search, hnsw: params, replace: false };
-    build::build(
-        &dir,
-        &options,
-        encoder.identity(),
-        &corpus,
-        &mut |texts, tick| encoder.encode_passages(texts, tick),
-        progress,
-    )?;
+    build_index(recipe, &encoder, (&path_of(&corpus), &corpus), &dir, false, progress)?;
     DenseRetriever::open(&dir, encoder, corpus, search, params.ef_search)
+}
+
+/// Opens the encoder of a recipe, and warns where its prompts are not the declared ones.
+/// # Errors
+/// If it cannot be read.
+pub fn open_encoder<B: Backend>(
+    recipe: &RetrieverRecipe,
+    device: &B::Device,
+) -> Result<Encoder<B>, RetrieverError> {
+    let folder = hub::resolve(&recipe.encoder)?;
+    let encoder = Encoder::open(&folder, &recipe.encoder, encoder_options(recipe), device)?;
+    encoder.warn_of_other_prompts();
+    Ok(encoder)
+}
+
+/// Builds (or continues, or completes with a graph) the index folder `dir` of a named corpus with
+/// the parameters of a recipe.
+/// # Errors
+/// As [`build::build`].
+pub fn build_index<B: Backend>(
+    recipe: &RetrieverRecipe,
+    encoder: &Encoder<B>,
+    (corpus_name, corpus): (&str, &Corpus),
+    dir: &Path,
+    replace: bool,
+    progress: &mut OnProgress,
+) -> Result<BuildReport, RetrieverError> {
+    let (search, hnsw) = (encoder.identity().search(recipe.search)?, hnsw_params(recipe));
+    let options = BuildOptions { corpus_name: corpus_name.to_owned(), search, hnsw, replace };
+    let mut embed = |texts: &[String], tick: &mut Tick| encoder.encode_passages(texts, tick);
+    build::build(dir, &options, encoder.identity(), corpus, &mut embed, progress)
 }
 
 /// The encoder's part of a recipe.

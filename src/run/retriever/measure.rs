@@ -1,24 +1,20 @@
-//! `dgpo index build|search|info` without flags and printing.
+//! An index at work: opened by what it remembers, described, and measured on this machine.
 //!
-//! `search` and `info` need only the folder: encoder and corpus default to the names the index
-//! remembers, and are checked against its fingerprints whatever they are.
+//! Encoder and corpus default to the names in index.json, and are checked against its fingerprints
+//! whatever they are.
 use super::{
-    OnProgress, RetrieverError,
+    RetrieverError,
     bm25::Bm25Retriever,
-    build::{self, BuildOptions, BuildReport},
     dense::DenseRetriever,
     encoder::{Encoder, EncoderOptions},
-    encoder_options,
-    equal::{EqualVectors, equal_vectors, recall_by_id},
+    equal::{EqualVectors, equal_vectors},
     exact::Neighbour,
-    hnsw::Insertion,
-    hnsw_params,
-    index::{CHECKED_AT_OPENING, Index, IndexMeta},
+    hnsw::{HnswParams, Insertion},
+    index::{CHECKED_AT_OPENING, IndexMeta},
 };
-use crate::config::Search;
-use crate::{config::RetrieverRecipe, data::corpus::Corpus, hub};
+use crate::{config::Search, data::corpus::Corpus, hub};
 use dgpo_core::{
-    env::search::{Hit, Passage, Retriever, SearchError},
+    env::search::{Hit, Passage, Retriever},
     rng::{Key, Purpose},
 };
 use dgpo_models::{Backend, bert::SentenceHead};
@@ -30,35 +26,7 @@ use std::{
     time::Instant,
 };
 
-/// Builds (or continues, or completes with a graph) the index folder `dir` of the corpus `corpus`
-/// with the encoder and parameters of `recipe`.
-/// # Errors
-/// As [`build::build`]; also if encoder or corpus cannot be read.
-pub fn build_index<B: Backend>(
-    recipe: &RetrieverRecipe,
-    corpus: &str,
-    dir: &Path,
-    replace: bool,
-    device: &B::Device,
-    progress: &mut OnProgress,
-) -> Result<BuildReport, RetrieverError> {
-    let passages = open_corpus(corpus)?;
-    let encoder = open_encoder::<B>(&recipe.encoder, encoder_options(recipe), device)?;
-    encoder.warn_of_other_prompts();
-    let search = encoder.identity().search(recipe.search)?;
-    let options =
-        BuildOptions { corpus_name: corpus.to_owned(), search, hnsw: hnsw_params(recipe), replace };
-    build::build(
-        dir,
-        &options,
-        encoder.identity(),
-        &passages,
-        &mut |texts, tick| encoder.encode_passages(texts, tick),
-        progress,
-    )
-}
-
-/// Which index, and what to use instead of what it remembers.
+/// An index folder, and what to use instead of what it remembers.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexRequest<'a> {
     pub dir: &'a Path,
@@ -66,26 +34,51 @@ pub struct IndexRequest<'a> {
     pub corpus: Option<&'a str>,
     /// Encoder folder or name; `None` = the one in index.json.
     pub encoder: Option<&'a str>,
-    pub search: Search,
+    /// `None` = through the graph, if there is one.
+    pub search: Option<Search>,
     /// `None` = the value the graph was built with.
     pub ef_search: Option<usize>,
 }
 
-/// The passages found for each query.
-/// # Errors
-/// If the index cannot be opened; a failing query fails alone.
-pub fn search_index<B: Backend>(
-    request: IndexRequest,
-    queries: &[String],
-    top_k: usize,
-    device: &B::Device,
-) -> Result<Vec<Result<Vec<Hit>, SearchError>>, RetrieverError> {
-    let meta = IndexMeta::read(request.dir)?;
-    let (retriever, _) = open_index::<B>(request, &meta, device)?;
-    Ok(retriever.search(queries, top_k))
+/// Padded tokens of a batch where no recipe says it; the result does not depend on it.
+const BATCH_TOKENS: usize = 8_192;
+
+impl IndexRequest<'_> {
+    /// Opens the index, checked against its encoder and corpus.
+    /// # Errors
+    /// If there is none, or it does not fit; if encoder or corpus cannot be read.
+    pub fn open<B: Backend>(
+        &self,
+        device: &B::Device,
+    ) -> Result<DenseRetriever<B>, RetrieverError> {
+        let meta = IndexMeta::read(self.dir)?;
+        let corpus = Arc::new(self.open_corpus(&meta)?);
+        let options = EncoderOptions {
+            query_prefix: meta.encoder.query_prefix.clone(),
+            passage_prefix: meta.encoder.passage_prefix.clone(),
+            max_tokens: meta.encoder.max_tokens,
+            batch_tokens: BATCH_TOKENS,
+        };
+        let name = self.encoder.unwrap_or(&meta.encoder.name);
+        let encoder = Encoder::open(&hub::resolve(name)?, name, options, device)?;
+        // A graph that somebody built is what they want to see at work, however small the index.
+        let with_graph = if meta.graph.is_some() { Search::Hnsw } else { Search::Exact };
+        let search = self.search.unwrap_or(with_graph);
+        DenseRetriever::open(self.dir, encoder, corpus, search, self.ef_search(&meta))
+    }
+
+    fn open_corpus(&self, meta: &IndexMeta) -> Result<Corpus, RetrieverError> {
+        Ok(Corpus::open(&hub::resolve(self.corpus.unwrap_or(&meta.corpus_name))?)?)
+    }
+
+    /// Candidates looked at; without a graph the value is not used.
+    fn ef_search(&self, meta: &IndexMeta) -> usize {
+        let built_with = meta.graph.as_ref().map(|graph| graph.params.ef_search);
+        self.ef_search.or(built_with).unwrap_or(1)
+    }
 }
 
-/// What an index is and how well it works.
+/// An index and how well it works.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct IndexInfo {
     pub dir: String,
@@ -96,7 +89,7 @@ pub struct IndexInfo {
     pub query_prefix: String,
     pub passage_prefix: String,
     pub max_tokens: usize,
-    /// How the encoder makes a vector of a text.
+    /// Pooling and length of the encoder's vectors.
     #[serde(flatten)]
     pub head: SentenceHead,
     pub corpus: String,
@@ -113,9 +106,8 @@ pub struct IndexInfo {
 /// The graph of an index.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GraphInfo {
-    pub m: usize,
-    pub ef_construction: usize,
-    pub ef_search: usize,
+    #[serde(flatten)]
+    pub params: HnswParams,
     pub insertion: Insertion,
     pub build_s: f64,
     pub vectors_per_s: f64,
@@ -139,7 +131,7 @@ pub struct Measured {
     pub recall_by_id_at_10: Option<f64>,
 }
 
-/// What an index is measured with.
+/// Queries that an index is measured with.
 #[derive(Clone, Copy, Debug)]
 pub enum Queries<'a> {
     /// The first sentences of `n` passages drawn with `seed`.
@@ -148,34 +140,28 @@ pub enum Queries<'a> {
     Questions { texts: &'a [String], top_k: usize },
 }
 
-/// What one way of searching finds for the same questions: the passages of each, best first.
+/// Passages that one way of searching finds for each of some questions, best first.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct FoundPassages {
     /// "exact", "hnsw" or "bm25".
     pub search: &'static str,
     pub top_k: usize,
     pub passages: Vec<Vec<Passage>>,
 }
 
-/// Which of these passage ids are in the index's corpus.
+/// Those of the `wanted` passage ids that are in the index's corpus.
 /// # Errors
 /// If the index or its corpus cannot be opened.
 pub fn ids_in_corpus(
     request: IndexRequest,
     wanted: &HashSet<&str>,
 ) -> Result<HashSet<String>, RetrieverError> {
-    let mut found = HashSet::new();
     if wanted.is_empty() {
-        return Ok(found);
+        return Ok(HashSet::new());
     }
-    let corpus = open_corpus(request.corpus.unwrap_or(&IndexMeta::read(request.dir)?.corpus_name))?;
-    for idx in 0..corpus.len() {
-        let id = corpus.passage(idx).map_err(RetrieverError::passed_on)?.id;
-        if wanted.contains(id.as_str()) {
-            found.insert(id);
-        }
-    }
-    Ok(found)
+    let corpus = request.open_corpus(&IndexMeta::read(request.dir)?)?;
+    let ids = (0..corpus.len()).map(|idx| Ok(corpus.passage(idx)?.id));
+    ids.filter(|id| id.as_ref().map_or(true, |id| wanted.contains(id.as_str()))).collect()
 }
 
 /// Describes an index and measures it. With questions: also what exact search, the graph (if there
@@ -186,51 +172,40 @@ pub fn index_info<B: Backend>(
     request: IndexRequest,
     queries: Queries,
     device: &B::Device,
-) -> Result<(IndexInfo, Vec<Found>), RetrieverError> {
+) -> Result<(IndexInfo, Vec<FoundPassages>), RetrieverError> {
     let meta = IndexMeta::read(request.dir)?;
-    let (retriever, corpus) = open_index::<B>(request, &meta, device)?;
-    let vectors_bytes = retriever.index().vectors().as_bytes().len() as u64;
+    let retriever = request.open::<B>(device)?;
+    let (vectors, corpus) = (retriever.index().vectors(), retriever.corpus());
+    let vectors_bytes = vectors.as_bytes().len() as u64;
     if vectors_bytes > CHECKED_AT_OPENING {
         retriever.index().check(request.dir, &meta)?;
     }
-    let equal_vectors = equal_vectors(retriever.index().vectors());
-    let (measured, found) = match queries {
+    let equal_vectors = equal_vectors(vectors);
+    let mut found = Vec::new();
+    let measured = match queries {
         Queries::Sampled { n, seed } => {
-            let (measured, _) = measure(
-                &retriever,
-                &sample_sentences(&corpus, n, seed)?,
-                "first sentences of passages",
-            )?;
-            (measured, Vec::new())
+            let sentences = sample_sentences(corpus, n, seed)?;
+            measure(&retriever, &sentences, "first sentences of passages")?.0
         }
         Queries::Questions { texts, top_k } => {
             let (measured, neighbours) = measure(&retriever, texts, "questions")?;
-            let mut found = Vec::new();
+            let passage = |neighbour: &Neighbour| Ok(corpus.passage(neighbour.id)?);
             for (search, lists) in neighbours {
-                let passage = |neighbour: &Neighbour| {
-                    corpus.passage(neighbour.id).map_err(RetrieverError::passed_on)
-                };
-                let passages =
+                let of_query =
                     |list: &Vec<Neighbour>| list.iter().take(top_k).map(passage).collect();
-                found.push(Found {
-                    search,
-                    top_k,
-                    passages: lists.iter().map(passages).collect::<Result<_, _>>()?,
-                });
+                let passages = lists.iter().map(of_query).collect::<Result<_, RetrieverError>>()?;
+                found.push(FoundPassages { search, top_k, passages });
             }
-            let by_words = Bm25Retriever::new(corpus)?.search(texts, top_k).into_iter();
-            let passages = |hits: Vec<Hit>| hits.into_iter().map(|hit| hit.passage).collect();
-            let passages = by_words
-                .map(|hits| hits.map(passages).map_err(RetrieverError::passed_on))
-                .collect::<Result<_, _>>()?;
-            found.push(Found { search: "bm25", top_k, passages });
-            (measured, found)
+            let by_words = Bm25Retriever::new(corpus.clone())?.search(texts, top_k);
+            let of_query = |hits: Vec<Hit>| hits.into_iter().map(|hit| hit.passage).collect();
+            let passages = by_words.into_iter().map(|hits| Ok(of_query(hits?)));
+            let passages = passages.collect::<Result<_, RetrieverError>>()?;
+            found.push(FoundPassages { search: "bm25", top_k, passages });
+            measured
         }
     };
     let graph = meta.graph.as_ref().map(|graph| GraphInfo {
-        m: graph.params.m,
-        ef_construction: graph.params.ef_construction,
-        ef_search: request.ef_search.unwrap_or(graph.params.ef_search),
+        params: HnswParams { ef_search: request.ef_search(&meta), ..graph.params },
         insertion: graph.insertion,
         build_s: graph.build_s,
         vectors_per_s: meta.n_passages as f64 / graph.build_s,
@@ -239,7 +214,7 @@ pub fn index_info<B: Backend>(
         dir: request.dir.display().to_string(),
         n_passages: meta.n_passages,
         dim: meta.encoder.dim,
-        graph_bytes: meta.graph.as_ref().map_or(0, |graph| graph.files.total_bytes()),
+        graph_bytes: meta.graph.map_or(0, |graph| graph.files.total_bytes()),
         vectors_bytes,
         encode_s: meta.encode_s,
         passages_per_s: meta.n_passages as f64 / meta.encode_s,
@@ -258,46 +233,6 @@ pub fn index_info<B: Backend>(
     Ok((info, found))
 }
 
-fn open_corpus(name: &str) -> Result<Corpus, RetrieverError> {
-    let path = hub::resolve(name).map_err(RetrieverError::passed_on)?;
-    Corpus::open(&path).map_err(RetrieverError::passed_on)
-}
-
-fn open_encoder<B: Backend>(
-    name: &str,
-    options: EncoderOptions,
-    device: &B::Device,
-) -> Result<Encoder<B>, RetrieverError> {
-    let folder = hub::resolve(name).map_err(RetrieverError::passed_on)?;
-    Encoder::open(&folder, name, options, device)
-}
-
-/// Padded tokens of a batch where no recipe says it; the result does not depend on it.
-const BATCH_TOKENS: usize = 8_192;
-
-fn open_index<B: Backend>(
-    request: IndexRequest,
-    meta: &IndexMeta,
-    device: &B::Device,
-) -> Result<(DenseRetriever<B>, Arc<Corpus>), RetrieverError> {
-    let corpus = Arc::new(open_corpus(request.corpus.unwrap_or(&meta.corpus_name))?);
-    let options = EncoderOptions {
-        query_prefix: meta.encoder.query_prefix.clone(),
-        passage_prefix: meta.encoder.passage_prefix.clone(),
-        max_tokens: meta.encoder.max_tokens,
-        batch_tokens: BATCH_TOKENS,
-    };
-    let encoder =
-        open_encoder::<B>(request.encoder.unwrap_or(&meta.encoder.name), options, device)?;
-    // Without a graph the value is not used.
-    let ef_search =
-        request.ef_search.or(meta.graph.as_ref().map(|graph| graph.params.ef_search)).unwrap_or(1);
-    Ok((
-        DenseRetriever::open(request.dir, encoder, corpus.clone(), request.search, ef_search)?,
-        corpus,
-    ))
-}
-
 /// First sentences of up to `n` different passages.
 fn sample_sentences(corpus: &Corpus, n: usize, seed: u64) -> Result<Vec<String>, RetrieverError> {
     let key = Key::new(seed, Purpose::Index);
@@ -306,15 +241,7 @@ fn sample_sentences(corpus: &Corpus, n: usize, seed: u64) -> Result<Vec<String>,
     while chosen.len() < n.min(corpus.len()) {
         chosen.extend(draws.next().map(|draw| key.below(draw, corpus.len())));
     }
-    chosen
-        .into_iter()
-        .map(|idx| {
-            corpus
-                .passage(idx)
-                .map(|passage| first_sentence(&passage))
-                .map_err(RetrieverError::passed_on)
-        })
-        .collect()
+    chosen.into_iter().map(|idx| Ok(first_sentence(&corpus.passage(idx)?))).collect()
 }
 
 /// The text up to its first full stop followed by a space; the title if there is no text.
@@ -334,7 +261,7 @@ fn measure<B: Backend>(
     queries: &[String],
     query_source: &'static str,
 ) -> Result<(Measured, Neighbours), RetrieverError> {
-    let index: &Index = retriever.index();
+    let index = retriever.index();
     let per_s = |started: Instant| queries.len() as f64 / started.elapsed().as_secs_f64();
     let started = Instant::now();
     let embeddings = retriever.encoder().encode_queries(queries)?;
@@ -369,18 +296,36 @@ fn measure<B: Backend>(
 /// Scores closer than this are one score: f32 rounding of an inner product of unit vectors.
 const TIE: f32 = 1e-6;
 
-/// Share of the true `k` nearest among the first `k` found, a tie with the k-th counting as found.
+/// Fraction of the true `k` nearest that are among the first `k` found, a tie with the k-th
+/// counting as found.
 pub fn recall(found: &[Vec<Neighbour>], exact: &[Vec<Neighbour>], k: usize) -> f64 {
+    recall_of(found, exact, k, |found, exact| {
+        let is_near = |found: &&Neighbour| found.score >= exact[exact.len() - 1].score - TIE;
+        found.iter().filter(is_near).count().min(exact.len())
+    })
+}
+
+/// Fraction of the passages that exact search lists first which are among the first `k` found:
+/// [`recall`] without its mercy for ties.
+pub fn recall_by_id(found: &[Vec<Neighbour>], exact: &[Vec<Neighbour>], k: usize) -> f64 {
+    recall_of(found, exact, k, |found, exact| {
+        let is_found = |wanted: &&Neighbour| found.iter().any(|found| found.id == wanted.id);
+        exact.iter().filter(is_found).count()
+    })
+}
+
+/// `n_hits` counts, for one query, those of the exact neighbours that were found; each list holds
+/// `k` at most.
+fn recall_of(
+    found: &[Vec<Neighbour>],
+    exact: &[Vec<Neighbour>],
+    k: usize,
+    n_hits: impl Fn(&[Neighbour], &[Neighbour]) -> usize,
+) -> f64 {
     let (mut hits, mut total) = (0, 0);
-    for (found, exact) in found.iter().zip(exact) {
+    for (found, exact) in found.iter().zip(exact).filter(|(_, exact)| !exact.is_empty()) {
         let exact = &exact[..k.min(exact.len())];
-        let Some(last) = exact.last() else { continue };
-        hits += found
-            .iter()
-            .take(k)
-            .filter(|neighbour| neighbour.score >= last.score - TIE)
-            .count()
-            .min(exact.len());
+        hits += n_hits(&found[..k.min(found.len())], exact);
         total += exact.len();
     }
     if total == 0 { 1.0 } else { hits as f64 / total as f64 }
