@@ -5,6 +5,7 @@
 //! (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5 (`rope_parameters`, `dtype`); transformers 4
 //! keys are written, which every version loads.
 
+mod class;
 pub(crate) mod dtype;
 pub(crate) mod fields;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod tests;
 
 use crate::ModelError;
 use burn::tensor::DType;
+pub use class::ModelClass;
 pub use fields::gguf;
 use fields::{Fields, HARMLESS};
 use serde_json::{Value, json};
@@ -64,17 +66,6 @@ pub struct DecoderConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// What a model folder is a folder of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModelClass {
-    /// A causal language model.
-    Decoder,
-    /// A decoder's trunk under a scalar head (transformers' `*ForTokenClassification`).
-    Critic,
-    /// A BERT encoder of texts.
-    Encoder,
-}
-
 /// Decoder families that are read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -125,31 +116,6 @@ pub struct BertConfig {
     pub initializer_range: f64,
     /// Id of padding.
     pub pad_token_id: u32,
-}
-
-impl ModelClass {
-    /// Decided by `model_type` and `architectures` of a config.json alone; everything else is the
-    /// business of the config's reader.
-    /// # Errors
-    /// If the file cannot be read or is not JSON.
-    pub fn of(path: &Path) -> Result<Self, ModelError> {
-        let mut fields = Fields::read(path)?;
-        let is_classifier = |name: &Value| {
-            name.as_str().is_some_and(|name| name.ends_with("ForTokenClassification"))
-        };
-        let architectures = fields.take("architectures");
-        Ok(match fields.take("model_type").as_ref().and_then(Value::as_str) {
-            Some("bert") => Self::Encoder,
-            _ if architectures
-                .as_ref()
-                .and_then(Value::as_array)
-                .is_some_and(|names| names.iter().any(is_classifier)) =>
-            {
-                Self::Critic
-            }
-            _ => Self::Decoder,
-        })
-    }
 }
 
 impl Family {

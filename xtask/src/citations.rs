@@ -6,7 +6,7 @@
 //! |---|---|
 //! | a section sign with a number | a heading of `docs/method.md` |
 //! | `Eq.` with a number | an equation that stands there, in bold: `**Paper Eq. 3**` |
-//! | a path of modules between backticks, in the pages of [`EXPLAINED`] | an item or a module of the source |
+//! | a path of modules between backticks, in the pages of [`EXPLAINED`] | an item, or a module, of just that file of the source |
 //! | a key in the table of settings | a key of `configs/base.toml`, each of them in one row |
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,7 +62,7 @@ fn check_files(files: &[(String, String)]) -> Vec<Broken> {
     };
     let method = text_of(METHOD);
     let (sections, equations) = (sections(method), equations(method));
-    let names = defined_names(files);
+    let modules = modules(files);
     let mut broken = Vec::new();
     for (path, text) in files {
         let mut report = |line: usize, message: String| broken.push((path.clone(), line, message));
@@ -84,8 +84,8 @@ fn check_files(files: &[(String, String)]) -> Vec<Broken> {
                 report(line, "the number of this equation stands on the next line".to_owned());
             }
             if EXPLAINED.contains(&path.as_str()) {
-                for name in module_paths(text).filter(|name| !names.contains(*name)) {
-                    report(line, format!("nothing in the source is called {name}"));
+                for name in module_paths(text).filter(|name| !leads_somewhere(name, &modules)) {
+                    report(line, format!("no {name} in the source"));
                 }
             }
         }
@@ -115,25 +115,37 @@ fn numbers_after(text: &str, mark: &str) -> Vec<Option<String>> {
     text.split(mark).skip(1).map(number).collect()
 }
 
-/// Names of items and of modules.
-fn defined_names(files: &[(String, String)]) -> BTreeSet<&str> {
-    let mut names = BTreeSet::new();
-    for (path, text) in files.iter().filter(|(path, _)| path.ends_with(".rs")) {
-        names.extend(path.trim_end_matches(".rs").split('/'));
-        let mut words = text.split(|c: char| !c.is_alphanumeric() && c != '_').peekable();
-        while let Some(word) = words.next() {
-            if DEFINING.contains(&word) {
-                names.extend(words.peek().filter(|name| !name.is_empty()));
-            }
-        }
-    }
-    names
+/// A file of the source: its path as modules, and the names that it defines.
+type Module<'a> = (Vec<&'a str>, BTreeSet<&'a str>);
+
+fn modules(files: &[(String, String)]) -> Vec<Module<'_>> {
+    let is_no_module = |part: &&str| !["src", "mod", "lib"].contains(part);
+    files
+        .iter()
+        .filter_map(|(path, text)| {
+            let parts = path.strip_suffix(".rs")?.split('/').filter(is_no_module).collect();
+            let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            let defined = words.windows(2).filter(|pair| DEFINING.contains(&pair[0]));
+            Some((parts, defined.map(|pair| pair[1]).collect()))
+        })
+        .collect()
 }
 
-/// The last part of each `a::b` between backticks.
+/// True if the first parts of a path such as `algo::kl::estimate` are the last ones of a file's,
+/// and the others, if any, are names that it defines.
+fn leads_somewhere(path: &str, modules: &[Module<'_>]) -> bool {
+    let parts: Vec<&str> = path.split("::").collect();
+    (1..=parts.len()).any(|n| {
+        let (file, items) = parts.split_at(n);
+        modules.iter().any(|(module, names)| {
+            module.ends_with(file) && items.iter().all(|item| names.contains(item))
+        })
+    })
+}
+
+/// Each `a::b` between backticks.
 fn module_paths(line: &str) -> impl Iterator<Item = &str> {
-    let spans = line.split('`').skip(1).step_by(2);
-    spans.filter_map(|span| span.rsplit_once("::").map(|(_, name)| name))
+    line.split('`').skip(1).step_by(2).filter(|span| span.contains("::"))
 }
 
 /// The table of settings against the recipe: a row for each key, and no other row.
@@ -237,9 +249,14 @@ mod tests {
 
     #[test]
     fn a_name_that_is_not_there_is_reported_in_the_pages_that_explain() {
-        let text = "`algo::kl::estimate`, `kl.coef`, `algo::kl`\nor `algo::kl::estimat`\n";
-        let expected = "docs/glossary.md:2: nothing in the source is called estimat";
-        assert_eq!(problems("docs/glossary.md", text), [expected]);
+        let text = "`algo::kl::estimate`, `kl.coef`, `algo::kl`\nor `algo::kl::estimat`\n\
+                    `kl::estimate`, `ppo::estimate`\n";
+        let expected =
+            ["2: no algo::kl::estimat in the source", "3: no ppo::estimate in the source"];
+        assert_eq!(
+            problems("docs/glossary.md", text),
+            expected.map(|text| format!("docs/glossary.md:{text}"))
+        );
         assert_eq!(problems("README.md", text), [""; 0]);
     }
 

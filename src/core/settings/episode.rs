@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EpisodeRecipe {
-    /// The user message; `{question}` is replaced. The published data have the default's wording and
-    /// newline (method §9); a checkpoint trained on them expects both.
+    /// The user message; `{question}` is replaced. The published data have the default's wording
+    /// and newline (method §9); a checkpoint trained on them expects both.
     pub instruction: String,
     /// Turns in which a search is executed; one more turn follows without search.
     pub max_turns: usize,
@@ -18,8 +18,8 @@ pub struct EpisodeRecipe {
     /// first).
     pub cut_observations: ObservationCut,
     /// Special tokens that are spelled in passages, questions or trajectories (`<|im_end|>`) are
-    /// control tokens there too, as in the published code. Otherwise they are ordinary text, so that
-    /// no passage can end the user's turn.
+    /// control tokens there too, as in the published code. Otherwise they are ordinary text, so
+    /// that no passage can end the user's turn.
     pub special_tokens_in_text: bool,
     /// Tokens of the prompt; a longer one ends the episode as `prompt_too_long`.
     pub max_start_length: usize,

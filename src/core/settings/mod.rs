@@ -1,8 +1,8 @@
 //! Every setting that the heart reads, as plain structs. A recipe is made of them; whoever uses
 //! this crate alone fills them in by hand, from their `Default` on.
 //!
-//! [`BASE`] alone states the defaults: the published DGPO run wherever the paper or its scripts have
-//! a value (method §14).
+//! [`BASE`] alone states the defaults: the published DGPO run wherever the paper or its scripts
+//! have a value (method §14).
 mod chat;
 pub mod date;
 mod distill;

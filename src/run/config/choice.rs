@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr};
 
 /// An enum with its names: in TOML and JSON, on the command line and in messages.
 macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+    ($(#[$doc:meta])* enum $name:ident { $($(#[$of:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
         pub enum $name {
@@ -50,7 +50,7 @@ macro_rules! choice {
 
 choice! {
     /// The type in which a model is computed.
-    FloatType {
+    enum FloatType {
         /// 4 bytes, 24 bits of precision.
         F32 = "f32",
         /// 2 bytes with the range of f32, 8 bits of precision.
@@ -62,7 +62,7 @@ choice! {
 
 choice! {
     /// The search engine of a run.
-    RetrieverKind {
+    enum RetrieverKind {
         /// Encoder and vector search.
         Dense = "dense",
         /// Words.
@@ -74,7 +74,7 @@ choice! {
 
 choice! {
     /// How vectors are searched.
-    Search {
+    enum Search {
         /// Exact below [`Search::EXACT_BELOW`] passages, HNSW from there.
         Auto = "auto",
         /// Every vector is compared.
