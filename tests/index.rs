@@ -179,8 +179,6 @@ fn a_folder_without_an_index_is_named() {
     for command in [&["index", "search", "student", "where?"][..], &["index", "info", "student"]] {
         world.dgpo(command).failed(2, &["student holds no finished index", "dgpo index build"]);
     }
-    let unknown = ["index", "search", "student", "where?", "--search", "fast"];
-    world.dgpo(&unknown).failed(2, &["'fast'", "hint: auto, exact or hnsw"]);
 }
 
 #[test]
