@@ -48,9 +48,9 @@ impl Browser {
                 std::env::var_os("DGPO_REQUIRE_CHROMIUM").is_none(),
                 "DGPO_REQUIRE_CHROMIUM is set and none of {NAMES:?} can be started"
             );
-            eprintln!(
-                "skipped: no Chromium; install the package chromium, or set \
-                 DGPO_REQUIRE_CHROMIUM=1 to make this a failure"
+            dgpo_core::testing::skipped(
+                "no Chromium; install the package chromium, or set \
+                 DGPO_REQUIRE_CHROMIUM=1 to make this a failure",
             );
             return None;
         };

@@ -142,9 +142,9 @@ fn transformers_reads_the_tokenizers_written_here_as_they_are_read_here() {
     let Some(python) = std::env::var_os("DGPO_TRANSFORMERS")
         .map(|value| if value == "1" { PathBuf::from("python3") } else { value.into() })
     else {
-        eprintln!(
-            "skipped: DGPO_TRANSFORMERS=1 reads tokenizers and chat templates back with the Python \
-             package transformers"
+        dgpo_core::testing::skipped(
+            "DGPO_TRANSFORMERS=1 reads tokenizers and chat templates back with the Python \
+             package transformers",
         );
         return;
     };

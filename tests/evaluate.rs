@@ -15,11 +15,7 @@ use dgpo_run::{
     retriever::bm25::Bm25Retriever,
 };
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 /// `dgpo eval` of the talker on the world's questions.
 fn evaluate(world: &World, out: &str, more: &[&str]) -> Ended {
@@ -360,13 +356,6 @@ fn a_run_with_capabilities_is_compared_with_another_seed() {
         .failed(1, &["bad.jsonl:1: not an episode record"]);
 }
 
-fn data(path: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("DGPO_DATA_DIR").map(|folder| PathBuf::from(folder).join(path));
-    let is_required = std::env::var_os("DGPO_REQUIRE_DATA").is_some_and(|value| value == "1");
-    assert!(folder.is_some() || !is_required, "DGPO_REQUIRE_DATA=1, but DGPO_DATA_DIR is not set");
-    folder
-}
-
 /// The paper's seven test sets.
 const SEVEN: [&str; 7] =
     ["nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle"];
@@ -397,7 +386,7 @@ fn evaluate_real(world: &World, data: &Path, more: &[&str]) -> Value {
 
 #[test]
 fn all_seven_real_question_files_are_evaluated() {
-    let Some(folder) = data("") else { return };
+    let Some(folder) = dgpo_core::testing::test_data("") else { return };
     let world = World::new();
     let files = SEVEN.map(|name| folder.join(format!("questions/{name}.jsonl.gz")));
     let arguments: Vec<&str> = files
@@ -421,7 +410,7 @@ fn all_seven_real_question_files_are_evaluated() {
 
 #[test]
 fn capabilities_of_all_seven_data_sets_are_measured_where_they_are_annotated() {
-    let Some(folder) = data("") else { return };
+    let Some(folder) = dgpo_core::testing::test_data("") else { return };
     let world = World::new();
     let (mut files, mut passages, mut asked) = (Vec::new(), Vec::new(), BTreeMap::new());
     for name in SEVEN {

@@ -8,7 +8,7 @@ pub fn has_device(device: &str, variable: &str) -> bool {
     let is_required = std::env::var_os(variable).is_some_and(|value| value == "1");
     assert!(found || !is_required, "{variable}=1 and there is no {device} device");
     if !found {
-        println!("skipped: there is no {device} device");
+        dgpo_core::testing::skipped(&format!("there is no {device} device"));
     }
     found
 }

@@ -7,25 +7,18 @@ use dgpo_core::{
     engine::{Engine, EngineOptions, Request},
     rng::{Key, Purpose},
     settings::Sampling,
+    testing::test_data,
     tokenizer::Tokenizer,
 };
 use dgpo_models::{decoder::Decoder, heads::token_log_probs, weights::load_decoder};
 use dgpo_run::devices::Cpu;
 use serde_json::Value;
-use std::path::PathBuf;
-
-fn data(path: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("DGPO_DATA_DIR").map(|folder| PathBuf::from(folder).join(path));
-    let is_required = std::env::var_os("DGPO_REQUIRE_DATA").is_some_and(|value| value == "1");
-    assert!(folder.is_some() || !is_required, "DGPO_REQUIRE_DATA=1, but DGPO_DATA_DIR is not set");
-    folder
-}
 
 /// stories260k and what transformers made of it.
 fn stories() -> Option<(Decoder<Cpu>, Tokenizer, Value)> {
-    let dir = data("weights/stories260k")?;
+    let dir = test_data("weights/stories260k")?;
     let model = load_decoder(&dir, DType::F32, &Default::default()).unwrap();
-    let golden = std::fs::read_to_string(data("golden/stories260k.json")?).unwrap();
+    let golden = std::fs::read_to_string(test_data("golden/stories260k.json")?).unwrap();
     Some((model, Tokenizer::from_path(&dir).unwrap(), serde_json::from_str(&golden).unwrap()))
 }
 
@@ -81,7 +74,7 @@ fn a_trained_llama_gives_its_prompt_the_log_probs_of_transformers() {
 
 #[test]
 fn the_whole_loop_runs_on_real_questions_passages_encoder_and_tokenizer() {
-    let Some(folder) = data("") else { return };
+    let Some(folder) = test_data("") else { return };
     let world = World::new();
     let recipe = repository("configs/real-smoke.toml");
     for network in ["student", "teacher"] {

@@ -468,9 +468,9 @@ fn tensorboard_reads_every_metric() {
     let Some(python) = std::env::var_os("DGPO_TENSORBOARD")
         .map(|value| if value == "1" { PathBuf::from("python3") } else { value.into() })
     else {
-        eprintln!(
-            "skipped: DGPO_TENSORBOARD=1 reads the event files back with the Python package \
-             tensorboard"
+        dgpo_core::testing::skipped(
+            "DGPO_TENSORBOARD=1 reads the event files back with the Python package \
+             tensorboard",
         );
         return;
     };

@@ -5,7 +5,7 @@ use crate::{
     rollout::{Episode, ObservationKind, Segment, Status, episode::SearchRecord},
     tokenizer::Tokenizer,
 };
-use std::path::PathBuf;
+use std::{io::Write, path::PathBuf};
 use tokenizers::{
     AddedToken,
     models::{
@@ -26,14 +26,26 @@ pub fn repository(path: &str) -> PathBuf {
 }
 
 /// A file of real data for tests, in the folder named by `DGPO_DATA_DIR`. Without it the caller's
-/// test has nothing to check and returns, unless `DGPO_REQUIRE_DATA=1` demands it.
+/// test has nothing to check and returns: it is said to be skipped, unless `DGPO_REQUIRE_DATA=1`
+/// demands it.
 /// # Panics
 /// If the data are required and not there.
 pub fn test_data(path: &str) -> Option<PathBuf> {
     let found = std::env::var_os("DGPO_DATA_DIR").map(|folder| PathBuf::from(folder).join(path));
     let is_required = std::env::var_os("DGPO_REQUIRE_DATA").is_some_and(|value| value == "1");
     assert!(found.is_some() || !is_required, "DGPO_REQUIRE_DATA=1, but DGPO_DATA_DIR is not set");
+    if found.is_none() {
+        skipped("DGPO_DATA_DIR names no folder of real data");
+    }
     found
+}
+
+/// Says that the running test checks nothing, and why. Written past the capture of test output,
+/// which hides what a passing test prints: "ok" alone would look like a check.
+pub fn skipped(why: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
 }
 
 /// The episode drawn in the documentation of [`crate::rollout::episode`].

@@ -195,7 +195,7 @@ const LESS_CODE_GENERATION: [&str; 6] = [
 ];
 
 /// The tests whose path has `on_` and the backend's name in it, or those named. All packages are
-/// selected as for `--features`, so that the dependencies are the same as in [`test`], but only the
+/// selected as for `--features`, so that the dependencies are the same as in [`test()`], but only the
 /// targets that have such tests.
 fn test_gpu(backend: &str, names: &[String]) -> bool {
     let mut tests = cargo();

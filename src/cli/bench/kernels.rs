@@ -31,7 +31,7 @@ use std::process::Command;
 ///
 /// Example: dgpo bench kernels --rows 512 --vocab 32000 --width 896
 #[derive(clap::Args, Debug)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     device: DeviceArgs,
     /// Rows (tokens).

@@ -31,7 +31,7 @@ const LEAST_TOKENS: usize = 2;
 ///
 /// Example: dgpo bench rollout --device cuda --dtype bf16 --batch 64,256
 #[derive(clap::Args, Debug)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     device: DeviceArgs,
     /// Rows decoded together; several numbers are measured one after the other.

@@ -28,7 +28,7 @@ use std::process::Command;
 ///
 /// Example: dgpo bench step --device cuda --dtype bf16 --batch 64 --tokens 1024
 #[derive(clap::Args, Debug)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     device: DeviceArgs,
     /// Layers of the larger shape, of 24; 0 leaves the shape out. Default: 24, and 2 on the CPU.

@@ -32,7 +32,7 @@ const METADATA: [&str; 6] = [
     "duplicates",
 ];
 
-pub fn run(dir: &Path) -> Vec<Case> {
+pub(super) fn run(dir: &Path) -> Vec<Case> {
     cases_of(dir, |name, path, case| match name {
         "ann.json" => sizes(dir, path, case),
         _ if name.ends_with(".safetensors") => neighbours(&Tensors::open(path)?, case),

@@ -14,7 +14,7 @@ use std::path::Path;
 
 const EMBEDDING: Tolerance = Tolerance::abs(2e-6);
 
-pub fn compare<B: Backend>(
+pub(super) fn compare<B: Backend>(
     dir: &Path,
     device: &B::Device,
     case: &mut Case,

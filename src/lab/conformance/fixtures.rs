@@ -11,7 +11,7 @@ use std::{
 
 /// Why a fixture could not be used. It becomes a failed check of its case.
 #[derive(Debug, thiserror::Error)]
-pub enum FixtureError {
+pub(super) enum FixtureError {
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} is not a safetensors file: {source}", path.display())]
@@ -34,19 +34,19 @@ pub enum FixtureError {
 
 /// A tensor on the host, row-major.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Array<T> {
+pub(super) struct Array<T> {
     pub shape: Vec<usize>,
     pub data: Vec<T>,
 }
 
 /// The tensors of one file.
-pub struct Tensors {
+pub(super) struct Tensors {
     entries: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
     used: RefCell<BTreeSet<String>>,
 }
 
 impl Tensors {
-    pub fn open(path: &Path) -> Result<Self, FixtureError> {
+    pub(super) fn open(path: &Path) -> Result<Self, FixtureError> {
         let bytes = fs::read(path)
             .map_err(|source| FixtureError::Read { path: path.to_owned(), source })?;
         let file = SafeTensors::deserialize(&bytes)
@@ -60,16 +60,16 @@ impl Tensors {
         })
     }
 
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    pub fn has(&self, key: &str) -> bool {
+    pub(super) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
     /// Keys never read.
-    pub fn unused(&self) -> Vec<String> {
+    pub(super) fn unused(&self) -> Vec<String> {
         let used = self.used.borrow();
         self.entries.keys().filter(|key| !used.contains(*key)).cloned().collect()
     }
@@ -80,7 +80,7 @@ impl Tensors {
     }
 
     /// A float tensor of any width, as f32.
-    pub fn floats(&self, key: &str) -> Result<Array<f32>, FixtureError> {
+    pub(super) fn floats(&self, key: &str) -> Result<Array<f32>, FixtureError> {
         let (dtype, shape, bytes) = self.entry(key)?;
         let data = match dtype {
             Dtype::F32 => words(bytes, f32::from_le_bytes),
@@ -99,7 +99,7 @@ impl Tensors {
     }
 
     /// An integer or boolean tensor of any width, as i64.
-    pub fn integers(&self, key: &str) -> Result<Array<i64>, FixtureError> {
+    pub(super) fn integers(&self, key: &str) -> Result<Array<i64>, FixtureError> {
         let (dtype, shape, bytes) = self.entry(key)?;
         let data = match dtype {
             Dtype::I64 => words(bytes, i64::from_le_bytes),
@@ -117,13 +117,13 @@ impl Tensors {
     }
 
     /// As [`Tensors::floats`], of exactly `shape`.
-    pub fn floats_of(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, FixtureError> {
+    pub(super) fn floats_of(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, FixtureError> {
         let array = self.floats(key)?;
         check_shape(key, &array.shape, shape).map(|()| array.data)
     }
 
     /// As [`Tensors::integers`], of exactly `shape`.
-    pub fn integers_of(&self, key: &str, shape: &[usize]) -> Result<Vec<i64>, FixtureError> {
+    pub(super) fn integers_of(&self, key: &str, shape: &[usize]) -> Result<Vec<i64>, FixtureError> {
         let array = self.integers(key)?;
         check_shape(key, &array.shape, shape).map(|()| array.data)
     }
@@ -142,7 +142,7 @@ fn check_shape(key: &str, shape: &[usize], expected: &[usize]) -> Result<(), Fix
 
 impl<T> Array<T> {
     /// The shape as `N` numbers.
-    pub fn dims<const N: usize>(&self, key: &str) -> Result<[usize; N], FixtureError> {
+    pub(super) fn dims<const N: usize>(&self, key: &str) -> Result<[usize; N], FixtureError> {
         let error = || FixtureError::Shape {
             key: key.to_owned(),
             shape: self.shape.clone(),
@@ -170,7 +170,7 @@ fn f16_to_f32(bits: u16) -> f32 {
 
 /// Reads JSON as Python writes it: the literals NaN and Infinity, which JSON has not, are read as
 /// null.
-pub fn read_json(path: &Path) -> Result<Value, FixtureError> {
+pub(super) fn read_json(path: &Path) -> Result<Value, FixtureError> {
     let bytes =
         fs::read(path).map_err(|source| FixtureError::Read { path: path.to_owned(), source })?;
     let parsed = serde_json::from_slice(&bytes).or_else(|error| {
@@ -204,22 +204,22 @@ fn without_non_finite(text: &str) -> String {
 }
 
 /// Member `key` of a JSON object.
-pub fn member<'v>(value: &'v Value, key: &str) -> Result<&'v Value, FixtureError> {
+pub(super) fn member<'v>(value: &'v Value, key: &str) -> Result<&'v Value, FixtureError> {
     value.get(key).ok_or_else(|| FixtureError::Missing(key.to_owned()))
 }
 
-pub fn number(value: &Value, key: &str) -> Result<f64, FixtureError> {
+pub(super) fn number(value: &Value, key: &str) -> Result<f64, FixtureError> {
     let found = member(value, key)?;
     found.as_f64().ok_or_else(|| wrong(key, found, "a number"))
 }
 
-pub fn count(value: &Value, key: &str) -> Result<usize, FixtureError> {
+pub(super) fn count(value: &Value, key: &str) -> Result<usize, FixtureError> {
     let found = member(value, key)?;
     found.as_u64().map(|n| n as usize).ok_or_else(|| wrong(key, found, "a count"))
 }
 
 /// A list of whole numbers.
-pub fn integers(value: &Value, key: &str) -> Result<Vec<i64>, FixtureError> {
+pub(super) fn integers(value: &Value, key: &str) -> Result<Vec<i64>, FixtureError> {
     list(value, key)?
         .iter()
         .map(|v| v.as_i64().ok_or_else(|| wrong(key, v, "a whole number")))
@@ -227,42 +227,45 @@ pub fn integers(value: &Value, key: &str) -> Result<Vec<i64>, FixtureError> {
 }
 
 /// A string, or null for none.
-pub fn optional_text<'v>(value: &'v Value, key: &str) -> Result<Option<&'v str>, FixtureError> {
+pub(super) fn optional_text<'v>(
+    value: &'v Value,
+    key: &str,
+) -> Result<Option<&'v str>, FixtureError> {
     let found = member(value, key)?;
     if found.is_null() { Ok(None) } else { text(value, key).map(Some) }
 }
 
-pub fn flag(value: &Value, key: &str) -> Result<bool, FixtureError> {
+pub(super) fn flag(value: &Value, key: &str) -> Result<bool, FixtureError> {
     let found = member(value, key)?;
     found.as_bool().ok_or_else(|| wrong(key, found, "true or false"))
 }
 
-pub fn text<'v>(value: &'v Value, key: &str) -> Result<&'v str, FixtureError> {
+pub(super) fn text<'v>(value: &'v Value, key: &str) -> Result<&'v str, FixtureError> {
     let found = member(value, key)?;
     found.as_str().ok_or_else(|| wrong(key, found, "a string"))
 }
 
-pub fn list<'v>(value: &'v Value, key: &str) -> Result<&'v [Value], FixtureError> {
+pub(super) fn list<'v>(value: &'v Value, key: &str) -> Result<&'v [Value], FixtureError> {
     let found = member(value, key)?;
     found.as_array().map(Vec::as_slice).ok_or_else(|| wrong(key, found, "a list"))
 }
 
 /// A list of numbers; null (the reference's NaN) becomes NaN.
-pub fn numbers(value: &Value, key: &str) -> Result<Vec<f64>, FixtureError> {
+pub(super) fn numbers(value: &Value, key: &str) -> Result<Vec<f64>, FixtureError> {
     let one = |v: &Value| {
         if v.is_null() { Ok(f64::NAN) } else { v.as_f64().ok_or_else(|| wrong(key, v, "a number")) }
     };
     list(value, key)?.iter().map(one).collect()
 }
 
-pub fn strings(value: &Value, key: &str) -> Result<Vec<String>, FixtureError> {
+pub(super) fn strings(value: &Value, key: &str) -> Result<Vec<String>, FixtureError> {
     list(value, key)?
         .iter()
         .map(|v| v.as_str().map(str::to_owned).ok_or_else(|| wrong(key, v, "a string")))
         .collect()
 }
 
-pub fn object<'v>(
+pub(super) fn object<'v>(
     value: &'v Value,
     key: &str,
 ) -> Result<&'v serde_json::Map<String, Value>, FixtureError> {

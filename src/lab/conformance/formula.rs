@@ -6,7 +6,7 @@
 
 /// A parsed formula.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Formula {
+pub(super) enum Formula {
     Number(f64),
     /// Index into the variables (i, j, k).
     Variable(usize),
@@ -16,7 +16,7 @@ pub enum Formula {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Function {
+pub(super) enum Function {
     Sin,
     Cos,
     Tanh,
@@ -28,13 +28,13 @@ pub enum Function {
 /// The formula has something the grammar has not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot read the formula \"{formula}\" at \"{rest}\"")]
-pub struct FormulaError {
+pub(super) struct FormulaError {
     pub formula: String,
     pub rest: String,
 }
 
 impl Formula {
-    pub fn parse(formula: &str) -> Result<Self, FormulaError> {
+    pub(super) fn parse(formula: &str) -> Result<Self, FormulaError> {
         let mut parser = Parser { rest: formula };
         let error =
             |rest: &str| FormulaError { formula: formula.to_owned(), rest: rest.to_owned() };
@@ -43,7 +43,7 @@ impl Formula {
     }
 
     /// The value for the variables (i, j, k).
-    pub fn evaluate(&self, variables: [f64; 3]) -> f64 {
+    pub(super) fn evaluate(&self, variables: [f64; 3]) -> f64 {
         match self {
             Self::Number(x) => *x,
             Self::Variable(index) => variables[*index],

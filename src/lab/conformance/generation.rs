@@ -20,7 +20,10 @@ const TOKENIZER_WITHOUT_TEXT: &str = r#"{"version": "1.0", "truncation": null, "
 "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}}"#;
 
 /// Without an end-of-sequence token, and with one.
-pub fn compare<B: Backend>(fixture: &Fixture<'_, B>, case: &mut Case) -> Result<(), FixtureError> {
+pub(super) fn compare<B: Backend>(
+    fixture: &Fixture<'_, B>,
+    case: &mut Case,
+) -> Result<(), FixtureError> {
     let prompts = PaddedRows::read(fixture.tensors, "gen.")?;
     let generation = Generation {
         fixture,

@@ -30,7 +30,7 @@ const METADATA: [&str; 3] = ["value", "value_f32", "finite"];
 
 /// Parses a loss name of the fixtures: `skew_forward_kl_0.1`, `gkd_jsd_beta0.5_T2.0`, `kd_ratio0.5`
 /// ... `None` if it is not known.
-pub fn parse_loss(name: &str) -> Option<KdWeights> {
+pub(super) fn parse_loss(name: &str) -> Option<KdWeights> {
     let after =
         |prefix: &str| name.strip_prefix(prefix)?.parse::<f64>().ok().filter(|x| x.is_finite());
     let loss = |divergence, temperature| KdWeights {
@@ -82,7 +82,7 @@ pub fn parse_loss(name: &str) -> Option<KdWeights> {
     Some(loss(Divergence::GeneralisedJsd { beta: beta.parse().ok()? }, temperature.parse().ok()?))
 }
 
-pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
+pub(super) fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
     cases_of(dir, |name, path, case| match name {
         "values.json" => check_cases_exist(&read_json(path)?, dir, case),
         "taid_schedule.json" => taid_schedules(&read_json(path)?, case),

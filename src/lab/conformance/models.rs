@@ -65,7 +65,7 @@ fn is_metadata(key: &str) -> bool {
 }
 
 /// Every model folder of a family folder, or the one model that `dir` is.
-pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
+pub(super) fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
     let name_of = |dir: &Path| {
         dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     };

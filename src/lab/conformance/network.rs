@@ -14,7 +14,7 @@ use dgpo_models::{Backend, decoder::Decoder, weights::parameter_names};
 use std::collections::BTreeMap;
 
 /// A batch of a fixture: padded on either side there, right-padded (real tokens first) here.
-pub struct PaddedRows {
+pub(super) struct PaddedRows {
     /// The fixture's columns.
     pub n_cols: usize,
     /// [B] the fixture's columns that hold real tokens.
@@ -27,7 +27,7 @@ pub struct PaddedRows {
 impl PaddedRows {
     /// Reads `PREFIX.input_ids` and, where there are, `PREFIX.attention_mask` and
     /// `PREFIX.position_ids`.
-    pub fn read(tensors: &Tensors, prefix: &str) -> Result<Self, FixtureError> {
+    pub(super) fn read(tensors: &Tensors, prefix: &str) -> Result<Self, FixtureError> {
         let key = |name: &str| format!("{prefix}{name}");
         let ids = tensors.integers(&key("input_ids"))?;
         let [n_rows, n_cols] = ids.dims::<2>(&key("input_ids"))?;
@@ -62,25 +62,25 @@ impl PaddedRows {
         Ok(Self { n_cols, columns, ids: ids.data, positions })
     }
 
-    pub fn n_rows(&self) -> usize {
+    pub(super) fn n_rows(&self) -> usize {
         self.columns.len()
     }
 
     /// Real tokens of the longest row.
-    pub fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.columns.iter().map(Vec::len).max().unwrap_or(0).max(1)
     }
 
     /// Real ids of a row.
-    pub fn row_ids(&self, row: usize) -> Vec<i64> {
+    pub(super) fn row_ids(&self, row: usize) -> Vec<i64> {
         self.columns[row].iter().map(|&col| self.ids[row * self.n_cols + col]).collect()
     }
 
-    pub fn ids<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2, Int> {
+    pub(super) fn ids<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2, Int> {
         self.compact(&self.ids, device)
     }
 
-    pub fn positions<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2, Int> {
+    pub(super) fn positions<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2, Int> {
         self.compact(&self.positions, device)
     }
 
@@ -97,7 +97,7 @@ impl PaddedRows {
     }
 
     /// All real tokens: where they are here, and at which of the fixture's [B, T] entries.
-    pub fn real(&self) -> TokenIndex {
+    pub(super) fn real(&self) -> TokenIndex {
         self.index(|row, at| {
             Some((at, self.ids[row * self.n_cols + self.columns[row][at]], self.columns[row][at]))
         })
@@ -105,7 +105,7 @@ impl PaddedRows {
 
     /// Each real token but a row's first, read at the one before it, and stored (as the fixtures
     /// do) at the column before it of [B, T-1].
-    pub fn next_tokens(&self) -> TokenIndex {
+    pub(super) fn next_tokens(&self) -> TokenIndex {
         let n_cols = self.n_cols - 1;
         let mut index = self.index(|row, at| {
             let before = at.checked_sub(1)?;
@@ -120,7 +120,7 @@ impl PaddedRows {
     }
 
     /// Real tokens whose label in [B, T] is not -100, but a row's first, read at the one before.
-    pub fn labelled(&self, labels: &[i64]) -> TokenIndex {
+    pub(super) fn labelled(&self, labels: &[i64]) -> TokenIndex {
         self.index(|row, at| {
             let col = self.columns[row][at];
             let label = labels[row * self.n_cols + col];
@@ -142,13 +142,22 @@ impl PaddedRows {
     }
 
     /// One forward pass over the batch. -> [B, T', D]
-    pub fn hidden<B: Backend>(&self, model: &Decoder<B>, device: &B::Device) -> Tensor<B, 3> {
+    pub(super) fn hidden<B: Backend>(
+        &self,
+        model: &Decoder<B>,
+        device: &B::Device,
+    ) -> Tensor<B, 3> {
         model.hidden(self.ids(device), Some(self.positions(device)), None)
     }
 }
 
 /// Rows of `width` numbers put where they belong in an array of `n_entries` such rows, 0 elsewhere.
-pub fn spread(index: &TokenIndex, values: &[f32], width: usize, n_entries: usize) -> Vec<f32> {
+pub(super) fn spread(
+    index: &TokenIndex,
+    values: &[f32],
+    width: usize,
+    n_entries: usize,
+) -> Vec<f32> {
     let mut array = vec![0.0; n_entries * width];
     for (&at, row) in index.at.iter().zip(values.chunks(width.max(1))) {
         array[at * width..(at + 1) * width].copy_from_slice(row);
@@ -156,17 +165,17 @@ pub fn spread(index: &TokenIndex, values: &[f32], width: usize, n_entries: usize
     array
 }
 
-pub fn to_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+pub(super) fn to_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
 }
 
 /// Every float parameter of a module by its Hugging Face name, as that layout has it.
-pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> BTreeMap<String, Array<f32>> {
+pub(super) fn parameters<B: Backend, M: Module<B>>(module: &M) -> BTreeMap<String, Array<f32>> {
     collect::<B, M>(module, None)
 }
 
 /// The gradients of a module's parameters by name.
-pub fn gradients<B: Backend, M: Module<B>>(
+pub(super) fn gradients<B: Backend, M: Module<B>>(
     module: &M,
     grads: &GradientsParams,
 ) -> BTreeMap<String, Array<f32>> {
@@ -214,7 +223,7 @@ impl<B: Backend> ModuleVisitor<B> for Collect<'_> {
 /// recorded tensor that equals the weight before the first step was recorded too early (the public
 /// fixtures do so), and holding the optimizer to it would demand one that does nothing. That is
 /// said in a note; losses, norms, log-probs and values recorded beside it pin every step.
-pub fn compare_trained(
+pub(super) fn compare_trained(
     key: &str,
     before: &Array<f32>,
     after: &Array<f32>,
@@ -234,6 +243,6 @@ pub fn compare_trained(
 }
 
 /// L2 norm in f64.
-pub fn norm(values: &[f32]) -> f64 {
+pub(super) fn norm(values: &[f32]) -> f64 {
     values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }

@@ -37,7 +37,7 @@ const ADAPTIVE_START: kl::KlController =
     kl::KlController { coef: 0.2, target: 6.0, horizon: 10_000.0 };
 const ADAPTIVE_EPISODES: usize = 256;
 
-pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
+pub(super) fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
     cases_of(dir, |name, path, case| {
         if name == "values.json" {
             for name in object(&read_json(path)?, "values.json")?.keys() {

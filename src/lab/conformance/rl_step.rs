@@ -35,7 +35,10 @@ use dgpo_core::{
 use dgpo_models::TrainBackend;
 use dgpo_run::config::Recipe;
 
-pub fn compare<B: TrainBackend>(chain: &Chain<'_, B>, case: &mut Case) -> Result<(), FixtureError> {
+pub(super) fn compare<B: TrainBackend>(
+    chain: &Chain<'_, B>,
+    case: &mut Case,
+) -> Result<(), FixtureError> {
     let scores = chain.floats("token_level_scores")?;
     let score =
         |row: usize| scores[row * chain.n_response..(row + 1) * chain.n_response].iter().sum();

@@ -110,7 +110,7 @@ impl Generator for Recorder<'_> {
     }
 }
 
-pub fn compare(json: &Value, tensors: &Path, case: &mut Case) -> Result<(), FixtureError> {
+pub(super) fn compare(json: &Value, tensors: &Path, case: &mut Case) -> Result<(), FixtureError> {
     for (key, value) in object(json, "rollouts.json")? {
         match key.as_str() {
             "corpus" | "search_rule" | "cases" => {}

@@ -60,7 +60,7 @@ const TEACHER: &str = "qwen2_teacher";
 /// gamma and lambda of GAE where the fixture does not say (the reference's defaults).
 const UNDISCOUNTED: f64 = 1.0;
 
-pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
+pub(super) fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Vec<Case> {
     let models = dir.parent().unwrap_or(dir).join("models");
     vec![one_case("step", |case| {
         let (tensors, json) =

@@ -36,7 +36,7 @@ const VALID_SEQUENCE: &str = "Valid sequence format";
 /// The gold answer of the format fixtures, which do not name it.
 const FORMAT_GOLD: &str = "Paris";
 
-pub fn run(dir: &Path) -> Vec<Case> {
+pub(super) fn run(dir: &Path) -> Vec<Case> {
     cases_of(dir, |name, path, case| match name {
         "rollouts.safetensors" => {
             case.equal("rollouts.json exists", &dir.join("rollouts.json").is_file(), &true);

@@ -9,26 +9,26 @@ pub(super) struct Dice {
 
 impl Dice {
     /// Those of a case.
-    pub fn new(seed: u64, reader: u64, case: u64) -> Self {
+    pub(super) fn new(seed: u64, reader: u64, case: u64) -> Self {
         Self { key: Key::new(seed, Purpose::Fuzz).fold(reader).fold(case), n_thrown: 0 }
     }
 
     /// In `0..n`; 0 where there is nothing to choose from.
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         self.n_thrown += 1;
         self.key.below(self.n_thrown, n.max(1))
     }
 
     /// True once in `n` times.
-    pub fn once_in(&mut self, n: usize) -> bool {
+    pub(super) fn once_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
-    pub fn byte(&mut self) -> u8 {
+    pub(super) fn byte(&mut self) -> u8 {
         self.below(256) as u8
     }
 
-    pub fn one_of<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+    pub(super) fn one_of<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len())]
     }
 }

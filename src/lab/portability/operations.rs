@@ -66,7 +66,7 @@ pub struct NotTimed {
 }
 
 /// Every operation in every float type.
-pub fn check_all<B: KernelOps>(
+pub(super) fn check_all<B: KernelOps>(
     dtypes: &[DType],
     device: &Device<B>,
     say: &dyn Fn(&str),
@@ -83,7 +83,7 @@ pub fn check_all<B: KernelOps>(
 
 /// Adds speeds to the operations until `limit` is over, so that a slow or busy device still ends.
 /// Goes operation by operation through all float types: none takes the time of another.
-pub fn time_all<B: KernelOps>(
+pub(super) fn time_all<B: KernelOps>(
     operations: &mut [Operation],
     dtypes: &[DType],
     rates: &Rates,

@@ -51,7 +51,7 @@ pub struct Comparison {
 /// A quantity, its numbers and how far they may differ.
 type Quantity = (&'static str, Vec<f64>, f64);
 
-pub fn run<B: TrainBackend>(device: &B::Device) -> Vec<Comparison> {
+pub(super) fn run<B: TrainBackend>(device: &B::Device) -> Vec<Comparison> {
     let here =
         guarded::<B::InnerBackend, _>(device, || trace::<B>(device)).and_then(|traced| traced);
     let cpu_device = Default::default();

@@ -328,7 +328,7 @@ pub(super) mod tests {
 
     /// A finished row that answers the first `one` of 100 one-hop and the first `two` of 50 two-hop
     /// questions.
-    pub fn answering(one: usize, two: usize) -> Outcome {
+    pub(crate) fn answering(one: usize, two: usize) -> Outcome {
         let set = |n: usize, n_right: usize| {
             let answered: String = (0..n).map(|i| if i < n_right { '1' } else { '0' }).collect();
             SetScore { em: n_right as f64 / n as f64, n_questions: n, answered, arcap: None }
@@ -345,7 +345,7 @@ pub(super) mod tests {
         Outcome::Done(Box::new(Done { score, ..Done::default() }))
     }
 
-    pub fn seed(seed: u64, rows: &[(&str, Outcome)]) -> SeedResults {
+    pub(crate) fn seed(seed: u64, rows: &[(&str, Outcome)]) -> SeedResults {
         SeedResults {
             seed,
             settings: Vec::new(),

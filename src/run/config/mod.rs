@@ -5,7 +5,7 @@
 //! | [`recipe`], [`objective`] | which settings exist, what they mean, what the paper chose; those of a step itself are [`dgpo_core::settings`] |
 //! | [`library`] | which recipe is called NAME: a file, or one inside the binary |
 //! | [`stage`] | the order of a run's parts in each stage |
-//! | [`load`] | recipe file -> `extends` -> `--set` -> typed [`Recipe`]; every mistake with file, line and a hint |
+//! | [`mod@load`] | recipe file -> `extends` -> `--set` -> typed [`Recipe`]; every mistake with file, line and a hint |
 //! | [`check`], `check_distill` | the rules between fields |
 //! | `bounds` | how large each number may be |
 //! | [`plan`] | steps, tokens, memory and disk space of a run, computed before it starts |

@@ -47,7 +47,7 @@ pub fn key_of(seed: u64, dataset: &str) -> Key {
 /// Means of `M` metrics over each of [`N_RESAMPLES`] resamples of the questions; none without
 /// questions.
 /// # Shapes
-/// rows [n_questions][M] -> [N_RESAMPLES][M]
+/// rows `[n_questions][M]` -> `[N_RESAMPLES][M]`
 pub fn resampled_means<const M: usize>(rows: &[[f64; M]], key: Key) -> Vec<[f64; M]> {
     if rows.is_empty() {
         return Vec::new();
@@ -69,7 +69,7 @@ pub fn resampled_means<const M: usize>(rows: &[[f64; M]], key: Key) -> Vec<[f64;
 /// `of_questions` which questions: what shares a key is drawn together. None without runs or
 /// without questions.
 /// # Shapes
-/// runs [n_runs][n_questions] -> [N_RESAMPLES]
+/// runs `[n_runs][n_questions]` -> `[N_RESAMPLES]`
 /// # Panics
 /// If the runs have different numbers of questions.
 pub fn resampled_over_runs(runs: &[Vec<f64>], of_runs: Key, of_questions: Key) -> Vec<f64> {

@@ -84,7 +84,7 @@ impl Intervals {
     }
 }
 
-/// The unweighted mean over data sets, resample by resample. -> [N_RESAMPLES][M], or nothing
+/// The unweighted mean over data sets, resample by resample. -> `[N_RESAMPLES][M]`, or nothing
 /// without data sets
 pub fn average<const M: usize>(means_of_datasets: &[Vec<[f64; M]>]) -> Vec<[f64; M]> {
     weighted(means_of_datasets, &vec![1.0; means_of_datasets.len()])

@@ -3,7 +3,7 @@
 //! An embedding is the L2-normalised masked mean of the last hidden states (method §6), so the
 //! inner product of two is their cosine; an encoder whose folder declares CLS pooling, or vectors
 //! as they are, gets those ([`super::declared`]). Texts are cut to `max_tokens`; the closing
-//! special token ([SEP], `</s>`), where the tokenizer adds one, stays the last.
+//! special token (`[SEP]`, `</s>`), where the tokenizer adds one, stays the last.
 //! - Passages: sorted by length and packed into batches of at most `batch_tokens` padded tokens;
 //!   independent of the batching up to rounding.
 //! - Queries: padded to fixed shapes ([`QUERY_ROWS`] rows, lengths in steps of [`QUERY_STEP`]), so

@@ -19,7 +19,7 @@ impl RunDir {
         Ok(config::load(&self.path.join(RECIPE_FILE).to_string_lossy(), overrides)?.recipe)
     }
 
-    /// The provenance of the run ([`crate::trainer::provenance::Provenance`]); `Null` where it is
+    /// The provenance of the run ([`crate::folder::provenance::Provenance`]); `Null` where it is
     /// unknown.
     /// # Errors
     /// If the file is damaged.
