@@ -1,7 +1,7 @@
 //! Genuine published weights against embeddings that transformers computed from them.
 //!
 //! The data is not part of the repository: `DGPO_DATA_DIR` and `DGPO_MINILM_DIR` name folders.
-//! Without them the tests say that they are skipped, unless `DGPO_REQUIRE_DATA=1` asks for the data.
+//! Without them the tests say that they are skipped, unless `DGPO_REQUIRE_DATA=1` asks for them.
 
 use burn::{
     backend::Flex,

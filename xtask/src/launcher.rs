@@ -57,7 +57,7 @@ Commands of its own:
   test-cuda    the same on a CUDA device, where there is one (DGPO_REQUIRE_CUDA=1 makes its absence a failure)
   tidy         layers, file lengths, printing, names of tests on a GPU, citations of docs/method.md
   check-gpu    clippy with the backends wgpu and cuda built in; needs neither GPU nor toolkit
-  ci           format, clippy, pages of cargo doc, tidy, tests, check-gpu
+  ci           format, the build without a GPU, pages of cargo doc, tidy, tests, check-gpu
 
 Flags, in front of the verb or behind it:
   --features F  build dgpo with backends: wgpu, cuda, or one of them with autotune (`cargo xtask --features wgpu train --device wgpu`)
