@@ -1,6 +1,6 @@
 //! `dgpo ask`: one question, one episode, shown by author.
 use super::{
-    Outcome,
+    Ended,
     args::{DeviceArgs, RecipeArgs, temperature},
     output,
 };
@@ -80,7 +80,7 @@ impl Job for Ask {
     }
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: Args) -> anyhow::Result<Ended> {
     let recipe = args.recipe.load_to_play(|recipe| {
         if let Some(model) = args.model {
             recipe.model.student = model;
@@ -143,12 +143,12 @@ fn about_the_invented_world(recipe: &Recipe, question: &str) -> anyhow::Result<O
 
 /// An episode that a failed search ended is a failure of this command: nothing was found out about
 /// the agent.
-fn outcome_of(episode: &Episode) -> anyhow::Result<Outcome> {
+fn outcome_of(episode: &Episode) -> anyhow::Result<Ended> {
     match &episode.status {
         Status::RetrieverFailed(why) => {
             Err(anyhow::anyhow!("a search of the episode failed: {why}"))
         }
-        _ => Ok(Outcome::Done),
+        _ => Ok(Ended::Done),
     }
 }
 

@@ -4,7 +4,7 @@ mod kernels;
 mod rollout;
 mod step;
 
-use super::{Context, Outcome, UsageError};
+use super::{Context, Ended, UsageError};
 use burn::tensor::{DType, Device, backend::Backend};
 use clap::Subcommand;
 use dgpo_kernels::suite::probes::Budget;
@@ -29,7 +29,7 @@ enum What {
     Rollout(rollout::Args),
 }
 
-pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Ended> {
     match &args.what {
         What::Kernels(args) => kernels::run(args, context),
         What::Step(args) => step::run(args),

@@ -1,5 +1,5 @@
 //! `dgpo completions SHELL`: what a shell needs to complete commands and flags.
-use super::{Outcome, output};
+use super::{Ended, output};
 use clap_complete::Shell;
 
 /// Print completions for a shell: commands, flags, and the values they take.
@@ -14,9 +14,9 @@ pub struct Args {
     shell: Shell,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::command(), super::NAME, &mut script);
     output::data(&String::from_utf8(script)?)?;
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }

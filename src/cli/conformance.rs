@@ -1,6 +1,6 @@
 //! `dgpo conformance DIR`: the project's own code against recorded reference numbers.
-use super::{Outcome, args::DeviceArgs, output};
-use dgpo_lab::conformance::{self, Case, Check, ConformanceError, Report};
+use super::{Ended, args::DeviceArgs, output};
+use dgpo_lab::conformance::{self, Case, Check, ConformanceError, FixtureReport};
 use dgpo_models::TrainBackend;
 use dgpo_run::devices::{Job, with_device};
 use std::path::{Path, PathBuf};
@@ -23,23 +23,23 @@ pub struct Args {
 /// The comparison on a backend.
 struct Compare<'a>(&'a Path);
 impl Job for Compare<'_> {
-    type Output = Result<Report, ConformanceError>;
+    type Output = Result<FixtureReport, ConformanceError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         conformance::run::<B>(self.0, device)
     }
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: Args) -> anyhow::Result<Ended> {
     let report = with_device(args.device.device, Compare(&args.dir))??;
     if args.json {
         output::json_line(&report)?;
     } else {
         output::data(&describe(&report))?;
     }
-    Ok(if report.failed == 0 { Outcome::Done } else { Outcome::Failed })
+    Ok(if report.failed == 0 { Ended::Done } else { Ended::Failed })
 }
 
-fn describe(report: &Report) -> String {
+fn describe(report: &FixtureReport) -> String {
     let mut text = String::new();
     for (family, cases) in &report.families {
         for case in cases {

@@ -1,5 +1,5 @@
 //! `dgpo data tiny`: the files of the built-in world, made anew from a seed.
-use super::{Context, Outcome, args::RecipeArgs, output};
+use super::{Context, Ended, args::RecipeArgs, output};
 use clap::Subcommand;
 use dgpo_lab::tiny::{WORLD_SEED, demonstrations::write_demonstrations, export};
 use dgpo_models::TrainBackend;
@@ -60,7 +60,7 @@ impl Job for Demonstrate {
     }
 }
 
-pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Ended> {
     let Command::Tiny(args) = args.command;
     export::write(&args.dir, args.seed)?;
     let mut said = format!("the world of seed {} is in {}", args.seed, args.dir.display());
@@ -77,5 +77,5 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     if !context.is_quiet {
         output::say(&said);
     }
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }

@@ -1,6 +1,6 @@
 //! `dgpo demos`: episodes of the teacher, for a look or for another run's `data`.
 use super::{
-    Outcome, UsageError,
+    Ended, UsageError,
     args::{DeviceArgs, RecipeArgs, at_least_one, stop_on_interrupt},
     output,
 };
@@ -81,7 +81,7 @@ impl Job for Demos {
     }
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: Args) -> anyhow::Result<Ended> {
     let recipe = args.recipe.load_to_play(|_| {})?;
     for (key, is_empty) in [
         ("model.teacher", recipe.model.teacher.is_empty()),
@@ -101,7 +101,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
         stop: stop_on_interrupt("stopping at the end of the work under way")?,
     };
     let mut episodes = match with_device(args.device.device, job)? {
-        Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),
+        Err(PipelineError::Stopped) => return Ok(Ended::Interrupted),
         played => played?,
     };
     let stats = EpisodeStats::of(&episodes);
@@ -116,5 +116,5 @@ pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
             stats.n_episodes, stats.em, stats.searches
         ))?;
     }
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }

@@ -1,5 +1,5 @@
 //! `dgpo doctor`: is everything there that a run needs? Each line is a check with what was found.
-use super::{Outcome, args::DeviceArgs, machine, output, version::Version};
+use super::{Ended, args::DeviceArgs, machine, output, version::Version};
 use burn::tensor::{Int, Tensor, TensorData};
 use dgpo_models::{
     TrainBackend,
@@ -45,7 +45,7 @@ pub struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Status {
+enum CheckStatus {
     Ok,
     /// Works, but something may be missing for some commands.
     Note,
@@ -53,24 +53,24 @@ enum Status {
 }
 
 #[derive(Debug, Serialize)]
-struct Check {
+struct DoctorCheck {
     name: String,
-    status: Status,
+    status: CheckStatus,
     found: String,
 }
 
-fn check(name: &str, result: Result<String, String>) -> Check {
+fn check(name: &str, result: Result<String, String>) -> DoctorCheck {
     match result {
-        Ok(found) => Check { name: name.to_owned(), status: Status::Ok, found },
-        Err(found) => Check { name: name.to_owned(), status: Status::Failed, found },
+        Ok(found) => DoctorCheck { name: name.to_owned(), status: CheckStatus::Ok, found },
+        Err(found) => DoctorCheck { name: name.to_owned(), status: CheckStatus::Failed, found },
     }
 }
 
-fn note(name: &str, found: impl Into<String>) -> Check {
-    Check { name: name.to_owned(), status: Status::Note, found: found.into() }
+fn note(name: &str, found: impl Into<String>) -> DoctorCheck {
+    DoctorCheck { name: name.to_owned(), status: CheckStatus::Note, found: found.into() }
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let version = Version::of_this_program();
     let mut checks = vec![
         check("backends", Ok(version.backends.join(", "))),
@@ -105,11 +105,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
             &json!({ "version": version.version, "commit": version.commit, "features": version.features, "checks": checks }),
         )?;
     } else {
-        let line = |check: &Check| {
+        let line = |check: &DoctorCheck| {
             let status = match check.status {
-                Status::Ok => "ok",
-                Status::Note => "note",
-                Status::Failed => "FAILED",
+                CheckStatus::Ok => "ok",
+                CheckStatus::Note => "note",
+                CheckStatus::Failed => "FAILED",
             };
             format!("{status:<7} {:<16} {}\n", check.name, check.found)
         };
@@ -120,12 +120,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
         ))?;
     }
     Missing::none(problems)?;
-    let is_sound = checks.iter().all(|check| check.status != Status::Failed);
-    Ok(if is_sound { Outcome::Done } else { Outcome::Failed })
+    let is_sound = checks.iter().all(|check| check.status != CheckStatus::Failed);
+    Ok(if is_sound { Ended::Done } else { Ended::Failed })
 }
 
 /// A variable that a test left behind would make every run slow, and its sums end in other digits.
-fn kernels() -> Check {
+fn kernels() -> DoctorCheck {
     match dgpo_kernels::is_reference_only() {
         false => check("kernels", Ok(dgpo_kernels::bodies().to_owned())),
         true => note(
@@ -136,7 +136,7 @@ fn kernels() -> Check {
     }
 }
 
-fn processor() -> Check {
+fn processor() -> DoctorCheck {
     let features = machine::cpu_features();
     let found = format!(
         "{} {}, {} hardware threads",
@@ -147,7 +147,7 @@ fn processor() -> Check {
     if features.is_empty() { note("processor", found) } else { check("processor", Ok(found)) }
 }
 
-fn memory() -> Check {
+fn memory() -> DoctorCheck {
     match machine::memory() {
         Some((total, available)) => check(
             "memory",
@@ -158,7 +158,7 @@ fn memory() -> Check {
 }
 
 /// Only real checkpoints need the cache; the tiny recipe does not.
-fn hugging_face_cache() -> Check {
+fn hugging_face_cache() -> DoctorCheck {
     match hub::cache_dir() {
         Some(dir) if dir.is_dir() => check("model cache", Ok(dir.display().to_string())),
         Some(dir) => note(
@@ -169,7 +169,7 @@ fn hugging_face_cache() -> Check {
     }
 }
 
-fn built_in_assets() -> Check {
+fn built_in_assets() -> DoctorCheck {
     let folders: BTreeSet<&str> =
         hub::builtin_files().iter().filter_map(|(path, _)| path.split('/').next()).collect();
     let unpacked: Result<Vec<String>, String> = folders
@@ -189,7 +189,7 @@ fn built_in_assets() -> Check {
 /// The adapters that `--device wgpu:N` counts, where one is asked for; which one is meant is said
 /// by the forward pass.
 #[cfg(feature = "wgpu")]
-fn adapters(device: DeviceChoice) -> Vec<Check> {
+fn adapters(device: DeviceChoice) -> Vec<DoctorCheck> {
     use dgpo_run::devices::adapters;
     let DeviceChoice::Wgpu(number) = device else { return Vec::new() };
     let found = adapters::adapters();
@@ -204,7 +204,7 @@ fn adapters(device: DeviceChoice) -> Vec<Check> {
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn adapters(_: DeviceChoice) -> Vec<Check> {
+fn adapters(_: DeviceChoice) -> Vec<DoctorCheck> {
     Vec::new()
 }
 

@@ -1,6 +1,6 @@
 //! `dgpo eval`: one model on question files.
 use super::{
-    Context, Outcome, UsageError,
+    Context, Ended, UsageError,
     args::{DeviceArgs, RecipeArgs, at_least_one, stop_on_interrupt},
     output, table,
 };
@@ -99,7 +99,7 @@ impl Job for Evaluate {
     }
 }
 
-pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Ended> {
     let recipe = args.recipe.load_to_play(|recipe| {
         if let Some(model) = args.model {
             recipe.model.student = model;
@@ -132,7 +132,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
     let stop = stop_on_interrupt("stopping at the end of the work under way")?;
     let evaluated =
         match with_device(args.device.device, Evaluate { recipe: recipe.clone(), stop })? {
-            Err(PipelineError::Stopped) => return Ok(Outcome::Interrupted),
+            Err(PipelineError::Stopped) => return Ok(Ended::Interrupted),
             played => played?,
         };
     let out =
@@ -144,7 +144,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
         output::data(&describe(&evaluated.figures))?;
     }
     output::say(&format!("episodes: {}", written.join(", ")));
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }
 
 /// The first of `DIR/MODEL.jsonl`, `DIR/MODEL-2.jsonl`, … that is not there yet: no evaluation is

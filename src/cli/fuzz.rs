@@ -1,5 +1,5 @@
 //! `dgpo fuzz`: damaged files for every reader.
-use super::{Context, Outcome, UsageError, args::at_least_one, output};
+use super::{Context, Ended, UsageError, args::at_least_one, output};
 use dgpo_lab::fuzz::{
     Reader, named, readers,
     supervise::{self, Count, Fault, Options},
@@ -49,7 +49,7 @@ pub struct Args {
     worker: Option<Vec<String>>,
 }
 
-pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Ended> {
     if let Some(worker) = &args.worker {
         return run_worker(worker, args);
     }
@@ -95,7 +95,7 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     } else {
         output::data(&describe(&counts, &faults, args.seed))?;
     }
-    Ok(if faults.is_empty() { Outcome::Done } else { Outcome::Failed })
+    Ok(if faults.is_empty() { Ended::Done } else { Ended::Failed })
 }
 
 fn reader(name: &str) -> Result<&'static Reader, UsageError> {
@@ -103,7 +103,7 @@ fn reader(name: &str) -> Result<&'static Reader, UsageError> {
     named(name).ok_or_else(|| UsageError(format!("there is no reader {name}; hint: {}", known())))
 }
 
-fn run_worker(worker: &[String], args: &Args) -> anyhow::Result<Outcome> {
+fn run_worker(worker: &[String], args: &Args) -> anyhow::Result<Ended> {
     let number = |text: &String| {
         text.parse::<u64>().map_err(|_| {
             UsageError(format!("{text} is no number; hint: --worker is not for people"))
@@ -114,7 +114,7 @@ fn run_worker(worker: &[String], args: &Args) -> anyhow::Result<Outcome> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     work(reader, args.seed, from..to, folder, &mut out)
         .map_err(|error| anyhow::anyhow!("{error}"))?;
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }
 
 /// A table of the readers, and how each fault is seen again.

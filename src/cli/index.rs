@@ -1,6 +1,6 @@
 //! `dgpo index build|search|info`: passages made searchable, on their own.
 use super::{
-    Context, Outcome, UsageError,
+    Context, Ended, UsageError,
     args::{DeviceArgs, at_least_one, stop_on_interrupt},
     counter::Counter,
     output,
@@ -175,7 +175,7 @@ struct InfoArgs {
 /// Passages whose first sentences an index is measured with, where nothing else is said.
 const N_SAMPLED: usize = 200;
 
-pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Ended> {
     match args.command {
         Command::Build(args) => build(&args, context),
         Command::Search(args) => search(&args),
@@ -199,7 +199,7 @@ impl Job for BuildJob<'_> {
     }
 }
 
-fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Outcome> {
+fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Ended> {
     let mut recipe = load::load_part(&args.config, &args.overrides)?.recipe;
     recipe.retriever.kind = RetrieverKind::Dense;
     if let Some(corpus) = &args.corpus {
@@ -226,7 +226,7 @@ fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Outcome> {
     match built {
         Err(error @ RetrieverError::Interrupted { .. }) => {
             output::insist(&error.to_string());
-            Ok(Outcome::Interrupted)
+            Ok(Ended::Interrupted)
         }
         built => show(args.json, &built?, |report| describe_build(&args.out, report)),
     }
@@ -237,13 +237,13 @@ fn show<T: Serialize>(
     json: bool,
     result: &T,
     describe: impl FnOnce(&T) -> String,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Ended> {
     if json {
         output::json(result)?
     } else {
         output::data(&describe(result))?
     }
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }
 
 fn describe_build(out: &Path, report: &BuildReport) -> String {
@@ -278,7 +278,7 @@ impl Job for SearchJob<'_> {
     }
 }
 
-fn search(args: &SearchArgs) -> anyhow::Result<Outcome> {
+fn search(args: &SearchArgs) -> anyhow::Result<Ended> {
     if args.queries.iter().any(|query| query.trim().is_empty()) {
         return Err(UsageError(
             "a query is blank; hint: write what to look for in quotation marks".to_owned(),
@@ -330,7 +330,7 @@ struct InfoReport {
     observations: Option<CutShare>,
 }
 
-fn info(args: &InfoArgs) -> anyhow::Result<Outcome> {
+fn info(args: &InfoArgs) -> anyhow::Result<Ended> {
     let request = args.index.request()?;
     let mut questions = Vec::new();
     for file in &args.questions {

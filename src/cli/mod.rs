@@ -104,7 +104,7 @@ enum Command {
 
 /// How a command that ran ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Ended {
     Done,
     /// It ran, and the result is a failure (a check that does not hold).
     Failed,
@@ -168,9 +168,9 @@ pub fn main(commit: Option<&'static str>) -> ExitCode {
         Command::Completions(args) => completions::run(&args),
     };
     ExitCode::from(match result {
-        Ok(Outcome::Done) => 0,
-        Ok(Outcome::Failed) => EXIT_FAILED,
-        Ok(Outcome::Interrupted) => EXIT_INTERRUPTED,
+        Ok(Ended::Done) => 0,
+        Ok(Ended::Failed) => EXIT_FAILED,
+        Ok(Ended::Interrupted) => EXIT_INTERRUPTED,
         Err(error) if output::is_closed_pipe(&error) => 0,
         Err(error) => {
             let error = with_the_feature(error);

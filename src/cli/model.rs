@@ -1,5 +1,5 @@
 //! `dgpo model info|export`: what a model folder holds, and writing it in another dtype.
-use super::{Outcome, UsageError, args::DeviceArgs, output};
+use super::{Ended, UsageError, args::DeviceArgs, output};
 use anyhow::Context as _;
 use burn::tensor::DType;
 use clap::Subcommand;
@@ -60,7 +60,7 @@ enum Command {
     },
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: Args) -> anyhow::Result<Ended> {
     match args.command {
         Command::Info { model, json } => {
             let info = Info::read(&hub::resolve(&model)?)?;
@@ -68,7 +68,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
         }
         Command::Export { model, out, dtype, device } => export(&model, &out, dtype, device)?,
     }
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }
 
 #[derive(Debug, Serialize)]

@@ -1,7 +1,7 @@
 //! `dgpo plan`: what a run would do, what it costs, and what is missing for it. Also `dgpo train
 //! --dry-run`.
 use super::{
-    Outcome,
+    Ended,
     args::{DeviceArgs, RecipeArgs},
     output,
 };
@@ -9,7 +9,7 @@ use dgpo_run::{
     config::{
         Loaded,
         load::to_toml,
-        plan::{MemoryItem, Plan, plan},
+        plan::{MemoryItem, RunPlan, plan},
         shapes::Shapes,
     },
     devices::DeviceChoice,
@@ -43,11 +43,11 @@ pub struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let loaded = args.recipe.load()?;
     if args.is_recipe {
         output::data(&to_toml(&loaded.recipe))?;
-        return Ok(Outcome::Done);
+        return Ok(Ended::Done);
     }
     show(&loaded, args.device.device, args.json)
 }
@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
 /// Prints the plan of a loaded recipe.
 /// # Errors
 /// If something is missing that the run would read; if stdout cannot be written.
-pub fn show(loaded: &Loaded, device: DeviceChoice, as_json: bool) -> anyhow::Result<Outcome> {
+pub fn show(loaded: &Loaded, device: DeviceChoice, as_json: bool) -> anyhow::Result<Ended> {
     let (mut shapes, notes) = Shapes::resolve(&loaded.recipe);
     shapes.n_passages = n_passages(&loaded.recipe);
     let mut plan = plan(&loaded.recipe, &shapes);
@@ -78,10 +78,10 @@ pub fn show(loaded: &Loaded, device: DeviceChoice, as_json: bool) -> anyhow::Res
         output::data(&describe(loaded, &plan))?;
     }
     Missing::none(missing)?;
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }
 
-fn describe(loaded: &Loaded, plan: &Plan) -> String {
+fn describe(loaded: &Loaded, plan: &RunPlan) -> String {
     let mut text = format!("runs/{}, from {}\n", loaded.run_name(), loaded.sources.join(" < "));
     for phase in &plan.phases {
         let at_most = if phase.is_bound { "at most " } else { "" };

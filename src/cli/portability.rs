@@ -1,6 +1,8 @@
 //! `dgpo portability`: does this device compute what the definitions say, and how fast?
-use super::{Outcome, args::DeviceArgs, machine, output};
-use dgpo_lab::portability::{self, About, Comparison, NotTimed, Operation, Report, Speed};
+use super::{Ended, args::DeviceArgs, machine, output};
+use dgpo_lab::portability::{
+    self, About, DeviceReport, NotTimed, Operation, Speed, StepComparison,
+};
 use dgpo_models::TrainBackend;
 use dgpo_run::devices::{self, DeviceChoice, Job, with_device};
 use std::collections::BTreeMap;
@@ -25,7 +27,7 @@ pub struct Args {
 /// take it away.
 struct Examine<'a> {
     about: About,
-    report: &'a mut Option<Report>,
+    report: &'a mut Option<DeviceReport>,
 }
 
 impl Job for Examine<'_> {
@@ -36,7 +38,7 @@ impl Job for Examine<'_> {
     }
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let choice = args.device.device;
     let about = About {
         device: choice.to_string(),
@@ -57,7 +59,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     } else {
         output::data(&describe(&report))?;
     }
-    Ok(if report.failed == 0 { Outcome::Done } else { Outcome::Failed })
+    Ok(if report.failed == 0 { Ended::Done } else { Ended::Failed })
 }
 
 /// What computes, in words.
@@ -75,7 +77,7 @@ pub(super) fn adapter(choice: DeviceChoice) -> String {
     }
 }
 
-fn describe(report: &Report) -> String {
+fn describe(report: &DeviceReport) -> String {
     let mut text = String::new();
     let mut fact = |name: &str, value: &str| text += &format!("{name:<30} {value}\n");
     fact("device", &report.about.device);
@@ -156,12 +158,12 @@ fn describe_not_timed(not_timed: &[NotTimed]) -> String {
     if lines.is_empty() { lines } else { format!("\n{lines}") }
 }
 
-fn describe_comparison(comparison: &Comparison) -> String {
+fn describe_comparison(comparison: &StepComparison) -> String {
     let found = error_of(comparison.worst_error, comparison.tolerance, comparison.error.as_deref());
     format!("{:<7} {}: {found}\n", status(comparison.passed), comparison.name)
 }
 
-fn verdict(report: &Report) -> String {
+fn verdict(report: &DeviceReport) -> String {
     let n = report.passed + report.failed;
     match report.failed {
         0 => format!("{} computes correctly: {n} of {n} checks hold", report.about.device),
@@ -219,7 +221,7 @@ mod tests {
     fn what_was_not_timed_or_failed_late_is_said() {
         let left =
             |name, dtype| NotTimed { name, dtype, shape: "N 2".into(), why: "no time".into() };
-        let mut report = Report {
+        let mut report = DeviceReport {
             about: About { device: "gpu".into(), adapter: "a card".into(), is_cpu: false },
             runtime: "none".into(),
             features: BTreeMap::new(),

@@ -1,5 +1,5 @@
 //! `dgpo report`: a run directory as pages for people.
-use super::{Outcome, output, runs};
+use super::{Ended, output, runs};
 use dgpo_run::report::{self, Written};
 
 /// Write a run's report: report.html, report.md, and tb/ for TensorBoard. A training run ends with
@@ -16,7 +16,7 @@ pub struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let written = report::write(&runs::find(&args.run)?)?;
     warn(&written);
     if args.json {
@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
             written.tensorboard.display()
         ))?;
     }
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }
 
 /// Says what the report lacks.

@@ -4,7 +4,7 @@
 //! Every row is an ordinary run in a folder of its own. The command may be given again at any time:
 //! finished rows are left alone, an interrupted one goes on, and a row that failed is tried again.
 use super::{
-    Context, Outcome, UsageError,
+    Context, Ended, UsageError,
     args::{DeviceArgs, stop_on_interrupt},
     output,
     progress::Progress,
@@ -15,7 +15,7 @@ use dgpo_lab::reproduce::{
     forecast::{Forecast, forecast},
     page,
     results::{self, SeedResults, is_finished},
-    rows::{ROWS, Row},
+    rows::{ROWS, TableRow},
 };
 use dgpo_models::files::write_file;
 use dgpo_run::{
@@ -63,7 +63,7 @@ pub struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Ended> {
     if args.render {
         let written = page::write(&args.out)?;
         match args.json {
@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
                 written.html.display()
             ))?,
         }
-        return Ok(Outcome::Done);
+        return Ok(Ended::Done);
     }
     let rows = rows(args)?;
     // All rows read the same models, questions and passages.
@@ -101,7 +101,7 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
             || experiment.make(row, recipe, &place, left)? == Made::Stopped
         {
             output::insist(&format!("stopped; continue with: {}", resume_command(args)));
-            return Ok(Outcome::Interrupted);
+            return Ok(Ended::Interrupted);
         }
     }
     let path = results::path_of(&folder, args.seed);
@@ -125,13 +125,13 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     if n_failed > 0 {
         let hint = format!("the page names the reasons; {} tries them again", resume_command(args));
         output::insist(&format!("{n_failed} of {} rows failed; hint: {hint}", rows.len()));
-        return Ok(Outcome::Failed);
+        return Ok(Ended::Failed);
     }
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }
 
 /// Every row with its recipe: a wrong setting is found before anything starts.
-fn rows(args: &Args) -> anyhow::Result<Vec<(Row, Recipe)>> {
+fn rows(args: &Args) -> anyhow::Result<Vec<(TableRow, Recipe)>> {
     let is_own = |setting: &&String| {
         ["run.seed", "run.name"].iter().any(|key| setting.trim_start().starts_with(key))
     };
@@ -141,7 +141,7 @@ fn rows(args: &Args) -> anyhow::Result<Vec<(Row, Recipe)>> {
         ))
         .into());
     }
-    let load = |row: &Row| {
+    let load = |row: &TableRow| {
         let mut recipe = row
             .recipe(args.seed, &args.settings)
             .with_context(|| format!("the row {}", row.name()))?;
@@ -191,7 +191,7 @@ impl Experiment<'_> {
     /// If the row's folder holds something else, or finished results cannot be read.
     fn make(
         &mut self,
-        row: &Row,
+        row: &TableRow,
         recipe: &Recipe,
         place: &str,
         left: Forecast,
@@ -240,7 +240,7 @@ impl Experiment<'_> {
         }
     }
 
-    fn fail(&mut self, row: &Row, place: &str, why: String) {
+    fn fail(&mut self, row: &TableRow, place: &str, why: String) {
         output::warn(&format!("{place} failed: {why}"));
         self.results.rows.insert(row.name(), results::Outcome::Failed { why });
     }
@@ -248,7 +248,7 @@ impl Experiment<'_> {
     /// Trains and evaluates; no summary after a stop request.
     fn work(
         &mut self,
-        row: &Row,
+        row: &TableRow,
         recipe: &Recipe,
         existing: Option<RunDir>,
     ) -> anyhow::Result<(RunDir, Option<Summary>)> {

@@ -1,5 +1,5 @@
 //! `dgpo runs list|show|compare`: what was run here, and what came out.
-use super::{Outcome, UsageError, compare, output, table};
+use super::{Ended, UsageError, compare, output, table};
 use clap::Subcommand;
 use dgpo_core::trainer::metrics;
 use dgpo_run::{
@@ -54,18 +54,18 @@ enum Command {
     Compare(compare::Args),
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: Args) -> anyhow::Result<Ended> {
     match args.command {
         Command::List { dir, json } => list(&dir, json)?,
         Command::Show { run, json } => show(&run, json)?,
         Command::Compare(args) => compare::run(&args)?,
     }
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }
 
 /// A run in the list.
 #[derive(Debug, Serialize)]
-struct Row {
+struct RunRow {
     name: String,
     stage: Option<Stage>,
     /// Phase and step of the last metrics line.
@@ -80,7 +80,7 @@ struct Row {
     error: Option<String>,
 }
 
-impl Row {
+impl RunRow {
     /// A damaged run is a row with its error, not the end of the list.
     fn of(run: &RunDir) -> Self {
         let mut error = None;
@@ -115,7 +115,7 @@ fn last_change(dir: &Path) -> Option<SystemTime> {
 }
 
 fn list(dir: &Path, as_json: bool) -> anyhow::Result<()> {
-    let rows: Vec<Row> = list_runs(dir)?.iter().map(Row::of).collect();
+    let rows: Vec<RunRow> = list_runs(dir)?.iter().map(RunRow::of).collect();
     if as_json {
         return output::json(&rows);
     }
@@ -123,7 +123,7 @@ fn list(dir: &Path, as_json: bool) -> anyhow::Result<()> {
         output::say(&format!("no runs in {}", dir.display()));
         return Ok(());
     }
-    let cells = |row: &Row| {
+    let cells = |row: &RunRow| {
         let em = |model: &str| row.em.get(model).map_or("-".to_owned(), |em| format!("{em:.3}"));
         let at = match (&row.phase, row.step) {
             (Some(phase), Some(step)) => format!("{phase} {step}"),
@@ -266,7 +266,7 @@ mod tests {
         let mut figures = Figures::default();
         figures.all.em = 0.5;
         run.write_summary(&Summary { rl: Some(figures), ..Default::default() }).unwrap();
-        let row = Row::of(&run);
+        let row = RunRow::of(&run);
         assert_eq!(
             (row.stage, row.phase.as_deref(), row.step),
             (Some(Stage::Rl), Some("rl"), Some(7))
@@ -279,7 +279,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let run = RunDir::create(root.path(), "a", &Recipe::default(), &json!({})).unwrap();
         std::fs::write(run.path().join("summary.json"), "{").unwrap();
-        assert!(Row::of(&run).error.is_some_and(|error| error.contains("summary.json")));
+        assert!(RunRow::of(&run).error.is_some_and(|error| error.contains("summary.json")));
     }
 
     #[test]

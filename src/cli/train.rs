@@ -1,6 +1,6 @@
 //! `dgpo train`: a whole run, or the part of it that a recipe's stage names.
 use super::{
-    Context, Outcome, UsageError,
+    Context, Ended, UsageError,
     args::{DeviceArgs, RecipeArgs, stop_on_interrupt},
     next, output, plan,
     progress::Progress,
@@ -94,7 +94,7 @@ pub(super) fn work(
     with_device(device, Train { recipe, run, progress, stop })
 }
 
-pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Ended> {
     if args.dry_run {
         return plan::show(&load(&args)?, args.device.device, args.json);
     }
@@ -152,7 +152,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
                 "next: {}",
                 next::command(&finished, &made_from, args.device.device)
             ));
-            Ok(Outcome::Done)
+            Ok(Ended::Done)
         }
         Err(PipelineError::Stopped) if has_done_nothing => {
             drop(lock);
@@ -161,7 +161,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
                 "stopped before anything was done; {} is gone again",
                 path.display()
             ));
-            Ok(Outcome::Interrupted)
+            Ok(Ended::Interrupted)
         }
         Err(PipelineError::Stopped) => {
             // The training of an encoder does not resume.
@@ -170,7 +170,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Outcome> {
                 "stopped; {how} with: {}",
                 resume_command(&path, args.device.device)
             ));
-            Ok(Outcome::Interrupted)
+            Ok(Ended::Interrupted)
         }
         Err(PipelineError::Guard(alarms)) => {
             // With what the guard saw in its curves.

@@ -316,14 +316,14 @@ fn join_parts<F: Float>(
 }
 
 /// How a decode step is cut into cubes.
-pub struct Plan {
+pub struct DecodePlan {
     sizes: Sizes,
     vector_size: usize,
     n_parts: usize,
     part_len: usize,
 }
 
-impl Plan {
+impl DecodePlan {
     /// `None` where the kernel does not fit: many queries, or keys whose positions do not lie side
     /// by side.
     pub fn new<R: CubeRuntime>(
@@ -392,13 +392,13 @@ impl Plan {
 
 /// `[B, H, Tq, hd]` as planned.
 pub fn forward<R: CubeRuntime>(
-    plan: &Plan,
+    plan: &DecodePlan,
     q: CubeTensor<R>,
     k: CubeTensor<R>,
     v: CubeTensor<R>,
     rows: &CausalRows,
 ) -> CubeTensor<R> {
-    let Plan { sizes, vector_size, n_parts, part_len } = *plan;
+    let DecodePlan { sizes, vector_size, n_parts, part_len } = *plan;
     let Sizes { n_kv_heads, group, n_queries, head_dim, .. } = sizes;
     let (n_pairs, n_rows) = (q.shape()[0] * n_kv_heads, group * n_queries);
     let n_cubes = n_pairs * n_parts;

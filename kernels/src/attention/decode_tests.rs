@@ -33,7 +33,7 @@ fn shape(
 fn a_cut_into_one_part_is_one_of_several_where_a_unit_would_walk_too_far() {
     let sizes = Sizes { n_kv_heads: 1, group: 1, n_queries: 1, head_dim: 32, units: UNITS };
     for vector_size in [1, 2, 4] {
-        let plan = Plan::cut(sizes, vector_size, 1_000_000, 1);
+        let plan = DecodePlan::cut(sizes, vector_size, 1_000_000, 1);
         let rounds = plan.part_len / (UNITS * vector_size) * sizes.rounds_of_tile(vector_size)
             + ROUNDS_AROUND;
         assert!(
@@ -43,7 +43,7 @@ fn a_cut_into_one_part_is_one_of_several_where_a_unit_would_walk_too_far() {
             plan.part_len
         );
     }
-    assert_eq!(Plan::cut(sizes, 1, 700, 1).n_parts, 1);
+    assert_eq!(DecodePlan::cut(sizes, 1, 700, 1).n_parts, 1);
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn more_positions_than_a_unit_may_walk_are_the_definition() {
     let vals = cache(&case.v, [1, 1, n_keys, 32], 2);
     let q = tensor::<Plain, 4>(&case.q, case.q_shape(), DType::F32);
     let [q, keys, vals] = [q, keys, vals].map(|x| x.into_primitive().tensor());
-    let plan = Plan::cut(
+    let plan = DecodePlan::cut(
         Sizes { n_kv_heads: 1, group: 1, n_queries: 1, head_dim: 32, units: UNITS },
         1,
         n_keys,
@@ -104,7 +104,7 @@ fn every_cut_into_vectors_tiles_and_parts_is_the_definition() {
             for n_parts in [1, 2, 11] {
                 let sizes =
                     Sizes { n_kv_heads: 1, group: 3, n_queries: 2, head_dim: 32, units: UNITS };
-                let plan = Plan::cut(sizes, vector_size, 700, n_parts);
+                let plan = DecodePlan::cut(sizes, vector_size, 700, n_parts);
                 let out = forward(&plan, q.clone(), keys.clone(), vals.clone(), &rows);
                 let out = Tensor::<Plain, 4>::from_primitive(TensorPrimitive::Float(out));
                 let what = format!(

@@ -12,7 +12,7 @@ pub(crate) fn forward<R: CubeRuntime>(
     v: CubeTensor<R>,
     rows: &CausalRows,
 ) -> CubeTensor<R> {
-    match decode::Plan::new(&q, &k, &v, rows) {
+    match decode::DecodePlan::new(&q, &k, &v, rows) {
         Some(plan) => decode::forward(&plan, q, k, v, rows),
         None => chunks::forward(q, k, v, rows),
     }

@@ -1,7 +1,7 @@
 //! A tile of both vocabularies at a time, and then what the student has alone.
 #![allow(clippy::too_many_arguments, reason = "two models, their results and what to do with them")]
 use crate::{
-    types::{Divergence, HeadShape, Linear, Plan},
+    types::{Divergence, DivergencePlan, HeadShape, Linear},
     vocabulary::{
         Span, Tiles,
         linear::{LinearGradients, logits, n_rows, tiles},
@@ -25,7 +25,7 @@ pub(crate) fn forward<B: Tiles>(
     let student = Linear::<B> { hidden, weight, shape: head };
     let teacher =
         Linear::<B> { hidden: teacher_hidden, weight: teacher_weight, shape: teacher_head };
-    let plan = Plan::new(divergence);
+    let plan = DivergencePlan::new(divergence);
     let scale = (1.0 / temperature) as f32;
     let shared = head.n_logits.min(teacher_head.n_logits);
     let shared_tiles = tiles::<B>(n_rows(&student), 0, shared);
@@ -78,7 +78,7 @@ pub(crate) fn backward<B: Tiles>(
     let student = Linear::<B> { hidden, weight, shape: head };
     let teacher =
         Linear::<B> { hidden: teacher_hidden, weight: teacher_weight, shape: teacher_head };
-    let plan = Plan::new(divergence);
+    let plan = DivergencePlan::new(divergence);
     let (scale, dtype) = ((1.0 / temperature) as f32, student.weight.dtype());
     let shared = head.n_logits.min(teacher_head.n_logits);
     let mut sums = LinearGradients::new(&student);

@@ -4,7 +4,7 @@ use crate::{
         self,
         reference::{Softmax, finite, tensor},
     },
-    types::{Divergence, Form, Plan},
+    types::{Divergence, DivergencePlan, Form},
     vocabulary::{COLUMNS, VALUE},
 };
 use burn::tensor::{
@@ -24,7 +24,7 @@ impl<B: Backend> Pair<B> {
     fn new(
         student: FloatTensor<B>,
         teacher: FloatTensor<B>,
-        plan: &Plan,
+        plan: &DivergencePlan,
         temperature: f64,
     ) -> Self {
         let vocab = student.shape()[1].min(teacher.shape()[1]);
@@ -89,7 +89,7 @@ pub(crate) fn forward<B: Backend>(
     divergence: Divergence,
     temperature: f64,
 ) -> FloatTensor<B> {
-    let plan = Plan::new(divergence);
+    let plan = DivergencePlan::new(divergence);
     let one = tensor::<B>(log_probs::reference::forward::<B>(student.clone(), labels, temperature));
     let pair = Pair::new(student, teacher, &plan, temperature);
     let entropy = match plan.form {
@@ -116,7 +116,7 @@ pub(crate) fn backward<B: Backend>(
     divergence: Divergence,
     temperature: f64,
 ) -> FloatTensor<B> {
-    let plan = Plan::new(divergence);
+    let plan = DivergencePlan::new(divergence);
     let (n_vocab, dtype) = (student.shape()[1], student.dtype());
     let d_value = tensor::<B>(grad.clone()).slice(s![.., VALUE..VALUE + 1]);
     let pair = Pair::new(student.clone(), teacher, &plan, temperature);

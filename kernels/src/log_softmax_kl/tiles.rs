@@ -1,6 +1,6 @@
 //! The whole rows as one tile; forms that need the normalisers first pass over it twice.
 use crate::{
-    types::{Divergence, Plan},
+    types::{Divergence, DivergencePlan},
     vocabulary::{Span, Tiles},
 };
 use burn::tensor::{
@@ -15,7 +15,7 @@ pub(crate) fn forward<B: Tiles>(
     divergence: Divergence,
     temperature: f64,
 ) -> FloatTensor<B> {
-    let plan = Plan::new(divergence);
+    let plan = DivergencePlan::new(divergence);
     let scale = (1.0 / temperature) as f32;
     let n_student = student.shape()[1];
     let shared = Span::whole(n_student.min(teacher.shape()[1]));
@@ -45,7 +45,7 @@ pub(crate) fn backward<B: Tiles>(
     divergence: Divergence,
     temperature: f64,
 ) -> FloatTensor<B> {
-    let plan = Plan::new(divergence);
+    let plan = DivergencePlan::new(divergence);
     let (shared, dtype) =
         (Span::whole(student.shape()[1].min(teacher.shape()[1])), student.dtype());
     B::grad_two(

@@ -3,7 +3,7 @@
 //! A row is read twice: its largest key, then weights and probabilities in blocks, of which the
 //! weights' sums are kept. The draw skips blocks by their sums and computes the weights of one
 //! block again. With top-k or top-p, what may lie above the threshold is gathered and sorted.
-use super::{plan::Plan, weight};
+use super::{plan::SamplePlan, weight};
 use crate::{
     cpu::{LANES, simd},
     types::{Draw, RowSampling},
@@ -48,7 +48,11 @@ pub(super) fn sample_rows(
     rows: &[RowSampling],
 ) -> Vec<Option<Draw>> {
     let draw = |scratch: &mut Scratch, (r, row): (usize, &RowSampling)| {
-        simd!(sample_row(&logits[r * stride..r * stride + vocab_size], &Plan::new(row), scratch))
+        simd!(sample_row(
+            &logits[r * stride..r * stride + vocab_size],
+            &SamplePlan::new(row),
+            scratch
+        ))
     };
     if rows.len() * vocab_size < PARALLEL_LOGITS {
         let mut scratch = Scratch::default();
@@ -59,7 +63,7 @@ pub(super) fn sample_rows(
 }
 
 #[inline(always)]
-fn sample_row(logits: &[f32], plan: &Plan, scratch: &mut Scratch) -> Option<Draw> {
+fn sample_row(logits: &[f32], plan: &SamplePlan, scratch: &mut Scratch) -> Option<Draw> {
     let top = max_key(logits);
     if top <= LOWEST_KEY || top >= HIGHEST_KEY {
         return None;
@@ -198,7 +202,7 @@ impl Row<'_> {
 
     /// Leaves those candidates that top-k and then top-p let through, by id.
     #[inline(always)]
-    fn narrow(&self, plan: &Plan, total: u64, scratch: &mut Scratch) {
+    fn narrow(&self, plan: &SamplePlan, total: u64, scratch: &mut Scratch) {
         let Scratch { blocks, candidates, ordered } = scratch;
         candidates.clear();
         let mut total = total;

@@ -5,7 +5,7 @@
 use super::{
     kernel_numbers::{fraction, key, largest, logit},
     kernel_search::{Row, locate, sum_of_sections, sum_row},
-    plan::{COLUMNS, Plan},
+    plan::{COLUMNS, SamplePlan},
     reference,
     weight::{HIGHEST_KEY, LOWEST_KEY},
 };
@@ -81,7 +81,7 @@ pub(crate) fn forward<R: CubeRuntime>(
     rows: &[RowSampling],
 ) -> CubeTensor<R> {
     let [n_rows, vocab_size] = logits.shape().dims();
-    let plans: Vec<Plan> = rows.iter().map(Plan::new).collect();
+    let plans: Vec<SamplePlan> = rows.iter().map(SamplePlan::new).collect();
     if plans.iter().any(|plan| plan.is_cut(vocab_size)) {
         return reference::forward::<CubeBackend<R, f32, i32, u8>>(logits, rows);
     }
@@ -114,7 +114,7 @@ fn unit_count<R: CubeRuntime>(logits: &CubeTensor<R>, vocab_size: usize) -> usiz
 }
 
 /// [R, PLAN_COLUMNS] u32
-fn plan_table<R: CubeRuntime>(like: &CubeTensor<R>, plans: &[Plan]) -> CubeTensor<R> {
+fn plan_table<R: CubeRuntime>(like: &CubeTensor<R>, plans: &[SamplePlan]) -> CubeTensor<R> {
     let mut numbers = vec![0u32; plans.len() * PLAN_COLUMNS];
     for (plan, columns) in plans.iter().zip(numbers.chunks_exact_mut(PLAN_COLUMNS)) {
         columns[SCALE] = plan.scale.to_bits();

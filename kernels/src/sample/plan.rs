@@ -7,7 +7,7 @@ pub(crate) const COLUMNS: usize = 2;
 
 /// What every implementation works with: a row's sampling in the numbers of the formula.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct SamplePlan {
     pub is_greedy: bool,
     /// 1 where the choice is greedy.
     pub temperature: f64,
@@ -20,7 +20,7 @@ pub(crate) struct Plan {
     pub bits: u64,
 }
 
-impl Plan {
+impl SamplePlan {
     pub(super) fn new(row: &RowSampling) -> Self {
         let is_greedy = row.temperature as f32 <= 0.0;
         let temperature = if is_greedy { 1.0 } else { row.temperature };

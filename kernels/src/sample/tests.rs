@@ -1,4 +1,4 @@
-use super::{Draw, RowSampling, plan::Plan, read, sample, weight};
+use super::{Draw, RowSampling, plan::SamplePlan, read, sample, weight};
 use crate::{
     KernelOps,
     testing::{dtypes, on_every_backend},
@@ -93,7 +93,7 @@ fn log_softmax(logits: &[f32], temperature: f64, id: u32) -> f64 {
 /// The token by the definition in `mod.rs`: everything sorted, sums and products in 128 bits. Only
 /// the weights are the module's.
 fn by_definition(logits: &[f32], row: &RowSampling) -> u32 {
-    let plan = Plan::new(row);
+    let plan = SamplePlan::new(row);
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weights: Vec<u128> = logits
         .iter()

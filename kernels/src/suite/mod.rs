@@ -272,7 +272,7 @@ impl Op {
         };
         // Mixtures read both rows a second time.
         let passes = |divergence: &Divergence| {
-            if crate::types::Plan::new(*divergence).needs_second_pass() { 2 } else { 1 }
+            if crate::types::DivergencePlan::new(*divergence).needs_second_pass() { 2 } else { 1 }
         };
         match self {
             Self::LogProbs(r) => memory(r.n_rows * r.n_vocab, 2 * r.n_rows * r.n_vocab),

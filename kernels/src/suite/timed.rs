@@ -23,7 +23,7 @@ use crate::{
     rms_norm, rotary,
     sample::{self, RowSampling},
     swiglu,
-    types::Plan,
+    types::DivergencePlan,
     vocabulary::{ENTROPY, LOG_PROB, budget::are_kept},
 };
 use burn::{
@@ -364,7 +364,7 @@ fn products<'a, B: KernelOps>(
     let student = head(rows.n_vocab, layout);
     let teacher = d.map(|_| head(rows.n_teacher_vocab, HeadLayout::VocabRows));
     let is_kept = [Some(&student), teacher.as_ref()].into_iter().flatten().all(are_kept);
-    let is_twice = !is_kept && d.is_some_and(|d| Plan::new(d).needs_second_pass());
+    let is_twice = !is_kept && d.is_some_and(|d| DivergencePlan::new(d).needs_second_pass());
     // Forwards (mixtures twice) and once more backwards, but for logits that are kept.
     let n_passes = match (is_all, pass) {
         (true, Pass::Training) if is_twice => 3,

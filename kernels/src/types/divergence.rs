@@ -62,13 +62,13 @@ pub(crate) enum Form {
 
 /// A divergence as the kernels see it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Plan {
+pub(crate) struct DivergencePlan {
     pub form: Form,
     /// The target's logits are (1 - blend) · student + blend · teacher; 1 everywhere but in TAID.
     pub blend: f32,
 }
 
-impl Plan {
+impl DivergencePlan {
     /// Mixtures whose weight is 0 or 1 have no mixture left and become sums.
     pub(crate) fn new(divergence: Divergence) -> Self {
         let sums = |forward: f64, reverse: f64, entropy: f64| Form::Sums {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cpu::{CpuTensor, LANES, exp, from_vec, simd},
     nan::LOG_ZERO,
-    types::{Form, Plan},
+    types::{DivergencePlan, Form},
 };
 use burn::{
     backend::Flex,
@@ -270,7 +270,7 @@ impl Tiles for Flex {
         labels: CpuTensor,
         packed: Option<CpuTensor>,
         span: Span,
-        plan: &Plan,
+        plan: &DivergencePlan,
         scale: f32,
     ) -> CpuTensor {
         let (student, teacher, labels) =
@@ -325,7 +325,7 @@ impl Tiles for Flex {
         packed: CpuTensor,
         span: Span,
         is_first: bool,
-        plan: &Plan,
+        plan: &DivergencePlan,
         scale: f32,
     ) -> CpuTensor {
         let (student, teacher) = (readable(student), readable(teacher));
@@ -381,7 +381,7 @@ impl Tiles for Flex {
         grad: CpuTensor,
         dtype: DType,
         span: Span,
-        plan: &Plan,
+        plan: &DivergencePlan,
         scale: f32,
     ) -> CpuTensor {
         gradient(student, Some((teacher, plan)), labels, packed, grad, dtype, span, scale)

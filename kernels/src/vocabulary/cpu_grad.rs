@@ -7,7 +7,7 @@ use super::{
 use crate::{
     cpu::{CpuTensor, exp, from_vec, simd},
     nan::LOG_ZERO,
-    types::{Form, Plan},
+    types::{DivergencePlan, Form},
 };
 use burn::tensor::DType;
 
@@ -51,7 +51,7 @@ impl OneGradient {
 )]
 pub(super) fn gradient(
     tile: CpuTensor,
-    teacher: Option<(CpuTensor, &Plan)>,
+    teacher: Option<(CpuTensor, &DivergencePlan)>,
     labels: CpuTensor,
     packed: CpuTensor,
     grad: CpuTensor,
@@ -104,7 +104,7 @@ fn add_divergence(
     teacher: &[f32],
     packed: &[f32],
     d_value: f32,
-    plan: &Plan,
+    plan: &DivergencePlan,
     scale: f32,
 ) {
     let normalisers = Normalisers::read(packed, scale);

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     cube::{addresses, empty, row_cubes, unit_count, with_row_stride},
-    types::{Form, Plan},
+    types::{DivergencePlan, Form},
 };
 use burn::tensor::{DType, Shape, TensorMetadata, backend::Backend, ops::FloatTensorOps};
 use burn_cubecl::{
@@ -20,7 +20,7 @@ use burn_cubecl::{
 };
 use cubecl::CubeDim;
 
-fn form(plan: &Plan) -> u32 {
+fn form(plan: &DivergencePlan) -> u32 {
     match plan.form {
         Form::Sums { .. } => kernel::SUMS,
         Form::Mixture { .. } => kernel::MIXTURE,
@@ -88,7 +88,7 @@ where
         labels: CubeTensor<R>,
         packed: Option<CubeTensor<R>>,
         span: Span,
-        plan: &Plan,
+        plan: &DivergencePlan,
         scale: f32,
     ) -> CubeTensor<R> {
         let (student, teacher, labels) =
@@ -129,7 +129,7 @@ where
         packed: CubeTensor<R>,
         span: Span,
         is_first: bool,
-        plan: &Plan,
+        plan: &DivergencePlan,
         scale: f32,
     ) -> CubeTensor<R> {
         let (student, teacher) = (with_row_stride(student), with_row_stride(teacher));
@@ -182,7 +182,7 @@ where
         grad: CubeTensor<R>,
         dtype: DType,
         span: Span,
-        plan: &Plan,
+        plan: &DivergencePlan,
         scale: f32,
     ) -> CubeTensor<R> {
         let (student, teacher, labels) =

@@ -1,6 +1,6 @@
 //! What a backend must do with tiles to have the operations over the vocabulary.
 use super::packed::Span;
-use crate::{device::Hardware, types::Plan};
+use crate::{device::Hardware, types::DivergencePlan};
 use burn::tensor::{
     DType,
     ops::{FloatTensor, IntTensor},
@@ -28,7 +28,7 @@ pub(crate) trait Tiles: Hardware {
         labels: IntTensor<Self>,
         packed: Option<FloatTensor<Self>>,
         span: Span,
-        plan: &Plan,
+        plan: &DivergencePlan,
         scale: f32,
     ) -> FloatTensor<Self>;
 
@@ -39,7 +39,7 @@ pub(crate) trait Tiles: Hardware {
         packed: FloatTensor<Self>,
         span: Span,
         is_first: bool,
-        plan: &Plan,
+        plan: &DivergencePlan,
         scale: f32,
     ) -> FloatTensor<Self>;
 
@@ -68,7 +68,7 @@ pub(crate) trait Tiles: Hardware {
         grad: FloatTensor<Self>,
         dtype: DType,
         span: Span,
-        plan: &Plan,
+        plan: &DivergencePlan,
         scale: f32,
     ) -> FloatTensor<Self>;
 

@@ -1,7 +1,7 @@
 //! `dgpo bench kernels`: each operation beside what it replaces.
 use super::{budget, check_dtype, dtype};
 use crate::cli::{
-    Context, Outcome, UsageError,
+    Context, Ended, UsageError,
     args::{DeviceArgs, at_least_one},
     output,
     portability::adapter,
@@ -14,7 +14,7 @@ use dgpo_kernels::suite::{
     timed::{Body, Pass},
 };
 use dgpo_lab::bench::{
-    kernels::{self, Figure, Milliseconds, Sizes},
+    kernels::{self, BenchSizes, KernelFigure, Milliseconds},
     memory::{self, Method, Peak},
     torch::{self, Torch},
 };
@@ -65,7 +65,7 @@ const BODIES: [(&str, Body); 2] = [("fused", Body::Fused), ("unfused", Body::Unf
 const PASSES: [(&str, Pass); 2] = [("forward", Pass::Forward), ("training", Pass::Training)];
 
 struct TimeKernels<'a> {
-    sizes: Sizes,
+    sizes: BenchSizes,
     dtype: DType,
     budget: Budget,
     choice: DeviceChoice,
@@ -75,7 +75,7 @@ struct TimeKernels<'a> {
 
 impl Job for TimeKernels<'_> {
     /// The copy's rate and the figures, or why there are none.
-    type Output = Result<(f64, Vec<(String, Figure)>), UsageError>;
+    type Output = Result<(f64, Vec<(String, KernelFigure)>), UsageError>;
 
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Self { sizes, dtype, budget, choice, args, is_quiet } = self;
@@ -150,7 +150,7 @@ impl Job for MeasurePeak {
 /// Reads `NUMBER:BODY:PASS`.
 /// # Errors
 /// If there is no such operation, body or pass.
-fn what_to_measure(peak_of: &str, sizes: Sizes) -> Result<(Op, Body, Pass), UsageError> {
+fn what_to_measure(peak_of: &str, sizes: BenchSizes) -> Result<(Op, Body, Pass), UsageError> {
     let mut operations = kernels::operations(sizes);
     let n_operations = operations.len();
     let found = match peak_of.split(':').collect::<Vec<_>>()[..] {
@@ -171,14 +171,14 @@ fn what_to_measure(peak_of: &str, sizes: Sizes) -> Result<(Op, Body, Pass), Usag
     Ok((operations.swap_remove(number), *body, *pass))
 }
 
-pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Ended> {
     let (choice, dtype, budget) = (args.device.device, dtype(&args.dtype)?, budget(args.time)?);
-    let sizes = Sizes { n_rows: args.rows, n_vocab: args.vocab, width: args.width };
+    let sizes = BenchSizes { n_rows: args.rows, n_vocab: args.vocab, width: args.width };
     if let Some(peak_of) = &args.peak_of {
         let (op, body, pass) = what_to_measure(peak_of, sizes)?;
         let peak = with_device(choice, MeasurePeak { op, dtype, body, pass })?;
         output::json(&peak)?;
-        return Ok(Outcome::Done);
+        return Ok(Ended::Done);
     }
     if let Some(wanted) = &args.op {
         let mut names: Vec<&str> = kernels::operations(sizes).iter().map(|op| op.name()).collect();
@@ -200,14 +200,14 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
                 torch.figures.get(key).and_then(|passes| passes.get(figure.pass)).copied();
         }
     }
-    let figures: Vec<Figure> = figures.into_iter().map(|(_, figure)| figure).collect();
+    let figures: Vec<KernelFigure> = figures.into_iter().map(|(_, figure)| figure).collect();
     if args.json {
         let (torch, why_no_torch) = (torch.as_ref().ok(), torch.as_ref().err());
         output::json(&json!({
             "device": choice.to_string(), "adapter": adapter(choice), "dtype": args.dtype, "kernels": dgpo_kernels::bodies(), "copy_bytes_per_s": copy,
             "torch": torch, "why_no_torch": why_no_torch, "figures": figures,
         }))?;
-        return Ok(Outcome::Done);
+        return Ok(Ended::Done);
     }
     if let (Err(why), false) = (&torch, context.is_quiet) {
         output::say(&format!("without PyTorch: {why}"));
@@ -224,13 +224,13 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         torch.map_or(String::new(), |torch| describe_torch(&torch)),
         figures_table(&figures)
     ))?;
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }
 
 /// torch knows the CPU and CUDA.
 fn torch_figures(
     choice: DeviceChoice,
-    sizes: Sizes,
+    sizes: BenchSizes,
     dtype: &str,
     seconds: f64,
 ) -> Result<Torch, String> {
@@ -245,7 +245,7 @@ fn describe_torch(torch: &Torch) -> String {
     format!("; PyTorch {} on {}, {} threads", torch.version, torch.device, torch.n_threads)
 }
 
-fn figures_table(figures: &[Figure]) -> String {
+fn figures_table(figures: &[KernelFigure]) -> String {
     let headers = [
         "operation",
         "pass",
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_figure_that_does_not_exist_is_refused() {
-        let sizes = Sizes { n_rows: 4, n_vocab: 64, width: 8 };
+        let sizes = BenchSizes { n_rows: 4, n_vocab: 64, width: 8 };
         let (op, body, pass) = what_to_measure("14:unfused:forward", sizes).unwrap();
         assert_eq!((op.name(), body, pass), ("sample", Body::Unfused, Pass::Forward));
         for wrong in [

@@ -1,7 +1,7 @@
 //! `dgpo bench rollout`: tokens a second of the engine.
 use super::{budget, check_dtype, dtype, larger_shape};
 use crate::cli::{
-    Outcome, UsageError,
+    Ended, UsageError,
     args::{DeviceArgs, at_least_one},
     output,
     portability::adapter,
@@ -11,7 +11,7 @@ use burn::tensor::DType;
 use dgpo_core::tokenizer::Tokenizer;
 use dgpo_kernels::suite::probes::Budget;
 use dgpo_lab::bench::{
-    rollout::{self, Batch, Figure},
+    rollout::{self, RolloutFigure, RolloutShape},
     step::{SEED, tiny},
 };
 use dgpo_models::{TrainBackend, config::DecoderConfig, decoder::Decoder};
@@ -67,7 +67,7 @@ struct TimeRollouts<'a> {
 }
 
 impl Job for TimeRollouts<'_> {
-    type Output = anyhow::Result<Vec<Figure>>;
+    type Output = anyhow::Result<Vec<RolloutFigure>>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Self { shapes, tokenizer, choice, dtype, budget, args } = self;
         check_dtype::<B::InnerBackend>(choice, dtype, device)?;
@@ -75,7 +75,7 @@ impl Job for TimeRollouts<'_> {
         for (name, config) in &shapes {
             let model = models::cast(Decoder::<B::InnerBackend>::init(config, SEED, device), dtype);
             for &n_rows in &args.batch {
-                let batch = Batch { n_rows, n_prompt: args.prompt, n_tokens: args.tokens };
+                let batch = RolloutShape { n_rows, n_prompt: args.prompt, n_tokens: args.tokens };
                 tracing::info!("{name}, {n_rows} rows");
                 figures.push(rollout::run(name, &model, tokenizer, batch, budget, device)?);
             }
@@ -84,7 +84,7 @@ impl Job for TimeRollouts<'_> {
     }
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let (choice, dtype, budget) = (args.device.device, dtype(&args.dtype)?, budget(args.time)?);
     if args.tokens < LEAST_TOKENS {
         return Err(UsageError(format!(
@@ -102,7 +102,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
         output::json(&json!({
             "device": choice.to_string(), "adapter": adapter(choice), "dtype": args.dtype, "kernels": dgpo_kernels::bodies(), "figures": figures,
         }))?;
-        return Ok(Outcome::Done);
+        return Ok(Ended::Done);
     }
     let head = format!(
         "{choice} ({}), {}, kernels: {}",
@@ -111,10 +111,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
         dgpo_kernels::bodies()
     );
     output::data(&format!("{head}\n\n{}", figures_table(&figures)))?;
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }
 
-fn figures_table(figures: &[Figure]) -> String {
+fn figures_table(figures: &[RolloutFigure]) -> String {
     let headers = [
         "model",
         "parameters",

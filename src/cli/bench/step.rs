@@ -1,7 +1,7 @@
 //! `dgpo bench step`: the training steps, and what the fused operations gain in them.
 use super::{budget, check_dtype, dtype, larger_shape};
 use crate::cli::{
-    Outcome, UsageError,
+    Ended, UsageError,
     args::{DeviceArgs, at_least_one},
     output,
     portability::adapter,
@@ -11,7 +11,7 @@ use burn::tensor::DType;
 use dgpo_core::trainer::update::Activations;
 use dgpo_kernels::suite::probes::Budget;
 use dgpo_lab::{
-    bench::step::{self, Figure, PlainFigure, Setting},
+    bench::step::{self, PlainFigure, Setting, StepFigure},
     portability::workload::Shape,
 };
 use dgpo_models::TrainBackend;
@@ -68,7 +68,7 @@ struct TimeSteps {
 }
 
 impl Job for TimeSteps {
-    type Output = Result<Vec<Figure>, UsageError>;
+    type Output = Result<Vec<StepFigure>, UsageError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         check_dtype::<B::InnerBackend>(self.choice, self.dtype, device)?;
         Ok(self
@@ -79,7 +79,7 @@ impl Job for TimeSteps {
     }
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
+pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let (choice, dtype, budget) = (args.device.device, dtype(&args.dtype)?, budget(args.time)?);
     let settings = settings(args)?;
     // First, while this process holds nothing on the device.
@@ -94,7 +94,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
             "device": choice.to_string(), "adapter": adapter(choice), "dtype": args.dtype, "kernels": dgpo_kernels::bodies(),
             "why_no_plain": why_no_plain, "figures": figures,
         }))?;
-        return Ok(Outcome::Done);
+        return Ok(Ended::Done);
     }
     if let Some(why) = why_no_plain {
         output::say(&format!("without the plain steps: {why}"));
@@ -106,7 +106,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
         dgpo_kernels::bodies()
     );
     output::data(&format!("{head}\n\n{}", figures_table(&figures)))?;
-    Ok(Outcome::Done)
+    Ok(Ended::Done)
 }
 
 fn settings(args: &Args) -> anyhow::Result<Vec<Setting>> {
@@ -179,7 +179,7 @@ fn plain_figures(args: &Args) -> Result<Vec<PlainFigure>, String> {
     Ok(printed.figures)
 }
 
-fn figures_table(figures: &[Figure]) -> String {
+fn figures_table(figures: &[StepFigure]) -> String {
     let headers = [
         "model",
         "step",

@@ -172,7 +172,7 @@ pub fn play_from(
     keys: &[Key],
 ) -> Result<Vec<Episode>, RolloutError> {
     assert_eq!(questions.len(), keys.len(), "one key a question");
-    let mut table = Table {
+    let mut table = Slots {
         rules,
         keys,
         games: Vec::with_capacity(questions.len()),
@@ -211,11 +211,11 @@ pub fn play_from(
 }
 
 /// All episodes under way, one slot each.
-struct Table<'a> {
+struct Slots<'a> {
     rules: Rules<'a>,
     keys: &'a [Key],
     /// The slots, by row; a row is the index of its question.
-    games: Vec<Game>,
+    games: Vec<Slot>,
     /// Rows whose turn ended with a search that has not been executed yet.
     searching: Vec<(usize, Turn)>,
     n_open: usize,
@@ -223,7 +223,7 @@ struct Table<'a> {
 }
 
 /// A rollout slot: one episode under way.
-struct Game {
+struct Slot {
     episode: Episode,
     /// Generations that have ended.
     turn: usize,
@@ -233,7 +233,7 @@ struct Game {
     forced_prefix: String,
 }
 
-impl Table<'_> {
+impl Slots<'_> {
     /// Encodes the prompt and the opening, and submits the first turn.
     fn open(
         &mut self,
@@ -285,7 +285,7 @@ impl Table<'_> {
             searches: Vec::new(),
             n_invalid_actions: 0,
         };
-        self.games.push(Game { episode, turn: 0, n_tokens, forced_prefix: opening.forced_prefix });
+        self.games.push(Slot { episode, turn: 0, n_tokens, forced_prefix: opening.forced_prefix });
         if n_tokens < limits.max_prompt_length {
             self.n_open += 1;
             self.submit(generator, row, ids);

@@ -64,7 +64,7 @@ struct Watch {
 
 /// The symptoms of a run that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sign {
+pub enum Symptom {
     /// Losses or gradients were not finite too often in a row.
     NotFinite,
     /// The policy's entropy fell below its threshold.
@@ -82,13 +82,13 @@ pub enum Sign {
 }
 
 /// The symptoms that are read off means over a window.
-const WINDOWED: [Sign; 6] = [
-    Sign::EntropyCollapse,
-    Sign::Repetition,
-    Sign::InvalidActions,
-    Sign::RewardCollapse,
-    Sign::LogProbMismatch,
-    Sign::LostSearches,
+const WINDOWED: [Symptom; 6] = [
+    Symptom::EntropyCollapse,
+    Symptom::Repetition,
+    Symptom::InvalidActions,
+    Symptom::RewardCollapse,
+    Symptom::LogProbMismatch,
+    Symptom::LostSearches,
 ];
 
 /// An alarm of a guard.
@@ -99,7 +99,7 @@ pub struct Alarm {
     /// The step of the alarm.
     pub step: usize,
     /// The symptom that was seen.
-    pub sign: Sign,
+    pub sign: Symptom,
     /// Value and threshold, in words.
     pub seen: String,
     /// The first step whose own figure was beyond the threshold.
@@ -116,7 +116,7 @@ impl Alarm {
     /// The key of the learning rate to lower, where that helps.
     pub fn rate_to_lower(&self) -> Option<&'static str> {
         match (self.sign, self.phase) {
-            (Sign::LogProbMismatch, _) => None,
+            (Symptom::LogProbMismatch, _) => None,
             (_, Phase::Rl) => Some("optim.actor.lr"),
             _ => Some("optim.distill.lr"),
         }
@@ -164,7 +164,7 @@ impl Guards {
             alarms.extend(seen.map(|(seen, first_bad_step)| Alarm {
                 phase,
                 step,
-                sign: Sign::NotFinite,
+                sign: Symptom::NotFinite,
                 seen,
                 first_bad_step,
             }));
@@ -187,7 +187,7 @@ impl Guards {
             // again at once, so its state is reset. The other guards keep theirs.
             for alarm in &alarms {
                 match alarm.sign {
-                    Sign::NotFinite => {
+                    Symptom::NotFinite => {
                         self.skipped =
                             SkippedRun { total: self.skipped.total, ..SkippedRun::default() }
                     }
@@ -207,7 +207,7 @@ impl Guards {
         Alarm {
             phase,
             step,
-            sign: Sign::NotFinite,
+            sign: Symptom::NotFinite,
             seen: format!(
                 "the student cannot play: {why} (nor can any checkpoint from the first bad step \
                  on)"
@@ -216,15 +216,15 @@ impl Guards {
         }
     }
 
-    fn watch(&mut self, sign: Sign) -> &mut Watch {
+    fn watch(&mut self, sign: Symptom) -> &mut Watch {
         match sign {
-            Sign::NotFinite => unreachable!("counted, not a mean over a window"),
-            Sign::EntropyCollapse => &mut self.entropy,
-            Sign::Repetition => &mut self.repetition,
-            Sign::InvalidActions => &mut self.invalid_actions,
-            Sign::RewardCollapse => &mut self.reward,
-            Sign::LogProbMismatch => &mut self.logprob_diff,
-            Sign::LostSearches => &mut self.lost_share,
+            Symptom::NotFinite => unreachable!("counted, not a mean over a window"),
+            Symptom::EntropyCollapse => &mut self.entropy,
+            Symptom::Repetition => &mut self.repetition,
+            Symptom::InvalidActions => &mut self.invalid_actions,
+            Symptom::RewardCollapse => &mut self.reward,
+            Symptom::LogProbMismatch => &mut self.logprob_diff,
+            Symptom::LostSearches => &mut self.lost_share,
         }
     }
 }
@@ -267,7 +267,7 @@ impl Watch {
     /// The alarm of a windowed symptom, if there is a new one.
     fn look(
         &mut self,
-        sign: Sign,
+        sign: Symptom,
         recipe: &GuardsRecipe,
         step: usize,
         value: f32,
@@ -308,7 +308,7 @@ impl Watch {
     /// reference to compare with.
     fn limit(
         &mut self,
-        sign: Sign,
+        sign: Symptom,
         recipe: &GuardsRecipe,
         step: usize,
         mean: f64,
@@ -319,17 +319,18 @@ impl Watch {
         }
         let new = (step, mean as f32);
         match sign {
-            Sign::NotFinite | Sign::Repetition | Sign::LogProbMismatch | Sign::LostSearches => {
-                Some((threshold, format!("above {threshold}")))
-            }
-            Sign::EntropyCollapse => {
+            Symptom::NotFinite
+            | Symptom::Repetition
+            | Symptom::LogProbMismatch
+            | Symptom::LostSearches => Some((threshold, format!("above {threshold}"))),
+            Symptom::EntropyCollapse => {
                 let first = f64::from(self.reference.get_or_insert(new).1);
                 Some((
                     threshold * first,
                     format!("below {threshold} of what it was at first ({})", figure(first)),
                 ))
             }
-            Sign::InvalidActions => {
+            Symptom::InvalidActions => {
                 let first = f64::from(self.reference.get_or_insert(new).1);
                 Some((
                     first + threshold,
@@ -339,7 +340,7 @@ impl Watch {
                     ),
                 ))
             }
-            Sign::RewardCollapse => {
+            Symptom::RewardCollapse => {
                 let best = self.reference.get_or_insert(new);
                 if new.1 > best.1 {
                     *best = new;
@@ -352,7 +353,7 @@ impl Watch {
     }
 }
 
-impl Sign {
+impl Symptom {
     /// Its name in an alarm's text.
     fn name(self) -> &'static str {
         match self {

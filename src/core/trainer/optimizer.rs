@@ -104,7 +104,7 @@ impl<B: Backend> AdamW<B> {
         let max_norm = self.recipe.max_grad_norm;
         let scale = if max_norm > 0.0 { (max_norm / (grad_norm + CLIP_EPS)).min(1.0) } else { 1.0 };
         self.n_updates += 1;
-        let mut update = Update { optimizer: self, grads: &mut grads, lr, scale };
+        let mut update = ParameterUpdate { optimizer: self, grads: &mut grads, lr, scale };
         (module.map(&mut update), StepStats { grad_norm, is_applied: true })
     }
 
@@ -184,7 +184,7 @@ impl<B: Backend> AdamW<B> {
     }
 }
 
-struct Update<'a, B: Backend> {
+struct ParameterUpdate<'a, B: Backend> {
     optimizer: &'a mut AdamW<B>,
     grads: &'a mut GradientsParams,
     lr: f64,
@@ -192,7 +192,7 @@ struct Update<'a, B: Backend> {
     scale: f64,
 }
 
-impl<B: Backend> ModuleMapper<B> for Update<'_, B> {
+impl<B: Backend> ModuleMapper<B> for ParameterUpdate<'_, B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (id, tensor, mapper) = param.consume();
         let Some(grad) = self.grads.remove::<B, D>(id) else {

@@ -156,7 +156,8 @@ pub fn rl_step<B: TrainBackend>(
     let mut update = Update { networks, penalty, batch, advantages, penalised, settings, device };
     let updates = update.epochs(step);
     let (scored, rewards) = (&scored, &rewards);
-    let figures = stats::Figures { networks, batch, groups, scored, rewards, advantages, updates };
+    let figures =
+        stats::StepFigures { networks, batch, groups, scored, rewards, advantages, updates };
     let result = Step { metrics: figures.metrics(), tokens: figures.tokens(penalty) };
     networks.kl.update(rewards.mean_kl, batch.n_rows);
     result

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
+pub struct BenchSizes {
     pub n_rows: usize,
     pub n_vocab: usize,
     pub width: usize,
@@ -30,7 +30,7 @@ pub struct Milliseconds {
 
 /// One operation and pass.
 #[derive(Clone, Debug, Serialize)]
-pub struct Figure {
+pub struct KernelFigure {
     pub name: &'static str,
     pub shape: String,
     /// "forward", or "forward and backward"
@@ -54,7 +54,7 @@ pub struct Figure {
 }
 
 /// The operations that are timed at these sizes, in the order of the figures.
-pub fn operations(sizes: Sizes) -> Vec<Op> {
+pub fn operations(sizes: BenchSizes) -> Vec<Op> {
     shapes(sizes.n_rows, sizes.n_vocab, sizes.width)
 }
 
@@ -79,7 +79,7 @@ pub fn figure<B: KernelOps>(
     copy_rate: f64,
     budget: Budget,
     device: &Device<B>,
-) -> Option<Figure> {
+) -> Option<KernelFigure> {
     let bodies = [Body::Fused, Body::Unfused, Body::AllProducts, Body::LeastProducts];
     let mut jobs = bodies.map(|body| prepare::<B>(op, dtype, body, pass, device));
     let is_there = jobs.each_ref().map(Option::is_some);
@@ -98,7 +98,7 @@ pub fn figure<B: KernelOps>(
     let n_passes = if pass == Pass::Forward { 1 } else { 2 };
     let bytes: usize = op.work(dtype).bytes.iter().take(n_passes).sum();
     let bytes_per_s = bytes as f64 / (fused.best * 1e-3);
-    Some(Figure {
+    Some(KernelFigure {
         name: op.name(),
         shape: format!("{} {}", op.shape(), dtype_name(dtype)),
         pass: pass_name(pass),
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn every_operation_has_a_forward_pass_and_products_where_it_has_a_head() {
         let device = Default::default();
-        for op in operations(Sizes { n_rows: 16, n_vocab: 300, width: 64 }) {
+        for op in operations(BenchSizes { n_rows: 16, n_vocab: 300, width: 64 }) {
             let forward = figure::<Flex>(&op, DType::F32, Pass::Forward, 1e9, SHORT, &device)
                 .expect("a forward pass");
             assert_eq!(
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn keys_tell_operations_apart() {
         let mut keys: Vec<String> =
-            operations(Sizes { n_rows: 4, n_vocab: 30, width: 8 }).iter().map(key).collect();
+            operations(BenchSizes { n_rows: 4, n_vocab: 30, width: 8 }).iter().map(key).collect();
         assert!(keys.contains(&"log_softmax_kl SkewForward".to_owned()));
         let n = keys.len();
         keys.sort();

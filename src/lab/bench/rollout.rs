@@ -27,7 +27,7 @@ const WARM_UP_TOKENS: usize = 2;
 
 /// A batch of rows of one length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Batch {
+pub struct RolloutShape {
     pub n_rows: usize,
     /// Tokens of each prompt.
     pub n_prompt: usize,
@@ -37,7 +37,7 @@ pub struct Batch {
 
 /// One batch of one model.
 #[derive(Clone, Debug, Serialize)]
-pub struct Figure {
+pub struct RolloutFigure {
     pub model: String,
     pub n_parameters: usize,
     pub n_rows: usize,
@@ -79,12 +79,12 @@ pub fn run<B: Backend>(
     name: &str,
     model: &Decoder<B>,
     tokenizer: &Tokenizer,
-    batch: Batch,
+    batch: RolloutShape,
     budget: Budget,
     device: &B::Device,
-) -> Result<Figure, EngineError> {
+) -> Result<RolloutFigure, EngineError> {
     assert!(batch.n_tokens >= WARM_UP_TOKENS, "a rollout of one token has no decode step");
-    rollout(model, tokenizer, Batch { n_tokens: WARM_UP_TOKENS, ..batch }, device)?;
+    rollout(model, tokenizer, RolloutShape { n_tokens: WARM_UP_TOKENS, ..batch }, device)?;
     let started = Instant::now();
     let mut runs = Vec::new();
     while runs.is_empty() || runs.len() < budget.most_runs && started.elapsed() < budget.time {
@@ -94,8 +94,8 @@ pub fn run<B: Backend>(
         runs.iter().min_by(|a, b| a.total_s().total_cmp(&b.total_s())).expect("at least one run");
     let mut steps: Vec<f64> = runs.iter().flat_map(|run| run.decode_s.iter().copied()).collect();
     steps.sort_by(f64::total_cmp);
-    let Batch { n_rows, n_prompt, n_tokens } = batch;
-    Ok(Figure {
+    let RolloutShape { n_rows, n_prompt, n_tokens } = batch;
+    Ok(RolloutFigure {
         model: name.to_owned(),
         n_parameters: model.config().n_parameters(),
         n_rows,
@@ -114,10 +114,10 @@ pub fn run<B: Backend>(
 fn rollout<B: Backend>(
     model: &Decoder<B>,
     tokenizer: &Tokenizer,
-    batch: Batch,
+    batch: RolloutShape,
     device: &B::Device,
 ) -> Result<Timed, EngineError> {
-    let Batch { n_rows, n_prompt, n_tokens } = batch;
+    let RolloutShape { n_rows, n_prompt, n_tokens } = batch;
     let options = EngineOptions {
         max_rows: n_rows,
         capacity: n_prompt + n_tokens,
@@ -157,7 +157,7 @@ mod tests {
     fn every_row_draws_all_its_tokens_one_a_step() {
         let (device, tokenizer) = (Default::default(), tokenizer().unwrap());
         let model = Decoder::<Cpu>::init(&tiny().unwrap(), SEED, &device);
-        let batch = Batch { n_rows: 3, n_prompt: 5, n_tokens: 4 };
+        let batch = RolloutShape { n_rows: 3, n_prompt: 5, n_tokens: 4 };
         // The first token is the prefill's.
         assert_eq!(rollout(&model, &tokenizer, batch, &device).unwrap().decode_s.len(), 3);
         let budget = Budget { time: Duration::ZERO, most_runs: 9 };

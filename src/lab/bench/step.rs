@@ -36,7 +36,7 @@ pub struct Setting {
 
 /// One step of one setting.
 #[derive(Clone, Debug, Serialize)]
-pub struct Figure {
+pub struct StepFigure {
     pub model: String,
     pub step: &'static str,
     pub n_parameters: usize,
@@ -54,7 +54,7 @@ pub struct Figure {
     pub plain_over_fused: Option<f64>,
 }
 
-/// What a process on the reference bodies says of one step; other fields of its [`Figure`] are left
+/// What a process on the reference bodies says of one step; other fields of its [`StepFigure`] are left
 /// out.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct PlainFigure {
@@ -66,7 +66,7 @@ pub struct PlainFigure {
 }
 
 /// Gives each figure the plain one of the same model and step.
-pub fn put_beside(figures: &mut [Figure], plain: &[PlainFigure]) {
+pub fn put_beside(figures: &mut [StepFigure], plain: &[PlainFigure]) {
     for figure in figures {
         figure.plain = plain
             .iter()
@@ -112,7 +112,7 @@ pub fn run<B: TrainBackend>(
     dtype: DType,
     budget: Budget,
     device: &B::Device,
-) -> Vec<Figure> {
+) -> Vec<StepFigure> {
     let draw = |seed: u64| {
         models::cast(Decoder::<B::InnerBackend>::init(&setting.config, seed, device), dtype)
     };
@@ -123,7 +123,7 @@ pub fn run<B: TrainBackend>(
     let figure = |step: &'static str, job: &mut dyn FnMut()| {
         let timing = time(job, budget);
         let n_tokens = setting.shape.n_tokens();
-        Figure {
+        StepFigure {
             model: setting.name.clone(),
             step,
             n_parameters: setting.config.n_parameters(),
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_figure_gets_the_plain_one_of_its_model_and_step() {
-        let figure = |model: &str, step: &'static str, best_ms: f64| Figure {
+        let figure = |model: &str, step: &'static str, best_ms: f64| StepFigure {
             model: model.into(),
             step,
             n_parameters: 1,

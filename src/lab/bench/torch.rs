@@ -3,7 +3,7 @@
 //!
 //! Nothing needs it: without Python or torch, or with a device torch does not reach, the figures
 //! are left out.
-use super::kernels::Sizes;
+use super::kernels::BenchSizes;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -37,7 +37,12 @@ pub struct TorchFigure {
 /// Runs the script; why there is nothing to compare with, if so.
 /// # Errors
 /// A sentence: no interpreter, no torch, no such device, or a script that failed.
-pub fn measure(sizes: Sizes, device: &str, dtype: &str, seconds: f64) -> Result<Torch, String> {
+pub fn measure(
+    sizes: BenchSizes,
+    device: &str,
+    dtype: &str,
+    seconds: f64,
+) -> Result<Torch, String> {
     let python = std::env::var(PYTHON).unwrap_or_else(|_| "python3".to_owned());
     let args = [sizes.n_rows, sizes.n_vocab, sizes.width].map(|n| n.to_string());
     let mut child = Command::new(&python)

@@ -25,7 +25,7 @@ pub(super) fn compare<B: Backend>(
     case: &mut Case,
 ) -> Result<(), FixtureError> {
     let prompts = PaddedRows::read(fixture.tensors, "gen.")?;
-    let generation = Generation {
+    let generation = RecordedGeneration {
         fixture,
         prompts,
         n_new: count(fixture.json, "gen.max_new_tokens")?,
@@ -49,14 +49,14 @@ fn tokenizer() -> Result<Tokenizer, FixtureError> {
     Ok(Tokenizer::from_path(file.path())?)
 }
 
-struct Generation<'a, B: Backend> {
+struct RecordedGeneration<'a, B: Backend> {
     fixture: &'a Fixture<'a, B>,
     prompts: PaddedRows,
     n_new: usize,
     tokenizer: Tokenizer,
 }
 
-impl<B: Backend> Generation<'_, B> {
+impl<B: Backend> RecordedGeneration<'_, B> {
     /// One greedy generation a prompt, at most `max_rows` of them at a time.
     fn generate(&self, max_rows: usize, eos_ids: Vec<u32>) -> Result<Vec<Completion>, EngineError> {
         let capacity = self.prompts.width() + self.n_new;

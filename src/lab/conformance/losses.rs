@@ -115,7 +115,7 @@ fn check_cases_exist(values: &Value, dir: &Path, case: &mut Case) -> Result<(), 
 }
 
 /// Logits, labels and mask of one fixture on the device.
-struct Rows<B: TrainBackend> {
+struct LossRows<B: TrainBackend> {
     student: Tensor<B, 2>,
     teacher: Tensor<B, 2>,
     /// [N] masked rows hold 0.
@@ -124,7 +124,7 @@ struct Rows<B: TrainBackend> {
     n_valid: usize,
 }
 
-impl<B: TrainBackend> Rows<B> {
+impl<B: TrainBackend> LossRows<B> {
     fn new(
         student: Array<f32>,
         teacher: Array<f32>,
@@ -183,8 +183,12 @@ fn one_case<B: TrainBackend>(
     case: &mut Case,
 ) -> Result<(), FixtureError> {
     let labels = tensors.integers("labels")?.data;
-    let rows =
-        Rows::<B>::new(tensors.floats("student")?, tensors.floats("teacher")?, &labels, device)?;
+    let rows = LossRows::<B>::new(
+        tensors.floats("student")?,
+        tensors.floats("teacher")?,
+        &labels,
+        device,
+    )?;
     let shape = rows.student.dims();
     for (name, expected) in object(values, "values.json")? {
         let Some(weights) = parse_loss(name) else {
@@ -225,7 +229,7 @@ fn one_case<B: TrainBackend>(
 
 fn per_row<B: TrainBackend>(
     tensors: &Tensors,
-    rows: &Rows<B>,
+    rows: &LossRows<B>,
     case: &mut Case,
 ) -> Result<(), FixtureError> {
     let n_rows = rows.student.dims()[0];
@@ -303,7 +307,7 @@ fn large_vocab<B: TrainBackend>(
         &floats(json, "student_row0_at_cols")?,
         Tolerance::rel(1e-6),
     );
-    let rows = Rows::<B>::new(student, logits("teacher")?, &labels, device)?;
+    let rows = LossRows::<B>::new(student, logits("teacher")?, &labels, device)?;
     let (max, column) = rows.student.clone().max_dim_with_indices(1);
     let log_sums = max - log_softmax(rows.student.clone(), 1).gather(1, column);
     case.close("student_logsumexp", &host(log_sums), &floats(json, "student_logsumexp")?, LARGE);

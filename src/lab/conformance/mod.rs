@@ -23,7 +23,7 @@ use dgpo_core::contained::caught;
 use dgpo_models::TrainBackend;
 use fixtures::{FixtureError, Tensors};
 use formula::Formula;
-pub use report::{Case, Check, Report, Tolerance};
+pub use report::{Case, Check, FixtureReport, Tolerance};
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -123,13 +123,16 @@ impl Family {
 /// Compares everything found in `dir`.
 /// # Errors
 /// If `dir` cannot be listed or holds no family. What goes wrong inside a family is a failed check.
-pub fn run<B: TrainBackend>(dir: &Path, device: &B::Device) -> Result<Report, ConformanceError> {
+pub fn run<B: TrainBackend>(
+    dir: &Path,
+    device: &B::Device,
+) -> Result<FixtureReport, ConformanceError> {
     // The whole path: families are known by their folder's name, and `step` finds the models beside
     // its folder.
     let dir = &dir
         .canonicalize()
         .map_err(|source| ConformanceError::List { dir: dir.to_owned(), source })?;
-    let mut report = Report::default();
+    let mut report = FixtureReport::default();
     if let Some(family) = Family::of(dir) {
         report.add(family.name(), family.run::<B>(dir, device));
         return Ok(report);

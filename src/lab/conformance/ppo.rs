@@ -79,7 +79,7 @@ fn parse_estimator(name: &str) -> Option<KlEstimator> {
 }
 
 /// The columns of one recorded batch.
-struct Episode {
+struct RecordedEpisode {
     n_rows: usize,
     n_cols: usize,
     /// [B, R] agent tokens; valid response tokens; the attention mask one column to the left (value
@@ -95,7 +95,7 @@ struct Episode {
     vpreds: Vec<f32>,
 }
 
-impl Episode {
+impl RecordedEpisode {
     fn new(tensors: &Tensors, shape: &Value) -> Result<Self, FixtureError> {
         let (n_rows, n_prompt, n_cols) =
             (count(shape, "batch")?, count(shape, "prompt")?, count(shape, "response")?);
@@ -163,7 +163,7 @@ fn episode<B: TrainBackend>(
     device: &B::Device,
     case: &mut Case,
 ) -> Result<(), FixtureError> {
-    let episode = Episode::new(tensors, member(values, "shape")?)?;
+    let episode = RecordedEpisode::new(tensors, member(values, "shape")?)?;
     for (group, expected) in
         object(values, "values.json")?.iter().filter(|(group, _)| *group != "shape")
     {
@@ -181,7 +181,7 @@ fn episode<B: TrainBackend>(
 }
 
 fn one_group<B: TrainBackend>(
-    episode: &Episode,
+    episode: &RecordedEpisode,
     group: &str,
     mode: KlMode,
     (tensors, expected): (&Tensors, &Value),
@@ -259,7 +259,12 @@ fn one_group<B: TrainBackend>(
 }
 
 /// GAE over every column, padding included; whitened over the valid response tokens.
-fn gae(episode: &Episode, rewards: &[f32], gamma: f64, lambda: f64) -> (Vec<f32>, Vec<f32>) {
+fn gae(
+    episode: &RecordedEpisode,
+    rewards: &[f32],
+    gamma: f64,
+    lambda: f64,
+) -> (Vec<f32>, Vec<f32>) {
     let mut advantages: Vec<f32> = episode
         .rows()
         .flat_map(|row| {
@@ -272,7 +277,7 @@ fn gae(episode: &Episode, rewards: &[f32], gamma: f64, lambda: f64) -> (Vec<f32>
 }
 
 fn grpo(
-    episode: &Episode,
+    episode: &RecordedEpisode,
     rewards: &[f32],
     groups: &[String],
 ) -> Result<(Vec<f32>, Vec<f32>), FixtureError> {
@@ -298,7 +303,7 @@ fn grpo(
 type LossResult = (Vec<f32>, &'static str, Vec<(&'static str, f64)>);
 
 fn policy<B: TrainBackend>(
-    episode: &Episode,
+    episode: &RecordedEpisode,
     advantages: &[f32],
     mask: &[bool],
     clip_ratio: f64,
@@ -321,7 +326,7 @@ fn policy<B: TrainBackend>(
 }
 
 fn value<B: TrainBackend>(
-    episode: &Episode,
+    episode: &RecordedEpisode,
     returns: &[f32],
     clip_value: f64,
     device: &B::Device,

@@ -6,13 +6,13 @@ use std::{collections::BTreeMap, fmt::Debug};
 
 /// The result of a run. `passed` and `failed` count checks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Report {
+pub struct FixtureReport {
     pub passed: usize,
     pub failed: usize,
     pub families: BTreeMap<String, Vec<Case>>,
 }
 
-impl Report {
+impl FixtureReport {
     /// Appends cases to a family and counts their checks.
     pub fn add(&mut self, family: &str, cases: Vec<Case>) {
         for check in cases.iter().flat_map(|case| &case.checks) {

@@ -44,7 +44,7 @@ pub(super) fn compare<B: TrainBackend>(
         |row: usize| scores[row * chain.n_response..(row + 1) * chain.n_response].iter().sum();
     let episodes: Vec<Episode> =
         (0..chain.n_rows()).map(|row| episode(chain, row, score(row))).collect();
-    let mut step = Step {
+    let mut step = RecordedStep {
         chain,
         recipe: recipe(chain)?,
         batch: RolloutBatch::new(&episodes.iter().collect::<Vec<_>>()),
@@ -138,13 +138,13 @@ fn recipe<B: TrainBackend>(chain: &Chain<'_, B>) -> Result<Recipe, FixtureError>
 }
 
 /// The recorded step in the trainer's own terms.
-struct Step<'a, B: TrainBackend> {
+struct RecordedStep<'a, B: TrainBackend> {
     chain: &'a Chain<'a, B>,
     recipe: Recipe,
     batch: RolloutBatch,
 }
 
-impl<B: TrainBackend> Step<'_, B> {
+impl<B: TrainBackend> RecordedStep<'_, B> {
     /// [B, T] of the batch as the fixture's [B, R]; 0 where a row has no token.
     fn to_fixture(&self, array: &[f32]) -> Vec<f32> {
         let mut result = vec![0.0; self.chain.attention_mask.len()];

@@ -209,14 +209,14 @@ fn one_rollout(
             return Ok(());
         }
     };
-    let rows: Vec<Row> = episodes
+    let rows: Vec<RecordedRow> = episodes
         .iter()
         .zip(recorder.rows)
         .zip(&scripts)
         .enumerate()
         .map(|(row, ((episode, (_, contexts)), script))| {
             let recorded = Recorded::read(rollout, tensors, name, row, limits.max_prompt_length)?;
-            Ok(Row {
+            Ok(RecordedRow {
                 episode,
                 contexts,
                 difference: difference(episode, script, &recorded, limits.max_turns),
@@ -257,23 +257,23 @@ pub(super) fn question(prompt: &str) -> Question {
 }
 
 /// One episode of ours, and where it leaves the reference's.
-struct Row<'a> {
+struct RecordedRow<'a> {
     episode: &'a Episode,
     /// What the row had before it at each of its turns.
     contexts: Vec<String>,
-    difference: Option<Difference>,
+    difference: Option<RolloutDifference>,
 }
 
 /// Something that `method §1` does in another way than the reference.
 #[derive(Clone, Copy)]
-struct Difference {
+struct RolloutDifference {
     what: &'static str,
     /// The turn in which the two part, and how many response tokens they share.
     turn: usize,
     n_shared: usize,
 }
 
-impl Row<'_> {
+impl RecordedRow<'_> {
     /// Ids behind the prompt, as far as they are compared, and whether the agent wrote them.
     fn response(&self) -> Vec<(u32, bool)> {
         let segments = self.episode.segments.iter().filter(|segment| !segment.is_prompt());
@@ -379,7 +379,7 @@ fn difference(
     script: &[String],
     recorded: &Recorded,
     max_turns: usize,
-) -> Option<Difference> {
+) -> Option<RolloutDifference> {
     let mut n_shared = 0;
     let mut turn = 0;
     for segment in episode.segments.iter().filter(|segment| !segment.is_prompt()) {
@@ -388,7 +388,7 @@ fn difference(
             let is_cut_elsewhere =
                 script.get(turn).is_some_and(|text| cut_at_first_stop(text) != reference_cut(text));
             if is_cut_elsewhere {
-                return Some(Difference {
+                return Some(RolloutDifference {
                     what: "a turn ends at whichever stop string is complete first",
                     turn,
                     n_shared,
@@ -397,7 +397,7 @@ fn difference(
             // In its own last turn the reference executes no search either.
             let text = decode(segment.ids());
             if turn < max_turns && parse_action(&text) != reference_action(&text) {
-                return Some(Difference { what: BLANK_SEARCH, turn, n_shared });
+                return Some(RolloutDifference { what: BLANK_SEARCH, turn, n_shared });
             }
             turn += 1;
         }
@@ -416,14 +416,14 @@ fn difference(
         }
         _ => return None,
     };
-    Some(Difference { what, turn, n_shared })
+    Some(RolloutDifference { what, turn, n_shared })
 }
 
 /// Every tensor of the reference's final batch, row by row: prompts left-padded, responses
 /// right-padded, 0 is padding.
 fn compare_tensors(
     name: &str,
-    rows: &[Row<'_>],
+    rows: &[RecordedRow<'_>],
     tensors: &Tensors,
     case: &mut Case,
 ) -> Result<(), FixtureError> {
@@ -526,7 +526,7 @@ fn padded_row(
 fn compare_texts(
     name: &str,
     rollout: &Value,
-    rows: &[Row<'_>],
+    rows: &[RecordedRow<'_>],
     case: &mut Case,
 ) -> Result<(), FixtureError> {
     for key in ["responses_text", "trained_text"] {
@@ -555,7 +555,7 @@ fn compare_texts(
 fn compare_turns(
     name: &str,
     rollout: &Value,
-    rows: &[Row<'_>],
+    rows: &[RecordedRow<'_>],
     max_turns: usize,
     case: &mut Case,
 ) -> Result<(), FixtureError> {
@@ -584,10 +584,10 @@ fn compare_turns(
     }
     let meta = member(rollout, "meta")?;
     for key in object(meta, "meta")?.keys() {
-        let n_turns_where = |row: &Row<'_>, wanted: &dyn Fn(&Action) -> bool| -> Value {
+        let n_turns_where = |row: &RecordedRow<'_>, wanted: &dyn Fn(&Action) -> bool| -> Value {
             row.turns().filter(|turn| wanted(&reference_action(turn))).count().into()
         };
-        let of_row = |row: &Row<'_>| -> Option<Value> {
+        let of_row = |row: &RecordedRow<'_>| -> Option<Value> {
             Some(match key.as_str() {
                 "turns_stats" => n_turns_where(row, &|_| true),
                 "valid_action_stats" => n_turns_where(row, &|action| *action != Action::Invalid),
@@ -615,9 +615,9 @@ fn compare_turns(
 
 /// What the rows that are compared in `turn` have there.
 fn at_turn(
-    rows: &[Row<'_>],
+    rows: &[RecordedRow<'_>],
     turn: usize,
-    value: &dyn Fn(&Row<'_>) -> Option<String>,
+    value: &dyn Fn(&RecordedRow<'_>) -> Option<String>,
 ) -> Vec<String> {
     rows.iter().filter(|row| turn <= row.last_turn()).filter_map(value).collect()
 }

@@ -7,7 +7,7 @@ pub(super) fn oracles(family: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/oracles")).join(family)
 }
 
-pub(super) fn failures(report: &Report) -> Vec<String> {
+pub(super) fn failures(report: &FixtureReport) -> Vec<String> {
     let failed = |case: &Case| {
         case.checks
             .iter()
@@ -23,7 +23,7 @@ pub(super) fn failures(report: &Report) -> Vec<String> {
         .collect()
 }
 
-fn run_family(family: &str) -> Report {
+fn run_family(family: &str) -> FixtureReport {
     run::<CpuTrain>(&oracles(family), &Default::default()).unwrap()
 }
 
@@ -76,7 +76,7 @@ fn a_single_model_folder_is_a_run_of_its_own() {
 }
 
 /// A copy of one losses case, with its `values.json` changed.
-fn changed_losses(change: impl FnOnce(&mut serde_json::Value)) -> Report {
+fn changed_losses(change: impl FnOnce(&mut serde_json::Value)) -> FixtureReport {
     let dir = tempfile::tempdir().unwrap();
     let family = dir.path().join("losses");
     fs::create_dir(&family).unwrap();
@@ -179,7 +179,7 @@ pub(super) fn write_integers(path: &Path, tensors: &[(&str, [usize; 2], Vec<i64>
 
 /// A rollout of one row in which the agent answers and then searches, as the reference records it:
 /// it cuts at `</search>`.
-fn answer_before_search(response: &str) -> Report {
+fn answer_before_search(response: &str) -> FixtureReport {
     let dir = tempfile::tempdir().unwrap();
     let family = dir.path().join("text");
     fs::create_dir(&family).unwrap();
@@ -225,7 +225,7 @@ fn answer_before_search(response: &str) -> Report {
 
 #[test]
 fn a_turn_that_ends_earlier_on_purpose_is_named_and_compared_up_to_there() {
-    let notes = |report: &Report| {
+    let notes = |report: &FixtureReport| {
         let checks = report.families["text"].iter().flat_map(|case| &case.checks);
         checks
             .filter(|c| c.message.as_ref().is_some_and(|m| m.starts_with("differs on purpose")))

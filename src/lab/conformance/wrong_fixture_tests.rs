@@ -317,7 +317,7 @@ fn a_limit_that_the_recorded_rollouts_do_not_keep_excuses_nothing() {
 
 /// A rollout whose second context the reference cut to `max_prompt_length`, recorded with
 /// `recorded_limit` and declared with `declared_limit`.
-fn truncated_rollout(recorded_limit: usize, declared_limit: usize) -> Report {
+fn truncated_rollout(recorded_limit: usize, declared_limit: usize) -> FixtureReport {
     let dir = tempfile::tempdir().unwrap();
     let family = dir.path().join("text");
     fs::create_dir(&family).unwrap();

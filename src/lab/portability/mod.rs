@@ -18,7 +18,7 @@ mod training;
 pub mod workload;
 
 pub use operations::{NotTimed, Operation, Speed};
-pub use training::Comparison;
+pub use training::StepComparison;
 
 use burn::tensor::{DType, Device};
 use dgpo_kernels::suite::{
@@ -52,7 +52,7 @@ pub struct About {
 
 /// Everything found out about one device.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct DeviceReport {
     #[serde(flatten)]
     pub about: About,
     pub runtime: String,
@@ -67,14 +67,14 @@ pub struct Report {
     pub operations: Vec<Operation>,
     /// What has no speed though it could have one, and why.
     pub not_timed: Vec<NotTimed>,
-    pub training: Vec<Comparison>,
+    pub training: Vec<StepComparison>,
     /// What the device said when it was asked for the last time.
     pub device_error: Option<String>,
     pub passed: usize,
     pub failed: usize,
 }
 
-impl Report {
+impl DeviceReport {
     /// The device failed when all was done.
     pub fn fail(&mut self, error: String) {
         self.device_error = Some(error);
@@ -111,7 +111,7 @@ pub fn dtype_name(dtype: DType) -> &'static str {
 }
 
 /// Runs everything on a device; `say` hears what is being done.
-pub fn run<B: TrainBackend>(about: About, device: &Device<B>, say: &dyn Fn(&str)) -> Report {
+pub fn run<B: TrainBackend>(about: About, device: &Device<B>, say: &dyn Fn(&str)) -> DeviceReport {
     let facts = <B::InnerBackend as dgpo_kernels::Hardware>::device_facts(device);
     let dtypes = dtypes_of::<B::InnerBackend>(device);
     say("measuring the rates of a copy and of matrix products");
@@ -129,7 +129,7 @@ pub fn run<B: TrainBackend>(about: About, device: &Device<B>, say: &dyn Fn(&str)
     let training = training::run::<B>(device);
     let n_sound = operations.iter().filter(|operation| operation.passed).count()
         + training.iter().filter(|c| c.passed).count();
-    Report {
+    DeviceReport {
         about,
         runtime: facts.runtime,
         features: facts.features.into_iter().collect(),

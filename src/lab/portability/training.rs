@@ -39,7 +39,7 @@ const AFTER: f64 = 5e-3;
 
 /// One quantity on the device and on the CPU.
 #[derive(Clone, Debug, Serialize)]
-pub struct Comparison {
+pub struct StepComparison {
     pub name: &'static str,
     pub passed: bool,
     /// |device - CPU| / (1 + |CPU|); absent where it is not finite.
@@ -51,7 +51,7 @@ pub struct Comparison {
 /// A quantity, its numbers and how far they may differ.
 type Quantity = (&'static str, Vec<f64>, f64);
 
-pub(super) fn run<B: TrainBackend>(device: &B::Device) -> Vec<Comparison> {
+pub(super) fn run<B: TrainBackend>(device: &B::Device) -> Vec<StepComparison> {
     let here =
         guarded::<B::InnerBackend, _>(device, || trace::<B>(device)).and_then(|traced| traced);
     let cpu_device = Default::default();
@@ -63,7 +63,7 @@ pub(super) fn run<B: TrainBackend>(device: &B::Device) -> Vec<Comparison> {
             here.iter().zip(&cpu).map(|(here, cpu)| compare(here, cpu)).collect()
         }
         (Err(error), _) | (_, Err(error)) => {
-            vec![Comparison {
+            vec![StepComparison {
                 name: "tiny model",
                 passed: false,
                 worst_error: None,
@@ -74,12 +74,12 @@ pub(super) fn run<B: TrainBackend>(device: &B::Device) -> Vec<Comparison> {
     }
 }
 
-fn compare(here: &Quantity, cpu: &Quantity) -> Comparison {
+fn compare(here: &Quantity, cpu: &Quantity) -> StepComparison {
     let (name, tolerance) = (cpu.0, cpu.2);
     let worst = dgpo_kernels::suite::numbers::worst_error(&here.1, &cpu.1);
     let is_number = cpu.1.iter().all(|x| x.is_finite());
     let error = (!worst.is_finite() || !is_number).then(|| "not a finite number".to_owned());
-    Comparison {
+    StepComparison {
         name,
         passed: error.is_none() && worst <= tolerance,
         worst_error: Some(worst).filter(|w| w.is_finite()),

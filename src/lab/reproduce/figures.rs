@@ -1,8 +1,8 @@
 //! Courses of training, as the paper's Figures 4 and 6 show them: what several rows recorded, in
 //! the same chart.
 use super::{
-    results::{Course, SeedResults},
-    rows::{Pair, name},
+    results::{LearningCurve, SeedResults},
+    rows::{ModelPair, name},
 };
 use dgpo_core::trainer::metrics::*;
 use dgpo_run::report::curves::{Band, Chart, Curve, Section};
@@ -77,12 +77,14 @@ pub fn all(seeds: &[&SeedResults]) -> Vec<Section> {
 /// The mean over the seeds that recorded the metric at the same steps as the first one, and between
 /// which values they lie.
 fn curve(seeds: &[&SeedResults], row: &str, label: &str, metric: &str) -> Option<Curve> {
-    let courses: Vec<&Course> = seeds
+    let courses: Vec<&LearningCurve> = seeds
         .iter()
-        .filter_map(|results| results.rows.get(&name(Pair::Qwen, row))?.done()?.courses.get(metric))
+        .filter_map(|results| {
+            results.rows.get(&name(ModelPair::Qwen, row))?.done()?.courses.get(metric)
+        })
         .collect();
     let first = *courses.first()?;
-    let alike: Vec<&Course> =
+    let alike: Vec<&LearningCurve> =
         courses.into_iter().filter(|course| course.steps == first.steps).collect();
     // A file of results may have been edited: what it lacks is unknown.
     let known = |at: usize| {
@@ -121,7 +123,7 @@ mod tests {
     fn with_course(seed_number: u64, row: &str, values: &[f64]) -> SeedResults {
         let Outcome::Done(mut done) = answering(1, 1) else { unreachable!("made above") };
         let steps = (1..=values.len() as u64).collect();
-        let course = Course {
+        let course = LearningCurve {
             steps,
             values: values.iter().copied().map(Some).collect(),
             steps_per_point: 1,

@@ -3,7 +3,7 @@
 use super::{
     orderings::mean,
     results::{Outcome, SeedResults},
-    rows::Row,
+    rows::TableRow,
 };
 use dgpo_core::settings::{Algorithm, Phase};
 use dgpo_run::config::Recipe;
@@ -14,7 +14,7 @@ fn kind(recipe: &Recipe) -> (Option<Phase>, Algorithm) {
 }
 
 /// Seconds that a row did itself, if it was measured.
-fn own_wall_s(results: &SeedResults, row: &Row) -> Option<f64> {
+fn own_wall_s(results: &SeedResults, row: &TableRow) -> Option<f64> {
     results.rows.get(&row.name()).and_then(Outcome::done).map(|done| done.own_wall_s)
 }
 
@@ -30,7 +30,7 @@ pub struct Forecast {
 /// For the rows from number `next` on. `here` are the results of this seed so far, `earlier` those
 /// of other seeds.
 pub fn forecast(
-    rows: &[(Row, Recipe)],
+    rows: &[(TableRow, Recipe)],
     next: usize,
     here: &SeedResults,
     earlier: &[SeedResults],
@@ -41,7 +41,7 @@ pub fn forecast(
         .iter()
         .filter_map(|(row, recipe)| Some((recipe, own_wall_s(here, row)?)))
         .collect();
-    let of_row = |(row, recipe): &(Row, Recipe)| {
+    let of_row = |(row, recipe): &(TableRow, Recipe)| {
         let for_others: Vec<f64> =
             alike.iter().filter_map(|results| own_wall_s(results, row)).collect();
         let of_kind: Vec<f64> = measured
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
     use crate::reproduce::{results::Done, rows::ROWS};
 
-    fn rows() -> Vec<(Row, Recipe)> {
+    fn rows() -> Vec<(TableRow, Recipe)> {
         let wanted = ["kd", "dgpo", "ppo", "seqkd"];
         ROWS[..4]
             .iter()

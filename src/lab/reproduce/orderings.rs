@@ -13,7 +13,7 @@
 use super::{
     paper,
     results::{Score, SeedResults},
-    rows::{Pair, name},
+    rows::{ModelPair, name},
 };
 use dgpo_run::eval::bootstrap::{Interval, interval, key_of, resampled_over_runs};
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ const BOOTSTRAP_SEED: u64 = 0;
 
 /// One side of an ordering.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Side {
+pub struct OrderingSide {
     /// Row of the results.
     pub row: String,
     pub of: Measure,
@@ -46,8 +46,8 @@ pub struct Ordering {
     pub source: &'static str,
     /// The paper's difference, above 0.
     pub paper: f64,
-    pub above: Side,
-    pub below: Side,
+    pub above: OrderingSide,
+    pub below: OrderingSide,
 }
 
 /// What became of it here.
@@ -143,15 +143,15 @@ pub fn all() -> Vec<Ordering> {
         &[("teacher", "dgpo"), ("dgpo", "kd"), ("dgpo", "ppo"), ("kd", "ppo"), ("ppo", "student")];
     let line =
         |row: &str| paper::line_of(row).expect("every row of the lists above stands in a table");
-    let side = |pair, row: &str| Side { row: name(pair, row), of: Measure::Average };
+    let side = |pair, row: &str| OrderingSide { row: name(pair, row), of: Measure::Average };
     let mut orderings = Vec::new();
     for (source, pairs) in [("Table 2", TABLE_2), ("Table 6", TABLE_6)] {
         orderings.extend(pairs.iter().map(|&(above, below)| Ordering {
             text: format!("{} > {}", line(above).title, line(below).title),
             source,
             paper: line(above).average() - line(below).average(),
-            above: side(Pair::Qwen, above),
-            below: side(Pair::Qwen, below),
+            above: side(ModelPair::Qwen, above),
+            below: side(ModelPair::Qwen, below),
         }));
     }
     let of_llama = |row: &str| {
@@ -164,8 +164,8 @@ pub fn all() -> Vec<Ordering> {
             text: format!("{above_title} > {below_title} (Llama)"),
             source: "Table 3",
             paper: above_em[2] - below_em[2],
-            above: side(Pair::Llama, above),
-            below: side(Pair::Llama, below),
+            above: side(ModelPair::Llama, above),
+            below: side(ModelPair::Llama, below),
         }
     }));
     orderings.extend(
@@ -197,8 +197,8 @@ fn referencing(rows: [&str; 2], hops: usize) -> Ordering {
     if em(above) < em(below) {
         (above, below) = (below, above);
     }
-    let side = |line: &paper::Referencing| Side {
-        row: name(Pair::Qwen, line.row),
+    let side = |line: &paper::Referencing| OrderingSide {
+        row: name(ModelPair::Qwen, line.row),
         of: Measure::WithoutThinking(hops),
     };
     Ordering {
@@ -218,7 +218,7 @@ fn referencing(rows: [&str; 2], hops: usize) -> Ordering {
 /// Whether thinking helps a model to answer from given passages.
 fn thinking(line: &paper::Referencing, hops: usize) -> Ordering {
     let [without, with] = [line.em[2 * hops - 2], line.em[2 * hops - 1]];
-    let side = |of| Side { row: name(Pair::Qwen, line.row), of };
+    let side = |of| OrderingSide { row: name(ModelPair::Qwen, line.row), of };
     let (with_side, without_side) =
         (side(Measure::WithThinking(hops)), side(Measure::WithoutThinking(hops)));
     let set = set_title(hops);
@@ -284,7 +284,7 @@ pub fn found(ordering: &Ordering, seeds: &[&SeedResults]) -> Option<Found> {
 }
 
 /// Whether each question was answered, as 0 or 1, by data set; `None` where it was not measured.
-fn answers(results: &SeedResults, side: &Side) -> Option<BTreeMap<String, Vec<f64>>> {
+fn answers(results: &SeedResults, side: &OrderingSide) -> Option<BTreeMap<String, Vec<f64>>> {
     let score = &results.rows.get(&side.row)?.done()?.score;
     let numbers =
         |marks: &str| marks.bytes().map(|mark| f64::from(mark == b'1')).collect::<Vec<f64>>();

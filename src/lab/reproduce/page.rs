@@ -7,7 +7,7 @@ use super::{
     ReproduceError, figures, forest,
     orderings::{self, Verdict, verdict},
     results::{self, SeedResults},
-    tables::{self, Column, Table},
+    tables::{self, Table, TableColumn},
 };
 use dgpo_models::files::write_file;
 use dgpo_run::report::{
@@ -315,7 +315,7 @@ fn commands(seeds: &[u64], settings: &[String]) -> Vec<String> {
 }
 
 fn markdown_table(each: &Table) -> String {
-    let title = |column: &Column| {
+    let title = |column: &TableColumn| {
         if column.is_paper {
             format!("paper: {}", cell(&column.title))
         } else {
@@ -329,7 +329,7 @@ fn markdown_table(each: &Table) -> String {
 }
 
 fn html_table(each: &Table) -> String {
-    let class = |column: &Column| if column.is_paper { " class=\"paper\"" } else { "" };
+    let class = |column: &TableColumn| if column.is_paper { " class=\"paper\"" } else { "" };
     let mut groups: Vec<(bool, usize)> = Vec::new();
     for column in each.columns.iter().skip(1) {
         match groups.last_mut() {

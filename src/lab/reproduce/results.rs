@@ -6,7 +6,7 @@
 //! in at most [`MAX_POINTS`] points. A row that failed is there with the reason.
 use super::{
     ReproduceError,
-    rows::{Extra, Row, name},
+    rows::{Extra, TableRow, name},
 };
 use dgpo_core::{rollout::Episode, settings::Phase, trainer::metrics::*};
 use dgpo_run::{
@@ -88,7 +88,7 @@ pub struct Done {
     pub own_wall_s: f64,
     pub score: Score,
     /// Courses of the last phase in which the student played.
-    pub courses: BTreeMap<String, Course>,
+    pub courses: BTreeMap<String, LearningCurve>,
     /// Exact match of the sampled episodes on training questions, mean over the last tenth of the
     /// steps in which the student played, where that is what the row ends with.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,7 +144,7 @@ pub struct SetArcap {
 
 /// A metric along the steps of a phase.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Course {
+pub struct LearningCurve {
     pub steps: Vec<u64>,
     /// `None` where it was not finite.
     pub values: Vec<Option<f64>>,
@@ -183,7 +183,7 @@ impl SeedResults {
     /// If files of the run cannot be read.
     pub fn enter(
         &mut self,
-        row: &Row,
+        row: &TableRow,
         run: &RunDir,
         recipe: &Recipe,
     ) -> Result<(), ReproduceError> {
@@ -198,7 +198,7 @@ impl SeedResults {
         let provenance_kept =
             kept.iter().filter_map(|key| Some(((*key).to_owned(), provenance.get(*key)?.clone())));
         let own = score(run, model, figures_of(&summary, model).ok_or_else(missing)?)?;
-        let mut courses = if row.extra.contains(&Extra::Course) {
+        let mut courses = if row.extra.contains(&Extra::LearningCurve) {
             courses(&lines, recipe)
         } else {
             BTreeMap::new()
@@ -352,7 +352,7 @@ fn answered(episodes: &[Episode]) -> BTreeMap<String, String> {
 }
 
 /// The courses of the last phase of the recipe in which the student plays.
-fn courses(lines: &[Map<String, Value>], recipe: &Recipe) -> BTreeMap<String, Course> {
+fn courses(lines: &[Map<String, Value>], recipe: &Recipe) -> BTreeMap<String, LearningCurve> {
     let phase = recipe
         .stage
         .training_phases()
@@ -381,13 +381,13 @@ fn train_reward(lines: &[Map<String, Value>], phase: &str) -> Option<f64> {
     (!last.is_empty()).then(|| rounded(last.iter().sum::<f64>() / last.len() as f64))
 }
 
-fn thinned(points: &[(u64, Option<f64>)]) -> Course {
+fn thinned(points: &[(u64, Option<f64>)]) -> LearningCurve {
     let steps_per_point = points.len().div_ceil(MAX_POINTS);
     let mean = |stretch: &[(u64, Option<f64>)]| {
         let known: Vec<f64> = stretch.iter().filter_map(|(_, value)| *value).collect();
         (!known.is_empty()).then(|| rounded(known.iter().sum::<f64>() / known.len() as f64))
     };
-    Course {
+    LearningCurve {
         steps: points
             .chunks(steps_per_point)
             .filter_map(|stretch| Some(stretch.last()?.0))

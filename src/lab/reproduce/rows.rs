@@ -7,14 +7,14 @@ use dgpo_run::config::{ConfigError, Recipe, load};
 
 /// A teacher and a student.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Pair {
+pub enum ModelPair {
     /// The Qwen2.5-shaped student, in the place of the paper's 3B -> 0.5B.
     Qwen,
     /// The Llama-3-shaped student, in the place of the paper's 8B -> 1B.
     Llama,
 }
 
-impl Pair {
+impl ModelPair {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Qwen => "qwen",
@@ -33,8 +33,8 @@ impl Pair {
 
 /// One run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Row {
-    pub pair: Pair,
+pub struct TableRow {
+    pub pair: ModelPair,
     /// Name of the method's recipe.
     pub method: &'static str,
     /// Method of the row whose finished phases this one begins with.
@@ -48,51 +48,55 @@ pub enum Extra {
     /// Capabilities one by one (Table 5).
     Arcap,
     /// Exact match on the test questions along the course of training (Figures 4 and 6).
-    Course,
+    LearningCurve,
 }
 
 /// Steps between two points of a course.
 const COURSE_EVERY: usize = 25;
 
-const fn row(method: &'static str, from: Option<&'static str>, extra: &'static [Extra]) -> Row {
-    Row { pair: Pair::Qwen, method, from, extra }
+const fn row(
+    method: &'static str,
+    from: Option<&'static str>,
+    extra: &'static [Extra],
+) -> TableRow {
+    TableRow { pair: ModelPair::Qwen, method, from, extra }
 }
 
-const fn llama(method: &'static str, from: Option<&'static str>) -> Row {
-    Row { pair: Pair::Llama, method, from, extra: &[] }
+const fn llama(method: &'static str, from: Option<&'static str>) -> TableRow {
+    TableRow { pair: ModelPair::Llama, method, from, extra: &[] }
 }
 
 /// All rows; a row comes behind the one it begins with.
-pub const ROWS: [Row; 19] = [
+pub const ROWS: [TableRow; 19] = [
     row("kd", None, &[Extra::Arcap]),
-    row("dgpo", Some("kd"), &[Extra::Arcap, Extra::Course]),
-    row("ppo", None, &[Extra::Arcap, Extra::Course]),
+    row("dgpo", Some("kd"), &[Extra::Arcap, Extra::LearningCurve]),
+    row("ppo", None, &[Extra::Arcap, Extra::LearningCurve]),
     row("seqkd", Some("kd"), &[]),
     row("sft", Some("seqkd"), &[]),
     row("sft-ppo", Some("sft"), &[]),
     row("taid", Some("kd"), &[]),
     row("distillm", None, &[]),
-    row("gkd", None, &[Extra::Course]),
-    row("dgpo-no-kd", None, &[Extra::Course]),
+    row("gkd", None, &[Extra::LearningCurve]),
+    row("dgpo-no-kd", None, &[Extra::LearningCurve]),
     row("dgpo-uniform-kl", Some("kd"), &[]),
     row("dgpo-no-teacher", Some("kd"), &[]),
     row("ppo-kd", Some("ppo"), &[]),
-    row("kd-gkd", Some("kd"), &[Extra::Course]),
-    row("grpo", None, &[Extra::Course]),
-    row("dgpo-grpo", Some("kd"), &[Extra::Course]),
+    row("kd-gkd", Some("kd"), &[Extra::LearningCurve]),
+    row("grpo", None, &[Extra::LearningCurve]),
+    row("dgpo-grpo", Some("kd"), &[Extra::LearningCurve]),
     llama("kd", None),
     llama("dgpo", Some("kd")),
     llama("ppo", None),
 ];
 
-impl Row {
+impl TableRow {
     /// "qwen-kd": its run's folder and its name in the results.
     pub fn name(&self) -> String {
         name(self.pair, self.method)
     }
 
     /// The row it begins with.
-    pub fn source(&self) -> Option<&'static Row> {
+    pub fn source(&self) -> Option<&'static TableRow> {
         let from = self.from?;
         ROWS.iter().find(|row| row.pair == self.pair && row.method == from)
     }
@@ -104,7 +108,7 @@ impl Row {
     pub fn recipe(&self, seed: u64, settings: &[String]) -> Result<Recipe, ConfigError> {
         let extra = self.extra.iter().map(|extra| match extra {
             Extra::Arcap => "eval.arcap=true".to_owned(),
-            Extra::Course => format!("eval.every={COURSE_EVERY}"),
+            Extra::LearningCurve => format!("eval.every={COURSE_EVERY}"),
         });
         let warn = ["guards.action=warn".to_owned()];
         let overrides: Vec<String> = warn
@@ -118,7 +122,7 @@ impl Row {
 }
 
 /// Name of a row, or of one of the models that every row starts from ("student", "teacher").
-pub fn name(pair: Pair, what: &str) -> String {
+pub fn name(pair: ModelPair, what: &str) -> String {
     format!("{}-{what}", pair.as_str())
 }
 
@@ -131,9 +135,9 @@ mod tests {
     #[test]
     fn the_main_pair_has_a_row_for_every_method() {
         let rows: BTreeSet<&str> =
-            ROWS.iter().filter(|row| row.pair == Pair::Qwen).map(|row| row.method).collect();
+            ROWS.iter().filter(|row| row.pair == ModelPair::Qwen).map(|row| row.method).collect();
         assert_eq!(rows, library::methods().collect());
-        assert_eq!(ROWS.iter().map(Row::name).collect::<BTreeSet<_>>().len(), ROWS.len());
+        assert_eq!(ROWS.iter().map(TableRow::name).collect::<BTreeSet<_>>().len(), ROWS.len());
     }
 
     #[test]
@@ -165,8 +169,9 @@ mod tests {
         // Everything but the last training phase of a row that begins with another one's is that
         // one's.
         for (row, source) in ROWS.iter().filter_map(|row| Some((row, row.source()?))) {
-            let training =
-                |row: &Row| row.recipe(0, &[]).unwrap().stage.training_phases().collect::<Vec<_>>();
+            let training = |row: &TableRow| {
+                row.recipe(0, &[]).unwrap().stage.training_phases().collect::<Vec<_>>()
+            };
             let (own, theirs) = (training(row), training(source));
             assert!(
                 own.starts_with(&theirs) || own == theirs,

@@ -9,7 +9,7 @@ use super::{
     orderings::{deviation, mean, set_of, verdict},
     paper,
     results::{Done, Score, SeedResults, SetArcap},
-    rows::{Pair, ROWS, Row, name},
+    rows::{ModelPair, ROWS, TableRow, name},
 };
 use dgpo_run::units::duration;
 
@@ -18,24 +18,24 @@ use dgpo_run::units::duration;
 pub struct Table {
     pub title: &'static str,
     pub note: String,
-    pub columns: Vec<Column>,
+    pub columns: Vec<TableColumn>,
     /// The first cell names the row.
     pub rows: Vec<Vec<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Column {
+pub struct TableColumn {
     pub title: String,
     /// Whether its numbers are the paper's.
     pub is_paper: bool,
 }
 
-fn ours(title: &str) -> Column {
-    Column { title: title.to_owned(), is_paper: false }
+fn ours(title: &str) -> TableColumn {
+    TableColumn { title: title.to_owned(), is_paper: false }
 }
 
-fn papers(title: &str) -> Column {
-    Column { title: title.to_owned(), is_paper: true }
+fn papers(title: &str) -> TableColumn {
+    TableColumn { title: title.to_owned(), is_paper: true }
 }
 
 /// Where there is no number.
@@ -96,12 +96,12 @@ pub fn standing(seeds: &[&SeedResults]) -> Option<String> {
     // SFT is SeqKD by another name.
     let methods = ROWS
         .iter()
-        .filter(|row| row.pair == Pair::Qwen && row.method != "sft")
+        .filter(|row| row.pair == ModelPair::Qwen && row.method != "sft")
         .map(|row| row.method);
     let mut students: Vec<(&str, f64)> = methods
         .filter_map(|method| {
             let averages =
-                values(seeds, &name(Pair::Qwen, method), |done| Some(done.score.average_em));
+                values(seeds, &name(ModelPair::Qwen, method), |done| Some(done.score.average_em));
             (!averages.is_empty()).then(|| (method, mean(&averages)))
         })
         .collect();
@@ -126,7 +126,7 @@ pub fn standing(seeds: &[&SeedResults]) -> Option<String> {
 fn by_dataset(
     seeds: &[&SeedResults],
     rows: impl Iterator<Item = (&'static str, String)>,
-) -> (Vec<Column>, Vec<Vec<String>>) {
+) -> (Vec<TableColumn>, Vec<Vec<String>>) {
     let theirs = paper::DATASETS
         .iter()
         .rev()
@@ -139,7 +139,7 @@ fn by_dataset(
         .chain(theirs)
         .collect();
     let cells = |(row, title): (&'static str, String)| {
-        let of = name(Pair::Qwen, row);
+        let of = name(ModelPair::Qwen, row);
         let sampled = spread(&values(seeds, &of, |done| done.train_reward));
         let own =
             [title, on_hops(seeds, &of, 1), on_hops(seeds, &of, 2), average(seeds, &of), sampled];
@@ -177,8 +177,8 @@ fn table_3(seeds: &[&SeedResults]) -> Table {
     let row = |(row, title, theirs): &(&'static str, &'static str, [f64; 3])| {
         let own = [
             (*title).to_owned(),
-            average(seeds, &name(Pair::Qwen, row)),
-            average(seeds, &name(Pair::Llama, row)),
+            average(seeds, &name(ModelPair::Qwen, row)),
+            average(seeds, &name(ModelPair::Llama, row)),
         ];
         own.into_iter().chain(theirs.map(|em| format!("{em:.3}"))).collect()
     };
@@ -202,7 +202,7 @@ fn arcap(
     figure: impl Fn(&SetArcap) -> Option<f64>,
 ) -> String {
     let of = |score: &Score| figure(score.datasets.get(&set_of(score, hops)?)?.arcap.as_ref()?);
-    spread(&values(seeds, &name(Pair::Qwen, row), |done| of(&done.score)))
+    spread(&values(seeds, &name(ModelPair::Qwen, row), |done| of(&done.score)))
 }
 
 fn table_5(seeds: &[&SeedResults]) -> Table {
@@ -287,10 +287,10 @@ fn table_6(seeds: &[&SeedResults]) -> Table {
 
 /// Rows of the results in the order of the page: what every row starts from, then the runs.
 fn everything() -> impl Iterator<Item = String> {
-    let starts = [Pair::Qwen, Pair::Llama]
+    let starts = [ModelPair::Qwen, ModelPair::Llama]
         .into_iter()
         .flat_map(|pair| ["student", "teacher"].map(|start| name(pair, start)));
-    starts.chain(ROWS.iter().map(Row::name))
+    starts.chain(ROWS.iter().map(TableRow::name))
 }
 
 fn behaviour(seeds: &[&SeedResults]) -> Table {
@@ -344,13 +344,13 @@ fn cost(seeds: &[&SeedResults]) -> Table {
     let seconds = |values: &[f64]| {
         if values.is_empty() { NOTHING.to_owned() } else { duration(mean(values)) }
     };
-    let row = |row: &Row| {
+    let row = |row: &TableRow| {
         let name = row.name();
         let recipe =
             seeds.iter().find_map(|results| Some(results.rows.get(&name)?.done()?.recipe.clone()));
         vec![
             name.clone(),
-            row.source().map_or(NOTHING.to_owned(), Row::name),
+            row.source().map_or(NOTHING.to_owned(), TableRow::name),
             seconds(&values(seeds, &name, |done| Some(done.own_wall_s))),
             seconds(&values(seeds, &name, |done| Some(done.wall_s))),
             recipe.unwrap_or(NOTHING.to_owned()),

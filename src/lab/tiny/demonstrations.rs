@@ -4,7 +4,7 @@
 //! This is the step between the encoder and the teacher. World, vocabulary and network shapes come
 //! from a seed alone ([`crate::tiny::export`]); demonstrations also need what the trained
 //! encoder finds, so that a model trained on them has seen the mistakes it will meet.
-use crate::tiny::{Observation, World, questions::split, reading, script};
+use crate::tiny::{ScriptedObservation, World, questions::split, reading, script};
 use dgpo_core::env::{
     protocol::search_observation,
     search::{Retriever, SearchError},
@@ -77,12 +77,12 @@ fn demonstrations(
 ) -> Result<Demonstrations, SearchError> {
     let world = World::generate(seed);
     let questions = split(&world, seed).train;
-    let mut look_up = |query: &str| -> Result<Observation, SearchError> {
+    let mut look_up = |query: &str| -> Result<ScriptedObservation, SearchError> {
         let results = retriever.search(&[query.to_owned()], top_k);
         let hits = results.into_iter().next().expect("a retriever gives one result a query")?;
         let passages: Vec<_> = hits.into_iter().map(|hit| hit.passage).collect();
         let passage_ids = passages.iter().map(|passage| passage.id.clone()).collect();
-        Ok(Observation { passage_ids, text: search_observation(&passages) })
+        Ok(ScriptedObservation { passage_ids, text: search_observation(&passages) })
     };
     let [mut one_hop, mut two_hops, mut read, mut read_thinking] = [const { Vec::new() }; 4];
     for question in &questions {

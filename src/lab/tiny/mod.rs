@@ -22,7 +22,7 @@ pub mod vocabulary;
 pub mod world;
 
 pub use questions::{Hop, TinyQuestion};
-pub use scripts::{Observation, reading, script};
+pub use scripts::{ScriptedObservation, reading, script};
 pub use world::{Relation, World};
 
 /// The seed of the world that is stored in `configs/tiny`.

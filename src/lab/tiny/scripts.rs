@@ -23,7 +23,7 @@ use dgpo_run::data::trajectories::Trajectory;
 
 /// What a search returned.
 #[derive(Clone, Debug, Default)]
-pub struct Observation {
+pub struct ScriptedObservation {
     pub passage_ids: Vec<String>,
     /// The protocol's text around and of the passages.
     pub text: String,
@@ -35,7 +35,7 @@ pub struct Observation {
 /// Those of `look_up`.
 pub fn script<E>(
     question: &TinyQuestion,
-    look_up: &mut dyn FnMut(&str) -> Result<Observation, E>,
+    look_up: &mut dyn FnMut(&str) -> Result<ScriptedObservation, E>,
 ) -> Result<Option<Trajectory>, E> {
     let mut response = String::new();
     let mut learned = String::new();
@@ -124,7 +124,7 @@ mod tests {
             seen.push(query.to_owned());
             let passage_ids =
                 if seen.len() > n_misses { gold.clone() } else { vec!["none".to_owned()] };
-            Ok::<_, Infallible>(Observation { passage_ids, text: "[OBS]".to_owned() })
+            Ok::<_, Infallible>(ScriptedObservation { passage_ids, text: "[OBS]".to_owned() })
         });
         (trajectory.unwrap_or_else(|never| match never {}), seen)
     }

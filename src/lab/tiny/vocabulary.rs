@@ -16,7 +16,7 @@
 //! of a qwen2 model in Qwen's way whatever the file says (transformers 5: `Qwen2Tokenizer`).
 use super::{
     questions::{Split, TinyQuestion},
-    scripts::{Observation, queries, script},
+    scripts::{ScriptedObservation, queries, script},
     world::World,
 };
 use dgpo_core::env::protocol::INVALID_ACTION;
@@ -131,7 +131,7 @@ fn found_at_the_second_try(tiny: &TinyQuestion) -> String {
     let played = script(tiny, &mut |_| {
         n_searches += 1;
         let passage_ids = if n_searches % 2 == 0 { gold.clone() } else { Vec::new() };
-        Ok::<_, Infallible>(Observation { passage_ids, text: String::new() })
+        Ok::<_, Infallible>(ScriptedObservation { passage_ids, text: String::new() })
     });
     played.ok().flatten().map(|trajectory| trajectory.response).unwrap_or_default()
 }

@@ -29,7 +29,7 @@ const ADAM_BYTES: usize = 8;
 
 /// The whole forecast.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Plan {
+pub struct RunPlan {
     pub stage: Stage,
     pub phases: Vec<PhasePlan>,
     /// Empty where no model's shape is known.
@@ -75,7 +75,7 @@ pub struct MemoryItem {
 }
 
 /// The plan of a recipe that passed [`super::check`].
-pub fn plan(recipe: &Recipe, shapes: &Shapes) -> Plan {
+pub fn plan(recipe: &Recipe, shapes: &Shapes) -> RunPlan {
     let mut notes = Vec::new();
     let longest = recipe.episode.longest_episode();
     if (recipe.stage.has_rl() || recipe.stage.has_gkd())
@@ -106,7 +106,7 @@ pub fn plan(recipe: &Recipe, shapes: &Shapes) -> Plan {
         Phase::Rl => Some(rl_phase(recipe)),
     };
     let phases = recipe.stage.phases().iter().filter_map(planned).collect();
-    Plan {
+    RunPlan {
         stage: recipe.stage,
         memory: memory(recipe, shapes),
         disk: disk::bill(recipe, shapes),

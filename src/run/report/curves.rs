@@ -65,7 +65,7 @@ impl Curve {
 }
 
 /// A chart that the page has where its metrics were recorded.
-struct Plan {
+struct CurvePlan {
     title: &'static str,
     note: &'static str,
     /// Metric and the name of its curve.
@@ -76,11 +76,11 @@ const fn plan(
     title: &'static str,
     note: &'static str,
     metrics: &'static [(&'static str, &'static str)],
-) -> Plan {
-    Plan { title, note, metrics }
+) -> CurvePlan {
+    CurvePlan { title, note, metrics }
 }
 
-const PLANS: &[Plan] = &[
+const PLANS: &[CurvePlan] = &[
     plan(
         "Reward",
         "share of correct episodes (exact match)",
@@ -265,10 +265,10 @@ pub fn sections(lines: &[Map<String, Value>]) -> Vec<Section> {
 }
 
 /// (steps, values) of a metric.
-type Points = (Vec<u64>, Vec<Option<f64>>);
+type CurvePoints = (Vec<u64>, Vec<Option<f64>>);
 
 fn charts<'l>(lines: impl Iterator<Item = &'l Map<String, Value>>) -> Vec<Chart> {
-    let mut by_metric: BTreeMap<&str, Points> = BTreeMap::new();
+    let mut by_metric: BTreeMap<&str, CurvePoints> = BTreeMap::new();
     for line in lines {
         let step = line.get("step").and_then(Value::as_u64).unwrap_or_default();
         for (name, value) in line
@@ -301,7 +301,7 @@ fn charts<'l>(lines: impl Iterator<Item = &'l Map<String, Value>>) -> Vec<Chart>
     charts
 }
 
-fn curve(metric: &str, label: &str, (steps, values): Points) -> Curve {
+fn curve(metric: &str, label: &str, (steps, values): CurvePoints) -> Curve {
     let steps_per_point = steps.len().div_ceil(MAX_POINTS).max(1);
     let mean = |values: &[Option<f64>]| {
         let known: Vec<f64> = values.iter().flatten().copied().collect();

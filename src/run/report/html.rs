@@ -201,8 +201,9 @@ fn results(models: &[Model]) -> String {
 /// EM of every model on every data set.
 fn exact_match(models: &[Model]) -> String {
     let names = datasets(models);
-    let figures = names.iter().copied().chain(["mean over data sets"]).map(Head::Figure);
-    let heads = [Head::Text("model")].into_iter().chain(figures).chain([Head::Text("weights")]);
+    let figures = names.iter().copied().chain(["mean over data sets"]).map(PageHead::Figure);
+    let heads =
+        [PageHead::Text("model")].into_iter().chain(figures).chain([PageHead::Text("weights")]);
     let row = |model: &Model| {
         let em = |em: Option<f64>, of: Of<'_>| {
             em.map_or("<td>–</td>".to_owned(), |em| {
@@ -225,8 +226,8 @@ fn exact_match(models: &[Model]) -> String {
 }
 
 fn all_figures(models: &[Model]) -> String {
-    let figures = COLUMNS.iter().map(|column| Head::Figure(column.title));
-    let heads = ["model", "questions of"].map(Head::Text).into_iter().chain(figures);
+    let figures = COLUMNS.iter().map(|column| PageHead::Figure(column.title));
+    let heads = ["model", "questions of"].map(PageHead::Text).into_iter().chain(figures);
     let rows = models.iter().flat_map(|model| {
         let of_sets = model
             .figures
@@ -259,16 +260,19 @@ fn sure(model: &Model, of: Of<'_>) -> String {
 }
 
 /// The head of a column, aligned as its cells are.
-enum Head<'h> {
+enum PageHead<'h> {
     Text(&'h str),
     Figure(&'h str),
 }
 
 /// A table that scrolls by itself where it is wider than the screen; rows are cells already.
-fn table<'h>(heads: impl Iterator<Item = Head<'h>>, rows: impl Iterator<Item = String>) -> String {
+fn table<'h>(
+    heads: impl Iterator<Item = PageHead<'h>>,
+    rows: impl Iterator<Item = String>,
+) -> String {
     let head = |head| match head {
-        Head::Text(text) => format!("<th scope=\"col\" class=\"text\">{}</th>", escaped(text)),
-        Head::Figure(text) => format!("<th scope=\"col\">{}</th>", escaped(text)),
+        PageHead::Text(text) => format!("<th scope=\"col\" class=\"text\">{}</th>", escaped(text)),
+        PageHead::Figure(text) => format!("<th scope=\"col\">{}</th>", escaped(text)),
     };
     let heads: String = heads.map(head).collect();
     let rows: String = rows.map(|row| format!("<tr>{row}</tr>")).collect();
@@ -329,7 +333,7 @@ fn what_was_run(report: &Report) -> String {
                 escaped(value)
             )
         });
-        let table = table(["key", "default", "this run"].map(Head::Text).into_iter(), rows);
+        let table = table(["key", "default", "this run"].map(PageHead::Text).into_iter(), rows);
         html += &format!(
             "<details><summary>Settings that differ from the defaults \
              ({})</summary>{table}</details>",
@@ -350,7 +354,7 @@ fn what_was_run(report: &Report) -> String {
                 escaped(print)
             )
         });
-        let table = table(["file", "fingerprint"].map(Head::Text).into_iter(), rows);
+        let table = table(["file", "fingerprint"].map(PageHead::Text).into_iter(), rows);
         html += &format!(
             "<details><summary>Input files ({})</summary>{table}</details>",
             facts.inputs.len()

@@ -133,7 +133,7 @@ mod tests {
     use crate::config::Recipe;
     use dgpo_core::{
         settings::{GuardAction, Phase},
-        trainer::guards::{Alarm, Sign},
+        trainer::guards::{Alarm, Symptom},
     };
     use serde_json::json;
 
@@ -179,7 +179,7 @@ mod tests {
         log.append_alarm(&Alarm {
             phase: Phase::Rl,
             step: 2,
-            sign: Sign::Repetition,
+            sign: Symptom::Repetition,
             seen,
             first_bad_step: 2,
         })

@@ -55,7 +55,7 @@ fn behind_the_last_step_no_update_is_left_that_could_learn() {
     assert_eq!((at(1, 0.0), at(2, 1.0)), (Vec::new(), Vec::new()));
     assert_eq!(
         at(3, 2.0).iter().map(|alarm| (alarm.sign, alarm.first_bad_step)).collect::<Vec<_>>(),
-        [(Sign::NotFinite, 2)]
+        [(Symptom::NotFinite, 2)]
     );
 }
 
@@ -134,7 +134,7 @@ fn reward_below_half_of_its_best_is_seen() {
     assert_eq!(alarms.len(), 1);
     assert_eq!(
         (alarms[0].step, alarms[0].first_bad_step, alarms[0].sign),
-        (7, 6, Sign::RewardCollapse)
+        (7, 6, Symptom::RewardCollapse)
     );
     assert_eq!(
         alarms[0].seen,
@@ -188,7 +188,7 @@ fn a_stop_leaves_the_other_guards_as_they_were() {
         .flat_map(|step| at(step, 0.0, if step < 7 { 0.6 } else { 0.0 }))
         .map(|a| (a.step, a.sign))
         .collect();
-    assert_eq!(stops, [(5, Sign::RewardCollapse), (9, Sign::EntropyCollapse)]);
+    assert_eq!(stops, [(5, Symptom::RewardCollapse), (9, Symptom::EntropyCollapse)]);
 }
 
 #[test]

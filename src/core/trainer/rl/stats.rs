@@ -14,7 +14,7 @@ use crate::{
 use dgpo_models::{Backend, TrainBackend};
 
 /// Everything that a step computed.
-pub(super) struct Figures<'a, B: TrainBackend> {
+pub(super) struct StepFigures<'a, B: TrainBackend> {
     /// After the updates, with the KL coefficient they had.
     pub(super) networks: &'a ActorCritic<B>,
     pub(super) batch: &'a RolloutBatch,
@@ -26,7 +26,7 @@ pub(super) struct Figures<'a, B: TrainBackend> {
     pub(super) updates: Updates,
 }
 
-impl<B: TrainBackend> Figures<'_, B> {
+impl<B: TrainBackend> StepFigures<'_, B> {
     /// Means over the optimizer steps, and over the batch.
     pub(super) fn metrics(&self) -> Metrics {
         let Self { networks, batch, updates, .. } = self;

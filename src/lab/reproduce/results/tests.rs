@@ -14,7 +14,8 @@ fn results_are_read_back_as_they_were_written() {
         datasets: [("a".to_owned(), set)].into(),
         ..Score::default()
     };
-    let course = Course { steps: vec![2, 4], values: vec![Some(0.125), None], steps_per_point: 2 };
+    let course =
+        LearningCurve { steps: vec![2, 4], values: vec![Some(0.125), None], steps_per_point: 2 };
     let done = Done {
         recipe: "ab".into(),
         wall_s: 3.5,

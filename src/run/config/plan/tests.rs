@@ -5,7 +5,7 @@ fn qwen_half_b() -> DecoderConfig {
     published_decoder("Qwen/Qwen2.5-0.5B").expect("a published model")
 }
 
-fn phase<'a>(plan: &'a Plan, name: &str) -> &'a PhasePlan {
+fn phase<'a>(plan: &'a RunPlan, name: &str) -> &'a PhasePlan {
     plan.phases.iter().find(|phase| phase.phase == name).expect("the phase is planned")
 }
 
