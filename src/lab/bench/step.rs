@@ -54,8 +54,8 @@ pub struct StepFigure {
     pub plain_over_fused: Option<f64>,
 }
 
-/// What a process on the reference bodies says of one step; other fields of its [`StepFigure`] are left
-/// out.
+/// What a process on the reference bodies says of one step; other fields of its [`StepFigure`] are
+/// left out.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct PlainFigure {
     pub model: String,

@@ -7,7 +7,7 @@ use super::{
     orderings::{Found, Ordering, Verdict, verdict},
     results::SeedResults,
 };
-use dgpo_run::report::html::escaped;
+use minijinja::HtmlEscape;
 
 /// Ordering and what became of it.
 pub type Judged = (Ordering, Option<Found>);
@@ -115,7 +115,7 @@ fn line(scale: Scale, ordering: &Ordering, found: Option<&Found>) -> String {
         "<div class=\"row {class}\"><span class=\"what\">{}</span><span \
          class=\"said\">{}</span><span class=\"track\" role=\"img\" aria-label=\"{told}, {:+.3} in \
          the paper\" title=\"{told}, {:+.3} in the paper\">{}{}{ours}</span></div>",
-        escaped(&ordering.text),
+        HtmlEscape(&ordering.text),
         judged.as_str(),
         ordering.paper,
         ordering.paper,

@@ -12,10 +12,11 @@ use super::{
 use dgpo_models::files::write_file;
 use dgpo_run::report::{
     curves::Section,
-    html::{self, escaped, filled, number},
+    html::{self, number},
     markdown::spark,
     table::{cell, table},
 };
+use serde::Serialize;
 use serde_json::json;
 use std::{
     collections::BTreeMap,
@@ -178,38 +179,6 @@ impl Page {
     }
 
     fn html(&self) -> String {
-        let paragraphs = |texts: &[String]| {
-            texts.iter().map(|text| format!("<p>{}</p>", escaped(text))).collect::<String>()
-        };
-        let titled = |each: &Table| {
-            format!(
-                "<h3>{}</h3><p class=\"muted\">{}</p>{}",
-                each.title,
-                escaped(&each.note),
-                html_table(each)
-            )
-        };
-        let main = filled(MAIN, |slot| match slot {
-            "short" => paragraphs(&self.short),
-            "forest" => self.forest.clone(),
-            "tables" => self.tables.iter().map(titled).collect(),
-            "orderings" => format!(
-                "<p class=\"muted\">{}</p>{}",
-                escaped(&self.orderings.note),
-                html_table(&self.orderings)
-            ),
-            "made" => {
-                let facts = self.made.iter().map(|(what, value)| {
-                    format!("<div><dt>{}</dt><dd>{}</dd></div>", escaped(what), escaped(value))
-                });
-                format!(
-                    "<dl class=\"facts\">{}</dl><pre tabindex=\"0\">{}</pre>",
-                    facts.collect::<String>(),
-                    escaped(&self.commands.join("\n"))
-                )
-            }
-            _ => unreachable!("the page has a slot {slot}, which nothing fills"),
-        });
         html::Page {
             name: "Reproduction",
             kind: "dgpo reproduction",
@@ -222,7 +191,15 @@ impl Page {
                 ("orderings", "Orderings"),
                 ("made", "How it was made"),
             ],
-            main,
+            template: MAIN,
+            content: json!({
+                "short": self.short,
+                "forest": self.forest,
+                "tables": self.tables.iter().map(ShownTable::of).collect::<Vec<_>>(),
+                "orderings": ShownTable::of(&self.orderings),
+                "made": self.made,
+                "commands": self.commands.join("\n"),
+            }),
             source: "the results of the seeds alone",
             data: json!({"sections": self.figures}),
             scripts: "",
@@ -328,39 +305,20 @@ fn markdown_table(each: &Table) -> String {
     table(&headers.iter().map(String::as_str).collect::<Vec<_>>(), &rows)
 }
 
-fn html_table(each: &Table) -> String {
-    let class = |column: &TableColumn| if column.is_paper { " class=\"paper\"" } else { "" };
-    let mut groups: Vec<(bool, usize)> = Vec::new();
-    for column in each.columns.iter().skip(1) {
-        match groups.last_mut() {
-            Some((is_paper, n)) if *is_paper == column.is_paper => *n += 1,
-            _ => groups.push((column.is_paper, 1)),
-        }
+/// A table with the runs of columns that are the paper's or not, as the template reads it.
+#[derive(Serialize)]
+struct ShownTable<'t> {
+    #[serde(flatten)]
+    table: &'t Table,
+    /// (the paper's?, columns), without the first.
+    groups: Vec<(bool, usize)>,
+}
+
+impl<'t> ShownTable<'t> {
+    fn of(table: &'t Table) -> Self {
+        let runs = table.columns[1..].chunk_by(|left, right| left.is_paper == right.is_paper);
+        Self { table, groups: runs.map(|run| (run[0].is_paper, run.len())).collect() }
     }
-    let group = |&(is_paper, n): &(bool, usize)| match is_paper {
-        true => format!("<th colspan=\"{n}\" scope=\"colgroup\" class=\"paper\">the paper</th>"),
-        false => format!("<th colspan=\"{n}\" scope=\"colgroup\">measured here</th>"),
-    };
-    let groups: String = groups.iter().map(group).collect();
-    let heads: String = each
-        .columns
-        .iter()
-        .map(|column| format!("<th scope=\"col\"{}>{}</th>", class(column), escaped(&column.title)))
-        .collect();
-    let row = |row: &Vec<String>| {
-        let cells: String = row
-            .iter()
-            .zip(&each.columns)
-            .skip(1)
-            .map(|(text, column)| format!("<td{}>{}</td>", class(column), escaped(text)))
-            .collect();
-        format!("<tr><th scope=\"row\">{}</th>{cells}</tr>", escaped(&row[0]))
-    };
-    let rows: String = each.rows.iter().map(row).collect();
-    format!(
-        "<div class=\"scroll\" tabindex=\"0\"><table><thead><tr \
-         class=\"groups\"><td></td>{groups}</tr><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
 }
 
 /// The courses of a figure, a line each.

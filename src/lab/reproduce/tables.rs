@@ -12,9 +12,10 @@ use super::{
     rows::{ModelPair, ROWS, TableRow, name},
 };
 use dgpo_run::units::duration;
+use serde::Serialize;
 
 /// A table for people, whatever it is written in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Table {
     pub title: &'static str,
     pub note: String,
@@ -23,7 +24,7 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TableColumn {
     pub title: String,
     /// Whether its numbers are the paper's.

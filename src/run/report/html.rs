@@ -1,26 +1,41 @@
-//! The page: one file that loads nothing, with everything that comes from data escaped.
+//! The page: one file that loads nothing, rendered from the templates in `page/`.
 //!
-//! Text goes into the page in two ways, and each has one door: [`escaped`] for HTML, [`embedded`]
-//! for the JSON that the scripts read. A passage, a question or a file's name may hold anything,
-//! `</script>` included; the scripts put text into the page as text (`textContent`), never as HTML.
+//! A passage, a question or a file's name may hold anything, `</script>` included. Templates escape
+//! every text that is put into them; what scripts read goes through [`embedded`], and they put text
+//! into the page as text (`textContent`), never as HTML.
 use super::{
     Report,
     episodes::Episodes,
     facts::{COLUMNS, Column, EM, Model, Of, datasets},
 };
 use dgpo_core::settings::KlMode;
+use minijinja::{Environment, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::sync::LazyLock;
 
-const FRAME: &str = include_str!("page/frame.html");
 const STYLE: &str = include_str!("page/style.css");
 /// What every page with charts runs.
 const COMMON_SCRIPTS: [&str; 2] = [include_str!("page/common.js"), include_str!("page/charts.js")];
 const MAIN: &str = include_str!("page/page.html");
 const VIEWER: &str = include_str!("page/viewer.js");
 
+/// The templates that every page builds on.
+static TEMPLATES: LazyLock<Environment<'static>> = LazyLock::new(|| {
+    let mut templates = Environment::new();
+    let blocks = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    templates.set_syntax(blocks.expect("the usual delimiters"));
+    for (name, source) in [
+        ("frame.html", include_str!("page/frame.html")),
+        ("pieces.html", include_str!("page/pieces.html")),
+    ] {
+        templates.add_template(name, source).expect("a template of the program is one");
+    }
+    templates
+});
+
 /// A page but for what all pages have: style, theme switch, navigation, charts of the data's
-/// `sections`. Text is plain, `main` and `scripts` are code.
+/// `sections`.
 #[derive(Debug)]
 pub struct Page<'a> {
     /// Of the window.
@@ -31,7 +46,10 @@ pub struct Page<'a> {
     pub subtitle: &'a str,
     /// Sections by their ids; the first holds the results.
     pub nav: &'a [(&'a str, &'a str)],
-    pub main: String,
+    /// A template that extends `frame.html` by its block `main`.
+    pub template: &'a str,
+    /// What `template` reads.
+    pub content: Value,
     /// What the page was made from.
     pub source: &'a str,
     pub data: Value,
@@ -42,40 +60,39 @@ pub struct Page<'a> {
 impl Page<'_> {
     /// The whole file.
     pub fn to_html(&self) -> String {
-        let link = |(id, name): &(&str, &str)| format!("<a href=\"#{id}\">{}</a>", escaped(name));
-        filled(FRAME, |slot| match slot {
-            "name" => escaped(self.name),
-            "style" => STYLE.to_owned(),
-            "first" => self.nav.first().map_or(String::new(), |(id, _)| (*id).to_owned()),
-            "kind" => escaped(self.kind),
-            "title" => escaped(self.title),
-            "subtitle" => escaped(self.subtitle),
-            "nav" => self.nav.iter().map(link).collect(),
-            "main" => self.main.clone(),
-            "version" => escaped(env!("CARGO_PKG_VERSION")),
-            "source" => escaped(self.source),
-            "data" => embedded(&self.data),
-            "script" => COMMON_SCRIPTS.concat() + self.scripts,
-            _ => unreachable!("the frame has a slot {slot}, which nothing fills"),
-        })
+        let Page { name, kind, title, subtitle, nav, source, .. } = self;
+        let mut content = json!({
+            "name": name, "kind": kind, "title": title, "subtitle": subtitle, "nav": nav,
+            "source": source, "version": env!("CARGO_PKG_VERSION"), "style": STYLE,
+            "data": embedded(&self.data), "script": COMMON_SCRIPTS.concat() + self.scripts,
+        });
+        if let (Some(content), Value::Object(own)) = (content.as_object_mut(), &self.content) {
+            content.extend(own.clone());
+        }
+        let page = TEMPLATES
+            .template_from_named_str("page.html", self.template)
+            .and_then(|template| template.render(Serde(content)));
+        page.unwrap_or_else(|error| panic!("a template of the program: {error:#}"))
     }
 }
 
 /// A run's page.
 pub fn page(report: &Report) -> String {
     let facts = &report.facts;
-    let main = filled(MAIN, |slot| match slot {
-        "notes" => {
-            note("What the guards saw", &report.alarms)
-                + &note("Left out of this report", &report.warnings)
-        }
-        "results" => results(&facts.models),
-        "episodes" => escaped(title_of_episodes(report)),
-        "shown" => escaped(&what_is_shown(&report.episodes)),
-        "run" => what_was_run(report),
-        "reference" => escaped(facts.reference),
-        _ => unreachable!("the page has a slot {slot}, which nothing fills"),
-    });
+    let figure = |title| (title, true);
+    let text = |title| (title, false);
+    let names = datasets(&facts.models);
+    let by_dataset: Vec<_> = [text("model")]
+        .into_iter()
+        .chain(names.iter().copied().map(figure))
+        .chain([figure("mean over data sets"), text("weights")])
+        .collect();
+    let all_figures: Vec<_> = [text("model"), text("questions of")]
+        .into_iter()
+        .chain(COLUMNS.iter().map(|column| figure(column.title)))
+        .collect();
+    let models: Vec<ShownModel> =
+        facts.models.iter().map(|model| ShownModel::of(model, &names)).collect();
     Page {
         name: &facts.name,
         kind: "dgpo run",
@@ -87,7 +104,24 @@ pub fn page(report: &Report) -> String {
             ("curves", "Curves"),
             ("run", "What was run"),
         ],
-        main,
+        template: MAIN,
+        content: json!({
+            "notes": [
+                ("What the guards saw", &report.alarms),
+                ("Left out of this report", &report.warnings),
+            ],
+            "models": models,
+            "by_dataset": by_dataset,
+            "all_figures": all_figures,
+            "episodes_title": title_of_episodes(report),
+            "shown": what_is_shown(&report.episodes),
+            "reference": facts.reference,
+            "settings": facts.settings,
+            "provenance": facts.provenance,
+            "changed": facts.changed,
+            "recipe": facts.recipe,
+            "inputs": facts.inputs,
+        }),
         source: "the files of the run",
         data: json!({
             "sections": report.sections,
@@ -100,6 +134,58 @@ pub fn page(report: &Report) -> String {
     .to_html()
 }
 
+/// An evaluated model as the template reads it.
+#[derive(Serialize)]
+struct ShownModel<'m> {
+    name: &'m str,
+    weights: &'m str,
+    average: Cell,
+    /// EM over data sets as a part of 100.
+    percent: String,
+    /// EM on each data set of all models.
+    datasets: Vec<Cell>,
+    /// (questions of, every figure)
+    figures: Vec<(&'m str, Vec<Cell>)>,
+}
+
+/// A figure, and its interval where it has one.
+#[derive(Serialize)]
+struct Cell {
+    text: String,
+    interval: Option<String>,
+}
+
+impl<'m> ShownModel<'m> {
+    fn of(model: &'m Model, names: &[&str]) -> Self {
+        let figures = &model.figures;
+        let em = |em: f64, of: Of<'_>| Cell {
+            text: format!("{em:.3}"),
+            interval: model.em_interval(of),
+        };
+        let nothing = || Cell { text: "–".to_owned(), interval: None };
+        let dataset = |name: &&str| {
+            let stats = figures.datasets.get(*name);
+            stats.map_or_else(nothing, |stats| em(stats.em, Of::Dataset(name)))
+        };
+        let sets = figures.datasets.iter().map(|(name, stats)| (&**name, Of::Dataset(name), stats));
+        let row = |(name, of, stats)| {
+            let cell = |column: &Column| Cell {
+                text: (column.value)(stats),
+                interval: (column.title == EM).then(|| model.em_interval(of)).flatten(),
+            };
+            (name, COLUMNS.iter().map(cell).collect())
+        };
+        Self {
+            name: &model.name,
+            weights: &model.weights,
+            average: em(figures.average_em, Of::Average),
+            percent: format!("{:.1}", 100.0 * figures.average_em.clamp(0.0, 1.0)),
+            datasets: names.iter().map(dataset).collect(),
+            figures: [("all", Of::All, &figures.all)].into_iter().chain(sets).map(row).collect(),
+        }
+    }
+}
+
 /// What the viewer opens with: where the penalty lies, in a run that has one.
 fn title_of_episodes(report: &Report) -> &'static str {
     match report.facts.kl {
@@ -108,37 +194,9 @@ fn title_of_episodes(report: &Report) -> &'static str {
     }
 }
 
-/// The template with its `{{slots}}` filled. What is filled in is not searched for slots again.
-pub fn filled(template: &str, slot: impl Fn(&str) -> String) -> String {
-    let mut parts = template.split("{{");
-    let mut page = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let (name, rest) = part.split_once("}}").expect("a slot of the template is closed");
-        page += &slot(name);
-        page += rest;
-    }
-    page
-}
-
-/// Text as HTML, between tags and inside quoted attributes.
-pub fn escaped(text: &str) -> String {
-    let mut html = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => html.push_str("&amp;"),
-            '<' => html.push_str("&lt;"),
-            '>' => html.push_str("&gt;"),
-            '"' => html.push_str("&quot;"),
-            '\'' => html.push_str("&#39;"),
-            c => html.push(c),
-        }
-    }
-    html
-}
-
 /// A value as JSON inside a `<script>` element: no `<` is left that could end the element or open a
 /// comment in it.
-pub fn embedded(value: &impl Serialize) -> String {
+fn embedded(value: &impl Serialize) -> String {
     // `<` occurs in JSON inside strings alone, where \u003c is the same character.
     serde_json::to_string(value)
         .expect("keys are text and values are finite or null")
@@ -158,128 +216,6 @@ pub fn number(x: f64) -> String {
         0.001.. => format!("{x:.4}"),
         _ => format!("{x:.2e}"),
     }
-}
-
-fn note(title: &str, lines: &[String]) -> String {
-    if lines.is_empty() {
-        return String::new();
-    }
-    let items: String = lines.iter().map(|line| format!("<li>{}</li>", escaped(line))).collect();
-    format!(
-        "<section class=\"note\" aria-label=\"{0}\"><strong>{0}</strong><ul>{items}</ul></section>",
-        escaped(title)
-    )
-}
-
-fn results(models: &[Model]) -> String {
-    if models.is_empty() {
-        return "<p class=\"note\">No model of this run was evaluated (yet).</p>".to_owned();
-    }
-    let card = |model: &Model| {
-        let em = model.figures.average_em;
-        let sure = model
-            .em_interval(Of::Average)
-            .map_or(String::new(), |sure| format!(" <span class=\"sure\">{sure}</span>"));
-        format!(
-            "<li class=\"card\"><span class=\"what\">{}</span><strong>{em:.3}</strong>{sure}<span \
-             class=\"meter\" style=\"--share:{:.1}%\"></span></li>",
-            escaped(&model.name),
-            100.0 * em.clamp(0.0, 1.0)
-        )
-    };
-    let cards: String = models.iter().map(card).collect();
-    let mut html = format!(
-        "<p class=\"muted\">Exact match on the test questions, unweighted mean over data sets; in \
-         brackets 95 % intervals over the questions.</p><ul class=\"cards\">{cards}</ul>"
-    );
-    html += "<h3>Exact match by data set</h3>";
-    html += &exact_match(models);
-    // Closed, so that what the KL does is on the first screens.
-    html + "<details><summary>All figures</summary>" + &all_figures(models) + "</details>"
-}
-
-/// EM of every model on every data set.
-fn exact_match(models: &[Model]) -> String {
-    let names = datasets(models);
-    let figures = names.iter().copied().chain(["mean over data sets"]).map(PageHead::Figure);
-    let heads =
-        [PageHead::Text("model")].into_iter().chain(figures).chain([PageHead::Text("weights")]);
-    let row = |model: &Model| {
-        let em = |em: Option<f64>, of: Of<'_>| {
-            em.map_or("<td>–</td>".to_owned(), |em| {
-                format!("<td>{em:.3}{}</td>", sure(model, of))
-            })
-        };
-        let figures = &model.figures;
-        let cells: String = names
-            .iter()
-            .map(|name| em(figures.datasets.get(*name).map(|stats| stats.em), Of::Dataset(name)))
-            .collect();
-        let average = em(Some(figures.average_em), Of::Average);
-        format!(
-            "<th scope=\"row\">{}</th>{cells}{average}<td class=\"text\">{}</td>",
-            escaped(&model.name),
-            escaped(&model.weights)
-        )
-    };
-    table(heads, models.iter().map(row))
-}
-
-fn all_figures(models: &[Model]) -> String {
-    let figures = COLUMNS.iter().map(|column| PageHead::Figure(column.title));
-    let heads = ["model", "questions of"].map(PageHead::Text).into_iter().chain(figures);
-    let rows = models.iter().flat_map(|model| {
-        let of_sets = model
-            .figures
-            .datasets
-            .iter()
-            .map(|(name, stats)| (name.as_str(), Of::Dataset(name), stats));
-        [("all", Of::All, &model.figures.all)].into_iter().chain(of_sets).map(
-            move |(set, of, stats)| {
-                let cell = |column: &Column| {
-                    let sure = if column.title == EM { sure(model, of) } else { String::new() };
-                    format!("<td>{}{sure}</td>", escaped(&(column.value)(stats)))
-                };
-                let cells: String = COLUMNS.iter().map(cell).collect();
-                format!(
-                    "<th scope=\"row\">{}</th><td class=\"text\">{}</td>{cells}",
-                    escaped(&model.name),
-                    escaped(set)
-                )
-            },
-        )
-    });
-    table(heads, rows)
-}
-
-/// The interval beside an EM in a cell.
-fn sure(model: &Model, of: Of<'_>) -> String {
-    model
-        .em_interval(of)
-        .map_or(String::new(), |sure| format!(" <span class=\"sure\">{sure}</span>"))
-}
-
-/// The head of a column, aligned as its cells are.
-enum PageHead<'h> {
-    Text(&'h str),
-    Figure(&'h str),
-}
-
-/// A table that scrolls by itself where it is wider than the screen; rows are cells already.
-fn table<'h>(
-    heads: impl Iterator<Item = PageHead<'h>>,
-    rows: impl Iterator<Item = String>,
-) -> String {
-    let head = |head| match head {
-        PageHead::Text(text) => format!("<th scope=\"col\" class=\"text\">{}</th>", escaped(text)),
-        PageHead::Figure(text) => format!("<th scope=\"col\">{}</th>", escaped(text)),
-    };
-    let heads: String = heads.map(head).collect();
-    let rows: String = rows.map(|row| format!("<tr>{row}</tr>")).collect();
-    format!(
-        "<div class=\"scroll\" \
-         tabindex=\"0\"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
 }
 
 fn what_is_shown(episodes: &Episodes) -> String {
@@ -309,58 +245,6 @@ fn what_is_shown(episodes: &Episodes) -> String {
 
 fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
-fn what_was_run(report: &Report) -> String {
-    let facts = &report.facts;
-    let pairs = |pairs: &[(String, String)]| {
-        let items: String = pairs
-            .iter()
-            .map(|(what, value)| {
-                format!("<div><dt>{}</dt><dd>{}</dd></div>", escaped(what), escaped(value))
-            })
-            .collect();
-        format!("<dl class=\"facts\">{items}</dl>")
-    };
-    let mut html =
-        pairs(&facts.settings) + "<h3>Program and machine</h3>" + &pairs(&facts.provenance);
-    if !facts.changed.is_empty() {
-        let rows = facts.changed.iter().map(|[key, default, value]| {
-            format!(
-                "<th scope=\"row\">{}</th><td class=\"text\">{}</td><td class=\"text\">{}</td>",
-                escaped(key),
-                escaped(default),
-                escaped(value)
-            )
-        });
-        let table = table(["key", "default", "this run"].map(PageHead::Text).into_iter(), rows);
-        html += &format!(
-            "<details><summary>Settings that differ from the defaults \
-             ({})</summary>{table}</details>",
-            facts.changed.len()
-        );
-    }
-    if !facts.recipe.is_empty() {
-        html += &format!(
-            "<details><summary>The whole recipe</summary><pre tabindex=\"0\">{}</pre></details>",
-            escaped(&facts.recipe)
-        );
-    }
-    if !facts.inputs.is_empty() {
-        let rows = facts.inputs.iter().map(|(name, print)| {
-            format!(
-                "<th scope=\"row\">{}</th><td class=\"text\"><code>{}</code></td>",
-                escaped(name),
-                escaped(print)
-            )
-        });
-        let table = table(["file", "fingerprint"].map(PageHead::Text).into_iter(), rows);
-        html += &format!(
-            "<details><summary>Input files ({})</summary>{table}</details>",
-            facts.inputs.len()
-        );
-    }
-    html
 }
 
 #[cfg(test)]

@@ -76,18 +76,6 @@ fn the_data_reaches_the_scripts_unchanged() {
 }
 
 #[test]
-fn slots_in_the_data_stay_text() {
-    assert_eq!(
-        filled("a{{x}}b{{y}}", |name| if name == "x" {
-            "{{y}}".to_owned()
-        } else {
-            "1".to_owned()
-        }),
-        "a{{y}}b1"
-    );
-}
-
-#[test]
 fn every_em_has_its_interval_beside_it() {
     let of = |low, high| BTreeMap::from([("em".to_owned(), Interval { low, high })]);
     let datasets = BTreeMap::from([("tiny".to_owned(), of(0.25, 0.75))]);
@@ -96,7 +84,9 @@ fn every_em_has_its_interval_beside_it() {
     let datasets = BTreeMap::from([("tiny".to_owned(), stats)]);
     let figures =
         Figures { all: stats, average_em: 0.5, datasets, intervals: Some(intervals), arcap: None };
-    let html = results(&[Model { name: "kd".to_owned(), figures, ..Model::default() }]);
+    let models = vec![Model { name: "kd".to_owned(), figures, ..Model::default() }];
+    let facts = Facts { models, ..Facts::default() };
+    let html = page(&Report { facts, ..Report::default() });
     // Card, average, the data set in two tables, all questions.
     for (interval, n) in [("[0.375, 0.625]", 2), ("[0.250, 0.750]", 2), ("[0.125, 0.875]", 1)] {
         assert_eq!(html.matches(interval).count(), n, "{interval} in {html}");
