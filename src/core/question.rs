@@ -6,7 +6,7 @@ use serde::{
 use std::fmt;
 
 /// A question and everything known about its answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Question {
     /// Unique within its data set.
     pub id: String,
@@ -30,11 +30,9 @@ impl Question {
     pub fn new(question: &str, golden_answers: &[&str]) -> Self {
         Self {
             id: question.to_owned(),
-            dataset: String::new(),
             question: question.to_owned(),
             golden_answers: golden_answers.iter().map(|&gold| gold.to_owned()).collect(),
-            supporting: Vec::new(),
-            supporting_kind: String::new(),
+            ..Self::default()
         }
     }
 }

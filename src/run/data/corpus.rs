@@ -59,11 +59,11 @@ impl Corpus {
     /// # Errors
     /// A line that is no passage, or repeats an id (file and line numbers); an empty file.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let io = |source| DataError::Io { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(io)?;
+        let io = DataError::io(path);
+        let mut file = File::open(path).map_err(&io)?;
         let mut magic = [0; 2];
         let is_gzip = file.read_exact(&mut magic).is_ok() && magic == GZIP_MAGIC;
-        let text = if is_gzip || file.metadata().map_err(io)?.len() == 0 {
+        let text = if is_gzip || file.metadata().map_err(&io)?.len() == 0 {
             // An empty file cannot be mapped.
             Text::Unpacked(read_bytes(path)?)
         } else {
@@ -75,15 +75,10 @@ impl Corpus {
             Text::Mapped(map)
         };
         check_encoding(path, text.bytes())?;
-        let scan = Scan::run(path, text.bytes())?;
+        let mut scan = CorpusScan::run(path, text.bytes())?;
         scan.half_pairs.tell(path);
-        if scan.offsets.is_empty() {
-            return Err(DataError::Empty {
-                path: path.to_owned(),
-                what: "passages",
-                hint: "one {\"id\", \"contents\"} or {\"id\", \"title\", \"text\"} a line",
-            });
-        }
+        let hint = "one {\"id\", \"contents\"} or {\"id\", \"title\", \"text\"} a line";
+        scan.offsets = DataError::if_empty(path, scan.offsets, "passages", hint)?;
         if let Some((first, second)) = duplicate(text.bytes(), &scan) {
             let id = parse(line_at(text.bytes(), scan.offsets[second]))
                 .map(|parsed| parsed.id.into_owned())
@@ -93,7 +88,7 @@ impl Corpus {
                 "field `id`: \"{id}\" is already the id of line {}; hint: ids must be unique",
                 line(first)
             );
-            return Err(DataError::Line { path: path.to_owned(), line: line(second), why });
+            return Err(DataError::line(path, line(second), why));
         }
         Ok(Self {
             fingerprint: scan.fingerprint,
@@ -143,28 +138,23 @@ impl Corpus {
     /// # Errors
     /// `idx` out of range; a line that changed since the corpus was opened.
     pub fn passage(&self, idx: usize) -> Result<Passage, DataError> {
-        let out_of_range = |path: &Path| DataError::Format {
-            path: path.to_owned(),
-            why: format!(
+        if idx >= self.len() {
+            let why = format!(
                 "passage {idx} was asked for, but there are {}; hint: was the index built from \
                  this corpus?",
                 self.len()
-            ),
-        };
+            );
+            let path = self.path().unwrap_or(Path::new("(passages in memory)"));
+            return Err(DataError::format(path, why));
+        }
         match &self.store {
-            Store::Passages(passages) => passages
-                .get(idx)
-                .cloned()
-                .ok_or_else(|| out_of_range(Path::new("(passages in memory)"))),
+            Store::Passages(passages) => Ok(passages[idx].clone()),
             Store::Lines { path, text, offsets } => {
-                let &offset = offsets.get(idx).ok_or_else(|| out_of_range(path))?;
-                let parsed =
-                    parse(line_at(text.bytes(), offset)).map_err(|why| DataError::Line {
-                        path: path.clone(),
-                        line: line_number(text.bytes(), offset),
-                        why: format!("{why} (the file changed while it was open)"),
-                    })?;
-                Ok(Passage { id: parsed.id.into_owned(), contents: parsed.contents.into_owned() })
+                let changed = |why| {
+                    let why = format!("{why} (the file changed while it was open)");
+                    DataError::line(path, line_number(text.bytes(), offsets[idx]), why)
+                };
+                Ok(parse(line_at(text.bytes(), offsets[idx])).map_err(changed)?.into())
             }
         }
     }
@@ -176,16 +166,18 @@ impl Corpus {
     }
 }
 
-/// What one pass over the text finds.
-struct Scan {
+/// Result of one pass over the text.
+#[derive(Default)]
+struct CorpusScan {
     offsets: Vec<u64>,
     id_hashes: Vec<u64>,
     fingerprint: String,
     half_pairs: HalfPairs,
 }
 
+/// Result of a pass over a piece of the text.
 #[derive(Default)]
-struct Chunk {
+struct ScannedPiece {
     offsets: Vec<u64>,
     id_hashes: Vec<u64>,
     digests: Vec<[u8; 32]>,
@@ -194,14 +186,9 @@ struct Chunk {
     half_pairs: Vec<(usize, usize)>,
 }
 
-impl Scan {
+impl CorpusScan {
     fn run(path: &Path, text: &[u8]) -> Result<Self, DataError> {
-        let mut scan = Self {
-            offsets: Vec::new(),
-            id_hashes: Vec::new(),
-            fingerprint: String::new(),
-            half_pairs: HalfPairs::default(),
-        };
+        let mut scan = Self::default();
         let mut outer = Sha256::new();
         let mut n_lines = 0;
         for batch in chunk_ranges(text).chunks(CHUNKS_AT_ONCE) {
@@ -211,18 +198,14 @@ impl Scan {
                 .collect();
             // In order, so that the first bad line of the file is the one reported.
             for chunk in chunks {
-                let chunk = chunk.map_err(|(line, why)| DataError::Line {
-                    path: path.to_owned(),
-                    line: n_lines + line,
-                    why,
-                })?;
+                let chunk =
+                    chunk.map_err(|(line, why)| DataError::line(path, n_lines + line, why))?;
                 scan.offsets.extend(chunk.offsets);
                 scan.id_hashes.extend(chunk.id_hashes);
                 chunk.digests.iter().for_each(|digest| outer.update(digest));
-                chunk
-                    .half_pairs
-                    .iter()
-                    .for_each(|&(n, line)| scan.half_pairs.add(n, n_lines + line));
+                for (n, line) in chunk.half_pairs {
+                    scan.half_pairs.add(n, n_lines + line);
+                }
                 n_lines += chunk.n_lines;
             }
         }
@@ -249,8 +232,8 @@ fn chunk_ranges(text: &[u8]) -> Vec<(usize, usize)> {
 }
 
 /// Checks the lines of one piece; a bad one comes back with its number within the piece.
-fn scan_chunk(text: &[u8], start: u64) -> Result<Chunk, (usize, String)> {
-    let mut chunk = Chunk::default();
+fn scan_chunk(text: &[u8], start: u64) -> Result<ScannedPiece, (usize, String)> {
+    let mut chunk = ScannedPiece::default();
     let mut offset = start;
     for line in text.split_inclusive(|&byte| byte == b'\n') {
         chunk.n_lines += 1;
@@ -279,7 +262,7 @@ fn line_number(text: &[u8], offset: u64) -> usize {
 }
 
 /// The first pair of rows with one id, by the later one's position.
-fn duplicate(text: &[u8], scan: &Scan) -> Option<(usize, usize)> {
+fn duplicate(text: &[u8], scan: &CorpusScan) -> Option<(usize, usize)> {
     let mut by_hash: Vec<(u64, usize)> = scan.id_hashes.iter().copied().zip(0..).collect();
     by_hash.par_sort_unstable();
     let id = |row: usize| parse(line_at(text, scan.offsets[row])).map(|parsed| parsed.id).ok();
@@ -435,7 +418,7 @@ mod tests {
         let text = format!("\n{}{}", line(0), line(1));
         let mut expected = HalfPairs::default();
         (0..2).for_each(|i| expected.add(2, i + 2));
-        assert_eq!(Scan::run(Path::new("x"), text.as_bytes()).unwrap().half_pairs, expected);
+        assert_eq!(CorpusScan::run(Path::new("x"), text.as_bytes()).unwrap().half_pairs, expected);
     }
 
     #[test]

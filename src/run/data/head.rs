@@ -5,7 +5,7 @@
 //! further down, which is found when the file is read.
 use super::{
     DataError,
-    jsonl::{GZIP_MAGIC, without_mark},
+    jsonl::{GZIP_MAGIC, beginning, without_mark},
 };
 use dgpo_models::files::write_file;
 use std::{
@@ -33,14 +33,14 @@ pub fn check_file<T>(
     whole_bytes: u64,
     read: impl Fn(&Path) -> Result<T, DataError>,
 ) -> Result<Option<T>, DataError> {
-    let io = |source| DataError::Io { path: path.to_owned(), source };
+    let io = DataError::io(path);
     tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
-        let Some((head, name)) = long_head(path, whole_bytes).map_err(io)? else {
+        let Some((head, name)) = long_head(path, whole_bytes).map_err(&io)? else {
             return read(path).map(Some);
         };
-        let folder = tempfile::tempdir().map_err(io)?;
+        let folder = tempfile::tempdir().map_err(&io)?;
         let part = folder.path().join(name);
-        write_file(&part, head).map_err(io)?;
+        write_file(&part, head).map_err(&io)?;
         read(&part).map(|_| None).map_err(|error| error.at(path))
     })
 }
@@ -64,27 +64,17 @@ pub fn estimated_rows(path: &Path) -> Option<usize> {
 /// The whole first lines of a long file, unpacked, and the name the part may have; None of a short
 /// one, and of what is no text.
 fn long_head(path: &Path, whole_bytes: u64) -> io::Result<Option<(Vec<u8>, String)>> {
-    let mut file = File::open(path)?;
+    let file = File::open(path)?;
     if file.metadata()?.len() <= whole_bytes {
         return Ok(None);
     }
-    let mut head = Vec::new();
-    file.by_ref().take(HEAD_BYTES).read_to_end(&mut head)?;
-    if head.starts_with(b"PAR1") {
+    let mut text = beginning(&file, HEAD_BYTES)?;
+    if text.starts_with(b"PAR1") {
         return Ok(None);
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut text = head;
-    if text.starts_with(&GZIP_MAGIC) {
-        let mut unpacked = Vec::new();
-        // Of the first megabytes alone: that the last member is cut off says nothing.
-        let _ = flate2::read::MultiGzDecoder::new(text.as_slice())
-            .take(HEAD_BYTES)
-            .read_to_end(&mut unpacked);
-        text = unpacked;
     }
     let Some(last) = text.iter().rposition(|&byte| byte == b'\n') else { return Ok(None) };
     text.truncate(last + 1);
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(Some((text, name.strip_suffix(".gz").unwrap_or(&name).to_owned())))
 }
 

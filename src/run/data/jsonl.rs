@@ -1,11 +1,12 @@
 //! JSON Lines, plain or gzip, with errors that name file, line, field and remedy.
 //!
 //! For files that fit into memory (questions, episodes). Lines of white space alone are skipped;
-//! unknown keys are ignored. Every reader of JSON Lines goes through [`Fields::parse`], the corpus
-//! where its own faster parser gives up.
+//! unknown keys are ignored. Every reader of JSON Lines goes through [`RowFields::parse`], the
+//! corpus where its own faster parser gives up.
 
 use super::{DataError, lenient};
 use dgpo_models::files::replace_file;
+use flate2::read::MultiGzDecoder;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{self, Unexpected, Visitor},
@@ -15,7 +16,8 @@ use std::{
     borrow::Cow,
     collections::BTreeSet,
     fmt,
-    io::{BufWriter, ErrorKind, Read, Write},
+    fs::File,
+    io::{BufReader, BufWriter, ErrorKind, Read, Seek, Write},
     path::Path,
     sync::{Mutex, PoisonError},
 };
@@ -55,8 +57,7 @@ pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
 /// The file's bytes; gzip is recognised by its first two bytes, not by the name, and unpacked (all
 /// members of it).
 pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
-    let io = |source| DataError::Io { path: path.to_owned(), source };
-    let packed = std::fs::read(path).map_err(io)?;
+    let packed = std::fs::read(path).map_err(DataError::io(path))?;
     if !packed.starts_with(&GZIP_MAGIC) {
         return Ok(packed);
     }
@@ -64,28 +65,40 @@ pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
 }
 
 fn unpacked(path: &Path, packed: &[u8], limit: u64) -> Result<Vec<u8>, DataError> {
-    let format = |why: String| DataError::Format { path: path.to_owned(), why };
     let mut plain = Vec::with_capacity(packed.len() * 4);
     // The packed bytes are in memory: what fails here is what they say, not the disk.
-    flate2::read::MultiGzDecoder::new(packed).take(limit + 1).read_to_end(&mut plain).map_err(
-        |error| {
-            format(match error.kind() {
-                ErrorKind::UnexpectedEof => {
-                    "the gzip file is cut off; hint: download or copy it again".to_owned()
-                }
-                _ => format!("the gzip file is damaged ({error}); hint: download or copy it again"),
-            })
-        },
-    )?;
-    if plain.len() as u64 > limit {
-        return Err(format(format!(
+    let unpacked = MultiGzDecoder::new(packed).take(limit + 1).read_to_end(&mut plain);
+    let why = match unpacked {
+        Ok(_) if plain.len() as u64 <= limit => return Ok(plain),
+        Ok(_) => format!(
             "the gzip file of {} bytes unpacks to more than {limit}, which is not what text does; \
              hint: if that is right, unpack it to disk: gunzip --keep {}",
             packed.len(),
             path.display()
-        )));
+        ),
+        Err(error) => {
+            let what = match error.kind() {
+                ErrorKind::UnexpectedEof => "cut off".to_owned(),
+                _ => format!("damaged ({error})"),
+            };
+            format!("the gzip file is {what}; hint: download or copy it again")
+        }
+    };
+    Err(DataError::format(path, why))
+}
+
+/// Text of a file, of up to `max` bytes from its beginning, unpacked where it is gzip. What is
+/// wrong with a packed file behind that does not matter to what came before it.
+pub(super) fn beginning(mut file: &File, max: u64) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    file.take(max).read_to_end(&mut head)?;
+    if !head.starts_with(&GZIP_MAGIC) {
+        return Ok(head);
     }
-    Ok(plain)
+    file.rewind()?;
+    let mut text = Vec::new();
+    _ = MultiGzDecoder::new(BufReader::new(file)).take(max).read_to_end(&mut text);
+    Ok(text)
 }
 
 /// Refuses what is too long for a line of its kind.
@@ -100,7 +113,7 @@ pub(super) fn check_length(n_bytes: usize, most: usize) -> Result<(), String> {
 }
 
 /// The object of one line. Accessors return what is wrong as text; the caller adds file and line.
-pub(crate) struct Fields {
+pub(crate) struct RowFields {
     pub object: Map<String, Value>,
     /// Of the file, from 1.
     pub line: usize,
@@ -110,7 +123,7 @@ pub(crate) struct Fields {
     pub n_half_pairs: usize,
 }
 
-impl Fields {
+impl RowFields {
     pub(crate) fn new(object: Map<String, Value>, line: usize) -> Self {
         Self { object, line, n_not_numbers: 0, n_half_pairs: 0 }
     }
@@ -148,32 +161,31 @@ impl Fields {
     /// The value of a field that must be there.
     pub(crate) fn value(&self, key: &str) -> Result<&Value, String> {
         match self.object.get(key) {
-            Some(Value::Null) => Err(format!(
-                "field `{key}` is {}; hint: write its value, or remove the row",
-                self.null()
-            )),
+            Some(Value::Null) => {
+                Err(wrong(key, format_args!("is {}", self.null()), WRITE_OR_REMOVE))
+            }
             Some(value) => Ok(value),
-            None => Err(format!("field `{key}` is missing; hint: the line has {}", self.keys())),
+            None => Err(wrong(key, "is missing", &format!("the line has {}", self.keys()))),
         }
     }
 
     /// A string; a whole number is taken as its digits (ids are written both ways).
     pub(crate) fn string(&self, key: &str) -> Result<String, String> {
+        const STRING: &str = "must be a string";
         match self.value(key)? {
             Value::String(text) => Ok(text.clone()),
             Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
             // Its digits are gone: two of them may have become one.
-            Value::Number(_) => Err(format!(
-                "field `{key}` must be a string or a whole number of at most 64 bits; hint: \
-                 {QUOTE}"
+            Value::Number(_) => Err(wrong(
+                key,
+                format_args!("{STRING} or a whole number of at most 64 bits"),
+                QUOTE,
             )),
-            Value::Bool(_) => {
-                Err(format!("field `{key}` must be a string, found a boolean; hint: {QUOTE}"))
+            Value::Bool(_) => Err(wrong(key, format_args!("{STRING}, found a boolean"), QUOTE)),
+            other => {
+                let what = format_args!("{STRING}, found {}", kind(other)).to_string();
+                Err(wrong(key, what, "write one text"))
             }
-            other => Err(format!(
-                "field `{key}` must be a string, found {}; hint: write one text",
-                kind(other)
-            )),
         }
     }
 
@@ -203,8 +215,15 @@ impl Fields {
     }
 }
 
-/// What to do with a value that lacks them.
+/// Remedies.
 const QUOTE: &str = "put it in quotation marks";
+const WRITE_OR_REMOVE: &str = "write its value, or remove the row";
+const LIST: &str = "write [\"answer\"]";
+
+/// A complaint about a field.
+fn wrong(key: &str, what: impl fmt::Display, hint: &str) -> String {
+    format!("field `{key}` {what}; hint: {hint}")
+}
 
 /// `value` as gold answers: a list of strings, or one string alone.
 pub(crate) fn answers(value: &Value, key: &str) -> Result<Vec<String>, String> {
@@ -214,46 +233,35 @@ pub(crate) fn answers(value: &Value, key: &str) -> Result<Vec<String>, String> {
         Value::String(text)
             if text.trim_start().starts_with('[') && text.trim_end().ends_with(']') =>
         {
-            return Err(format!(
-                "field `{key}` is a list written as text, {text:?}; hint: write [\"answer\"] \
-                 without quotation marks around it"
-            ));
+            let what = format!("is a list written as text, {text:?}");
+            return Err(wrong(key, what, &format!("{LIST} without quotation marks around it")));
         }
         Value::String(_) => std::slice::from_ref(value),
-        Value::Null => {
-            return Err(format!("field `{key}` is null; hint: write its value, or remove the row"));
-        }
+        Value::Null => return Err(wrong(key, "is null", WRITE_OR_REMOVE)),
         other => {
-            return Err(format!(
-                "field `{key}` must be a list of strings, found {}; hint: write [\"answer\"]",
-                kind(other)
-            ));
+            let what = format!("must be a list of strings, found {}", kind(other));
+            return Err(wrong(key, what, LIST));
         }
     };
     if items.is_empty() {
-        return Err(format!(
-            "field `{key}` is empty; hint: a question needs at least one gold answer, or leave the \
-             row out"
-        ));
+        let hint = "a question needs at least one gold answer, or leave the row out";
+        return Err(wrong(key, "is empty", hint));
     }
     let answer = |(item, place): (&Value, usize)| match item {
-        Value::String(text) if dgpo_core::text::strip(text).is_empty() => Err(format!(
-            "field `{key}` holds a blank answer; hint: it would match nothing or everything, \
-             remove it"
-        )),
+        Value::String(text) if dgpo_core::text::strip(text).is_empty() => {
+            let hint = "it would match nothing or everything, remove it";
+            Err(wrong(key, "holds a blank answer", hint))
+        }
         Value::String(text) => Ok(text.clone()),
-        Value::Null => Err(format!(
-            "field `{key}` holds null in place {place}; hint: remove it, or leave the row out"
-        )),
-        Value::Number(_) | Value::Bool(_) => Err(format!(
-            "field `{key}` must hold strings only, found {} in place {place}; hint: {QUOTE}",
-            kind(item)
-        )),
-        other => Err(format!(
-            "field `{key}` must hold strings only, found {} in place {place}; hint: write \
-             [\"answer\"]",
-            kind(other)
-        )),
+        Value::Null => {
+            let what = format!("holds null in place {place}");
+            Err(wrong(key, what, "remove it, or leave the row out"))
+        }
+        other => {
+            let what = format!("must hold strings only, found {} in place {place}", kind(item));
+            let is_word = matches!(other, Value::Number(_) | Value::Bool(_));
+            Err(wrong(key, what, if is_word { QUOTE } else { LIST }))
+        }
     };
     items.iter().zip(1..).map(answer).collect()
 }
@@ -280,45 +288,37 @@ pub(crate) fn json_error(error: &serde_json::Error) -> String {
 /// A string borrowed from its line where it has no escapes. With `OR_NUMBER` a whole number is
 /// taken as its digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Text<'a, const OR_NUMBER: bool>(pub Cow<'a, str>);
+pub(crate) struct LineText<'a, const OR_NUMBER: bool>(pub(crate) Cow<'a, str>);
 
-impl<'de: 'a, 'a, const OR_NUMBER: bool> Deserialize<'de> for Text<'a, OR_NUMBER> {
+impl<'de: 'a, 'a, const OR_NUMBER: bool> Deserialize<'de> for LineText<'a, OR_NUMBER> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader<const OR_NUMBER: bool>;
-        impl<'de, const OR_NUMBER: bool> Visitor<'de> for Reader<OR_NUMBER> {
-            type Value = Text<'de, OR_NUMBER>;
+        struct TextVisitor<const OR_NUMBER: bool>;
+        impl<'de, const OR_NUMBER: bool> Visitor<'de> for TextVisitor<OR_NUMBER> {
+            type Value = LineText<'de, OR_NUMBER>;
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str(if OR_NUMBER {
-                    "a string or a whole number"
-                } else {
-                    "a string"
-                })
+                formatter.write_str("a string")?;
+                if OR_NUMBER { formatter.write_str(" or a whole number") } else { Ok(()) }
             }
             fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
+                Ok(LineText(Cow::Borrowed(text)))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
-            }
-            fn visit_string<E: de::Error>(self, text: String) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text)))
+                Ok(LineText(Cow::Owned(text.to_owned())))
             }
             fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
-                if OR_NUMBER {
-                    Ok(Text(Cow::Owned(number.to_string())))
-                } else {
-                    Err(E::invalid_type(Unexpected::Unsigned(number), &self))
+                match OR_NUMBER {
+                    true => Ok(LineText(Cow::Owned(number.to_string()))),
+                    false => Err(E::invalid_type(Unexpected::Unsigned(number), &self)),
                 }
             }
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
-                if OR_NUMBER {
-                    Ok(Text(Cow::Owned(number.to_string())))
-                } else {
-                    Err(E::invalid_type(Unexpected::Signed(number), &self))
+                match OR_NUMBER {
+                    true => Ok(LineText(Cow::Owned(number.to_string()))),
+                    false => Err(E::invalid_type(Unexpected::Signed(number), &self)),
                 }
             }
         }
-        deserializer.deserialize_any(Reader)
+        deserializer.deserialize_any(TextVisitor)
     }
 }
 
@@ -326,7 +326,7 @@ impl<'de: 'a, 'a, const OR_NUMBER: bool> Deserialize<'de> for Text<'a, OR_NUMBER
 /// line number. Text that had to be replaced is said once.
 pub(crate) fn for_each_row(
     path: &Path,
-    mut row: impl FnMut(&Fields) -> Result<(), String>,
+    mut row: impl FnMut(&RowFields) -> Result<(), String>,
 ) -> Result<(), DataError> {
     let bytes = read_bytes(path)?;
     check_encoding(path, &bytes)?;
@@ -335,12 +335,12 @@ pub(crate) fn for_each_row(
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let parsed = Fields::parse(line).and_then(|fields| {
-            let fields = Fields { line: line_idx + 1, ..fields };
+        let parsed = RowFields::parse(line).and_then(|fields| {
+            let fields = RowFields { line: line_idx + 1, ..fields };
             half_pairs.add(fields.n_half_pairs, fields.line);
             row(&fields)
         });
-        parsed.map_err(|why| DataError::Line { path: path.to_owned(), line: line_idx + 1, why })?;
+        parsed.map_err(|why| DataError::line(path, line_idx + 1, why))?;
     }
     half_pairs.tell(path);
     Ok(())
@@ -393,13 +393,13 @@ pub(crate) fn warn_once(text: String) {
 /// If the text is UTF-16, whose first two bytes say so.
 pub(super) fn check_encoding(path: &Path, text: &[u8]) -> Result<(), DataError> {
     match text {
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err(DataError::Format {
-            path: path.to_owned(),
-            why: format!(
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err(DataError::format(
+            path,
+            format!(
                 "the text is UTF-16; hint: iconv -f UTF-16 -t UTF-8 {0} > {0}.utf8",
                 path.display()
             ),
-        }),
+        )),
         _ => Ok(()),
     }
 }
@@ -470,7 +470,7 @@ mod tests {
     #[test]
     fn a_line_beyond_all_measure_is_refused_with_its_length() {
         let line = vec![b' '; MAX_LINE_BYTES + 1];
-        let error = Fields::parse(&line).err().unwrap();
+        let error = RowFields::parse(&line).err().unwrap();
         assert!(
             error.contains("the line has 16777217 bytes") && error.contains("hint: "),
             "{error}"

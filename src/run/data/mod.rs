@@ -15,7 +15,7 @@ pub mod sampler;
 mod search_r1;
 pub mod trajectories;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -38,8 +38,34 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// A file that cannot be read.
+    fn io(path: &Path) -> impl Fn(std::io::Error) -> Self {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+
+    fn format(path: &Path, why: impl Into<String>) -> Self {
+        Self::Format { path: path.to_owned(), why: why.into() }
+    }
+
+    fn line(path: &Path, line: usize, why: String) -> Self {
+        Self::Line { path: path.to_owned(), line, why }
+    }
+
+    /// Refuses a file without rows.
+    pub(crate) fn if_empty<T>(
+        path: &Path,
+        rows: Vec<T>,
+        what: &'static str,
+        hint: &'static str,
+    ) -> Result<Vec<T>, Self> {
+        match rows.is_empty() {
+            true => Err(Self::Empty { path: path.to_owned(), what, hint }),
+            false => Ok(rows),
+        }
+    }
+
     /// The same, of the file that the one read was a part of.
-    fn at(self, path: &std::path::Path) -> Self {
+    fn at(self, path: &Path) -> Self {
         let path = path.to_owned();
         match self {
             Self::Line { line, why, .. } => Self::Line { path, line, why },

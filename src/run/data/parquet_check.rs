@@ -54,12 +54,11 @@ pub(super) fn check_footer(file: &[u8]) -> Result<(), String> {
         format!("its footer should have {length} bytes, the file has {}", file.len())
     })?..tail];
     let mut n_children = Vec::new();
-    let mut thrift = Thrift { bytes: footer, at: 0 };
     // FileMetaData: field 2 is the list of columns and groups, depth first; field 5 of each, which
     // only groups have, the number of its members.
-    thrift.structure(0, &mut Vec::new(), &mut |path, value| match (path, value) {
-        ([2], Value::Element) => n_children.push(0),
-        ([2, 5], Value::Integer(n)) => {
+    Thrift { bytes: footer, at: 0 }.walk(&mut |path, value| match (path, value) {
+        ([2], ThriftValue::Element) => n_children.push(0),
+        ([2, 5], ThriftValue::Integer(n)) => {
             if let Some(last) = n_children.last_mut() {
                 *last = n;
             }
@@ -179,7 +178,7 @@ fn check_pages(file: &[u8], column: &ColumnChunkMetaData) -> Result<usize, Strin
         usize::try_from(column.num_values()).map_err(|_| "its number of values is negative")?;
     let (mut thrift, mut n_values) = (Thrift { bytes: &file[start..end], at: 0 }, 0usize);
     while n_values < n_expected {
-        let page = Page::read(&mut thrift)?;
+        let page = PageSizes::read(&mut thrift)?;
         let body = thrift.take(page.packed)?;
         let levels = page.n_level_bytes;
         if levels > page.packed || levels > page.plain || page.plain > MAX_PAGE_BYTES {
@@ -208,7 +207,7 @@ fn check_pages(file: &[u8], column: &ColumnChunkMetaData) -> Result<usize, Strin
 
 /// What a page header says of sizes.
 #[derive(Default)]
-struct Page {
+struct PageSizes {
     packed: usize,
     plain: usize,
     n_values: usize,
@@ -219,30 +218,25 @@ struct Page {
     is_packed: bool,
 }
 
-impl Page {
+impl PageSizes {
     fn read(thrift: &mut Thrift<'_>) -> Result<Self, String> {
         let mut page = Self { is_packed: true, ..Self::default() };
         let mut is_negative = false;
-        thrift.structure(0, &mut Vec::new(), &mut |path, value| {
-            if let ([8, 7], Value::Flag(is_packed)) = (path, &value) {
+        thrift.walk(&mut |path, value| {
+            if let ([8, 7], ThriftValue::Flag(is_packed)) = (path, &value) {
                 page.is_packed = *is_packed;
             }
-            let Value::Integer(n) = value else { return };
-            let place = match path {
-                [2] => &mut page.plain,
-                [3] => &mut page.packed,
-                [5, 1] | [8, 1] => &mut page.n_values,
-                [7, 1] => &mut page.n_entries,
-                [8, 5] | [8, 6] => {
-                    is_negative |= n < 0;
-                    page.n_level_bytes =
-                        page.n_level_bytes.saturating_add(usize::try_from(n).unwrap_or(0));
-                    return;
-                }
+            let ThriftValue::Integer(n) = value else { return };
+            let size = usize::try_from(n).unwrap_or(0);
+            match path {
+                [2] => page.plain = size,
+                [3] => page.packed = size,
+                [5, 1] | [8, 1] => page.n_values = size,
+                [7, 1] => page.n_entries = size,
+                [8, 5] | [8, 6] => page.n_level_bytes = page.n_level_bytes.saturating_add(size),
                 _ => return,
-            };
+            }
             is_negative |= n < 0;
-            *place = usize::try_from(n).unwrap_or(0);
         })?;
         if is_negative { Err("a page header has a negative size".to_owned()) } else { Ok(page) }
     }
@@ -279,8 +273,8 @@ fn check_unpacked(
     }
 }
 
-/// What is met on a walk.
-enum Value {
+/// A value that is met on a walk.
+enum ThriftValue {
     Integer(i64),
     Flag(bool),
     /// A list's next element begins.
@@ -293,8 +287,13 @@ struct Thrift<'b> {
     at: usize,
 }
 
-/// Told of every value with the numbers of the fields on the way to it.
-type Visit<'v> = dyn FnMut(&[i16], Value) + 'v;
+/// A walk through a structure: what it is told of every value, with the numbers of the fields on
+/// the way to it.
+struct Walk<'w, 'b> {
+    thrift: &'w mut Thrift<'b>,
+    path: Vec<i16>,
+    visit: &'w mut dyn FnMut(&[i16], ThriftValue),
+}
 
 impl<'b> Thrift<'b> {
     fn take(&mut self, n: usize) -> Result<&'b [u8], String> {
@@ -324,103 +323,93 @@ impl<'b> Thrift<'b> {
         Ok((n >> 1) as i64 ^ -((n & 1) as i64))
     }
 
-    fn structure(
-        &mut self,
-        depth: usize,
-        path: &mut Vec<i16>,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), String> {
+    /// Walks one structure.
+    fn walk(&mut self, visit: &mut dyn FnMut(&[i16], ThriftValue)) -> Result<(), String> {
+        Walk { thrift: self, path: Vec::new(), visit }.structure(0)
+    }
+}
+
+impl Walk<'_, '_> {
+    fn structure(&mut self, depth: usize) -> Result<(), String> {
         if depth > MAX_THRIFT_DEPTH {
             return Err(format!("structures nested more than {MAX_THRIFT_DEPTH} deep"));
         }
+        let too_large = "a field number of more than 16 bits";
         let mut field = 0i16;
         loop {
-            let head = self.take(1)?[0];
+            let head = self.thrift.take(1)?[0];
             if head == 0 {
                 return Ok(());
             }
             field = match head >> 4 {
-                0 => i16::try_from(self.integer()?)
-                    .map_err(|_| "a field number of more than 16 bits")?,
-                step => field
-                    .checked_add(i16::from(step))
-                    .ok_or("a field number of more than 16 bits")?,
+                0 => i16::try_from(self.thrift.integer()?).map_err(|_| too_large)?,
+                step => field.checked_add(i16::from(step)).ok_or(too_large)?,
             };
-            path.push(field);
+            self.path.push(field);
             match head & 0xf {
-                1 => visit(path, Value::Flag(true)),
-                2 => visit(path, Value::Flag(false)),
-                kind => self.value(kind, depth, path, visit)?,
+                1 => (self.visit)(&self.path, ThriftValue::Flag(true)),
+                2 => (self.visit)(&self.path, ThriftValue::Flag(false)),
+                kind => self.value(kind, depth)?,
             }
-            path.pop();
+            self.path.pop();
         }
     }
 
-    fn value(
-        &mut self,
-        kind: u8,
-        depth: usize,
-        path: &mut Vec<i16>,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), String> {
+    fn value(&mut self, kind: u8, depth: usize) -> Result<(), String> {
         match kind {
             // Of a list of booleans every element is a byte.
-            1..=3 => _ = self.take(1)?,
+            1..=3 => _ = self.thrift.take(1)?,
             4..=6 => {
-                let n = self.integer()?;
-                visit(path, Value::Integer(n));
+                let n = self.thrift.integer()?;
+                (self.visit)(&self.path, ThriftValue::Integer(n));
             }
-            7 => _ = self.take(8)?,
+            7 => _ = self.thrift.take(8)?,
             8 => {
-                let n =
-                    usize::try_from(self.varint()?).map_err(|_| "a text of more than 64 bits")?;
-                self.take(n)?;
+                let n = usize::try_from(self.thrift.varint()?)
+                    .map_err(|_| "a text of more than 64 bits")?;
+                self.thrift.take(n)?;
             }
             9 | 10 => {
-                let head = self.take(1)?[0];
-                let n = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
+                let head = self.thrift.take(1)?[0];
+                let n = match head >> 4 {
+                    15 => self.thrift.varint()?,
+                    n => u64::from(n),
+                };
                 self.check_number(n)?;
                 for _ in 0..n {
-                    visit(path, Value::Element);
-                    self.element(head & 0xf, depth, path, visit)?;
+                    (self.visit)(&self.path, ThriftValue::Element);
+                    self.element(head & 0xf, depth)?;
                 }
             }
             11 => {
-                let n = self.varint()?;
+                let n = self.thrift.varint()?;
                 self.check_number(n)?;
-                let kinds = if n > 0 { self.take(1)?[0] } else { 0 };
+                let kinds = if n > 0 { self.thrift.take(1)?[0] } else { 0 };
                 for _ in 0..n {
-                    self.element(kinds >> 4, depth, path, visit)?;
-                    self.element(kinds & 0xf, depth, path, visit)?;
+                    self.element(kinds >> 4, depth)?;
+                    self.element(kinds & 0xf, depth)?;
                 }
             }
-            12 => self.structure(depth + 1, path, visit)?,
+            12 => self.structure(depth + 1)?,
             other => return Err(format!("a value of the unknown kind {other}")),
         }
         Ok(())
     }
 
     /// Lists in lists count as depth, as structures do.
-    fn element(
-        &mut self,
-        kind: u8,
-        depth: usize,
-        path: &mut Vec<i16>,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), String> {
+    fn element(&mut self, kind: u8, depth: usize) -> Result<(), String> {
         if depth > MAX_THRIFT_DEPTH {
             return Err(format!("lists nested more than {MAX_THRIFT_DEPTH} deep"));
         }
-        self.value(kind, depth + 1, path, visit)
+        self.value(kind, depth + 1)
     }
 
     /// Every element has a byte at least.
     fn check_number(&self, n: u64) -> Result<(), String> {
-        let left = self.bytes.len() - self.at;
-        if n > left as u64 {
-            Err(format!("a list of {n} elements where {left} bytes are left"))
-        } else {
-            Ok(())
+        let left = self.thrift.bytes.len() - self.thrift.at;
+        match n > left as u64 {
+            true => Err(format!("a list of {n} elements where {left} bytes are left")),
+            false => Ok(()),
         }
     }
 }

@@ -6,35 +6,41 @@
 //! | `{"id", "title", "text"}` | `"TITLE"\nTEXT`, line ends of the title becoming spaces; the title may be empty |
 //!
 //! An id is a string or a whole number. All other keys are ignored, whatever they hold.
-use super::jsonl::{Fields, MAX_PASSAGE_BYTES, Text, check_length};
-use dgpo_core::text::strip;
+use super::jsonl::{LineText, MAX_PASSAGE_BYTES, RowFields, check_length};
+use dgpo_core::{env::search::Passage, text::strip};
 use serde::Deserialize;
 use std::borrow::Cow;
 
-/// What a line says; text without escapes is borrowed from it.
-pub(super) struct Parsed<'a> {
+/// A passage of a line; text without escapes is borrowed from it.
+pub(super) struct ParsedPassage<'a> {
     pub id: Cow<'a, str>,
     pub contents: Cow<'a, str>,
     /// Halves of surrogate pairs that were replaced.
     pub n_half_pairs: usize,
 }
 
+impl From<ParsedPassage<'_>> for Passage {
+    fn from(parsed: ParsedPassage<'_>) -> Self {
+        Self { id: parsed.id.into_owned(), contents: parsed.contents.into_owned() }
+    }
+}
+
 /// A line that is JSON and has the fields in their types: nearly every line, and parsed fast.
 #[derive(Deserialize)]
 struct RawPassage<'a> {
     #[serde(borrow)]
-    id: Text<'a, true>,
+    id: LineText<'a, true>,
     #[serde(borrow, default)]
-    contents: Option<Text<'a, false>>,
+    contents: Option<LineText<'a, false>>,
     #[serde(borrow, default)]
-    title: Option<Text<'a, false>>,
+    title: Option<LineText<'a, false>>,
     #[serde(borrow, default)]
-    text: Option<Text<'a, false>>,
+    text: Option<LineText<'a, false>>,
 }
 
 /// A line as a passage: the fast way, and where that fails field by field, which reads more and
 /// names what is wrong.
-pub(super) fn parse(line: &[u8]) -> Result<Parsed<'_>, String> {
+pub(super) fn parse(line: &[u8]) -> Result<ParsedPassage<'_>, String> {
     check_length(line.len(), MAX_PASSAGE_BYTES)?;
     let fast = serde_json::from_slice::<RawPassage<'_>>(line).ok().and_then(
         |RawPassage { id, contents, title, text }| {
@@ -45,7 +51,7 @@ pub(super) fn parse(line: &[u8]) -> Result<Parsed<'_>, String> {
                 }
                 _ => return None,
             };
-            Some(Parsed { id: id.0, contents, n_half_pairs: 0 })
+            Some(ParsedPassage { id: id.0, contents, n_half_pairs: 0 })
         },
     );
     let parsed = fast.map_or_else(|| by_field(line), Ok)?;
@@ -60,8 +66,8 @@ pub(super) fn parse(line: &[u8]) -> Result<Parsed<'_>, String> {
     Ok(parsed)
 }
 
-fn by_field(line: &[u8]) -> Result<Parsed<'_>, String> {
-    let fields = Fields::parse(line)?;
+fn by_field(line: &[u8]) -> Result<ParsedPassage<'_>, String> {
+    let fields = RowFields::parse(line)?;
     let id = fields.string("id")?;
     let has_text = fields.object.contains_key("text") || fields.object.contains_key("title");
     let contents = match fields.get("contents") {
@@ -74,11 +80,15 @@ fn by_field(line: &[u8]) -> Result<Parsed<'_>, String> {
         }
         _ => text_of(&fields, "contents")?,
     };
-    Ok(Parsed { id: id.into(), contents: contents.into(), n_half_pairs: fields.n_half_pairs })
+    Ok(ParsedPassage {
+        id: id.into(),
+        contents: contents.into(),
+        n_half_pairs: fields.n_half_pairs,
+    })
 }
 
 /// A field that must be text: unlike an id, a number is none.
-fn text_of(fields: &Fields, key: &str) -> Result<String, String> {
+fn text_of(fields: &RowFields, key: &str) -> Result<String, String> {
     match fields.value(key)? {
         serde_json::Value::Number(_) => Err(format!(
             "field `{key}` must be a string, found a number; hint: put it in quotation marks"

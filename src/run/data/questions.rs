@@ -50,14 +50,7 @@ pub fn read_questions(path: &Path) -> Result<Vec<Question>, DataError> {
         questions
     };
     unstripped.tell(path);
-    if questions.is_empty() {
-        return Err(DataError::Empty {
-            path: path.to_owned(),
-            what: "questions",
-            hint: "one JSON object a line",
-        });
-    }
-    Ok(questions)
+    DataError::if_empty(path, questions, "questions", "one JSON object a line")
 }
 
 /// Gold answers of a file that normalise to nothing, which scores compare as they are written
@@ -126,7 +119,7 @@ pub fn normalise_question(question: &str) -> Result<String, String> {
     Ok(format!("{body}?"))
 }
 
-fn supporting(row: &jsonl::Fields) -> Result<Vec<Supporting>, String> {
+fn supporting(row: &jsonl::RowFields) -> Result<Vec<Supporting>, String> {
     let Some(value) = row.get("supporting") else { return Ok(Vec::new()) };
     Vec::<Supporting>::deserialize(value).map_err(|error| {
         format!(
@@ -150,9 +143,9 @@ fn dataset_name(path: &Path) -> String {
 }
 
 fn is_parquet(path: &Path) -> Result<bool, DataError> {
-    let io = |source| DataError::Io { path: path.to_owned(), source };
     let mut magic = Vec::new();
-    File::open(path).map_err(io)?.take(4).read_to_end(&mut magic).map_err(io)?;
+    let read = File::open(path).and_then(|file| file.take(4).read_to_end(&mut magic));
+    read.map_err(DataError::io(path))?;
     Ok(magic == *b"PAR1")
 }
 

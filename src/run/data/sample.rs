@@ -2,7 +2,7 @@
 //! need no exactness.
 use super::{
     DataError,
-    jsonl::{GZIP_MAGIC, without_mark},
+    jsonl::{GZIP_MAGIC, beginning, without_mark},
     passage::parse,
 };
 use dgpo_core::env::search::Passage;
@@ -25,14 +25,10 @@ const PLACE_BYTES: u64 = 512 << 10;
 /// If the file cannot be read.
 pub fn sample_passages(path: &Path, first: usize) -> Result<Vec<Passage>, DataError> {
     let mut passages = Vec::new();
-    let places = places(path, first > 0)
-        .map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    let places = places(path, first > 0).map_err(DataError::io(path))?;
     for place in places {
         let lines = without_mark(&place).split(|&byte| byte == b'\n');
-        passages.extend(lines.filter_map(|line| {
-            let parsed = parse(line).ok()?;
-            Some(Passage { id: parsed.id.into_owned(), contents: parsed.contents.into_owned() })
-        }));
+        passages.extend(lines.filter_map(|line| parse(line).ok().map(Passage::from)));
     }
     passages.truncate(if first == 0 { usize::MAX } else { first });
     Ok(passages)
@@ -41,23 +37,12 @@ pub fn sample_passages(path: &Path, first: usize) -> Result<Vec<Passage>, DataEr
 /// Whole lines from each place.
 fn places(path: &Path, only_begin: bool) -> io::Result<Vec<Vec<u8>>> {
     let mut file = File::open(path)?;
-    let len = file.metadata()?.len();
+    let (len, max) = (file.metadata()?.len(), N_PLACES * PLACE_BYTES);
     let mut magic = [0; 2];
     let is_gzip = file.read_exact(&mut magic).is_ok() && magic == GZIP_MAGIC;
     file.rewind()?;
-    let max = N_PLACES * PLACE_BYTES;
-    if is_gzip {
-        let mut text = Vec::new();
-        // A damaged end does not matter to what came before it.
-        _ = flate2::read::MultiGzDecoder::new(io::BufReader::new(file))
-            .take(max)
-            .read_to_end(&mut text);
-        return Ok(vec![up_to_last_line_end(text, max)]);
-    }
-    if len <= max || only_begin {
-        let mut text = Vec::new();
-        file.take(max).read_to_end(&mut text)?;
-        return Ok(vec![up_to_last_line_end(text, max)]);
+    if is_gzip || len <= max || only_begin {
+        return Ok(vec![up_to_last_line_end(beginning(&file, max)?, max)]);
     }
     (0..N_PLACES)
         .map(|place| {

@@ -10,7 +10,7 @@
 
 use super::{
     DataError,
-    jsonl::{self, Fields},
+    jsonl::{self, RowFields},
     parquet_check,
     questions::normalise_question,
 };
@@ -33,15 +33,11 @@ const COLUMNS: [&str; 7] =
 pub(super) fn read_questions(path: &Path, dataset: &str) -> Result<Vec<Question>, DataError> {
     const HINT: &str = "hint: download or copy it again; pages may be uncompressed, snappy, gzip, \
                         zstd, lz4 or brotli";
-    let format = |why: String| DataError::Format {
-        path: path.to_owned(),
-        why: format!("cannot read as Parquet: {why}; {HINT}"),
-    };
-    let bytes =
-        std::fs::read(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    let format =
+        |why: String| DataError::format(path, format!("cannot read as Parquet: {why}; {HINT}"));
+    let bytes = std::fs::read(path).map_err(DataError::io(path))?;
     parquet_check::check_footer(&bytes).map_err(format)?;
-    let file =
-        File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    let file = File::open(path).map_err(DataError::io(path))?;
     let reader = contained(|| SerializedFileReader::new(file))
         .map_err(format)?
         .map_err(|error| format(error.to_string()))?;
@@ -59,7 +55,7 @@ pub(super) fn read_questions(path: &Path, dataset: &str) -> Result<Vec<Question>
             "none of the columns {} is there, found {found}; hint: Search-R1's form is expected",
             COLUMNS.join(", ")
         );
-        return Err(DataError::Format { path: path.to_owned(), why });
+        return Err(DataError::format(path, why));
     }
     parquet_check::check_columns(&bytes, reader.metadata(), &|name| COLUMNS.contains(&name))
         .map_err(format)?;
@@ -109,12 +105,9 @@ fn read_rows(
     let (mut questions, mut n_kept) = (Vec::new(), 0);
     let n_bytes = path.metadata().map_or(0, |file| file.len());
     for (row_idx, row) in reader.get_row_iter(Some(projection)).map_err(failed)?.enumerate() {
-        let fields = Fields::new(object(&row.map_err(failed)?), row_idx + 1);
-        let question = question(&fields, dataset, row_idx).map_err(|why| DataError::Line {
-            path: path.to_owned(),
-            line: row_idx + 1,
-            why,
-        })?;
+        let fields = RowFields::new(object(&row.map_err(failed)?), row_idx + 1);
+        let question = question(&fields, dataset, row_idx)
+            .map_err(|why| DataError::line(path, row_idx + 1, why))?;
         n_kept += n_bytes_of(&question);
         if n_kept > jsonl::unpacked_limit(n_bytes) {
             return Err(format(format!(
@@ -132,7 +125,7 @@ fn n_bytes_of(question: &Question) -> u64 {
     [id, dataset, question].into_iter().chain(golden_answers).map(|text| text.len() as u64).sum()
 }
 
-fn question<'r>(row: &'r Fields, dataset: &str, row_idx: usize) -> Result<Question, String> {
+fn question<'r>(row: &'r RowFields, dataset: &str, row_idx: usize) -> Result<Question, String> {
     let dataset = row.optional_string("data_source")?.unwrap_or_else(|| dataset.to_owned());
     let id = match row.optional_string("id")? {
         Some(id) => id,
@@ -158,18 +151,11 @@ fn question<'r>(row: &'r Fields, dataset: &str, row_idx: usize) -> Result<Questi
         }
     };
     let question = normalise_question(&asked)?;
-    Ok(Question {
-        id,
-        dataset,
-        question,
-        golden_answers,
-        supporting: Vec::new(),
-        supporting_kind: String::new(),
-    })
+    Ok(Question { id, dataset, question, golden_answers, ..Question::default() })
 }
 
 /// "nq_train_17" from `extra_info`, else from the row's number.
-fn default_id(row: &Fields, dataset: &str, row_idx: usize) -> String {
+fn default_id(row: &RowFields, dataset: &str, row_idx: usize) -> String {
     let extra = |key| row.get("extra_info").and_then(|info| info.get(key));
     let index = extra("index").and_then(Value::as_u64).unwrap_or(row_idx as u64);
     match extra("split").and_then(Value::as_str) {
@@ -178,7 +164,7 @@ fn default_id(row: &Fields, dataset: &str, row_idx: usize) -> String {
     }
 }
 
-fn question_in_prompt(row: &Fields) -> Result<String, String> {
+fn question_in_prompt(row: &RowFields) -> Result<String, String> {
     const MARK: &str = "Question: ";
     let messages = match row.object.get("prompt") {
         Some(Value::Array(messages)) => messages,

@@ -13,7 +13,7 @@
 //! # Source
 //! method §1, §3
 
-use super::{DataError, jsonl::Fields, questions::normalise_question};
+use super::{DataError, jsonl::RowFields, questions::normalise_question};
 use dgpo_core::{
     env::protocol::{INFORMATION_CLOSE, INFORMATION_MARGIN, INFORMATION_OPEN, INVALID_ACTION},
     text::{is_space, strip},
@@ -79,7 +79,7 @@ impl Trajectory {
     /// # Errors
     /// A row without one of the fields, a blank question, no gold answers, a response that `pieces`
     /// rejects.
-    pub(crate) fn of_row(row: &Fields) -> Result<Self, String> {
+    pub(crate) fn of_row(row: &RowFields) -> Result<Self, String> {
         let trajectory = Self {
             id: row.string("id")?,
             dataset: row.optional_string("dataset")?.unwrap_or_default(),

@@ -87,8 +87,7 @@ impl GivenEpisode {
                 dataset: trajectory.dataset.clone(),
                 question: trajectory.question.clone(),
                 golden_answers: trajectory.golden_answers.clone(),
-                supporting: Vec::new(),
-                supporting_kind: String::new(),
+                ..Question::default()
             },
         }
     }
@@ -118,15 +117,8 @@ pub fn read_given(path: &Path) -> Result<Vec<GivenEpisode>, DataError> {
         given.push(one);
         Ok(())
     })?;
-    if given.is_empty() {
-        return Err(DataError::Empty {
-            path: path.to_owned(),
-            what: "episodes",
-            hint: "one JSON object a line",
-        });
-    }
     unstripped.tell(path);
-    Ok(given)
+    DataError::if_empty(path, given, "episodes", "one JSON object a line")
 }
 
 /// An episode made from a given one.

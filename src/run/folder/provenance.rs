@@ -131,13 +131,18 @@ fn input_files(recipe: &Recipe) -> Vec<(String, PathBuf)> {
     });
     // The index holds the fingerprints of its encoder and corpus, which determine its vectors and
     // graph.
-    let index = (!retriever.index.is_empty()).then(|| format!("{}/{META_FILE}", retriever.index));
+    let index = (!retriever.index.is_empty()).then(|| index_description(recipe));
     let names = named.filter(|name| !name.is_empty()).cloned().chain(in_folders).chain(index);
     names
         .filter_map(|name| {
             hub::resolve(&name).ok().filter(|path| path.is_file()).map(|path| (name, path))
         })
         .collect()
+}
+
+/// Name of the file that describes the recipe's index.
+pub fn index_description(recipe: &Recipe) -> String {
+    format!("{}/{META_FILE}", recipe.retriever.index)
 }
 
 /// Files that decide what a network computes, how text becomes ids, how a chat is written and where

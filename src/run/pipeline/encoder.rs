@@ -36,12 +36,10 @@ pub(super) fn encoder_phase<B: TrainBackend>(run: &mut Run<'_, B>) -> Result<(),
     let dir = hub::resolve(source.strip_prefix(RANDOM_PREFIX).unwrap_or(source))?;
     let declared = Declared::read(&dir)?;
     if declared.head != SentenceHead::default() {
-        let why = "an encoder with CLS pooling, or with vectors of any length, is not trained here"
-            .to_owned();
+        let why = "an encoder with CLS pooling, or with vectors of any length, is not trained here";
         let hint = "start from one with mean pooling for cosines, or without modules.json and \
-                    1_Pooling"
-            .to_owned();
-        return Err(RetrieverError::Encoder { path: dir, why, hint }.into());
+                    1_Pooling";
+        return Err(RetrieverError::encoder(&dir, why, hint).into());
     }
     let prompts =
         declared.resolve(&recipe.retriever.query_prefix, &recipe.retriever.passage_prefix);

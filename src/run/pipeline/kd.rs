@@ -173,14 +173,8 @@ fn passage_episodes<B: TrainBackend>(
                 first_tokens(&passage.contents, n_kept, |text| tokenizer.encode_text(text))?;
             ids.truncate(n_kept);
             ids.push(boundary);
-            let question = Question {
-                id: passage.id,
-                dataset: "passages".to_owned(),
-                question: String::new(),
-                golden_answers: Vec::new(),
-                supporting: Vec::new(),
-                supporting_kind: String::new(),
-            };
+            let question =
+                Question { id: passage.id, dataset: "passages".to_owned(), ..Question::default() };
             let segments = vec![
                 Segment::Prompt { ids: vec![boundary] },
                 Segment::Agent { ids, sample_log_probs: Vec::new(), stop: StopReason::Eos },

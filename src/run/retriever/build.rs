@@ -68,8 +68,9 @@ const PART_FILE: &str = "vectors.f32.part";
 const PROGRESS_FILE: &str = "progress.json";
 const GRAPH_BASENAME: &str = "links";
 
+/// progress.json: how far the encoding of which passages with which encoder is.
 #[derive(Debug, Serialize, Deserialize)]
-struct State {
+struct EncodedSoFar {
     encoder_fingerprint: String,
     corpus_fingerprint: String,
     n_encoded: usize,
@@ -98,15 +99,15 @@ pub fn build(
     options.hnsw.check()?;
     std::fs::create_dir_all(dir).map_err(|source| RetrieverError::io(dir, "create", source))?;
     let finished = existing(dir, options, encoder, corpus)?;
-    let mut state = match &finished {
-        Some(meta) => State {
-            encoder_fingerprint: encoder.fingerprint.clone(),
-            corpus_fingerprint: corpus.fingerprint(),
-            n_encoded: meta.n_passages,
-            encode_s: meta.encode_s,
-        },
-        None => resume(dir, encoder, corpus)?,
+    let mut state = EncodedSoFar {
+        encoder_fingerprint: encoder.fingerprint.clone(),
+        corpus_fingerprint: corpus.fingerprint(),
+        n_encoded: finished.as_ref().map_or(0, |meta| meta.n_passages),
+        encode_s: finished.as_ref().map_or(0.0, |meta| meta.encode_s),
     };
+    if finished.is_none() {
+        state = resume(dir, state, encoder, corpus.len());
+    }
     let (n_reused, before_s) = (state.n_encoded, state.encode_s);
     if finished.is_none() {
         encode(dir, &mut state, encoder, corpus, embed, progress)?;
@@ -115,22 +116,24 @@ pub fn build(
         Some(sha256) => sha256,
         None => vectors_sha256(&Vectors::map(&dir.join(VECTORS_FILE), corpus.len(), encoder.dim)?),
     };
-    let is_whole = |graph: &GraphMeta| {
-        graph.files.check(dir, HnswIndex::expected(corpus.len(), graph.params)).is_ok()
+    // `ef_search` is a matter of searching, not of the graph.
+    let is_the_one = |graph: &GraphMeta| {
+        (graph.params.m, graph.params.ef_construction)
+            == (options.hnsw.m, options.hnsw.ef_construction)
+            && graph.files.check(dir, HnswIndex::expected(corpus.len(), graph.params)).is_ok()
     };
-    let (graph, graph_s) =
+    let mut graph_s = 0.0;
+    let graph =
         match (finished.and_then(|meta| meta.graph), options.search.uses_graph(corpus.len())) {
-            (Some(graph), true)
-                if is_same_graph(&graph.params, &options.hnsw) && is_whole(&graph) =>
-            {
-                (Some(GraphMeta { params: options.hnsw, ..graph }), 0.0)
+            (graph, false) => graph,
+            (Some(graph), true) if is_the_one(&graph) => {
+                Some(GraphMeta { params: options.hnsw, ..graph })
             }
             (_, true) => {
                 let graph = link(dir, options, encoder, corpus, progress)?;
-                let build_s = graph.build_s;
-                (Some(graph), build_s)
+                graph_s = graph.build_s;
+                Some(graph)
             }
-            (graph, false) => (graph, 0.0),
         };
     let meta = IndexMeta {
         version: VERSION,
@@ -153,11 +156,6 @@ pub fn build(
         passages_per_s: if n_encoded == 0 { 0.0 } else { n_encoded as f64 / encode_s },
         graph_s,
     })
-}
-
-/// `ef_search` is a matter of searching, not of the graph.
-fn is_same_graph(a: &HnswParams, b: &HnswParams) -> bool {
-    (a.m, a.ef_construction) == (b.m, b.ef_construction)
 }
 
 /// The finished index in `dir`, if it is of this encoder and corpus. One of something else is an
@@ -201,32 +199,25 @@ fn existing(
 }
 
 /// Where an interrupted build of the same index stands; the beginning if there is none.
-fn resume(dir: &Path, encoder: &EncoderIdentity, corpus: &Corpus) -> Result<State, RetrieverError> {
-    let fresh = State {
-        encoder_fingerprint: encoder.fingerprint.clone(),
-        corpus_fingerprint: corpus.fingerprint(),
-        n_encoded: 0,
-        encode_s: 0.0,
+fn resume(
+    dir: &Path,
+    fresh: EncodedSoFar,
+    encoder: &EncoderIdentity,
+    n_passages: usize,
+) -> EncodedSoFar {
+    let is_ours = |state: &EncodedSoFar| {
+        let is_renamed = state.n_encoded == n_passages && !dir.join(PART_FILE).exists();
+        let file = dir.join(if is_renamed { VECTORS_FILE } else { PART_FILE });
+        let size_bytes = std::fs::metadata(file).map_or(0, |meta| meta.len());
+        (&state.encoder_fingerprint, &state.corpus_fingerprint)
+            == (&fresh.encoder_fingerprint, &fresh.corpus_fingerprint)
+            && state.n_encoded <= n_passages
+            && state.encode_s >= 0.0
+            && size_bytes >= row_bytes(encoder) * state.n_encoded as u64
     };
-    let Some(state) = std::fs::read(dir.join(PROGRESS_FILE))
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<State>(&bytes).ok())
-    else {
-        return Ok(fresh);
-    };
-    let is_same = (&state.encoder_fingerprint, &state.corpus_fingerprint)
-        == (&fresh.encoder_fingerprint, &fresh.corpus_fingerprint);
-    if !is_same || state.n_encoded > corpus.len() || state.encode_s < 0.0 {
-        return Ok(fresh);
-    }
-    let file = if state.n_encoded == corpus.len() && !dir.join(PART_FILE).exists() {
-        VECTORS_FILE
-    } else {
-        PART_FILE
-    };
-    let size_bytes = std::fs::metadata(dir.join(file)).map_or(0, |meta| meta.len());
-    let is_whole = size_bytes >= row_bytes(encoder) * state.n_encoded as u64;
-    Ok(if is_whole { state } else { fresh })
+    let written = std::fs::read(dir.join(PROGRESS_FILE)).ok();
+    let state = written.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    state.filter(is_ours).unwrap_or(fresh)
 }
 
 fn row_bytes(encoder: &EncoderIdentity) -> u64 {
@@ -236,7 +227,7 @@ fn row_bytes(encoder: &EncoderIdentity) -> u64 {
 /// Appends the embeddings that are missing, then renames the file to its final name.
 fn encode(
     dir: &Path,
-    state: &mut State,
+    state: &mut EncodedSoFar,
     encoder: &EncoderIdentity,
     corpus: &Corpus,
     embed: &mut Embed,
@@ -259,11 +250,8 @@ fn encode(
     let mut is_stop_asked = false;
     while state.n_encoded < total {
         if is_stop_asked {
-            return Err(RetrieverError::Interrupted {
-                stage: "encode",
-                done: state.n_encoded,
-                total,
-            });
+            let done = state.n_encoded;
+            return Err(RetrieverError::Interrupted { stage: "encode", done, total });
         }
         let (started, first) = (Instant::now(), state.n_encoded);
         let end = (first + BLOCK_PASSAGES).min(total);
@@ -277,11 +265,8 @@ fn encode(
         };
         let embeddings = embed(&texts, &mut tick)?;
         if embeddings.len() != texts.len() * encoder.dim {
-            return Err(RetrieverError::option(
-                "embedding size",
-                embeddings.len() / texts.len(),
-                "the encoder's dim is another",
-            ));
+            let (size, hint) = (embeddings.len() / texts.len(), "the encoder's dim is another");
+            return Err(RetrieverError::option("embedding size", size, hint));
         }
         file.write_all(bytemuck::cast_slice(&embeddings))
             .and_then(|()| file.sync_data())
@@ -315,12 +300,8 @@ fn link(
     let mut tick = |done, total| progress(Progress { stage: "graph", done, total });
     let graph = HnswIndex::build(vectors, options.hnsw, insertion, &mut tick)?;
     let files = graph.save(dir, GRAPH_BASENAME)?;
-    Ok(GraphMeta {
-        params: options.hnsw,
-        insertion,
-        build_s: started.elapsed().as_secs_f64(),
-        files,
-    })
+    let build_s = started.elapsed().as_secs_f64();
+    Ok(GraphMeta { params: options.hnsw, insertion, build_s, files })
 }
 
 fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), RetrieverError> {

@@ -51,6 +51,10 @@ pub struct Prompts {
 pub const E5_PREFIXES: (&str, &str) = ("query: ", "passage: ");
 /// No declaration is larger.
 const MAX_BYTES: u64 = 1 << 20;
+/// Remedies.
+const FETCH_AGAIN: &str = "fetch the encoder's files again";
+const COMPUTED_MODULES: &str =
+    "use an encoder of a Transformer, Pooling (mean or CLS) and Normalize";
 const MODULES_FILE: &str = "modules.json";
 const PROMPTS_FILE: &str = "config_sentence_transformers.json";
 const TEXT_FILE: &str = "sentence_bert_config.json";
@@ -65,24 +69,19 @@ impl Declared {
     pub fn read(folder: &Path) -> Result<Self, RetrieverError> {
         let prompts = folder.join(PROMPTS_FILE);
         let prompts_file: PromptsFile = read_json(&prompts)?.unwrap_or_default();
-        let (pooling, dim, is_normalised) =
-            match read_json::<Vec<Module>>(&folder.join(MODULES_FILE))? {
-                Some(modules) => pooling_and_norm(folder, &modules)?,
-                None => match read_json(&folder.join(POOLING_FOLDER).join("config.json"))? {
-                    Some(config) => {
-                        let (pooling, dim) =
-                            pooling_of(&folder.join(POOLING_FOLDER).join("config.json"), &config)?;
-                        (pooling, dim, false)
-                    }
-                    None => (Pooling::Mean, None, false),
+        let alone = folder.join(POOLING_FOLDER).join("config.json");
+        let ((pooling, dim), is_normalised) =
+            match (read_json::<Vec<Module>>(&folder.join(MODULES_FILE))?, read_json(&alone)) {
+                (Some(modules), _) => pooling_and_norm(folder, &modules)?,
+                (None, config) => match config? {
+                    Some(config) => (pooling_of(&alone, &config)?, false),
+                    None => ((Pooling::Mean, None), false),
                 },
             };
-        let head = SentenceHead {
-            pooling,
-            is_unit_length: is_unit_length(&prompts, &prompts_file, is_normalised)?,
-        };
-        let lowercases =
-            read_json::<TextForm>(&folder.join(TEXT_FILE))?.is_some_and(|form| form.do_lower_case);
+        let is_unit_length = is_unit_length(&prompts, &prompts_file, is_normalised)?;
+        let head = SentenceHead { pooling, is_unit_length };
+        let text: TextFile = read_json(&folder.join(TEXT_FILE))?.unwrap_or_default();
+        let lowercases = text.do_lower_case;
         Ok(Self { head, dim, prompts: prompts_file.prompts(), lowercases })
     }
 
@@ -155,10 +154,6 @@ pub fn copy_declarations(source: &Path, dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn refuse(path: &Path, why: String, hint: &str) -> RetrieverError {
-    RetrieverError::Encoder { path: path.to_owned(), why, hint: hint.to_owned() }
-}
-
 /// The content of a file, `None` if it is not there.
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, RetrieverError> {
     let size_bytes = match std::fs::metadata(path) {
@@ -166,7 +161,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, Ret
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(RetrieverError::io(path, "read", error)),
     };
-    let wrong = |why: String| refuse(path, why, "fetch the encoder's files again");
+    let wrong = |why: String| RetrieverError::encoder(path, why, FETCH_AGAIN);
     if size_bytes > MAX_BYTES {
         return Err(wrong(format!("{size_bytes} bytes are too many for such a file")));
     }
@@ -197,17 +192,17 @@ fn is_unit_length(
             let why = format!(
                 "its similarity_fn_name is {other:?}, and only cosine and dot are computed here"
             );
-            Err(refuse(path, why, "use an encoder for cosine or dot"))
+            Err(RetrieverError::encoder(path, why, "use an encoder for cosine or dot"))
         }
     }
 }
 
-/// What the modules make of the last layer's states: pooling, numbers of a vector, whether there is
-/// a Normalize module.
+/// Pooling and size of the vectors that the modules make of the last layer's states; true if there
+/// is a Normalize module.
 fn pooling_and_norm(
     folder: &Path,
     modules: &[Module],
-) -> Result<(Pooling, Option<usize>, bool), RetrieverError> {
+) -> Result<((Pooling, Option<usize>), bool), RetrieverError> {
     let file = folder.join(MODULES_FILE);
     let (mut pooled, mut is_normalised) = (None, false);
     for (at, module) in modules.iter().enumerate() {
@@ -218,20 +213,14 @@ fn pooling_and_norm(
                     "the network lies in {:?}, and is looked for beside this file",
                     module.path
                 );
-                return Err(refuse(
-                    &file,
-                    why,
-                    "move its files there and let \"path\" of the first module be \"\"",
-                ));
+                let hint = "move its files there and let \"path\" of the first module be \"\"";
+                return Err(RetrieverError::encoder(&file, why, hint));
             }
             ("Pooling", 1) => {
                 let path = folder.join(&module.path).join("config.json");
                 let Some(pooling) = read_json(&path)? else {
-                    return Err(refuse(
-                        &file,
-                        format!("{} is missing", path.display()),
-                        "fetch the encoder's files again",
-                    ));
+                    let why = format!("{} is missing", path.display());
+                    return Err(RetrieverError::encoder(&file, why, FETCH_AGAIN));
                 };
                 pooled = Some(pooling_of(&path, &pooling)?);
             }
@@ -241,55 +230,41 @@ fn pooling_and_norm(
                     "module {at}, {:?} in {:?}, is not computed here",
                     module.kind, module.path
                 );
-                return Err(refuse(
-                    &file,
-                    why,
-                    "use an encoder of a Transformer, Pooling (mean or CLS) and Normalize",
-                ));
+                return Err(RetrieverError::encoder(&file, why, COMPUTED_MODULES));
             }
         }
     }
-    let Some((pooling, dim)) = pooled else {
-        let why = "no Pooling module, so a text has no vector".to_owned();
-        return Err(refuse(
-            &file,
-            why,
-            "use an encoder of a Transformer, Pooling (mean or CLS) and Normalize",
-        ));
-    };
-    Ok((pooling, dim, is_normalised))
+    let none = "no Pooling module, so a text has no vector";
+    let pooled = pooled.ok_or_else(|| RetrieverError::encoder(&file, none, COMPUTED_MODULES))?;
+    Ok((pooled, is_normalised))
 }
 
 /// Pooling and size of `1_Pooling/config.json`, whose form is one `pooling_mode_…` flag a kind, or
 /// (newer) their names in `pooling_mode`.
-fn pooling_of(
+fn pooling_of<'c>(
     path: &Path,
-    config: &Map<String, Value>,
+    config: &'c Map<String, Value>,
 ) -> Result<(Pooling, Option<usize>), RetrieverError> {
-    let mut modes: Vec<String> = match config.get("pooling_mode") {
-        Some(Value::String(mode)) => vec![mode.clone()],
+    let mut modes: Vec<&str> = match config.get("pooling_mode") {
+        Some(Value::String(mode)) => vec![mode],
         Some(Value::Array(modes)) => {
-            modes.iter().map(|mode| mode.as_str().unwrap_or("?").to_owned()).collect()
+            modes.iter().map(|mode| mode.as_str().unwrap_or("?")).collect()
         }
         _ => Vec::new(),
     };
     if modes.is_empty() {
-        let flags = config
-            .iter()
-            .filter_map(|(key, value)| Some((key.strip_prefix("pooling_mode_")?, value)));
-        modes = flags
-            .filter(|(_, value)| **value == Value::Bool(true))
-            .map(|(mode, _)| mode.to_owned())
-            .collect();
+        let is_set = |(key, value): (&'c String, &Value)| {
+            key.strip_prefix("pooling_mode_").filter(|_| *value == Value::Bool(true))
+        };
+        modes = config.iter().filter_map(is_set).collect();
         // The one flag that is true where it is not written.
         if !config.contains_key("pooling_mode_mean_tokens") {
-            modes.push("mean_tokens".to_owned());
+            modes.push("mean_tokens");
         }
     }
-    let modes: Vec<&str> = modes
-        .iter()
-        .map(|mode| mode.strip_suffix("_tokens").or(mode.strip_suffix("_token")).unwrap_or(mode))
-        .collect();
+    for mode in &mut modes {
+        *mode = mode.strip_suffix("_tokens").or(mode.strip_suffix("_token")).unwrap_or(mode);
+    }
     let pooling = match modes.as_slice() {
         ["mean"] => Pooling::Mean,
         ["cls"] => Pooling::Cls,
@@ -298,13 +273,20 @@ fn pooling_of(
                 "its pooling is {:?}, and only mean and cls are computed here",
                 others.join(" + ")
             );
-            return Err(refuse(path, why, "use an encoder with mean or CLS pooling"));
+            return Err(RetrieverError::encoder(
+                path,
+                why,
+                "use an encoder with mean or CLS pooling",
+            ));
         }
     };
     if pooling == Pooling::Mean && config.get("include_prompt") == Some(&Value::Bool(false)) {
-        let why = "include_prompt = false, a mean that leaves the prompt out, is not computed here"
-            .to_owned();
-        return Err(refuse(path, why, "use an encoder whose mean includes the prompt"));
+        let why = "include_prompt = false, a mean that leaves the prompt out, is not computed here";
+        return Err(RetrieverError::encoder(
+            path,
+            why,
+            "use an encoder whose mean includes the prompt",
+        ));
     }
     let dim = config
         .get("word_embedding_dimension")
@@ -341,7 +323,7 @@ impl PromptsFile {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct TextForm {
+struct TextFile {
     do_lower_case: bool,
 }
 

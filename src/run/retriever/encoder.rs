@@ -118,9 +118,7 @@ impl<B: Backend> Encoder<B> {
         mut options: EncoderOptions,
         device: &B::Device,
     ) -> Result<Self, RetrieverError> {
-        let declared = Declared::read(folder)?;
-        let prompts = declared.resolve(&options.query_prefix, &options.passage_prefix);
-        (options.query_prefix, options.passage_prefix) = (prompts.query, prompts.passage);
+        let declared = declared_by(folder, &mut options)?;
         let model = load_bert::<B>(folder, DType::F32, device)?;
         let tokenizer = Tokenizer::from_path(folder)?;
         let fingerprint = fingerprint(folder, &options, &declared)?;
@@ -150,21 +148,17 @@ impl<B: Backend> Encoder<B> {
             return Err(RetrieverError::option("retriever.max_tokens", max_tokens, &hint));
         }
         let dim = config.hidden_size;
-        if declared.dim.is_some_and(|declared| declared != dim) {
-            let why = format!(
-                "its pooling is of {} numbers, and its network has {dim}",
-                declared.dim.unwrap_or_default()
-            );
-            let hint = "fetch the encoder's files again: they are of different models".to_owned();
-            return Err(RetrieverError::Encoder { path: name.into(), why, hint });
+        if let Some(declared) = declared.dim.filter(|&declared| declared != dim) {
+            let why = format!("its pooling is of {declared} numbers, and its network has {dim}");
+            let hint = "fetch the encoder's files again: they are of different models";
+            return Err(RetrieverError::encoder(Path::new(name), why, hint));
         }
         let encode = |text: &str| tokenizer.encode_with_special(text);
         if declared.lowercases && encode("A SMALL TEXT")? != encode("a small text")? {
             let why =
-                "sentence_bert_config.json says do_lower_case, and its tokenizer does not do it"
-                    .to_owned();
-            let hint = "use an encoder whose tokenizer.json lower-cases".to_owned();
-            return Err(RetrieverError::Encoder { path: name.into(), why, hint });
+                "sentence_bert_config.json says do_lower_case, and its tokenizer does not do it";
+            let hint = "use an encoder whose tokenizer.json lower-cases";
+            return Err(RetrieverError::encoder(Path::new(name), why, hint));
         }
         // What is put around a text is what the empty text becomes.
         let closing = encode("")?.last().copied();
@@ -220,11 +214,8 @@ impl<B: Backend> Encoder<B> {
             self.scatter(&self.embed(&ids, n_tokens)?, &batch, texts, &mut embeddings)?;
             done += batch.len();
             if tick(done, texts.len()).is_break() {
-                return Err(RetrieverError::Interrupted {
-                    stage: "encode",
-                    done,
-                    total: texts.len(),
-                });
+                let total = texts.len();
+                return Err(RetrieverError::Interrupted { stage: "encode", done, total });
             }
         }
         Ok(embeddings)
@@ -278,20 +269,15 @@ impl<B: Backend> Encoder<B> {
         let pad = i64::from(self.pad);
         let (mut ids, mut mask) =
             (Vec::with_capacity(rows.len() * n_tokens), Vec::with_capacity(rows.len() * n_tokens));
-        for row in rows {
-            let n_padding = n_tokens - row.len();
-            ids.extend(
-                row.iter().map(|&id| i64::from(id)).chain(std::iter::repeat_n(pad, n_padding)),
-            );
-            mask.extend(
-                std::iter::repeat_n(1i64, row.len()).chain(std::iter::repeat_n(0, n_padding)),
-            );
+        for (row, end) in rows.iter().zip((1..).map(|row| row * n_tokens)) {
+            ids.extend(row.iter().map(|&id| i64::from(id)));
+            ids.resize(end, pad);
+            mask.resize(end - n_tokens + row.len(), 1i64);
+            mask.resize(end, 0);
         }
         let tensor = |data: Vec<i64>| {
-            Tensor::<B, 2, Int>::from_data(
-                TensorData::new(data, [rows.len(), n_tokens]),
-                &self.device,
-            )
+            let data = TensorData::new(data, [rows.len(), n_tokens]);
+            Tensor::<B, 2, Int>::from_data(data, &self.device)
         };
         let embeddings =
             self.parts.model.embed_with(self.identity.head, tensor(ids), tensor(mask)).into_data();
@@ -357,10 +343,16 @@ pub fn fingerprint_of(
     folder: &Path,
     mut options: EncoderOptions,
 ) -> Result<String, RetrieverError> {
+    let declared = declared_by(folder, &mut options)?;
+    fingerprint(folder, &options, &declared)
+}
+
+/// Reads what a folder declares, and puts it into `options` where those leave it to the folder.
+fn declared_by(folder: &Path, options: &mut EncoderOptions) -> Result<Declared, RetrieverError> {
     let declared = Declared::read(folder)?;
     let prompts = declared.resolve(&options.query_prefix, &options.passage_prefix);
     (options.query_prefix, options.passage_prefix) = (prompts.query, prompts.passage);
-    fingerprint(folder, &options, &declared)
+    Ok(declared)
 }
 
 /// SHA-256 over the folder's weights, config and tokenizer, over the text preparation, and over

@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
-    io::Read,
+    io::{BufRead, BufReader, ErrorKind, Read},
     path::{Path, PathBuf},
 };
 
-/// What a dump consists of; kept in the index, so that damage is found.
+/// The files of a dump; kept in the index, so that damage is found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GraphFiles {
@@ -40,9 +40,9 @@ impl GraphFiles {
     }
 }
 
-/// What a graph must be of.
+/// The graph that files must hold.
 #[derive(Clone, Copy, Debug)]
-pub struct Expected<'a> {
+pub struct ExpectedGraph<'a> {
     pub n_points: usize,
     /// Links of a point in the upper layers.
     pub m: usize,
@@ -71,7 +71,7 @@ impl GraphFiles {
     /// # Errors
     /// If a file cannot be read.
     pub fn of(dir: &Path, basename: &str) -> Result<Self, RetrieverError> {
-        let [graph, data] = file_paths(dir, basename).map(|path| Source::open(&path)?.finish());
+        let [graph, data] = file_paths(dir, basename).map(|path| HashedFile::open(&path)?.finish());
         let ((graph_bytes, graph_sha256), (data_bytes, data_sha256)) = (graph?, data?);
         Ok(Self {
             basename: basename.to_owned(),
@@ -84,7 +84,7 @@ impl GraphFiles {
 
     /// # Errors
     /// If a file is missing, is not the one that was written, or is no graph of what is `expected`.
-    pub fn check(&self, dir: &Path, expected: Expected) -> Result<(), RetrieverError> {
+    pub fn check(&self, dir: &Path, expected: ExpectedGraph) -> Result<(), RetrieverError> {
         let is_plain =
             |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
         if self.basename.is_empty() || !self.basename.chars().all(is_plain) {
@@ -92,10 +92,10 @@ impl GraphFiles {
             return Err(RetrieverError::damaged(&dir.join(super::index::META_FILE), why));
         }
         let [graph, data] = file_paths(dir, &self.basename);
-        let order = check_file(&graph, self.graph_bytes, &self.graph_sha256, |source| {
-            check_graph(source, expected)
+        let order = check_file(&graph, self.graph_bytes, &self.graph_sha256, |file| {
+            check_graph(file, expected)
         })?;
-        check_file(&data, self.data_bytes, &self.data_sha256, |source| check_data(source, &order))
+        check_file(&data, self.data_bytes, &self.data_sha256, |file| check_data(file, &order))
     }
 
     /// Bytes on disk.
@@ -115,18 +115,16 @@ fn check_file<T>(
     path: &Path,
     size_bytes: u64,
     sha256: &str,
-    check: impl FnOnce(&mut Source) -> Result<T, String>,
+    check: impl FnOnce(&mut HashedFile) -> Result<T, String>,
 ) -> Result<T, RetrieverError> {
-    let mut source = Source::open(path)?;
-    let found = source.size_bytes;
+    let mut file = HashedFile::open(path)?;
+    let found = file.size_bytes;
     if found != size_bytes {
-        return Err(RetrieverError::damaged(
-            path,
-            format!("{found} bytes instead of {size_bytes}"),
-        ));
+        let why = format!("{found} bytes instead of {size_bytes}");
+        return Err(RetrieverError::damaged(path, why));
     }
-    let content = check(&mut source);
-    let (_, found) = source.finish()?;
+    let content = check(&mut file);
+    let (_, found) = file.finish()?;
     if found != sha256 {
         return Err(RetrieverError::damaged(path, "its checksum is not the one in index.json"));
     }
@@ -134,24 +132,21 @@ fn check_file<T>(
 }
 
 /// Checks the links. -> the row numbers in the order in which the points lie.
-fn check_graph(source: &mut Source, expected: Expected) -> Result<Vec<u32>, String> {
-    source.magic(MAGIC_DESCRIPTION, "the head")?;
-    source.is("the kind of dump", u8::from_ne_bytes, FULL_DUMP)?;
-    source.is(
-        "the links of a point",
-        u8::from_ne_bytes,
-        u8::try_from(expected.m).unwrap_or_default(),
-    )?;
+fn check_graph(file: &mut HashedFile, expected: ExpectedGraph) -> Result<Vec<u32>, String> {
+    file.magic(MAGIC_DESCRIPTION, "the head")?;
+    file.is("the kind of dump", u8::from_ne_bytes, FULL_DUMP)?;
+    let n_links = u8::try_from(expected.m).unwrap_or_default();
+    file.is("the links of a point", u8::from_ne_bytes, n_links)?;
     // The spread of the layers matters only where points are inserted.
-    source.number("the spread of the layers", f64::from_ne_bytes)?;
-    source.is("the layers", u8::from_ne_bytes, MAX_LAYER as u8)?;
-    source.is("ef_construction", u64::from_ne_bytes, expected.ef_construction as u64)?;
-    source.is("the points", u64::from_ne_bytes, expected.n_points as u64)?;
-    source.is("the numbers of a point", u64::from_ne_bytes, POINT_DIM)?;
-    source.name("the distance", expected.distance)?;
-    source.name("the type of a number", POINT_TYPE)?;
+    file.number("the spread of the layers", f64::from_ne_bytes)?;
+    file.is("the layers", u8::from_ne_bytes, MAX_LAYER as u8)?;
+    file.is("ef_construction", u64::from_ne_bytes, expected.ef_construction as u64)?;
+    file.is("the points", u64::from_ne_bytes, expected.n_points as u64)?;
+    file.is("the numbers of a point", u64::from_ne_bytes, POINT_DIM)?;
+    file.name("the distance", expected.distance)?;
+    file.name("the type of a number", POINT_TYPE)?;
 
-    let n_layers = usize::from(source.number("the layers in use", u8::from_ne_bytes)?);
+    let n_layers = usize::from(file.number("the layers in use", u8::from_ne_bytes)?);
     if n_layers > MAX_LAYER {
         return Err(format!("{n_layers} layers, where {MAX_LAYER} are possible"));
     }
@@ -162,14 +157,14 @@ fn check_graph(source: &mut Source, expected: Expected) -> Result<Vec<u32>, Stri
         highest: [None; MAX_LAYER],
     };
     for layer in 0..n_layers {
-        source.magic(MAGIC_LAYER, "a layer")?;
-        let n_points = source.number("the points of a layer", u64::from_ne_bytes)?;
+        file.magic(MAGIC_LAYER, "a layer")?;
+        let n_points = file.number("the points of a layer", u64::from_ne_bytes)?;
         let n_left = (expected.n_points - points.order.len()) as u64;
         if n_points > n_left {
             return Err(format!("layer {layer} has {n_points} points, where {n_left} are left"));
         }
         for rank in 0..n_points {
-            points.check_one(source, layer, rank)?;
+            points.check_one(file, layer, rank)?;
         }
         points.n_in_layer.push(n_points);
     }
@@ -180,11 +175,11 @@ fn check_graph(source: &mut Source, expected: Expected) -> Result<Vec<u32>, Stri
             expected.n_points
         ));
     }
-    points.row(source)?;
-    let (layer, rank) = points.place(source)?;
+    points.row(file)?;
+    let (layer, rank) = points.place(file)?;
     points.note(layer, rank)?;
     points.check_places()?;
-    source.ends()?;
+    file.ends()?;
     Ok(points.order)
 }
 
@@ -199,25 +194,25 @@ struct Points {
 }
 
 impl Points {
-    fn check_one(&mut self, source: &mut Source, layer: usize, rank: u64) -> Result<(), String> {
-        source.magic(MAGIC_POINT, "a point")?;
-        let row = self.row(source)?;
+    fn check_one(&mut self, file: &mut HashedFile, layer: usize, rank: u64) -> Result<(), String> {
+        file.magic(MAGIC_POINT, "a point")?;
+        let row = self.row(file)?;
         if std::mem::replace(&mut self.is_seen[row as usize], true) {
             return Err(format!("vector {row} is there twice"));
         }
         self.order.push(row);
-        if self.place(source)? != (layer, rank) {
+        if self.place(file)? != (layer, rank) {
             return Err(format!("vector {row} does not lie where it says"));
         }
         for _ in 0..MAX_LAYER {
-            let n_links = source.number("the links of a point", u64::from_ne_bytes)?;
+            let n_links = file.number("the links of a point", u64::from_ne_bytes)?;
             // Nothing is allocated by this number here, and by hnsw_rs only if as many links are
             // really there.
             for _ in 0..n_links {
-                self.row(source)?;
-                let (layer, rank) = self.place(source)?;
+                self.row(file)?;
+                let (layer, rank) = self.place(file)?;
                 self.note(layer, rank)?;
-                let distance = source.number("a distance", f32::from_ne_bytes)?;
+                let distance = file.number("a distance", f32::from_ne_bytes)?;
                 if !distance.is_finite() || distance < 0.0 {
                     return Err(format!("vector {row} has a link of length {distance}"));
                 }
@@ -226,8 +221,8 @@ impl Points {
         Ok(())
     }
 
-    fn row(&self, source: &mut Source) -> Result<u32, String> {
-        let row = source.number("a row number", u64::from_ne_bytes)?;
+    fn row(&self, file: &mut HashedFile) -> Result<u32, String> {
+        let row = file.number("a row number", u64::from_ne_bytes)?;
         match u32::try_from(row) {
             Ok(id) if (id as usize) < self.is_seen.len() => Ok(id),
             _ => Err(format!("row number {row}, where there are {} vectors", self.is_seen.len())),
@@ -235,9 +230,9 @@ impl Points {
     }
 
     /// (layer, rank in it)
-    fn place(&self, source: &mut Source) -> Result<(usize, u64), String> {
-        let layer = usize::from(source.number("a layer", u8::from_ne_bytes)?);
-        let rank = source.number("a rank", i32::from_ne_bytes)?;
+    fn place(&self, file: &mut HashedFile) -> Result<(usize, u64), String> {
+        let layer = usize::from(file.number("a layer", u8::from_ne_bytes)?);
+        let rank = file.number("a rank", i32::from_ne_bytes)?;
         let rank = u64::try_from(rank).map_err(|_| format!("a rank of {rank}"))?;
         Ok((layer, rank))
     }
@@ -266,66 +261,46 @@ impl Points {
 }
 
 /// Checks the row numbers, which lie in the order of the points.
-fn check_data(source: &mut Source, order: &[u32]) -> Result<(), String> {
-    source.magic(MAGIC_DATA, "the head")?;
-    source.is("the numbers of a point", u64::from_ne_bytes, POINT_DIM)?;
+fn check_data(file: &mut HashedFile, order: &[u32]) -> Result<(), String> {
+    file.magic(MAGIC_DATA, "the head")?;
+    file.is("the numbers of a point", u64::from_ne_bytes, POINT_DIM)?;
     for &row in order {
-        source.magic(MAGIC_DATA, "a point")?;
-        source.is("a point", u64::from_ne_bytes, u64::from(row))?;
-        source.is("the bytes of a point", u64::from_ne_bytes, size_of::<u32>() as u64)?;
-        source.is("the row number of a point", u32::from_ne_bytes, row)?;
+        file.magic(MAGIC_DATA, "a point")?;
+        file.is("a point", u64::from_ne_bytes, u64::from(row))?;
+        file.is("the bytes of a point", u64::from_ne_bytes, size_of::<u32>() as u64)?;
+        file.is("the row number of a point", u32::from_ne_bytes, row)?;
     }
-    source.ends()
+    file.ends()
 }
 
 /// A file that is read from front to back, and hashed on the way.
-struct Source {
+struct HashedFile {
     path: PathBuf,
-    file: File,
     size_bytes: u64,
-    hasher: Sha256,
-    chunk: Vec<u8>,
-    at: usize,
+    reader: BufReader<Hashing>,
 }
 
-impl Source {
+/// Passes on the bytes of a file and hashes them.
+struct Hashing {
+    file: File,
+    hasher: Sha256,
+}
+
+impl Read for Hashing {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.hasher.update(&buffer[..n]);
+        Ok(n)
+    }
+}
+
+impl HashedFile {
     fn open(path: &Path) -> Result<Self, RetrieverError> {
         let io = |source| RetrieverError::io(path, "read", source);
         let file = File::open(path).map_err(io)?;
         let size_bytes = file.metadata().map_err(io)?.len();
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            size_bytes,
-            hasher: Sha256::new(),
-            chunk: Vec::new(),
-            at: 0,
-        })
-    }
-
-    /// The next bytes of the file into the empty chunk; none at its end.
-    fn fill(&mut self) -> std::io::Result<()> {
-        self.chunk.clear();
-        self.at = 0;
-        let mut part = (&mut self.file).take(CHUNK_BYTES as u64);
-        part.read_to_end(&mut self.chunk)?;
-        self.hasher.update(&self.chunk);
-        Ok(())
-    }
-
-    fn bytes<const N: usize>(&mut self, what: &str) -> Result<[u8; N], String> {
-        let mut bytes = [0; N];
-        for byte in &mut bytes {
-            if self.at == self.chunk.len() {
-                self.fill().map_err(|error| error.to_string())?;
-            }
-            *byte = *self
-                .chunk
-                .get(self.at)
-                .ok_or_else(|| format!("it ends where {what} should be"))?;
-            self.at += 1;
-        }
-        Ok(bytes)
+        let reader = BufReader::with_capacity(CHUNK_BYTES, Hashing { file, hasher: Sha256::new() });
+        Ok(Self { path: path.to_owned(), size_bytes, reader })
     }
 
     fn number<T, const N: usize>(
@@ -333,7 +308,12 @@ impl Source {
         what: &str,
         read: impl FnOnce([u8; N]) -> T,
     ) -> Result<T, String> {
-        self.bytes(what).map(read)
+        let mut bytes = [0; N];
+        self.reader.read_exact(&mut bytes).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => format!("it ends where {what} should be"),
+            _ => error.to_string(),
+        })?;
+        Ok(read(bytes))
     }
 
     fn is<T: PartialEq + std::fmt::Display, const N: usize>(
@@ -342,11 +322,9 @@ impl Source {
         read: impl FnOnce([u8; N]) -> T,
         expected: T,
     ) -> Result<(), String> {
-        let found = self.number(what, read)?;
-        if found == expected {
-            Ok(())
-        } else {
-            Err(format!("{what}: {found} instead of {expected}"))
+        match self.number(what, read)? {
+            found if found == expected => Ok(()),
+            found => Err(format!("{what}: {found} instead of {expected}")),
         }
     }
 
@@ -369,24 +347,18 @@ impl Source {
     }
 
     fn ends(&mut self) -> Result<(), String> {
-        if self.at == self.chunk.len() {
-            self.fill().map_err(|error| error.to_string())?;
-        }
-        if self.chunk.is_empty() {
-            Ok(())
-        } else {
-            Err("it goes on where it should end".to_owned())
+        match self.reader.fill_buf().map_err(|error| error.to_string())?.is_empty() {
+            true => Ok(()),
+            false => Err("it goes on where it should end".to_owned()),
         }
     }
 
     /// Size and SHA-256 of the whole file.
     fn finish(mut self) -> Result<(u64, String), RetrieverError> {
-        loop {
-            self.fill().map_err(|source| RetrieverError::io(&self.path, "read", source))?;
-            if self.chunk.is_empty() {
-                return Ok((self.size_bytes, format!("{:x}", self.hasher.finalize())));
-            }
-        }
+        std::io::copy(&mut self.reader, &mut std::io::sink())
+            .map_err(|source| RetrieverError::io(&self.path, "read", source))?;
+        let sha256 = self.reader.into_inner().hasher.finalize();
+        Ok((self.size_bytes, format!("{sha256:x}")))
     }
 }
 

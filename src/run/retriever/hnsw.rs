@@ -15,7 +15,7 @@
 use super::{
     RetrieverError, Tick,
     exact::{self, Metric, Neighbour},
-    graph_files::{Expected, GraphFiles, MAX_LAYER, file_paths},
+    graph_files::{ExpectedGraph, GraphFiles, MAX_LAYER, file_paths},
     vectors::Vectors,
 };
 use dgpo_core::contained::contained;
@@ -110,19 +110,13 @@ impl HnswIndex {
         params.check()?;
         let n = vectors.len();
         let Ok(n_ids) = u32::try_from(n) else {
-            return Err(RetrieverError::option(
-                "corpus",
-                n,
-                "a graph holds at most 2^32 passages; split the corpus",
-            ));
+            let hint = "a graph holds at most 2^32 passages; split the corpus";
+            return Err(RetrieverError::option("corpus", n, hint));
         };
         // A slice of one number is a row number, any other length a query: see `StoredDot`.
         if vectors.dim() < 2 {
-            return Err(RetrieverError::option(
-                "embedding size",
-                vectors.dim(),
-                "a graph needs vectors of at least two numbers",
-            ));
+            let hint = "a graph needs vectors of at least two numbers";
+            return Err(RetrieverError::option("embedding size", vectors.dim(), hint));
         }
         let distance = StoredDot { vectors: vectors.clone() };
         let graph = Hnsw::new(params.m, n, MAX_LAYER, params.ef_construction, distance);
@@ -154,15 +148,11 @@ impl HnswIndex {
         for path in &paths {
             new_file(path).map_err(|source| RetrieverError::io(path, "create", source))?;
         }
-        let written = self
-            .graph
-            .file_dump(dir, basename)
-            .map_err(|error| RetrieverError::damaged(&paths[0], error.to_string()))?;
-        if written != basename {
-            return Err(RetrieverError::damaged(
-                &paths[0],
-                format!("hnsw_rs wrote \"{written}\" instead"),
-            ));
+        let damaged = |why| RetrieverError::damaged(&paths[0], why);
+        match self.graph.file_dump(dir, basename) {
+            Ok(written) if written == basename => {}
+            Ok(written) => return Err(damaged(format!("hnsw_rs wrote \"{written}\" instead"))),
+            Err(error) => return Err(damaged(error.to_string())),
         }
         for path in &paths {
             let synced = std::fs::File::open(path).and_then(|file| file.sync_all());
@@ -172,9 +162,14 @@ impl HnswIndex {
     }
 
     /// What the files of a graph with these parameters over `n` vectors must be of.
-    pub fn expected(n: usize, params: HnswParams) -> Expected<'static> {
+    pub fn expected(n: usize, params: HnswParams) -> ExpectedGraph<'static> {
         let distance = std::any::type_name::<StoredDot>();
-        Expected { n_points: n, m: params.m, ef_construction: params.ef_construction, distance }
+        ExpectedGraph {
+            n_points: n,
+            m: params.m,
+            ef_construction: params.ef_construction,
+            distance,
+        }
     }
 
     /// Reads a saved graph over the same vectors.
@@ -196,26 +191,16 @@ impl HnswIndex {
         let distance = StoredDot { vectors: vectors.clone() };
         // The files were checked for everything hnsw_rs insists on; should it insist on more one
         // day, that is an error too.
-        let graph = match contained(|| reader.load_hnsw_with_dist::<u32, StoredDot>(distance)) {
-            Ok(read) => read.map_err(|error| {
-                RetrieverError::damaged(&paths[0], format!("hnsw_rs cannot read it: {error}"))
-            })?,
-            Err(panic) => {
-                return Err(RetrieverError::damaged(
-                    &paths[0],
-                    format!("hnsw_rs cannot read it: {panic}"),
-                ));
+        let read = contained(|| reader.load_hnsw_with_dist::<u32, StoredDot>(distance))
+            .and_then(|read| read.map_err(|error| error.to_string()));
+        let damaged = |why| RetrieverError::damaged(&paths[0], why);
+        let graph = read.map_err(|why| damaged(format!("hnsw_rs cannot read it: {why}")))?;
+        match (graph.get_nb_point(), vectors.len()) {
+            (n_points, n) if n_points == n => {
+                Ok(Self { graph, vectors, ef_search: params.ef_search })
             }
-        };
-        if graph.get_nb_point() != vectors.len() {
-            let why = format!(
-                "a graph of {} points over {} vectors",
-                graph.get_nb_point(),
-                vectors.len()
-            );
-            return Err(RetrieverError::damaged(&paths[0], why));
+            (n_points, n) => Err(damaged(format!("a graph of {n_points} points over {n} vectors"))),
         }
-        Ok(Self { graph, vectors, ef_search: params.ef_search })
     }
 
     /// About `k` nearest rows for each query, nearest first; queries are spread over the threads.

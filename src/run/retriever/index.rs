@@ -91,36 +91,28 @@ impl IndexMeta {
             }
             Err(error) => return Err(RetrieverError::io(&path, "read", error)),
         }
+        let damaged = |why| Err(RetrieverError::damaged(&path, why));
         if text.len() as u64 > MAX_META_BYTES {
-            return Err(RetrieverError::damaged(
-                &path,
-                format!("more than {MAX_META_BYTES} bytes"),
-            ));
+            return damaged(format!("more than {MAX_META_BYTES} bytes"));
         }
-        let meta: Self = serde_json::from_slice(&text)
-            .map_err(|error| RetrieverError::damaged(&path, error.to_string()))?;
-        if meta.version != VERSION {
-            return Err(RetrieverError::damaged(
-                &path,
-                format!("version {} where this program reads {VERSION}", meta.version),
-            ));
+        let meta: Self = match serde_json::from_slice(&text) {
+            Ok(meta) => meta,
+            Err(error) => return damaged(error.to_string()),
+        };
+        let Self { version, n_passages, encoder: EncoderIdentity { dim, .. }, .. } = meta;
+        if version != VERSION {
+            return damaged(format!("version {version} where this program reads {VERSION}"));
         }
-        if meta.n_passages == 0 || meta.encoder.dim == 0 {
-            let why =
-                format!("an index of {} vectors of {} numbers", meta.n_passages, meta.encoder.dim);
-            return Err(RetrieverError::damaged(&path, why));
+        if n_passages == 0 || dim == 0 {
+            return damaged(format!("an index of {n_passages} vectors of {dim} numbers"));
         }
         Ok(meta)
     }
 
     /// The command that builds this index anew in `dir`, with all that decides what is in it.
     pub fn build_command(&self, dir: &Path) -> String {
-        complete_build_command(
-            dir,
-            &self.corpus_name,
-            &self.encoder,
-            self.graph.as_ref().map(|graph| graph.params),
-        )
+        let graph = self.graph.as_ref().map(|graph| graph.params);
+        complete_build_command(dir, &self.corpus_name, &self.encoder, graph)
     }
 
     /// # Errors
@@ -255,16 +247,10 @@ impl Index {
         progress: &mut OnProgress,
     ) -> Result<Self, RetrieverError> {
         let vectors = Arc::new(vectors);
+        let mut tick = |done, total| progress(Progress { stage: "graph", done, total });
+        let insertion = Insertion::for_size(vectors.len());
         let graph = match search.uses_graph(vectors.len()) {
-            true => {
-                let mut tick = |done, total| progress(Progress { stage: "graph", done, total });
-                Some(HnswIndex::build(
-                    vectors.clone(),
-                    params,
-                    Insertion::for_size(vectors.len()),
-                    &mut tick,
-                )?)
-            }
+            true => Some(HnswIndex::build(vectors.clone(), params, insertion, &mut tick)?),
             false => None,
         };
         let description = describe(&vectors, graph.is_some().then_some(params));

@@ -160,6 +160,11 @@ impl RetrieverError {
         self
     }
 
+    /// An encoder that asks for what is not computed here.
+    pub(crate) fn encoder(path: &Path, why: impl Into<String>, hint: &str) -> Self {
+        Self::Encoder { path: path.to_owned(), why: why.into(), hint: hint.to_owned() }
+    }
+
     fn option(key: &str, value: impl ToString, hint: &str) -> Self {
         Self::Option { key: key.to_owned(), value: value.to_string(), hint: hint.to_owned() }
     }
