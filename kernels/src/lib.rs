@@ -48,6 +48,7 @@ mod cube;
 mod device;
 pub mod erf_gelu;
 pub mod graph;
+mod host;
 pub mod linear_kl;
 pub mod linear_log_probs;
 pub mod log_probs;
@@ -71,6 +72,7 @@ mod types;
 mod vocabulary;
 
 pub use device::{DeviceFacts, Hardware};
+pub use host::to_host;
 pub use select::{bodies, is_reference_only};
 pub use types::Divergence;
 

@@ -56,11 +56,12 @@ const LAYERS: [(&str, &[&str]); 4] = [
 ];
 /// The same of `kernels/src/`: what an operation is told and made of, the operations, the trait of
 /// all of them (in lib.rs), and what holds them to their definitions.
-const KERNEL_LAYERS: [&str; 23] = [
+const KERNEL_LAYERS: [&str; 24] = [
     "types",
     "device",
     "select",
     "nan",
+    "host",
     "cpu",
     "cube",
     "graph",

@@ -55,6 +55,7 @@ mod weight;
 
 pub use crate::types::{Draw, RowSampling};
 
+use crate::host::to_host;
 use crate::operation::*;
 use burn::tensor::{DType, Tensor, TensorPrimitive};
 use plan::COLUMNS;
@@ -98,8 +99,7 @@ pub fn sample<B: SampleOps>(logits: Tensor<B, 2>, rows: &[RowSampling]) -> Tenso
 /// # Shapes
 /// `[R, 2]` -> `[R]`
 pub fn read<B: Backend>(packed: Tensor<B, 2>) -> Vec<Option<Draw>> {
-    let packed =
-        packed.into_data().convert::<f32>().into_vec::<f32>().expect("it was converted to f32");
+    let packed = to_host(packed);
     packed
         .as_chunks::<COLUMNS>()
         .0

@@ -6,7 +6,7 @@
 use super::{
     metrics::{DISTILL_CE, DISTILL_GRAD_NORM, DISTILL_KL, DISTILL_LOSS, Metrics},
     optimizer::{AdamW, with_gradients},
-    score::{head_rows, to_vec},
+    score::head_rows,
     update::{Activations, accumulate_decoder},
 };
 use crate::{
@@ -21,6 +21,7 @@ use burn::{
     optim::GradientsAccumulator,
     tensor::{ElementConversion, Tensor},
 };
+use dgpo_kernels::to_host;
 use dgpo_models::{TrainBackend, decoder::Decoder, heads::LinearHead};
 
 /// The student and everything that changes with it.
@@ -117,14 +118,14 @@ pub fn distill_step<B: TrainBackend>(
                     tokens.labels_tensor(device),
                     loss.weights,
                 );
-                tokens.scatter(&to_vec(rows.cross_entropy.inner()), &mut cross_entropies);
+                tokens.scatter(&to_host(rows.cross_entropy.inner()), &mut cross_entropies);
                 if let Some(divergence) = rows.divergence {
-                    tokens.scatter(&to_vec(divergence.inner()), &mut divergences);
+                    tokens.scatter(&to_host(divergence.inner()), &mut divergences);
                 }
                 if let Some(entropy) = rows.entropy {
                     let entropies =
                         entropies.get_or_insert_with(|| vec![0.0; batch.n_rows * batch.n_cols]);
-                    tokens.scatter(&to_vec(entropy.inner()), entropies);
+                    tokens.scatter(&to_host(entropy.inner()), entropies);
                 }
                 total(rows.loss) / normaliser
             },

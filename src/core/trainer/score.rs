@@ -1,7 +1,7 @@
 //! Log-probs, values and exact divergences of a finished batch. No gradients.
 use super::metrics::{LOGPROB_DIFF_MAX, LOGPROB_DIFF_MEAN, Mean, Metrics};
 use crate::rollout::{Episode, RolloutBatch, TokenIndex};
-use burn::tensor::Tensor;
+use dgpo_kernels::to_host;
 use dgpo_models::{
     Backend,
     decoder::Decoder,
@@ -50,7 +50,7 @@ pub fn log_probs<B: Backend>(
             let head = head_rows(model, batch, &rows, &tokens, pass.device);
             let labels = tokens.labels_tensor(pass.device);
             let read = token_log_probs(head, labels, pass.temperature);
-            tokens.scatter(&to_vec(read.log_probs), &mut result);
+            tokens.scatter(&to_host(read.log_probs), &mut result);
         }
     }
     result
@@ -76,7 +76,7 @@ pub fn values<B: Backend>(
                 None,
                 None,
             ));
-            tokens.scatter(&to_vec(critic.values(hidden)), &mut result);
+            tokens.scatter(&to_host(critic.values(hidden)), &mut result);
         }
     }
     result
@@ -110,8 +110,8 @@ pub fn log_probs_and_divergence<B: Backend>(
                 divergence,
                 pass.temperature,
             );
-            tokens.scatter(&to_vec(read.log_probs), &mut log_probs);
-            tokens.scatter(&to_vec(read.divergence), &mut divergences);
+            tokens.scatter(&to_host(read.log_probs), &mut log_probs);
+            tokens.scatter(&to_host(read.divergence), &mut divergences);
         }
     }
     (log_probs, divergences)
@@ -146,9 +146,4 @@ pub fn mean_kl<B: Backend>(
     let (_, kl) =
         log_probs_and_divergence(model, teacher, Divergence::ReverseKl, &batch, &rows, pass);
     kl.into_iter().map(f64::from).sum::<f64>() / batch.n_agent_tokens(&rows).max(1) as f64
-}
-
-/// One float a token, on the host.
-pub(super) fn to_vec<B: Backend>(values: Tensor<B, 1>) -> Vec<f32> {
-    values.into_data().convert::<f32>().into_vec().expect("converted to f32")
 }

@@ -3,12 +3,12 @@ use super::{
     Case, FixtureError, Tensors, Tolerance,
     fixtures::{Array, count, object, read_json},
     models::{HIDDEN, NO_RESULTS},
-    network::to_vec,
 };
 use burn::{
     module::Module,
     tensor::{DType, Tensor, TensorData},
 };
+use dgpo_kernels::to_host;
 use dgpo_models::{Backend, weights::load_bert};
 use std::path::Path;
 
@@ -52,12 +52,12 @@ pub(super) fn compare<B: Backend>(
     let states: Vec<Array<f32>> = model
         .all_hidden(ids.clone(), mask_tensor.clone())
         .into_iter()
-        .map(|state| Array { shape: state.dims().to_vec(), data: to_vec(state) })
+        .map(|state| Array { shape: state.dims().to_vec(), data: to_host(state) })
         .collect();
     let embedding = model.embed(ids, mask_tensor);
     let width = embedding.dims()[1];
-    let cosine = to_vec(embedding.clone().matmul(embedding.clone().transpose()));
-    let embedding = to_vec(embedding);
+    let cosine = to_host(embedding.clone().matmul(embedding.clone().transpose()));
+    let embedding = to_host(embedding);
     let Some(last) = states.last() else {
         return Err(FixtureError::Missing("hidden states of the encoder".into()));
     };

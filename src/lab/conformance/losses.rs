@@ -9,6 +9,7 @@ use dgpo_core::algo::{
     distill::{Divergence, KdWeights, TaidSchedule, kd_rows, row_divergence},
     masked_mean,
 };
+use dgpo_kernels::to_host;
 use dgpo_models::{TrainBackend, heads::token_log_probs};
 use serde_json::Value;
 use std::path::Path;
@@ -164,16 +165,11 @@ impl<B: TrainBackend> LossRows<B> {
         let teacher = Some(self.teacher.clone().into());
         let rows = kd_rows(student.clone().into(), teacher, self.labels.clone(), weights);
         let loss = masked_mean(rows.loss, self.mask.clone(), self.n_valid as f64);
-        let value = host(loss.clone())[0];
+        let value = to_host(loss.clone())[0];
         let mut grads = loss.backward();
-        let grad =
-            student.grad_remove(&mut grads).map(|grad| grad.into_data().iter::<f32>().collect());
+        let grad = student.grad_remove(&mut grads).map(|grad| to_host(grad));
         (f64::from(value), grad.unwrap_or_default())
     }
-}
-
-pub(super) fn host<B: TrainBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    tensor.into_data().iter::<f32>().collect()
 }
 
 fn one_case<B: TrainBackend>(
@@ -261,7 +257,7 @@ fn per_row<B: TrainBackend>(
             }
             _ => continue,
         };
-        case.close(&key, &host(got), &tensors.floats_of(&key, &[n_rows])?, VALUE);
+        case.close(&key, &to_host(got), &tensors.floats_of(&key, &[n_rows])?, VALUE);
     }
     Ok(())
 }
@@ -310,11 +306,11 @@ fn large_vocab<B: TrainBackend>(
     let rows = LossRows::<B>::new(student, logits("teacher")?, &labels, device)?;
     let (max, column) = rows.student.clone().max_dim_with_indices(1);
     let log_sums = max - log_softmax(rows.student.clone(), 1).gather(1, column);
-    case.close("student_logsumexp", &host(log_sums), &floats(json, "student_logsumexp")?, LARGE);
+    case.close("student_logsumexp", &to_host(log_sums), &floats(json, "student_logsumexp")?, LARGE);
     let label_log_probs =
-        host(token_log_probs(rows.student.clone(), rows.labels.clone(), 1.0).log_probs);
+        to_host(token_log_probs(rows.student.clone(), rows.labels.clone(), 1.0).log_probs);
     case.close("label_logprob", &label_log_probs, &floats(json, "label_logprob")?, LARGE);
-    let probs: Vec<f32> = host(log_softmax(rows.student.clone().narrow(0, 0, 1), 1).exp());
+    let probs: Vec<f32> = to_host(log_softmax(rows.student.clone().narrow(0, 0, 1), 1).exp());
     let largest_term =
         f64::from(at_cols(&probs).into_iter().fold(0.0, f32::max)) / rows.n_valid.max(1) as f64;
     let gradient_tolerance = Tolerance { abs: LARGE_TERMS * largest_term, ..LARGE_GRADIENT };

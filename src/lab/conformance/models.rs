@@ -7,7 +7,7 @@ use super::{
     Case, FixtureError, Tensors, Tolerance, bert, entries,
     fixtures::{count, member, number, numbers, object, read_json},
     generation,
-    network::{PaddedRows, compare_trained, gradients, norm, parameters, spread, to_vec},
+    network::{PaddedRows, compare_trained, gradients, norm, parameters, spread},
     one_case,
 };
 use burn::{
@@ -24,6 +24,7 @@ use dgpo_core::{
         update::{Activations, accumulate_decoder},
     },
 };
+use dgpo_kernels::to_host;
 use dgpo_models::{
     Backend, TrainBackend,
     cache::{CacheRows, KvCache},
@@ -168,7 +169,7 @@ impl<B: Backend> Fixture<'_, B> {
         let real = rows.real();
         let logits = model.logits(real.gather(rows.hidden(model, self.device)));
         let vocab = logits.dims()[1];
-        spread(&real, &to_vec(logits), vocab, rows.n_rows() * rows.n_cols)
+        spread(&real, &to_host(logits), vocab, rows.n_rows() * rows.n_cols)
     }
 
     /// Everything read off one forward pass over a padded batch.
@@ -205,7 +206,7 @@ impl<B: Backend> Fixture<'_, B> {
                     self.tensors.floats_of(&key, &[states.len(), n_rows, n_cols, width])?;
                 let got: Vec<f32> = states
                     .into_iter()
-                    .flat_map(|state| spread(&real, &to_vec(real.gather(state)), width, n_entries))
+                    .flat_map(|state| spread(&real, &to_host(real.gather(state)), width, n_entries))
                     .collect();
                 case.close_where(&key, &got, &expected, |i| is_real(i / width % n_entries), HIDDEN);
             } else if name == "logits_bf16_compute" {
@@ -233,7 +234,7 @@ impl<B: Backend> Fixture<'_, B> {
         let hidden = index.gather(rows.hidden(self.model, self.device));
         let read =
             token_log_probs(self.model.head(hidden), index.labels_tensor(self.device), temperature);
-        let got = to_vec(if is_entropy { read.entropy } else { read.log_probs });
+        let got = to_host(if is_entropy { read.entropy } else { read.log_probs });
         let got = spread(&index, &got, 1, shape[0] * shape[1]);
         // Entropies are recorded at the last real column too where it is followed by padding; they
         // are 0 by definition only for log-probs.
@@ -340,7 +341,7 @@ impl<B: Backend> Fixture<'_, B> {
             labels: vec![0; rows.len()],
             at: Vec::new(),
         };
-        let logits = to_vec(self.model.logits(last.gather(hidden)));
+        let logits = to_host(self.model.logits(last.gather(hidden)));
         slots
             .into_iter()
             .zip(logits.chunks(logits.len() / rows.len()).map(<[f32]>::to_vec))
@@ -401,7 +402,7 @@ fn cross_entropy<B: TrainBackend>(
     let normaliser = index.len().max(1) as f64;
     accumulate_decoder(&recording, rows.ids(device), index, Activations::Kept, &mut sums, |head| {
         let share = row_cross_entropy(head, index.labels_tensor(device)).sum() / normaliser;
-        loss += to_vec(share.clone()).into_iter().map(f64::from).sum::<f64>();
+        loss += to_host(share.clone()).into_iter().map(f64::from).sum::<f64>();
         share
     });
     (loss, sums.grads())
@@ -486,7 +487,7 @@ fn training<B: TrainBackend>(
             }
             let rows = PaddedRows::read(tensors, prefix)?;
             let real = rows.real();
-            let values = to_vec(critic.values(real.gather(rows.hidden(&critic.trunk, device))));
+            let values = to_host(critic.values(real.gather(rows.hidden(&critic.trunk, device))));
             let expected = tensors.floats_of(&key, &[rows.n_rows(), rows.n_cols])?;
             let got = spread(&real, &values, 1, expected.len());
             case.close_where(&key, &got, &expected, |i| real.at.contains(&i), HIDDEN);

@@ -10,6 +10,7 @@ use burn::{
     tensor::{DType, Int, Tensor, TensorData},
 };
 use dgpo_core::rollout::TokenIndex;
+use dgpo_kernels::to_host;
 use dgpo_models::{Backend, decoder::Decoder, weights::parameter_names};
 use std::collections::BTreeMap;
 
@@ -165,10 +166,6 @@ pub(super) fn spread(
     array
 }
 
-pub(super) fn to_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    tensor.into_data().iter::<f32>().collect()
-}
-
 /// Every float parameter of a module by its Hugging Face name, as that layout has it.
 pub(super) fn parameters<B: Backend, M: Module<B>>(module: &M) -> BTreeMap<String, Array<f32>> {
     collect::<B, M>(module, None)
@@ -212,7 +209,7 @@ impl<B: Backend> ModuleVisitor<B> for Collect<'_> {
         // burn's Linear holds [in, out]; Hugging Face [out, in]. Embeddings are the same in both.
         let is_linear = D == 2 && !name.ends_with("embed_tokens.weight");
         let value = if is_linear { value.swap_dims(0, 1) } else { value };
-        let array = Array { shape: value.dims().to_vec(), data: to_vec(value.cast(DType::F32)) };
+        let array = Array { shape: value.dims().to_vec(), data: to_host(value.cast(DType::F32)) };
         self.found.insert(name.clone(), array);
     }
 }

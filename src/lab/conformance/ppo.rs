@@ -6,7 +6,6 @@
 use super::{
     Case, FixtureError, Tensors, Tolerance, cases_of,
     fixtures::{count, member, number, numbers, object, read_json, strings, text},
-    losses::host,
 };
 use crate::reference::advantage::whiten_keep_mean;
 use burn::tensor::{Tensor, TensorData};
@@ -18,6 +17,7 @@ use dgpo_core::{
     },
     settings::{KlEstimator, KlMode},
 };
+use dgpo_kernels::to_host;
 use dgpo_models::{
     TrainBackend,
     heads::{row_divergence, token_log_probs},
@@ -348,9 +348,7 @@ fn value<B: TrainBackend>(
 
 fn gradient<B: TrainBackend>(loss: Tensor<B, 1>, of: Tensor<B, 1>) -> Vec<f32> {
     let mut grads = loss.backward();
-    of.grad_remove(&mut grads)
-        .map(|grad| grad.into_data().iter::<f32>().collect())
-        .unwrap_or_default()
+    of.grad_remove(&mut grads).map(|grad| to_host(grad)).unwrap_or_default()
 }
 
 pub(super) fn vector<B: TrainBackend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
@@ -393,17 +391,17 @@ fn pieces<B: TrainBackend>(
     let (logits, ref_logits) =
         (matrix(logits.data), matrix(tensors.floats_of("ref_logits", &[rows, cols, vocab])?));
     let labels = Tensor::from_data(TensorData::new(labels, [n]), device);
-    let log_probs = host(token_log_probs(logits.clone(), labels.clone(), 1.0).log_probs);
-    let ref_log_probs = host(token_log_probs(ref_logits.clone(), labels.clone(), 1.0).log_probs);
+    let log_probs = to_host(token_log_probs(logits.clone(), labels.clone(), 1.0).log_probs);
+    let ref_log_probs = to_host(token_log_probs(ref_logits.clone(), labels.clone(), 1.0).log_probs);
     let entropy = token_log_probs(logits.clone(), labels.clone(), 1.0).entropy;
 
     let keys: Vec<String> = tensors.keys().map(str::to_owned).collect();
     for key in &keys {
         let temperature = |prefix: &str| key.strip_prefix(prefix)?.parse::<f64>().ok();
         let got = if let Some(temperature) = temperature("logprobs_T") {
-            host(token_log_probs(logits.clone(), labels.clone(), temperature).log_probs)
+            to_host(token_log_probs(logits.clone(), labels.clone(), temperature).log_probs)
         } else if let Some(temperature) = temperature("entropy_T") {
-            host(token_log_probs(logits.clone(), labels.clone(), temperature).entropy)
+            to_host(token_log_probs(logits.clone(), labels.clone(), temperature).entropy)
         } else if let Some(estimator) = key.strip_prefix("kl_penalty.").and_then(parse_estimator) {
             estimates(estimator, &log_probs, &ref_log_probs)
         } else if let Some(estimator) = key
@@ -439,18 +437,18 @@ fn pieces<B: TrainBackend>(
     let (x, mask_tensor) = (vector::<B>(&x, device), mask_vector::<B>(&mask, device));
     for (key, expected) in object(values, "pieces")? {
         let mean = |values: Tensor<B, 1>| {
-            f64::from(host(masked_mean(values, mask_tensor.clone(), n_true(&mask)))[0])
+            f64::from(to_host(masked_mean(values, mask_tensor.clone(), n_true(&mask)))[0])
         };
         match key.as_str() {
             "masked_mean" => case.number(key, mean(x.clone()), expected, SCALAR),
             "masked_var_unbiased" => {
-                let variance = advantage::masked_mean_and_variance(&host(x.clone()), &mask)
+                let variance = advantage::masked_mean_and_variance(&to_host(x.clone()), &mask)
                     .map_or(f64::NAN, |(_, variance)| variance);
                 case.number(key, variance, expected, SCALAR);
             }
             "entropy_loss" => {
                 let bonus = ppo::entropy_bonus(entropy.clone(), mask_tensor.clone(), n_true(&mask));
-                case.number(key, f64::from(host(bonus)[0]), expected, SCALAR);
+                case.number(key, f64::from(to_host(bonus)[0]), expected, SCALAR);
             }
             "adaptive_kl" => adaptive_kl(expected, key, case)?,
             _ => case.fail_unknown([key.clone()]),
@@ -477,7 +475,7 @@ fn full_kl<B: TrainBackend>(
     ref_logits: &Tensor<B, 2>,
 ) -> Vec<f32> {
     let exact =
-        |divergence| host(row_divergence(logits.clone(), ref_logits.clone(), divergence, 1.0));
+        |divergence| to_host(row_divergence(logits.clone(), ref_logits.clone(), divergence, 1.0));
     match estimator.into() {
         TokenKl::Exact(divergence) => exact(divergence),
         TokenKl::Sampled(_) => Vec::new(),

@@ -11,7 +11,7 @@ use super::{
     fixtures::{count, list, member, number, numbers, object, read_json},
     losses::parse_loss,
     models::{GRADIENT, critic},
-    network::{PaddedRows, compare_trained, gradients, norm, parameters, spread, to_vec},
+    network::{PaddedRows, compare_trained, gradients, norm, parameters, spread},
     one_case,
     ppo::{mask_vector, n_true, vector},
     rl_step,
@@ -31,6 +31,7 @@ use dgpo_core::{
         update::{Activations, accumulate_critic, accumulate_decoder},
     },
 };
+use dgpo_kernels::to_host;
 use dgpo_models::{
     Backend, TrainBackend,
     decoder::Decoder,
@@ -170,14 +171,14 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
         let index = self.response_tokens(&self.attention_mask, 0..self.n_rows());
         let hidden = index.gather(self.rows.hidden(model, self.device));
         let read = token_log_probs(model.head(hidden), index.labels_tensor(self.device), 1.0);
-        spread(&index, &to_vec(read.log_probs), 1, self.attention_mask.len())
+        spread(&index, &to_host(read.log_probs), 1, self.attention_mask.len())
     }
 
     /// Values [B, R], the state behind the last token included; 0 elsewhere.
     pub(super) fn values(&self, critic: &Critic<B::InnerBackend>) -> Vec<f32> {
         let index = self.response_tokens(&self.value_mask, 0..self.n_rows());
         let hidden = index.gather(self.rows.hidden(&critic.trunk, self.device));
-        spread(&index, &to_vec(critic.values(hidden)), 1, self.value_mask.len())
+        spread(&index, &to_host(critic.values(hidden)), 1, self.value_mask.len())
     }
 
     fn optimizer<I: Backend>(&self) -> Result<(AdamW<I>, f64), FixtureError> {
@@ -501,7 +502,7 @@ impl<'a, B: TrainBackend> Chain<'a, B> {
                         mask_vector(&vec![true; index.len()], self.device),
                         normaliser,
                     );
-                    loss += to_vec(share.clone()).into_iter().map(f64::from).sum::<f64>();
+                    loss += to_host(share.clone()).into_iter().map(f64::from).sum::<f64>();
                     share
                 },
             );

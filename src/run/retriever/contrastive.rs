@@ -25,6 +25,7 @@ use dgpo_core::{
     tokenizer::{Tokenizer, TokenizerError},
     trainer::optimizer::{AdamW, with_gradients},
 };
+use dgpo_kernels::to_host;
 use dgpo_models::{Backend, TrainBackend, bert::BertEncoder};
 use std::collections::HashMap;
 
@@ -206,8 +207,7 @@ pub fn recall<B: Backend>(
         passages.iter().map(|passage| form.passage(&passage.contents)).collect::<Result<_, _>>()?,
     );
     let q = embed_all(pairs.iter().map(|pair| form.query(&pair.query)).collect::<Result<_, _>>()?);
-    let scores: Vec<f32> =
-        q.matmul(p.transpose()).into_data().convert::<f32>().into_vec().expect("converted to f32");
+    let scores: Vec<f32> = to_host(q.matmul(p.transpose()));
     let is_found = |(row, pair): (&[f32], &Pair)| {
         row.iter().filter(|&&score| score > row[pair.passage_idx]).count() < top_k
     };
