@@ -35,16 +35,16 @@ pub struct Corpus {
 }
 
 enum Store {
-    Lines { path: PathBuf, text: Text, offsets: Vec<u64> },
+    Lines { path: PathBuf, text: CorpusText, offsets: Vec<u64> },
     Passages(Vec<Passage>),
 }
 
-enum Text {
+enum CorpusText {
     Mapped(Mmap),
     Unpacked(Vec<u8>),
 }
 
-impl Text {
+impl CorpusText {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
@@ -65,14 +65,14 @@ impl Corpus {
         let is_gzip = file.read_exact(&mut magic).is_ok() && magic == GZIP_MAGIC;
         let text = if is_gzip || file.metadata().map_err(&io)?.len() == 0 {
             // An empty file cannot be mapped.
-            Text::Unpacked(read_bytes(path)?)
+            CorpusText::Unpacked(read_bytes(path)?)
         } else {
             // SAFETY: the map is read-only and private to this value. As with every map, another
             // program that truncates the file while it is open would end this process with a bus
             // error; corpora are written once and replaced by renaming.
             #[allow(unsafe_code)]
             let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-            Text::Mapped(map)
+            CorpusText::Mapped(map)
         };
         check_encoding(path, text.bytes())?;
         let mut scan = CorpusScan::run(path, text.bytes())?;

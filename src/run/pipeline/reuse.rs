@@ -21,7 +21,7 @@ use super::blocks::{block_path, counts_path, n_blocks_done};
 use crate::{
     config::{Recipe, load::differences},
     folder::{
-        checkpoint::{self, Checkpoint, CheckpointError, newest_of},
+        checkpoint::{self, CheckpointError, RunCheckpoint, newest_of},
         provenance::{TakenOver, changed_input},
         run_dir::{RunDir, RunDirError},
         state::PhaseState,
@@ -122,7 +122,7 @@ pub struct Reuse {
     /// Phases that the other run has finished too, and that are done again.
     refused: Vec<OtherPhase>,
     /// The last checkpoint of each phase that has one.
-    checkpoints: Vec<Checkpoint>,
+    checkpoints: Vec<RunCheckpoint>,
 }
 
 impl Reuse {
@@ -252,7 +252,7 @@ fn finished_checkpoint(
     run: &RunDir,
     recipe: &Recipe,
     phase: Phase,
-) -> Result<Option<(Checkpoint, f64)>, ReuseError> {
+) -> Result<Option<(RunCheckpoint, f64)>, ReuseError> {
     let Some(newest) = newest_of(run.path(), recipe.stage, phase)? else { return Ok(None) };
     let state: PhaseState = newest.read_state()?;
     Ok((state.step >= state.total).then_some((newest, state.wall_s)))

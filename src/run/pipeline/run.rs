@@ -13,7 +13,7 @@ use crate::{
     eval::Summary,
     events::{Event, Observer, Stop},
     folder::{
-        checkpoint::{self, Checkpoint, WriteError},
+        checkpoint::{self, RunCheckpoint, WriteError},
         run_dir::{MetricsLog, RunDir},
         state::{PhaseState, read_model},
     },
@@ -76,7 +76,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
         let metrics = folder.metrics(furthest.map(|(phase, step)| (stage, phase, step)))?;
         let mut earlier_wall_s = 0.0;
         if let Some(checkpoint) = &newest {
-            let earlier: Earlier = checkpoint.read_state()?;
+            let earlier: ElapsedSoFar = checkpoint.read_state()?;
             earlier_wall_s = earlier.wall_s;
             for Change { key, was, now } in steer::check(&folder, &recipe, Some(checkpoint))? {
                 observer(Event::Message(&format!(
@@ -145,7 +145,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     }
 
     /// The newest checkpoint of a phase.
-    pub(crate) fn newest(&self, phase: Phase) -> Result<Option<Checkpoint>, PipelineError> {
+    pub(crate) fn newest(&self, phase: Phase) -> Result<Option<RunCheckpoint>, PipelineError> {
         Ok(checkpoint::newest_of(self.folder.path(), self.setup.recipe.stage, phase)?)
     }
 
@@ -238,7 +238,7 @@ pub(super) struct Resumed {
 
 /// The part of a checkpoint's state that every phase writes.
 #[derive(serde::Deserialize)]
-struct Earlier {
+struct ElapsedSoFar {
     wall_s: f64,
 }
 

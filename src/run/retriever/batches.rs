@@ -27,7 +27,7 @@ pub fn in_batches<T, R: Refusal>(
     batch: usize,
     ask: impl FnMut(&[String], bool) -> Result<Vec<T>, R>,
 ) -> Vec<Result<T, R>> {
-    let mut parts = Parts { ask, served: None, n_refused_alone: 0, away: None };
+    let mut parts = BatchParts { ask, served: None, n_refused_alone: 0, away: None };
     let mut results = Vec::with_capacity(queries.len());
     for batch in queries.chunks(batch.max(1)) {
         let answer = parts.ask(batch, true);
@@ -36,7 +36,7 @@ pub fn in_batches<T, R: Refusal>(
     results
 }
 
-struct Parts<F, R> {
+struct BatchParts<F, R> {
     ask: F,
     /// A query that was served.
     served: Option<String>,
@@ -46,7 +46,7 @@ struct Parts<F, R> {
     away: Option<R>,
 }
 
-impl<T, R: Refusal, F: FnMut(&[String], bool) -> Result<Vec<T>, R>> Parts<F, R> {
+impl<T, R: Refusal, F: FnMut(&[String], bool) -> Result<Vec<T>, R>> BatchParts<F, R> {
     fn ask(&mut self, queries: &[String], is_whole: bool) -> Result<Vec<T>, R> {
         if let Some(away) = &self.away {
             return Err(away.clone());

@@ -10,7 +10,7 @@
 //! to stop loses no passage, because the block under way is finished first. Blocks are cut at the
 //! same passages every time, so a resumed build has the bytes of an uninterrupted one.
 use super::{
-    OnProgress, Progress, RetrieverError, Tick,
+    OnProgress, RetrieverError, StageProgress, Tick,
     encoder::EncoderIdentity,
     hnsw::{HnswIndex, HnswParams, Insertion},
     index::{
@@ -260,7 +260,7 @@ fn encode(
         // passages are encoded in order of length.
         let mut tick = |done: usize, _: usize| -> ControlFlow<()> {
             is_stop_asked |=
-                progress(Progress { stage: "encode", done: first + done, total }).is_break();
+                progress(StageProgress { stage: "encode", done: first + done, total }).is_break();
             ControlFlow::Continue(())
         };
         let embeddings = embed(&texts, &mut tick)?;
@@ -297,7 +297,7 @@ fn link(
 ) -> Result<GraphMeta, RetrieverError> {
     let vectors = Arc::new(Vectors::map(&dir.join(VECTORS_FILE), corpus.len(), encoder.dim)?);
     let (started, insertion) = (Instant::now(), Insertion::for_size(corpus.len()));
-    let mut tick = |done, total| progress(Progress { stage: "graph", done, total });
+    let mut tick = |done, total| progress(StageProgress { stage: "graph", done, total });
     let graph = HnswIndex::build(vectors, options.hnsw, insertion, &mut tick)?;
     let files = graph.save(dir, GRAPH_BASENAME)?;
     let build_s = started.elapsed().as_secs_f64();

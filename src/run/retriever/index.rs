@@ -15,7 +15,7 @@
 //! [`CHECKED_AT_OPENING`]. Reading larger ones only to add them up would take minutes before every
 //! run; `dgpo index info` and `dgpo index build` check those, whatever their size.
 use super::{
-    OnProgress, Progress, RetrieverError, beside, build_command,
+    OnProgress, RetrieverError, StageProgress, beside, build_command,
     declared::E5_PREFIXES,
     encoder::EncoderIdentity,
     exact::{self, Metric, Neighbour},
@@ -247,7 +247,7 @@ impl Index {
         progress: &mut OnProgress,
     ) -> Result<Self, RetrieverError> {
         let vectors = Arc::new(vectors);
-        let mut tick = |done, total| progress(Progress { stage: "graph", done, total });
+        let mut tick = |done, total| progress(StageProgress { stage: "graph", done, total });
         let insertion = Insertion::for_size(vectors.len());
         let graph = match search.uses_graph(vectors.len()) {
             true => Some(HnswIndex::build(vectors.clone(), params, insertion, &mut tick)?),

@@ -52,7 +52,7 @@ use std::{
 
 /// How far a long operation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct StageProgress {
     /// "encode" (passages) or "graph" (vectors).
     pub stage: &'static str,
     pub done: usize,
@@ -61,7 +61,7 @@ pub struct Progress {
 
 /// Hears of progress; `Break` ends the operation at the next safe point with
 /// [`RetrieverError::Interrupted`].
-pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+pub type OnProgress<'a> = dyn FnMut(StageProgress) -> ControlFlow<()> + 'a;
 
 /// Hears (done, total) of one stage; `Break` stops it.
 pub type Tick<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
