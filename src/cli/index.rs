@@ -121,12 +121,11 @@ impl IndexArgs {
     /// If the folder is not there or holds no index: that is for whoever typed it to change.
     fn request(&self) -> anyhow::Result<IndexRequest<'_>> {
         let Self { dir, corpus, encoder, search, ef_search, .. } = self;
-        match IndexMeta::read(dir) {
-            Err(none @ (RetrieverError::NoIndex { .. } | RetrieverError::NotAFolder { .. })) => {
-                return Err(UsageError(none.to_string()).into());
-            }
-            // What else is wrong with it is told where it is opened.
-            _ => {}
+        // Other faults of the index are told where it is opened.
+        if let Err(none @ (RetrieverError::NoIndex { .. } | RetrieverError::NotAFolder { .. })) =
+            IndexMeta::read(dir)
+        {
+            return Err(UsageError(none.to_string()).into());
         }
         let (corpus, encoder) = (corpus.as_deref(), encoder.as_deref());
         Ok(IndexRequest { dir, corpus, encoder, search: *search, ef_search: *ef_search })
@@ -137,7 +136,7 @@ impl IndexArgs {
 struct SearchArgs {
     #[command(flatten)]
     index: IndexArgs,
-    /// What to look for; several are searched together.
+    /// Queries to look for; several are searched together.
     #[arg(required = true)]
     queries: Vec<String>,
     /// Passages a query.

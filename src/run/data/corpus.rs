@@ -1,6 +1,6 @@
 //! Passages: JSON Lines, memory-mapped with an offset table.
 //!
-//! What a line may be says [`passage`](super::passage). A plain file stays on disk: opening it
+//! [`passage`](super::passage) says what a line may be. A plain file stays on disk: opening it
 //! checks every line once, in parallel, and keeps 8 bytes a passage (Wikipedia 2018: 21 M passages,
 //! 168 MB of offsets for 14 GB of text). A gzip file is unpacked into memory as a whole. Extra keys
 //! are ignored; two passages with one id are an error.
@@ -214,8 +214,8 @@ impl CorpusScan {
     }
 }
 
-/// Byte ranges of about `CHUNK_BYTES` that end behind a line feed or at the end, from the first
-/// byte behind a byte order mark on.
+/// Byte ranges of about `CHUNK_BYTES` that end after a line feed or at the end, from the first
+/// byte after a byte order mark on.
 fn chunk_ranges(text: &[u8]) -> Vec<(usize, usize)> {
     let mut ranges = Vec::new();
     let mut start = text.len() - without_mark(text).len();

@@ -36,7 +36,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What every phase that plays or trains depends on.
+/// Settings that every phase that plays or trains depends on.
 const COMMON: [&str; 8] = [
     "model",
     "data.train",
@@ -48,7 +48,8 @@ const COMMON: [&str; 8] = [
     "run.seed",
 ];
 
-/// How long and in which portions a retriever is asked: what it answers in the end is the same.
+/// Settings of how long and in which portions a retriever is asked: its answers in the end are the
+/// same.
 const PATIENCE: [&str; 5] = [
     "retriever.timeout_s",
     "retriever.max_retries",
@@ -57,7 +58,7 @@ const PATIENCE: [&str; 5] = [
     "retriever.max_outage_s",
 ];
 
-/// What a phase depends on beside [`COMMON`]: keys, or tables of keys.
+/// Settings that a phase depends on beside [`COMMON`]: keys, or tables of keys.
 fn own_keys(phase: Phase) -> &'static [&'static str] {
     match phase {
         Phase::Demos => &["demos"],

@@ -41,7 +41,7 @@ pub(super) struct Run<'a, B: TrainBackend> {
     pub observer: &'a mut Observer<'a>,
     pub stop: Stop,
     pub metrics: MetricsLog,
-    /// What the guards remember of each phase; a part of its checkpoints.
+    /// Memory of the guards for each phase; a part of its checkpoints.
     guards: HashMap<Phase, Guards>,
     /// Seen in the last step, and to end the run after its checkpoint.
     alarms: Vec<Alarm>,
@@ -194,13 +194,13 @@ impl<'a, B: TrainBackend> Run<'a, B> {
         Ok(())
     }
 
-    /// What the guards remember of a phase, for its checkpoint.
+    /// Memory of the guards for a phase, for its checkpoint.
     pub(crate) fn guards_of(&self, phase: Phase) -> Guards {
         self.guards.get(&phase).cloned().unwrap_or_default()
     }
 
-    /// Ends the run between two steps, behind the checkpoint of the first, where a guard or
-    /// somebody wants it.
+    /// Ends the run between two steps, after the checkpoint of the first, where a guard or somebody
+    /// wants it.
     pub(crate) fn stop_if_wanted(
         &mut self,
         step: usize,

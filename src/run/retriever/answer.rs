@@ -17,7 +17,7 @@ const PASSAGE_BYTES: u64 = 64 << 10;
 const REST_BYTES: u64 = 1 << 20;
 /// No answer is larger: 512 queries with ten passages of 1 kB are 5 MB.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
-/// How much of a wrong answer an error quotes.
+/// Characters of a wrong answer that an error quotes.
 const QUOTED_CHARS: usize = 120;
 
 /// The largest answer that is read for this many queries.
@@ -96,7 +96,7 @@ fn hit(passage: AnswerNode) -> Result<Hit, String> {
     Ok(Hit { passage: Passage { id, contents }, score })
 }
 
-/// What is kept of a JSON value.
+/// The part of a JSON value that is kept.
 enum AnswerNode {
     Text(String),
     Number {
@@ -124,7 +124,7 @@ impl AnswerFields {
     }
 }
 
-/// Where in an answer a value stands: it decides what of it is kept.
+/// Position of a value in an answer: it decides what of the value is kept.
 #[derive(Clone, Copy)]
 enum AnswerPlace {
     Answer,

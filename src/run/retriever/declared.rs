@@ -27,7 +27,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::{Component, Path};
 
-/// What a folder declares.
+/// Declarations of an encoder's folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncoderDeclaration {
     pub head: SentenceHead,
@@ -35,7 +35,7 @@ pub struct EncoderDeclaration {
     pub dim: Option<usize>,
     /// Texts before queries and passages; `None` where the folder declares no prompt at all.
     pub prompts: Option<Prompts>,
-    /// Whether texts are lower-cased before the tokenizer sees them.
+    /// True if texts are lower-cased before the tokenizer sees them.
     pub lowercases: bool,
 }
 
@@ -58,7 +58,7 @@ const COMPUTED_MODULES: &str =
 const MODULES_FILE: &str = "modules.json";
 const PROMPTS_FILE: &str = "config_sentence_transformers.json";
 const TEXT_FILE: &str = "sentence_bert_config.json";
-/// Where Pooling lies by custom.
+/// Folder of Pooling by custom.
 const POOLING_FOLDER: &str = "1_Pooling";
 
 impl EncoderDeclaration {
@@ -107,7 +107,7 @@ impl EncoderDeclaration {
         }
     }
 
-    /// What to say where a recipe's texts are others than those the folder declares.
+    /// A warning where a recipe's texts are others than those the folder declares.
     pub fn other_prompts(&self, name: &str, used: &Prompts) -> Option<String> {
         let declared = self.prompts.as_ref().filter(|declared| *declared != used)?;
         Some(format!(
@@ -179,7 +179,7 @@ struct ModuleEntry {
     kind: String,
 }
 
-/// Whether vectors get unit length, by the declared similarity.
+/// True if vectors get unit length, by the declared similarity.
 fn is_unit_length(
     path: &Path,
     prompts: &PromptsFile,

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// How texts are prepared.
+/// Preparation of texts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncoderOptions {
     /// Put before a query ("query: " for E5); "auto" = what the folder declares.
@@ -39,7 +39,7 @@ pub struct EncoderOptions {
     pub batch_tokens: usize,
 }
 
-/// What an index remembers of its encoder.
+/// The record of an encoder in an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderIdentity {
@@ -58,8 +58,8 @@ pub struct EncoderIdentity {
 }
 
 impl EncoderIdentity {
-    /// How vectors of this encoder are searched where `asked` is what the recipe says: those of any
-    /// length exactly.
+    /// The kind of search for vectors of this encoder where the recipe says `asked`: those of any
+    /// length are searched exactly.
     /// # Errors
     /// If a graph is asked for over vectors that have no unit length.
     pub fn search(&self, asked: Search) -> Result<Search, RetrieverError> {
@@ -82,7 +82,7 @@ fn is_e5s(head: &SentenceHead) -> bool {
     *head == SentenceHead::default()
 }
 
-/// What an encoder consists of.
+/// Network, tokenizer and declarations of an encoder.
 pub struct EncoderParts<B: Backend> {
     pub model: BertEncoder<B>,
     pub tokenizer: Tokenizer,

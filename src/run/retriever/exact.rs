@@ -17,7 +17,7 @@ use macerator::{Arch, Scalar, Simd, Vector, WithSimd};
 use rayon::prelude::*;
 use std::cmp::Ordering;
 
-/// What "near" means.
+/// Measure of nearness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
     /// Larger inner product = nearer.
@@ -187,7 +187,7 @@ impl PieceScan<'_> {
         bests
     }
 
-    /// What a row's score starts from: |q - p|^2 is smallest where q p - |p|^2 / 2 is largest.
+    /// Start values of the rows' scores: |q - p|^2 is smallest where q p - |p|^2 / 2 is largest.
     fn start_scores(&self, rows: &[f32]) -> Vec<f32> {
         let start = |row: &[f32]| match self.metric {
             Metric::InnerProduct => 0.0,

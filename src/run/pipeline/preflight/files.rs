@@ -1,5 +1,5 @@
-//! Environment variables, questions, trajectories, passages, and the index or server behind the
-//! retriever.
+//! Environment variables, questions, trajectories, passages, and the index or server that the
+//! retriever asks.
 use super::{super::asked::AskedBy, Needs, ProblemList, commands};
 use crate::{
     config::{Recipe, RetrieverKind, RetrieverRecipe, Search},
@@ -131,7 +131,7 @@ pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found:
     }
 }
 
-/// What was read of a whole file; an error is told.
+/// Content of a file that was read whole; an error is told.
 fn told<T>(
     key: &'static str,
     read: Result<Option<T>, crate::data::DataError>,
@@ -170,7 +170,7 @@ fn located<'a>(
     paths
 }
 
-/// A name behind which there is nothing.
+/// Tells a name that leads to nothing.
 pub(super) fn not_found(
     key: &'static str,
     name: &str,
@@ -340,7 +340,7 @@ pub fn n_passages(recipe: &Recipe) -> Option<usize> {
     Some(if recipe.data.max_passages == 0 { n } else { n.min(recipe.data.max_passages) })
 }
 
-/// Whether an index of this recipe's corpus gets a graph.
+/// True if an index of this recipe's corpus gets a graph.
 pub(super) fn has_graph(recipe: &Recipe, n_passages: usize) -> bool {
     recipe.retriever.search.uses_graph(n_passages)
 }

@@ -21,10 +21,10 @@ use std::path::Path;
 pub(crate) use commands::word;
 pub use files::n_passages;
 
-/// What is about to begin.
+/// Work that is about to begin.
 #[derive(Clone, Copy, Debug)]
 pub enum PlannedWork<'a> {
-    /// A run: a new one, or one that goes on behind its newest checkpoint.
+    /// A run: a new one, or one that goes on after its newest checkpoint.
     Train(Option<&'a RunDir>),
     /// `model.student` plays the test questions.
     Evaluate,
@@ -36,7 +36,7 @@ pub enum PlannedWork<'a> {
     Index(&'a Path),
 }
 
-/// What is missing, or does not fit.
+/// Problems of inputs: what is missing, or does not fit.
 #[derive(Debug, thiserror::Error)]
 #[error("{}, and nothing was started:\n{}{}", counted(.0.len()), listed(.0), where_hf_comes_from(.0))]
 pub struct Missing(pub Vec<Problem>);
@@ -80,7 +80,7 @@ pub fn missing(work: PlannedWork<'_>, recipe: &Recipe, device: DeviceChoice) -> 
     found.problems
 }
 
-/// Which inputs of a recipe are read.
+/// Inputs of a recipe that are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Needs {
     student: bool,
@@ -181,7 +181,7 @@ impl Needs {
         }
     }
 
-    /// Whether passages are read, by whomever.
+    /// True if passages are read, by whomever.
     fn passages(&self, recipe: &Recipe) -> bool {
         self.corpus
             || (self.retriever
@@ -189,7 +189,7 @@ impl Needs {
                     || !recipe.data.corpus.is_empty()))
     }
 
-    /// Whether an encoder is read.
+    /// True if an encoder is read.
     fn encodes(&self, recipe: &Recipe) -> bool {
         self.encoder || (self.retriever && recipe.retriever.kind == RetrieverKind::Dense)
     }

@@ -2,7 +2,7 @@
 //! KEY=VALUE`.
 //!
 //! What may change is what only concerns steps that are still to come ([`keys::STEERABLE`]);
-//! everything else is refused with the reason, since what is behind the newest checkpoint was
+//! everything else is refused with the reason, since everything up to the newest checkpoint was
 //! computed with it. The same holds for a recipe.toml that was edited by hand, and it is how
 //! another run's recipe or another model's checkpoint in the folder is found out. What changed is
 //! recorded in provenance.json:
@@ -101,7 +101,7 @@ struct EarlierState {
     recipe: Option<Recipe>,
 }
 
-/// How far a run is.
+/// Progress of a run.
 struct Reached {
     phase: Phase,
     step: usize,
@@ -197,7 +197,7 @@ impl Steered {
         let mut provenance = if before.is_object() { before.clone() } else { json!({}) };
         let mut entries = provenance["changes"].as_array().cloned().unwrap_or_default();
         if self.behind.is_some() {
-            // Nothing was computed since the last time the run was told something behind this
+            // Nothing was computed since the last time the run was told something after this
             // checkpoint.
             entries.retain(|entry| entry["behind"] != json!(self.behind));
         }
@@ -314,7 +314,7 @@ fn is_length(key: &str) -> bool {
     key.ends_with(".steps") || key.ends_with(".epochs")
 }
 
-/// What to do for whoever wants it all the same.
+/// Advice for whoever wants the change all the same.
 fn anew(run: &RunDir, newest: Option<&RunCheckpoint>, overrides: &[String]) -> String {
     format!(
         "leave it out, or begin a run of its own from here: {}",
