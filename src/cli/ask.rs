@@ -14,12 +14,12 @@ use dgpo_models::TrainBackend;
 use dgpo_run::{
     config::{Recipe, RetrieverKind},
     data::corpus::Corpus,
-    devices::{Job, with_device},
+    devices::{DeviceJob, with_device},
     events::Stop,
     hub,
     pipeline::{
         PipelineError,
-        preflight::{Missing, Work, missing},
+        preflight::{Missing, PlannedWork, missing},
         setup::setup_of,
     },
 };
@@ -54,7 +54,7 @@ struct Ask {
     question: String,
     temperature: f64,
 }
-impl Job for Ask {
+impl DeviceJob for Ask {
     type Output = Result<(Episode, Vec<String>), PipelineError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let setup = setup_of::<B>(self.recipe, device)?;
@@ -86,7 +86,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Ended> {
             recipe.model.student = model;
         }
     })?;
-    Missing::none(missing(Work::Ask, &recipe, args.device.device))?;
+    Missing::none(missing(PlannedWork::Ask, &recipe, args.device.device))?;
     if let Some(warning) = about_the_invented_world(&recipe, &args.question)? {
         output::warn(&warning);
     }

@@ -2,7 +2,7 @@
 use super::{Ended, args::DeviceArgs, output};
 use dgpo_lab::conformance::{self, Case, Check, ConformanceError, FixtureReport};
 use dgpo_models::TrainBackend;
-use dgpo_run::devices::{Job, with_device};
+use dgpo_run::devices::{DeviceJob, with_device};
 use std::path::{Path, PathBuf};
 
 /// Compare this program with recorded reference numbers; exit code 1 if anything deviates.
@@ -22,7 +22,7 @@ pub struct Args {
 
 /// The comparison on a backend.
 struct Compare<'a>(&'a Path);
-impl Job for Compare<'_> {
+impl DeviceJob for Compare<'_> {
     type Output = Result<FixtureReport, ConformanceError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         conformance::run::<B>(self.0, device)

@@ -5,7 +5,7 @@ use dgpo_lab::tiny::{WORLD_SEED, demonstrations::write_demonstrations, export};
 use dgpo_models::TrainBackend;
 use dgpo_run::{
     config::Recipe,
-    devices::{DeviceChoice, Job, with_device},
+    devices::{DeviceChoice, DeviceJob, with_device},
     events::Stop,
     pipeline::setup::setup_of,
 };
@@ -46,7 +46,7 @@ struct Demonstrate {
     dir: PathBuf,
     seed: u64,
 }
-impl Job for Demonstrate {
+impl DeviceJob for Demonstrate {
     type Output = anyhow::Result<String>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let top_k = self.recipe.retriever.top_k;

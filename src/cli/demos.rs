@@ -13,12 +13,12 @@ use dgpo_models::TrainBackend;
 use dgpo_run::{
     config::Recipe,
     data::sampler::Sampler,
-    devices::{Job, with_device},
+    devices::{DeviceJob, with_device},
     episodes::write_episodes,
     events::Stop,
     pipeline::{
         PipelineError,
-        preflight::{Missing, Work, missing},
+        preflight::{Missing, PlannedWork, missing},
         served::Waiting,
         setup::{Play, setup_of},
     },
@@ -54,7 +54,7 @@ struct Demos {
     n_episodes: usize,
     stop: Stop,
 }
-impl Job for Demos {
+impl DeviceJob for Demos {
     type Output = Result<Vec<Episode>, PipelineError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let setup = setup_of::<B>(self.recipe, device)?;
@@ -94,7 +94,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<Ended> {
             .into());
         }
     }
-    Missing::none(missing(Work::Demos, &recipe, args.device.device))?;
+    Missing::none(missing(PlannedWork::Demos, &recipe, args.device.device))?;
     let job = Demos {
         recipe,
         n_episodes: args.episodes,

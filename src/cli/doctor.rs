@@ -8,11 +8,11 @@ use dgpo_models::{
 };
 use dgpo_run::{
     config,
-    devices::{DeviceChoice, Job, with_device},
+    devices::{DeviceChoice, DeviceJob, with_device},
     folder::run_dir::RUNS_DIR,
     hub,
     models::dtypes_of,
-    pipeline::preflight::{Missing, Work, missing},
+    pipeline::preflight::{Missing, PlannedWork, missing},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let mut problems = Vec::new();
     if let Some(config) = &args.config {
         problems = missing(
-            Work::Train(None),
+            PlannedWork::Train(None),
             &config::load(config, &args.overrides)?.recipe,
             args.device.device,
         );
@@ -211,7 +211,7 @@ fn adapters(_: DeviceChoice) -> Vec<DoctorCheck> {
 /// A decoder of two layers with random weights, on two rows of tokens. Says which float types the
 /// device computes in.
 struct Forward;
-impl Job for Forward {
+impl DeviceJob for Forward {
     type Output = Result<String, String>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let config = DecoderConfig {

@@ -9,7 +9,7 @@ use dgpo_core::rollout::{Episode, EpisodeStats};
 use dgpo_models::{TrainBackend, files::write_file};
 use dgpo_run::{
     config::{Recipe, load::to_toml},
-    devices::{Job, with_device},
+    devices::{DeviceJob, with_device},
     episodes::write_episodes,
     eval::{
         Figures,
@@ -21,7 +21,7 @@ use dgpo_run::{
         PipelineError,
         arcap::ArcapEpisodes,
         overlap::overlap_of,
-        preflight::{Missing, Work, missing},
+        preflight::{Missing, PlannedWork, missing},
         served::Waiting,
         setup::setup_of,
     },
@@ -75,7 +75,7 @@ struct Evaluate {
     recipe: Recipe,
     stop: Stop,
 }
-impl Job for Evaluate {
+impl DeviceJob for Evaluate {
     type Output = Result<Evaluated, PipelineError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let setup = setup_of::<B>(self.recipe, device)?;
@@ -118,7 +118,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Ended> {
         )
         .into());
     }
-    Missing::none(missing(Work::Evaluate, &recipe, args.device.device))?;
+    Missing::none(missing(PlannedWork::Evaluate, &recipe, args.device.device))?;
     if !context.is_quiet {
         output::say(&format!(
             "evaluating {} on {}",

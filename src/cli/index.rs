@@ -11,12 +11,12 @@ use dgpo_models::TrainBackend;
 use dgpo_run::{
     config::{ConfigError, Recipe, RetrieverKind, Search, check, load},
     data::{corpus::Corpus, questions::read_questions},
-    devices::{Job, with_device},
+    devices::{DeviceJob, with_device},
     eval::retrieval::{HitRatios, annotated_ids, hit_ratios, keep_annotated},
     hub,
     pipeline::{
         cut_share::{CutShare, cut_share_in},
-        preflight::{Missing, Work, missing},
+        preflight::{Missing, PlannedWork, missing},
     },
     retriever::{
         OnProgress, RetrieverError,
@@ -121,12 +121,11 @@ impl IndexArgs {
     /// If the folder is not there or holds no index: that is for whoever typed it to change.
     fn request(&self) -> anyhow::Result<IndexRequest<'_>> {
         let Self { dir, corpus, encoder, search, ef_search, .. } = self;
-        match IndexMeta::read(dir) {
-            Err(none @ (RetrieverError::NoIndex { .. } | RetrieverError::NotAFolder { .. })) => {
-                return Err(UsageError(none.to_string()).into());
-            }
-            // What else is wrong with it is told where it is opened.
-            _ => {}
+        // Other faults of the index are told where it is opened.
+        if let Err(none @ (RetrieverError::NoIndex { .. } | RetrieverError::NotAFolder { .. })) =
+            IndexMeta::read(dir)
+        {
+            return Err(UsageError(none.to_string()).into());
         }
         let (corpus, encoder) = (corpus.as_deref(), encoder.as_deref());
         Ok(IndexRequest { dir, corpus, encoder, search: *search, ef_search: *ef_search })
@@ -137,7 +136,7 @@ impl IndexArgs {
 struct SearchArgs {
     #[command(flatten)]
     index: IndexArgs,
-    /// What to look for; several are searched together.
+    /// Queries to look for; several are searched together.
     #[arg(required = true)]
     queries: Vec<String>,
     /// Passages a query.
@@ -188,7 +187,7 @@ struct BuildJob<'a> {
     args: &'a BuildArgs,
     progress: &'a mut OnProgress<'a>,
 }
-impl Job for BuildJob<'_> {
+impl DeviceJob for BuildJob<'_> {
     type Output = Result<BuildReport, RetrieverError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Self { recipe: Recipe { data, retriever, .. }, args, progress } = self;
@@ -212,11 +211,11 @@ fn build(args: &BuildArgs, context: Context) -> anyhow::Result<Ended> {
     if !problems.is_empty() {
         return Err(ConfigError::Rules(problems).into());
     }
-    Missing::none(missing(Work::Index(&args.out), &recipe, args.device.device))?;
+    Missing::none(missing(PlannedWork::Index(&args.out), &recipe, args.device.device))?;
     let stop =
         stop_on_interrupt("stopping when the block of passages under way is encoded and saved")?;
     let mut counter = Counter::new(context.is_quiet);
-    let mut progress = |progress: dgpo_run::retriever::Progress| {
+    let mut progress = |progress: dgpo_run::retriever::StageProgress| {
         counter.tick(progress.stage, progress.done, progress.total);
         if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
@@ -271,7 +270,7 @@ fn describe_build(out: &Path, report: &BuildReport) -> String {
 }
 
 struct SearchJob<'a>(IndexRequest<'a>, &'a [String], usize);
-impl Job for SearchJob<'_> {
+impl DeviceJob for SearchJob<'_> {
     type Output = Result<Vec<Result<Vec<Hit>, SearchError>>, RetrieverError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         Ok(self.0.open::<B::InnerBackend>(device)?.search(self.1, self.2))
@@ -312,7 +311,7 @@ fn search(args: &SearchArgs) -> anyhow::Result<Ended> {
 }
 
 struct InfoJob<'a>(IndexRequest<'a>, Queries<'a>);
-impl Job for InfoJob<'_> {
+impl DeviceJob for InfoJob<'_> {
     type Output = Result<(IndexInfo, Vec<FoundPassages>), RetrieverError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         index_info::<B::InnerBackend>(self.0, self.1, device)

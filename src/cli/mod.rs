@@ -1,7 +1,7 @@
 //! The command line: flags, progress, exit codes. The only layer that prints.
 //!
 //! One file a command: an `Args` struct (its help text is the documentation) and a `run` that calls
-//! the library and shows what came back. Work on a model is a [`dgpo_run::devices::Job`], so
+//! the library and shows what came back. Work on a model is a [`dgpo_run::devices::DeviceJob`], so
 //! that `--device` picks the backend in one place.
 //!
 //! | exit code | meaning |

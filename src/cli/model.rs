@@ -13,7 +13,7 @@ use dgpo_models::{
 };
 use dgpo_run::{
     config::FloatType,
-    devices::{Cpu, Job, with_device},
+    devices::{Cpu, DeviceJob, with_device},
     hub,
 };
 use serde::Serialize;
@@ -211,7 +211,7 @@ struct Export<'a> {
     dtype: Option<DType>,
 }
 
-impl Job for Export<'_> {
+impl DeviceJob for Export<'_> {
     type Output = Result<(), ModelError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let loaded_as = match self.dtype {

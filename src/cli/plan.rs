@@ -16,7 +16,7 @@ use dgpo_run::{
     pipeline::{
         cut_share::cut_share_of,
         overlap::overlap_of,
-        preflight::{Missing, Work, missing, n_passages},
+        preflight::{Missing, PlannedWork, missing, n_passages},
     },
 };
 use serde_json::json;
@@ -63,7 +63,7 @@ pub fn show(loaded: &Loaded, device: DeviceChoice, as_json: bool) -> anyhow::Res
     let observations = cut_share_of(&loaded.recipe);
     plan.notes.extend(observations.iter().map(ToString::to_string));
     plan.notes.extend(overlap_of(&loaded.recipe).map(|overlap| overlap.to_string()));
-    let missing = missing(Work::Train(None), &loaded.recipe, device);
+    let missing = missing(PlannedWork::Train(None), &loaded.recipe, device);
     if as_json {
         output::json(&json!({
             "name": loaded.run_name(),

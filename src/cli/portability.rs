@@ -4,7 +4,7 @@ use dgpo_lab::portability::{
     self, About, DeviceReport, NotTimed, Operation, Speed, StepComparison,
 };
 use dgpo_models::TrainBackend;
-use dgpo_run::devices::{self, DeviceChoice, Job, with_device};
+use dgpo_run::devices::{self, DeviceChoice, DeviceJob, with_device};
 use std::collections::BTreeMap;
 
 /// Check every operation and one training step on this machine's device, and measure how fast they
@@ -30,7 +30,7 @@ struct Examine<'a> {
     report: &'a mut Option<DeviceReport>,
 }
 
-impl Job for Examine<'_> {
+impl DeviceJob for Examine<'_> {
     type Output = ();
     fn run<B: TrainBackend>(self, device: &B::Device) {
         *self.report =

@@ -25,7 +25,7 @@ use dgpo_run::{
     folder::run_dir::{RunDir, RunDirError},
     pipeline::{
         PipelineError,
-        preflight::{Missing, Work, missing},
+        preflight::{Missing, PlannedWork, missing},
         steer::check_inputs,
     },
     report::table::table,
@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Ended> {
     }
     let rows = rows(args)?;
     // All rows read the same models, questions and passages.
-    Missing::none(missing(Work::Train(None), &rows[0].1, args.device.device))?;
+    Missing::none(missing(PlannedWork::Train(None), &rows[0].1, args.device.device))?;
     let folder = args.out.join(page::RESULTS_DIR);
     let earlier = results::read_all(&folder)?;
     refuse_other_settings(args, &earlier)?;

@@ -10,7 +10,7 @@ use dgpo_core::trainer::guards::Alarm;
 use dgpo_models::TrainBackend;
 use dgpo_run::{
     config::{Loaded, Recipe, Stage, check},
-    devices::{self, DeviceChoice, DeviceError, Job, with_device},
+    devices::{self, DeviceChoice, DeviceError, DeviceJob, with_device},
     eval::Summary,
     events::Stop,
     folder::{
@@ -20,7 +20,7 @@ use dgpo_run::{
     },
     pipeline::{
         self, PipelineError,
-        preflight::{Missing, Work, missing},
+        preflight::{Missing, PlannedWork, missing},
         reuse::Reuse,
         steer::{self, Steered, steered},
     },
@@ -73,7 +73,7 @@ struct Train<'a> {
     progress: &'a mut Progress,
     stop: Stop,
 }
-impl Job for Train<'_> {
+impl DeviceJob for Train<'_> {
     type Output = Result<Summary, PipelineError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Self { recipe, run, progress, stop } = self;
@@ -103,14 +103,18 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Ended> {
         Some(path) => {
             let run = RunDir::open(path)?;
             let steered = steered(&run, &args.recipe.overrides)?;
-            Missing::none(missing(Work::Train(Some(&run)), &steered.recipe, args.device.device))?;
+            Missing::none(missing(
+                PlannedWork::Train(Some(&run)),
+                &steered.recipe,
+                args.device.device,
+            ))?;
             let recipe = steered.recipe.clone();
             told = Some(steered);
             (recipe, run, None)
         }
         None => {
             let loaded = load(&args)?;
-            Missing::none(missing(Work::Train(None), &loaded.recipe, args.device.device))?;
+            Missing::none(missing(PlannedWork::Train(None), &loaded.recipe, args.device.device))?;
             let from = args.from.as_deref().map(runs::find).transpose()?;
             let (recipe, run) = create(loaded, args.device.device, from.as_ref())?;
             let made = run.contents();

@@ -91,7 +91,7 @@ impl DeviceChoice {
 
 /// Work that is generic over the backend: `with_device` instantiates it once for each backend built
 /// in.
-pub trait Job {
+pub trait DeviceJob {
     type Output;
     /// `B` records gradients; `B::InnerBackend` does everything else.
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output;
@@ -106,7 +106,7 @@ pub type CpuTrain = burn::backend::Autodiff<Cpu>;
 /// # Errors
 /// If the binary was built without that backend, the device is not there or cannot be used, or it
 /// failed during the job.
-pub fn with_device<J: Job>(choice: DeviceChoice, job: J) -> Result<J::Output, DeviceError> {
+pub fn with_device<J: DeviceJob>(choice: DeviceChoice, job: J) -> Result<J::Output, DeviceError> {
     match choice {
         DeviceChoice::Cpu => Ok(job.run::<CpuTrain>(&Default::default())),
         #[cfg(all(feature = "wgpu", not(test)))]

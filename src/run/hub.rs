@@ -24,7 +24,7 @@ use std::{
 };
 
 const BUILTIN_PREFIX: &str = "builtin:";
-/// What names of files end in and names of repositories do not.
+/// Ends of file names, which names of repositories do not have.
 const DATA_EXTENSIONS: [&str; 6] = [".jsonl", ".json", ".gz", ".parquet", ".toml", ".zst"];
 
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +74,8 @@ pub fn expand(text: &str) -> Result<String, HubError> {
     expand_with(text, &|variable| std::env::var_os(variable).filter(|value| !value.is_empty()))
 }
 
-/// Where Hugging Face tools keep what they download on this machine, whether it exists or not; None
-/// without a home folder.
+/// Folder in which Hugging Face tools keep what they download on this machine, even if it does not
+/// exist; None without a home folder.
 pub fn cache_dir() -> Option<PathBuf> {
     hugging_face_cache(&|variable| std::env::var_os(variable).filter(|value| !value.is_empty()))
 }
@@ -184,7 +184,7 @@ fn not_found_hint(name: Option<HubName<'_>>) -> String {
 }
 
 /// A name in the Hugging Face cache: `owner/repo`, `owner/repo@revision`, either with `/inside`
-/// behind it.
+/// after it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct HubName<'a> {
     owner: &'a str,
@@ -222,7 +222,7 @@ impl<'a> HubName<'a> {
     }
 }
 
-/// Whether a text is the name of one file in a folder, and of nothing elsewhere.
+/// True if a text is the name of one file in a folder, and of nothing elsewhere.
 fn is_one_name(text: &str) -> bool {
     let mut parts = Path::new(text).components();
     matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none()

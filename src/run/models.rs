@@ -112,8 +112,8 @@ pub fn load_tokenizer(name: &str, student: &str) -> Result<Tokenizer, SetupError
 
 /// Converts every float parameter of a module.
 pub fn cast<B: Backend, M: burn::module::Module<B>>(module: M, dtype: DType) -> M {
-    struct Cast(DType);
-    impl<B: Backend> burn::module::ModuleMapper<B> for Cast {
+    struct ToDtype(DType);
+    impl<B: Backend> burn::module::ModuleMapper<B> for ToDtype {
         fn map_float<const D: usize>(
             &mut self,
             param: burn::module::Param<burn::tensor::Tensor<B, D>>,
@@ -121,5 +121,5 @@ pub fn cast<B: Backend, M: burn::module::Module<B>>(module: M, dtype: DType) -> 
             param.map(|tensor| tensor.cast(self.0))
         }
     }
-    module.map(&mut Cast(dtype))
+    module.map(&mut ToDtype(dtype))
 }

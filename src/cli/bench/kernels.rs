@@ -19,7 +19,7 @@ use dgpo_lab::bench::{
     torch::{self, Torch},
 };
 use dgpo_models::TrainBackend;
-use dgpo_run::devices::{DeviceChoice, Job, with_device};
+use dgpo_run::devices::{DeviceChoice, DeviceJob, with_device};
 use serde_json::json;
 use std::process::Command;
 
@@ -73,7 +73,7 @@ struct TimeKernels<'a> {
     is_quiet: bool,
 }
 
-impl Job for TimeKernels<'_> {
+impl DeviceJob for TimeKernels<'_> {
     /// The copy's rate and the figures, or why there are none.
     type Output = Result<(f64, Vec<(String, KernelFigure)>), UsageError>;
 
@@ -140,7 +140,7 @@ struct MeasurePeak {
     pass: Pass,
 }
 
-impl Job for MeasurePeak {
+impl DeviceJob for MeasurePeak {
     type Output = Option<Peak>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         memory::peak::<B::InnerBackend>(&self.op, self.dtype, self.body, self.pass, true, device)

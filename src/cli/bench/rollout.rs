@@ -16,7 +16,7 @@ use dgpo_lab::bench::{
 };
 use dgpo_models::{TrainBackend, config::DecoderConfig, decoder::Decoder};
 use dgpo_run::{
-    devices::{DeviceChoice, Job, with_device},
+    devices::{DeviceChoice, DeviceJob, with_device},
     models,
 };
 use serde_json::json;
@@ -66,7 +66,7 @@ struct TimeRollouts<'a> {
     args: &'a Args,
 }
 
-impl Job for TimeRollouts<'_> {
+impl DeviceJob for TimeRollouts<'_> {
     type Output = anyhow::Result<Vec<RolloutFigure>>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Self { shapes, tokenizer, choice, dtype, budget, args } = self;

@@ -15,7 +15,7 @@ use dgpo_lab::{
     portability::workload::Shape,
 };
 use dgpo_models::TrainBackend;
-use dgpo_run::devices::{DeviceChoice, Job, with_device};
+use dgpo_run::devices::{DeviceChoice, DeviceJob, with_device};
 use serde::Deserialize;
 use serde_json::json;
 use std::process::Command;
@@ -67,7 +67,7 @@ struct TimeSteps {
     budget: Budget,
 }
 
-impl Job for TimeSteps {
+impl DeviceJob for TimeSteps {
     type Output = Result<Vec<StepFigure>, UsageError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         check_dtype::<B::InnerBackend>(self.choice, self.dtype, device)?;

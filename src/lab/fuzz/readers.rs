@@ -27,7 +27,7 @@ use dgpo_run::{
     },
     eval::{bootstrap, compare::compare, intervals},
     folder::{
-        checkpoint::Checkpoint,
+        checkpoint::RunCheckpoint,
         run_dir::RunDir,
         state::{PhaseState, has_critic, read_critic, read_model, read_optimizer},
     },
@@ -271,7 +271,7 @@ fn episodes(folder: &Path) -> Result<(), String> {
 
 fn checkpoint(folder: &Path) -> Result<(), String> {
     let device = Default::default();
-    let checkpoint = Checkpoint { path: folder.to_owned(), phase: Phase::Rl, step: 3 };
+    let checkpoint = RunCheckpoint { path: folder.to_owned(), phase: Phase::Rl, step: 3 };
     let mut state: PhaseState = checkpoint.read_state().map_err(said)?;
     if let Some(recipe) = &state.recipe {
         _ = differences(&config::Recipe::default(), recipe);

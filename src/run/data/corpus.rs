@@ -1,6 +1,6 @@
 //! Passages: JSON Lines, memory-mapped with an offset table.
 //!
-//! What a line may be says [`passage`](super::passage). A plain file stays on disk: opening it
+//! [`passage`](super::passage) says what a line may be. A plain file stays on disk: opening it
 //! checks every line once, in parallel, and keeps 8 bytes a passage (Wikipedia 2018: 21 M passages,
 //! 168 MB of offsets for 14 GB of text). A gzip file is unpacked into memory as a whole. Extra keys
 //! are ignored; two passages with one id are an error.
@@ -35,16 +35,16 @@ pub struct Corpus {
 }
 
 enum Store {
-    Lines { path: PathBuf, text: Text, offsets: Vec<u64> },
+    Lines { path: PathBuf, text: CorpusText, offsets: Vec<u64> },
     Passages(Vec<Passage>),
 }
 
-enum Text {
+enum CorpusText {
     Mapped(Mmap),
     Unpacked(Vec<u8>),
 }
 
-impl Text {
+impl CorpusText {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
@@ -65,14 +65,14 @@ impl Corpus {
         let is_gzip = file.read_exact(&mut magic).is_ok() && magic == GZIP_MAGIC;
         let text = if is_gzip || file.metadata().map_err(&io)?.len() == 0 {
             // An empty file cannot be mapped.
-            Text::Unpacked(read_bytes(path)?)
+            CorpusText::Unpacked(read_bytes(path)?)
         } else {
             // SAFETY: the map is read-only and private to this value. As with every map, another
             // program that truncates the file while it is open would end this process with a bus
             // error; corpora are written once and replaced by renaming.
             #[allow(unsafe_code)]
             let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-            Text::Mapped(map)
+            CorpusText::Mapped(map)
         };
         check_encoding(path, text.bytes())?;
         let mut scan = CorpusScan::run(path, text.bytes())?;
@@ -214,8 +214,8 @@ impl CorpusScan {
     }
 }
 
-/// Byte ranges of about `CHUNK_BYTES` that end behind a line feed or at the end, from the first
-/// byte behind a byte order mark on.
+/// Byte ranges of about `CHUNK_BYTES` that end after a line feed or at the end, from the first
+/// byte after a byte order mark on.
 fn chunk_ranges(text: &[u8]) -> Vec<(usize, usize)> {
     let mut ranges = Vec::new();
     let mut start = text.len() - without_mark(text).len();

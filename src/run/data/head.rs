@@ -45,8 +45,8 @@ pub fn check_file<T>(
     })
 }
 
-/// How many rows a file of JSON Lines has, from the length of its first ones; None for a packed
-/// file, whose length says little.
+/// Estimated number of rows of a file of JSON Lines, from the length of its first ones; None for a
+/// packed file, whose length says little.
 pub fn estimated_rows(path: &Path) -> Option<usize> {
     let size_bytes = std::fs::metadata(path).ok()?.len();
     let mut head = Vec::new();

@@ -46,10 +46,10 @@ pub(super) fn unpacked_limit(packed: u64) -> u64 {
     packed.saturating_mul(MAX_GZIP_RATIO).clamp(SMALL_UNPACKED_BYTES, MAX_UNPACKED_BYTES)
 }
 
-/// What some editors put in front of UTF-8 text.
+/// Mark that some editors put before UTF-8 text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The text behind a byte order mark, if there is one.
+/// The text after a byte order mark, if there is one.
 pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
 }
@@ -87,8 +87,8 @@ fn unpacked(path: &Path, packed: &[u8], limit: u64) -> Result<Vec<u8>, DataError
     Err(DataError::format(path, why))
 }
 
-/// Text of a file, of up to `max` bytes from its beginning, unpacked where it is gzip. What is
-/// wrong with a packed file behind that does not matter to what came before it.
+/// Text of a file, of up to `max` bytes from its beginning, unpacked where it is gzip. Damage
+/// further on in a packed file does not matter to what came before it.
 pub(super) fn beginning(mut file: &File, max: u64) -> std::io::Result<Vec<u8>> {
     let mut head = Vec::new();
     file.take(max).read_to_end(&mut head)?;

@@ -5,12 +5,12 @@
 //! | `NaN`, `Infinity`, `-Infinity` | Python's `json.dumps`, pandas | `null` |
 //! | a number larger than any f64 | | `null` |
 //! | half of a surrogate pair, `\ud83d` | `json.dumps` of text that was cut | U+FFFD |
-//! | a byte order mark in front | files put one behind the other | nothing |
+//! | a byte order mark before it | files put one after the other | nothing |
 //!
 //! Only lines that strict parsing refuses come here, so what is JSON costs nothing. A `null` in a
 //! field that somebody reads is an error there.
 
-/// What was changed in a line.
+/// A line with what was changed in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mended {
     pub text: Vec<u8>,

@@ -10,7 +10,7 @@ use std::{
     fmt,
 };
 
-/// How many test questions are asked in training too.
+/// Counts of the test questions that are asked in training too.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Overlap {
     pub n_test: usize,

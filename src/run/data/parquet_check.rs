@@ -20,13 +20,13 @@ use parquet::{
 use std::io::Read;
 
 const MAGIC: &[u8] = b"PAR1";
-/// Magic and length behind the footer.
+/// Magic and length after the footer.
 const TAIL_BYTES: usize = 8;
 /// Structures of the format are nested 8 deep at most.
 const MAX_THRIFT_DEPTH: usize = 24;
 /// Columns within columns; lists of structures of lists have 7.
 const MAX_SCHEMA_DEPTH: usize = 32;
-/// What a page may unpack to, however small it is; pages are written with about one megabyte.
+/// Bytes that a page may unpack to, however small it is; pages are written with about one megabyte.
 const MAX_PAGE_BYTES: usize = 256 << 20;
 /// Rows that a file may have beyond one a byte: a question needs more than that.
 const FREE_ROWS: usize = 1 << 20;
@@ -34,15 +34,15 @@ const FREE_ROWS: usize = 1 << 20;
 /// many more a byte. A row's are in memory together.
 const FREE_VALUES: usize = 1 << 22;
 const VALUES_A_BYTE: usize = 4;
-/// What the texts of a column may take together if each is as long as its longest, in any file, and
-/// how much more a byte: a text that stands once in a dictionary is copied for every value that
-/// refers to it.
+/// Bytes that the texts of a column may take together if each is as long as its longest, in any
+/// file, and how much more a byte: a text that stands once in a dictionary is copied for every
+/// value that refers to it.
 const FREE_TEXT_BYTES: usize = 1 << 30;
 const TEXT_BYTES_A_BYTE: usize = 200;
 
 /// Holds the footer's lengths, nesting and tree of columns against its bytes.
 /// # Errors
-/// What does not hold.
+/// The first that does not hold.
 pub(super) fn check_footer(file: &[u8]) -> Result<(), String> {
     if file.len() < MAGIC.len() + TAIL_BYTES || !file.starts_with(MAGIC) || !file.ends_with(MAGIC) {
         return Err("it does not begin and end as Parquet does".to_owned());
@@ -96,7 +96,7 @@ fn check_tree(n_children: &[i64]) -> Result<(), String> {
 
 /// Holds rows, values and pages of the columns that will be read against each other and the bytes.
 /// # Errors
-/// What does not hold.
+/// The first that does not hold.
 pub(super) fn check_columns(
     file: &[u8],
     metadata: &ParquetMetaData,
@@ -136,14 +136,14 @@ pub(super) fn check_columns(
 
 /// Holds the longest text of a column's dictionary against the number of its values.
 /// # Errors
-/// What does not hold.
+/// The first that does not hold.
 pub(super) fn check_dictionary(
     file_bytes: usize,
     column: &ColumnChunkMetaData,
     dictionary: &[u8],
 ) -> Result<(), String> {
     let (mut longest, mut rest) = (0, dictionary);
-    // Texts lie one behind the other, each behind its length.
+    // Texts lie one after the other, each after its length.
     while let Some((length, behind)) = rest.split_first_chunk::<4>() {
         let n = u32::from_le_bytes(*length) as usize;
         rest = behind.get(n..).ok_or_else(|| {
@@ -205,7 +205,7 @@ fn check_pages(file: &[u8], column: &ColumnChunkMetaData) -> Result<usize, Strin
     Ok(n_values)
 }
 
-/// What a page header says of sizes.
+/// Sizes that a page header states.
 #[derive(Default)]
 struct PageSizes {
     packed: usize,

@@ -18,9 +18,9 @@ const N_PLACES: u64 = 64;
 const PLACE_BYTES: u64 = 512 << 10;
 
 /// The passages of a file that has at most 32 MB of text, or some of all parts of a longer one; of
-/// a packed one those at its begin. `first`: only the file's first passages (0 = no such limit).
-/// Lines that are no passages are left out: whoever reads the whole file says what is wrong with
-/// them.
+/// a packed one those at its beginning. `first`: only the file's first passages (0 = no such
+/// limit). Lines that are no passages are left out: whoever reads the whole file says what is wrong
+/// with them.
 /// # Errors
 /// If the file cannot be read.
 pub fn sample_passages(path: &Path, first: usize) -> Result<Vec<Passage>, DataError> {

@@ -54,7 +54,7 @@ impl Piece {
 
 impl Trajectory {
     /// Splits the response by author. A block owns all white space before it (the agent's turn
-    /// ended with its stop string) and up to two line feeds behind it (what the environment writes;
+    /// ended with its stop string) and up to two line feeds after it (what the environment writes;
     /// more would be the agent's).
     ///
     /// # Errors
@@ -104,8 +104,7 @@ impl Trajectory {
     }
 }
 
-/// Where each mark stands next, so that a text of many blocks is searched once and not once a
-/// block.
+/// Next place of each mark, so that a text of many blocks is searched once and not once a block.
 #[derive(Default)]
 struct Marks {
     open: Option<Option<usize>>,
@@ -113,7 +112,7 @@ struct Marks {
     invalid: Option<Option<usize>>,
 }
 
-/// Where `mark` stands first in `text[from..]`; `known` is what an earlier search, with a smaller
+/// First place of `mark` in `text[from..]`; `known` is what an earlier search, with a smaller
 /// `from`, found.
 fn find_from(
     text: &str,

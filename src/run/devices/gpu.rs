@@ -1,5 +1,5 @@
 //! Jobs on a GPU runtime: the device is opened before and asked for errors afterwards.
-use super::{DeviceChoice, DeviceError, Job, check};
+use super::{DeviceChoice, DeviceError, DeviceJob, check};
 use burn::{backend::Autodiff, tensor::Tensor};
 use dgpo_models::{Backend, TrainBackend};
 use std::{
@@ -9,7 +9,7 @@ use std::{
 
 /// # Errors
 /// If the device cannot be opened, or failed during the job.
-pub(super) fn run<B: Backend, J: Job>(
+pub(super) fn run<B: Backend, J: DeviceJob>(
     choice: DeviceChoice,
     device: &B::Device,
     job: J,

@@ -318,8 +318,8 @@ fn check_tokenizer(tokenizer: &Tokenizer, record: &Episode) -> Result<(), String
     }
 }
 
-/// What this project's engine keeps of a generation: everything up to the stop string that is
-/// complete first.
+/// The part of a generation that this project's engine keeps: everything up to the stop string that
+/// is complete first.
 pub fn cut_at_first_stop(generation: &str) -> &str {
     find_stop(0, generation, &STOP_STRINGS).map_or(generation, |(end, _)| &generation[..end])
 }

@@ -67,14 +67,14 @@ fn write_hint(source: &(dyn std::error::Error + 'static)) -> &'static str {
 
 /// A complete checkpoint on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checkpoint {
+pub struct RunCheckpoint {
     pub path: PathBuf,
     pub phase: Phase,
     /// Steps of the phase that are done.
     pub step: usize,
 }
 
-impl Checkpoint {
+impl RunCheckpoint {
     /// Reads what [`write_state`] wrote.
     /// # Errors
     /// If the file is unreadable or of another shape.
@@ -119,11 +119,11 @@ pub fn save(
     step: usize,
     keep: usize,
     write: impl FnOnce(&Path) -> Result<(), WriteError>,
-) -> Result<Checkpoint, CheckpointError> {
+) -> Result<RunCheckpoint, CheckpointError> {
     let parent = run_dir.join(CHECKPOINTS_DIR);
     let name = format!("{phase}-step-{step:06}");
     let (path, temporary) = (parent.join(&name), parent.join(format!("{TEMPORARY_PREFIX}{name}")));
-    let checkpoint = Checkpoint { path: path.clone(), phase, step };
+    let checkpoint = RunCheckpoint { path: path.clone(), phase, step };
     if path.is_dir() {
         return Ok(checkpoint);
     }
@@ -149,7 +149,7 @@ pub fn save(
 /// step. Leftovers of interrupted writes are removed.
 /// # Errors
 /// If the checkpoint folder exists and cannot be read.
-pub fn latest(run_dir: &Path, stage: Stage) -> Result<Option<Checkpoint>, CheckpointError> {
+pub fn latest(run_dir: &Path, stage: Stage) -> Result<Option<RunCheckpoint>, CheckpointError> {
     let parent = run_dir.join(CHECKPOINTS_DIR);
     let unreadable = |source| CheckpointError::Read { path: parent.clone(), source };
     if !parent.is_dir() {
@@ -167,7 +167,10 @@ pub fn latest(run_dir: &Path, stage: Stage) -> Result<Option<Checkpoint>, Checkp
 /// The complete checkpoints of a run of a stage, oldest first.
 /// # Errors
 /// If the folder cannot be read.
-pub fn list_checkpoints(run_dir: &Path, stage: Stage) -> Result<Vec<Checkpoint>, CheckpointError> {
+pub fn list_checkpoints(
+    run_dir: &Path,
+    stage: Stage,
+) -> Result<Vec<RunCheckpoint>, CheckpointError> {
     let parent = run_dir.join(CHECKPOINTS_DIR);
     if !parent.is_dir() {
         return Ok(Vec::new());
@@ -185,15 +188,15 @@ pub fn newest_of(
     run_dir: &Path,
     stage: Stage,
     phase: Phase,
-) -> Result<Option<Checkpoint>, CheckpointError> {
+) -> Result<Option<RunCheckpoint>, CheckpointError> {
     Ok(list_checkpoints(run_dir, stage)?.into_iter().rfind(|found| found.phase == phase))
 }
 
 /// All checkpoints in the order of their steps, whatever the phase.
-fn list(parent: &Path) -> io::Result<Vec<Checkpoint>> {
+fn list(parent: &Path) -> io::Result<Vec<RunCheckpoint>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(parent)? {
-        found.extend(Checkpoint::parse(entry?.path()));
+        found.extend(RunCheckpoint::parse(entry?.path()));
     }
     found.sort_by_key(|checkpoint| checkpoint.step);
     Ok(found)
@@ -248,15 +251,15 @@ mod tests {
     use serde::Deserialize;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
-    struct State {
+    struct StepState {
         step: usize,
     }
 
-    fn save_state(run: &Path, phase: Phase, step: usize, keep: usize) -> Checkpoint {
+    fn save_state(run: &Path, phase: Phase, step: usize, keep: usize) -> RunCheckpoint {
         save(run, phase, step, keep, |dir| {
             fs::create_dir(dir.join("actor"))?;
             fs::write(dir.join("actor/model.safetensors"), b"weights")?;
-            write_state(dir, &State { step })
+            write_state(dir, &StepState { step })
         })
         .expect("the folder is writable")
     }
@@ -276,7 +279,7 @@ mod tests {
         let saved = save_state(run.path(), Phase::Kd, 200, 3);
         let found = latest(run.path(), Stage::Pipeline).unwrap().expect("one was saved");
         assert_eq!(found, saved);
-        assert_eq!(found.read_state::<State>().unwrap(), State { step: 200 });
+        assert_eq!(found.read_state::<StepState>().unwrap(), StepState { step: 200 });
         assert_eq!(fs::read(found.path.join("actor/model.safetensors")).unwrap(), b"weights");
         assert_eq!(names(run.path()), ["kd-step-000200"]);
     }
@@ -375,7 +378,7 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let saved = save_state(run.path(), Phase::Rl, 1, 0);
         fs::write(saved.path.join(STATE_FILE), b"{\"step\":").unwrap();
-        let error = saved.read_state::<State>().unwrap_err().to_string();
+        let error = saved.read_state::<StepState>().unwrap_err().to_string();
         assert!(error.contains(STATE_FILE) && error.contains("hint"), "{error}");
     }
 }

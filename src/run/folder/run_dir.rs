@@ -377,7 +377,7 @@ fn bytes_until(
     (stage, phase, step): (Stage, Phase, usize),
 ) -> Result<u64, RunDirError> {
     #[derive(Deserialize)]
-    struct Head {
+    struct LineHead {
         phase: Phase,
         step: usize,
     }
@@ -390,7 +390,7 @@ fn bytes_until(
         if n_read == 0 || !text.ends_with('\n') {
             break;
         }
-        let head: Head = serde_json::from_str(&text).map_err(|e| RunDirError::Damaged {
+        let head: LineHead = serde_json::from_str(&text).map_err(|e| RunDirError::Damaged {
             path: path.to_owned(),
             line,
             why: e.to_string(),

@@ -1,4 +1,4 @@
-//! The episodes behind ARCap: each annotated question twice with its gold passages given, each
+//! The episodes of ARCap: each annotated question twice with its gold passages given, each
 //! question once as a query.
 use super::{
     PipelineError,
@@ -111,7 +111,7 @@ impl<I: Backend> Setup<I> {
     }
 }
 
-/// What the retriever has for each question as it stands.
+/// Passages that the retriever has for each question as it stands.
 fn search_all<'q>(
     questions: impl Iterator<Item = &'q Question>,
     retriever: &dyn Retriever,

@@ -1,5 +1,5 @@
-//! Whether every test question is asked once: one that counts twice would pull the mean and narrow
-//! its interval.
+//! Test questions that are asked twice: one that counts twice would pull the mean and narrow its
+//! interval.
 use dgpo_core::question::Question;
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ pub struct AskedTwice {
     pub files: [String; 2],
 }
 
-/// Where a question stands twice, and what to do.
+/// The files of a question that stands twice, and what to do.
 fn twice([first, second]: &[String; 2]) -> String {
     match first == second {
         true => format!(

@@ -7,7 +7,7 @@
 //! A block is done where its counts are there, its file has the size they state, and it lost no
 //! more episodes than `retriever.max_lost_share` allows: an empty file is a block of which nothing
 //! was kept, and never one that an outage or a power cut left. Blocks are done in their order, so
-//! everything behind the first that is not is played again, which gives the same episodes.
+//! everything after the first that is not is played again, which gives the same episodes.
 //!
 //! Blocks written before there were counts are done if they hold an episode, end with a whole line,
 //! and the run's metrics say that the retriever failed none of their episodes.
@@ -139,7 +139,7 @@ fn ends_with_a_line(file: &mut File) -> bool {
     file.seek(SeekFrom::End(-1)).and_then(|_| file.read_exact(&mut last)).is_ok() && last == *b"\n"
 }
 
-/// What of `n_lost` episodes lost to the retriever belongs into a message.
+/// The part of a message about `n_lost` episodes lost to the retriever.
 pub(crate) fn lost_in_words(n_lost: usize) -> String {
     if n_lost == 0 { String::new() } else { format!(", {n_lost} lost to the retriever") }
 }

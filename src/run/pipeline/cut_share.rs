@@ -17,7 +17,7 @@ use std::fmt;
 /// error).
 const N_OBSERVATIONS: usize = 400;
 
-/// How often `episode.max_obs_length` cuts.
+/// Fraction of observations that `episode.max_obs_length` cuts, and their lengths.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CutShare {
     /// Observations of `top_k` passages drawn at random from the corpus.

@@ -9,8 +9,8 @@ use crate::{
     models::RANDOM_PREFIX,
     retriever::{
         RetrieverError,
-        contrastive::{Contrastive, TextForm, pairs_of, recall, train_encoder},
-        declared::{Declared, copy_declarations},
+        contrastive::{Contrastive, TextEncoding, pairs_of, recall, train_encoder},
+        declared::{EncoderDeclaration, copy_declarations},
     },
 };
 use burn::tensor::DType;
@@ -34,7 +34,7 @@ pub(super) fn encoder_phase<B: TrainBackend>(run: &mut Run<'_, B>) -> Result<(),
     let recipe = run.setup.recipe.clone();
     let source = &recipe.retriever.encoder;
     let dir = hub::resolve(source.strip_prefix(RANDOM_PREFIX).unwrap_or(source))?;
-    let declared = Declared::read(&dir)?;
+    let declared = EncoderDeclaration::read(&dir)?;
     if declared.head != SentenceHead::default() {
         let why = "an encoder with CLS pooling, or with vectors of any length, is not trained here";
         let hint = "start from one with mean pooling for cosines, or without modules.json and \
@@ -60,7 +60,7 @@ pub(super) fn encoder_phase<B: TrainBackend>(run: &mut Run<'_, B>) -> Result<(),
         load_bert(&dir, DType::F32, &run.setup.device)?
     };
     tokenizer.check_fits(start.config().vocab_size)?;
-    let form = TextForm {
+    let form = TextEncoding {
         tokenizer: &tokenizer,
         query_prefix: &prompts.query,
         passage_prefix: &prompts.passage,

@@ -44,7 +44,7 @@ pub enum PipelineError {
         with_hint(why)
     )]
     RetrieverDown {
-        /// Whether it answers, with a refusal: waiting changes nothing.
+        /// True if it answers with a refusal: waiting changes nothing.
         is_refused: bool,
         what: String,
         n_lost: usize,

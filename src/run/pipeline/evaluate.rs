@@ -38,7 +38,7 @@ struct Subject<'m, B: TrainBackend> {
 
 /// evaluation/NAME.json: figures, and what they were measured on.
 #[derive(Serialize, Deserialize)]
-struct Evaluation {
+struct SavedEvaluation {
     of: String,
     test: Vec<String>,
     max_test: usize,
@@ -150,7 +150,7 @@ fn figures<B: TrainBackend>(
 ) -> Result<Figures, PipelineError> {
     let path = run.folder.evaluation_dir().join(format!("{}.json", subject.name));
     let (data, arcap) = (&run.setup.recipe.data, run.setup.recipe.eval.arcap);
-    let is_of_this = |known: &Evaluation| {
+    let is_of_this = |known: &SavedEvaluation| {
         (&known.of, &known.test, known.max_test) == (&subject.of, &data.test, data.max_test)
             && (known.figures.arcap.is_some() || !arcap)
     };
@@ -200,7 +200,7 @@ fn played_figures<B: TrainBackend>(
     }
     let data = &setup.recipe.data;
     let (of, test) = (subject.of.clone(), data.test.clone());
-    let evaluation = Evaluation { of, test, max_test: data.max_test, figures };
+    let evaluation = SavedEvaluation { of, test, max_test: data.max_test, figures };
     drop(waiting);
     let text = serde_json::to_vec_pretty(&evaluation).expect("figures are plain numbers");
     let path = dir.join(format!("{name}.json"));

@@ -152,8 +152,8 @@ fn trajectory_episodes<B: TrainBackend>(
     Ok(episodes)
 }
 
-/// Passages as plain text to continue: an end-of-sequence token in front, the passage and the
-/// same token behind as the text to learn.
+/// Passages as plain text to continue: an end-of-sequence token as the prompt, then the passage and
+/// the same token as the text to learn.
 fn passage_episodes<B: TrainBackend>(
     run: &Run<'_, B>,
     tokenizer: &Tokenizer,

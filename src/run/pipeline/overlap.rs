@@ -10,8 +10,8 @@ use crate::{
 };
 use dgpo_core::question::Question;
 
-/// What the test questions of a recipe have in common with those of `data.train` and
-/// `data.trajectories`. A file that cannot be read has no questions here: whoever needs it says so.
+/// Test questions of a recipe that are also among those of `data.train` and `data.trajectories`. A
+/// file that cannot be read has no questions here: whoever needs it says so.
 pub fn overlap_of(recipe: &Recipe) -> Option<Overlap> {
     let data = &recipe.data;
     if data.test.is_empty() || (data.train.is_empty() && data.trajectories.is_empty()) {

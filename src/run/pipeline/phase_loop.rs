@@ -61,7 +61,7 @@ pub(super) struct PhaseLoop<'p, B: TrainBackend> {
     /// Steps done by earlier processes.
     pub done: usize,
     pub total: usize,
-    /// What evaluations between the steps are played with; `None` where there are none.
+    /// Tokenizer and retriever of the evaluations between the steps; `None` where there are none.
     pub player: Option<(&'p Tokenizer, &'p dyn Retriever)>,
     /// The teacher whose distance those evaluations measure.
     pub teacher: Option<&'p Decoder<Inner<B>>>,

@@ -21,7 +21,7 @@ use super::blocks::{block_path, counts_path, n_blocks_done};
 use crate::{
     config::{Recipe, load::differences},
     folder::{
-        checkpoint::{self, Checkpoint, CheckpointError, newest_of},
+        checkpoint::{self, CheckpointError, RunCheckpoint, newest_of},
         provenance::{TakenOver, changed_input},
         run_dir::{RunDir, RunDirError},
         state::PhaseState,
@@ -36,7 +36,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What every phase that plays or trains depends on.
+/// Settings that every phase that plays or trains depends on.
 const COMMON: [&str; 8] = [
     "model",
     "data.train",
@@ -48,7 +48,8 @@ const COMMON: [&str; 8] = [
     "run.seed",
 ];
 
-/// How long and in which portions a retriever is asked: what it answers in the end is the same.
+/// Settings of how long and in which portions a retriever is asked: its answers in the end are the
+/// same.
 const PATIENCE: [&str; 5] = [
     "retriever.timeout_s",
     "retriever.max_retries",
@@ -57,7 +58,7 @@ const PATIENCE: [&str; 5] = [
     "retriever.max_outage_s",
 ];
 
-/// What a phase depends on beside [`COMMON`]: keys, or tables of keys.
+/// Settings that a phase depends on beside [`COMMON`]: keys, or tables of keys.
 fn own_keys(phase: Phase) -> &'static [&'static str] {
     match phase {
         Phase::Demos => &["demos"],
@@ -122,7 +123,7 @@ pub struct Reuse {
     /// Phases that the other run has finished too, and that are done again.
     refused: Vec<OtherPhase>,
     /// The last checkpoint of each phase that has one.
-    checkpoints: Vec<Checkpoint>,
+    checkpoints: Vec<RunCheckpoint>,
 }
 
 impl Reuse {
@@ -252,7 +253,7 @@ fn finished_checkpoint(
     run: &RunDir,
     recipe: &Recipe,
     phase: Phase,
-) -> Result<Option<(Checkpoint, f64)>, ReuseError> {
+) -> Result<Option<(RunCheckpoint, f64)>, ReuseError> {
     let Some(newest) = newest_of(run.path(), recipe.stage, phase)? else { return Ok(None) };
     let state: PhaseState = newest.read_state()?;
     Ok((state.step >= state.total).then_some((newest, state.wall_s)))

@@ -13,7 +13,7 @@ use crate::{
     eval::Summary,
     events::{Event, Observer, Stop},
     folder::{
-        checkpoint::{self, Checkpoint, WriteError},
+        checkpoint::{self, RunCheckpoint, WriteError},
         run_dir::{MetricsLog, RunDir},
         state::{PhaseState, read_model},
     },
@@ -41,7 +41,7 @@ pub(super) struct Run<'a, B: TrainBackend> {
     pub observer: &'a mut Observer<'a>,
     pub stop: Stop,
     pub metrics: MetricsLog,
-    /// What the guards remember of each phase; a part of its checkpoints.
+    /// Memory of the guards for each phase; a part of its checkpoints.
     guards: HashMap<Phase, Guards>,
     /// Seen in the last step, and to end the run after its checkpoint.
     alarms: Vec<Alarm>,
@@ -76,7 +76,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
         let metrics = folder.metrics(furthest.map(|(phase, step)| (stage, phase, step)))?;
         let mut earlier_wall_s = 0.0;
         if let Some(checkpoint) = &newest {
-            let earlier: Earlier = checkpoint.read_state()?;
+            let earlier: ElapsedSoFar = checkpoint.read_state()?;
             earlier_wall_s = earlier.wall_s;
             for Change { key, was, now } in steer::check(&folder, &recipe, Some(checkpoint))? {
                 observer(Event::Message(&format!(
@@ -145,7 +145,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     }
 
     /// The newest checkpoint of a phase.
-    pub(crate) fn newest(&self, phase: Phase) -> Result<Option<Checkpoint>, PipelineError> {
+    pub(crate) fn newest(&self, phase: Phase) -> Result<Option<RunCheckpoint>, PipelineError> {
         Ok(checkpoint::newest_of(self.folder.path(), self.setup.recipe.stage, phase)?)
     }
 
@@ -194,13 +194,13 @@ impl<'a, B: TrainBackend> Run<'a, B> {
         Ok(())
     }
 
-    /// What the guards remember of a phase, for its checkpoint.
+    /// Memory of the guards for a phase, for its checkpoint.
     pub(crate) fn guards_of(&self, phase: Phase) -> Guards {
         self.guards.get(&phase).cloned().unwrap_or_default()
     }
 
-    /// Ends the run between two steps, behind the checkpoint of the first, where a guard or
-    /// somebody wants it.
+    /// Ends the run between two steps, after the checkpoint of the first, where a guard or somebody
+    /// wants it.
     pub(crate) fn stop_if_wanted(
         &mut self,
         step: usize,
@@ -238,7 +238,7 @@ pub(super) struct Resumed {
 
 /// The part of a checkpoint's state that every phase writes.
 #[derive(serde::Deserialize)]
-struct Earlier {
+struct ElapsedSoFar {
     wall_s: f64,
 }
 

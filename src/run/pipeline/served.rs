@@ -27,16 +27,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A stop request is seen after so long.
 const NAP: Duration = Duration::from_millis(50);
 
-/// Who waits for a retriever, and for how long.
+/// The patience of a caller with its retriever.
 pub struct Waiting<'a> {
     pub recipe: &'a RetrieverRecipe,
     pub stop: &'a Stop,
-    /// Hears, in front of each pause, of what was lost and why.
+    /// Told before each pause what was lost and why.
     pub say: Box<dyn FnMut(&str) + 'a>,
 }
 
-/// What an attempt asked of the retriever and what of it was lost: episodes that searched, or
-/// queries.
+/// Counts of an attempt: what it asked of the retriever and what of that was lost, in episodes that
+/// searched or in queries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
     pub n_asked: usize,
@@ -71,7 +71,7 @@ impl Losses {
     }
 }
 
-/// What an attempt gave that was served, and how long that attempt took.
+/// Result of the attempt that was served, and how long it took.
 #[derive(Debug)]
 pub struct Served<T> {
     pub value: T,
@@ -187,7 +187,7 @@ pub struct Watched<'r> {
     n_asked: Cell<usize>,
     n_lost: Cell<usize>,
     first: OnceCell<SearchError>,
-    /// Whether a search was refused: the attempts to come would ask the same again.
+    /// True once a search was refused: the attempts to come would ask the same again.
     is_refused: Cell<bool>,
 }
 
@@ -203,7 +203,7 @@ impl<'r> Watched<'r> {
         }
     }
 
-    /// Whether the attempt is lost. What plays may stop then, as after a stop request.
+    /// True once the attempt is lost: the play may stop then, as after a stop request.
     pub fn has_lost_too_much(&self) -> bool {
         self.n_lost.get() as f64 > self.most
     }

@@ -49,7 +49,7 @@ pub struct Play<'p, I: Backend> {
     pub sampling: Sampling,
     /// Question i draws from this folded by i.
     pub key: Key,
-    /// Whether a stop request ends the play. Half a rollout of a training step is worth nothing:
+    /// True if a stop request ends the play. Half a rollout of a training step is worth nothing:
     /// there it waits for the step.
     pub is_interruptible: bool,
 }
@@ -290,7 +290,7 @@ impl<I: Backend> Setup<I> {
         Ok((episodes, figures))
     }
 
-    /// What belongs to a saved student beside its weights.
+    /// Files that belong to a saved student beside its weights.
     /// # Errors
     /// If they are not found.
     pub fn side_files(&self) -> Result<SideFiles, SetupError> {

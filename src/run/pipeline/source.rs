@@ -60,10 +60,10 @@ pub(super) struct StepDraw {
     pub n: usize,
 }
 
-/// What a step learns from.
+/// Episodes that a step learns from.
 pub(super) struct DrawnEpisodes {
     pub episodes: Vec<Episode>,
-    /// Whether the student played them for this step.
+    /// True if the student played them for this step.
     pub is_played: bool,
     pub metrics: Metrics,
 }

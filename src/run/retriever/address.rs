@@ -94,7 +94,7 @@ impl Address {
         })
     }
 
-    /// What a server said, without the user and password that it may quote.
+    /// Words of a server, without the user and password that it may quote.
     pub fn masked(&self, said: &str) -> String {
         self.secrets.iter().fold(said.to_owned(), |said, secret| said.replace(secret, "***"))
     }

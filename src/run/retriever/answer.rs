@@ -17,7 +17,7 @@ const PASSAGE_BYTES: u64 = 64 << 10;
 const REST_BYTES: u64 = 1 << 20;
 /// No answer is larger: 512 queries with ten passages of 1 kB are 5 MB.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
-/// How much of a wrong answer an error quotes.
+/// Characters of a wrong answer that an error quotes.
 const QUOTED_CHARS: usize = 120;
 
 /// The largest answer that is read for this many queries.
@@ -35,14 +35,14 @@ pub fn read(
     top_k: usize,
 ) -> Result<Vec<Result<Vec<Hit>, String>>, String> {
     let mut parser = serde_json::Deserializer::from_str(text);
-    let reader = Reader { place: Place::Answer, n_queries, top_k };
+    let reader = AnswerReader { place: AnswerPlace::Answer, n_queries, top_k };
     let answer = reader.deserialize(&mut parser).and_then(|answer| parser.end().map(|()| answer));
     match answer.map_err(|error| format!("the answer is not JSON ({error}): {}", quote(text)))? {
-        Node::Object(mut fields) => match fields.take("result") {
-            Some(Node::List { kept, n }) if n == n_queries => {
+        AnswerNode::Object(mut fields) => match fields.take("result") {
+            Some(AnswerNode::List { kept, n }) if n == n_queries => {
                 Ok(kept.into_iter().map(hits).collect())
             }
-            Some(Node::List { n, .. }) => Err(format!("{n} results for {n_queries} queries")),
+            Some(AnswerNode::List { n, .. }) => Err(format!("{n} results for {n_queries} queries")),
             Some(_) => Err("`result` is not a list".to_owned()),
             None => Err(format!("the answer has no `result`: {}", quote(text))),
         },
@@ -57,8 +57,8 @@ pub fn quote(text: &str) -> String {
 }
 
 /// The passages of one query.
-fn hits(result: Node) -> Result<Vec<Hit>, String> {
-    let Node::List { kept, .. } = result else {
+fn hits(result: AnswerNode) -> Result<Vec<Hit>, String> {
+    let AnswerNode::List { kept, .. } = result else {
         return Err("the result of a query is not a list".to_owned());
     };
     kept.into_iter()
@@ -67,20 +67,22 @@ fn hits(result: Node) -> Result<Vec<Hit>, String> {
         .collect()
 }
 
-fn hit(passage: Node) -> Result<Hit, String> {
-    let Node::Object(mut fields) = passage else { return Err("it is not an object".to_owned()) };
+fn hit(passage: AnswerNode) -> Result<Hit, String> {
+    let AnswerNode::Object(mut fields) = passage else {
+        return Err("it is not an object".to_owned());
+    };
     // An episode never sees the score, so one that is missing or no number is no reason to lose the
     // passage.
     let score = match fields.take("score") {
-        Some(Node::Number { value, .. }) => value as f32,
+        Some(AnswerNode::Number { value, .. }) => value as f32,
         _ => 0.0,
     };
     let (mut document, score) = match fields.take("document") {
-        Some(Node::Object(document)) => (document, score),
+        Some(AnswerNode::Object(document)) => (document, score),
         Some(_) => return Err("`document` is not an object".to_owned()),
         None => (fields, 0.0),
     };
-    let Some(Node::Text(contents)) = document.take("contents") else {
+    let Some(AnswerNode::Text(contents)) = document.take("contents") else {
         return Err("`contents` is missing or not a text".to_owned());
     };
     if contents.trim().is_empty() {
@@ -88,14 +90,14 @@ fn hit(passage: Node) -> Result<Hit, String> {
     }
     // Servers disagree whether an id is a number or a text.
     let id = match document.take("id") {
-        Some(Node::Text(id) | Node::Number { text: id, .. }) => id,
+        Some(AnswerNode::Text(id) | AnswerNode::Number { text: id, .. }) => id,
         _ => return Err("`id` is missing or neither text nor number".to_owned()),
     };
     Ok(Hit { passage: Passage { id, contents }, score })
 }
 
-/// What is kept of a JSON value.
-enum Node {
+/// The part of a JSON value that is kept.
+enum AnswerNode {
     Text(String),
     Number {
         value: f64,
@@ -103,28 +105,28 @@ enum Node {
     },
     /// The first elements, and how many there were.
     List {
-        kept: Vec<Node>,
+        kept: Vec<AnswerNode>,
         n: usize,
     },
-    Object(Fields),
+    Object(AnswerFields),
     /// Something that has no business there.
     Other,
 }
 
 /// The known fields of an object; of a field that occurs twice, the last.
 #[derive(Default)]
-struct Fields(Vec<(&'static str, Node)>);
+struct AnswerFields(Vec<(&'static str, AnswerNode)>);
 
-impl Fields {
-    fn take(&mut self, name: &str) -> Option<Node> {
+impl AnswerFields {
+    fn take(&mut self, name: &str) -> Option<AnswerNode> {
         let at = self.0.iter().rposition(|(field, _)| *field == name)?;
         Some(self.0.swap_remove(at).1)
     }
 }
 
-/// Where in an answer a value stands: it decides what of it is kept.
+/// Position of a value in an answer: it decides what of the value is kept.
 #[derive(Clone, Copy)]
-enum Place {
+enum AnswerPlace {
     Answer,
     Results,
     Passages,
@@ -133,9 +135,9 @@ enum Place {
     Scalar,
 }
 
-impl Place {
+impl AnswerPlace {
     /// The fields an object at this place may have, and where their values stand.
-    fn fields(self) -> &'static [(&'static str, Place)] {
+    fn fields(self) -> &'static [(&'static str, AnswerPlace)] {
         match self {
             Self::Answer => &[("result", Self::Results)],
             Self::Passage => &[
@@ -151,79 +153,79 @@ impl Place {
 }
 
 #[derive(Clone, Copy)]
-struct Reader {
-    place: Place,
+struct AnswerReader {
+    place: AnswerPlace,
     n_queries: usize,
     top_k: usize,
 }
 
-impl<'de> DeserializeSeed<'de> for Reader {
-    type Value = Node;
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+impl<'de> DeserializeSeed<'de> for AnswerReader {
+    type Value = AnswerNode;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<AnswerNode, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Reader {
-    type Value = Node;
+impl<'de> Visitor<'de> for AnswerReader {
+    type Value = AnswerNode;
 
     fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str("JSON")
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
-        Ok(Node::Other)
+    fn visit_bool<E>(self, _: bool) -> Result<AnswerNode, E> {
+        Ok(AnswerNode::Other)
     }
 
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Other)
+    fn visit_unit<E>(self) -> Result<AnswerNode, E> {
+        Ok(AnswerNode::Other)
     }
 
-    fn visit_i64<E>(self, number: i64) -> Result<Node, E> {
-        Ok(Node::Number { value: number as f64, text: number.to_string() })
+    fn visit_i64<E>(self, number: i64) -> Result<AnswerNode, E> {
+        Ok(AnswerNode::Number { value: number as f64, text: number.to_string() })
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Node, E> {
-        Ok(Node::Number { value: number as f64, text: number.to_string() })
+    fn visit_u64<E>(self, number: u64) -> Result<AnswerNode, E> {
+        Ok(AnswerNode::Number { value: number as f64, text: number.to_string() })
     }
 
-    fn visit_f64<E>(self, number: f64) -> Result<Node, E> {
-        Ok(Node::Number { value: number, text: format!("{number:?}") })
+    fn visit_f64<E>(self, number: f64) -> Result<AnswerNode, E> {
+        Ok(AnswerNode::Number { value: number, text: format!("{number:?}") })
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Node, E> {
+    fn visit_str<E>(self, text: &str) -> Result<AnswerNode, E> {
         Ok(match self.place {
-            Place::Scalar => Node::Text(text.to_owned()),
-            _ => Node::Other,
+            AnswerPlace::Scalar => AnswerNode::Text(text.to_owned()),
+            _ => AnswerNode::Other,
         })
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Node, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<AnswerNode, A::Error> {
         let (place, n_kept) = match self.place {
-            Place::Results => (Place::Passages, self.n_queries),
-            Place::Passages => (Place::Passage, self.top_k),
+            AnswerPlace::Results => (AnswerPlace::Passages, self.n_queries),
+            AnswerPlace::Passages => (AnswerPlace::Passage, self.top_k),
             _ => {
                 while list.next_element::<IgnoredAny>()?.is_some() {}
-                return Ok(Node::Other);
+                return Ok(AnswerNode::Other);
             }
         };
         let mut kept = Vec::new();
         while kept.len() < n_kept {
             match list.next_element_seed(Self { place, ..self })? {
                 Some(element) => kept.push(element),
-                None => return Ok(Node::List { n: kept.len(), kept }),
+                None => return Ok(AnswerNode::List { n: kept.len(), kept }),
             }
         }
         let mut n = kept.len();
         while list.next_element::<IgnoredAny>()?.is_some() {
             n += 1;
         }
-        Ok(Node::List { kept, n })
+        Ok(AnswerNode::List { kept, n })
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<AnswerNode, A::Error> {
         let known = self.place.fields();
-        let mut fields = Fields::default();
+        let mut fields = AnswerFields::default();
         while let Some(name) = map.next_key::<String>()? {
             match known.iter().find(|(field, _)| *field == name) {
                 Some(&(field, place)) => {
@@ -236,7 +238,7 @@ impl<'de> Visitor<'de> for Reader {
                 }
             }
         }
-        Ok(if known.is_empty() { Node::Other } else { Node::Object(fields) })
+        Ok(if known.is_empty() { AnswerNode::Other } else { AnswerNode::Object(fields) })
     }
 }
 
@@ -254,19 +256,20 @@ mod tests {
         let list = format!("[{}]", (0..5).map(passage).collect::<Vec<_>>().join(","));
         let text = format!("{{\"junk\": {junk}, \"result\": [{list}, {junk}, 7]}}");
         let mut parser = serde_json::Deserializer::from_str(&text);
-        let Ok(Node::Object(mut fields)) =
-            (Reader { place: Place::Answer, n_queries: 2, top_k: 3 }).deserialize(&mut parser)
+        let Ok(AnswerNode::Object(mut fields)) =
+            (AnswerReader { place: AnswerPlace::Answer, n_queries: 2, top_k: 3 })
+                .deserialize(&mut parser)
         else {
             panic!("an object")
         };
-        let Some(Node::List { kept, n }) = fields.take("result") else { panic!("a list") };
+        let Some(AnswerNode::List { kept, n }) = fields.take("result") else { panic!("a list") };
         // The third result has no query: it is counted, never kept.
         assert_eq!((kept.len(), n), (2, 3));
         for (result, expected) in kept.iter().zip([[2; 3], [0; 3]]) {
-            let Node::List { kept, .. } = result else { panic!("a list") };
-            let n_text_fields = |passage: &Node| match passage {
-                Node::Object(fields) => {
-                    fields.0.iter().filter(|(_, node)| !matches!(node, Node::Other)).count()
+            let AnswerNode::List { kept, .. } = result else { panic!("a list") };
+            let n_text_fields = |passage: &AnswerNode| match passage {
+                AnswerNode::Object(fields) => {
+                    fields.0.iter().filter(|(_, node)| !matches!(node, AnswerNode::Other)).count()
                 }
                 _ => 0,
             };

@@ -4,7 +4,7 @@
 //! one odd query) is halved, and so on down to single queries: what stays refused alone is lost,
 //! and nothing else.
 //!
-//! The work is bounded. A server that is away is not asked for parts, nor for the batches behind:
+//! The work is bounded. A server that is away is not asked for parts, nor for the batches after it:
 //! all of them fail in its words. Both halves are asked before either is halved further, so that
 //! what is served shows early that the server is there. Behind every [`DOUBT_AFTER`] single queries
 //! refused in a row it is asked for a query that it served before; without one, or if it refuses
@@ -14,20 +14,20 @@
 /// Single queries refused in a row after which the server itself is in doubt.
 pub const DOUBT_AFTER: usize = 8;
 
-/// Why a request failed.
+/// The failure of a request.
 pub trait Refusal: Clone {
-    /// Whether the server may have answered this request so because of a query in it.
+    /// True if the server may have answered this request so because of a query in it.
     fn is_about_the_request(&self) -> bool;
 }
 
-/// Asks for all `queries`, at most `batch` a request. `ask` gets a request's queries and whether it
-/// is a whole batch (or a part of one); it gives one result a query.
+/// Asks for all `queries`, at most `batch` a request. `ask` gets a request's queries, and true
+/// for a whole batch (false for a part of one); it gives one result a query.
 pub fn in_batches<T, R: Refusal>(
     queries: &[String],
     batch: usize,
     ask: impl FnMut(&[String], bool) -> Result<Vec<T>, R>,
 ) -> Vec<Result<T, R>> {
-    let mut parts = Parts { ask, served: None, n_refused_alone: 0, away: None };
+    let mut parts = BatchParts { ask, served: None, n_refused_alone: 0, away: None };
     let mut results = Vec::with_capacity(queries.len());
     for batch in queries.chunks(batch.max(1)) {
         let answer = parts.ask(batch, true);
@@ -36,7 +36,7 @@ pub fn in_batches<T, R: Refusal>(
     results
 }
 
-struct Parts<F, R> {
+struct BatchParts<F, R> {
     ask: F,
     /// A query that was served.
     served: Option<String>,
@@ -46,7 +46,7 @@ struct Parts<F, R> {
     away: Option<R>,
 }
 
-impl<T, R: Refusal, F: FnMut(&[String], bool) -> Result<Vec<T>, R>> Parts<F, R> {
+impl<T, R: Refusal, F: FnMut(&[String], bool) -> Result<Vec<T>, R>> BatchParts<F, R> {
     fn ask(&mut self, queries: &[String], is_whole: bool) -> Result<Vec<T>, R> {
         if let Some(away) = &self.away {
             return Err(away.clone());
@@ -65,7 +65,7 @@ impl<T, R: Refusal, F: FnMut(&[String], bool) -> Result<Vec<T>, R>> Parts<F, R> 
         answer
     }
 
-    /// Whether the server still serves a query that it served before.
+    /// True if the server still serves a query that it served before.
     fn serves_again(&mut self) -> bool {
         self.n_refused_alone = 0;
         self.served
@@ -112,7 +112,7 @@ mod tests {
         (0..n).map(|i| i.to_string()).collect()
     }
 
-    /// What a server that refuses requests with one of these queries gives, and how many requests
+    /// Results of a server that refuses requests with one of these queries, and how many requests
     /// that takes.
     fn refusing(
         n: usize,

@@ -34,7 +34,7 @@ pub struct Bm25Retriever {
     postings: Vec<Posting>,
 }
 
-/// What a word contributes to a passage's score.
+/// The contribution of a word to a passage's score.
 #[derive(Clone, Copy)]
 struct Posting {
     passage: u32,

@@ -10,7 +10,7 @@
 //! to stop loses no passage, because the block under way is finished first. Blocks are cut at the
 //! same passages every time, so a resumed build has the bytes of an uninterrupted one.
 use super::{
-    OnProgress, Progress, RetrieverError, Tick,
+    OnProgress, RetrieverError, StageProgress, Tick,
     encoder::EncoderIdentity,
     hnsw::{HnswIndex, HnswParams, Insertion},
     index::{
@@ -32,19 +32,19 @@ use std::{
     time::Instant,
 };
 
-/// What to build.
+/// Settings of a build.
 #[derive(Clone, Debug)]
 pub struct BuildOptions {
-    /// Where the passages come from, for `index.json`.
+    /// File that the passages come from, for `index.json`.
     pub corpus_name: String,
-    /// Whether a graph is built.
+    /// Kind of search: decides if a graph is built.
     pub search: Search,
     pub hnsw: HnswParams,
     /// Replace an index of another encoder or corpus.
     pub replace: bool,
 }
 
-/// What was done.
+/// Report of a build.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BuildReport {
     pub n_passages: usize,
@@ -198,7 +198,7 @@ fn existing(
     Ok(None)
 }
 
-/// Where an interrupted build of the same index stands; the beginning if there is none.
+/// Progress of an interrupted build of the same index; `fresh` if there is none.
 fn resume(
     dir: &Path,
     fresh: EncodedSoFar,
@@ -244,7 +244,7 @@ fn encode(
     }
     let mut file =
         OpenOptions::new().create(true).write(true).truncate(false).open(&part).map_err(io)?;
-    // Bytes behind the last counted block are of a block that was cut short.
+    // Bytes after the last counted block are of a block that was cut short.
     file.set_len(row_bytes(encoder) * state.n_encoded as u64).map_err(io)?;
     file.seek(std::io::SeekFrom::End(0)).map_err(io)?;
     let mut is_stop_asked = false;
@@ -260,7 +260,7 @@ fn encode(
         // passages are encoded in order of length.
         let mut tick = |done: usize, _: usize| -> ControlFlow<()> {
             is_stop_asked |=
-                progress(Progress { stage: "encode", done: first + done, total }).is_break();
+                progress(StageProgress { stage: "encode", done: first + done, total }).is_break();
             ControlFlow::Continue(())
         };
         let embeddings = embed(&texts, &mut tick)?;
@@ -297,7 +297,7 @@ fn link(
 ) -> Result<GraphMeta, RetrieverError> {
     let vectors = Arc::new(Vectors::map(&dir.join(VECTORS_FILE), corpus.len(), encoder.dim)?);
     let (started, insertion) = (Instant::now(), Insertion::for_size(corpus.len()));
-    let mut tick = |done, total| progress(Progress { stage: "graph", done, total });
+    let mut tick = |done, total| progress(StageProgress { stage: "graph", done, total });
     let graph = HnswIndex::build(vectors, options.hnsw, insertion, &mut tick)?;
     let files = graph.save(dir, GRAPH_BASENAME)?;
     let build_s = started.elapsed().as_secs_f64();

@@ -47,7 +47,7 @@ fn embed(texts: &[String], tick: &mut Tick) -> Result<Vec<f32>, RetrieverError> 
     Ok(embeddings)
 }
 
-fn go_on(_: Progress) -> ControlFlow<()> {
+fn go_on(_: StageProgress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
@@ -65,7 +65,7 @@ fn an_interrupted_build_resumed_has_the_bytes_of_an_uninterrupted_one() {
 
     // Once in the middle of the second block, once in the graph.
     let stop_at = |stage: &'static str, done: usize| {
-        move |progress: Progress| match progress.stage == stage && progress.done >= done {
+        move |progress: StageProgress| match progress.stage == stage && progress.done >= done {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
@@ -93,7 +93,7 @@ fn the_block_under_way_is_finished_and_counted_when_a_stop_is_asked_for() {
     let (corpus, encoder, folder) =
         (corpus(3 * BLOCK_PASSAGES), identity("a"), tempfile::tempdir().expect("a folder"));
     let mut last = 0;
-    let mut stop = |progress: Progress| {
+    let mut stop = |progress: StageProgress| {
         last = progress.done;
         // Asked for once, as by one Ctrl-C, in the middle of the second block.
         if progress.done == BLOCK_PASSAGES + 7 {
@@ -120,7 +120,7 @@ fn the_block_under_way_is_finished_and_counted_when_a_stop_is_asked_for() {
 fn a_damaged_state_of_a_build_starts_it_again() {
     let (corpus, encoder, folder) =
         (corpus(2 * BLOCK_PASSAGES), identity("a"), tempfile::tempdir().expect("a folder"));
-    let stop = |_: Progress| ControlFlow::Break(());
+    let stop = |_: StageProgress| ControlFlow::Break(());
     for damage in [
         ("n_encoded", "18446744073709551615"),
         ("n_encoded", "1025"),
@@ -135,7 +135,7 @@ fn a_damaged_state_of_a_build_starts_it_again() {
         state[damage.0] = serde_json::from_str(damage.1).expect("JSON");
         std::fs::write(&path, state.to_string()).expect("written");
         let mut first = None;
-        let mut listen = |progress: Progress| {
+        let mut listen = |progress: StageProgress| {
             first.get_or_insert(progress.done);
             ControlFlow::Break(())
         };
@@ -150,7 +150,7 @@ fn a_damaged_state_of_a_build_starts_it_again() {
 fn a_half_written_block_is_written_again() {
     let (corpus, encoder, folder) =
         (corpus(2 * BLOCK_PASSAGES), identity("a"), tempfile::tempdir().expect("a folder"));
-    let mut stop = |_: Progress| ControlFlow::Break(());
+    let mut stop = |_: StageProgress| ControlFlow::Break(());
     build(folder.path(), &options(Search::Exact), &encoder, &corpus, &mut embed, &mut stop)
         .expect_err("stopped");
     let part = folder.path().join(PART_FILE);

@@ -34,7 +34,7 @@ const EMBED_BATCH: usize = 64;
 
 /// A query and the passage it should find.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pair {
+pub struct TrainingPair {
     pub query: String,
     /// Index into the corpus.
     pub passage_idx: usize,
@@ -64,7 +64,7 @@ pub enum EncoderTrainingError {
 
 /// Encoding of texts, the same for training and for the index built later.
 #[derive(Clone, Copy)]
-pub struct TextForm<'a> {
+pub struct TextEncoding<'a> {
     pub tokenizer: &'a Tokenizer,
     pub query_prefix: &'a str,
     pub passage_prefix: &'a str,
@@ -72,7 +72,7 @@ pub struct TextForm<'a> {
     pub max_tokens: usize,
 }
 
-impl TextForm<'_> {
+impl TextEncoding<'_> {
     fn query(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.encode(self.query_prefix, text)
     }
@@ -94,7 +94,7 @@ impl TextForm<'_> {
 pub fn pairs_of(
     questions: &[Question],
     passages: &[Passage],
-) -> Result<Vec<Pair>, EncoderTrainingError> {
+) -> Result<Vec<TrainingPair>, EncoderTrainingError> {
     let by_id: HashMap<&str, usize> =
         passages.iter().enumerate().map(|(i, passage)| (passage.id.as_str(), i)).collect();
     let mut pairs = Vec::new();
@@ -104,7 +104,7 @@ pub fn pairs_of(
                 EncoderTrainingError::UnknownPassage { id: question.id.clone(), pid: pid.clone() }
             })?;
             // Every question read from a file ends in `?`; an agent's query does not.
-            pairs.push(Pair {
+            pairs.push(TrainingPair {
                 query: question.question.trim_end_matches('?').to_owned(),
                 passage_idx,
             });
@@ -117,8 +117,8 @@ pub fn pairs_of(
 #[derive(Clone, Copy)]
 pub struct Contrastive<'a> {
     pub passages: &'a [Passage],
-    pub pairs: &'a [Pair],
-    pub form: TextForm<'a>,
+    pub pairs: &'a [TrainingPair],
+    pub form: TextEncoding<'a>,
     pub recipe: &'a EncoderRecipe,
     pub optim: &'a AdamWRecipe,
     /// Seed of the order of the pairs.
@@ -207,8 +207,8 @@ pub fn recall<B: Backend>(
         passages.iter().map(|passage| form.passage(&passage.contents)).collect::<Result<_, _>>()?,
     );
     let q = embed_all(pairs.iter().map(|pair| form.query(&pair.query)).collect::<Result<_, _>>()?);
-    let scores: Vec<f32> = to_host(q.matmul(p.transpose()));
-    let is_found = |(row, pair): (&[f32], &Pair)| {
+    let scores = to_host(q.matmul(p.transpose()));
+    let is_found = |(row, pair): (&[f32], &TrainingPair)| {
         row.iter().filter(|&&score| score > row[pair.passage_idx]).count() < top_k
     };
     let n_found = scores.chunks(passages.len()).zip(pairs).filter(|&pair| is_found(pair)).count();
@@ -282,7 +282,10 @@ mod tests {
             pairs_of(std::slice::from_ref(&question), &passages).expect("passage 8 is there");
         assert_eq!(
             pairs,
-            [Pair { query: question.question.trim_end_matches('?').to_owned(), passage_idx: 1 }]
+            [TrainingPair {
+                query: question.question.trim_end_matches('?').to_owned(),
+                passage_idx: 1
+            }]
         );
         question.supporting[0].pid = Some("9".to_owned());
         assert!(

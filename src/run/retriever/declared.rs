@@ -27,15 +27,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::{Component, Path};
 
-/// What a folder declares.
+/// Declarations of an encoder's folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Declared {
+pub struct EncoderDeclaration {
     pub head: SentenceHead,
     /// Numbers of a vector, where a pooling file says it.
     pub dim: Option<usize>,
     /// Texts before queries and passages; `None` where the folder declares no prompt at all.
     pub prompts: Option<Prompts>,
-    /// Whether texts are lower-cased before the tokenizer sees them.
+    /// True if texts are lower-cased before the tokenizer sees them.
     pub lowercases: bool,
 }
 
@@ -58,10 +58,10 @@ const COMPUTED_MODULES: &str =
 const MODULES_FILE: &str = "modules.json";
 const PROMPTS_FILE: &str = "config_sentence_transformers.json";
 const TEXT_FILE: &str = "sentence_bert_config.json";
-/// Where Pooling lies by custom.
+/// Folder of Pooling by custom.
 const POOLING_FOLDER: &str = "1_Pooling";
 
-impl Declared {
+impl EncoderDeclaration {
     /// Reads the declarations of `folder`.
     /// # Errors
     /// If one of the files is not what it should be, or asks for something that is not computed
@@ -71,7 +71,7 @@ impl Declared {
         let prompts_file: PromptsFile = read_json(&prompts)?.unwrap_or_default();
         let alone = folder.join(POOLING_FOLDER).join("config.json");
         let ((pooling, dim), is_normalised) =
-            match (read_json::<Vec<Module>>(&folder.join(MODULES_FILE))?, read_json(&alone)) {
+            match (read_json::<Vec<ModuleEntry>>(&folder.join(MODULES_FILE))?, read_json(&alone)) {
                 (Some(modules), _) => pooling_and_norm(folder, &modules)?,
                 (None, config) => match config? {
                     Some(config) => (pooling_of(&alone, &config)?, false),
@@ -107,7 +107,7 @@ impl Declared {
         }
     }
 
-    /// What to say where a recipe's texts are others than those the folder declares.
+    /// A warning where a recipe's texts are others than those the folder declares.
     pub fn other_prompts(&self, name: &str, used: &Prompts) -> Option<String> {
         let declared = self.prompts.as_ref().filter(|declared| *declared != used)?;
         Some(format!(
@@ -121,8 +121,10 @@ impl Declared {
 
 /// The files of `folder` that declare something: their names in it, in order.
 pub fn declaration_files(folder: &Path) -> Vec<String> {
-    let modules =
-        read_json::<Vec<Module>>(&folder.join(MODULES_FILE)).ok().flatten().unwrap_or_default();
+    let modules = read_json::<Vec<ModuleEntry>>(&folder.join(MODULES_FILE))
+        .ok()
+        .flatten()
+        .unwrap_or_default();
     let is_inside =
         |path: &str| Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
     let of_modules = modules
@@ -170,14 +172,14 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, Ret
 }
 
 #[derive(Deserialize)]
-struct Module {
+struct ModuleEntry {
     #[serde(default)]
     path: String,
     #[serde(rename = "type")]
     kind: String,
 }
 
-/// Whether vectors get unit length, by the declared similarity.
+/// True if vectors get unit length, by the declared similarity.
 fn is_unit_length(
     path: &Path,
     prompts: &PromptsFile,
@@ -201,7 +203,7 @@ fn is_unit_length(
 /// is a Normalize module.
 fn pooling_and_norm(
     folder: &Path,
-    modules: &[Module],
+    modules: &[ModuleEntry],
 ) -> Result<((Pooling, Option<usize>), bool), RetrieverError> {
     let file = folder.join(MODULES_FILE);
     let (mut pooled, mut is_normalised) = (None, false);

@@ -5,7 +5,7 @@
 //! embedding does not depend on its neighbours ([`Encoder::encode_queries`]) and a search of a
 //! given index is deterministic: the cache changes speed, never an episode.
 use super::{
-    OnProgress, Progress, RetrieverError,
+    OnProgress, RetrieverError, StageProgress,
     build::passage_texts,
     encoder::Encoder,
     exact::Neighbour,
@@ -71,7 +71,7 @@ impl<B: Backend> DenseRetriever<B> {
         }
         let texts = passage_texts(&corpus, 0..corpus.len())?;
         let embeddings = encoder.encode_passages(&texts, &mut |done, total| {
-            progress(Progress { stage: "encode", done, total })
+            progress(StageProgress { stage: "encode", done, total })
         })?;
         let vectors = Vectors::from_rows(embeddings, encoder.identity().dim);
         let index = Index::in_memory(vectors, search, params, progress)?;

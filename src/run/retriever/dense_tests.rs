@@ -25,7 +25,7 @@ fn corpus() -> Arc<Corpus> {
 }
 
 fn in_memory(search: Search) -> DenseRetriever<Flex> {
-    let progress = &mut |_: Progress| ControlFlow::Continue(());
+    let progress = &mut |_: StageProgress| ControlFlow::Continue(());
     DenseRetriever::build_in_memory(random_encoder(1, options()), corpus(), search, HNSW, progress)
         .expect("built")
 }
@@ -109,7 +109,7 @@ fn a_folder_answers_as_memory_does_and_refuses_another_encoder() {
     let embed = &mut |texts: &[String], tick: &mut crate::retriever::Tick| {
         encoder.encode_passages(texts, tick)
     };
-    let progress = &mut |_: Progress| ControlFlow::Continue(());
+    let progress = &mut |_: StageProgress| ControlFlow::Continue(());
     build(folder.path(), &build_options, encoder.identity(), &corpus, embed, progress)
         .expect("built");
     let open = |seed| {

@@ -11,7 +11,7 @@
 //!   depend on which episodes share its batch, not even by rounding.
 use super::{
     RetrieverError, Tick,
-    declared::{Declared, Prompts},
+    declared::{EncoderDeclaration, Prompts},
 };
 use crate::config::Search;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// How texts are prepared.
+/// Preparation of texts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncoderOptions {
     /// Put before a query ("query: " for E5); "auto" = what the folder declares.
@@ -39,7 +39,7 @@ pub struct EncoderOptions {
     pub batch_tokens: usize,
 }
 
-/// What an index remembers of its encoder.
+/// The record of an encoder in an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderIdentity {
@@ -58,8 +58,8 @@ pub struct EncoderIdentity {
 }
 
 impl EncoderIdentity {
-    /// How vectors of this encoder are searched where `asked` is what the recipe says: those of any
-    /// length exactly.
+    /// The kind of search for vectors of this encoder where the recipe says `asked`: those of any
+    /// length are searched exactly.
     /// # Errors
     /// If a graph is asked for over vectors that have no unit length.
     pub fn search(&self, asked: Search) -> Result<Search, RetrieverError> {
@@ -82,16 +82,16 @@ fn is_e5s(head: &SentenceHead) -> bool {
     *head == SentenceHead::default()
 }
 
-/// What an encoder consists of.
-pub struct Parts<B: Backend> {
+/// Network, tokenizer and declarations of an encoder.
+pub struct EncoderParts<B: Backend> {
     pub model: BertEncoder<B>,
     pub tokenizer: Tokenizer,
-    pub declared: Declared,
+    pub declared: EncoderDeclaration,
 }
 
 /// An encoder ready to embed.
 pub struct Encoder<B: Backend> {
-    parts: Parts<B>,
+    parts: EncoderParts<B>,
     identity: EncoderIdentity,
     /// The special token that closes every text.
     closing: Option<u32>,
@@ -122,7 +122,13 @@ impl<B: Backend> Encoder<B> {
         let model = load_bert::<B>(folder, DType::F32, device)?;
         let tokenizer = Tokenizer::from_path(folder)?;
         let fingerprint = fingerprint(folder, &options, &declared)?;
-        Self::from_parts(Parts { model, tokenizer, declared }, name, fingerprint, options, device)
+        Self::from_parts(
+            EncoderParts { model, tokenizer, declared },
+            name,
+            fingerprint,
+            options,
+            device,
+        )
     }
 
     /// Joins a model that is in memory with its tokenizer. `fingerprint` must change whenever an
@@ -130,7 +136,7 @@ impl<B: Backend> Encoder<B> {
     /// # Errors
     /// As [`Encoder::open`].
     pub fn from_parts(
-        parts: Parts<B>,
+        parts: EncoderParts<B>,
         name: &str,
         fingerprint: String,
         options: EncoderOptions,
@@ -348,8 +354,11 @@ pub fn fingerprint_of(
 }
 
 /// Reads what a folder declares, and puts it into `options` where those leave it to the folder.
-fn declared_by(folder: &Path, options: &mut EncoderOptions) -> Result<Declared, RetrieverError> {
-    let declared = Declared::read(folder)?;
+fn declared_by(
+    folder: &Path,
+    options: &mut EncoderOptions,
+) -> Result<EncoderDeclaration, RetrieverError> {
+    let declared = EncoderDeclaration::read(folder)?;
     let prompts = declared.resolve(&options.query_prefix, &options.passage_prefix);
     (options.query_prefix, options.passage_prefix) = (prompts.query, prompts.passage);
     Ok(declared)
@@ -361,7 +370,7 @@ fn declared_by(folder: &Path, options: &mut EncoderOptions) -> Result<Declared, 
 fn fingerprint(
     folder: &Path,
     options: &EncoderOptions,
-    declared: &Declared,
+    declared: &EncoderDeclaration,
 ) -> Result<String, RetrieverError> {
     let io = |path: &Path, source| RetrieverError::io(path, "read", source);
     let mut files: Vec<PathBuf> = Vec::new();

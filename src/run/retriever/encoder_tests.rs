@@ -43,7 +43,11 @@ pub fn random_encoder_with(
     };
     let device = Default::default();
     let model = BertEncoder::init(&config, seed, &device);
-    let parts = Parts { model, tokenizer, declared: Declared { head, ..Declared::default() } };
+    let parts = EncoderParts {
+        model,
+        tokenizer,
+        declared: EncoderDeclaration { head, ..EncoderDeclaration::default() },
+    };
     Encoder::from_parts(parts, "random", format!("seed {seed}, {head:?}"), options, &device)
         .expect("the parts fit")
 }
@@ -161,7 +165,7 @@ fn the_fingerprint_changes_with_everything_that_changes_an_embedding() {
     ] {
         std::fs::write(folder.path().join(name), content).expect("written");
     }
-    let e5 = Declared::default();
+    let e5 = EncoderDeclaration::default();
     let of = |options: &EncoderOptions| fingerprint(folder.path(), options, &e5).expect("readable");
     let original = of(&options());
     assert_ne!(of(&EncoderOptions { query_prefix: "q: ".to_owned(), ..options() }), original);
@@ -179,7 +183,11 @@ fn more_tokens_than_positions_are_refused() {
     let tokenizer = Tokenizer::from_path(Path::new(TOKENIZER)).expect("the built-in tokenizer");
     let encoder = random_encoder(1, options());
     let options = EncoderOptions { max_tokens: 33, ..options() };
-    let parts = Parts { model: encoder.parts.model, tokenizer, declared: Declared::default() };
+    let parts = EncoderParts {
+        model: encoder.parts.model,
+        tokenizer,
+        declared: EncoderDeclaration::default(),
+    };
     let error = Encoder::from_parts(parts, "random", String::new(), options, &encoder.device).err();
     let message = error.expect("33 tokens do not fit 32 positions").to_string();
     assert!(message.contains("max_tokens = 33") && message.contains("32 positions"), "{message}");
@@ -195,8 +203,12 @@ fn the_fingerprint_tells_other_poolings_apart_and_leaves_that_of_e5_as_it_is() {
     }
     let of = |pooling, is_unit_length| {
         let head = SentenceHead { pooling, is_unit_length };
-        fingerprint(folder.path(), &options(), &Declared { head, ..Declared::default() })
-            .expect("readable")
+        fingerprint(
+            folder.path(),
+            &options(),
+            &EncoderDeclaration { head, ..EncoderDeclaration::default() },
+        )
+        .expect("readable")
     };
     // Of every part: eight bytes of the name's length, the name, eight bytes of the content's
     // length, the content.

@@ -17,7 +17,7 @@ use macerator::{Arch, Scalar, Simd, Vector, WithSimd};
 use rayon::prelude::*;
 use std::cmp::Ordering;
 
-/// What "near" means.
+/// Measure of nearness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
     /// Larger inner product = nearer.
@@ -69,7 +69,7 @@ pub fn top_k(
         .par_chunks(piece_rows * dim)
         .enumerate()
         .map(|(piece, rows)| {
-            Arch::new().dispatch(Scan {
+            Arch::new().dispatch(PieceScan {
                 rows,
                 first_id: piece * piece_rows,
                 queries,
@@ -141,7 +141,7 @@ fn metric_f64(a: &[f32], b: &[f32], metric: Metric) -> f64 {
 }
 
 /// One thread's piece of the first pass.
-struct Scan<'a> {
+struct PieceScan<'a> {
     /// `[piece_rows, dim]`
     rows: &'a [f32],
     /// Id of the piece's first row.
@@ -153,7 +153,7 @@ struct Scan<'a> {
     metric: Metric,
 }
 
-impl WithSimd for Scan<'_> {
+impl WithSimd for PieceScan<'_> {
     /// One list a query.
     type Output = Vec<Best>;
 
@@ -165,7 +165,7 @@ impl WithSimd for Scan<'_> {
     }
 }
 
-impl Scan<'_> {
+impl PieceScan<'_> {
     #[inline(always)]
     fn run<S: Simd, const R: usize>(self) -> Vec<Best> {
         let n_queries = self.queries.len() / self.dim;
@@ -187,7 +187,7 @@ impl Scan<'_> {
         bests
     }
 
-    /// What a row's score starts from: |q - p|^2 is smallest where q p - |p|^2 / 2 is largest.
+    /// Start values of the rows' scores: |q - p|^2 is smallest where q p - |p|^2 / 2 is largest.
     fn start_scores(&self, rows: &[f32]) -> Vec<f32> {
         let start = |row: &[f32]| match self.metric {
             Metric::InnerProduct => 0.0,

@@ -39,7 +39,7 @@ pub struct HnswParams {
     pub ef_search: usize,
 }
 
-/// Who inserts.
+/// Order and threads of the insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Insertion {
@@ -53,7 +53,7 @@ impl Insertion {
     /// Serial below this many vectors (some seconds), parallel above.
     pub const SERIAL_BELOW: usize = 5_000;
 
-    /// What suits `n` vectors: small worlds are reproducible, large ones fast.
+    /// The insertion that suits `n` vectors: small worlds are reproducible, large ones fast.
     pub fn for_size(n: usize) -> Self {
         if n < Self::SERIAL_BELOW { Self::Serial } else { Self::Parallel }
     }
@@ -161,7 +161,7 @@ impl HnswIndex {
         GraphFiles::of(dir, basename)
     }
 
-    /// What the files of a graph with these parameters over `n` vectors must be of.
+    /// The graph that files with these parameters over `n` vectors must hold.
     pub fn expected(n: usize, params: HnswParams) -> ExpectedGraph<'static> {
         let distance = std::any::type_name::<StoredDot>();
         ExpectedGraph {

@@ -15,7 +15,7 @@
 //! [`CHECKED_AT_OPENING`]. Reading larger ones only to add them up would take minutes before every
 //! run; `dgpo index info` and `dgpo index build` check those, whatever their size.
 use super::{
-    OnProgress, Progress, RetrieverError, beside, build_command,
+    OnProgress, RetrieverError, StageProgress, beside, build_command,
     declared::E5_PREFIXES,
     encoder::EncoderIdentity,
     exact::{self, Metric, Neighbour},
@@ -42,7 +42,7 @@ pub struct IndexMeta {
     pub version: u32,
     pub n_passages: usize,
     pub encoder: EncoderIdentity,
-    /// Where the passages were read from, for messages.
+    /// File that the passages were read from, for messages.
     pub corpus_name: String,
     pub corpus_fingerprint: String,
     /// SHA-256 of the vectors; indexes built before it was kept have none.
@@ -191,9 +191,9 @@ pub fn complete_build_command(
     build_command(dir, &words)
 }
 
-/// What a file is that was named as an index. FAISS files begin with four characters that say which
-/// kind of index it is: IxFI and IxF2 (flat), IxMp and IxM2 (with ids), IHNf (HNSW), IwFl and IwPQ
-/// (inverted lists), IBxF (of bits), and more of these families.
+/// The error of a file that was named as an index. FAISS files begin with four characters that say
+/// which kind of index it is: IxFI and IxF2 (flat), IxMp and IxM2 (with ids), IHNf (HNSW), IwFl and
+/// IwPQ (inverted lists), IBxF (of bits), and more of these families.
 fn not_a_folder(path: &Path) -> RetrieverError {
     let mut start = [0; 4];
     let is_read = File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok();
@@ -247,7 +247,7 @@ impl Index {
         progress: &mut OnProgress,
     ) -> Result<Self, RetrieverError> {
         let vectors = Arc::new(vectors);
-        let mut tick = |done, total| progress(Progress { stage: "graph", done, total });
+        let mut tick = |done, total| progress(StageProgress { stage: "graph", done, total });
         let insertion = Insertion::for_size(vectors.len());
         let graph = match search.uses_graph(vectors.len()) {
             true => Some(HnswIndex::build(vectors.clone(), params, insertion, &mut tick)?),

@@ -100,7 +100,7 @@ pub struct IndexInfo {
     pub passages_per_s: f64,
     pub graph: Option<GraphInfo>,
     pub equal_vectors: EqualVectors,
-    pub measured: Measured,
+    pub measured: MeasuredSearch,
 }
 
 /// The graph of an index.
@@ -116,7 +116,7 @@ pub struct GraphInfo {
 /// Speed and recall on this machine now. Recall counts a found passage whose score ties with the
 /// true k-th one as found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Measured {
+pub struct MeasuredSearch {
     pub n_queries: usize,
     /// "questions" or "first sentences of passages".
     pub query_source: &'static str,
@@ -260,7 +260,7 @@ fn measure<B: Backend>(
     retriever: &DenseRetriever<B>,
     queries: &[String],
     query_source: &'static str,
-) -> Result<(Measured, Neighbours), RetrieverError> {
+) -> Result<(MeasuredSearch, Neighbours), RetrieverError> {
     let index = retriever.index();
     let per_s = |started: Instant| queries.len() as f64 / started.elapsed().as_secs_f64();
     let started = Instant::now();
@@ -269,7 +269,7 @@ fn measure<B: Backend>(
     let started = Instant::now();
     let exact = index.search_exact(&embeddings, N_MEASURED);
     let exact_queries_per_s = per_s(started);
-    let mut measured = Measured {
+    let mut measured = MeasuredSearch {
         n_queries: queries.len(),
         query_source,
         encode_queries_per_s,

@@ -50,23 +50,23 @@ use std::{
     sync::Arc,
 };
 
-/// How far a long operation is.
+/// Progress of a long operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct StageProgress {
     /// "encode" (passages) or "graph" (vectors).
     pub stage: &'static str,
     pub done: usize,
     pub total: usize,
 }
 
-/// Hears of progress; `Break` ends the operation at the next safe point with
+/// Listener to progress; `Break` ends the operation at the next safe point with
 /// [`RetrieverError::Interrupted`].
-pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+pub type OnProgress<'a> = dyn FnMut(StageProgress) -> ControlFlow<()> + 'a;
 
-/// Hears (done, total) of one stage; `Break` stops it.
+/// Listener to (done, total) of one stage; `Break` stops it.
 pub type Tick<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
 
-/// Why a search, or the building or opening of a retriever, failed.
+/// Errors of a search, or of building or opening a retriever.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RetrieverError {
     #[error("cannot {doing} {}: {why}; hint: check that the path exists, that you may write there, \
@@ -127,7 +127,7 @@ pub enum RetrieverError {
 }
 
 impl RetrieverError {
-    /// Whether a server refused the search (a redirect or 4xx, but for time-outs and too many
+    /// True if a server refused the search (a redirect or 4xx, but for time-outs and too many
     /// requests) instead of failing at it: asked again, it would do so again.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Remote { status: Some(300..=407 | 409..=428 | 430..=499), .. })
@@ -189,7 +189,7 @@ impl From<RetrieverError> for SearchError {
     }
 }
 
-/// The command that builds the index `dir`, with more words behind it.
+/// The command that builds the index `dir`, followed by more words.
 fn build_command(dir: &Path, words: &[String]) -> String {
     let words: String = words.iter().map(|word| format!(" {}", shell_quoted(word))).collect();
     format!("dgpo index build --out {}{words}", shell_quoted(&dir.display().to_string()))
@@ -205,7 +205,7 @@ fn path_of(corpus: &Corpus) -> String {
     corpus.path().map_or_else(String::new, |path| path.display().to_string())
 }
 
-/// Where nobody knows which passages: a word to be replaced.
+/// A word to be replaced, where nobody knows which passages.
 fn unknown_source() -> [String; 2] {
     ["--corpus", "CORPUS"].map(str::to_owned)
 }

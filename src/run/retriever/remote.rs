@@ -34,15 +34,15 @@ pub struct RemoteRetriever {
 
 /// No pause is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// What is read of an answer that reports a failure.
+/// Bytes that are read of an answer that reports a failure.
 const MAX_FAILURE_BYTES: u64 = 64 << 10;
-/// What a message shows of an address a server redirects to.
+/// Characters that a message shows of an address a server redirects to.
 const SHOWN_ADDRESS_CHARS: usize = 200;
 
 /// The passages of each query, or what is wrong with them.
 type Answer = Vec<Result<Vec<Hit>, String>>;
 
-/// Why an attempt failed, and how many there were.
+/// The failure of an attempt, and how many there were.
 #[derive(Clone)]
 struct Failure {
     status: Option<u16>,
@@ -231,7 +231,7 @@ const SHAPE_HINT: &str = "the answer must be \
                           {\"result\": [[{\"document\": {\"id\", \"contents\"}, \"score\"}, ..], ..]}, \
                           one list a query";
 
-/// What an answer with a status of failure means.
+/// The failure that a status reports.
 fn refused(status: u16, body: &str) -> Failure {
     let hint = match status {
         401 | 403 => "the server wants another user or password in retriever.url",

@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-/// What the server does with one connection.
+/// The server's part in one connection.
 enum Reply {
     /// Status line, further header lines if there are any, and body.
     Answer(&'static str, String),

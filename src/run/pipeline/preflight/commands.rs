@@ -17,7 +17,7 @@ pub(crate) fn word(text: &str) -> String {
     }
 }
 
-/// What fetches the model `name`, if it is a hub name.
+/// The command that fetches the model `name`, if it is a hub name.
 pub(super) fn get_model(name: &str) -> Option<String> {
     let (repository, revision, _) = hub_name(name).filter(|(_, _, inside)| inside.is_empty())?;
     // Meta's models are given to those who have accepted the licence on their page.
@@ -29,8 +29,8 @@ pub(super) fn get_model(name: &str) -> Option<String> {
     ))
 }
 
-/// What fetches the data file `name`: out of a data set of the hub, or one of the paper's files
-/// under its own name.
+/// The command that fetches the data file `name`: out of a data set of the hub, or one of the
+/// paper's files under its own name.
 pub(super) fn get_data(name: &str) -> Option<String> {
     if let Some((repository, revision, inside)) =
         hub_name(name).filter(|(_, _, inside)| !inside.is_empty())
@@ -65,7 +65,7 @@ pub(super) fn get_data(name: &str) -> Option<String> {
 
 const FLASHRAG: &str = "RUC-NLPIR/FlashRAG_datasets";
 
-/// Whether a path ends as a question file of the paper does: `nq/train.jsonl`.
+/// True if a path ends as a question file of the paper does: `nq/train.jsonl`.
 fn is_flashrag_file(name: &str) -> bool {
     let mut parts = name.rsplit('/');
     let (file, dataset) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -95,13 +95,13 @@ fn hub_name(name: &str) -> Option<(String, Option<String>, &str)> {
     (!is_file).then(|| (format!("{owner}/{repository}"), revision, inside))
 }
 
-/// What shows the user what is there instead: the nearest folder of a path that exists.
+/// The command that shows what is there instead: the nearest folder of a path that exists.
 pub(super) fn look(path: &str) -> String {
     let there = Path::new(path).ancestors().skip(1).find(|folder| folder.is_dir());
     format!("ls {}", word(&there.map_or(".".to_owned(), |folder| folder.display().to_string())))
 }
 
-/// What builds the index of a recipe, with the settings that decide what it is.
+/// The command that builds the index of a recipe, with the settings that decide its content.
 pub(super) fn build_index(recipe: &Recipe, device: DeviceChoice) -> String {
     let RetrieverRecipe { encoder, index, .. } = &recipe.retriever;
     let (features, device) = device.launcher_flags();

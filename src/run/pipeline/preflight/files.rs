@@ -1,6 +1,6 @@
-//! Environment variables, questions, trajectories, passages, and the index or server behind the
-//! retriever.
-use super::{super::asked::AskedBy, Found, Needs, commands};
+//! Environment variables, questions, trajectories, passages, and the index or server that the
+//! retriever asks.
+use super::{super::asked::AskedBy, Needs, ProblemList, commands};
 use crate::{
     config::{Recipe, RetrieverKind, RetrieverRecipe, Search},
     data::{
@@ -14,7 +14,7 @@ use crate::{
     models::RANDOM_PREFIX,
     retriever::{
         address::Address,
-        declared::Declared,
+        declared::EncoderDeclaration,
         encoder::fingerprint_of,
         encoder_options,
         index::{IndexMeta, VECTORS_FILE},
@@ -23,7 +23,7 @@ use crate::{
 use std::path::{Path, PathBuf};
 
 /// Each variable that a name uses and that is not set, once.
-pub(super) fn check_variables(needs: &Needs, recipe: &Recipe, found: &mut Found) {
+pub(super) fn check_variables(needs: &Needs, recipe: &Recipe, found: &mut ProblemList) {
     let (data, model, retriever) = (&recipe.data, &recipe.model, &recipe.retriever);
     let lists = [
         ("data.train", &data.train, needs.train),
@@ -87,7 +87,7 @@ pub(super) fn check_variables(needs: &Needs, recipe: &Recipe, found: &mut Found)
     }
 }
 
-pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found: &mut Found) {
+pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found: &mut ProblemList) {
     let data = &recipe.data;
     let questions = |path: &Path| check_file(path, QUESTION_BYTES, read_questions);
     if needs.train {
@@ -131,11 +131,11 @@ pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found:
     }
 }
 
-/// What was read of a whole file; an error is told.
+/// Content of a file that was read whole; an error is told.
 fn told<T>(
     key: &'static str,
     read: Result<Option<T>, crate::data::DataError>,
-    found: &mut Found,
+    found: &mut ProblemList,
 ) -> Option<T> {
     read.unwrap_or_else(|error| {
         found.error(key, &error);
@@ -148,7 +148,7 @@ fn told<T>(
 fn located<'a>(
     key: &'static str,
     names: &'a [String],
-    found: &mut Found,
+    found: &mut ProblemList,
 ) -> Vec<(&'a str, PathBuf)> {
     let mut paths = Vec::new();
     for name in names {
@@ -170,13 +170,13 @@ fn located<'a>(
     paths
 }
 
-/// A name behind which there is nothing.
+/// Tells a name that leads to nothing.
 pub(super) fn not_found(
     key: &'static str,
     name: &str,
     error: &HubError,
     command: Option<String>,
-    found: &mut Found,
+    found: &mut ProblemList,
 ) {
     let message = match error {
         HubError::NotFound { looked, .. } => {
@@ -213,7 +213,12 @@ pub(super) fn not_found(
 
 /// The index that the recipe names: what it was built from, and whether its files have the sizes
 /// they were written with. Their content is compared when it is opened.
-fn check_index(recipe: &Recipe, device: DeviceChoice, corpus: Option<&Corpus>, found: &mut Found) {
+fn check_index(
+    recipe: &Recipe,
+    device: DeviceChoice,
+    corpus: Option<&Corpus>,
+    found: &mut ProblemList,
+) {
     const KEY: &str = "retriever.index";
     let (name, build) = (&recipe.retriever.index, || commands::build_index(recipe, device));
     let Ok(dir) = hub::expand(name) else {
@@ -256,7 +261,7 @@ fn check_index(recipe: &Recipe, device: DeviceChoice, corpus: Option<&Corpus>, f
     }
     // An encoder that is missing, or declares what cannot be read, has a problem of its own.
     let folder = hub::resolve(&recipe.retriever.encoder).ok();
-    let declared = folder.as_ref().and_then(|folder| Declared::read(folder).ok());
+    let declared = folder.as_ref().and_then(|folder| EncoderDeclaration::read(folder).ok());
     let n_before = found.problems.len();
     if let Some(declared) = declared.as_ref().filter(|declared| declared.head != encoder.head) {
         let message = format!(
@@ -335,7 +340,7 @@ pub fn n_passages(recipe: &Recipe) -> Option<usize> {
     Some(if recipe.data.max_passages == 0 { n } else { n.min(recipe.data.max_passages) })
 }
 
-/// Whether an index of this recipe's corpus gets a graph.
+/// True if an index of this recipe's corpus gets a graph.
 pub(super) fn has_graph(recipe: &Recipe, n_passages: usize) -> bool {
     recipe.retriever.search.uses_graph(n_passages)
 }

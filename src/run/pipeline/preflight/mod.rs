@@ -21,10 +21,10 @@ use std::path::Path;
 pub(crate) use commands::word;
 pub use files::n_passages;
 
-/// What is about to begin.
+/// Work that is about to begin.
 #[derive(Clone, Copy, Debug)]
-pub enum Work<'a> {
-    /// A run: a new one, or one that goes on behind its newest checkpoint.
+pub enum PlannedWork<'a> {
+    /// A run: a new one, or one that goes on after its newest checkpoint.
     Train(Option<&'a RunDir>),
     /// `model.student` plays the test questions.
     Evaluate,
@@ -36,7 +36,7 @@ pub enum Work<'a> {
     Index(&'a Path),
 }
 
-/// What is missing, or does not fit.
+/// Problems of inputs: what is missing, or does not fit.
 #[derive(Debug, thiserror::Error)]
 #[error("{}, and nothing was started:\n{}{}", counted(.0.len()), listed(.0), where_hf_comes_from(.0))]
 pub struct Missing(pub Vec<Problem>);
@@ -70,9 +70,9 @@ fn where_hf_comes_from(problems: &[Problem]) -> &'static str {
 
 /// Everything that `work` will read and that is not there or does not fit, in the order in which it
 /// is needed.
-pub fn missing(work: Work<'_>, recipe: &Recipe, device: DeviceChoice) -> Vec<Problem> {
+pub fn missing(work: PlannedWork<'_>, recipe: &Recipe, device: DeviceChoice) -> Vec<Problem> {
     let needs = Needs::of(work, recipe);
-    let mut found = Found::default();
+    let mut found = ProblemList::default();
     files::check_variables(&needs, recipe, &mut found);
     models::check(&needs, recipe, device, &mut found);
     files::check(&needs, recipe, device, &mut found);
@@ -80,7 +80,7 @@ pub fn missing(work: Work<'_>, recipe: &Recipe, device: DeviceChoice) -> Vec<Pro
     found.problems
 }
 
-/// Which inputs of a recipe are read.
+/// Inputs of a recipe that are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Needs {
     student: bool,
@@ -96,22 +96,22 @@ struct Needs {
 }
 
 impl Needs {
-    fn of(work: Work<'_>, recipe: &Recipe) -> Self {
+    fn of(work: PlannedWork<'_>, recipe: &Recipe) -> Self {
         match work {
-            Work::Evaluate => {
+            PlannedWork::Evaluate => {
                 Self { student: true, test: true, retriever: true, ..Self::default() }
             }
-            Work::Ask => Self { student: true, retriever: true, ..Self::default() },
+            PlannedWork::Ask => Self { student: true, retriever: true, ..Self::default() },
             // The student's folder has the tokenizer.
-            Work::Demos => Self {
+            PlannedWork::Demos => Self {
                 student: true,
                 teacher: true,
                 train: true,
                 retriever: true,
                 ..Self::default()
             },
-            Work::Index(_) => Self { corpus: true, encoder: true, ..Self::default() },
-            Work::Train(run) => {
+            PlannedWork::Index(_) => Self { corpus: true, encoder: true, ..Self::default() },
+            PlannedWork::Train(run) => {
                 let stage = recipe.stage;
                 let reached = run
                     .and_then(|run| checkpoint::list_checkpoints(run.path(), stage).ok()?.pop())
@@ -181,7 +181,7 @@ impl Needs {
         }
     }
 
-    /// Whether passages are read, by whomever.
+    /// True if passages are read, by whomever.
     fn passages(&self, recipe: &Recipe) -> bool {
         self.corpus
             || (self.retriever
@@ -189,7 +189,7 @@ impl Needs {
                     || !recipe.data.corpus.is_empty()))
     }
 
-    /// Whether an encoder is read.
+    /// True if an encoder is read.
     fn encodes(&self, recipe: &Recipe) -> bool {
         self.encoder || (self.retriever && recipe.retriever.kind == RetrieverKind::Dense)
     }
@@ -197,11 +197,11 @@ impl Needs {
 
 /// The list that grows.
 #[derive(Debug, Default)]
-struct Found {
+struct ProblemList {
     problems: Vec<Problem>,
 }
 
-impl Found {
+impl ProblemList {
     fn push(&mut self, key: &'static str, message: impl Into<String>, hint: impl Into<String>) {
         let (message, hint) = (message.into().replace('\n', "\n    "), hint.into());
         let problem = Problem { key, message, hint };

@@ -1,13 +1,13 @@
 //! Networks and tokenizers: config.json, the headers of the weights, the vocabulary, positions, and
 //! whether the device takes them.
-use super::{Found, Needs, commands, files::not_found};
+use super::{Needs, ProblemList, commands, files::not_found};
 use crate::{
     config::Recipe,
-    devices::{Cpu, DeviceChoice, Job, with_device},
+    devices::{Cpu, DeviceChoice, DeviceJob, with_device},
     hub,
     models::{self, RANDOM_PREFIX},
     pipeline::setup::Setup,
-    retriever::declared::Declared,
+    retriever::declared::EncoderDeclaration,
 };
 use burn::tensor::DType;
 use dgpo_core::tokenizer::Tokenizer;
@@ -22,7 +22,7 @@ const STUDENT: &str = "model.student";
 const TEACHER: &str = "model.teacher";
 const ENCODER: &str = "retriever.encoder";
 
-pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found: &mut Found) {
+pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found: &mut ProblemList) {
     let model = &recipe.model;
     let sources =
         [(STUDENT, &model.student, needs.student), (TEACHER, &model.teacher, needs.teacher)];
@@ -49,7 +49,7 @@ pub(super) fn check(needs: &Needs, recipe: &Recipe, device: DeviceChoice, found:
 }
 
 /// The folder of a model, if it is there.
-fn folder(key: &'static str, source: &str, found: &mut Found) -> Option<PathBuf> {
+fn folder(key: &'static str, source: &str, found: &mut ProblemList) -> Option<PathBuf> {
     let name = source.strip_prefix(RANDOM_PREFIX).unwrap_or(source);
     match hub::resolve(name) {
         Ok(dir) => Some(dir),
@@ -66,7 +66,7 @@ fn decoder(
     key: &'static str,
     source: &str,
     dir: &Path,
-    found: &mut Found,
+    found: &mut ProblemList,
 ) -> Option<DecoderConfig> {
     let config = dir.join("config.json");
     if !source.starts_with(RANDOM_PREFIX) {
@@ -96,7 +96,7 @@ fn check_tokenizer(
     recipe: &Recipe,
     decoders: &[(&'static str, &str, DecoderConfig)],
     has_teacher: bool,
-    found: &mut Found,
+    found: &mut ProblemList,
 ) {
     let setup =
         Setup::<Cpu> { recipe: recipe.clone(), device: Default::default(), dtype: DType::F32 };
@@ -125,7 +125,7 @@ fn check_tokenizer(
     }
 }
 
-fn check_encoder(recipe: &Recipe, found: &mut Found) {
+fn check_encoder(recipe: &Recipe, found: &mut ProblemList) {
     let source = &recipe.retriever.encoder;
     let Some(dir) = folder(ENCODER, source, found) else { return };
     let is_random = source.starts_with(RANDOM_PREFIX);
@@ -144,7 +144,7 @@ fn check_encoder(recipe: &Recipe, found: &mut Found) {
         }
         Err(error) => return found.error(ENCODER, &error),
     }
-    if let Err(error) = Declared::read(&dir) {
+    if let Err(error) = EncoderDeclaration::read(&dir) {
         found.error(ENCODER, &error);
     }
     let (config, tokenizer) =
@@ -175,7 +175,7 @@ struct Fit<'a> {
     decoders: &'a [(&'static str, &'a str, DecoderConfig)],
     dtype: DType,
 }
-impl Job for Fit<'_> {
+impl DeviceJob for Fit<'_> {
     type Output = Vec<(&'static str, String)>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let mut problems = Vec::new();
@@ -195,7 +195,7 @@ impl Job for Fit<'_> {
 
 /// Opens the device alone.
 struct Open;
-impl Job for Open {
+impl DeviceJob for Open {
     type Output = ();
     fn run<B: TrainBackend>(self, _: &B::Device) -> Self::Output {}
 }

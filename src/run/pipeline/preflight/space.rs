@@ -1,5 +1,5 @@
 //! Is there room on the disk for what will be written?
-use super::{Found, Work, files};
+use super::{PlannedWork, ProblemList, files};
 use crate::{
     config::{
         Recipe,
@@ -13,11 +13,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(super) fn check(work: Work<'_>, recipe: &Recipe, found: &mut Found) {
+pub(super) fn check(work: PlannedWork<'_>, recipe: &Recipe, found: &mut ProblemList) {
     let mut shapes = Shapes::resolve(recipe).0;
     shapes.n_passages = files::n_passages(recipe);
     let (folder, needed, key, what) = match work {
-        Work::Train(run) => {
+        PlannedWork::Train(run) => {
             let needed = plan(recipe, &shapes)
                 .disk
                 .iter()
@@ -30,7 +30,7 @@ pub(super) fn check(work: Work<'_>, recipe: &Recipe, found: &mut Found) {
                 "checkpoints and index",
             )
         }
-        Work::Index(out) => {
+        PlannedWork::Index(out) => {
             let (Some(encoder), Some(n)) = (&shapes.encoder, shapes.n_passages) else { return };
             let needed = index_bytes(
                 n,
@@ -40,7 +40,7 @@ pub(super) fn check(work: Work<'_>, recipe: &Recipe, found: &mut Found) {
             );
             (out.to_owned(), needed, "--out", "vectors and links")
         }
-        Work::Evaluate | Work::Ask | Work::Demos => return,
+        PlannedWork::Evaluate | PlannedWork::Ask | PlannedWork::Demos => return,
     };
     if let Some(free) = free_bytes(&folder) {
         compare(needed as u64, free, size_of(&folder), &folder, (key, what), found);
@@ -53,7 +53,7 @@ fn compare(
     present: u64,
     folder: &Path,
     (key, what): (&'static str, &str),
-    found: &mut Found,
+    found: &mut ProblemList,
 ) {
     if needed <= free.saturating_add(present) {
         return;
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn a_bill_beyond_the_free_space_is_told_and_what_is_there_already_counts() {
         let told = |needed, free, present| {
-            let mut found = Found::default();
+            let mut found = ProblemList::default();
             compare(
                 needed,
                 free,

@@ -11,7 +11,7 @@ fn paper() -> Recipe {
     .recipe
 }
 
-fn told(work: Work<'_>, recipe: &Recipe) -> Vec<String> {
+fn told(work: PlannedWork<'_>, recipe: &Recipe) -> Vec<String> {
     missing(work, recipe, DeviceChoice::Cpu).iter().map(ToString::to_string).collect()
 }
 
@@ -24,7 +24,7 @@ fn everything_that_is_missing_is_told_at_once_each_with_its_command() {
     }
     (recipe.data.corpus, recipe.retriever.index) =
         ("${DGPO_TEST_UNSET}/wiki-18.jsonl".into(), "${DGPO_TEST_UNSET}/index".into());
-    let told = told(Work::Train(None), &recipe).join("\n");
+    let told = told(PlannedWork::Train(None), &recipe).join("\n");
     for part in [
         "export DGPO_TEST_UNSET=\"$HOME/dgpo_test_unset\"",
         "hf download nobody/student\n",
@@ -50,7 +50,7 @@ fn the_built_in_world_lacks_nothing() {
         let recipe = load_part(name, &[]).unwrap().recipe;
         // The shapes of the smoke recipe lie in the repository.
         if name != "smoke" {
-            assert_eq!(told(Work::Train(None), &recipe), Vec::<String>::new(), "{name}");
+            assert_eq!(told(PlannedWork::Train(None), &recipe), Vec::<String>::new(), "{name}");
         }
     }
 }
@@ -66,15 +66,17 @@ fn a_teacher_that_takes_no_part_is_not_looked_for() {
     let is_told = |work, recipe: &Recipe| {
         told(work, recipe).iter().any(|problem| problem.contains("nobody/teacher"))
     };
-    assert!(is_told(Work::Train(None), &recipe(&[])));
-    assert!(is_told(Work::Demos, &recipe(&[])));
+    assert!(is_told(PlannedWork::Train(None), &recipe(&[])));
+    assert!(is_told(PlannedWork::Demos, &recipe(&[])));
     let alone = recipe(&["stage=rl", "kl.mode=none", "data.test=[]"]);
-    assert!(!is_told(Work::Train(None), &alone));
+    assert!(!is_told(PlannedWork::Train(None), &alone));
     assert!(is_told(
-        Work::Train(None),
+        PlannedWork::Train(None),
         &recipe(&["stage=rl", "kl.mode=none", "data.test=[]", "eval.every=5"])
     ));
-    for work in [Work::Evaluate, Work::Ask, Work::Index(Path::new("indexes/x"))] {
+    for work in
+        [PlannedWork::Evaluate, PlannedWork::Ask, PlannedWork::Index(Path::new("indexes/x"))]
+    {
         assert_eq!(told(work, &recipe(&[])), Vec::<String>::new());
     }
 }
@@ -84,7 +86,7 @@ fn an_episode_longer_than_the_models_positions_and_an_unfit_tokenizer_are_told()
     let settings =
         ["episode.max_prompt_length=100000", "model.chat_template=llama3"].map(str::to_owned);
     let recipe = load_part("tiny", &settings).unwrap().recipe;
-    let told = told(Work::Ask, &recipe).join("\n");
+    let told = told(PlannedWork::Ask, &recipe).join("\n");
     assert!(told.contains("max_position_embeddings") && told.contains("chat template"), "{told}");
 }
 
@@ -95,7 +97,9 @@ fn a_run_that_goes_on_needs_what_is_left_to_do() {
     recipe.data.trajectories = vec!["gone.jsonl".into()];
     let run = RunDir::create(root.path(), "a", &recipe, &serde_json::json!({})).unwrap();
     let is_told = || {
-        told(Work::Train(Some(&run)), &recipe).iter().any(|problem| problem.contains("gone.jsonl"))
+        told(PlannedWork::Train(Some(&run)), &recipe)
+            .iter()
+            .any(|problem| problem.contains("gone.jsonl"))
     };
     assert!(is_told());
     checkpoint::save(run.path(), Phase::Rl, 1, 0, |_| Ok(())).unwrap();

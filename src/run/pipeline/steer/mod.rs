@@ -2,7 +2,7 @@
 //! KEY=VALUE`.
 //!
 //! What may change is what only concerns steps that are still to come ([`keys::STEERABLE`]);
-//! everything else is refused with the reason, since what is behind the newest checkpoint was
+//! everything else is refused with the reason, since everything up to the newest checkpoint was
 //! computed with it. The same holds for a recipe.toml that was edited by hand, and it is how
 //! another run's recipe or another model's checkpoint in the folder is found out. What changed is
 //! recorded in provenance.json:
@@ -26,7 +26,7 @@ use crate::{
         secrets::without_users,
     },
     folder::{
-        checkpoint::{self, Checkpoint, CheckpointError},
+        checkpoint::{self, CheckpointError, RunCheckpoint},
         provenance::{changed_input, fingerprints, index_description},
         run_dir::{RECIPE_FILE, RunDir, RunDirError},
         state::MODEL_DIR,
@@ -50,7 +50,7 @@ pub struct Change {
 
 /// A change that is not possible, and why.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Refused {
+pub struct RefusedChange {
     pub change: Change,
     pub why: String,
 }
@@ -59,7 +59,7 @@ pub struct Refused {
 #[derive(Debug, thiserror::Error)]
 pub enum SteerError {
     #[error("{} cannot be changed in the run {}:{}\nhint: {hint}", counted(refused.len()), run.display(), listed(refused))]
-    Refused { run: PathBuf, refused: Vec<Refused>, hint: String },
+    Refused { run: PathBuf, refused: Vec<RefusedChange>, hint: String },
     #[error(
         "{} is a checkpoint of another model than {student}: {what}; hint: remove that folder if \
          it came from another run, or write the model of this run into {}", checkpoint.display(), recipe.display()
@@ -83,8 +83,8 @@ fn counted(n: usize) -> String {
     if n == 1 { "1 setting".to_owned() } else { format!("{n} settings") }
 }
 
-fn listed(refused: &[Refused]) -> String {
-    let line = |Refused { change: Change { key, was, now }, why }: &Refused| {
+fn listed(refused: &[RefusedChange]) -> String {
+    let line = |RefusedChange { change: Change { key, was, now }, why }: &RefusedChange| {
         format!("\n  {key} = {now} (it is {was}): {why}")
     };
     refused.iter().map(line).collect()
@@ -92,7 +92,7 @@ fn listed(refused: &[Refused]) -> String {
 
 /// The part of a checkpoint's state that says what it was made with and how far it is.
 #[derive(Deserialize)]
-struct Earlier {
+struct EarlierState {
     #[serde(default)]
     step: usize,
     #[serde(default)]
@@ -101,7 +101,7 @@ struct Earlier {
     recipe: Option<Recipe>,
 }
 
-/// How far a run is.
+/// Progress of a run.
 struct Reached {
     phase: Phase,
     step: usize,
@@ -127,7 +127,7 @@ pub fn steered(run: &RunDir, overrides: &[String]) -> Result<Steered, SteerError
     let (before, recipe) = (run.recipe()?, run.recipe_with(overrides)?);
     let newest = checkpoint::list_checkpoints(run.path(), before.stage)?.pop();
     let asked = changes_between(&before, &recipe, true);
-    let earlier = newest.as_ref().map(Checkpoint::read_state).transpose()?;
+    let earlier = newest.as_ref().map(RunCheckpoint::read_state).transpose()?;
     let refused = refused_of(&asked, run, &recipe, newest.as_ref().zip(earlier.as_ref()));
     if !refused.is_empty() {
         let hint = anew(run, newest.as_ref(), overrides);
@@ -158,10 +158,10 @@ pub fn check_inputs(run: &RunDir, recipe: &Recipe) -> Result<(), SteerError> {
 pub fn check(
     run: &RunDir,
     recipe: &Recipe,
-    newest: Option<&Checkpoint>,
+    newest: Option<&RunCheckpoint>,
 ) -> Result<Vec<Change>, SteerError> {
     let Some(newest) = newest else { return Ok(Vec::new()) };
-    let earlier: Earlier = newest.read_state()?;
+    let earlier: EarlierState = newest.read_state()?;
     let changes = earlier
         .recipe
         .as_ref()
@@ -197,7 +197,7 @@ impl Steered {
         let mut provenance = if before.is_object() { before.clone() } else { json!({}) };
         let mut entries = provenance["changes"].as_array().cloned().unwrap_or_default();
         if self.behind.is_some() {
-            // Nothing was computed since the last time the run was told something behind this
+            // Nothing was computed since the last time the run was told something after this
             // checkpoint.
             entries.retain(|entry| entry["behind"] != json!(self.behind));
         }
@@ -253,15 +253,15 @@ fn refused_of(
     changes: &[Change],
     run: &RunDir,
     recipe: &Recipe,
-    newest: Option<(&Checkpoint, &Earlier)>,
-) -> Vec<Refused> {
+    newest: Option<(&RunCheckpoint, &EarlierState)>,
+) -> Vec<RefusedChange> {
     let reached = newest.map(|(checkpoint, earlier)| Reached {
         phase: checkpoint.phase,
         step: earlier.step,
         total: total_now(checkpoint.phase, earlier.total, earlier.recipe.as_ref(), recipe),
     });
     let refused = |change: &Change| {
-        Some(Refused {
+        Some(RefusedChange {
             change: change.clone(),
             why: refusal(&change.key, run, recipe, reached.as_ref())?,
         })
@@ -314,8 +314,8 @@ fn is_length(key: &str) -> bool {
     key.ends_with(".steps") || key.ends_with(".epochs")
 }
 
-/// What to do for whoever wants it all the same.
-fn anew(run: &RunDir, newest: Option<&Checkpoint>, overrides: &[String]) -> String {
+/// Advice for whoever wants the change all the same.
+fn anew(run: &RunDir, newest: Option<&RunCheckpoint>, overrides: &[String]) -> String {
     format!(
         "leave it out, or begin a run of its own from here: {}",
         own_run(run, newest, overrides)
@@ -323,7 +323,7 @@ fn anew(run: &RunDir, newest: Option<&Checkpoint>, overrides: &[String]) -> Stri
 }
 
 /// The command of a new run from where this one is, with settings that this one cannot take.
-pub fn own_run(run: &RunDir, newest: Option<&Checkpoint>, overrides: &[String]) -> String {
+pub fn own_run(run: &RunDir, newest: Option<&RunCheckpoint>, overrides: &[String]) -> String {
     let path = |path: &Path| path.display().to_string();
     let recipe = path(&run.path().join(RECIPE_FILE));
     let mut command = format!(
@@ -355,7 +355,7 @@ pub fn own_run(run: &RunDir, newest: Option<&Checkpoint>, overrides: &[String]) 
 
 /// In what the network or the tokenizer of a checkpoint is not the one the recipe names, as far as
 /// that one is on this machine.
-fn other_model(checkpoint: &Checkpoint, student: &str, tokenizer: &str) -> Option<String> {
+fn other_model(checkpoint: &RunCheckpoint, student: &str, tokenizer: &str) -> Option<String> {
     let inside = checkpoint.path.join(MODEL_DIR);
     let folder = |name: &str| hub::resolve(name.strip_prefix(RANDOM_PREFIX).unwrap_or(name)).ok();
     let theirs = DecoderConfig::from_file(&inside.join("config.json")).ok()?;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::Stage;
 
-/// A run whose newest checkpoint is of `phase`, behind `step` of `total`.
+/// A run whose newest checkpoint is of `phase`, after `step` of `total`.
 fn run(root: &Path, recipe: &Recipe, (phase, step, total): (Phase, usize, usize)) -> RunDir {
     let run = RunDir::create(root, "a", recipe, &json!({ "seed": 0 })).unwrap();
     let state = json!({ "step": step, "total": total, "recipe": recipe });

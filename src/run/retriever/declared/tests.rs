@@ -10,14 +10,14 @@ fn modules(entries: &[&str]) -> String {
     format!("[{}]", entries.join(","))
 }
 
-fn read(files: &[(&str, &str)]) -> Result<Declared, RetrieverError> {
+fn read(files: &[(&str, &str)]) -> Result<EncoderDeclaration, RetrieverError> {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, text) in files {
         let path = folder.path().join(name);
         std::fs::create_dir_all(path.parent().expect("below the folder")).expect("made");
         std::fs::write(path, text).expect("written");
     }
-    Declared::read(folder.path())
+    EncoderDeclaration::read(folder.path())
 }
 
 /// The declarations of a folder with this Pooling config, these modules and this
@@ -59,7 +59,7 @@ fn pooling_and_normalisation_are_what_the_folder_says() {
             "{pooling}, {n_modules} modules, {similarity}"
         );
     }
-    assert_eq!(read(&[]).expect("nothing declared"), Declared::default());
+    assert_eq!(read(&[]).expect("nothing declared"), EncoderDeclaration::default());
     assert_eq!(read(&[("1_Pooling/config.json", &cls)]).expect("readable").head.pooling, Cls);
 }
 
@@ -187,9 +187,9 @@ fn declared_prompts_are_taken_where_the_recipe_leaves_the_choice() {
         "{warning}"
     );
     assert_eq!(mixedbread.other_prompts("owner/name", &mixedbread.resolve("auto", "auto")), None);
-    let cls = Declared {
+    let cls = EncoderDeclaration {
         head: SentenceHead { pooling: Pooling::Cls, is_unit_length: true },
-        ..Declared::default()
+        ..EncoderDeclaration::default()
     };
     assert_eq!(cls.resolve("auto", "auto"), prompts("", ""));
 }
