@@ -3,7 +3,7 @@ use crate::support::World;
 
 /// Whether the program finds the device. Without one a test says so and passes, unless the
 /// environment variable is 1.
-pub fn has_device(device: &str, variable: &str) -> bool {
+pub(crate) fn has_device(device: &str, variable: &str) -> bool {
     let found = World::new().dgpo(&["doctor", "--device", device]).code == Some(0);
     let is_required = std::env::var_os(variable).is_some_and(|value| value == "1");
     assert!(found || !is_required, "{variable}=1 and there is no {device} device");
@@ -13,7 +13,7 @@ pub fn has_device(device: &str, variable: &str) -> bool {
     found
 }
 
-pub fn assert_the_smoke_recipe_runs(device: &str) {
+pub(crate) fn assert_the_smoke_recipe_runs(device: &str) {
     let summary = World::new()
         .dgpo(&["train", "--config", "smoke", "--name", "smoke", "--device", device, "--json"])
         .json();

@@ -44,7 +44,7 @@ pub(crate) use on_every_backend;
 /// Whether wgpu finds something to run on. Without one, tests say so and pass, unless
 /// `DGPO_REQUIRE_WGPU=1`.
 #[cfg(feature = "wgpu")]
-pub fn has_adapter() -> bool {
+pub(crate) fn has_adapter() -> bool {
     static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *FOUND.get_or_init(|| is_there::<burn::backend::Wgpu>("wgpu", "DGPO_REQUIRE_WGPU"))
 }
@@ -52,7 +52,7 @@ pub fn has_adapter() -> bool {
 /// Whether there is a CUDA device. Without one, tests say so and pass, unless
 /// `DGPO_REQUIRE_CUDA=1`.
 #[cfg(feature = "cuda")]
-pub fn has_cuda() -> bool {
+pub(crate) fn has_cuda() -> bool {
     static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *FOUND.get_or_init(|| is_there::<burn::backend::Cuda>("CUDA", "DGPO_REQUIRE_CUDA"))
 }

@@ -316,7 +316,7 @@ fn join_parts<F: Float>(
 }
 
 /// How a decode step is cut into cubes.
-pub struct DecodePlan {
+pub(super) struct DecodePlan {
     sizes: Sizes,
     vector_size: usize,
     n_parts: usize,
@@ -326,7 +326,7 @@ pub struct DecodePlan {
 impl DecodePlan {
     /// `None` where the kernel does not fit: many queries, or keys whose positions do not lie side
     /// by side.
-    pub fn new<R: CubeRuntime>(
+    pub(super) fn new<R: CubeRuntime>(
         q: &CubeTensor<R>,
         k: &CubeTensor<R>,
         v: &CubeTensor<R>,
@@ -391,7 +391,7 @@ impl DecodePlan {
 }
 
 /// `[B, H, Tq, hd]` as planned.
-pub fn forward<R: CubeRuntime>(
+pub(super) fn forward<R: CubeRuntime>(
     plan: &DecodePlan,
     q: CubeTensor<R>,
     k: CubeTensor<R>,

@@ -11,14 +11,14 @@ use crate::{
 use cubecl::prelude::*;
 
 /// Integers of a row in the table `rows` of the kernels.
-pub const ROW_NUMBERS: usize = 3;
-pub const SLOT: usize = 0;
-pub const START: usize = 1;
-pub const LENGTH: usize = 2;
+pub(super) const ROW_NUMBERS: usize = 3;
+pub(super) const SLOT: usize = 0;
+pub(super) const START: usize = 1;
+pub(super) const LENGTH: usize = 2;
 
 /// Keys that query `t` of row `b` sees: the first so many.
 #[cube]
-pub fn n_visible(rows: &Tensor<u32>, b: usize, t: usize) -> usize {
+pub(super) fn n_visible(rows: &Tensor<u32>, b: usize, t: usize) -> usize {
     let start = usize::cast_from(rows[b * ROW_NUMBERS + START]);
     min(start + t + 1, usize::cast_from(rows[b * ROW_NUMBERS + LENGTH]))
 }
@@ -62,7 +62,7 @@ fn meet(shared: &mut SharedMemory<f32>, #[comptime] units: usize, #[comptime] ha
 /// max and sum, then the probabilities). scores, out [B, K, (H / K) c, n_keys]; NaN where a visible
 /// score is NaN or +inf, or none is above -inf.
 #[cube(launch)]
-pub fn masked_softmax<F: Float>(
+pub(super) fn masked_softmax<F: Float>(
     scores: &Tensor<f32>,
     rows: &Tensor<u32>,
     out: &mut Tensor<F>,
@@ -119,7 +119,7 @@ pub fn masked_softmax<F: Float>(
 /// P and dS = P (dP - sum P dP) scale of each row, from the scores and dP: nothing but q, k and v
 /// is kept from the forward pass. All [B, K, (H / K) c, n_keys].
 #[cube(launch)]
-pub fn softmax_gradients<F: Float>(
+pub(super) fn softmax_gradients<F: Float>(
     scores: &Tensor<f32>,
     d_probs: &Tensor<f32>,
     rows: &Tensor<u32>,
@@ -191,7 +191,7 @@ pub fn softmax_gradients<F: Float>(
 /// product. One unit an element, in the order of `out`'s memory. cache [n_slots, K, capacity, hd];
 /// out [B, K, n, hd], its positions side by side with `is_position_inner`, else its elements.
 #[cube(launch, address_type = "dynamic")]
-pub fn gather_live<F: Numeric>(
+pub(super) fn gather_live<F: Numeric>(
     cache: &Tensor<F>,
     rows: &Tensor<u32>,
     out: &mut Tensor<F>,
@@ -225,7 +225,7 @@ pub fn gather_live<F: Numeric>(
 
 /// total\[:, :, ..n\] += part. total `[B, K, Tk, hd]`, part [B, K, n, hd].
 #[cube(launch)]
-pub fn add_prefix(
+pub(super) fn add_prefix(
     total: &mut Tensor<f32>,
     part: &Tensor<f32>,
     n: usize,

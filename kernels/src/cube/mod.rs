@@ -71,7 +71,7 @@ pub(crate) struct ElementCubes {
 }
 
 impl ElementCubes {
-    pub fn new<R: CubeRuntime>(like: &CubeTensor<R>, n: usize) -> Self {
+    pub(crate) fn new<R: CubeRuntime>(like: &CubeTensor<R>, n: usize) -> Self {
         let units = unit_count(like, n);
         Self { count: row_cubes(n.div_ceil(units)), dim: CubeDim::new_1d(units as u32) }
     }

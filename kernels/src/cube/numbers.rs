@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 /// 1 for NaN and +inf.
 #[cube]
-pub fn is_bad(x: f32) -> u32 {
+pub(crate) fn is_bad(x: f32) -> u32 {
     let bits = u32::reinterpret(x);
     let is_not_finite = (bits & 0x7fff_ffffu32) >= 0x7f80_0000u32;
     select(is_not_finite && bits != 0xff80_0000u32, 1u32, 0u32)
@@ -13,12 +13,12 @@ pub fn is_bad(x: f32) -> u32 {
 
 /// NaN if `bad` is 1, 0 if it is 0.
 #[cube]
-pub fn poison(bad: u32) -> f32 {
+pub(crate) fn poison(bad: u32) -> f32 {
     f32::reinterpret(bad * 0x7fc0_0000u32)
 }
 
 /// A logit in f32, -inf as -1e30.
 #[cube]
-pub fn finite(x: f32) -> f32 {
+pub(crate) fn finite(x: f32) -> f32 {
     select(x > LOG_ZERO, x, f32::new(LOG_ZERO))
 }

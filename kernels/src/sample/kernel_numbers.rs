@@ -15,7 +15,7 @@ const C6: u32 = POLYNOMIAL[5];
 const WHOLE_BITS: u32 = 32 - FRACTION_BITS;
 
 #[cube]
-pub fn key<F: Float>(logit: F) -> u32 {
+pub(super) fn key<F: Float>(logit: F) -> u32 {
     let bits = u32::reinterpret(f32::cast_from(logit));
     let key = select(bits >= 0x8000_0000u32, 0u32 - bits, bits + 0x8000_0000u32);
     let is_infinite_or_nan = (bits & 0x7fff_ffffu32) >= 0x7f80_0000u32;
@@ -23,19 +23,19 @@ pub fn key<F: Float>(logit: F) -> u32 {
 }
 
 #[cube]
-pub fn logit(key: u32) -> f32 {
+pub(super) fn logit(key: u32) -> f32 {
     f32::reinterpret(select(key >= 0x8000_0000u32, key - 0x8000_0000u32, 0u32 - key))
 }
 
 /// x in units of 2^-25.
 #[cube]
-pub fn exponent(below: f32, scale: f32) -> u32 {
+pub(super) fn exponent(below: f32, scale: f32) -> u32 {
     u32::cast_from(min(below * scale, f32::new(MAX_EXPONENT)))
 }
 
 /// p
 #[cube]
-pub fn power(exponent: u32) -> u32 {
+pub(super) fn power(exponent: u32) -> u32 {
     let f = exponent << WHOLE_BITS;
     let t = C5 - f.mul_hi(u32::new(C6 as i64));
     let t = C4 - f.mul_hi(t);
@@ -47,7 +47,7 @@ pub fn power(exponent: u32) -> u32 {
 
 /// w
 #[cube]
-pub fn weight(exponent: u32) -> u32 {
+pub(super) fn weight(exponent: u32) -> u32 {
     let n = exponent >> FRACTION_BITS;
     let shifted = select(n < 32u32, power(exponent) >> (n & 31u32), 0u32);
     (shifted >> 1u32) + (shifted & 1u32)
@@ -55,32 +55,32 @@ pub fn weight(exponent: u32) -> u32 {
 
 /// 2^-x
 #[cube]
-pub fn value(exponent: u32) -> f32 {
+pub(super) fn value(exponent: u32) -> f32 {
     let n = exponent >> FRACTION_BITS;
     f32::cast_from(power(exponent) >> 1u32) * f32::reinterpret((96u32 - n) << 23u32)
 }
 
 #[cube]
-pub fn add_wide(low: u32, high: u32, other_low: u32, other_high: u32) -> (u32, u32) {
+pub(super) fn add_wide(low: u32, high: u32, other_low: u32, other_high: u32) -> (u32, u32) {
     let sum = low + other_low;
     let carry = select(sum < low, 1u32, 0u32);
     (sum, high + other_high + carry)
 }
 
 #[cube]
-pub fn subtract_wide(low: u32, high: u32, other_low: u32, other_high: u32) -> (u32, u32) {
+pub(super) fn subtract_wide(low: u32, high: u32, other_low: u32, other_high: u32) -> (u32, u32) {
     let borrow = select(low < other_low, 1u32, 0u32);
     (low - other_low, high - other_high - borrow)
 }
 
 #[cube]
-pub fn is_less_wide(low: u32, high: u32, other_low: u32, other_high: u32) -> bool {
+pub(super) fn is_less_wide(low: u32, high: u32, other_low: u32, other_high: u32) -> bool {
     high < other_high || (high == other_high && low < other_low)
 }
 
 /// floor(total * bits / 2^64)
 #[cube]
-pub fn fraction(bits_low: u32, bits_high: u32, low: u32, high: u32) -> (u32, u32) {
+pub(super) fn fraction(bits_low: u32, bits_high: u32, low: u32, high: u32) -> (u32, u32) {
     // The middle limb's carry is what the two cross products and the low product send up.
     let (middle, carry) = add_wide(bits_low.mul_hi(low), 0u32, bits_low * high, 0u32);
     let (_middle, carry) = add_wide(middle, carry, bits_high * low, 0u32);
@@ -91,7 +91,7 @@ pub fn fraction(bits_low: u32, bits_high: u32, low: u32, high: u32) -> (u32, u32
 
 /// Adds up the wide numbers of each group of `group` units, left at the group's first unit.
 #[cube]
-pub fn sum_groups(
+pub(super) fn sum_groups(
     shared: &mut SharedMemory<u32>,
     #[comptime] units: usize,
     #[comptime] group: usize,
@@ -118,7 +118,7 @@ pub fn sum_groups(
 
 /// The sum of all units' numbers, known to all of them.
 #[cube]
-pub fn sum(shared: &mut SharedMemory<f32>, #[comptime] units: usize) -> f32 {
+pub(super) fn sum(shared: &mut SharedMemory<f32>, #[comptime] units: usize) -> f32 {
     let unit = UNIT_POS_X as usize;
     sync_cube();
     let half = RuntimeCell::<usize>::new(units / 2);
@@ -135,7 +135,7 @@ pub fn sum(shared: &mut SharedMemory<f32>, #[comptime] units: usize) -> f32 {
 
 /// The largest key of a row and the lowest id that has it, known to all units.
 #[cube]
-pub fn largest<F: Float>(
+pub(super) fn largest<F: Float>(
     logits: &Tensor<F>,
     base: usize,
     vocab_size: usize,

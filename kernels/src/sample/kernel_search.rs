@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 
 /// A row of logits: where it starts, how long it is, its maximum, 2^25 log2 e / T.
 #[derive(CubeType, Clone, Copy)]
-pub struct Row {
+pub(super) struct Row {
     pub base: usize,
     pub vocab_size: usize,
     pub max: f32,
@@ -62,7 +62,7 @@ fn sum_sections<F: Float>(
 /// `sum_sections` of all weights of a row, and the sum of all probabilities relative to the
 /// largest, known to all units.
 #[cube]
-pub fn sum_row<F: Float>(
+pub(super) fn sum_row<F: Float>(
     logits: &Tensor<F>,
     row: Row,
     shared: &mut SharedMemory<u32>,
@@ -100,7 +100,7 @@ pub fn sum_row<F: Float>(
 
 /// The sum of the sections that lie in shared memory.
 #[cube]
-pub fn sum_of_sections(
+pub(super) fn sum_of_sections(
     shared: &SharedMemory<u32>,
     #[comptime] units: usize,
     #[comptime] group: usize,
@@ -120,7 +120,7 @@ pub fn sum_of_sections(
 /// The first id up to which the sum of weights exceeds the target. The sections of the whole row
 /// lie in shared memory, and the target is below their sum.
 #[cube]
-pub fn locate<F: Float>(
+pub(super) fn locate<F: Float>(
     logits: &Tensor<F>,
     row: Row,
     target_low: u32,

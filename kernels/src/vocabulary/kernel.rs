@@ -14,9 +14,9 @@ use crate::{
 use cubecl::prelude::*;
 
 /// `form` of the kernels of two models, in the order of `Form`.
-pub const SUMS: u32 = 0;
-pub const MIXTURE: u32 = 1;
-pub const VARIATION: u32 = 2;
+pub(super) const SUMS: u32 = 0;
+pub(super) const MIXTURE: u32 = 1;
+pub(super) const VARIATION: u32 = 2;
 /// Numbers a unit brings to the meeting.
 const ONE: usize = 3;
 const TWO: usize = 8;
@@ -87,7 +87,7 @@ fn find_label<F: Float, I: Numeric>(
 
 /// Folds columns `start..end` of a tile into (max, sum, moment, z of the label) of each row.
 #[cube(launch, address_type = "dynamic")]
-pub fn fold_one<F: Float, I: Numeric>(
+pub(super) fn fold_one<F: Float, I: Numeric>(
     tile: &Tensor<F>,
     labels: &Tensor<I>,
     packed: &mut Tensor<f32>,
@@ -164,7 +164,7 @@ pub fn fold_one<F: Float, I: Numeric>(
 /// Folds columns of both models' tiles into the sums of each row; with the form `SUMS` the
 /// divergence too.
 #[cube(launch, address_type = "dynamic")]
-pub fn fold_two<S: Float, T: Float, I: Numeric>(
+pub(super) fn fold_two<S: Float, T: Float, I: Numeric>(
     student: &Tensor<S>,
     teacher: &Tensor<T>,
     labels: &Tensor<I>,
@@ -293,7 +293,7 @@ pub fn fold_two<S: Float, T: Float, I: Numeric>(
 
 /// |p_s - p_t| / 2 of one entry, and a.
 #[cube]
-pub fn variation_terms(p_s: f32, p_t: f32) -> (f32, f32) {
+pub(super) fn variation_terms(p_s: f32, p_t: f32) -> (f32, f32) {
     let gap = p_s - p_t;
     let sign = select(gap > 0.0, f32::new(0.5), select(gap < 0.0, f32::new(-0.5), f32::new(0.0)));
     (gap.abs() * 0.5, sign * p_s)
@@ -301,7 +301,14 @@ pub fn variation_terms(p_s: f32, p_t: f32) -> (f32, f32) {
 
 /// f1 p_s ln(p_s / m) + f2 p_t ln(p_t / m) of one entry, and a. `ratio` is ln(p_t / p_s).
 #[cube]
-pub fn mixture_terms(p_s: f32, p_t: f32, ratio: f32, weight: f32, f1: f32, f2: f32) -> (f32, f32) {
+pub(super) fn mixture_terms(
+    p_s: f32,
+    p_t: f32,
+    ratio: f32,
+    weight: f32,
+    f1: f32,
+    f2: f32,
+) -> (f32, f32) {
     // ln(m / p_s) and ln(m / p_t) from the log-ratio of the two, whichever way keeps the
     // exponential at most 1.
     let zero = f32::new(0.0);
@@ -320,13 +327,13 @@ pub fn mixture_terms(p_s: f32, p_t: f32, ratio: f32, weight: f32, f1: f32, f2: f
 
 /// e^(shifted - ln_sum), 0 for the stand-in of -inf.
 #[cube]
-pub fn probability(z: f32, below: f32, ln_sum: f32) -> f32 {
+pub(super) fn probability(z: f32, below: f32, ln_sum: f32) -> f32 {
     select(z > LOG_ZERO, (below - ln_sum).exp(), f32::new(0.0))
 }
 
 /// The second pass of the forms that need both normalisers: the divergence and sum a.
 #[cube(launch, address_type = "dynamic")]
-pub fn fold_second<S: Float, T: Float>(
+pub(super) fn fold_second<S: Float, T: Float>(
     student: &Tensor<S>,
     teacher: &Tensor<T>,
     packed: &mut Tensor<f32>,

@@ -32,7 +32,7 @@ fn gradient_of_one(
 /// Gradient of the columns `start..end` of a tile of one model, from the packed rows and the
 /// gradient of the results.
 #[cube(launch, address_type = "dynamic")]
-pub fn grad_one<F: Float, I: Numeric, O: Float>(
+pub(super) fn grad_one<F: Float, I: Numeric, O: Float>(
     tile: &Tensor<F>,
     labels: &Tensor<I>,
     packed: &Tensor<f32>,
@@ -78,7 +78,7 @@ pub fn grad_one<F: Float, I: Numeric, O: Float>(
 /// Gradient of the columns `start..end` of the student's tile, from both tiles, the packed rows and
 /// the gradient of the results.
 #[cube(launch, address_type = "dynamic")]
-pub fn grad_two<S: Float, T: Float, I: Numeric, O: Float>(
+pub(super) fn grad_two<S: Float, T: Float, I: Numeric, O: Float>(
     student: &Tensor<S>,
     teacher: &Tensor<T>,
     labels: &Tensor<I>,

@@ -167,7 +167,7 @@ impl<B: TrainBackend> LossRows<B> {
         let loss = masked_mean(rows.loss, self.mask.clone(), self.n_valid as f64);
         let value = to_host(loss.clone())[0];
         let mut grads = loss.backward();
-        let grad = student.grad_remove(&mut grads).map(|grad| to_host(grad));
+        let grad = student.grad_remove(&mut grads).map(to_host);
         (f64::from(value), grad.unwrap_or_default())
     }
 }

@@ -348,7 +348,7 @@ fn value<B: TrainBackend>(
 
 fn gradient<B: TrainBackend>(loss: Tensor<B, 1>, of: Tensor<B, 1>) -> Vec<f32> {
     let mut grads = loss.backward();
-    of.grad_remove(&mut grads).map(|grad| to_host(grad)).unwrap_or_default()
+    of.grad_remove(&mut grads).map(to_host).unwrap_or_default()
 }
 
 pub(super) fn vector<B: TrainBackend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
