@@ -4,13 +4,16 @@ mod kernels;
 mod rollout;
 mod step;
 
-use super::{Context, Ended, UsageError};
+use super::{Context, Ended, UsageError, args::DeviceArgs, output, portability::adapter};
 use burn::tensor::{DType, Device, backend::Backend};
 use clap::Subcommand;
 use dgpo_kernels::suite::probes::Budget;
-use dgpo_lab::{bench::step as shapes, portability::dtype_name};
 use dgpo_models::config::DecoderConfig;
-use dgpo_run::{config::FloatType, devices::DeviceChoice};
+use dgpo_run::{
+    config::{FloatType, shapes::published_decoder},
+    devices::DeviceChoice,
+};
+use serde_json::json;
 use std::time::Duration;
 
 /// Measure how fast the operations, the training steps and rollouts are on this machine.
@@ -37,6 +40,50 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Ended> {
     }
 }
 
+/// What every measurement is told.
+#[derive(clap::Args, Debug)]
+struct Measuring {
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Float type: f32, f16 or bf16.
+    #[arg(long, default_value = "f32")]
+    dtype: FloatType,
+    /// Print one JSON object instead.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Measuring {
+    fn choice(&self) -> DeviceChoice {
+        self.device.device
+    }
+
+    /// Prints `facts` and the figures as one JSON object, or `head` and `table`.
+    fn show(
+        &self,
+        facts: serde_json::Value,
+        head: &str,
+        table: impl FnOnce() -> String,
+    ) -> anyhow::Result<Ended> {
+        let (choice, dtype) = (self.choice(), self.dtype);
+        let (adapter, kernels) = (adapter(choice), dgpo_kernels::bodies());
+        if self.json {
+            let mut all = json!({
+                "device": choice.to_string(), "adapter": adapter, "dtype": dtype,
+                "kernels": kernels,
+            });
+            if let (Some(all), serde_json::Value::Object(facts)) = (all.as_object_mut(), facts) {
+                all.extend(facts);
+            }
+            output::json(&all)?;
+        } else {
+            let head = format!("{choice} ({adapter}), {dtype}, kernels: {kernels}{head}");
+            output::data(&format!("{head}\n\n{}", table()))?;
+        }
+        Ok(Ended::Done)
+    }
+}
+
 /// Runs of one figure.
 fn budget(seconds: f64) -> anyhow::Result<Budget> {
     let time = Duration::try_from_secs_f64(seconds)
@@ -44,25 +91,18 @@ fn budget(seconds: f64) -> anyhow::Result<Budget> {
     Ok(Budget { time, most_runs: 20 })
 }
 
-fn dtype(name: &str) -> anyhow::Result<DType> {
-    name.parse::<FloatType>().map(FloatType::dtype).map_err(|_| {
-        UsageError(format!("--dtype {name} is not known; hint: f32, f16 or bf16")).into()
-    })
-}
-
 /// # Errors
 /// If the device does not compute in this type.
 fn check_dtype<B: Backend>(
     choice: DeviceChoice,
-    dtype: DType,
+    dtype: FloatType,
     device: &Device<B>,
-) -> Result<(), UsageError> {
-    match B::supports_dtype(device, dtype) {
-        true => Ok(()),
-        false => Err(UsageError(format!(
-            "{choice} does not compute in {}; hint: --dtype f32",
-            dtype_name(dtype)
-        ))),
+) -> Result<DType, UsageError> {
+    match B::supports_dtype(device, dtype.dtype()) {
+        true => Ok(dtype.dtype()),
+        false => {
+            Err(UsageError(format!("{choice} does not compute in {dtype}; hint: --dtype f32")))
+        }
     }
 }
 
@@ -70,12 +110,9 @@ fn check_dtype<B: Backend>(
 /// minutes a step.
 fn larger_shape(n_layers: Option<usize>, choice: DeviceChoice) -> Option<(String, DecoderConfig)> {
     let n_layers = n_layers.unwrap_or(if choice == DeviceChoice::Cpu { 2 } else { 24 });
-    (n_layers > 0).then(|| {
-        (
-            format!("Qwen2.5-0.5B shape, {n_layers} of 24 layers"),
-            shapes::qwen_half_billion(n_layers),
-        )
-    })
+    let whole = published_decoder("Qwen/Qwen2.5-0.5B").filter(|_| n_layers > 0)?;
+    let name = format!("Qwen2.5-0.5B shape, {n_layers} of {} layers", whole.num_hidden_layers);
+    Some((name, DecoderConfig { num_hidden_layers: n_layers, ..whole }))
 }
 
 #[cfg(test)]
@@ -83,9 +120,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_that_is_none_and_an_unknown_type_are_refused() {
+    fn a_time_that_is_none_is_refused() {
         assert!(budget(-1.0).is_err() && budget(f64::NAN).is_err() && budget(0.5).is_ok());
-        assert!(dtype("f64").is_err() && dtype("bf16").is_ok());
     }
 
     #[test]

@@ -1,12 +1,6 @@
 //! `dgpo bench kernels`: each operation beside what it replaces.
-use super::{budget, check_dtype, dtype};
-use crate::cli::{
-    Context, Ended, UsageError,
-    args::{DeviceArgs, at_least_one},
-    output,
-    portability::adapter,
-    table::table,
-};
+use super::{Measuring, budget, check_dtype};
+use crate::cli::{Context, Ended, UsageError, args::at_least_one, output, table::table};
 use burn::tensor::DType;
 use dgpo_kernels::suite::{
     Op,
@@ -19,7 +13,10 @@ use dgpo_lab::bench::{
     torch::{self, Torch},
 };
 use dgpo_models::TrainBackend;
-use dgpo_run::devices::{DeviceChoice, DeviceJob, with_device};
+use dgpo_run::{
+    config::FloatType,
+    devices::{DeviceChoice, DeviceJob, with_device},
+};
 use serde_json::json;
 use std::process::Command;
 
@@ -33,7 +30,7 @@ use std::process::Command;
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[command(flatten)]
-    device: DeviceArgs,
+    measuring: Measuring,
     /// Rows (tokens).
     #[arg(long, default_value = "512", value_parser = at_least_one)]
     rows: usize,
@@ -46,15 +43,9 @@ pub(super) struct Args {
     /// Only operations whose name holds this, e.g. linear.
     #[arg(long, value_name = "NAME")]
     op: Option<String>,
-    /// Float type: f32, f16 or bf16.
-    #[arg(long, default_value = "f32")]
-    dtype: String,
     /// Time for each figure, in seconds; at most 20 runs.
     #[arg(long, default_value = "3", value_name = "SECONDS")]
     time: f64,
-    /// Print one JSON object instead.
-    #[arg(long)]
-    json: bool,
     /// Measure the memory of one operation and print it: what the command asks a process of its own
     /// to do.
     #[arg(long, hide = true, value_name = "OPERATION:BODY:PASS")]
@@ -66,7 +57,7 @@ const PASSES: [(&str, Pass); 2] = [("forward", Pass::Forward), ("training", Pass
 
 struct TimeKernels<'a> {
     sizes: BenchSizes,
-    dtype: DType,
+    dtype: FloatType,
     budget: Budget,
     choice: DeviceChoice,
     args: &'a Args,
@@ -79,7 +70,7 @@ impl DeviceJob for TimeKernels<'_> {
 
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Self { sizes, dtype, budget, choice, args, is_quiet } = self;
-        check_dtype::<B::InnerBackend>(choice, dtype, device)?;
+        let dtype = check_dtype::<B::InnerBackend>(choice, dtype, device)?;
         const COPY_BYTES: usize = 1 << 28;
         let on_device = copy_rate::<B::InnerBackend>(COPY_BYTES, device, budget);
         let copy = if choice == DeviceChoice::Cpu {
@@ -126,7 +117,7 @@ impl DeviceJob for TimeKernels<'_> {
 fn peak_in_child(args: &Args, peak_of: &str) -> Option<Peak> {
     let sizes = [("--rows", args.rows), ("--vocab", args.vocab), ("--width", args.width)];
     let output = Command::new(std::env::current_exe().ok()?)
-        .args(["bench", "kernels", "--dtype", &args.dtype, "--peak-of", peak_of])
+        .args(["bench", "kernels", "--dtype", args.measuring.dtype.as_str(), "--peak-of", peak_of])
         .args(sizes.iter().flat_map(|(flag, n)| [(*flag).to_owned(), n.to_string()]))
         .output()
         .ok()?;
@@ -172,11 +163,12 @@ fn what_to_measure(peak_of: &str, sizes: BenchSizes) -> Result<(Op, Body, Pass),
 }
 
 pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Ended> {
-    let (choice, dtype, budget) = (args.device.device, dtype(&args.dtype)?, budget(args.time)?);
+    let Measuring { dtype, .. } = args.measuring;
+    let (choice, budget) = (args.measuring.choice(), budget(args.time)?);
     let sizes = BenchSizes { n_rows: args.rows, n_vocab: args.vocab, width: args.width };
     if let Some(peak_of) = &args.peak_of {
         let (op, body, pass) = what_to_measure(peak_of, sizes)?;
-        let peak = with_device(choice, MeasurePeak { op, dtype, body, pass })?;
+        let peak = with_device(choice, MeasurePeak { op, dtype: dtype.dtype(), body, pass })?;
         output::json(&peak)?;
         return Ok(Ended::Done);
     }
@@ -193,7 +185,7 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Ended> {
     }
     let job = TimeKernels { sizes, dtype, budget, choice, args, is_quiet: context.is_quiet };
     let (copy, mut figures) = with_device(choice, job)??;
-    let torch = torch_figures(choice, sizes, &args.dtype, args.time);
+    let torch = torch_figures(choice, sizes, dtype.as_str(), args.time);
     if let Ok(torch) = &torch {
         for (key, figure) in &mut figures {
             figure.torch =
@@ -201,30 +193,20 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Ended> {
         }
     }
     let figures: Vec<KernelFigure> = figures.into_iter().map(|(_, figure)| figure).collect();
-    if args.json {
-        let (torch, why_no_torch) = (torch.as_ref().ok(), torch.as_ref().err());
-        output::json(&json!({
-            "device": choice.to_string(), "adapter": adapter(choice), "dtype": args.dtype, "kernels": dgpo_kernels::bodies(), "copy_bytes_per_s": copy,
-            "torch": torch, "why_no_torch": why_no_torch, "figures": figures,
-        }))?;
-        return Ok(Ended::Done);
-    }
-    if let (Err(why), false) = (&torch, context.is_quiet) {
+    if let (Err(why), false) = (&torch, context.is_quiet || args.measuring.json) {
         output::say(&format!("without PyTorch: {why}"));
     }
     let head = format!(
-        "{choice} ({}), {}, copy {:.1} GB/s; ms, best of up to {}",
-        adapter(choice),
-        args.dtype,
+        ", copy {:.1} GB/s; ms, best of up to {}{}",
         copy / 1e9,
-        budget.most_runs
+        budget.most_runs,
+        torch.as_ref().map_or(String::new(), describe_torch)
     );
-    output::data(&format!(
-        "{head}{}\n\n{}",
-        torch.map_or(String::new(), |torch| describe_torch(&torch)),
-        figures_table(&figures)
-    ))?;
-    Ok(Ended::Done)
+    let (torch, why_no_torch) = (torch.as_ref().ok(), torch.as_ref().err());
+    let facts = json!({
+        "copy_bytes_per_s": copy, "torch": torch, "why_no_torch": why_no_torch, "figures": figures,
+    });
+    args.measuring.show(facts, &head, || figures_table(&figures))
 }
 
 /// torch knows the CPU and CUDA.

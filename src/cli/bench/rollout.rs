@@ -1,13 +1,6 @@
 //! `dgpo bench rollout`: tokens a second of the engine.
-use super::{budget, check_dtype, dtype, larger_shape};
-use crate::cli::{
-    Ended, UsageError,
-    args::{DeviceArgs, at_least_one},
-    output,
-    portability::adapter,
-    table::table,
-};
-use burn::tensor::DType;
+use super::{Measuring, budget, check_dtype, larger_shape};
+use crate::cli::{Ended, UsageError, args::at_least_one, output, table::table};
 use dgpo_core::tokenizer::Tokenizer;
 use dgpo_kernels::suite::probes::Budget;
 use dgpo_lab::bench::{
@@ -16,6 +9,7 @@ use dgpo_lab::bench::{
 };
 use dgpo_models::{TrainBackend, config::DecoderConfig, decoder::Decoder};
 use dgpo_run::{
+    config::FloatType,
     devices::{DeviceChoice, DeviceJob, with_device},
     models,
 };
@@ -33,7 +27,7 @@ const LEAST_TOKENS: usize = 2;
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[command(flatten)]
-    device: DeviceArgs,
+    measuring: Measuring,
     /// Rows decoded together; several numbers are measured one after the other.
     #[arg(long, default_value = "64,256", value_delimiter = ',', value_parser = at_least_one)]
     batch: Vec<usize>,
@@ -46,22 +40,16 @@ pub(super) struct Args {
     /// Tokens that each row draws, from 2 on.
     #[arg(long, default_value = "64", value_parser = at_least_one)]
     tokens: usize,
-    /// Float type of weights and cache: f32, f16 or bf16.
-    #[arg(long, default_value = "f32")]
-    dtype: String,
     /// Time for each figure, in seconds; at least one rollout, at most 20.
     #[arg(long, default_value = "10", value_name = "SECONDS")]
     time: f64,
-    /// Print one JSON object instead.
-    #[arg(long)]
-    json: bool,
 }
 
 struct TimeRollouts<'a> {
     shapes: Vec<(String, DecoderConfig)>,
     tokenizer: &'a Tokenizer,
     choice: DeviceChoice,
-    dtype: DType,
+    dtype: FloatType,
     budget: Budget,
     args: &'a Args,
 }
@@ -70,7 +58,7 @@ impl DeviceJob for TimeRollouts<'_> {
     type Output = anyhow::Result<Vec<RolloutFigure>>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Self { shapes, tokenizer, choice, dtype, budget, args } = self;
-        check_dtype::<B::InnerBackend>(choice, dtype, device)?;
+        let dtype = check_dtype::<B::InnerBackend>(choice, dtype, device)?;
         let mut figures = Vec::new();
         for (name, config) in &shapes {
             let model = models::cast(Decoder::<B::InnerBackend>::init(config, SEED, device), dtype);
@@ -85,7 +73,8 @@ impl DeviceJob for TimeRollouts<'_> {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
-    let (choice, dtype, budget) = (args.device.device, dtype(&args.dtype)?, budget(args.time)?);
+    let Measuring { dtype, .. } = args.measuring;
+    let (choice, budget) = (args.measuring.choice(), budget(args.time)?);
     if args.tokens < LEAST_TOKENS {
         return Err(UsageError(format!(
             "--tokens {} has no decode step; hint: {LEAST_TOKENS} is the smallest",
@@ -98,20 +87,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let tokenizer = rollout::tokenizer()?;
     let job = TimeRollouts { shapes, tokenizer: &tokenizer, choice, dtype, budget, args };
     let figures = with_device(choice, job)??;
-    if args.json {
-        output::json(&json!({
-            "device": choice.to_string(), "adapter": adapter(choice), "dtype": args.dtype, "kernels": dgpo_kernels::bodies(), "figures": figures,
-        }))?;
-        return Ok(Ended::Done);
-    }
-    let head = format!(
-        "{choice} ({}), {}, kernels: {}",
-        adapter(choice),
-        args.dtype,
-        dgpo_kernels::bodies()
-    );
-    output::data(&format!("{head}\n\n{}", figures_table(&figures)))?;
-    Ok(Ended::Done)
+    args.measuring.show(json!({ "figures": figures }), "", || figures_table(&figures))
 }
 
 fn figures_table(figures: &[RolloutFigure]) -> String {

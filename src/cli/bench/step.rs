@@ -1,13 +1,6 @@
 //! `dgpo bench step`: the training steps, and what the fused operations gain in them.
-use super::{budget, check_dtype, dtype, larger_shape};
-use crate::cli::{
-    Ended, UsageError,
-    args::{DeviceArgs, at_least_one},
-    output,
-    portability::adapter,
-    table::table,
-};
-use burn::tensor::DType;
+use super::{Measuring, budget, check_dtype, larger_shape};
+use crate::cli::{Ended, UsageError, args::at_least_one, output, table::table};
 use dgpo_core::trainer::update::Activations;
 use dgpo_kernels::suite::probes::Budget;
 use dgpo_lab::{
@@ -15,7 +8,10 @@ use dgpo_lab::{
     portability::workload::Shape,
 };
 use dgpo_models::TrainBackend;
-use dgpo_run::devices::{DeviceChoice, DeviceJob, with_device};
+use dgpo_run::{
+    config::FloatType,
+    devices::{DeviceChoice, DeviceJob, with_device},
+};
 use serde::Deserialize;
 use serde_json::json;
 use std::process::Command;
@@ -30,7 +26,7 @@ use std::process::Command;
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[command(flatten)]
-    device: DeviceArgs,
+    measuring: Measuring,
     /// Layers of the larger shape, of 24; 0 leaves the shape out. Default: 24, and 2 on the CPU.
     #[arg(long)]
     layers: Option<usize>,
@@ -46,41 +42,36 @@ pub(super) struct Args {
     /// Compute activations again in the backward pass.
     #[arg(long)]
     recompute: bool,
-    /// Float type of the weights: f32, f16 or bf16.
-    #[arg(long, default_value = "f32")]
-    dtype: String,
     /// Time for each figure, in seconds; at most 20 runs.
     #[arg(long, default_value = "20", value_name = "SECONDS")]
     time: f64,
     /// Leave out the steps on the plain reference bodies.
     #[arg(long)]
     without_plain: bool,
-    /// Print one JSON object instead.
-    #[arg(long)]
-    json: bool,
 }
 
 struct TimeSteps {
     settings: Vec<Setting>,
     choice: DeviceChoice,
-    dtype: DType,
+    dtype: FloatType,
     budget: Budget,
 }
 
 impl DeviceJob for TimeSteps {
     type Output = Result<Vec<StepFigure>, UsageError>;
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        check_dtype::<B::InnerBackend>(self.choice, self.dtype, device)?;
+        let dtype = check_dtype::<B::InnerBackend>(self.choice, self.dtype, device)?;
         Ok(self
             .settings
             .iter()
-            .flat_map(|setting| step::run::<B>(setting, self.dtype, self.budget, device))
+            .flat_map(|setting| step::run::<B>(setting, dtype, self.budget, device))
             .collect())
     }
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
-    let (choice, dtype, budget) = (args.device.device, dtype(&args.dtype)?, budget(args.time)?);
+    let Measuring { dtype, .. } = args.measuring;
+    let (choice, budget) = (args.measuring.choice(), budget(args.time)?);
     let settings = settings(args)?;
     // First, while this process holds nothing on the device.
     let plain = plain_figures(args);
@@ -89,24 +80,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
         step::put_beside(&mut figures, plain);
     }
     let why_no_plain = plain.err();
-    if args.json {
-        output::json(&json!({
-            "device": choice.to_string(), "adapter": adapter(choice), "dtype": args.dtype, "kernels": dgpo_kernels::bodies(),
-            "why_no_plain": why_no_plain, "figures": figures,
-        }))?;
-        return Ok(Ended::Done);
-    }
-    if let Some(why) = why_no_plain {
+    if let (Some(why), false) = (&why_no_plain, args.measuring.json) {
         output::say(&format!("without the plain steps: {why}"));
     }
-    let head = format!(
-        "{choice} ({}), {}, kernels: {}",
-        adapter(choice),
-        args.dtype,
-        dgpo_kernels::bodies()
-    );
-    output::data(&format!("{head}\n\n{}", figures_table(&figures)))?;
-    Ok(Ended::Done)
+    let facts = json!({ "why_no_plain": why_no_plain, "figures": figures });
+    args.measuring.show(facts, "", || figures_table(&figures))
 }
 
 fn settings(args: &Args) -> anyhow::Result<Vec<Setting>> {
@@ -117,7 +95,7 @@ fn settings(args: &Args) -> anyhow::Result<Vec<Setting>> {
         micro_batch_tokens: 16_384,
         activations: Activations::Kept,
     }];
-    if let Some((name, config)) = larger_shape(args.layers, args.device.device) {
+    if let Some((name, config)) = larger_shape(args.layers, args.measuring.choice()) {
         settings.push(Setting {
             name,
             config,
@@ -149,11 +127,11 @@ fn plain_figures(args: &Args) -> Result<Vec<PlainFigure>, String> {
     let mut command = Command::new(program);
     command.env("DGPO_KERNELS", "reference").args(["bench", "step", "--without-plain", "--json"]);
     let values = [
-        ("--device", args.device.device.to_string()),
+        ("--device", args.measuring.choice().to_string()),
         ("--batch", args.batch.to_string()),
         ("--tokens", args.tokens.to_string()),
         ("--micro-batch-tokens", args.micro_batch_tokens.to_string()),
-        ("--dtype", args.dtype.clone()),
+        ("--dtype", args.measuring.dtype.to_string()),
         ("--time", args.time.to_string()),
     ];
     for (flag, value) in &values {

@@ -11,11 +11,7 @@ use crate::portability::workload::{
 use burn::tensor::DType;
 use dgpo_core::trainer::update::Activations;
 use dgpo_kernels::suite::probes::{Budget, time, wait_for};
-use dgpo_models::{
-    TrainBackend,
-    config::{DecoderConfig, Family, RopeScaling},
-    decoder::Decoder,
-};
+use dgpo_models::{TrainBackend, config::DecoderConfig, decoder::Decoder};
 use dgpo_run::{hub, models};
 use serde::{Deserialize, Serialize};
 
@@ -76,29 +72,6 @@ pub fn put_beside(figures: &mut [StepFigure], plain: &[PlainFigure]) {
     }
 }
 
-/// Qwen2.5-0.5B with `n_layers` of its 24.
-pub fn qwen_half_billion(n_layers: usize) -> DecoderConfig {
-    DecoderConfig {
-        family: Family::Qwen2,
-        vocab_size: 151_936,
-        hidden_size: 896,
-        intermediate_size: 4864,
-        num_hidden_layers: n_layers,
-        num_attention_heads: 14,
-        num_key_value_heads: 2,
-        head_dim: 64,
-        max_position_embeddings: 32_768,
-        rms_norm_eps: 1e-6,
-        rope_theta: 1_000_000.0,
-        rope_scaling: RopeScaling::None,
-        is_tied: true,
-        has_qkv_bias: true,
-        initializer_range: 0.02,
-        bos_token_id: None,
-        eos_token_ids: Vec::new(),
-    }
-}
-
 /// The tiny shape.
 /// # Errors
 /// If the built-in files cannot be unpacked.
@@ -155,11 +128,6 @@ mod tests {
     use super::*;
     use dgpo_run::devices::CpuTrain;
     use std::time::Duration;
-
-    #[test]
-    fn the_half_billion_shape_has_half_a_billion_parameters() {
-        assert_eq!(qwen_half_billion(24).n_parameters(), 494_032_768);
-    }
 
     #[test]
     fn both_steps_of_the_tiny_shape_are_timed() {
