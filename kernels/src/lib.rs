@@ -60,10 +60,6 @@ pub mod rotary;
 pub mod rows;
 pub mod sample;
 mod select;
-#[allow(
-    missing_docs,
-    reason = "cases for tests and measurements; the page of the module has the letters"
-)]
 pub mod suite;
 pub mod swiglu;
 #[cfg(test)]

@@ -93,14 +93,20 @@ pub struct AttentionShape {
     pub starts: Vec<usize>,
     /// `[B]` keys that each row has; `None`: all.
     pub lengths: Option<Vec<usize>>,
+    /// H
     pub n_heads: usize,
+    /// K
     pub n_kv_heads: usize,
+    /// Tq
     pub n_queries: usize,
+    /// Tk
     pub n_keys: usize,
+    /// hd
     pub head_dim: usize,
 }
 
 impl AttentionShape {
+    /// B
     pub fn n_rows(&self) -> usize {
         self.starts.len()
     }

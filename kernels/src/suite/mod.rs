@@ -40,13 +40,21 @@ pub const GROWTH: f64 = 64.0;
 /// An operation and its shape.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
+    /// Log-prob of a label and entropy, from logits.
     LogProbs(Rows),
+    /// The same and a divergence from a teacher, from logits.
     LogSoftmaxKl(Rows, Divergence),
+    /// As `LogProbs`, from hidden states and a head.
     LinearLogProbs(Rows, HeadLayout),
+    /// As `LogSoftmaxKl`, from hidden states and heads.
     LinearKl(Rows, HeadLayout, Divergence),
+    /// RMSNorm of rows.
     RmsNorm(Matrix),
+    /// silu(gate) · up.
     Swiglu(Matrix),
+    /// GELU by the error function.
     ErfGelu(Matrix),
+    /// Rotary positions.
     Rotary(Turns),
     /// Training: whole rows, causal or not, with the backward pass.
     Attention(AttentionShape),
@@ -61,11 +69,15 @@ pub enum Op {
 /// Rows of logits, or of hidden states in front of a head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rows {
+    /// N
     pub n_rows: usize,
+    /// V of the student.
     pub n_vocab: usize,
+    /// V of the teacher.
     pub n_teacher_vocab: usize,
     /// Width of the hidden states; without effect where logits come in.
     pub width: usize,
+    /// Divides the logits.
     pub temperature: f64,
 }
 
@@ -79,15 +91,20 @@ impl Rows {
 /// Hidden states `[N, D]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Matrix {
+    /// N
     pub n_rows: usize,
+    /// D
     pub width: usize,
 }
 
 /// Queries or keys [N, heads · hd], N a multiple of the positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turns {
+    /// N
     pub n_rows: usize,
+    /// Rows of the table of angles.
     pub n_positions: usize,
+    /// H
     pub n_heads: usize,
     /// Half of hd.
     pub half: usize,
@@ -108,9 +125,10 @@ pub enum Fill {
     Broken,
 }
 
-/// What comes back from above.
+/// The upstream gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upstream {
+    /// Numbers of order 1 everywhere.
     Every,
     /// Zeros: a mask that leaves nothing. All gradients are 0 then.
     None,
@@ -119,22 +137,29 @@ pub enum Upstream {
 /// Something to run and compare.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
+    /// The operation and its shape.
     pub op: Op,
+    /// Float type of its tensors.
     pub dtype: DType,
+    /// Content of the inputs.
     pub fill: Fill,
+    /// Gradient that the backward pass starts from.
     pub upstream: Upstream,
 }
 
 /// One result or gradient of a case.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Check {
+    /// Name of the result or gradient.
     pub quantity: &'static str,
-    /// Infinite where NaN is on one side only.
+    /// Largest error. Infinite where NaN is on one side only.
     pub worst: f64,
+    /// Largest error that is accepted.
     pub tolerance: f64,
 }
 
 impl Check {
+    /// True if the error is within the tolerance.
     pub fn holds(&self) -> bool {
         self.worst <= self.tolerance
     }
@@ -160,6 +185,7 @@ pub struct Work {
 }
 
 impl Case {
+    /// Ordinary inputs and a full upstream gradient.
     pub fn new(op: Op, dtype: DType) -> Self {
         Self { op, dtype, fill: Fill::Ordinary, upstream: Upstream::Every }
     }

@@ -11,15 +11,20 @@ use std::{
 /// and picks its kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
+    /// Time that all runs may take together.
     pub time: Duration,
+    /// Runs at the most; there is always one.
     pub most_runs: usize,
 }
 
 /// Seconds of one run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timing {
+    /// The fastest run.
     pub best_s: f64,
+    /// The run in the middle.
     pub median_s: f64,
+    /// Runs that were timed.
     pub n_runs: usize,
 }
 

@@ -39,6 +39,7 @@ use std::any::Any;
 /// Which way an operation is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
+    /// The body that the backend picks.
     Fused,
     /// The reference: plain tensor operations, one after the other.
     Unfused,
@@ -52,6 +53,7 @@ pub enum Body {
 /// How far it is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
+    /// The results alone.
     Forward,
     /// And the gradients of the sum of all results.
     Training,

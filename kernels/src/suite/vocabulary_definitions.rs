@@ -140,7 +140,9 @@ pub type Distance<'a> = (&'a [f64], Divergence);
 /// A gradient and, entry by entry, the sum of its terms' absolute values: an entry is a difference
 /// of terms that may be much larger than it, and those are what roundings are relative to.
 pub struct RowGradient {
+    /// The gradient, `[V]`.
     pub dz: Vec<f64>,
+    /// Sum of the absolute values of its terms, `[V]`.
     pub terms: Vec<f64>,
 }
 
