@@ -12,6 +12,7 @@
 //! of one passage in a batch are not each other's negatives.
 //!
 //! Cost: a step is one forward and one backward pass over 2·B short texts, and a `[B, B]` matrix.
+use super::encoder::padded;
 use crate::{config::EncoderRecipe, data::sampler::Sampler};
 use burn::{
     optim::GradientsParams,
@@ -223,17 +224,8 @@ fn embed<'a, B: Backend>(
 ) -> Tensor<B, 2> {
     let rows: Vec<&[u32]> = rows.collect();
     let n_cols = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-    let (mut ids, mut mask) = (vec![0i32; rows.len() * n_cols], vec![0i32; rows.len() * n_cols]);
-    for (b, row) in rows.iter().enumerate() {
-        for (t, &id) in row.iter().enumerate() {
-            ids[b * n_cols + t] = id as i32;
-            mask[b * n_cols + t] = 1;
-        }
-    }
-    let tensor = |values: Vec<i32>| {
-        Tensor::<B, 2, Int>::from_data(TensorData::new(values, [rows.len(), n_cols]), device)
-    };
-    model.embed(tensor(ids), tensor(mask))
+    let [ids, mask] = padded(&rows, n_cols, 0, device);
+    model.embed(ids, mask)
 }
 
 #[cfg(test)]

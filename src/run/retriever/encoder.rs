@@ -272,21 +272,8 @@ impl<B: Backend> Encoder<B> {
 
     /// Embeds rows of at most `n_tokens` ids, padded to `n_tokens`. -> `[rows, dim]`
     fn embed(&self, rows: &[&[u32]], n_tokens: usize) -> Result<Vec<f32>, RetrieverError> {
-        let pad = i64::from(self.pad);
-        let (mut ids, mut mask) =
-            (Vec::with_capacity(rows.len() * n_tokens), Vec::with_capacity(rows.len() * n_tokens));
-        for (row, end) in rows.iter().zip((1..).map(|row| row * n_tokens)) {
-            ids.extend(row.iter().map(|&id| i64::from(id)));
-            ids.resize(end, pad);
-            mask.resize(end - n_tokens + row.len(), 1i64);
-            mask.resize(end, 0);
-        }
-        let tensor = |data: Vec<i64>| {
-            let data = TensorData::new(data, [rows.len(), n_tokens]);
-            Tensor::<B, 2, Int>::from_data(data, &self.device)
-        };
-        let embeddings =
-            self.parts.model.embed_with(self.identity.head, tensor(ids), tensor(mask)).into_data();
+        let [ids, mask] = padded(rows, n_tokens, self.pad, &self.device);
+        let embeddings = self.parts.model.embed_with(self.identity.head, ids, mask).into_data();
         // A kernel that could not run says so only when the device is asked; what was read is noise
         // then.
         B::sync(&self.device)
@@ -312,6 +299,24 @@ impl<B: Backend> Encoder<B> {
         }
         Ok(())
     }
+}
+
+/// Ids and mask of ragged rows of at most `n_tokens` ids, right-padded. -> `[rows, n_tokens]` each
+pub(super) fn padded<B: Backend>(
+    rows: &[&[u32]],
+    n_tokens: usize,
+    pad: u32,
+    device: &B::Device,
+) -> [Tensor<B, 2, Int>; 2] {
+    let (mut ids, mut mask) = (Vec::new(), Vec::new());
+    for (row, end) in rows.iter().zip((1..).map(|row| row * n_tokens)) {
+        ids.extend(row.iter().map(|&id| i64::from(id)));
+        ids.resize(end, i64::from(pad));
+        mask.resize(end - n_tokens + row.len(), 1);
+        mask.resize(end, 0);
+    }
+    [ids, mask]
+        .map(|numbers| Tensor::from_data(TensorData::new(numbers, [rows.len(), n_tokens]), device))
 }
 
 /// Cuts to `max_tokens` ids, of which the last is the closing token if there is one.

@@ -23,7 +23,7 @@ use hnsw_rs::prelude::{AnnT, Distance, Hnsw, HnswIo};
 use macerator::{Scalar, Simd, Vector};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::{path::Path, sync::Arc};
+use std::{fmt, path::Path, sync::Arc};
 
 /// Parameters of the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,13 @@ pub struct HnswParams {
     /// Candidates looked at in a search: more = better recall, slower search. Applies to a finished
     /// graph too.
     pub ef_search: usize,
+}
+
+impl fmt::Display for HnswParams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { m, ef_construction, ef_search } = self;
+        write!(f, "M {m}, ef {ef_construction}/{ef_search}")
+    }
 }
 
 /// Order and threads of the insertion.
@@ -63,7 +70,7 @@ impl Insertion {
 pub struct HnswIndex {
     graph: Hnsw<'static, u32, StoredDot>,
     vectors: Arc<Vectors>,
-    ef_search: usize,
+    params: HnswParams,
 }
 
 /// More candidates than this are looked at by nobody; searches allocate by it.
@@ -77,21 +84,15 @@ impl HnswParams {
     /// # Errors
     /// If a value is outside what the graph and its file format allow.
     pub fn check(&self) -> Result<(), RetrieverError> {
-        let refuse =
-            |key: &str, value: usize, hint: &str| Err(RetrieverError::option(key, value, hint));
-        match self {
-            Self { m, .. } if !(2..=255).contains(m) => {
-                refuse("hnsw_m", *m, "2 to 255; 16 to 64 are usual")
-            }
-            Self { ef_construction, .. } if !(1..=MAX_EF).contains(ef_construction) => {
-                refuse("hnsw_ef_construction", *ef_construction, "1 to 65536; 200 is usual")
-            }
-            Self { ef_search, .. } if !(1..=MAX_EF).contains(ef_search) => refuse(
-                "hnsw_ef_search",
-                *ef_search,
-                "at least top_k and at most 65536; 64 to 256 are usual",
-            ),
-            _ => Ok(()),
+        let ef_search_hint = "at least top_k and at most 65536; 64 to 256 are usual";
+        let values = [
+            ("hnsw_m", self.m, 2..=255, "2 to 255; 16 to 64 are usual"),
+            ("hnsw_ef_construction", self.ef_construction, 1..=MAX_EF, "1 to 65536; 200 is usual"),
+            ("hnsw_ef_search", self.ef_search, 1..=MAX_EF, ef_search_hint),
+        ];
+        match values.into_iter().find(|(_, value, range, _)| !range.contains(value)) {
+            Some((key, value, _, hint)) => Err(RetrieverError::option(key, value, hint)),
+            None => Ok(()),
         }
     }
 }
@@ -134,7 +135,12 @@ impl HnswIndex {
                 return Err(RetrieverError::Interrupted { stage: "graph", done, total: n });
             }
         }
-        Ok(Self { graph, vectors, ef_search: params.ef_search })
+        Ok(Self { graph, vectors, params })
+    }
+
+    /// The parameters it was built and is searched with.
+    pub fn params(&self) -> HnswParams {
+        self.params
     }
 
     /// Writes the links as `BASENAME.hnsw.graph` and `BASENAME.hnsw.data` into `dir`, which must
@@ -196,9 +202,7 @@ impl HnswIndex {
         let damaged = |why| RetrieverError::damaged(&paths[0], why);
         let graph = read.map_err(|why| damaged(format!("hnsw_rs cannot read it: {why}")))?;
         match (graph.get_nb_point(), vectors.len()) {
-            (n_points, n) if n_points == n => {
-                Ok(Self { graph, vectors, ef_search: params.ef_search })
-            }
+            (n_points, n) if n_points == n => Ok(Self { graph, vectors, params }),
             (n_points, n) => Err(damaged(format!("a graph of {n_points} points over {n} vectors"))),
         }
     }
@@ -215,7 +219,7 @@ impl HnswIndex {
         let n_candidates = k + RESCORE_MARGIN;
         let search_one = |query: &[f32]| {
             let candidates =
-                self.graph.search(bytemuck::cast_slice(query), n_candidates, self.ef_search);
+                self.graph.search(bytemuck::cast_slice(query), n_candidates, self.params.ef_search);
             if candidates.len() < k {
                 // Many equal vectors can cut the graph into islands: every link but one of a node
                 // is pruned as redundant.

@@ -232,7 +232,6 @@ fn short(fingerprint: &str) -> String {
 pub struct Index {
     vectors: Arc<Vectors>,
     graph: Option<HnswIndex>,
-    description: String,
 }
 
 impl Index {
@@ -253,8 +252,7 @@ impl Index {
             true => Some(HnswIndex::build(vectors.clone(), params, insertion, &mut tick)?),
             false => None,
         };
-        let description = describe(&vectors, graph.is_some().then_some(params));
-        Ok(Self { vectors, graph, description })
+        Ok(Self { vectors, graph })
     }
 
     /// Opens a finished index folder. Encoder and corpus are checked by the caller with
@@ -286,16 +284,12 @@ impl Index {
         }
         let graph = match (&meta.graph, search.uses_graph(meta.n_passages)) {
             (Some(graph), true) => {
-                let HnswParams { m, ef_construction, ef_search: built_ef_search } = graph.params;
                 graph.params.check().map_err(|_| {
-                    let why = format!(
-                        "M {m}, ef {ef_construction}/{built_ef_search} are no parameters of a \
-                         graph"
-                    );
+                    let why = format!("{} are no parameters of a graph", graph.params);
                     RetrieverError::damaged(&dir.join(META_FILE), why)
                 })?;
                 let params = HnswParams { ef_search, ..graph.params };
-                Some((HnswIndex::load(dir, &graph.files, vectors.clone(), params)?, params))
+                Some(HnswIndex::load(dir, &graph.files, vectors.clone(), params)?)
             }
             (None, true) if search == Search::Hnsw => {
                 let command = meta.build_command(dir);
@@ -316,8 +310,7 @@ impl Index {
             }
             (_, false) => None,
         };
-        let description = describe(&vectors, graph.as_ref().map(|(_, params)| *params));
-        Ok(Self { vectors, graph: graph.map(|(graph, _)| graph), description })
+        Ok(Self { vectors, graph })
     }
 
     /// The `k` nearest passages for each query, nearest first, ties by lowest row number.
@@ -354,8 +347,12 @@ impl Index {
     }
 
     /// "exact over 660 vectors of 64".
-    pub fn describe(&self) -> &str {
-        &self.description
+    pub fn describe(&self) -> String {
+        let kind = match &self.graph {
+            Some(graph) => format!("hnsw ({})", graph.params()),
+            None => "exact".to_owned(),
+        };
+        format!("{kind} over {} vectors of {}", self.vectors.len(), self.vectors.dim())
     }
 }
 
@@ -382,14 +379,4 @@ pub fn check_vectors(
         _ => return Ok(()),
     };
     Err(RetrieverError::damaged(&dir.join(VECTORS_FILE), why))
-}
-
-fn describe(vectors: &Vectors, params: Option<HnswParams>) -> String {
-    let kind = match params {
-        Some(HnswParams { m, ef_construction, ef_search }) => {
-            format!("hnsw (M {m}, ef {ef_construction}/{ef_search})")
-        }
-        None => "exact".to_owned(),
-    };
-    format!("{kind} over {} vectors of {}", vectors.len(), vectors.dim())
 }

@@ -1,19 +1,17 @@
 //! The commands that get what is missing, to be pasted as they are.
 use crate::{
-    config::{Recipe, RetrieverRecipe},
+    config::{Recipe, RetrieverRecipe, shell_quoted},
     devices::DeviceChoice,
 };
 use std::path::Path;
 
 /// `text` as one word of a shell's command line; `${NAME}` stays a variable.
 pub(crate) fn word(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
-    match text {
-        _ if !text.is_empty() && text.chars().all(is_plain) => text.to_owned(),
-        _ if text.contains("${") => {
+    match text.contains("${") {
+        true => {
             format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('`', "\\`"))
         }
-        _ => format!("'{}'", text.replace('\'', "'\\''")),
+        false => shell_quoted(text),
     }
 }
 
