@@ -30,7 +30,8 @@ pub(super) const HELP: &str = "\
 Usage: cargo xtask [--features F] VERB [ARGUMENTS]
 
 Commands of dgpo (built in release, then run; `cargo xtask help train` explains one):
-  train        teacher episodes, KD, DGPO and evaluation; without arguments the built-in tiny recipe on the CPU
+  train        teacher episodes, KD, DGPO and evaluation; without arguments the built-in tiny
+               recipe on the CPU
   eval         evaluate a model on question files
   ask          one question, played step by step
   demos        episodes of the teacher
@@ -40,27 +41,34 @@ Commands of dgpo (built in release, then run; `cargo xtask help train` explains 
   model        info | export: look into a model folder, or write it in another dtype
   runs         list | show | compare: what was run, what came out, and what two runs differ in
   report       a run as report.html, report.md and TensorBoard events
-  reproduce    every row of the paper's tables on the tiny world, and a page with the paper's numbers beside them; --seed N, --render
+  reproduce    every row of the paper's tables on the tiny world, and a page with the paper's
+               numbers beside them; --seed N, --render
   doctor       check the machine
   conformance  compare with recorded reference numbers
   fuzz         damaged files for every reader: nothing may panic, abort, hang or eat memory
-  portability  every operation and a training step on this machine's CPU or GPU: whether they work and how fast
-  bench        kernels | step | rollout: measured beside plain operations, matrix products and PyTorch
+  portability  every operation and a training step on this machine's CPU or GPU: whether they
+               work and how fast
+  bench        kernels | step | rollout: measured beside plain operations, matrix products and
+               PyTorch
   completions  completions of dgpo for a shell
   help         explain a command, of either kind
 
 Commands of its own:
   test         tidy, then all tests, with those on wgpu where a graphics driver is installed; more
                arguments go to cargo test, which then builds for the CPU alone
-  test-wgpu    the kernels, the recorded references and a small run through wgpu; arguments are names of tests
-               (a software driver will do, Debian: mesa-vulkan-drivers; DGPO_REQUIRE_WGPU=1 makes its absence a failure)
-  test-cuda    the same on a CUDA device, where there is one (DGPO_REQUIRE_CUDA=1 makes its absence a failure)
-  tidy         layers, file lengths, printing, names of tests on a GPU, citations of docs/method.md
+  test-wgpu    the kernels, the recorded references and a small run through wgpu; arguments are
+               names of tests (a software driver will do, Debian: mesa-vulkan-drivers;
+               DGPO_REQUIRE_WGPU=1 makes its absence a failure)
+  test-cuda    the same on a CUDA device, where there is one (DGPO_REQUIRE_CUDA=1 makes its
+               absence a failure)
+  tidy         layers, lengths of files and comments, names of tests on a GPU, citations of
+               docs/method.md
   check-gpu    clippy with the backends wgpu and cuda built in; needs neither GPU nor toolkit
   ci           format, the build without a GPU, pages of cargo doc, tidy, tests, check-gpu
 
 Flags, in front of the verb or behind it:
-  --features F  build dgpo with backends: wgpu, cuda, or one of them with autotune (`cargo xtask --features wgpu train --device wgpu`)
+  --features F  build dgpo with backends: wgpu, cuda, or one of them with autotune
+                (`cargo xtask --features wgpu train --device wgpu`)
 ";
 
 /// What is to be done.
