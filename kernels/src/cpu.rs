@@ -1,4 +1,4 @@
-//! What the loops of the CPU backend share: strided views of its tensors, f32 out of 16 bits,
+//! Tools that the loops of the CPU backend share: strided views of its tensors, f32 out of 16 bits,
 //! vector instructions, and work split over threads.
 //!
 //! Loops are plain Rust over fixed-size arrays, compiled once for each instruction set the machine

@@ -22,7 +22,7 @@ pub use burn::{
 /// The backward pass of an operation with N inputs that have gradients, the first K of which it
 /// needs.
 pub trait Gradient<B: Backend, const N: usize, const K: usize>: Debug + Send + 'static {
-    /// What it needs beside the inputs.
+    /// State that it needs beside the inputs.
     type Rest: Clone + Debug + Send + 'static;
 
     /// Gradients of the inputs, given that of the result.

@@ -77,8 +77,8 @@ use burn::backend::{
     autodiff::{Autodiff, checkpoint::strategy::CheckpointStrategy},
 };
 
-/// What a burn backend must offer beyond burn's own operations: every operation of this crate. The
-/// traits' methods work on tensor primitives; models call the functions of the modules.
+/// Operations that a burn backend must offer beyond burn's own operations: every operation of this
+/// crate. The traits' methods work on tensor primitives; models call the functions of the modules.
 pub trait KernelOps:
     Hardware
     + attention::AttentionOps

@@ -8,7 +8,7 @@ pub fn bodies() -> &'static str {
     if is_reference_only() { "reference" } else { "fused" }
 }
 
-/// Whether the environment asks for the reference bodies, looked at once.
+/// True if the environment asks for the reference bodies, looked at once.
 pub fn is_reference_only() -> bool {
     #[cfg(test)]
     if reference_here::IS_ASKED_FOR.get() {

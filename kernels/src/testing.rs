@@ -1,4 +1,4 @@
-//! What the tests share: backends to run on, comparisons, finite differences. Numbers and
+//! Tools of the tests: backends to run on, comparisons, finite differences. Numbers and
 //! definitions are those of [`crate::suite`].
 pub(crate) use crate::suite::{
     numbers::{epsilon, numbers, rounded, scaled, values},
@@ -41,7 +41,7 @@ macro_rules! on_every_backend {
 }
 pub(crate) use on_every_backend;
 
-/// Whether wgpu finds something to run on. Without one, tests say so and pass, unless
+/// True if wgpu finds something to run on. Without one, tests say so and pass, unless
 /// `DGPO_REQUIRE_WGPU=1`.
 #[cfg(feature = "wgpu")]
 pub(crate) fn has_adapter() -> bool {
@@ -49,7 +49,7 @@ pub(crate) fn has_adapter() -> bool {
     *FOUND.get_or_init(|| is_there::<burn::backend::Wgpu>("wgpu", "DGPO_REQUIRE_WGPU"))
 }
 
-/// Whether there is a CUDA device. Without one, tests say so and pass, unless
+/// True if there is a CUDA device. Without one, tests say so and pass, unless
 /// `DGPO_REQUIRE_CUDA=1`.
 #[cfg(feature = "cuda")]
 pub(crate) fn has_cuda() -> bool {
@@ -79,7 +79,7 @@ pub(crate) fn dtypes<B: Backend>() -> Vec<DType> {
     dtypes_of::<B>(&Default::default())
 }
 
-/// Whether a matrix product of a new shape costs no more than its multiplications: not on a GPU
+/// True if a matrix product of a new shape costs no more than its multiplications: not on a GPU
 /// runtime, which compiles a kernel for it.
 pub(crate) fn is_of_cheap_products<B: KernelOps>() -> bool {
     B::TOKENS_AT_ONCE != usize::MAX

@@ -43,13 +43,13 @@ pub enum Pooling {
     Cls,
 }
 
-/// How the states of the last layer become the vector of a text.
+/// Reduction of the last layer's states to the vector of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SentenceHead {
     /// The states that are read.
     pub pooling: Pooling,
-    /// Whether the vector is divided by its length, which makes an inner product a cosine.
+    /// True if the vector is divided by its length, which makes an inner product a cosine.
     pub is_unit_length: bool,
 }
 

@@ -65,7 +65,7 @@ impl<B: Backend> KvCache<B> {
         self.lengths[slot]
     }
 
-    /// Whether no slot holds a position.
+    /// True if no slot holds a position.
     pub fn is_empty(&self) -> bool {
         self.lengths.iter().all(|&length| length == 0)
     }
@@ -126,7 +126,7 @@ pub struct CacheRows<'a, B: Backend> {
 }
 
 impl<B: Backend> CacheRows<'_, B> {
-    /// Where each row's new tokens go.
+    /// Place of each row's new tokens.
     /// # Panics
     /// When slots repeat or do not exist, or a row does not fit into its slot (a bug of the
     /// caller).
@@ -153,7 +153,7 @@ impl<B: Backend> CacheRows<'_, B> {
             .collect()
     }
 
-    /// What each row's queries see: the slot's positions before them and the new ones up to
+    /// Keys that each row's queries see: the slot's positions before them and the new ones up to
     /// themselves.
     pub(crate) fn causal_rows(spans: &[CacheSpan]) -> CausalRows {
         let slots = Some(spans.iter().map(|span| span.slot).collect());

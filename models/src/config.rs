@@ -75,7 +75,7 @@ pub enum Family {
     Llama,
 }
 
-/// How rotary frequencies are stretched for contexts beyond the first training length.
+/// Stretching of the rotary frequencies for contexts beyond the first training length.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
     /// Frequencies as they are.

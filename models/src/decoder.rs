@@ -254,7 +254,7 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
-/// What [`Decoder::hidden`] computes without a cache, piece by piece: `embed`, every `block` in
+/// The pieces of [`Decoder::hidden`] without a cache: `embed`, every `block` in
 /// order, `norm`.
 pub struct Blocks<'m, B: Backend> {
     model: &'m Decoder<B>,
@@ -306,7 +306,7 @@ impl<B: Backend> Mlp<B> {
     }
 }
 
-/// What all layers of one forward pass share.
+/// State that all layers of one forward pass share.
 struct Pass<'c, 'r, B: Backend> {
     config: &'c DecoderConfig,
     rotation: Rotation<B>,

@@ -128,7 +128,7 @@ pub enum TensorProblem {
     },
 }
 
-/// What to do about a list of problems: one piece of advice, that of the first problem which has
+/// Advice about a list of problems: one piece of advice, that of the first problem which has
 /// its own.
 fn hint_of(problems: &[TensorProblem]) -> String {
     let own = problems.iter().find_map(|problem| match problem {

@@ -14,12 +14,12 @@ use std::{
 };
 use tempfile::NamedTempFile;
 
-/// How the names of unfinished files begin; a killed process leaves one behind at most.
+/// Beginning of the names of unfinished files; a killed process leaves one behind at most.
 pub const TEMPORARY_PREFIX: &str = ".tmp-";
 
 /// Replaces `path` by what `write` puts into the file that it is given.
 /// # Errors
-/// What `write` returns, or what the disk says; `path` is then as it was and nothing else is left.
+/// Result of `write`, or the disk's error; `path` is then as it was and nothing else is left.
 pub fn replace_file(
     path: &Path,
     write: impl FnOnce(&mut NamedTempFile) -> io::Result<()>,

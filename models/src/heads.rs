@@ -1,4 +1,4 @@
-//! What is read off the hidden states: token log-probs, entropy, divergences between two models,
+//! Results read off the hidden states: token log-probs, entropy, divergences between two models,
 //! values.
 //!
 //! With z = logits / temperature: log p(y) = z_y - lse(z), H = lse(z) - sum_v p_v z_v. Everything

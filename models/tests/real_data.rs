@@ -32,7 +32,7 @@ fn folder(variable: &str) -> Option<PathBuf> {
 /// (ids and mask `[B, T]` right-padded with the id 1, embeddings `[B, D]`)
 type Golden = (Tensor<Flex, 2, Int>, Tensor<Flex, 2, Int>, Vec<Vec<f32>>);
 
-/// What transformers recorded for one of the encoders.
+/// Recording of transformers for one of the encoders.
 fn golden(dir: &std::path::Path, encoder: &str) -> Golden {
     let json: Value = serde_json::from_str(
         &std::fs::read_to_string(dir.join(format!("golden/{encoder}.json"))).unwrap(),

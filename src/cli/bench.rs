@@ -40,7 +40,7 @@ pub(super) fn run(args: &Args, context: Context) -> anyhow::Result<Ended> {
     }
 }
 
-/// What every measurement is told.
+/// Arguments of every measurement.
 #[derive(clap::Args, Debug)]
 struct Measuring {
     #[command(flatten)]

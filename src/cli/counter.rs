@@ -21,7 +21,7 @@ pub struct Counter {
 struct Stage {
     name: &'static str,
     started: Instant,
-    /// Where this process began: a resumed build starts in the middle.
+    /// Start of this process: a resumed build starts in the middle.
     first: usize,
     next_line: usize,
     bar: Option<ProgressBar>,

@@ -1,4 +1,4 @@
-//! How far a whole run is: which of its phases is under way, and about how long the phases behind
+//! Progress of a whole run: which of its phases is under way, and about how long the phases behind
 //! it will take.
 //!
 //! The phase under way is measured. A later one is forecast from its share of the work, in tokens
@@ -18,7 +18,7 @@ use dgpo_run::{
 };
 use tracing::subscriber::{NoSubscriber, with_default};
 
-/// What a token costs, in units of a token that KD trains on: 8 µs in KD, 16 in an update of PPO
+/// Cost of a token, in units of a token that KD trains on: 8 µs in KD, 16 in an update of PPO
 /// with its critic, 12 to 18 when it is sampled (docs/benchmarks.md, the tiny world on two cores of
 /// an EPYC).
 const SAMPLED_COST: f64 = 2.0;

@@ -63,7 +63,7 @@ pub struct Args {
     json: bool,
 }
 
-/// What an evaluation leaves.
+/// Result of an evaluation.
 struct Evaluated {
     episodes: Vec<Episode>,
     arcap: Option<ArcapEpisodes>,

@@ -1,4 +1,4 @@
-//! What the machine offers: cores, instruction sets, memory. Reads /proc, which only Linux has;
+//! Facts of the machine: cores, instruction sets, memory. Reads /proc, which only Linux has;
 //! elsewhere memory is unknown.
 use std::fs;
 

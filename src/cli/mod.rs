@@ -51,7 +51,7 @@ use std::{borrow::Cow, process::ExitCode, sync::OnceLock};
 use tracing::level_filters::LevelFilter;
 use version::Version;
 
-/// What the program is called, on the command line and in completions.
+/// Name of the program, on the command line and in completions.
 const NAME: &str = "dgpo";
 /// Set to 1, the program reads its command line and ends: a test of every command line in the
 /// documents must not train anything.
@@ -102,7 +102,7 @@ enum Command {
     Completions(completions::Args),
 }
 
-/// How a command that ran ended.
+/// End of a command that ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     Done,
@@ -112,7 +112,7 @@ pub enum Ended {
     Interrupted,
 }
 
-/// What commands share beside their own flags.
+/// Facts that commands share beside their own flags.
 #[derive(Clone, Copy, Debug)]
 pub struct Context {
     pub is_quiet: bool,
@@ -252,12 +252,12 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if is_usage { EXIT_USAGE } else { EXIT_FAILED }
 }
 
-/// Whether the device is not there or cannot do what is asked of it.
+/// True if the device is not there or cannot do what is asked of it.
 fn is_another_device_needed(error: &DeviceError) -> bool {
     !matches!(error, DeviceError::Failed(_))
 }
 
-/// Whether a pipeline ended over what its recipe says.
+/// True if a pipeline ended over what its recipe says.
 fn is_a_question_of_the_recipe(error: &PipelineError) -> bool {
     match error {
         PipelineError::Steer(error) => is_refused(error),
@@ -271,13 +271,13 @@ fn is_unfit_for_reuse(error: &ReuseError) -> bool {
     !matches!(error, ReuseError::Checkpoint(_) | ReuseError::Copy { .. })
 }
 
-/// Whether a run directory is not what the command takes it for.
+/// True if a run directory is not what the command takes it for.
 fn is_to_be_changed(error: &RunDirError) -> bool {
     use RunDirError as E;
     matches!(error, E::Exists(_) | E::Occupied(_) | E::NotARun(_) | E::Busy { .. } | E::Recipe(_))
 }
 
-/// Whether a run cannot go on as it is told.
+/// True if a run cannot go on as it is told.
 fn is_refused(error: &SteerError) -> bool {
     match error {
         SteerError::Refused { .. }

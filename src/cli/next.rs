@@ -1,4 +1,4 @@
-//! What to do when a run is done: one command that can be pasted as it is.
+//! Next step after a run: one command that can be pasted as it is.
 use super::output;
 use dgpo_run::{
     config::Recipe,

@@ -151,7 +151,7 @@ fn hints_on_own_lines(text: &str) -> String {
     lines.join("\n")
 }
 
-/// Whether stderr takes colour.
+/// True if stderr takes colour.
 pub fn has_colour() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

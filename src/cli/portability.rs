@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     Ok(if report.failed == 0 { Ended::Done } else { Ended::Failed })
 }
 
-/// What computes, in words.
+/// Description of what computes.
 pub(super) fn adapter(choice: DeviceChoice) -> String {
     match choice {
         DeviceChoice::Cpu => {

@@ -20,14 +20,14 @@ static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 /// A label and the metrics to take its figure from, the first one recorded.
 type Figure = (&'static str, &'static [&'static str]);
 
-/// What a step's line shows in front of the time left: with it and the step, what fits beside the
-/// bar on a terminal of 80 columns.
+/// Figures that a step's line shows before the time left: with it and the step, what fits beside
+/// the bar on a terminal of 80 columns.
 const SHOWN_FIRST: [Figure; 3] = [
     ("reward", &[metrics::REWARD]),
     ("kl", &[metrics::KL]),
     ("tok/s", &[metrics::ROLLOUT_TOKENS_PER_SECOND, metrics::UPDATE_TOKENS_PER_SECOND]),
 ];
-/// What it shows behind; under the bar these have a line of their own, with memory.
+/// Figures that it shows after it; under the bar these have a line of their own, with memory.
 const SHOWN_THEN: [Figure; 4] = [
     LOST,
     ("loss", &[metrics::DISTILL_LOSS]),
@@ -248,7 +248,7 @@ fn above_the_bar(text: &str) {
     }
 }
 
-/// Where `tracing` writes.
+/// Writer of `tracing`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogWriter;
 

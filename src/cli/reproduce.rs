@@ -166,7 +166,7 @@ fn refuse_other_settings(args: &Args, known: &[SeedResults]) -> Result<(), Usage
     Err(UsageError(format!("{} holds results made with {with}; hint: {hint}", path.display())))
 }
 
-/// What became of a row.
+/// Result of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Made {
     /// Done or failed; the results say which.
@@ -178,7 +178,7 @@ enum Made {
 /// The rows of one seed under way.
 struct Experiment<'a> {
     args: &'a Args,
-    /// Where their runs lie.
+    /// Folder of their runs.
     folder: PathBuf,
     progress: Progress,
     stop: Stop,
@@ -299,7 +299,7 @@ fn existing(path: &Path, recipe: &Recipe) -> anyhow::Result<Option<RunDir>> {
     }
 }
 
-/// How long the rest takes, as far as anything is known of it.
+/// Time that the rest takes, as far as anything is known of it.
 fn told(left: Forecast) -> String {
     let known = duration(left.known_s);
     match left.n_unknown {

@@ -229,7 +229,7 @@ fn resume_command(run: &Path, device: DeviceChoice) -> String {
     )
 }
 
-/// How a run goes on that a guard has stopped: with half the learning rate, or where that is no
+/// Continuation of a run that a guard has stopped: with half the learning rate, or where that is no
 /// cure, as another run.
 fn behind_a_guard(alarms: &[Alarm], run: &RunDir, device: DeviceChoice) -> String {
     let Ok(recipe) = run.recipe() else {

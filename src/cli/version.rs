@@ -6,7 +6,7 @@
 use serde::Serialize;
 use std::sync::OnceLock;
 
-/// What the binary knows of its source.
+/// Facts that the binary knows of its source.
 static COMMIT: OnceLock<&'static str> = OnceLock::new();
 
 /// Everything that `--version` says.

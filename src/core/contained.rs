@@ -23,7 +23,7 @@ thread_local! {
 
 /// Does the work of a library on bytes from outside. Nothing is printed if it panics.
 /// # Errors
-/// What the panic said.
+/// Message of the panic.
 pub fn contained<R>(work: impl FnOnce() -> R) -> Result<R, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -41,14 +41,14 @@ pub fn contained<R>(work: impl FnOnce() -> R) -> Result<R, String> {
     result
 }
 
-/// How many panics [`contained`] has turned into errors in this process.
+/// Number of panics that [`contained`] has turned into errors in this process.
 pub fn n_contained() -> usize {
     N_CONTAINED.load(Ordering::Relaxed)
 }
 
 /// Does work of our own; the panic, which is a bug, is printed as always.
 /// # Errors
-/// What the panic said.
+/// Message of the panic.
 pub fn caught<R>(work: impl FnOnce() -> R) -> Result<R, String> {
     panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| message(&*panic))
 }

@@ -1,4 +1,4 @@
-//! Which random number belongs to (seed, purpose, step, episode, turn, position)?
+//! Random numbers by (seed, purpose, step, episode, turn, position).
 //!
 //! Counter-based randomness: a [`Key`] is a 64-bit digest of the path that leads to a decision, and
 //! a number is a pure function of (key, counter). Nothing is ever advanced, so a row's draws cannot
@@ -8,7 +8,8 @@
 //! The mixer is SplitMix64's finaliser (Steele, Lea, Flood: "Fast splittable pseudorandom number
 //! generators", 2014), applied to the key and the counter one after the other.
 
-/// What a number is for. Two purposes never share a stream, even under the same seed and step.
+/// Purpose of a random number. Two purposes never share a stream, even under the same seed and
+/// step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Weight initialisation.

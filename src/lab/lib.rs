@@ -1,6 +1,6 @@
 //! # dgpo-lab: proofs and measurements
 //!
-//! How is DGPO proven and measured? Nothing that a run needs is here.
+//! The workshop: proofs and measurements of DGPO. Nothing that a run needs is here.
 //!
 //! | module | answers |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! Where is the model or data set called NAME?
+//! Look-up of a model or data set by its name.
 //!
 //! | name | place |
 //! |---|---|

@@ -1,6 +1,6 @@
 //! # dgpo-run: a run on a machine
 //!
-//! How does a run live on a machine? From a recipe to phases made of the steps of `dgpo_core`, with
+//! The life of a run on a machine. From a recipe to phases made of the steps of `dgpo_core`, with
 //! data, retrieval, checkpoints, evaluation and a report.
 //!
 //! ## Reading order

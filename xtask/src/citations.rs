@@ -20,9 +20,9 @@ const RECIPE: &str = "configs/base.toml";
 const EXPLAINED: [&str; 2] = [METHOD, "docs/glossary.md"];
 /// Heading of the table of settings.
 const SETTINGS: &str = "Settings";
-/// What a build or a run makes.
+/// Folders that a build or a run makes.
 const NOT_ENTERED: [&str; 3] = ["target", "runs", "indexes"];
-/// What a name follows where it is defined.
+/// Keywords before a name that is defined.
 const DEFINING: [&str; 8] = ["fn", "struct", "enum", "const", "static", "trait", "type", "mod"];
 
 /// A broken rule: file (with `/`), line, message.

@@ -1,4 +1,4 @@
-//! Whether wgpu has anything to run on. A test binary finds out by trying, but building one takes
+//! Test for a graphics device. A test binary finds out by trying, but building one takes
 //! minutes; so a driver's manifest is looked for first.
 use std::{
     env, fs,

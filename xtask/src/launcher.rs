@@ -1,4 +1,4 @@
-//! What the words behind `cargo xtask` mean. Nothing is started here, so that a test can ask about
+//! Parser of the words after `cargo xtask`. Nothing is started here, so that a test can ask about
 //! every command line that the documents show.
 
 /// Commands of dgpo. Known here because a mistyped one should not cost a build.
@@ -23,7 +23,7 @@ pub(super) const COMMANDS: [&str; 18] = [
     "help",
 ];
 
-/// What `--features` may name: the features of the package `dgpo`.
+/// Names for `--features`: the features of the package `dgpo`.
 pub(super) const FEATURES: [&str; 3] = ["wgpu", "cuda", "autotune"];
 
 pub(super) const HELP: &str = "\
@@ -71,7 +71,7 @@ Flags, in front of the verb or behind it:
                 (`cargo xtask --features wgpu train --device wgpu`)
 ";
 
-/// What is to be done.
+/// Work to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     Help,
@@ -111,7 +111,7 @@ impl Own {
         }
     }
 
-    /// Whether its arguments go to `cargo test`.
+    /// True if its arguments go to `cargo test`.
     fn takes_flags_of_cargo(self) -> bool {
         matches!(self, Self::Test | Self::Ci)
     }
@@ -130,7 +130,7 @@ impl Own {
 
 /// Reads the words behind `cargo xtask`.
 /// # Errors
-/// What is wrong with them, and a hint.
+/// Fault of the words, and a hint.
 pub(super) fn task(mut arguments: Vec<String>) -> Result<Task, String> {
     let features = take_features(&mut arguments)?;
     let Some(at) = arguments.iter().position(|argument| !argument.starts_with('-')) else {

@@ -156,7 +156,7 @@ fn test_wgpu(names: &[String]) -> bool {
     }
 }
 
-/// Whether wgpu has anything to run on.
+/// True if wgpu has anything to run on.
 enum Driver {
     Installed,
     /// It has been said.

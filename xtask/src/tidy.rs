@@ -89,7 +89,7 @@ const MAX_WIDTH: usize = 100;
 const SOURCES: [&str; 5] = ["src", "models", "kernels", "xtask", "tests"];
 /// Calls that write a file in one go.
 const WRITING: [&str; 2] = ["fs::write(", "File::create("];
-/// Where files are written that nobody else relies on, or in the way that others have to use. Test
+/// Files that may write where nobody else relies on it, or in the way that others have to use. Test
 /// code may do as it likes.
 const MAY_WRITE: [&str; 7] = [
     "models/src/files.rs",

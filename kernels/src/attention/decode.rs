@@ -46,7 +46,7 @@ const WANTED_CUBES: usize = 1024;
 /// Rounds of a unit's loops before the first tile and behind the last one, at most.
 const ROUNDS_AROUND: usize = 4096;
 
-/// What a decode kernel is compiled for.
+/// Parameters that a decode kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Sizes {
     n_kv_heads: usize,
@@ -315,7 +315,7 @@ fn join_parts<F: Float>(
     }
 }
 
-/// How a decode step is cut into cubes.
+/// Partition of a decode step into cubes.
 pub(super) struct DecodePlan {
     sizes: Sizes,
     vector_size: usize,

@@ -1,4 +1,4 @@
-//! What CubeCL kernels do between the matrix products of a chunk of queries, and the copies around
+//! Steps of CubeCL kernels between the matrix products of a chunk of queries, and the copies around
 //! them. Arithmetic in f32 whatever the dtype.
 //!
 //! Which keys a query sees follows from its number and two integers of its row, so no mask is

@@ -1,5 +1,5 @@
-//! What the suite does not ask of attention: caches filled and read step by step, memory in any
-//! order, and numbers that break.
+//! Cases of attention that the suite does not have: caches filled and read step by step, memory in
+//! any order, and numbers that break.
 use super::{CausalRows, causal_attention};
 use crate::{
     KernelOps,

@@ -43,7 +43,7 @@ impl<B: FusionBackend> Operation<B::FusionRuntime> for Node<B> {
     }
 }
 
-/// What a node gives: one tensor, or several.
+/// Result of a node: one tensor, or several.
 pub(crate) trait Results {
     /// The same of tensors.
     type Of<T>;

@@ -1,4 +1,4 @@
-//! What launches on CubeCL runtimes (CUDA, wgpu) share.
+//! Tools that launches on CubeCL runtimes (CUDA, wgpu) share.
 //!
 //! [`fusion`] is about `Fusion<CubeBackend>`, the type that burn's `Wgpu` and `Cuda` are.
 pub(crate) mod fusion;

@@ -1,4 +1,4 @@
-//! What an operation must know of the backend and device it runs on, beyond burn's trait.
+//! Properties of backend and device that operations ask for, beyond burn's trait.
 #[cfg(feature = "cube")]
 mod cube;
 
@@ -16,7 +16,7 @@ pub(crate) const CPU_TILE_ELEMENTS: usize = 1 << 22;
 /// And on GPUs, 128 MiB.
 pub(crate) const GPU_TILE_ELEMENTS: usize = 1 << 25;
 
-/// How a backend likes its tensors, and what its device says of itself. The defaults suit a GPU.
+/// Preferences of a backend for its tensors, and facts of its device. The defaults suit a GPU.
 pub trait Hardware: Backend {
     /// The dimension of a key cache along which positions run: 2 for [n_slots, K, capacity, hd], 3
     /// for [n_slots, K, hd, capacity].
@@ -33,7 +33,7 @@ pub trait Hardware: Backend {
         None
     }
 
-    /// What the device says of itself.
+    /// Facts of the device, in its own words.
     fn device_facts(device: &Device<Self>) -> DeviceFacts {
         DeviceFacts { runtime: Self::name(device), ..DeviceFacts::default() }
     }
@@ -50,9 +50,9 @@ pub trait Hardware: Backend {
 pub struct DeviceFacts {
     /// burn's name of the backend.
     pub runtime: String,
-    /// What the device can do, or cannot and what is done instead.
+    /// Abilities of the device, or what is done instead.
     pub features: Vec<(&'static str, String)>,
-    /// How large things may be.
+    /// Limits of sizes.
     pub limits: Vec<(&'static str, u64)>,
 }
 

@@ -48,7 +48,7 @@ pub(crate) fn pull_back<B: Backend>(
     [B::float_cast(d_hidden, linear.hidden.dtype().into()), d_weight]
 }
 
-/// Where in the weight the entries lie that have a logit.
+/// Range of the weight whose entries have a logit.
 fn entries<B: Backend>(linear: &Linear<B>) -> [Slice; 2] {
     let mut ranges = [0, 1].map(|dim| 0..linear.weight.shape()[dim]);
     ranges[linear.shape.layout.vocab_dim()] = 0..linear.shape.n_logits;

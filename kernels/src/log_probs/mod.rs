@@ -11,7 +11,7 @@
 //! One pass over a row forwards and one backwards instead of ten over `[N, V]`; kept are the logits
 //! and seven numbers a row. In f32 whatever the dtype of the logits. Bytes (f32): 4 N V forwards, 8
 //! N V backwards; half of it in 16 bits. One exponential an element each way, ten flops beside it.
-//! How the sums are taken, and what -inf, NaN and +inf do: `vocabulary/mod.rs`. Where the logits
+//! Sums, and -inf, NaN and +inf: `vocabulary/mod.rs`. Where the logits
 //! are only made to be reduced, use [`crate::linear_log_probs`].
 mod autodiff;
 pub(crate) mod reference;

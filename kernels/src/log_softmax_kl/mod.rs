@@ -56,7 +56,7 @@ operation! {
     ) -> (like(&student));
 }
 
-/// What one pass over both models' rows gives, f32, differentiable in what belongs to the student.
+/// Results of one pass over both models' rows, f32, differentiable in what belongs to the student.
 #[derive(Clone, Debug)]
 pub struct DivergenceRows<B: Backend> {
     /// `[N]` log p of the label, over the student's whole vocabulary.

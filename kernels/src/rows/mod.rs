@@ -1,5 +1,5 @@
-//! What goes over the rows of a matrix, however many there are: their sum, one row for all of them,
-//! and picking some of them.
+//! Operations over the rows of a matrix, however many there are: their sum, one row for all of
+//! them, and picking some of them.
 //!
 //! A sum over the first axis is taken in one long line by the CPU backend, which in f32 loses
 //! digits with each row (a sum of ones stops at 2^24), and on a GPU one unit may walk all rows (a

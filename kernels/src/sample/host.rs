@@ -98,7 +98,7 @@ fn fraction(bits: u64, total: u64) -> u64 {
     ((u128::from(bits) * u128::from(total)) >> 64) as u64
 }
 
-/// Whether the target lies within the next `weight`; if not, `rest` of it is left behind it.
+/// True if the target lies within the next `weight`; if not, `rest` of it is left behind it.
 #[inline(always)]
 fn is_behind(rest: &mut u64, weight: u64) -> bool {
     let is_found = *rest < weight;

@@ -75,7 +75,7 @@ operation! {
 /// # Shapes
 /// logits `[R, V]` of any float type, rows `[R]` -> `[R, 2]` f32
 /// # Panics
-/// Where there are not as many logits rows as `rows`, V is 0 or above 2^24, or a temperature is
+/// If there are not as many logits rows as `rows`, V is 0 or above 2^24, or a temperature is
 /// NaN.
 pub fn sample<B: SampleOps>(logits: Tensor<B, 2>, rows: &[RowSampling]) -> Tensor<B, 2> {
     let [n_rows, vocab_size] = logits.dims();

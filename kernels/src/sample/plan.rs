@@ -5,7 +5,7 @@ use crate::types::RowSampling;
 /// Columns of a packed row: the id as a number (-1 where there is no distribution), the log-prob.
 pub(crate) const COLUMNS: usize = 2;
 
-/// What every implementation works with: a row's sampling in the numbers of the formula.
+/// Plan of a row's sampling, in the numbers of the formula: every implementation works with it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SamplePlan {
     pub is_greedy: bool,
@@ -39,7 +39,7 @@ impl SamplePlan {
         }
     }
 
-    /// Whether some of `vocab_size` tokens may not be drawn.
+    /// True if some of `vocab_size` tokens may not be drawn.
     pub(super) fn is_cut(&self, vocab_size: usize) -> bool {
         let is_top_k = self.top_k > 0 && (self.top_k as usize) < vocab_size;
         !self.is_greedy && (is_top_k || self.top_p > 0)

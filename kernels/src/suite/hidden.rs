@@ -20,7 +20,7 @@ use burn::{
 
 /// Large enough beside 1 to be seen in the result.
 const RMS_EPS: f64 = 1e-2;
-/// Where exp(-gate) leaves the range of f32.
+/// Gate from which on exp(-gate) leaves the range of f32.
 const FAR_GATE: f64 = 200.0;
 
 /// Numbers of order `by`, NaN at the start of the row in the middle if the case is a broken one.

@@ -110,7 +110,7 @@ pub struct Turns {
     pub half: usize,
 }
 
-/// What the inputs hold.
+/// Content of the inputs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fill {
     /// Numbers of order 1.
@@ -174,7 +174,7 @@ impl Check {
     }
 }
 
-/// What an operation costs at least, forwards and backwards.
+/// Least cost of an operation, forwards and backwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
     /// Inputs read and results written once each pass they are needed in.
@@ -214,12 +214,12 @@ impl Case {
         }
     }
 
-    /// What an error of f32 arithmetic may be, `n` roundings of random sign added up on top.
+    /// Error that f32 arithmetic may have, `n` roundings of random sign added up on top.
     fn rounding(&self, n: usize) -> f64 {
         GROWTH * epsilon(DType::F32) * (1.0 + (n as f64).sqrt() / GROWTH)
     }
 
-    /// What a gradient may be off by, entry by entry: f32 arithmetic (and `extra`) relative to the
+    /// Error that a gradient may have, entry by entry: f32 arithmetic (and `extra`) relative to the
     /// terms it is made of, and its storing in the case's type.
     fn allowed(&self, want: &[f64], terms: &[f64], extra: f64) -> Vec<f64> {
         let relative = if self.dtype == DType::F32 { 0.0 } else { epsilon(self.dtype) };
@@ -230,7 +230,7 @@ impl Case {
         want.iter().zip(terms).map(one).collect()
     }
 
-    /// What a number too small for the case's exponents is rounded to a multiple of.
+    /// Step to which numbers too small for the case's exponents are rounded.
     fn least(&self) -> f64 {
         if self.dtype == DType::F16 { 2f64.powi(-24) } else { 0.0 }
     }

@@ -1,4 +1,4 @@
-//! What a device reaches at most, measured the same way as the operations: the rate of a copy and
+//! Highest rates of a device, measured the same way as the operations: the rate of a copy and
 //! of a matrix product.
 use burn::tensor::{DType, Device, Distribution, Tensor, backend::Backend};
 use rayon::prelude::*;
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long and how often something is timed. The first run is not counted: it compiles, allocates
+/// Limits of a timing. The first run is not counted: it compiles, allocates
 /// and picks its kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {

@@ -80,7 +80,7 @@ pub(super) fn check_sample<B: KernelOps>(
     ]
 }
 
-/// Where a token lies in the cumulative distribution of what may be drawn, in vocabulary order;
+/// Place of a token in the cumulative distribution of what may be drawn, in vocabulary order;
 /// empty and far off for a token that may not.
 fn interval(z: &[f64], sampling: &RowSampling, id: usize) -> Range<f64> {
     let mut order: Vec<usize> = (0..z.len()).collect();

@@ -50,7 +50,7 @@ pub enum Body {
     LeastProducts,
 }
 
-/// How far it is computed.
+/// Extent of the computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
     /// The results alone.
@@ -121,12 +121,12 @@ fn run<'a, R: 'static>(mut f: impl FnMut() -> R + 'a) -> Run<'a> {
     Box::new(move || Box::new(f()))
 }
 
-/// What an operation takes, on a device.
+/// Inputs of an operation, on a device.
 #[derive(Clone)]
 struct Inputs<B: Backend> {
-    /// What has a gradient.
+    /// Inputs with a gradient.
     leaves: Vec<FloatTensor<B>>,
-    /// What has none: a teacher, tables of angles, a cache.
+    /// Inputs without one: a teacher, tables of angles, a cache.
     constants: Vec<FloatTensor<B>>,
     /// A label a row.
     labels: IntTensor<B>,

@@ -68,8 +68,8 @@ pub(super) fn logits(case: &Case, rows: &Rows, n_vocab: usize, salt: f64, sign: 
     logits
 }
 
-/// What the definition says of all rows: log p, H, D (where there is a teacher), d logits `[N, V]`
-/// and the terms these are made of.
+/// Results of the definition for all rows: log p, H, D (where there is a teacher), d logits
+/// `[N, V]` and the terms these are made of.
 struct Wanted {
     results: [Vec<f64>; 3],
     dz: Vec<f64>,
@@ -238,7 +238,7 @@ impl Head {
     }
 }
 
-/// How far an f32 sum over the vocabulary, number by number, is off on the case's own numbers, at
+/// Error of an f32 sum over the vocabulary, number by number, on the case's own numbers, at
 /// worst.
 ///
 /// Whole logits make one product over V, which a device may add up like this. At V = 128,256 it
@@ -290,7 +290,7 @@ fn head_wanted(case: &Case, want: &Wanted, student: &Head) -> ([Vec<f64>; 2], [V
     (gradients, allowed)
 }
 
-/// What is compared, and the same where the tiles are asked for by name.
+/// Comparison, once as usual and once where the tiles are asked for by name.
 const WHATEVER: [&str; 5] = ["log p", "entropy", "divergence", "d hidden", "d weight"];
 const BY_TILES: [&str; 5] = [
     "log p by tiles",

@@ -1,6 +1,6 @@
-//! Where in a cache new positions are written.
+//! Span of a cache into which new positions are written.
 
-/// Where the new positions of one row go.
+/// Place of one row's new positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSpan {
     /// Row of the cache.

@@ -27,7 +27,7 @@ impl CausalRows {
         Self { starts: lengths.clone(), slots: None, lengths: Some(lengths) }
     }
 
-    /// How many of `n_keys` stored keys row `b` has.
+    /// Number of the `n_keys` stored keys that row `b` has.
     pub(crate) fn n_keys(&self, b: usize, n_keys: usize) -> usize {
         self.lengths.as_ref().map_or(n_keys, |lengths| lengths[b].min(n_keys))
     }

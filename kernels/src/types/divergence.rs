@@ -102,7 +102,7 @@ impl DivergencePlan {
         Self { form, blend }
     }
 
-    /// Whether the normalisers must be known before the sums.
+    /// True if the normalisers must be known before the sums.
     pub(crate) fn needs_second_pass(&self) -> bool {
         !matches!(self.form, Form::Sums { .. })
     }

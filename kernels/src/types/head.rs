@@ -5,7 +5,7 @@ use burn::tensor::{
     ops::FloatTensor,
 };
 
-/// How a vocabulary head lies in memory.
+/// Layout of a vocabulary head in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadLayout {
     /// [V, D]: an embedding matrix, as tied models use it.
@@ -27,7 +27,7 @@ impl HeadLayout {
 /// Which of a head's entries have a logit, and how it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadShape {
-    /// How the weight lies in memory.
+    /// Layout of the weight.
     pub layout: HeadLayout,
     /// Entries that have a logit: the first so many of the V.
     pub n_logits: usize,
@@ -50,7 +50,7 @@ pub struct LinearHead<B: Backend> {
     pub hidden: Tensor<B, 2>,
     /// `[V, D]` or `[D, V]`, of the dtype of `hidden`
     pub weight: Tensor<B, 2>,
-    /// How `weight` lies.
+    /// Layout of `weight`.
     pub layout: HeadLayout,
     /// Entries that have a logit: the first so many of the V. The others get no probability and no
     /// gradient.

@@ -1,4 +1,4 @@
-//! What the operations are told beside their tensors.
+//! Arguments of the operations beside their tensors.
 mod cache_span;
 mod causal_rows;
 mod divergence;

@@ -1,6 +1,6 @@
-//! How a token is chosen, and what comes of it.
+//! Choice of a token, and its result.
 
-/// How one row's token is chosen.
+/// Choice of one row's token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowSampling {
     /// 0 (or anything that is 0 in f32) = greedy. Temperatures below 1e-30 count as 1e-30.

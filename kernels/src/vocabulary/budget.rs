@@ -1,5 +1,5 @@
-//! How much of `[N, V]` logits exists at once where they are made only to be reduced. The one place
-//! that decides it.
+//! Part of `[N, V]` logits that exists at once where they are made only to be reduced. The one
+//! place that decides it.
 //!
 //! | logits of a call | what happens | extra memory beside the gradients |
 //! |---|---|---|
@@ -26,7 +26,7 @@ const TILE_PART: usize = 64;
 /// relatively larger tiles.
 const MIN_TILE: usize = 512;
 
-/// Whether the logits of a call are made whole and kept for the backward pass.
+/// True if the logits of a call are made whole and kept for the backward pass.
 pub(crate) fn are_kept<B: Hardware>(head: &LinearHead<B>) -> bool {
     head.hidden.dtype() == DType::F32
         && fit_a_tile(head.hidden.dims()[0], head.n_entries(), B::TILE_ELEMENTS)

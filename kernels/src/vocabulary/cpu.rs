@@ -140,7 +140,7 @@ fn total(lanes: [f32; LANES]) -> f64 {
     total
 }
 
-/// What each entry adds to (S_s, M_s, S_t, M_t, A, B).
+/// Terms that each entry adds to (S_s, M_s, S_t, M_t, A, B).
 #[inline(always)]
 fn terms_of_two(z_s: f32, z_t: f32, m_s: f32, m_t: f32, scale: f32) -> [f32; 6] {
     let (below_s, below_t) = ((z_s - m_s) * scale, (z_t - m_t) * scale);

@@ -11,7 +11,7 @@ use crate::{
 };
 use burn::tensor::DType;
 
-/// What the gradient of (log p(label), H) needs of a row.
+/// Numbers of a row that the gradient of (log p(label), H) needs.
 struct OneGradient {
     max: f32,
     ln_sum: f32,

@@ -1,4 +1,4 @@
-//! What the second pass over a pair of rows and the gradient know about them: maxima and
+//! Facts about a pair of rows for the second pass and the gradient: maxima and
 //! normalisers, and from them probabilities and log-ratios.
 use super::packed::{S_MAX, S_SUM, T_MAX, T_SUM};
 use crate::{

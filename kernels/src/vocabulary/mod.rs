@@ -1,4 +1,4 @@
-//! What the operations over the vocabulary share: sums over a row of logits, taken a tile of
+//! Parts that the operations over the vocabulary share: sums over a row of logits, taken a tile of
 //! columns at a time.
 //!
 //! A tile is `[N, W]` logits of the vocabulary entries `offset..offset + W`: the whole row where

@@ -1,4 +1,4 @@
-//! Where in a packed row each number lies, and which columns a tile has.
+//! Layout of a packed row, and the columns of a tile.
 
 /// Results: log p(label), entropy, divergence.
 pub(crate) const LOG_PROB: usize = 0;

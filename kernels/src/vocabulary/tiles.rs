@@ -1,4 +1,4 @@
-//! What a backend must do with tiles to have the operations over the vocabulary.
+//! Work on tiles by which a backend has the operations over the vocabulary.
 use super::packed::Span;
 use crate::{device::Hardware, types::DivergencePlan};
 use burn::tensor::{
@@ -6,7 +6,7 @@ use burn::tensor::{
     ops::{FloatTensor, IntTensor},
 };
 
-/// What a backend does with tiles; `vocabulary` says what a packed row is. `scale` is 1 /
+/// Work of a backend on tiles; `vocabulary` says what a packed row is. `scale` is 1 /
 /// temperature.
 pub(crate) trait Tiles: Hardware {
     /// lhs `[N, K]`, rhs `[K, M]` of one dtype -> `[N, M]` in f32.

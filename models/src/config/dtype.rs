@@ -44,7 +44,7 @@ fn with_stored_dtype(text: &str, stored: &str) -> String {
     }
 }
 
-/// Where the value of a key of the outermost object stands, if it is a string or null. The text is
+/// Place of the value of a key of the outermost object, if it is a string or null. The text is
 /// JSON.
 fn value_of(text: &str, key: &str) -> Option<Range<usize>> {
     let (mut depth, mut at) = (0usize, 0);

@@ -201,7 +201,7 @@ fn not_a_folder(config: &Path) -> Option<ModelError> {
     gguf(folder).or_else(|| folder.is_file().then(is_file))
 }
 
-/// What is wrong with a path given as a model folder that is a GGUF file, or holds such files and
+/// Complaint about a path given as a model folder that is a GGUF file, or holds such files and
 /// no config.json; `None` of any other.
 pub fn gguf(path: &Path) -> Option<ModelError> {
     const HINT: &str = "GGUF is not read; give the folder with config.json and model.safetensors \
@@ -225,7 +225,7 @@ fn as_token_id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
 }
 
-/// What every transformers configuration may carry and no forward pass here depends on:
+/// Keys that every transformers configuration may carry and no forward pass here depends on:
 /// bookkeeping, generation defaults, training-only dropout.
 pub(super) const HARMLESS: &[&str] = &[
     // Bookkeeping.

@@ -38,7 +38,7 @@ pub(super) fn decode_f32(bytes: &[u8], from: Dtype) -> Vec<f32> {
     }
 }
 
-/// How many finite values become infinite when they are stored as `to`.
+/// Number of finite values that become infinite when they are stored as `to`.
 pub(super) fn n_overflowing(values: impl Iterator<Item = f32>, to: DType) -> usize {
     let is_infinite = |x: f32| match to {
         DType::F16 => f16::from_f32(x).is_infinite(),

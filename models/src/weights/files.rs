@@ -21,8 +21,8 @@ pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 const LENGTH_BYTES: usize = 8;
 /// The format's own bound on headers; a larger length means the file is something else.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// How a git-lfs pointer, which is what a clone without git-lfs leaves in place of a large file,
-/// begins.
+/// Beginning of a git-lfs pointer, which is what a clone without git-lfs leaves in place of a large
+/// file, begins.
 const LFS_MAGIC: &[u8] = b"version https://git-lfs";
 const DOWNLOAD_AGAIN: &str = "download it again";
 
@@ -190,7 +190,7 @@ fn map_file(path: &Path) -> Result<Mmap, ModelError> {
     unsafe { Mmap::map(&file) }.map_err(read_error)
 }
 
-/// Where the data begins, and what the header says, after checking both against the length of the
+/// Start of the data, and the header, after checking both against the length of the
 /// file.
 fn parse_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata), ModelError> {
     let corrupt =

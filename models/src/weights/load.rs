@@ -16,7 +16,7 @@ use std::{
     path::Path,
 };
 
-/// What a kind of model tolerates in a file.
+/// Deviations that a kind of model tolerates in a file.
 pub(super) struct Rules {
     /// Some exports have this before every name, others leave it out.
     pub(super) prefix: &'static str,
@@ -176,7 +176,7 @@ fn match_tensors<'a>(
     }
 }
 
-/// What stands in front of every name of a file none of whose names are known, if most are known
+/// Prefix of every name of a file none of whose names are known, if most are known
 /// without it.
 fn common_prefix(
     wanted: &BTreeSet<&str>,

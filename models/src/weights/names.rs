@@ -28,7 +28,7 @@ pub(super) struct Parameter {
     pub(super) shape: Vec<usize>,
 }
 
-/// Where a walk over a module stands. Fed by `enter_module` and `exit_module` of visitors and
+/// Position of a walk over a module. Fed by `enter_module` and `exit_module` of visitors and
 /// mappers.
 #[derive(Default)]
 pub(super) struct ParameterPath {

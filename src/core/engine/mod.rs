@@ -87,7 +87,7 @@ pub struct Request {
     pub key: Key,
     /// Tokens of this generation at most.
     pub max_new_tokens: usize,
-    /// How its tokens are drawn.
+    /// Sampling of its tokens.
     pub sampling: Sampling,
 }
 

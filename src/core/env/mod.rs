@@ -63,7 +63,7 @@ pub enum Observation {
         text: String,
         /// The query that was searched for.
         query: String,
-        /// What the retriever found.
+        /// Hits of the retriever.
         hits: Vec<Hit>,
     },
     /// The turn held no action.

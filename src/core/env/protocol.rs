@@ -16,12 +16,12 @@ pub const ANSWER_OPEN: &str = "<answer>";
 /// The tag that opens a thought.
 pub const THINK_OPEN: &str = "<think>";
 
-/// What the environment answers to a turn without a search or an answer.
+/// Reply of the environment to a turn without a search or an answer.
 pub const INVALID_ACTION: &str = "\nMy previous action is invalid. If I want to search, I should \
                                   put the query between <search> and </search>. If I want to give \
                                   the final answer, I should put the answer between <answer> and \
                                   </answer>. Let me try again.\n";
-/// What stands around the retrieved passages.
+/// Tags around the retrieved passages.
 pub const INFORMATION_OPEN: &str = "<information>";
 /// End of an observation.
 pub const INFORMATION_CLOSE: &str = "</information>";

@@ -1,4 +1,4 @@
-//! What an agent searches with: passages, and the trait of whoever finds them.
+//! Search engines as an agent sees them: passages, and the trait of whoever finds them.
 //!
 //! Contract: a query gets the passages that have something to do with it, at most k, or an error.
 //! An empty list says that nothing was found: what the agent reads then is the environment's
@@ -39,9 +39,9 @@ pub struct Hit {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{why}")]
 pub struct SearchError {
-    /// What went wrong, and a hint.
+    /// Description of the failure, with a hint.
     pub why: String,
-    /// Whether a server refused the search instead of failing at it: asked again, it would do so
+    /// True if a server refused the search instead of failing at it: asked again, it would do so
     /// again.
     pub is_refusal: bool,
 }

@@ -131,7 +131,7 @@ pub struct Episode {
     pub question: Question,
     /// Prompt first, then agent and environment in order of time.
     pub segments: Vec<Segment>,
-    /// How it ended.
+    /// End of the episode.
     pub status: Status,
     /// The agent's answer, trimmed; only where `status` is `Answered`.
     pub prediction: Option<String>,
@@ -184,7 +184,7 @@ impl Episode {
 
     /// Checks what every consumer of an episode relies on and JSON alone does not guarantee.
     /// # Errors
-    /// What is wrong with it.
+    /// Its fault.
     pub fn check(&self) -> Result<(), String> {
         if !self.segments.first().is_some_and(Segment::is_prompt) {
             return Err("the first segment is not the prompt".to_owned());

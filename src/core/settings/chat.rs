@@ -1,4 +1,5 @@
-//! How a chat becomes text: the names that a recipe knows, and the built-in formats behind them.
+//! Formats in which a chat becomes text: the names that a recipe knows, and the built-in formats
+//! behind them.
 //!
 //! A format is a Jinja program, as models carry them; `crate::tokenizer::template` renders both.
 //! The built-in ones are for folders without one of their own; `auto` takes the model's.

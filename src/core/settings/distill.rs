@@ -1,8 +1,8 @@
-//! How a student is distilled: losses, schedules and sizes of KD, the parts of the recipe after
+//! Settings of distillation: losses, schedules and sizes of KD, the parts of the recipe after
 //! which [`crate::algo::distill`] computes.
 use serde::{Deserialize, Serialize};
 
-/// What the distillation loss measures between teacher and student (method §5).
+/// Divergence of the distillation loss between teacher and student (method §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DistillDivergence {
@@ -57,7 +57,7 @@ pub struct DistillRecipe {
     pub micro_batch_tokens: usize,
 }
 
-/// How `divergence = "taid"` moves its target from student to teacher (method §5).
+/// Schedule by which `divergence = "taid"` moves its target from student to teacher (method §5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaidRecipe {
@@ -79,11 +79,11 @@ pub struct TaidRecipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StudentOutputsRecipe {
-    /// Whether there are any.
+    /// True if there are any.
     pub is_adaptive: bool,
     /// φ at the start.
     pub initial_share: f64,
-    /// What φ rises by.
+    /// Step by which φ rises.
     pub increment: f64,
     /// By how much the held-out loss must have risen.
     pub loss_eps: f64,

@@ -1,4 +1,4 @@
-//! How an episode is played: its instruction, its limits, how its tokens are drawn.
+//! Settings of an episode: its instruction, its limits, how its tokens are drawn.
 use serde::{Deserialize, Serialize};
 
 /// The episode and its limits (method §1). Lengths are tokens.
@@ -14,8 +14,8 @@ pub struct EpisodeRecipe {
     pub max_response_length: usize,
     /// Tokens of an observation; the rest is cut.
     pub max_obs_length: usize,
-    /// What is cut of a longer one: `passages` (the closing tag stays) or `reference` (the tag goes
-    /// first).
+    /// Part of a longer one that is cut: `passages` (the closing tag stays) or `reference` (the tag
+    /// goes first).
     pub cut_observations: ObservationCut,
     /// Special tokens that are spelled in passages, questions or trajectories (`<|im_end|>`) are
     /// control tokens there too, as in the published code. Otherwise they are ordinary text, so
@@ -38,7 +38,7 @@ pub struct EpisodeRecipe {
 }
 
 impl EpisodeRecipe {
-    /// How training episodes are sampled.
+    /// Sampling of training episodes.
     pub fn sampling(&self) -> Sampling {
         Sampling { temperature: self.temperature, top_p: self.top_p, top_k: self.top_k }
     }
@@ -52,7 +52,7 @@ impl EpisodeRecipe {
     }
 }
 
-/// How a request draws its tokens.
+/// Sampling of a request's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// 0 = greedy: the token of highest probability, the lowest id among equals.
@@ -68,7 +68,7 @@ impl Sampling {
     pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0 };
 }
 
-/// What of an observation is cut where it has more than `episode.max_obs_length` tokens.
+/// Part of an observation that is cut where it has more than `episode.max_obs_length` tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObservationCut {

@@ -1,7 +1,7 @@
 //! When a run that goes wrong is to be stopped, and by what sign it is known.
 use serde::{Deserialize, Serialize};
 
-/// What a guard does when it sees its sign.
+/// Reaction of a guard to its symptom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuardAction {

@@ -1,8 +1,8 @@
-//! How a policy is trained: PPO and GRPO, the KL penalty, advantages; the parts of the recipe after
-//! which [`crate::algo::ppo`], `kl` and `advantage` compute.
+//! Settings of reinforcement learning: PPO and GRPO, the KL penalty, advantages; the parts of the
+//! recipe after which [`crate::algo::ppo`], `kl` and `advantage` compute.
 use serde::{Deserialize, Serialize};
 
-/// How episodes become advantages.
+/// Rule by which episodes become advantages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Algorithm {
@@ -36,7 +36,7 @@ pub struct RlRecipe {
     /// ε of the policy loss: how far the probability ratio counts. Raising it allows larger policy
     /// changes.
     pub clip_ratio: f64,
-    /// How far the critic may move from its old value in one step.
+    /// Distance that the critic may move from its old value in one step.
     pub clip_value: f64,
     /// Weight of the entropy bonus. Raising it keeps the policy more random.
     pub entropy_coef: f64,
@@ -93,7 +93,7 @@ pub enum KlEstimator {
     FullReversed,
 }
 
-/// Where the penalty enters.
+/// Place of the penalty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KlPlacement {
@@ -147,6 +147,6 @@ pub struct GaeRecipe {
     pub lambda: f64,
     /// `response` or `agent`.
     pub over: GaeOver,
-    /// Whether advantages are shifted and scaled to mean 0 and variance 1 over the step.
+    /// True if advantages are shifted and scaled to mean 0 and variance 1 over the step.
     pub whiten: bool,
 }

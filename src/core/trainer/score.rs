@@ -15,7 +15,7 @@ pub struct Pass<'a, B: Backend> {
     pub micro_batch_tokens: usize,
     /// The policy's temperature: log-probs are those of logits / temperature.
     pub temperature: f64,
-    /// Where it is computed.
+    /// Device of the computation.
     pub device: &'a B::Device,
 }
 

@@ -13,7 +13,7 @@ use dgpo_kernels::{
 };
 use serde::Serialize;
 
-/// What is timed.
+/// Subject of a timing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BenchSizes {
     pub n_rows: usize,
@@ -58,7 +58,7 @@ pub fn operations(sizes: BenchSizes) -> Vec<Op> {
     shapes(sizes.n_rows, sizes.n_vocab, sizes.width)
 }
 
-/// What an operation is called in the script for PyTorch: its name, with the divergence's or the
+/// Name of an operation in the script for PyTorch: its name, with the divergence's or the
 /// number of tokens.
 pub fn key(op: &Op) -> String {
     match op {

@@ -15,7 +15,7 @@ use dgpo_kernels::{
 use serde::{Deserialize, Serialize};
 use std::fs;
 
-/// How a peak was measured.
+/// Method by which a peak was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {

@@ -1,4 +1,4 @@
-//! How fast the operations, the training steps and rollouts are, beside what they replace: `dgpo
+//! Speed of the operations, the training steps and rollouts, beside what they replace: `dgpo
 //! bench`.
 //!
 //! Figures are the best and the median of several runs in one process, the alternatives in turn.

@@ -50,8 +50,8 @@ pub struct StepFigure {
     pub plain_over_fused: Option<f64>,
 }
 
-/// What a process on the reference bodies says of one step; other fields of its [`StepFigure`] are
-/// left out.
+/// Figures of one step from a process on the reference bodies; other fields of its [`StepFigure`]
+/// are left out.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct PlainFigure {
     pub model: String,

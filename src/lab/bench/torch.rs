@@ -15,7 +15,7 @@ const SCRIPT: &str = include_str!("../../../xtask/torch_kernels.py");
 /// Names the interpreter.
 const PYTHON: &str = "DGPO_PYTHON";
 
-/// What the script prints.
+/// Output of the script.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Torch {
     /// Of torch.

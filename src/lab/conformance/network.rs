@@ -1,5 +1,5 @@
-//! What the model families share: padded fixture batches in the project's own layout, parameters
-//! and gradients by their Hugging Face names.
+//! Parts that the model families share: padded fixture batches in the project's own layout,
+//! parameters and gradients by their Hugging Face names.
 use super::{
     Case, FixtureError, Tolerance,
     fixtures::{Array, Tensors},

@@ -1,4 +1,4 @@
-//! What a conformance run found: families of cases of checks, each with its worst deviation and the
+//! Results of a conformance run: families of cases of checks, each with its worst deviation and the
 //! tolerance it was held to.
 use serde::Serialize;
 use serde_json::Value;
@@ -41,7 +41,7 @@ pub struct Check {
     /// |got - expected| of the worst entry (the one that uses most of its tolerance). Null for exact comparisons and non-finite results.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deviation: Option<f64>,
-    /// What that entry was allowed.
+    /// Tolerance of that entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<f64>,
     /// Why it failed, or what is different on purpose.
@@ -49,7 +49,7 @@ pub struct Check {
     pub message: Option<String>,
 }
 
-/// How far an entry may be off: abs + rel · |expected| + rel_of_max · max |expected|.
+/// Tolerance of an entry: abs + rel · |expected| + rel_of_max · max |expected|.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tolerance {
     pub abs: f64,

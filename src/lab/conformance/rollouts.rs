@@ -259,7 +259,7 @@ pub(super) fn question(prompt: &str) -> Question {
 /// One episode of ours, and where it leaves the reference's.
 struct RecordedRow<'a> {
     episode: &'a Episode,
-    /// What the row had before it at each of its turns.
+    /// Tokens before each turn of the row.
     contexts: Vec<String>,
     difference: Option<RolloutDifference>,
 }
@@ -291,7 +291,7 @@ impl RecordedRow<'_> {
         self.episode.segments.first().map_or(&[], |segment| segment.ids())
     }
 
-    /// What the agent wrote, turn by turn.
+    /// Text of the agent, turn by turn.
     fn turns(&self) -> impl Iterator<Item = String> {
         self.episode
             .segments
@@ -319,7 +319,7 @@ impl RecordedRow<'_> {
     }
 }
 
-/// What the reference recorded about the lengths of a row.
+/// Recording of the reference about the lengths of a row.
 struct Recorded {
     /// Real tokens of the row, and of its prompt alone.
     n_tokens: usize,
@@ -613,7 +613,7 @@ fn compare_turns(
     Ok(())
 }
 
-/// What the rows that are compared in `turn` have there.
+/// Values of the rows that are compared in `turn`.
 fn at_turn(
     rows: &[RecordedRow<'_>],
     turn: usize,

@@ -31,7 +31,7 @@ use std::path::Path;
 
 /// Why an action differs from the reference's.
 pub(super) const BLANK_SEARCH: &str = "a search without a query is no action";
-/// What the reference says of a valid tag sequence.
+/// Message of the reference about a valid tag sequence.
 const VALID_SEQUENCE: &str = "Valid sequence format";
 /// The gold answer of the format fixtures, which do not name it.
 const FORMAT_GOLD: &str = "Paris";

@@ -69,7 +69,7 @@ fn collect(folder: &Path, inside: &str, files: &mut Vec<(String, Vec<u8>)>) -> i
     Ok(())
 }
 
-/// How a case ended.
+/// End of a case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
@@ -82,7 +82,7 @@ pub enum Ending {
     Wrong(String),
 }
 
-/// What a worker writes of a case, one JSON object a line.
+/// Record of a case by a worker, one JSON object a line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     pub case: u64,

@@ -296,7 +296,7 @@ fn in_safetensors(bytes: &[u8], dice: &mut Dice) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// What it unpacks to, packed again.
+/// Its unpacked content, packed again.
 fn in_gzip(name: &str, bytes: &[u8], dice: &mut Dice) -> Option<Vec<u8>> {
     let mut plain = Vec::new();
     flate2::read::MultiGzDecoder::new(bytes)

@@ -464,7 +464,7 @@ pub(super) fn fixtures() -> Samples {
     ])
 }
 
-/// What a run leaves beside its checkpoints.
+/// Files of a run beside its checkpoints.
 pub(super) fn runs() -> Samples {
     let root = tempfile::tempdir()?;
     let provenance = json!({"version": "0.1.0", "device": "cpu", "command_line": ["dgpo", "train"], "files": {"train.jsonl": "ab"},
@@ -512,7 +512,7 @@ pub(super) fn results() -> Samples {
     )])])
 }
 
-/// What a `/retrieve` server says to two queries.
+/// Answer of a `/retrieve` server to two queries.
 pub(super) fn answers() -> Samples {
     let hit = |id: serde_json::Value| json!({"document": {"id": id, "contents": "\"A\"\ntext"}, "score": 0.75});
     let answer = json!({"result": [[hit(json!("1")), hit(json!(2))], [{"id": 3, "contents": "\"B\"\nmore"}]], "time": 0.5});

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What is done, and within which limits.
+/// Work to be done, and its limits.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Cases of each reader, from `first` on.
@@ -44,7 +44,7 @@ pub struct Fault {
     pub why: String,
 }
 
-/// What came out for a reader.
+/// Result for a reader.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Count {
     pub reader: &'static str,
@@ -67,7 +67,7 @@ pub struct Count {
 const CASES_A_WORKER: u64 = 5000;
 /// A reader with so many faults is not tried any further.
 const MOST_FAULTS: u64 = 20;
-/// How often memory and time are looked at.
+/// Pause between two looks at memory and time.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Why fuzzing itself failed.

@@ -10,7 +10,7 @@ use dgpo_run::devices::{self, DeviceError};
 
 /// Does the work and waits for the device.
 /// # Errors
-/// What a panic said, or what the device says that it could not do.
+/// Message of a panic, or of the device about what it could not do.
 pub(super) fn guarded<B: Backend, R>(
     device: &Device<B>,
     work: impl FnOnce() -> R,

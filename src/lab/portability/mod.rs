@@ -36,10 +36,10 @@ const PROBE: Budget = Budget { time: Duration::from_millis(400), most_runs: 20 }
 const LOOK: Budget = Budget { time: Duration::from_millis(50), most_runs: 5 };
 /// For timing all operations in all float types.
 const TIMING: Duration = Duration::from_secs(90);
-/// How long one copy or product should take: long beside the cost of a launch.
+/// Time that one copy or product should take: long beside the cost of a launch.
 const PROBE_S: f64 = 0.02;
 
-/// What a device is called, and whether its copies can be compared with those of the host's memory.
+/// Name of a device, and whether its copies can be compared with those of the host's memory.
 #[derive(Clone, Debug, Serialize)]
 pub struct About {
     /// As on the command line.
@@ -65,10 +65,10 @@ pub struct DeviceReport {
     pub dtypes: BTreeMap<&'static str, String>,
     pub rates: Rates,
     pub operations: Vec<Operation>,
-    /// What has no speed though it could have one, and why.
+    /// Operations without a speed though they could have one, and why.
     pub not_timed: Vec<NotTimed>,
     pub training: Vec<StepComparison>,
-    /// What the device said when it was asked for the last time.
+    /// Error of the device when it was asked for the last time.
     pub device_error: Option<String>,
     pub passed: usize,
     pub failed: usize,
@@ -82,14 +82,14 @@ impl DeviceReport {
     }
 }
 
-/// What the device reaches at most.
+/// Highest rates of the device.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Rates {
     /// Read and written.
     pub copy_bytes_per_s: Option<f64>,
     /// For each float type, of a product of two square matrices.
     pub product_flops_per_s: BTreeMap<&'static str, f64>,
-    /// What could not be measured ("copy", "matrix product, bf16"), and why: each is a failed
+    /// Rates that could not be measured ("copy", "matrix product, bf16"), and why: each is a failed
     /// check.
     pub errors: BTreeMap<String, String>,
 }

@@ -15,7 +15,7 @@ use serde::Serialize;
 use std::time::{Duration, Instant};
 
 const TIMED: Budget = Budget { time: Duration::from_millis(200), most_runs: 10 };
-/// How long the timed operations that memory decides, and those that products decide, should take
+/// Time that the timed operations that memory decides, and those that products decide, should take
 /// forwards and backwards.
 const MEMORY_S: f64 = 0.008;
 const PRODUCT_S: f64 = 0.1;
@@ -42,7 +42,7 @@ pub struct Operation {
     pub speeds: Vec<Speed>,
 }
 
-/// How fast an operation runs.
+/// Speed of an operation.
 #[derive(Clone, Debug, Serialize)]
 pub struct Speed {
     pub shape: String,

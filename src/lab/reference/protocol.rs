@@ -1,8 +1,8 @@
 //! The protocol as the reference has it, where this project differs on purpose.
 use dgpo_core::env::protocol::STOP_STRINGS;
 
-/// What the reference keeps of a generation: everything up to the first `</search>`; without one,
-/// up to the first `</answer>`.
+/// Part of a generation that the reference keeps: everything up to the first `</search>`; without
+/// one, up to the first `</answer>`.
 ///
 /// Here generation ends at whichever stop string is complete first, so an answer followed by a
 /// search keeps the answer alone.

@@ -1,4 +1,4 @@
-//! How long will the rows that are left take? As long as they took for another seed, or else as
+//! Forecast of the rows that are left. As long as they took for another seed, or else as
 //! rows of the same kind took for this one.
 use super::{
     orderings::mean,
@@ -8,7 +8,7 @@ use super::{
 use dgpo_core::settings::{Algorithm, Phase};
 use dgpo_run::config::Recipe;
 
-/// What a row spends most of its time with: its last phase.
+/// Phase that takes most of a row's time: its last.
 fn kind(recipe: &Recipe) -> (Option<Phase>, Algorithm) {
     (recipe.stage.training_phases().last(), recipe.rl.algorithm)
 }
@@ -18,7 +18,7 @@ fn own_wall_s(results: &SeedResults, row: &TableRow) -> Option<f64> {
     results.rows.get(&row.name()).and_then(Outcome::done).map(|done| done.own_wall_s)
 }
 
-/// How long the rows that are left will take.
+/// Time that the rows that are left will take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Forecast {
     /// Seconds of work of those rows of which something is known.

@@ -43,7 +43,7 @@ impl Scale {
         Self { low: (low / step).floor() * step, high, step }
     }
 
-    /// Where a difference lies, in percent of the width.
+    /// Place of a difference, in percent of the width.
     fn place(self, x: f64) -> f64 {
         100.0 * (x - self.low) / (self.high - self.low)
     }

@@ -29,7 +29,7 @@ pub struct OrderingSide {
     pub of: Measure,
 }
 
-/// What is compared.
+/// Subject of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
     /// Exact match, the unweighted mean over data sets.
@@ -50,7 +50,7 @@ pub struct Ordering {
     pub below: OrderingSide,
 }
 
-/// What became of it here.
+/// Verdict on it here.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
     /// Difference of each seed in which both rows were measured.
@@ -215,7 +215,7 @@ fn referencing(rows: [&str; 2], hops: usize) -> Ordering {
     }
 }
 
-/// Whether thinking helps a model to answer from given passages.
+/// Gain that thinking brings a model to answer from given passages.
 fn thinking(line: &paper::Referencing, hops: usize) -> Ordering {
     let [without, with] = [line.em[2 * hops - 2], line.em[2 * hops - 1]];
     let side = |of| OrderingSide { row: name(ModelPair::Qwen, line.row), of };
@@ -283,7 +283,7 @@ pub fn found(ordering: &Ordering, seeds: &[&SeedResults]) -> Option<Found> {
     })
 }
 
-/// Whether each question was answered, as 0 or 1, by data set; `None` where it was not measured.
+/// Correctness of each answer, 0 or 1, by data set; `None` where it was not measured.
 fn answers(results: &SeedResults, side: &OrderingSide) -> Option<BTreeMap<String, Vec<f64>>> {
     let score = &results.rows.get(&side.row)?.done()?.score;
     let numbers =

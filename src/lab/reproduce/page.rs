@@ -58,7 +58,7 @@ pub fn write(out: &Path) -> Result<Written, ReproduceError> {
     Ok(Written { markdown, html, seeds: page.seeds })
 }
 
-/// What both forms say.
+/// Content of both forms.
 struct Page {
     seeds: Vec<u64>,
     subtitle: String,
@@ -224,7 +224,7 @@ fn alike(all: &[SeedResults]) -> Vec<&SeedResults> {
     sets.into_iter().next().unwrap_or_default()
 }
 
-/// Whether two seeds have the same settings, and the same recipe for every row that both have.
+/// True if two seeds have the same settings, and the same recipe for every row that both have.
 fn are_alike(one: &SeedResults, other: &SeedResults) -> bool {
     let recipe = |results: &SeedResults, row: &str| {
         results.rows.get(row).and_then(|outcome| outcome.done()).map(|done| done.recipe.clone())

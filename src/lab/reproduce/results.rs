@@ -1,4 +1,4 @@
-//! What came out of the runs of one seed: gathered from their folders, written as one small JSON
+//! Results of one seed's runs: gathered from their folders, written as one small JSON
 //! file, read back for the page.
 //!
 //! The file holds, of every row, its figures, whether each test question was answered (one
@@ -28,7 +28,7 @@ use std::{
 /// stretch's mean.
 pub const MAX_POINTS: usize = 50;
 
-/// What the dynamics figures show.
+/// Metrics of the figures on dynamics.
 pub const COURSES: [&str; 12] = [
     REWARD,
     EVAL_AVERAGE_EM,
@@ -93,7 +93,7 @@ pub struct Done {
     /// steps in which the student played, where that is what the row ends with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_reward: Option<f64>,
-    /// What the guards saw along the way; in a reproduction they only warn.
+    /// Alarms along the way; in a reproduction they only warn.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub alarms: Vec<String>,
 }
@@ -160,7 +160,7 @@ pub fn digest(recipe: &Recipe) -> String {
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether a run has come to its end: the model it was for is evaluated.
+/// True if a run has come to its end: the model it was for is evaluated.
 /// # Errors
 /// If its summary is damaged.
 pub fn is_finished(run: &RunDir, recipe: &Recipe) -> Result<bool, ReproduceError> {
@@ -402,7 +402,7 @@ fn rounded(x: f64) -> f64 {
     format!("{x:.4e}").parse().unwrap_or(x)
 }
 
-/// Where a seed's results lie in the folder of results.
+/// Path of a seed's results in the folder of results.
 pub fn path_of(folder: &Path, seed: u64) -> PathBuf {
     folder.join(format!("seed-{seed}.json"))
 }

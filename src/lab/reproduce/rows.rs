@@ -39,7 +39,7 @@ pub struct TableRow {
     pub method: &'static str,
     /// Method of the row whose finished phases this one begins with.
     pub from: Option<&'static str>,
-    /// What the row is measured for beside its figures.
+    /// Measurements of the row beside its figures.
     pub extra: &'static [Extra],
 }
 

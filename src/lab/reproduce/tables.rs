@@ -27,7 +27,7 @@ pub struct Table {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TableColumn {
     pub title: String,
-    /// Whether its numbers are the paper's.
+    /// True if its numbers are the paper's.
     pub is_paper: bool,
 }
 
@@ -39,7 +39,7 @@ fn papers(title: &str) -> TableColumn {
     TableColumn { title: title.to_owned(), is_paper: true }
 }
 
-/// Where there is no number.
+/// Text in place of a missing number.
 const NOTHING: &str = "–";
 
 /// All tables of the page, in its order; the orderings are one of their own ([`of_orderings`]).
@@ -81,7 +81,7 @@ fn on_hops(seeds: &[&SeedResults], row: &str, hops: usize) -> String {
     }))
 }
 
-/// What a method is called: as the paper's tables call it or, where they have no row of it, its
+/// Name of a method: as the paper's tables call it or, where they have no row of it, its
 /// Figures 4 and 6.
 fn title(method: &str) -> &str {
     match method {
@@ -92,7 +92,7 @@ fn title(method: &str) -> &str {
     }
 }
 
-/// Where DGPO stands among the students that were trained; `None` where it was not.
+/// Rank of DGPO among the students that were trained; `None` where it was not.
 pub fn standing(seeds: &[&SeedResults]) -> Option<String> {
     // SFT is SeqKD by another name.
     let methods = ROWS
@@ -312,7 +312,7 @@ fn behaviour(seeds: &[&SeedResults]) -> Table {
     Table { title: "Behaviour", note, columns, rows: everything().map(row).collect() }
 }
 
-/// What the guards saw; `None` where they saw nothing.
+/// Table of alarms; `None` where they saw nothing.
 pub fn alarms(seeds: &[&SeedResults]) -> Option<Table> {
     let of_seed = |results: &&SeedResults| {
         let rows = ROWS.iter().filter_map(|row| {

@@ -21,7 +21,7 @@ const N_CITY: usize = 20;
 const FIRM_KINDS: [&str; 6] = ["Works", "Mills", "Tools", "Foods", "Press", "Lines"];
 const CITY_KINDS: [&str; 5] = ["Bay", "Hill", "Ford", "Port", "Field"];
 
-/// How many names of each kind to invent.
+/// Number of names of each kind to invent.
 #[derive(Clone, Copy, Debug)]
 pub struct Counts {
     pub people: usize,

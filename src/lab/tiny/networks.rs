@@ -1,4 +1,4 @@
-//! How large are the tiny world's networks?
+//! Shapes of the tiny world's networks.
 //!
 //! Small enough that two CPU cores train all of them in minutes, and apart enough in size that
 //! distillation has something to do: the teacher has about three times the student's parameters.

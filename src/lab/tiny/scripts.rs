@@ -1,4 +1,4 @@
-//! How would a perfect agent answer a question of the tiny world?
+//! Scripts of a perfect agent of the tiny world.
 //!
 //! A script plays one question: think, search, read, and after the last hop answer. Its
 //! observations come from the caller's retriever, so they hold what the trained agent will see,
@@ -21,7 +21,7 @@
 use super::questions::{Hop, TinyQuestion};
 use dgpo_run::data::trajectories::Trajectory;
 
-/// What a search returned.
+/// Result of a search.
 #[derive(Clone, Debug, Default)]
 pub struct ScriptedObservation {
     pub passage_ids: Vec<String>,
@@ -92,7 +92,7 @@ fn trajectory(TinyQuestion { question, .. }: &TinyQuestion, response: String) ->
     }
 }
 
-/// What to search for, and what to try if that misses.
+/// Query to search for, and one to try if that misses.
 pub fn queries(hop: &Hop) -> [String; 2] {
     let (subject, noun) = (&hop.subject, hop.relation.noun());
     [format!("{subject} {noun}"), format!("the {noun} of {subject}")]

@@ -59,11 +59,12 @@ pub const PHRASES: [&str; 16] = [
 /// Qwen2.5's special tokens, in its order.
 pub const SPECIAL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
-/// What is trained on: words with their leading space, single digits, runs of punctuation, GPT-2's
-/// pattern without contractions. (Qwen's would learn a quotation mark with the word behind it.)
+/// Text that is trained on: words with their leading space, single digits, runs of punctuation,
+/// GPT-2's pattern without contractions. (Qwen's would learn a quotation mark with the word behind
+/// it.)
 const WORDS: &str = r"\n+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// What text is split by.
+/// Pattern that text is split by.
 /// # Source
 /// tokenizer.json of Qwen2.5;
 /// huggingface/transformers:src/transformers/models/qwen2/tokenization_qwen2.py `PRETOKENIZE_REGEX`
@@ -105,7 +106,7 @@ pub fn train(world: &World, split: &Split) -> tokenizers::Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// What lies between the phrases of prompts, scripts, observations and encoder inputs.
+/// Separators of the phrases of prompts, scripts, observations and encoder inputs.
 fn training_texts(world: &World, split: &Split) -> Vec<String> {
     let mut texts = Vec::new();
     let mut add = |text: &str| {

@@ -1,4 +1,4 @@
-//! What is true in the tiny world, and which passages say so?
+//! Facts of the tiny world, and the passages that state them.
 //!
 //! Facts are drawn uniformly: film -> director, book -> author, firm -> founder, person ->
 //! birthplace and job, city -> country. Each entity has one passage of one or two sentences in one

@@ -14,7 +14,7 @@ const MOST: i64 = 1_000_000_000;
 const MOST_TOKENS: i64 = 1 << 24;
 /// Tokens of a batch.
 const MOST_TOKENS_AT_ONCE: i64 = 1 << 30;
-/// What is held at the same time, and the rows of a batch.
+/// Sizes held at the same time, and the rows of a batch.
 const MOST_AT_ONCE: i64 = 1 << 20;
 /// Turns, attempts and epochs.
 const MOST_ROUNDS: i64 = 1_000_000;
@@ -61,9 +61,9 @@ const BOUNDS: [(&str, i64); 33] = [
     ("run.save_every", MOST),
 ];
 
-/// Whether a value of the right type is within its bound.
+/// True if a value of the right type is within its bound.
 /// # Errors
-/// What is wrong with it, and a hint.
+/// Fault of a value, and a hint.
 pub(super) fn check(key: &str, value: &Value) -> Result<(), (String, String)> {
     match value {
         Value::Integer(n) => {

@@ -16,7 +16,7 @@ use dgpo_core::settings::{AdamWRecipe, date::Date};
 /// hnsw_rs stores the number of links of a node in one byte.
 const MAX_HNSW_LINKS: usize = 255;
 
-/// What [`check`] found.
+/// Findings of [`check`].
 #[derive(Clone, Debug, Default)]
 pub struct Findings {
     /// The run cannot start.
@@ -129,7 +129,7 @@ pub fn check(recipe: &Recipe) -> Findings {
     found
 }
 
-/// Whether the run plays training episodes itself: everything but distillation on ready-made
+/// True if the run plays training episodes itself: everything but distillation on ready-made
 /// trajectories alone.
 pub fn plays_episodes(recipe: &Recipe) -> bool {
     let needs_new =

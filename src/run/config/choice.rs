@@ -73,7 +73,7 @@ choice! {
 }
 
 choice! {
-    /// How vectors are searched.
+    /// Search of vectors.
     enum Search {
         /// Exact below [`Search::EXACT_BELOW`] passages, HNSW from there.
         Auto = "auto",

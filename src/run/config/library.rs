@@ -78,7 +78,7 @@ pub fn names() -> impl Iterator<Item = String> {
     BUILT_IN.iter().map(|(name, _)| (*name).to_owned()).chain(pairs)
 }
 
-/// What there is, in one line.
+/// List of what there is, in one line.
 pub fn described() -> String {
     let methods: Vec<&str> = methods().collect();
     format!(

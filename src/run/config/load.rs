@@ -376,7 +376,7 @@ fn last(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
-/// What an unknown key may have meant: the same name in another table, a similar name in the same
+/// Guess at an unknown key: the same name in another table, a similar name in the same
 /// table, or anything similar.
 fn key_hint(key: &str, known: &BTreeMap<String, Value>) -> String {
     let elsewhere: Vec<&str> =

@@ -3,7 +3,7 @@ use crate::config::Stage;
 use dgpo_core::settings::{Decay, KlMode, RlRecipe};
 use std::path::Path;
 
-/// What every runnable recipe needs, so that a test can state only its own point.
+/// Settings that every runnable recipe needs, so that a test can state only its own point.
 const RUNNABLE: &str =
     "data = { train = [\"a.jsonl\"], test = [\"b.jsonl\"], corpus = \"c.jsonl\" }\n";
 

@@ -1,4 +1,4 @@
-//! What will this run do? Typed TOML recipes.
+//! Typed TOML recipes: the settings of a run.
 //!
 //! | file | answers |
 //! |---|---|
@@ -36,7 +36,7 @@ pub use stage::Stage;
 use serde::Serialize;
 use std::{fmt, path::PathBuf};
 
-/// Where a setting was written: a file's line, or a `--set` argument.
+/// Origin of a setting: a file's line, or a `--set` argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// File name, built-in recipe or the argument itself.
@@ -56,7 +56,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What stands between a message and its hint: the offending line, as compilers show it; nothing
+/// Excerpt between a message and its hint: the offending line, as compilers show it; nothing
 /// for arguments, which the message repeats.
 struct Excerpt<'a>(&'a Origin);
 impl fmt::Display for Excerpt<'_> {
@@ -73,9 +73,9 @@ impl fmt::Display for Excerpt<'_> {
 pub struct Problem {
     /// Dotted key to change first.
     pub key: &'static str,
-    /// What is wrong, with the values.
+    /// Fault, with the values.
     pub message: String,
-    /// What to do.
+    /// Remedy.
     pub hint: String,
 }
 

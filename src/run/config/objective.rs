@@ -1,4 +1,4 @@
-//! What else a run learns from, and in which ways: the parts of the recipe beside those of the step
+//! Other sources and ways of learning: the parts of the recipe beside those of the step
 //! (`dgpo_core::settings`).
 use serde::{Deserialize, Serialize};
 

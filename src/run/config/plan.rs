@@ -1,4 +1,4 @@
-//! What a run will do, computed before it starts: steps, episodes, upper bounds of tokens, and the
+//! Plan of a run, computed before it starts: steps, episodes, upper bounds of tokens, and the
 //! memory bill.
 //!
 //! Pure arithmetic on the recipe and the models' shapes; reads no weights. Token counts are bounds,
@@ -34,10 +34,10 @@ pub struct RunPlan {
     pub phases: Vec<PhasePlan>,
     /// Empty where no model's shape is known.
     pub memory: Vec<PhaseMemory>,
-    /// What the run leaves on disk when every phase is at its end, as far as shapes are known;
+    /// Disk space of the run when every phase is at its end, as far as shapes are known;
     /// metrics and episodes are small beside it.
     pub disk: Vec<MemoryItem>,
-    /// What limits the figures, or cannot be known beforehand.
+    /// Limits of the figures, and what cannot be known beforehand.
     pub notes: Vec<String>,
 }
 
@@ -55,12 +55,12 @@ pub struct PhasePlan {
     pub max_sampled_tokens: u64,
     /// Tokens that pass through training at most.
     pub max_trained_tokens: u64,
-    /// Whether steps and episodes are upper bounds (they depend on how many teacher episodes are
+    /// True if steps and episodes are upper bounds (they depend on how many teacher episodes are
     /// correct).
     pub is_bound: bool,
 }
 
-/// What a phase holds in memory.
+/// Memory of a phase.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PhaseMemory {
     pub phase: &'static str,

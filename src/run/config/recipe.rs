@@ -76,7 +76,7 @@ pub struct ModelRecipe {
     pub teacher: String,
     /// Folder with tokenizer.json; empty = the student's folder.
     pub tokenizer: String,
-    /// How a question becomes a prompt: `auto` (the template in the folder of the tokenizer or of
+    /// Format of the prompts: `auto` (the template in the folder of the tokenizer or of
     /// the student), or a built-in format: `qwen2_5`, `llama3`, `llama3_1`, `llama3_2`, `plain`.
     pub chat_template: ChatTemplate,
     /// The day that templates with a date are told, so that prompts do not change with the
@@ -93,7 +93,7 @@ pub struct ModelRecipe {
 }
 
 impl ModelRecipe {
-    /// What an update keeps of its forward pass.
+    /// Activations that an update keeps of its forward pass.
     pub fn activations(&self) -> Activations {
         if self.recompute { Activations::Recomputed } else { Activations::Kept }
     }
@@ -122,7 +122,7 @@ pub struct DataRecipe {
     pub max_passages: usize,
 }
 
-/// How a query finds passages (method §6).
+/// Settings of retrieval (method §6).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RetrieverRecipe {

@@ -5,23 +5,23 @@
 //! "${RETRIEVER_URL}"`: the name is kept, and its value is read when the address is used, again in
 //! every process that resumes.
 
-/// What stands in place of user and password.
+/// Mask in place of user and password.
 const HIDDEN: &str = "***";
 /// Ends a scheme's name.
 const SCHEME_END: &str = "://";
 
 /// The one key whose address is sent a user and a password.
 pub const ADDRESS_KEY: &str = "retriever.url";
-/// What to do with an address that nothing is sent to.
+/// Advice for an address that nothing is sent to.
 pub const OTHER_HINT: &str = "recipes are written into the runs' folders, and nothing is fetched \
                               from an address: name a file or a folder";
-/// What to do with an address that must not be written down.
+/// Advice for an address that must not be written down.
 pub const SECRET_HINT: &str = "recipes are written into the runs' folders; export \
                                RETRIEVER_URL=http://USER:PASSWORD@HOST/retrieve and give \
                                retriever.url = \"${RETRIEVER_URL}\", which is kept as it stands \
                                and read again at every start";
 
-/// Whether an address holds a user or a password that is not the value of a variable:
+/// True if an address holds a user or a password that is not the value of a variable:
 /// `http://${USER}:${PASSWORD}@host` does not.
 ///
 /// `@` can stand for nothing else in front of a host, and one in a path can be written `%40`, so
@@ -66,7 +66,7 @@ pub fn without_users(text: &str) -> String {
     shown + &without_bare_users(rest)
 }
 
-/// What no address holds unescaped.
+/// Characters that no address holds unescaped.
 fn is_end(c: char) -> bool {
     c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>')
 }

@@ -8,7 +8,7 @@ use super::{Recipe, RetrieverKind};
 use crate::hub;
 use dgpo_models::config::{BertConfig, DecoderConfig, Family, RopeScaling};
 
-/// What a plan counts with, as far as it is known.
+/// Shapes that a plan counts with, as far as they are known.
 #[derive(Clone, Debug, Default)]
 pub struct Shapes {
     pub student: Option<DecoderConfig>,

@@ -1,4 +1,4 @@
-//! How a text is written in a command line that somebody pastes.
+//! Quoting of a text in a command line that somebody pastes.
 
 /// `text` as one word of a shell's command line.
 pub fn shell_quoted(text: &str) -> String {

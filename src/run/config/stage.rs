@@ -29,7 +29,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// What a run goes through, in order. Episodes of the teacher are played where the recipe names
+    /// Phases of a run, in order. Episodes of the teacher are played where the recipe names
     /// no others.
     pub fn phases(self) -> &'static [Phase] {
         match self {
@@ -53,21 +53,21 @@ impl Stage {
             .filter(|phase| matches!(phase, Phase::Pretrain | Phase::Kd | Phase::Gkd | Phase::Rl))
     }
 
-    /// Where a phase stands among those of the stage. A phase that the stage lacks (the recipe was
+    /// Position of a phase among those of the stage. A phase that the stage lacks (the recipe was
     /// edited) comes before all others.
     pub fn place(self, phase: Phase) -> Option<usize> {
         self.phases().iter().position(|&known| known == phase)
     }
 
-    /// Whether the stage plays episodes with the student and rewards them.
+    /// True if the stage plays episodes with the student and rewards them.
     pub fn has_rl(self) -> bool {
         self.place(Phase::Rl).is_some()
     }
-    /// Whether the stage distils teacher episodes into the student.
+    /// True if the stage distils teacher episodes into the student.
     pub fn has_distillation(self) -> bool {
         self.place(Phase::Kd).is_some()
     }
-    /// Whether the stage distils the teacher into the student on the student's own episodes.
+    /// True if the stage distils the teacher into the student on the student's own episodes.
     pub fn has_gkd(self) -> bool {
         self.place(Phase::Gkd).is_some()
     }

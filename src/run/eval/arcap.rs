@@ -63,7 +63,7 @@ pub struct Capabilities {
     pub thinking: Option<Thinking>,
 }
 
-/// What a model makes of gold passages.
+/// Answers of a model from gold passages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SourceReferencing {
     /// Questions that count: those not lost to the retriever.
@@ -76,7 +76,7 @@ pub struct SourceReferencing {
     pub n_without_room: usize,
 }
 
-/// Whether the first query is a good one.
+/// Quality of the first query.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QueryRewriting {
     /// Share of episodes whose first search brought a passage with a gold answer.
@@ -87,7 +87,7 @@ pub struct QueryRewriting {
     pub n_failed_searches: usize,
 }
 
-/// Whether the model searches when it should.
+/// Agreement of the model's searches with what it lacks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Thinking {
     /// Share of episodes one of whose searches brought a passage with a gold answer.
@@ -98,19 +98,19 @@ pub struct Thinking {
     pub searched: Estimate,
 }
 
-/// What was played for ARCap.
+/// Episodes played for ARCap.
 #[derive(Clone, Copy, Debug)]
 pub struct Played<'a> {
     /// Every question in the ordinary way.
     pub ordinary: &'a [Episode],
-    /// What the retriever returns for each of their questions as a query, in their order.
+    /// Hits of the retriever for each of their questions as a query, in their order.
     pub searched: &'a [Result<Vec<Hit>, SearchError>],
     /// The annotated questions from [`gold_opening`], with `<answer>` forced and with `<think>`.
     pub without_thinking: &'a [Episode],
     pub with_thinking: &'a [Episode],
 }
 
-/// Whether the data set itself names passages that answer the question.
+/// True if the data set itself names passages that answer the question.
 pub fn has_gold_passages(question: &Question) -> bool {
     question.supporting_kind == ANNOTATED && !question.supporting.is_empty()
 }
@@ -215,7 +215,7 @@ fn source_referencing(episodes: &[&Episode], key: Key) -> Option<SourceReferenci
     })
 }
 
-/// What came back for each question as a query.
+/// Hits for each question as a query.
 type Searched<'a> = BTreeMap<QuestionName<'a>, &'a Result<Vec<Hit>, SearchError>>;
 
 /// The passages of an episode's question as a query; `None` where that search failed.

@@ -1,4 +1,4 @@
-//! How sure is a mean over questions? The percentile bootstrap: draw as many questions again, with
+//! Intervals of means over questions. The percentile bootstrap: draw as many questions again, with
 //! replacement, take the mean, [`N_RESAMPLES`] times; the middle 95 % of those means is the
 //! interval.
 //!
@@ -24,7 +24,7 @@ pub const N_RESAMPLES: usize = 2000;
 /// Share of the resampled means inside an interval.
 pub const CONFIDENCE: f64 = 0.95;
 
-/// Where the mean of resampled questions lies in [`CONFIDENCE`] of the cases.
+/// Interval of the mean of resampled questions in [`CONFIDENCE`] of the cases.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     pub low: f64,

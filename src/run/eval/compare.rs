@@ -76,7 +76,7 @@ pub struct Changed {
     pub right: Side,
 }
 
-/// What one side did with a question.
+/// Result of one side on a question.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Side {
     /// Absent where the episode ended without an answer.

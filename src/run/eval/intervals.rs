@@ -45,7 +45,7 @@ pub fn row(episode: &Episode) -> Option<[f64; METRICS.len()]> {
     ])
 }
 
-/// What tells a question from all others: data set, id, wording.
+/// Identity of a question: data set, id, wording.
 pub type QuestionName<'a> = (&'a str, &'a str, &'a str);
 
 /// The name of an episode's question.

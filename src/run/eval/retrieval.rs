@@ -11,7 +11,8 @@ use std::collections::HashSet;
 /// `supporting_kind` of gold passages that come from the data set itself.
 pub const ANNOTATED: &str = "annotated";
 
-/// How often the first `top_k` passages of one way of searching hold what one data set asks for.
+/// Frequency with which the first `top_k` passages of one way of searching hold what one data set
+/// asks for.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct HitRatios {
     pub dataset: String,

@@ -1,4 +1,4 @@
-//! How many observations of a recipe will be too long, before anything is played: measured on its
+//! Share of observations that will be too long, before anything is played: measured on its
 //! corpus with its tokenizer.
 use super::PipelineError;
 use crate::{

@@ -1,4 +1,4 @@
-//! What the supervised phases learn from: KD from teacher episodes or trajectories, language
+//! Supervised phases and what they learn from: KD from teacher episodes or trajectories, language
 //! modelling from passages and trajectories.
 use super::{
     Inner, PipelineError,

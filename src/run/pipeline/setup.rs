@@ -1,4 +1,4 @@
-//! What every command that plays episodes needs, made from a recipe: models, retriever, questions,
+//! Setup of every command that plays episodes, made from a recipe: models, retriever, questions,
 //! the player.
 use super::{
     Inner, PipelineError,

@@ -1,4 +1,4 @@
-//! Where the episodes of a distillation step come from: given ones, the student's own, or now these
+//! Sources of the episodes of a distillation step: given ones, the student's own, or now these
 //! and now those.
 use super::{
     PipelineError,

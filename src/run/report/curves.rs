@@ -24,7 +24,7 @@ pub struct Section {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Chart {
     pub title: String,
-    /// What it measures, and in which unit.
+    /// Description of the metric, with its unit.
     pub note: String,
     pub curves: Vec<Curve>,
 }
@@ -38,7 +38,7 @@ pub struct Curve {
     pub values: Vec<Option<f64>>,
     /// Steps whose mean a point is.
     pub steps_per_point: usize,
-    /// Where the curve is a mean of several: the smallest and the largest of each point.
+    /// Band of a curve that is a mean of several: the smallest and the largest of each point.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub band: Option<Band>,
 }

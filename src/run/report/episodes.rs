@@ -29,7 +29,7 @@ pub const MAX_TOKENS: usize = 150_000;
 /// Episodes taken first for being extreme, in each respect.
 const N_EXTREME: usize = 4;
 
-/// What a file's episodes were played for.
+/// Purpose of a file's episodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {

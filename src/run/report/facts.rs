@@ -1,4 +1,4 @@
-//! What was run, with what, and what came out: everything of a report that is neither a curve nor
+//! Facts of a run: everything of a report that is neither a curve nor
 //! an episode.
 use crate::{
     config::{
@@ -44,7 +44,7 @@ pub struct Facts {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
     pub name: String,
-    /// Where its weights come from; empty where that was not recorded.
+    /// Origin of its weights; empty where that was not recorded.
     pub weights: String,
     pub figures: Figures,
 }
@@ -63,7 +63,7 @@ impl Model {
     }
 }
 
-/// What a mean goes over.
+/// Range of a mean.
 #[derive(Clone, Copy, Debug)]
 pub enum Of<'n> {
     Dataset(&'n str),
@@ -246,7 +246,7 @@ fn described(provenance: &Value, summary: &Summary) -> Vec<(String, String)> {
     facts.into_iter().flatten().chain(changes).collect()
 }
 
-/// What another run did of this one.
+/// Part of this run that another run did.
 fn taken_over(provenance: &Value) -> Option<(String, String)> {
     let taken = provenance.get("taken_over")?;
     let phases: Vec<String> = taken.get("phases")?.as_array()?.iter().map(text).collect();

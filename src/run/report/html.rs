@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use std::sync::LazyLock;
 
 const STYLE: &str = include_str!("page/style.css");
-/// What every page with charts runs.
+/// Scripts of every page with charts.
 const COMMON_SCRIPTS: [&str; 2] = [include_str!("page/common.js"), include_str!("page/charts.js")];
 const MAIN: &str = include_str!("page/page.html");
 const VIEWER: &str = include_str!("page/viewer.js");
@@ -48,9 +48,9 @@ pub struct Page<'a> {
     pub nav: &'a [(&'a str, &'a str)],
     /// A template that extends `frame.html` by its block `main`.
     pub template: &'a str,
-    /// What `template` reads.
+    /// Values that `template` reads.
     pub content: Value,
-    /// What the page was made from.
+    /// Source of the page.
     pub source: &'a str,
     pub data: Value,
     /// Scripts of its own.
@@ -186,7 +186,7 @@ impl<'m> ShownModel<'m> {
     }
 }
 
-/// What the viewer opens with: where the penalty lies, in a run that has one.
+/// Title of the viewer: where the penalty lies, in a run that has one.
 fn title_of_episodes(report: &Report) -> &'static str {
     match report.facts.kl {
         Some(KlMode::Selective | KlMode::Uniform) => "Which tokens the KL acts on",

@@ -60,13 +60,13 @@ pub struct Report {
     pub facts: facts::Facts,
     pub sections: Vec<curves::Section>,
     pub episodes: episodes::Episodes,
-    /// What the guards saw, with the likely cause and what to change.
+    /// Alarms, with the likely cause and what to change.
     pub alarms: Vec<String>,
-    /// What is missing, and why.
+    /// Missing parts, and why.
     pub warnings: Vec<String>,
 }
 
-/// What was written, and where.
+/// Written files.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Written {
     pub html: PathBuf,

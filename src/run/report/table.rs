@@ -27,7 +27,7 @@ pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Whether a character acts on what shows it instead of being shown: control characters (C0, DEL,
+/// True if a character acts on what shows it instead of being shown: control characters (C0, DEL,
 /// C1), and those that order the text around them anew, so that it reads otherwise than it is
 /// written.
 pub fn acts_on_display(c: char) -> bool {

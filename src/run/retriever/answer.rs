@@ -1,4 +1,4 @@
-//! What a `/retrieve` server answered, read within bounds.
+//! Answer of a `/retrieve` server, read within bounds.
 //!
 //! A server is not trusted with memory. The bytes of an answer are limited by what was asked for
 //! ([`max_bytes`]), and reading them keeps no more than the texts of the passages that were asked

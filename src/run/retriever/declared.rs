@@ -1,4 +1,4 @@
-//! What an encoder's folder declares beside its network: pooling, length of the vectors and
+//! Declarations of an encoder's folder beside its network: pooling, length of the vectors and
 //! prompts, in the files of sentence-transformers.
 //!
 //! | file | read from it |

@@ -1,4 +1,4 @@
-//! What is refused: configs, indexes and dtypes that do not fit the weights. Each error names
+//! Refusals: configs, indexes and dtypes that do not fit the weights. Each error names
 //! everything at once.
 
 use super::*;

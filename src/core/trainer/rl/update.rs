@@ -38,7 +38,7 @@ enum Kl<B: TrainBackend> {
     Exact(Divergence, LinearHead<B>),
 }
 
-/// What one optimizer step of the actor reports.
+/// Report of one optimizer step of the actor.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ActorStats {
     pub(super) policy: PolicyStats,
@@ -48,7 +48,7 @@ pub(super) struct ActorStats {
     pub(super) grad_norm: f64,
 }
 
-/// What one optimizer step of the critic reports.
+/// Report of one optimizer step of the critic.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CriticStats {
     pub value: ValueStats,
@@ -69,7 +69,7 @@ pub struct Update<'a, B: TrainBackend> {
     pub penalised: &'a [usize],
     /// Sizes, clipping and learning rates.
     pub settings: RlSettings<'a>,
-    /// Where it is computed.
+    /// Device of the computation.
     pub device: &'a B::Device,
 }
 

@@ -46,7 +46,7 @@ pub fn index_bytes(n_passages: usize, dim: usize, has_graph: bool, hnsw_m: usize
     n_passages * (dim * F32_BYTES + if has_graph { 8 * hnsw_m } else { 0 })
 }
 
-/// How many checkpoints of a phase lie on disk at once: those kept, and the next one while it is
+/// Number of checkpoints of a phase on disk at once: those kept, and the next one while it is
 /// written.
 fn n_checkpoints(recipe: &Recipe, phase: Phase) -> usize {
     let steps = match phase {
