@@ -104,7 +104,7 @@ const PLANS: &[CurvePlan] = &[
     plan(
         "Response length",
         "tokens an episode",
-        &[(RESPONSE_TOKENS, "behind the prompt"), (AGENT_TOKENS, "the agent's own")],
+        &[(RESPONSE_TOKENS, "after the prompt"), (AGENT_TOKENS, "the agent's own")],
     ),
     plan(
         "Searches",
@@ -115,6 +115,11 @@ const PLANS: &[CurvePlan] = &[
         "Hit ratio",
         "share of episodes with a passage that holds a gold answer",
         &[(HIT_RATIO, "hit ratio")],
+    ),
+    plan(
+        "Observations that were cut",
+        "share of executed searches whose passages were longer than episode.max_obs_length",
+        &[(OBSERVATIONS_CUT, "cut")],
     ),
     plan(
         "Invalid actions",

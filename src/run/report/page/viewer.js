@@ -1,6 +1,6 @@
 // Episodes token by token: a slider over the files, filters, a list, and the numbers of the token under the pointer or the focus.
 {
-  const KINDS = { training: "RL training", evaluation: "Evaluation", teacher: "Teacher", other: "Other files" };
+  const KINDS = { training: "Training", evaluation: "Evaluation", teacher: "Teacher", other: "Other files" };
   // [key of the numbers, name]; those of `AGENT_ONLY` exist for agent tokens alone, and an advantage means something there alone.
   const NUMBERS = [["sampled", "log π sampled"], ["old", "log π old"], ["ref", `log π ${DATA.reference}`], ["kl", "KL"], ["value", "value"], ["advantage", "advantage"]];
   const AGENT_ONLY = ["old", "ref", "kl"];
