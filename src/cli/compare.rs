@@ -269,14 +269,14 @@ fn describe(model: &str, comparison: &Comparison) -> String {
 
 fn rows_of(dataset: &str, metrics: &BTreeMap<&'static str, Difference>) -> Vec<Vec<String>> {
     let row = |name: &&str| {
-        let Difference { left, right, difference, interval, other_sign } = metrics.get(name)?;
+        let Difference { left, right, difference, interval, p_value } = metrics.get(name)?;
         let cells = vec![
             format!("{dataset}: {name}"),
             format!("{left:.3}"),
             format!("{right:.3}"),
             format!("{difference:+.3}"),
             format!("[{:+.3}, {:+.3}]", interval.low, interval.high),
-            other_sign.map_or("-".to_owned(), |share| format!("{share:.3}")),
+            p_value.map_or("-".to_owned(), |share| format!("{share:.3}")),
         ];
         Some(cells)
     };

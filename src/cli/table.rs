@@ -3,7 +3,8 @@ use super::output;
 use dgpo_run::eval::Summary;
 pub use dgpo_run::report::table::table;
 
-/// The table a run ends with: student, teacher and what each phase left, side by side.
+/// The table a run ends with: student, teacher and what each phase left, side by side. Nothing
+/// where no model was evaluated, as in a run that trains an encoder.
 pub fn summary(summary: &Summary) -> String {
     let headers = [
         "model",
@@ -26,7 +27,11 @@ pub fn summary(summary: &Summary) -> String {
             output::grouped(all.n_episodes as u64),
         ])
     });
-    let text = table(&headers, &rows.collect::<Vec<_>>());
+    let rows: Vec<_> = rows.collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let text = table(&headers, &rows);
     let averages = summary.rows().into_iter().filter_map(|(name, figures)| {
         let figures = figures.filter(|figures| figures.datasets.len() > 1)?;
         Some(format!("{name} {:.3}", figures.average_em))
@@ -47,6 +52,7 @@ mod tests {
 
     #[test]
     fn models_that_were_not_evaluated_have_no_row() {
+        assert_eq!(summary(&Summary::default()), "");
         let stats = EpisodeStats { em: 0.25, n_episodes: 310, ..Default::default() };
         let text = summary(&Summary {
             kd: Some(Figures { all: stats, ..Default::default() }),

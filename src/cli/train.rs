@@ -141,10 +141,11 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<Ended> {
     // A device that fails ends a run like everything else.
     match result.map_err(PipelineError::from).flatten() {
         Ok(summary) => {
+            let figures = table::summary(&summary);
             if args.json {
                 output::json(&summary)?
-            } else {
-                output::data(&table::summary(&summary))?
+            } else if !figures.is_empty() {
+                output::data(&figures)?
             }
             write_report(&finished);
             output::say(&format!(

@@ -118,9 +118,9 @@ pub fn interval(values: impl IntoIterator<Item = f64>) -> Option<Interval> {
     Some(Interval { low: quantile(tail), high: quantile(1.0 - tail) })
 }
 
-/// Share of resampled differences that do not lie on the side of the observed one (0 lies on
-/// neither); `None` where there is no difference to doubt.
-pub fn share_of_other_sign(observed: f64, resampled: impl IntoIterator<Item = f64>) -> Option<f64> {
+/// Bootstrap p-value of a difference: the fraction of resampled ones that do not lie on the side of
+/// the observed one (0 lies on neither); `None` where there is no difference to doubt.
+pub fn p_value(observed: f64, resampled: impl IntoIterator<Item = f64>) -> Option<f64> {
     if observed == 0.0 {
         return None;
     }
@@ -244,10 +244,10 @@ mod tests {
     }
 
     #[test]
-    fn the_other_sign_is_everything_not_on_the_observed_side() {
+    fn the_p_value_counts_everything_not_on_the_observed_side() {
         let resampled = [0.1, -0.2, 0.0, 0.3];
-        assert_eq!(share_of_other_sign(0.05, resampled), Some(0.5));
-        assert_eq!(share_of_other_sign(-0.05, resampled), Some(0.75));
-        assert_eq!(share_of_other_sign(0.0, resampled), None);
+        assert_eq!(p_value(0.05, resampled), Some(0.5));
+        assert_eq!(p_value(-0.05, resampled), Some(0.75));
+        assert_eq!(p_value(0.0, resampled), None);
     }
 }

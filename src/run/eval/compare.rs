@@ -10,7 +10,7 @@
 //! most likely show the same sign. It says nothing about another seed of the training: that takes
 //! runs.
 use super::{
-    bootstrap::{Interval, interval, key_of, resampled_means, share_of_other_sign},
+    bootstrap::{Interval, interval, key_of, p_value, resampled_means},
     intervals::{METRICS, QuestionName, average, name_of, row},
 };
 use dgpo_core::rollout::Episode;
@@ -60,9 +60,10 @@ pub struct Difference {
     /// 95 % interval of the difference over questions.
     #[serde(flatten)]
     pub interval: Interval,
-    /// Share of the resamples whose difference does not lie on this one's side of 0; absent where
-    /// there is no difference.
-    pub other_sign: Option<f64>,
+    /// Fraction of the resamples whose difference does not lie on this one's side of 0; absent
+    /// where there is no difference.
+    #[serde(rename = "other_sign")]
+    pub p_value: Option<f64>,
 }
 
 /// A question whose score changed.
@@ -171,7 +172,7 @@ fn differences(
         let difference = difference_of(mean, at);
         let resampled = || means.iter().map(|mean| difference_of(mean, at));
         let interval = interval(resampled())?;
-        let other_sign = share_of_other_sign(difference, resampled());
+        let p_value = p_value(difference, resampled());
         Some((
             *name,
             Difference {
@@ -179,7 +180,7 @@ fn differences(
                 right: mean[N_METRICS + at],
                 difference,
                 interval,
-                other_sign,
+                p_value,
             },
         ))
     };
@@ -250,7 +251,7 @@ mod tests {
         );
         // Φ(-0.1 / error) = Φ(-2.474) = 0.0067 without the resamples of exactly 0; 2,000 draws know
         // it to 0.002.
-        assert!((0.0..0.018).contains(&em.other_sign.expect("a difference")), "{em:?}");
+        assert!((0.0..0.018).contains(&em.p_value.expect("a difference")), "{em:?}");
     }
 
     #[test]
@@ -280,7 +281,7 @@ mod tests {
                 (difference.difference, difference.interval),
                 (0.0, Interval { low: 0.0, high: 0.0 })
             );
-            assert_eq!(difference.other_sign, None);
+            assert_eq!(difference.p_value, None);
         }
     }
 
