@@ -1,7 +1,7 @@
 //! The optimizers and their learning rates.
 use serde::{Deserialize, Serialize};
 
-/// Course of the learning rate after its warm-up.
+/// Shape of the learning rate after its warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {

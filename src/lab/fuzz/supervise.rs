@@ -67,7 +67,7 @@ pub struct Count {
 const CASES_A_WORKER: u64 = 5000;
 /// A reader with so many faults is not tried any further.
 const MOST_FAULTS: u64 = 20;
-/// Pause between two looks at memory and time.
+/// Time between two looks at memory and time.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Why fuzzing itself failed.

@@ -7,6 +7,7 @@
 //! | [`stage`] | the order of a run's parts in each stage |
 //! | [`mod@load`] | recipe file -> `extends` -> `--set` -> typed [`Recipe`]; every mistake with file, line and a hint |
 //! | [`check`], `check_distill` | the rules between fields |
+//! | `choice` | settings that are one of a few names |
 //! | `bounds` | how large each number may be |
 //! | [`plan`] | steps, tokens, memory and disk space of a run, computed before it starts |
 //! | [`shapes`] | the sizes of its networks, on this machine or as published |
