@@ -161,7 +161,8 @@ impl Expected {
         None
     }
 
-    /// Number of the first `k` recorded neighbours of all queries that were found, a tie with the k-th
+    /// Number of the first `k` recorded neighbours of all queries that were found, a tie with the
+    /// k-th
     /// counting as a hit.
     fn n_hits(&self, found: &[Vec<Neighbour>], k: usize, exact: &Exact<'_>) -> usize {
         let hits_of = |(query, found): (usize, &Vec<Neighbour>)| {
